@@ -1,0 +1,119 @@
+"""ptdeploy: compile P-Tuned language models, prove them equal to PyTorch, run them without it.
+
+This is the whole public API. Nothing heavy is imported until it is needed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ptdeploy.errors import (
+    BaseModelError,
+    BundleError,
+    CheckpointError,
+    InputError,
+    OutputError,
+    ParityError,
+    PtdeployError,
+    TargetUnavailable,
+)
+from ptdeploy.progress import Progress
+
+if TYPE_CHECKING:
+    from ptdeploy.bundle import Bundle
+    from ptdeploy.parity.compare import ParityReport
+    from ptdeploy.runtime import Engine
+    from ptdeploy.task import Task
+
+__version__ = "0.1.0"
+__all__ = [
+    "BaseModelError",
+    "BundleError",
+    "CheckpointError",
+    "InputError",
+    "OutputError",
+    "ParityError",
+    "PtdeployError",
+    "TargetUnavailable",
+    "compile",
+    "load",
+    "verify",
+]
+
+
+def compile(
+    checkpoint: str | Path,
+    *,
+    target: str,
+    base: str | None = None,
+    output: str | Path | None = None,
+    device: str = "cpu",
+    precision: str | None = None,
+    adapter: str | None = None,
+    task: Task | None = None,
+    labels: str | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Bundle:
+    """Compile a P-Tuned checkpoint into a verified bundle.
+
+    `checkpoint` is a PEFT adapter folder, a Trainer checkpoint or a state dict file; `base`
+    overrides the base model it names (a local folder or a hub id). `target` is "ort"; `device`
+    "cpu" or "cuda"; `precision` the target's default unless told. `labels` names the classes.
+    The bundle is written to `output` atomically, after parity with PEFT on PyTorch was shown.
+    Raises CheckpointError, BaseModelError, InputError, OutputError, ParityError or
+    TargetUnavailable; then nothing is written.
+    """
+    from ptdeploy.compiler import compile_checkpoint
+
+    return compile_checkpoint(
+        checkpoint,
+        target=target,
+        base=base,
+        output=output,
+        device=device,
+        precision=precision,
+        adapter=adapter,
+        task=task,
+        labels=labels,
+        force=force,
+        progress=progress or Progress(quiet=True),
+    )
+
+
+def verify(
+    bundle: str | Path,
+    *,
+    checkpoint: str | Path | None = None,
+    base: str | None = None,
+    adapter: str | None = None,
+    progress: Progress | None = None,
+) -> ParityReport:
+    """Check a bundle's files, and its engine against the reference.
+
+    The reference is the one stored in the bundle at compile time, which needs no torch; with
+    `checkpoint` it is computed again with PEFT on PyTorch, each row alone.
+    The caller asks `report.passed`. Raises BundleError if the bundle is damaged, and what compile
+    raises for a checkpoint.
+    """
+    from ptdeploy.compiler import verify_bundle
+
+    return verify_bundle(
+        bundle,
+        checkpoint=checkpoint,
+        base=base,
+        adapter=adapter,
+        progress=progress or Progress(quiet=True),
+    )
+
+
+def load(bundle: str | Path, *, device: str | None = None, threads: int | None = None) -> Engine:
+    """Open a bundle: a Classifier, TokenClassifier or CausalLM, with numpy and its engine alone.
+
+    `device` is the one it was compiled for unless told; `threads` the engine's own default.
+    Raises BundleError if the bundle is damaged, TargetUnavailable if its engine cannot run here.
+    """
+    from ptdeploy.runtime import load
+
+    return load(bundle, device=device, threads=threads)

@@ -1,0 +1,73 @@
+"""Checkpoint formats: one file each, one registry, one Checkpoint type."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+from ptdeploy.checkpoint import peft_adapter, state_dict
+from ptdeploy.checkpoint.full import load_full, save_full
+from ptdeploy.checkpoint.labels import read_labels
+from ptdeploy.checkpoint.peft_config import CONFIG_NAME
+from ptdeploy.checkpoint.types import BaseReference, Checkpoint, PromptEncoderState
+from ptdeploy.errors import CheckpointError
+from ptdeploy.task import Task
+
+__all__ = [
+    "READERS",
+    "BaseReference",
+    "Checkpoint",
+    "PromptEncoderState",
+    "load_full",
+    "read_checkpoint",
+    "save_full",
+]
+
+
+class Reader(Protocol):
+    """What a format's module offers."""
+
+    def matches(self, path: Path) -> bool: ...
+
+    def read(self, path: Path, adapter: str | None, task: Task | None) -> Checkpoint: ...
+
+
+# The first whose matches(path) holds reads it.
+READERS: tuple[Reader, ...] = (peft_adapter, state_dict)
+
+
+def read_checkpoint(
+    path: str | Path,
+    adapter: str | None = None,
+    task: Task | None = None,
+    labels: str | None = None,
+) -> Checkpoint:
+    """Read a P-Tuning checkpoint of any supported format.
+
+    `labels` names the classes: a comma-separated list, or a file with one a line.
+    Raises CheckpointError saying what was looked for if no format matches.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such file or folder.")
+    for reader in READERS:
+        if reader.matches(path):
+            checkpoint = reader.read(path, adapter, task)
+            return replace(checkpoint, labels=read_labels(labels)) if labels else checkpoint
+    inner = sorted(p.name for p in path.glob("checkpoint-*")) if path.is_dir() else []
+    if inner:
+        raise CheckpointError(
+            f"{path}: holds no checkpoint itself, but {len(inner)} below it.",
+            f"Pass one of them, for instance {path / inner[-1]}.",
+        )
+    if path.is_dir() and (path / CONFIG_NAME).is_file():
+        raise CheckpointError(
+            f"{path}: has {CONFIG_NAME} but no adapter weights.",
+            f"Copy {' or '.join(peft_adapter.WEIGHT_NAMES)} beside it.",
+        )
+    raise CheckpointError(
+        f"{path}: not a checkpoint that ptdeploy reads.",
+        "Expected a PEFT adapter folder, a Trainer checkpoint, or a state dict file "
+        "(.safetensors, .bin, .pt, .pth).",
+    )

@@ -1,0 +1,139 @@
+"""From named tensors to a Checkpoint: what both readers share, and every check on the tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptdeploy.checkpoint.peft_config import PeftConfig
+from ptdeploy.checkpoint.tensors import sha256_file
+from ptdeploy.checkpoint.types import BaseReference, Checkpoint, EncoderKind, PromptEncoderState
+from ptdeploy.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def assemble(
+    *,
+    path: Path,
+    weights_file: Path,
+    format: str,
+    adapter: str,
+    config: PeftConfig,
+    prompt: torch.Tensor | None,
+    encoder: Mapping[str, torch.Tensor],
+    weights: Mapping[str, torch.Tensor],
+    heads: Iterable[str],
+    files: Iterable[Path],
+) -> Checkpoint:
+    """Check shapes against the config and values against NaN, and build the Checkpoint.
+
+    Raises CheckpointError naming the tensor, its file and what it should have been.
+    """
+    where = weights_file
+    state = _encoder_state(where, config, encoder)
+    virtual_tokens = None if prompt is None else _finite(where, "prompt_embeddings", prompt)
+    for name, table in (
+        ("prompt_embeddings", virtual_tokens),
+        ("embedding.weight", None if state is None else state.tensors["embedding.weight"]),
+    ):
+        if table is not None:
+            _check_table(where, name, table, config)
+    table = virtual_tokens if virtual_tokens is not None else None
+    if table is None and state is None:
+        raise CheckpointError(
+            f"{where}: holds neither 'prompt_embeddings' nor a prompt encoder.",
+            "Pass the file or folder that PEFT's save_pretrained, torch.save(model.state_dict()) "
+            "or ptdeploy.checkpoint.save_full wrote.",
+        )
+    first = prompt if prompt is not None else encoder["embedding.weight"]
+    return Checkpoint(
+        path=path,
+        weights_file=weights_file,
+        format=format,
+        adapter=adapter,
+        task=config.task,
+        num_virtual_tokens=config.num_virtual_tokens,
+        token_dim=int(first.shape[1]),
+        virtual_tokens=virtual_tokens,
+        encoder=state,
+        weights={name: _finite(where, name, tensor) for name, tensor in weights.items()},
+        heads=tuple(sorted(heads)),
+        base=BaseReference(config.base_name, config.base_revision),
+        dtype=str(first.dtype).removeprefix("torch."),
+        files={file.name: sha256_file(file) for file in files},
+    )
+
+
+def _encoder_state(
+    where: Path, config: PeftConfig, tensors: Mapping[str, torch.Tensor]
+) -> PromptEncoderState | None:
+    if not tensors:
+        return None
+    if "embedding.weight" not in tensors:
+        raise CheckpointError(f"{where}: the prompt encoder has no 'embedding.weight'.")
+    kind: EncoderKind = cast("EncoderKind", config.encoder_kind)
+    found = "LSTM" if any(name.startswith("lstm_head.") for name in tensors) else "MLP"
+    if found != kind:
+        raise CheckpointError(
+            f"{where}: holds an {found} prompt encoder, but the config says {kind}."
+        )
+    needed = (
+        {f"mlp_head.{i}.{p}" for i in (0, 2, 4) for p in ("weight", "bias")}
+        if kind == "MLP"
+        else {f"mlp_head.{i}.{p}" for i in (0, 2) for p in ("weight", "bias")}
+        | {
+            f"lstm_head.{p}_l{layer}{direction}"
+            for p in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+            for layer in range(config.encoder_num_layers)
+            for direction in ("", "_reverse")
+        }
+    )
+    missing = sorted(needed - set(tensors))
+    if missing:
+        raise CheckpointError(
+            f"{where}: the {kind} prompt encoder misses {', '.join(missing)}.",
+            "Save the whole model.state_dict(), not a part of it.",
+        )
+    unknown = sorted(set(tensors) - needed - {"embedding.weight"})
+    if unknown:
+        raise CheckpointError(
+            f"{where}: the {kind} prompt encoder has tensors that the config does not account for: "
+            f"{', '.join(unknown)}."
+        )
+    return PromptEncoderState(kind, {n: _finite(where, n, t) for n, t in sorted(tensors.items())})
+
+
+def _check_table(where: Path, name: str, table: NDArray[np.float32], config: PeftConfig) -> None:
+    if table.ndim != 2:
+        raise CheckpointError(f"{where}: {name} has shape {table.shape}, not two dimensions.")
+    rows, columns = table.shape
+    if rows != config.num_virtual_tokens:
+        raise CheckpointError(
+            f"{where}: {name} has {rows} rows, but the config says "
+            f"num_virtual_tokens = {config.num_virtual_tokens}.",
+            "The config and the tensors come from two trainings. Save both again together.",
+        )
+    if config.token_dim is not None and columns != config.token_dim:
+        raise CheckpointError(
+            f"{where}: {name} has {columns} columns, but the config says "
+            f"token_dim = {config.token_dim}.",
+            "The config and the tensors come from two trainings. Save both again together.",
+        )
+
+
+def _finite(where: Path, name: str, tensor: torch.Tensor) -> NDArray[np.float32]:
+    # float32 holds every float16 and bfloat16 exactly, so nothing is rounded here.
+    array = cast("NDArray[np.float32]", tensor.detach().float().numpy())
+    if not np.isfinite(array).all():
+        bad = int(array.size - np.isfinite(array).sum())
+        raise CheckpointError(
+            f"{where}: {name} holds {bad} NaN or infinite values of {array.size}.",
+            "The training diverged; deploy an earlier checkpoint.",
+        )
+    return array

@@ -1,0 +1,130 @@
+"""Reading tensor files that we do not trust: safetensors, and torch files without unpickling."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ptdeploy.errors import CheckpointError, TargetUnavailable
+
+if TYPE_CHECKING:
+    import torch
+
+TENSOR_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+MAX_JSON_BYTES = 16 * 1024 * 1024
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Read every tensor of a `.safetensors`, `.bin`, `.pt` or `.pth` file, or a sharded index.
+
+    Torch files are read with `weights_only=True`, memory mapped where their format allows it.
+    Raises CheckpointError if the file is truncated, or if reading it would need to unpickle
+    anything other than tensors.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file.")
+    if path.name.endswith(".index.json"):
+        return _read_shards(path)
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    return _read_torch(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a small JSON object. Raises CheckpointError naming the line that does not parse."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file.")
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise CheckpointError(f"{path}: larger than {MAX_JSON_BYTES} bytes, not a configuration.")
+    try:
+        value = json.loads(path.read_bytes().decode("utf-8"))
+    except (UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path}: not valid JSON ({error}).", "Copy the file again from where it was saved."
+        ) from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: holds a JSON {type(value).__name__}, not an object.")
+    return value
+
+
+def sha256_file(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def require_torch() -> Any:
+    """Import torch, or say which extra brings it."""
+    try:
+        import torch
+    except ImportError:
+        raise TargetUnavailable(
+            "Reading a checkpoint needs PyTorch, which is not installed here.",
+            "pip install 'ptdeploy[compile]'",
+        ) from None
+    return torch
+
+
+def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    require_torch()
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: not a whole safetensors file ({error}).",
+            "The file is damaged or was cut short. Copy it again from where it was saved.",
+        ) from None
+
+
+def _read_torch(path: Path) -> dict[str, torch.Tensor]:
+    torch = require_torch()
+    mapped = zipfile.is_zipfile(path)
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except pickle.UnpicklingError as error:
+        if "Unsupported" in str(error) or "WeightsUnpickler" in str(error):
+            raise CheckpointError(
+                f"{path}: holds pickled Python objects, not only tensors. It was not unpickled, "
+                "because that runs code from the file.",
+                "Save torch.save(model.state_dict(), path) or "
+                "ptdeploy.checkpoint.save_full(model, path) instead of the whole model.",
+            ) from None
+        raise _damaged(path, error) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
+        raise _damaged(path, error) from None
+    for wrapper in ("state_dict", "model_state_dict"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
+            loaded = loaded[wrapper]
+    if not isinstance(loaded, dict):
+        raise CheckpointError(f"{path}: holds a {type(loaded).__name__}, not a state dict.")
+    tensors = {str(k): v for k, v in loaded.items() if isinstance(v, torch.Tensor)}
+    if not tensors:
+        raise CheckpointError(f"{path}: holds no tensor.")
+    return tensors
+
+
+def _read_shards(index: Path) -> dict[str, torch.Tensor]:
+    shards = read_json(index).get("weight_map")
+    if not isinstance(shards, dict):
+        raise CheckpointError(f"{index}: has no 'weight_map'.")
+    tensors: dict[str, torch.Tensor] = {}
+    for shard in sorted({str(name) for name in shards.values()}):
+        if Path(shard).name != shard:
+            raise CheckpointError(f"{index}: names a shard outside its folder: {shard!r}.")
+        tensors.update(read_tensors(index.parent / shard))
+    return tensors
+
+
+def _damaged(path: Path, error: Exception) -> CheckpointError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return CheckpointError(
+        f"{path}: not a whole torch file ({reason}).",
+        "The file is damaged or was cut short. Copy it again from where it was saved.",
+    )

@@ -1,0 +1,305 @@
+"""The public API on the command line. Exit codes: 0 done, 1 parity departs, 2 bad input,
+3 target not available here."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ptdeploy import __version__
+from ptdeploy.errors import InputError, PtdeployError
+from ptdeploy.progress import Progress
+from ptdeploy.targets import DEVICES, TARGETS
+
+if TYPE_CHECKING:
+    from ptdeploy.task import Task
+
+_TASKS = ("SEQ_CLS", "TOKEN_CLS", "CAUSAL_LM")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    arguments = _parser().parse_args(argv)
+    try:
+        code: int = arguments.command(arguments)
+        sys.stdout.flush()
+        return code
+    except PtdeployError as error:
+        if getattr(arguments, "json", False):
+            print(json.dumps({"error": error.problem, "fix": error.fix, "exit": error.exit_code}))
+        print(f"ptdeploy: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("ptdeploy: interrupted; nothing was written.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output has gone; Python would complain again while it shuts down.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _compile(arguments: argparse.Namespace) -> int:
+    import ptdeploy
+    from ptdeploy.inspect import inspect, megabytes
+
+    bundle = ptdeploy.compile(
+        arguments.checkpoint,
+        target=arguments.target,
+        base=arguments.base,
+        output=arguments.output,
+        device=arguments.device,
+        precision=arguments.precision,
+        adapter=arguments.adapter,
+        task=_task(arguments.task),
+        labels=arguments.labels,
+        force=arguments.force,
+        progress=_progress(arguments),
+    )
+    manifest, parity = bundle.manifest, bundle.manifest.parity
+    assert parity is not None, "compile checks parity before it writes"
+    if arguments.json:
+        return _print_json(inspect(bundle.path))
+    prompt = manifest.prompt
+    size = sum(entry.size for entry in manifest.files)
+    frozen = f"{prompt.num_virtual_tokens} virtual tokens"
+    if prompt.prefix_kv:
+        frozen += f" and their prefix KV {list(prompt.prefix_kv)}"
+    ask = '"text"' if bundle.file("tokenizer") else "--ids 1,2,3"
+    print(
+        f"read      {manifest.source.format}, {manifest.task.value} on "
+        f"{manifest.source.architecture} ({manifest.source.base_model})\n"
+        f"frozen    {frozen} ({prompt.kind})\n"
+        f"bundle    {bundle.path}, {megabytes(size)}, {manifest.target} {manifest.precision} on "
+        f"{manifest.device}\n"
+        f"parity    max abs {parity.max_abs:.2g} over {parity.cases} cases, top-1 agreement "
+        f"{parity.top1_agreement:.2%}\n"
+        f"          against {parity.reference}\n"
+        f"run it    ptdeploy run {bundle.path} {ask}\n"
+        f'          ptdeploy.load("{bundle.path}") in Python, without torch'
+    )
+    return 0
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    from ptdeploy.inspect import describe, inspect
+
+    facts = inspect(arguments.path, arguments.adapter, _task(arguments.task))
+    if arguments.json:
+        return _print_json(facts)
+    print(describe(facts))
+    return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    import ptdeploy
+    from ptdeploy.compiler import report_json
+
+    report = ptdeploy.verify(
+        arguments.bundle,
+        checkpoint=arguments.checkpoint,
+        base=arguments.base,
+        adapter=arguments.adapter,
+        progress=_progress(arguments),
+    )
+    if arguments.json:
+        sys.stdout.write(report_json(report).decode())
+        return 0 if report.passed else 1
+    print(f"{'case':<22}{'longest':>8}{'max abs':>10}{'mean abs':>10}{'KL':>10}{'top-1':>8}")
+    for case in report.cases:
+        print(
+            f"{case.name:<22}{max(case.lengths):>8}{case.max_abs:>10.2g}{case.mean_abs:>10.2g}"
+            f"{case.kl:>10.2g}{case.top1_agreement:>8.2%}{'' if case.passed else '  DEPARTS'}"
+        )
+    for one in report.greedy:
+        print(f"greedy tokens, row of {one.length}: {one.agreed} of {one.total} agree")
+    if report.texts_total:
+        print(f"tokenizer: {report.texts_agreed} of {report.texts_total} texts encode alike")
+    print(f"allowed max abs {report.largest_allowed:.2g}; reference: {report.reference}")
+    for note in report.notes:
+        print(f"note: {note}")
+    print("parity holds" if report.passed else "PARITY DEPARTS")
+    return 0 if report.passed else 1
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    import ptdeploy
+    from ptdeploy.runtime import CausalLM, Classifier, TokenClassifier
+
+    inputs = _run_inputs(arguments)
+    engine = ptdeploy.load(arguments.bundle, device=arguments.device, threads=arguments.threads)
+    if isinstance(engine, CausalLM):
+        return _run_causal(arguments, engine, inputs)
+    if arguments.max_new_tokens is not None:
+        raise InputError(f"{arguments.bundle}: is a classifier; --max-new-tokens does not apply.")
+    results: list[Any]
+    if isinstance(engine, TokenClassifier):
+        results = [[_fields(t) for t in row] for row in engine.tag(inputs, arguments.truncate)]
+    else:
+        assert isinstance(engine, Classifier)
+        results = [
+            {
+                "label": one.label,
+                "probability": one.probability,
+                "probabilities": dict(zip(engine.manifest.labels, one.probabilities, strict=True)),
+            }
+            for one in engine.classify(inputs, arguments.truncate)
+        ]
+    for given, result in zip(inputs, results, strict=True):
+        if arguments.json:
+            print(json.dumps({"input": given, "result": result}, ensure_ascii=False))
+        elif isinstance(result, list):
+            for token in result:
+                print(f"{token['token']:<20} {token['label']:<16} {token['probability']:.3f}")
+        else:
+            ranked = sorted(result["probabilities"].items(), key=lambda item: -item[1])
+            print("  ".join(f"{label} {probability:.3f}" for label, probability in ranked))
+    return 0
+
+
+def _run_causal(arguments: argparse.Namespace, engine: Any, inputs: list[Any]) -> int:
+    for given in inputs:
+        if arguments.json or not isinstance(given, str):
+            (one,) = engine.generate([given], arguments.max_new_tokens)
+            if arguments.json:
+                result = {"text": one.text, "token_ids": one.token_ids, "stopped": one.stopped}
+                print(json.dumps({"input": given, "result": result}, ensure_ascii=False))
+            else:
+                print(one.text or ",".join(map(str, one.token_ids)))
+            continue
+        print(given, end="", flush=True)
+        for piece in engine.stream(given, arguments.max_new_tokens):
+            print(piece, end="", flush=True)
+        print()
+    return 0
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from ptdeploy.doctor import describe, examine
+
+    facts = examine()
+    if arguments.json:
+        _print_json(facts)
+    else:
+        print(describe(facts))
+    return 3 if facts["problems"] else 0
+
+
+def _run_inputs(arguments: argparse.Namespace) -> list[Any]:
+    given: list[Any] = list(arguments.text)
+    if arguments.file:
+        try:
+            text = (
+                sys.stdin.read()
+                if arguments.file == "-"
+                else Path(arguments.file).read_text(encoding="utf-8")
+            )
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"--file {arguments.file}: cannot be read ({error}).") from None
+        given += [line for line in text.splitlines() if line.strip()]
+    for ids in arguments.ids:
+        try:
+            given.append([int(part) for part in ids.split(",")])
+        except ValueError:
+            raise InputError(f"--ids {ids}: not whole numbers with commas between.") from None
+    if not given:
+        raise InputError("Nothing to run.", 'Give text: ptdeploy run BUNDLE "text", or --file.')
+    if len({type(one) for one in given}) > 1:
+        raise InputError("Give either text or --ids, not both.")
+    return given
+
+
+def _task(name: str | None) -> Task | None:
+    from ptdeploy.task import Task
+
+    return Task(name) if name else None
+
+
+def _progress(arguments: argparse.Namespace) -> Progress:
+    return Progress(quiet=arguments.quiet)
+
+
+def _fields(token: Any) -> dict[str, Any]:
+    import dataclasses
+
+    return dataclasses.asdict(token)
+
+
+def _print_json(facts: dict[str, Any]) -> int:
+    print(json.dumps(facts, indent=2, ensure_ascii=False))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ptdeploy",
+        description="Compile P-Tuned language models to bundles that run without PyTorch.",
+        epilog="Exit codes: 0 done, 1 parity departs, 2 bad input, 3 target not available here.",
+    )
+    parser.add_argument("--version", action="version", version=f"ptdeploy {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name: str, function: Any, summary: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=summary, description=summary)
+        sub.set_defaults(command=function)
+        sub.add_argument("--json", action="store_true", help="JSON on standard output")
+        return sub
+
+    def checkpoint_options(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--adapter", metavar="NAME", help="which of several adapters")
+
+    def long_options(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--base", metavar="PATH_OR_ID", help="base model, over the adapter's own")
+        sub.add_argument("-q", "--quiet", action="store_true", help="no progress")
+
+    sub = command("compile", _compile, "Compile a P-Tuned checkpoint into a verified bundle.")
+    sub.add_argument(
+        "checkpoint", help="PEFT adapter folder, Trainer checkpoint, or state dict file"
+    )
+    sub.add_argument("--target", required=True, choices=sorted(TARGETS), help="what is to run it")
+    sub.add_argument("-o", "--output", metavar="BUNDLE", help="default: ./NAME.TARGET.bundle")
+    sub.add_argument("--device", choices=DEVICES, default="cpu", help="default: cpu")
+    sub.add_argument("--precision", metavar="TYPE", help="default: fp32")
+    sub.add_argument("--labels", metavar="A,B,C|FILE", help="class names, by index")
+    sub.add_argument("--task", choices=_TASKS, help="for a state dict without adapter_config.json")
+    sub.add_argument("--force", action="store_true", help="replace a bundle that is there")
+    checkpoint_options(sub)
+    long_options(sub)
+
+    sub = command("verify", _verify, "Check a bundle's files and its parity with PyTorch.")
+    sub.add_argument("bundle")
+    sub.add_argument(
+        "--checkpoint",
+        metavar="CKPT",
+        help="compute the reference again with PEFT; default: the one stored in the bundle",
+    )
+    checkpoint_options(sub)
+    long_options(sub)
+
+    sub = command("run", _run, "Run a bundle on text.")
+    sub.add_argument("bundle")
+    sub.add_argument("text", nargs="*")
+    sub.add_argument("--file", metavar="FILE", help="one text a line; - for standard input")
+    sub.add_argument(
+        "--ids", metavar="1,2,3", action="append", default=[], help="token ids instead of text"
+    )
+    sub.add_argument("--max-new-tokens", type=int, metavar="N", help="for a causal model")
+    sub.add_argument("--truncate", action="store_true", help="cut texts that are too long")
+    sub.add_argument("--device", choices=DEVICES, help="default: the bundle's")
+    sub.add_argument("--threads", type=int, metavar="N", help="default: the engine's")
+
+    sub = command("inspect", _inspect, "Say what a checkpoint or a bundle is.")
+    sub.add_argument("path")
+    sub.add_argument("--task", choices=_TASKS, help="for a state dict without adapter_config.json")
+    checkpoint_options(sub)
+
+    command("doctor", _doctor, "Say what is installed and which targets can run here.")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,185 @@
+"""compile() and verify(): the stages in a line, one data type between each two."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from ptdeploy.base import load_model, resolve_base
+from ptdeploy.bundle import (
+    Bundle,
+    FileEntry,
+    check_destination,
+    publish,
+    read_bundle,
+    stage_bundle,
+    staged,
+)
+from ptdeploy.checkpoint import read_checkpoint
+from ptdeploy.errors import InputError, ParityError, TargetUnavailable
+from ptdeploy.parity.compare import ParityReport, compare
+from ptdeploy.parity.reference import Reference, load_reference, save_reference
+from ptdeploy.progress import Progress
+from ptdeploy.runtime import open_engine
+from ptdeploy.targets import Target, get_target
+from ptdeploy.task import Task
+
+REFERENCE_STAGE = "run PEFT on PyTorch, each row alone"
+
+
+def compile_checkpoint(
+    checkpoint: str | Path,
+    *,
+    target: str,
+    base: str | None = None,
+    output: str | Path | None = None,
+    device: str = "cpu",
+    precision: str | None = None,
+    adapter: str | None = None,
+    task: Task | None = None,
+    labels: str | None = None,
+    force: bool = False,
+    progress: Progress,
+) -> Bundle:
+    """See ptdeploy.compile."""
+    engine_target, precision = _check_target(target, device, precision)
+    destination = Path(output) if output else default_destination(checkpoint, target)
+    check_destination(destination, force)
+
+    with progress.stage("read the checkpoint"):
+        source = read_checkpoint(checkpoint, adapter, task, labels)
+        from ptdeploy.export import to_onnx
+        from ptdeploy.manifest import build_manifest
+        from ptdeploy.parity.peft_reference import compute_reference
+        from ptdeploy.passes import PassContext, run_passes
+        from ptdeploy.program import build_program, needs_prefix_kv
+        from ptdeploy.prompt import freeze, save_prompt
+        from ptdeploy.texts import find_tokenizer, save_tokenizer, with_texts
+
+        found = resolve_base(source, base)
+    with progress.stage(f"load the base model {found.name}"):
+        model = load_model(source, found)
+        tokenizer = find_tokenizer(source, found)
+    with progress.stage(f"freeze {source.num_virtual_tokens} virtual tokens"):
+        prompt = freeze(source, model, needs_prefix_kv(source.task, found))
+    with progress.stage("export to ONNX"):
+        program = build_program(source.task, model, found, prompt)
+        graph = to_onnx(program)
+    with progress.stage("optimise the graph"):
+        graph = run_passes(graph, PassContext(program.signature))
+    with stage_bundle(destination) as staging:
+        with progress.stage(f"build the {target} engine"):
+            files: tuple[FileEntry, ...] = engine_target.build(graph, staging)
+            files += (staged(save_prompt(prompt, staging), "prompt"),)
+            if tokenizer is not None:
+                files += (staged(save_tokenizer(tokenizer, staging), "tokenizer"),)
+        manifest = build_manifest(
+            checkpoint=source,
+            base=found,
+            prompt=prompt,
+            signature=program.signature,
+            vocab_size=int(model.get_input_embeddings().weight.shape[0]),
+            generation_config=getattr(model, "generation_config", None),
+            target=target,
+            device=device,
+            precision=precision,
+            files=files,
+        )
+        # The reference loads the model a second time, its own way; two at once would be one too
+        # many for a large model.
+        del graph, program, model
+        with progress.stage(REFERENCE_STAGE):
+            reference = with_texts(compute_reference(source, found, manifest.limits), tokenizer)
+            files += (staged(save_reference(reference, staging), "reference"),)
+        with progress.stage("check parity"):
+            report = compare(open_engine(Bundle(staging, manifest)), reference)
+        _refuse_departure(report)
+        (staging / "parity.json").write_bytes(report_json(report))
+        files += (staged("parity.json", "parity"),)
+        with progress.stage("write the bundle"):
+            manifest = msgspec.structs.replace(manifest, parity=report.summary(), files=files)
+            bundle = publish(staging, manifest, destination)
+    for note in report.notes:
+        progress.note(note)
+    if tokenizer is None:
+        progress.note("no tokenizer was found: the bundle takes token ids only.")
+    return bundle
+
+
+def verify_bundle(
+    path: str | Path,
+    *,
+    checkpoint: str | Path | None = None,
+    base: str | None = None,
+    adapter: str | None = None,
+    progress: Progress,
+) -> ParityReport:
+    """See ptdeploy.verify."""
+    with progress.stage("check the bundle's files"):
+        bundle = read_bundle(path)
+        engine = open_engine(bundle)
+    notes = []
+    if checkpoint is None:
+        reference = _stored_reference(bundle)
+    else:
+        with progress.stage("read the checkpoint"):
+            source = read_checkpoint(checkpoint, adapter, bundle.manifest.task)
+            from ptdeploy.base import resolve_base
+            from ptdeploy.parity.peft_reference import compute_reference
+            from ptdeploy.texts import find_tokenizer, with_texts
+
+            found = resolve_base(source, base)
+        if dict(source.files) != bundle.manifest.source.files:
+            notes.append("the checkpoint's files are not those the bundle was compiled from.")
+        with progress.stage(REFERENCE_STAGE):
+            reference = compute_reference(source, found, bundle.manifest.limits)
+            if engine.tokenizer is not None:
+                reference = with_texts(reference, find_tokenizer(source, found))
+    with progress.stage("check parity"):
+        return compare(engine, reference, notes)
+
+
+def default_destination(checkpoint: str | Path, target: str) -> Path:
+    """Where compile writes unless told: `<checkpoint's name>.<target>.bundle`, in this folder."""
+    path = Path(checkpoint).resolve()
+    return Path(f"{path.stem if path.is_file() else path.name}.{target}.bundle")
+
+
+def report_json(report: ParityReport) -> bytes:
+    """A report as indented JSON."""
+    return msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
+
+
+def _check_target(target: str, device: str, precision: str | None) -> tuple[Target, str]:
+    """The target, if it can do what is asked; nothing is ever replaced by something near it."""
+    engine_target = get_target(target)
+    precision = precision or engine_target.precisions()[0]
+    if precision not in engine_target.precisions():
+        raise InputError(
+            f"Target {target} has no precision {precision!r}; "
+            f"there is {', '.join(engine_target.precisions())}."
+        )
+    if problem := engine_target.unavailable(device):
+        raise TargetUnavailable(*problem)
+    return engine_target, precision
+
+
+def _stored_reference(bundle: Bundle) -> Reference:
+    stored = bundle.file("reference")
+    if stored is None:
+        raise InputError(
+            f"{bundle.path}: holds no stored reference.", "Pass the checkpoint with --checkpoint."
+        )
+    return load_reference(stored)
+
+
+def _refuse_departure(report: ParityReport) -> None:
+    if report.passed:
+        return
+    failures = report.failures()
+    raise ParityError(
+        f"The engine departs from {report.reference} by more than {report.largest_allowed:.2g}; "
+        "no bundle was written.\n  " + "\n  ".join(failures[:8]),
+        "The README's support table lists the architectures that are tested.",
+    )

@@ -1,0 +1,50 @@
+"""One class per kind of blame; each says what is wrong, where, and how to fix it."""
+
+from __future__ import annotations
+
+
+class PtdeployError(Exception):
+    """Base of every error that ptdeploy raises on purpose.
+
+    `exit_code` is what the command line exits with: 1 parity departs, 2 bad input, 3 target not
+    available here.
+    """
+
+    exit_code = 2
+
+    def __init__(self, problem: str, fix: str = "") -> None:
+        self.problem = problem
+        self.fix = fix
+        super().__init__(f"{problem}\n{fix}" if fix else problem)
+
+
+class CheckpointError(PtdeployError):
+    """The checkpoint is missing, broken, or of a kind that ptdeploy does not compile."""
+
+
+class BaseModelError(PtdeployError):
+    """The base model cannot be loaded, or the checkpoint was not trained on it."""
+
+
+class BundleError(PtdeployError):
+    """A bundle is missing, damaged, or made by another version."""
+
+
+class OutputError(PtdeployError):
+    """The bundle cannot be written where it was asked for."""
+
+
+class InputError(PtdeployError):
+    """A request or an option does not fit: too long, empty, of the wrong kind."""
+
+
+class ParityError(PtdeployError):
+    """The engine departs from PEFT on PyTorch by more than the thresholds allow."""
+
+    exit_code = 1
+
+
+class TargetUnavailable(PtdeployError):
+    """The asked target, device or optional dependency is not installed or cannot run here."""
+
+    exit_code = 3

@@ -1,0 +1,172 @@
+"""What a checkpoint or a bundle is, in full and as plain data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ptdeploy.bundle import Bundle, is_bundle, read_bundle
+from ptdeploy.checkpoint.types import Checkpoint
+from ptdeploy.errors import InputError
+from ptdeploy.task import Task
+
+
+def inspect(
+    path: str | Path, adapter: str | None = None, task: Task | None = None
+) -> dict[str, Any]:
+    """Describe a checkpoint or a bundle as nested plain data, ready for JSON.
+
+    Raises CheckpointError or BundleError if it is damaged, InputError if there is nothing.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder.")
+    if path.is_dir() and is_bundle(path):
+        return _bundle(read_bundle(path))
+    from ptdeploy.checkpoint import read_checkpoint
+
+    return _checkpoint(read_checkpoint(path, adapter, task))
+
+
+def _checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
+    encoder = checkpoint.encoder
+    return {
+        "kind": "checkpoint",
+        "path": str(checkpoint.path),
+        "format": checkpoint.format,
+        "peft_type": "P_TUNING",
+        "task": checkpoint.task.value,
+        "adapter": checkpoint.adapter,
+        "num_virtual_tokens": checkpoint.num_virtual_tokens,
+        "token_dim": checkpoint.token_dim,
+        "dtype": checkpoint.dtype,
+        "prompt_evaluated": checkpoint.virtual_tokens is not None,
+        "prompt_encoder": None
+        if encoder is None
+        else {
+            "kind": encoder.kind,
+            "hidden_size": encoder.hidden_size,
+            "num_layers": encoder.num_layers,
+            "shapes": {name: list(t.shape) for name, t in encoder.tensors.items()},
+        },
+        "training_can_resume": checkpoint.resumable,
+        "heads": {name: list(checkpoint.weights[name].shape) for name in checkpoint.heads},
+        "base_weights": len(set(checkpoint.weights) - set(checkpoint.heads)),
+        "base_model": checkpoint.base.name,
+        "base_revision": checkpoint.base.revision,
+        "files": dict(checkpoint.files),
+    }
+
+
+def _bundle(bundle: Bundle) -> dict[str, Any]:
+    manifest: dict[str, Any] = msgspec.to_builtins(bundle.manifest)
+    return {
+        "kind": "bundle",
+        "path": str(bundle.path),
+        "bytes": sum(entry.size for entry in bundle.manifest.files),
+        **manifest,
+    }
+
+
+def describe(facts: dict[str, Any]) -> str:
+    """The same in words, for a terminal."""
+    return _describe_bundle(facts) if facts["kind"] == "bundle" else _describe_checkpoint(facts)
+
+
+def _describe_checkpoint(facts: dict[str, Any]) -> str:
+    encoder = facts["prompt_encoder"]
+    lines = [
+        ("checkpoint", facts["path"]),
+        ("format", facts["format"]),
+        ("PEFT type", f"{facts['peft_type']}, task {facts['task']}, adapter {facts['adapter']!r}"),
+        (
+            "prompt",
+            f"{facts['num_virtual_tokens']} virtual tokens of {facts['token_dim']}, "
+            f"{facts['dtype']}, "
+            f"{'evaluated' if facts['prompt_evaluated'] else 'not evaluated yet'}",
+        ),
+    ]
+    if encoder:
+        lines.append(
+            (
+                "prompt encoder",
+                f"{encoder['kind']}, hidden size {encoder['hidden_size']}, "
+                f"{encoder['num_layers']} layers",
+            )
+        )
+        lines += [("", f"{name} {shape}") for name, shape in encoder["shapes"].items()]
+    else:
+        lines.append(("prompt encoder", "absent: only its output was saved"))
+    lines.append(
+        (
+            "training",
+            "can resume from here"
+            if facts["training_can_resume"]
+            else "cannot resume from here: the MLP or LSTM is gone "
+            "(ptdeploy.checkpoint.save_full keeps it)",
+        )
+    )
+    heads = [f"{name} {shape}" for name, shape in facts["heads"].items()]
+    lines.append(("trained head", ", ".join(heads) or "none"))
+    if facts["base_weights"]:
+        lines.append(("base weights", f"{facts['base_weights']} tensors in the same file"))
+    lines.append(("base model", facts["base_model"] or "not named: pass --base"))
+    lines += [("file", f"{name}  sha256 {digest[:16]}") for name, digest in facts["files"].items()]
+    return _table(lines)
+
+
+def _describe_bundle(facts: dict[str, Any]) -> str:
+    prompt, source, limits, parity = (
+        facts[name] for name in ("prompt", "source", "limits", "parity")
+    )
+    prefix = f", prefix KV {prompt['prefix_kv']}" if prompt["prefix_kv"] else ""
+    lines = [
+        ("bundle", f"{facts['path']} ({megabytes(facts['bytes'])})"),
+        ("runs on", f"{facts['target']}, {facts['device']}, {facts['precision']}"),
+        ("task", f"{facts['task']} on {source['architecture']}"),
+        (
+            "prompt",
+            f"{prompt['num_virtual_tokens']} virtual tokens of {prompt['token_dim']}, frozen from "
+            f"an {prompt['kind']}{prefix}",
+        ),
+        ("made from", f"{source['format']} on base model {source['base_model']}"),
+        ("labels", ", ".join(facts["labels"]) or "none"),
+        (
+            "limits",
+            f"{limits['max_sequence']} tokens of text beside the prompt, "
+            f"vocabulary {limits['vocab_size']}",
+        ),
+        (
+            "parity",
+            "not checked"
+            if parity is None
+            else f"{'passed' if parity['passed'] else 'FAILED'}: max abs {parity['max_abs']:.2g} "
+            f"over {parity['cases']} cases, top-1 agreement {parity['top1_agreement']:.2%}, "
+            f"against {parity['reference']}",
+        ),
+        ("made with", ", ".join(f"{name} {v}" for name, v in facts["versions"].items())),
+    ]
+    for side in ("inputs", "outputs"):
+        specs = facts[side]
+        lines += [
+            (side[:-1], f"{spec['name']} {spec['dtype']} {list(spec['shape'])}: {spec['meaning']}")
+            for spec in specs[:4]
+        ]
+        if len(specs) > 4:
+            lines.append(("", f"and {len(specs) - 4} more of the same kind"))
+    lines += [
+        ("file", f"{file['path']}  {file['role']}, {megabytes(file['size'])}")
+        for file in facts["files"]
+    ]
+    return _table(lines)
+
+
+def megabytes(size: int) -> str:
+    """A size for people: kB below a megabyte, MB above."""
+    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
+
+
+def _table(lines: list[tuple[str, Any]]) -> str:
+    return "\n".join(f"{name:<15} {text}" for name, text in lines)

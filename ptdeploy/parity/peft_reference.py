@@ -1,0 +1,150 @@
+"""Computing the reference with PEFT itself, without anything that compiling went through."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptdeploy.base import BaseModel, load_pretrained, quiet_libraries
+from ptdeploy.bundle import Limits
+from ptdeploy.checkpoint import Checkpoint
+from ptdeploy.checkpoint.peft_adapter import WEIGHT_NAMES
+from ptdeploy.checkpoint.tensors import read_tensors
+from ptdeploy.parity.cases import make_rows, pad
+from ptdeploy.parity.reference import Greedy, Reference, Row
+from ptdeploy.task import Task
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+_GREEDY_ROWS = (0, 4, 6)
+_GREEDY_TOKENS = 16
+
+
+def peft_model(checkpoint: Checkpoint, base: BaseModel) -> PeftModel:
+    """The checkpoint as PEFT loads it, on the base model as transformers loads it; fp32, eval."""
+    import torch
+    from peft import PeftModel, PromptEncoderConfig, get_peft_model
+
+    model = load_pretrained(checkpoint, base)
+    with quiet_libraries():
+        if checkpoint.weights_file.name in WEIGHT_NAMES:
+            folder = str(checkpoint.weights_file.parent)
+            return PeftModel.from_pretrained(model, folder, checkpoint.adapter).eval()
+        encoder = checkpoint.encoder
+        assert encoder is not None, "a full state dict holds the prompt encoder"
+        config = PromptEncoderConfig(
+            task_type=checkpoint.task.value,
+            num_virtual_tokens=checkpoint.num_virtual_tokens,
+            token_dim=checkpoint.token_dim,
+            # P-Tuning ignores these two, but PEFT refuses bases whose config names them otherwise.
+            num_layers=1,
+            num_attention_heads=1,
+            encoder_reparameterization_type=encoder.kind,
+            encoder_hidden_size=encoder.hidden_size,
+            encoder_num_layers=encoder.num_layers,
+        )
+        peft = get_peft_model(model, config, checkpoint.adapter)
+        state = {
+            name.removeprefix("module.").removeprefix("_orig_mod."): tensor.to(torch.float32)
+            for name, tensor in read_tensors(checkpoint.weights_file).items()
+        }
+        peft.load_state_dict(_for_one_adapter(state, checkpoint.adapter), strict=False)
+        peft.get_base_model().tie_weights()
+        return peft.eval()
+
+
+def compute_reference(
+    checkpoint: Checkpoint,
+    base: BaseModel,
+    limits: Limits,
+) -> Reference:
+    """Run PEFT on every row alone: logits, and for a causal model a greedy continuation."""
+    import peft
+    import torch
+
+    model = peft_model(checkpoint, base)
+    rows = make_rows(limits.vocab_size, limits.max_sequence)
+    with torch.no_grad(), quiet_libraries():
+        computed = tuple(Row(ids, _logits(model, checkpoint, ids)) for ids in rows)
+        greedy: tuple[Greedy, ...] = ()
+        departure = None
+        if checkpoint.task is Task.CAUSAL_LM:
+            chosen = [rows[i] for i in _GREEDY_ROWS if i < len(rows)]
+            greedy = tuple(_greedy(model, ids, limits.max_sequence) for ids in chosen)
+            departure = _padded_departure(model, chosen)
+    return Reference(
+        computed,
+        tuple(one for one in greedy if one.tokens.size),
+        made_by=f"PEFT {peft.__version__} on PyTorch {torch.__version__}, fp32, each row alone",
+        padded_departure=departure,
+    )
+
+
+def _for_one_adapter(state: dict[str, Any], adapter: str) -> dict[str, Any]:
+    return {
+        name: tensor
+        for name, tensor in state.items()
+        if not name.startswith("prompt_encoder.") or name.startswith(f"prompt_encoder.{adapter}.")
+    }
+
+
+def _logits(
+    model: PeftModel, checkpoint: Checkpoint, ids: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    import torch
+
+    tokens = torch.from_numpy(ids)[None]
+    logits = model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits[0]
+    if checkpoint.task is not Task.SEQ_CLS:
+        # PEFT's logits cover the virtual tokens too, where the architecture gives one a token.
+        logits = logits[-ids.size :]
+    array: NDArray[np.float32] = logits.float().numpy()
+    return array
+
+
+def _greedy(model: PeftModel, ids: NDArray[np.int64], limit: int) -> Greedy:
+    import torch
+    from transformers import GenerationConfig
+
+    steps = min(_GREEDY_TOKENS, limit - ids.size)
+    if steps < 1:
+        return Greedy(ids, np.zeros(0, np.int64), np.zeros(0, np.float32))
+    tokens = torch.from_numpy(ids)[None]
+    # A configuration of our own: the model's may sample, penalise or stop early.
+    config = GenerationConfig(
+        max_new_tokens=steps, min_new_tokens=None, do_sample=False, num_beams=1, pad_token_id=0
+    )
+    base = model.get_base_model()
+    base.generation_config = config
+    output = model.generate(
+        input_ids=tokens,
+        attention_mask=torch.ones_like(tokens),
+        generation_config=config,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    scores = torch.stack([step[0].float() for step in output.logits])
+    top = scores.topk(2, dim=-1).values
+    new = output.sequences[0, -len(scores) :]
+    return Greedy(ids, new.numpy(), (top[:, 0] - top[:, 1]).numpy())
+
+
+def _padded_departure(model: PeftModel, rows: Sequence[NDArray[np.int64]]) -> float:
+    """By how much PEFT's own left-padded batch departs from its rows alone, at the last token.
+
+    PEFT numbers positions over padding (it drops position_ids), so this is no fault of an engine;
+    users who compare with such a batch need to know.
+    """
+    import torch
+
+    ids, mask = pad(rows, "left")
+    batch = model(input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask)).logits
+    alone = [
+        model(input_ids=t, attention_mask=torch.ones_like(t)).logits[0, -1]
+        for t in (torch.from_numpy(row)[None] for row in rows)
+    ]
+    return float((batch[:, -1] - torch.stack(alone)).abs().max())

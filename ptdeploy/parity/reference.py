@@ -1,0 +1,128 @@
+"""The reference: what PEFT on PyTorch gives for each row alone, computed or read back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from ptdeploy.errors import BundleError
+
+REFERENCE_NAME = "reference.safetensors"
+
+# What a bundle may spend on its stored reference, in bytes of logits for each row.
+_STORED_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row's token ids and reference logits, at its last `len(logits)` positions in token tasks.
+
+    `logits` has shape (classes,) for SEQ_CLS and (positions, classes or vocabulary) otherwise.
+    """
+
+    ids: NDArray[np.int64]
+    logits: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Greedy:
+    """A row's greedy continuation, and by how much each token's score beat the second one's."""
+
+    ids: NDArray[np.int64]
+    tokens: NDArray[np.int64]
+    margins: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What an engine must give. `made_by` says what computed it."""
+
+    rows: tuple[Row, ...] = field(repr=False)
+    greedy: tuple[Greedy, ...] = field(repr=False)
+    texts: tuple[str, ...] = ()
+    text_ids: tuple[tuple[int, ...], ...] = ()
+    made_by: str = ""
+    padded_departure: float | None = None
+
+
+class _Metadata(msgspec.Struct, forbid_unknown_fields=True):
+    texts: tuple[str, ...]
+    made_by: str
+    padded_departure: float | None
+    rows: int
+    greedy: int
+
+
+def save_reference(reference: Reference, folder: Path) -> str:
+    """Write a reference as safetensors into `folder` and return its name.
+
+    Of large vocabularies only the last positions are kept.
+    """
+    from safetensors.numpy import save_file
+
+    tensors: dict[str, NDArray[np.int64] | NDArray[np.float32]] = {}
+    for i, row in enumerate(_trimmed(row) for row in reference.rows):
+        tensors[f"rows.{i:03}.ids"] = row.ids
+        tensors[f"rows.{i:03}.logits"] = row.logits
+    for i, one in enumerate(reference.greedy):
+        tensors[f"greedy.{i:03}.ids"] = one.ids
+        tensors[f"greedy.{i:03}.tokens"] = one.tokens
+        tensors[f"greedy.{i:03}.margins"] = one.margins
+    for i, ids in enumerate(reference.text_ids):
+        tensors[f"texts.{i:03}.ids"] = np.asarray(ids, np.int64)
+    metadata = _Metadata(
+        reference.texts,
+        reference.made_by,
+        reference.padded_departure,
+        len(reference.rows),
+        len(reference.greedy),
+    )
+    save_file(
+        {name: np.ascontiguousarray(value) for name, value in tensors.items()},
+        folder / REFERENCE_NAME,
+        metadata={"ptdeploy": msgspec.json.encode(metadata).decode()},
+    )
+    return REFERENCE_NAME
+
+
+def load_reference(path: Path) -> Reference:
+    """Read what `save_reference` wrote. Raises BundleError if anything is missing."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as file:
+            metadata = msgspec.json.decode(file.metadata()["ptdeploy"], type=_Metadata)
+            get = file.get_tensor
+            return Reference(
+                rows=tuple(
+                    Row(get(f"rows.{i:03}.ids"), get(f"rows.{i:03}.logits"))
+                    for i in range(metadata.rows)
+                ),
+                greedy=tuple(
+                    Greedy(
+                        get(f"greedy.{i:03}.ids"),
+                        get(f"greedy.{i:03}.tokens"),
+                        get(f"greedy.{i:03}.margins"),
+                    )
+                    for i in range(metadata.greedy)
+                ),
+                texts=metadata.texts,
+                text_ids=tuple(
+                    tuple(get(f"texts.{i:03}.ids").tolist()) for i in range(len(metadata.texts))
+                ),
+                made_by=metadata.made_by,
+                padded_departure=metadata.padded_departure,
+            )
+    except (SafetensorError, KeyError, TypeError, OSError, msgspec.DecodeError) as error:
+        raise BundleError(f"{path}: not a stored reference ({error}).") from None
+
+
+def _trimmed(row: Row) -> Row:
+    if row.logits.ndim == 1:
+        return row
+    keep = max(1, _STORED_BYTES // (4 * row.logits.shape[1]))
+    return replace(row, logits=row.logits[-keep:])

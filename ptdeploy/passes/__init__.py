@@ -1,0 +1,32 @@
+"""ONNX to ONNX. Each pass is one file with one function, `run(model, context)`, listed here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ptdeploy.program import Signature
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+
+@dataclass(frozen=True)
+class PassContext:
+    """What a pass may know beside the graph: the signature it must keep."""
+
+    signature: Signature
+
+
+def run_passes(model: ir.Model, context: PassContext) -> ir.Model:
+    """Run every pass in order.
+
+    fold: constants folded, dead nodes and repeated work dropped. deduplicate: one copy of equal
+    weights. declare: inputs and outputs get the signature's names, types and axes. anonymise:
+    nothing of the machine that exported stays in the file.
+    """
+    from ptdeploy.passes import anonymise, declare, deduplicate, fold
+
+    for one in (fold, deduplicate, declare, anonymise):
+        model = one.run(model, context)
+    return model

@@ -1,0 +1,39 @@
+"""Stage by stage progress on standard error."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TextIO
+
+
+class Progress:
+    """Says which stage runs, and how long each one took.
+
+    Writes to `stream` (standard error unless told), never to standard output, so that `--json`
+    stays machine readable. `quiet` says nothing.
+    """
+
+    def __init__(self, quiet: bool = False, stream: TextIO | None = None) -> None:
+        self._quiet = quiet
+        self._stream = stream
+
+    @contextmanager
+    def stage(self, title: str) -> Iterator[None]:
+        start = time.perf_counter()
+        self._say(f"  {title} ...", end="")
+        try:
+            yield
+        except BaseException:
+            self._say(" failed")
+            raise
+        self._say(f" {time.perf_counter() - start:.1f} s")
+
+    def note(self, text: str) -> None:
+        self._say(f"  note: {text}")
+
+    def _say(self, text: str, end: str = "\n") -> None:
+        if not self._quiet:
+            print(text, end=end, file=self._stream or sys.stderr, flush=True)

@@ -1,0 +1,91 @@
+"""ONNX Runtime: the engine file is the ONNX model, its weights beside it as external data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
+
+from ptdeploy.bundle import Bundle, FileEntry, staged
+from ptdeploy.errors import BundleError, TargetUnavailable
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+MODEL, WEIGHTS = "model.onnx", "model.onnx.data"
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_EXTRAS = {"cpu": "pip install 'ptdeploy[cpu]'", "cuda": "pip install 'ptdeploy[cuda]'"}
+
+
+def precisions() -> tuple[str, ...]:
+    return ("fp32",)
+
+
+def unavailable(device: str) -> tuple[str, str] | None:
+    """Why ONNX Runtime cannot run on `device` here and what to do, or None if it can."""
+    try:
+        import onnxruntime
+    except ImportError:
+        return "ONNX Runtime is not installed here.", _EXTRAS[device]
+    provider = _PROVIDERS[device]
+    if provider not in onnxruntime.get_available_providers():
+        return (
+            f"The installed onnxruntime {onnxruntime.__version__} has no {provider}.",
+            f"pip uninstall onnxruntime && {_EXTRAS[device]}" if device == "cuda" else "",
+        )
+    return None
+
+
+def build(model: ir.Model, folder: Path) -> tuple[FileEntry, ...]:
+    """Write `model.onnx` and its external data."""
+    import onnx_ir as ir
+
+    ir.save(model, folder / MODEL, external_data=WEIGHTS, size_threshold_bytes=256)
+    entries = [staged(MODEL, "model")]
+    if (folder / WEIGHTS).exists():
+        entries.append(staged(WEIGHTS, "weights"))
+    return tuple(entries)
+
+
+def load(bundle: Bundle, device: str, threads: int | None = None) -> OrtSession:
+    """Open the engine on `device`. Raises TargetUnavailable if the provider does not start."""
+    if problem := unavailable(device):
+        raise TargetUnavailable(*problem)
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    model = bundle.file("model")
+    assert model is not None, "read_bundle checks it"
+    try:
+        session = onnxruntime.InferenceSession(
+            str(model), sess_options=options, providers=[_PROVIDERS[device]]
+        )
+    except Exception as error:  # onnxruntime's own errors share no public base class
+        raise BundleError(
+            f"{model}: ONNX Runtime cannot load it ({str(error).splitlines()[0]}).",
+            "Compile the checkpoint again with the versions installed here.",
+        ) from None
+    # onnxruntime logs a provider that fails to start and goes on with the CPU; we do not.
+    if session.get_providers()[0] != _PROVIDERS[device]:
+        raise TargetUnavailable(
+            f"{_PROVIDERS[device]} did not start on this machine.",
+            "Check the GPU driver and the CUDA and cuDNN versions that onnxruntime-gpu needs.",
+        )
+    return OrtSession(session)
+
+
+class OrtSession:
+    """A loaded ONNX Runtime session."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+        self._outputs = [output.name for output in session.get_outputs()]
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        values = self._session.run(self._outputs, dict(inputs))
+        return dict(zip(self._outputs, values, strict=True))

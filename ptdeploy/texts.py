@@ -1,0 +1,64 @@
+"""The tokenizer's place in a bundle, and the texts that prove it encodes as transformers does."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ptdeploy.base import BaseModel, quiet_libraries
+from ptdeploy.checkpoint import Checkpoint
+from ptdeploy.parity.reference import Reference
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+TOKENIZER_NAME = "tokenizer.json"
+
+_TEXTS = (
+    "The engine starts on the first try.",
+    "  two  spaces, a tab\tand a\nnew line ",
+    "Prices: 3.50 EUR (was 4,00)! e-mail: a.b@example.org",
+    "naïve café, Straße, Ελλάδα, 東京, 🙂",
+    "don't STOP",
+)
+
+
+def find_tokenizer(checkpoint: Checkpoint, base: BaseModel) -> PreTrainedTokenizerFast | None:
+    """The tokenizer saved with the checkpoint, else the base model's, else None.
+
+    Only tokenizers that the `tokenizers` library can run are found: a bundle has no transformers.
+    """
+    from transformers import AutoTokenizer
+
+    folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
+    places: list[tuple[str, str | None]] = [(base.name, base.revision)]
+    if (folder / TOKENIZER_NAME).is_file():
+        places.insert(0, (str(folder), None))
+    for name, revision in places:
+        if Path(name).is_dir() and not any(Path(name).glob("*token*")):
+            continue
+        try:
+            with quiet_libraries():
+                tokenizer = AutoTokenizer.from_pretrained(
+                    name, revision=revision, trust_remote_code=False
+                )
+        except (OSError, ValueError, KeyError, ImportError):
+            continue
+        if getattr(tokenizer, "is_fast", False):
+            return tokenizer
+    return None
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> str:
+    """Write `tokenizer.json` into `folder` and return its name."""
+    tokenizer.backend_tokenizer.save(str(folder / TOKENIZER_NAME))
+    return TOKENIZER_NAME
+
+
+def with_texts(reference: Reference, tokenizer: PreTrainedTokenizerFast | None) -> Reference:
+    """The reference with what transformers makes of a few texts; unchanged without a tokenizer."""
+    if tokenizer is None:
+        return reference
+    ids = tuple(tuple(tokenizer(text)["input_ids"]) for text in _TEXTS)
+    return replace(reference, texts=_TEXTS, text_ids=ids)

@@ -1,0 +1,164 @@
+"""Every architecture and task in the README's support table, against PEFT, row by row."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+import ptdeploy
+from ptdeploy.parity.cases import pad
+
+ENCODERS = ("bert", "distilbert", "electra", "roberta")
+DECODERS = ("gpt2", "qwen2", "llama", "mistral", "opt", "bloom")
+SUPPORTED = [
+    *((architecture, task) for architecture in ENCODERS for task in ("SEQ_CLS", "TOKEN_CLS")),
+    *((architecture, "CAUSAL_LM") for architecture in DECODERS),
+    *((architecture, "SEQ_CLS") for architecture in ("gpt2", "qwen2")),
+]
+LENGTHS = (1, 2, 5, 9, 16, 23, 3, 12)
+NEAR = 1e-5
+
+
+def random_rows(seed: int = 7) -> list[np.ndarray]:
+    random = np.random.default_rng(seed)
+    return [random.integers(0, tiny.VOCABULARY, length) for length in LENGTHS]
+
+
+def peft_alone(model, row: np.ndarray, task: str) -> np.ndarray:
+    """PEFT's logits for one unpadded row, without those of the virtual tokens."""
+    ids = torch.from_numpy(row)[None]
+    with torch.no_grad():
+        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0]
+    return (logits if task == "SEQ_CLS" else logits[-row.size :]).numpy()
+
+
+@pytest.mark.parametrize(("architecture", "task"), SUPPORTED)
+def test_every_batch_equals_peft_row_by_row(compiled, architecture, task):
+    one = compiled(architecture, task)
+    engine = ptdeploy.load(one.bundle)
+    rows = random_rows()
+    want = [peft_alone(one.trained.model, row, task) for row in rows]
+    assert max(np.ptp(array) for array in want) > 0.1, "near-constant logits would hide faults"
+    for size in (1, 3, 8):
+        for padding in ("right", "left"):
+            got = engine.logits(*pad(rows[:size], padding))
+            for ours, theirs in zip(got, want[:size], strict=True):
+                assert ours.shape == theirs.shape
+                assert np.abs(ours - theirs).max() < NEAR
+
+
+@pytest.mark.parametrize(("architecture", "task"), SUPPORTED)
+def test_the_text_changes_the_answer(compiled, architecture, task):
+    engine = ptdeploy.load(compiled(architecture, task).bundle)
+    first, second = engine.logits([[5, 6, 7], [50, 60, 70]])
+    assert np.abs(first - second).max() > 1e-3
+
+
+@pytest.mark.parametrize(("architecture", "task"), [("bert", "SEQ_CLS"), ("qwen2", "CAUSAL_LM")])
+def test_the_prompt_changes_the_answer(compiled, architecture, task):
+    one = compiled(architecture, task)
+    row = random_rows()[4]
+    (ours,) = ptdeploy.load(one.bundle).logits([row])
+    ids = torch.from_numpy(row)[None]
+    with torch.no_grad():
+        bare = one.trained.model.get_base_model()(input_ids=ids).logits[0].numpy()
+    assert np.abs(ours - bare).max() > 1e-2
+
+
+@pytest.mark.parametrize("architecture", DECODERS)
+def test_greedy_tokens_of_an_unequal_batch_equal_peft_generate_alone(compiled, architecture):
+    one = compiled(architecture, "CAUSAL_LM")
+    rows = [row.tolist() for row in random_rows()[:5]]
+    got = ptdeploy.load(one.bundle).generate(rows, max_new_tokens=20, eos_token_ids=())
+    config = one.trained.model.get_base_model().generation_config
+    config.eos_token_id = None
+    for row, ours in zip(rows, got, strict=True):
+        ids = torch.tensor([row])
+        theirs = one.trained.model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=20,
+            do_sample=False,
+            pad_token_id=0,
+        )
+        assert ours.token_ids == theirs[0, -20:].tolist()
+
+
+@pytest.mark.parametrize(
+    ("architecture", "task"), [("bert", "SEQ_CLS"), ("gpt2", "CAUSAL_LM"), ("qwen2", "SEQ_CLS")]
+)
+def test_text_up_to_the_last_position_is_right_and_one_more_is_refused(
+    compiled, architecture, task
+):
+    one = compiled(architecture, task)
+    engine = ptdeploy.load(one.bundle)
+    limit = engine.manifest.limits.max_sequence
+    assert limit == 64 - 5
+    row = np.arange(limit) % tiny.VOCABULARY
+    (ours,) = engine.logits([row])
+    assert np.abs(ours - peft_alone(one.trained.model, row, task)).max() < NEAR
+    with pytest.raises(ptdeploy.InputError, match="at most 59 fit"):
+        engine.logits([np.zeros(limit + 1, np.int64)])
+
+
+def test_a_sliding_window_bounds_the_context(compiled):
+    """Within the window slots and tokens count alike; past it padding would shift what is seen."""
+    limits = ptdeploy.load(compiled("mistral", "CAUSAL_LM").bundle).manifest.limits
+    assert (limits.max_context, limits.max_sequence) == (48, 43)
+
+
+def test_roberta_positions_start_after_its_padding_index(compiled):
+    limits = ptdeploy.load(compiled("roberta", "SEQ_CLS").bundle).manifest.limits
+    assert limits.max_context == 62
+
+
+@pytest.mark.parametrize("encoder", ["MLP", "LSTM"])
+@pytest.mark.parametrize("virtual_tokens", [1, 40])
+def test_a_full_state_dict_compiles_to_what_its_live_model_gives(tmp_path, encoder, virtual_tokens):
+    trained = tiny.make(tmp_path, "gpt2", "CAUSAL_LM", encoder, virtual_tokens)
+    torch.save(trained.model.state_dict(), tmp_path / "model.pt")
+    bundle = ptdeploy.compile(
+        tmp_path / "model.pt", target="ort", base=str(trained.base), output=tmp_path / "bundle"
+    )
+    row = random_rows()[4]
+    (ours,) = ptdeploy.load(bundle.path).logits([row])
+    assert np.abs(ours - peft_alone(trained.model, row, "CAUSAL_LM")).max() < NEAR
+
+
+def test_a_full_state_dict_needs_only_the_configuration_of_its_base(tmp_path):
+    trained = tiny.make(tmp_path, "bert", "SEQ_CLS")
+    torch.save(trained.model.state_dict(), tmp_path / "model.pt")
+    (trained.base / "model.safetensors").unlink()
+    from ptdeploy.task import Task
+
+    bundle = ptdeploy.compile(
+        tmp_path / "model.pt",
+        target="ort",
+        base=str(trained.base),
+        output=tmp_path / "bundle",
+        task=Task.SEQ_CLS,
+    )
+    row = random_rows()[4]
+    (ours,) = ptdeploy.load(bundle.path).logits([row])
+    assert np.abs(ours - peft_alone(trained.model, row, "SEQ_CLS")).max() < NEAR
+
+
+@pytest.mark.parametrize("task", ["SEQ_CLS", "CAUSAL_LM"])
+def test_a_reference_that_is_off_by_a_thousandth_departs(compiled, task):
+    """The parity check can fail."""
+    from dataclasses import replace
+
+    from ptdeploy.parity.compare import compare
+    from ptdeploy.parity.reference import load_reference
+
+    architecture = "bert" if task == "SEQ_CLS" else "qwen2"
+    bundle = compiled(architecture, task).bundle
+    reference = load_reference(bundle / "reference.safetensors")
+    engine = ptdeploy.load(bundle)
+    assert compare(engine, reference).passed
+    moved = replace(reference.rows[2], logits=reference.rows[2].logits + np.float32(1e-3))
+    report = compare(engine, replace(reference, rows=(*reference.rows[:2], moved, *reference.rows[3:])))
+    assert not report.passed
+    assert any("max abs 0.001" in line for line in report.failures())
