@@ -116,6 +116,8 @@ def load_pretrained(checkpoint: Checkpoint, base: BaseModel, **options: Any) -> 
     Where the base has a configuration but no weights, a full state dict brings all of them, and
     the model is built from the configuration.
     """
+    from safetensors import SafetensorError
+
     auto = _auto_class(checkpoint.task)
     config = base.config
     try:
@@ -129,7 +131,7 @@ def load_pretrained(checkpoint: Checkpoint, base: BaseModel, **options: Any) -> 
                 trust_remote_code=False,
                 **options,
             )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         if not isinstance(error, OSError) or not _covers(checkpoint, base):
             raise BaseModelError(
                 f"{base.name}: the base model's weights cannot be loaded "

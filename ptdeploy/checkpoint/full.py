@@ -49,15 +49,16 @@ def save_full(peft_model: PeftModel, path: str | Path) -> Path:
 def load_full(base: Any, path: str | Path, adapter: str | None = None) -> PeftModel:
     """Load what `save_full` wrote onto a base model, ready to train on.
 
-    `base` is the transformers model that the adapter was trained on. The PeftModel's `get_prompt`
-    equals the saved model's bit for bit.
+    `base` is the transformers model that the adapter was trained on. The PeftModel's prompt encoder
+    and head hold the saved model's tensors bit for bit.
     Raises CheckpointError if the folder has no prompt encoder.
     """
     import torch
-    from peft import PeftModel
+    from peft import PromptEncoderConfig, get_peft_model, set_peft_model_state_dict
 
     from ptdeploy.checkpoint import read_checkpoint
     from ptdeploy.checkpoint.peft_config import CONFIG_NAME
+    from ptdeploy.checkpoint.tensors import read_tensors
 
     checkpoint = read_checkpoint(path, adapter)
     if checkpoint.encoder is None:
@@ -65,11 +66,15 @@ def load_full(base: Any, path: str | Path, adapter: str | None = None) -> PeftMo
             f"{path}: has no prompt encoder, so training cannot resume from it.",
             "Only ptdeploy.checkpoint.save_full or a full state dict keeps the MLP or LSTM.",
         )
-    if not (checkpoint.weights_file.parent / CONFIG_NAME).is_file():
+    folder = checkpoint.weights_file.parent
+    if not (folder / CONFIG_NAME).is_file():
         raise CheckpointError(f"{path}: has no {CONFIG_NAME}; load_full reads save_full's folders.")
-    model = PeftModel.from_pretrained(
-        base, str(checkpoint.weights_file.parent), checkpoint.adapter, is_trainable=True
-    )
+    # PeftModel.from_pretrained refuses is_trainable for prompt learning, so the model is built as
+    # for a new training, and then given the trained tensors.
+    config = PromptEncoderConfig.from_pretrained(str(folder))
+    config.inference_mode = False
+    model = get_peft_model(base, config, checkpoint.adapter)
+    set_peft_model_state_dict(model, read_tensors(checkpoint.weights_file), checkpoint.adapter)
     model.prompt_encoder[checkpoint.adapter].load_state_dict(
         {name: torch.from_numpy(array) for name, array in checkpoint.encoder.tensors.items()}
     )

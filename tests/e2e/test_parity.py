@@ -159,6 +159,8 @@ def test_a_reference_that_is_off_by_a_thousandth_departs(compiled, task):
     engine = ptdeploy.load(bundle)
     assert compare(engine, reference).passed
     moved = replace(reference.rows[2], logits=reference.rows[2].logits + np.float32(1e-3))
-    report = compare(engine, replace(reference, rows=(*reference.rows[:2], moved, *reference.rows[3:])))
+    report = compare(
+        engine, replace(reference, rows=(*reference.rows[:2], moved, *reference.rows[3:]))
+    )
     assert not report.passed
     assert any("max abs 0.001" in line for line in report.failures())
