@@ -66,7 +66,7 @@ def build_manifest(
             format=checkpoint.format,
             adapter=checkpoint.adapter,
             files=dict(checkpoint.files),
-            base_model=_public_name(base.name),
+            base_model=_public_name(checkpoint.base.name or base.name),
             base_config_sha256=_config_hash(base),
             architecture=str(base.config.model_type),
         ),
@@ -83,7 +83,7 @@ def build_manifest(
 
 def _public_name(name: str) -> str:
     """A hub id as it is, a folder by its last part: a bundle holds no path of its maker's."""
-    return Path(name).resolve().name if Path(name).exists() else name
+    return Path(name).resolve().name if Path(name).is_absolute() or Path(name).exists() else name
 
 
 def _config_hash(base: BaseModel) -> str:
