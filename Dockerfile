@@ -1,43 +1,70 @@
-# Two images from one file, for the CPU or for CUDA:
-#   docker build --target runtime -t ptdeploy .
+# Two images from one file. `compile` has PyTorch and makes bundles; `runtime` only runs them.
 #   docker build --target compile -t ptdeploy-compile .
-#   docker build --target runtime --build-arg ENGINE=cuda --build-arg RUNTIME_BASE=<CUDA image> .
-# With ENGINE=cuda, RUNTIME_BASE must bring Python 3.11 and the CUDA and cuDNN libraries that
-# onnxruntime-gpu needs. TORCH_INDEX may name an index with CPU builds of torch: the default one
-# serves Linux builds that bring gigabytes of CUDA libraries.
+#   docker build --target runtime -t ptdeploy .
+#   docker run --rm -v "$PWD:/work" ptdeploy run model.ort.bundle "text"
+#
+# ENGINE is the engine's extra, cpu or cuda. For cuda, the CUDA and cuDNN libraries come from one of
+#   --build-arg CUDA_LIBRARIES='onnxruntime-gpu[cuda,cudnn]'   as Python packages, or
+#   --build-arg RUNTIME_BASE=IMAGE (COMPILE_BASE=IMAGE)        from an NVIDIA base image; it must
+# bring Python 3.11 or later with pip as well, and the CUDA major version that onnxruntime-gpu wants.
+#
+# TORCH_INDEX names an extra package index with CPU builds of torch (compile only). Without it, pip
+# on Linux takes the default build of torch, which brings gigabytes of CUDA packages with it.
 ARG PYTHON_BASE=python:3.11-slim-bookworm
+ARG COMPILE_BASE=python:3.11-slim-bookworm
 ARG RUNTIME_BASE=python:3.11-slim-bookworm
 
 FROM ${PYTHON_BASE} AS wheel
 WORKDIR /src
-COPY pyproject.toml README.md ./
+COPY pyproject.toml README.md LICENSE ./
 COPY ptdeploy ptdeploy
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 
-FROM ${PYTHON_BASE} AS compile
+# The wheel and the constraints are mounted, not copied, so no layer keeps them. The libraries that
+# Python packages bring are outside the loader's path, where onnxruntime-gpu does not find them;
+# ldconfig adds their folders.
+FROM ${COMPILE_BASE} AS compile
 ARG ENGINE=cpu
+ARG CUDA_LIBRARIES=
 ARG TORCH_INDEX=
-LABEL org.opencontainers.image.title="ptdeploy compile"
-COPY constraints.txt /tmp/constraints.txt
-COPY --from=wheel /wheels /tmp/wheels
-RUN set -eu; wheel="$(ls /tmp/wheels/ptdeploy-*.whl)"; \
-    pip install --no-cache-dir -c /tmp/constraints.txt ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} \
-        "${wheel}[${ENGINE},compile]"; \
-    rm -rf /tmp/wheels /tmp/constraints.txt; \
-    useradd --create-home --uid 10001 ptdeploy
+LABEL org.opencontainers.image.title="ptdeploy compile" \
+      org.opencontainers.image.description="Compiles P-Tuned language models to bundles"
+RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
+    --mount=type=bind,source=constraints.txt,target=/constraints.txt \
+    set -eu; \
+    wheel="$(echo /wheels/ptdeploy-*.whl)"; \
+    pip install --no-cache-dir -c /constraints.txt \
+        ${TORCH_INDEX:+--extra-index-url "${TORCH_INDEX}"} \
+        "${wheel}[${ENGINE},compile]" ${CUDA_LIBRARIES:+"${CUDA_LIBRARIES}"}; \
+    if [ "${ENGINE}" = cuda ]; then \
+        packages="$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"; \
+        find "${packages}" -path '*/nvidia/*' -type d -name lib > /etc/ld.so.conf.d/ptdeploy.conf; \
+        ldconfig; \
+    fi; \
+    useradd --create-home --uid 10001 ptdeploy; \
+    install -d -o ptdeploy -g ptdeploy /work
 USER 10001
 WORKDIR /work
 ENTRYPOINT ["ptdeploy"]
 
 FROM ${RUNTIME_BASE} AS runtime
 ARG ENGINE=cpu
-LABEL org.opencontainers.image.title="ptdeploy runtime"
-COPY constraints.txt /tmp/constraints.txt
-COPY --from=wheel /wheels /tmp/wheels
-RUN set -eu; wheel="$(ls /tmp/wheels/ptdeploy-*.whl)"; \
-    pip install --no-cache-dir -c /tmp/constraints.txt "${wheel}[${ENGINE}]"; \
-    rm -rf /tmp/wheels /tmp/constraints.txt; \
-    useradd --create-home --uid 10001 ptdeploy
+ARG CUDA_LIBRARIES=
+LABEL org.opencontainers.image.title="ptdeploy runtime" \
+      org.opencontainers.image.description="Runs ptdeploy bundles, without PyTorch"
+RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
+    --mount=type=bind,source=constraints.txt,target=/constraints.txt \
+    set -eu; \
+    wheel="$(echo /wheels/ptdeploy-*.whl)"; \
+    pip install --no-cache-dir -c /constraints.txt \
+        "${wheel}[${ENGINE}]" ${CUDA_LIBRARIES:+"${CUDA_LIBRARIES}"}; \
+    if [ "${ENGINE}" = cuda ]; then \
+        packages="$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"; \
+        find "${packages}" -path '*/nvidia/*' -type d -name lib > /etc/ld.so.conf.d/ptdeploy.conf; \
+        ldconfig; \
+    fi; \
+    useradd --create-home --uid 10001 ptdeploy; \
+    install -d -o ptdeploy -g ptdeploy /work
 USER 10001
 WORKDIR /work
 ENTRYPOINT ["ptdeploy"]

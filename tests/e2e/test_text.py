@@ -1,0 +1,131 @@
+"""Text in, text or labels out: the bundle's tokenizer gives what transformers gives."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import tiny
+import tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+import ptdeploy
+from ptdeploy.cli import main
+
+WORDS = [*"abcdefghijklmnopqrstuvwxyz .,:!?'@-()", "0", "1", "2", "3", "4", "5"]
+SPECIAL = ["[PAD]", "[UNK]", "</s>", "[CLS]", "[SEP]"]
+
+
+def add_tokenizer(folder: Path, wrap: bool) -> None:
+    """A character tokenizer, with [CLS] and [SEP] around the text if `wrap`; it pads and cuts."""
+    vocabulary = {token: i for i, token in enumerate([*SPECIAL, *WORDS])}
+    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
+    inner.normalizer = tokenizers.normalizers.Lowercase()
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")
+    inner.decoder = tokenizers.decoders.Fuse()
+    if wrap:
+        inner.post_processor = tokenizers.processors.TemplateProcessing(
+            single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 3), ("[SEP]", 4)]
+        )
+    # Real files carry such settings; neither may reach an engine.
+    inner.enable_padding(length=32)
+    inner.enable_truncation(8)
+    PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="[PAD]", unk_token="[UNK]", eos_token="</s>"
+    ).save_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory) -> dict[str, tuple[tiny.Trained, Path]]:
+    made = {}
+    for architecture, task in (("bert", "SEQ_CLS"), ("bert", "TOKEN_CLS"), ("gpt2", "CAUSAL_LM")):
+        folder = tmp_path_factory.mktemp(task)
+        trained = tiny.make(folder, architecture, task)
+        add_tokenizer(trained.base, wrap=architecture == "bert")
+        bundle = ptdeploy.compile(
+            trained.adapter, target="ort", base=str(trained.base), output=folder / "bundle"
+        )
+        made[task] = (trained, bundle.path)
+    return made
+
+
+def test_text_becomes_the_ids_that_transformers_gives(bundles):
+    trained, bundle = bundles["SEQ_CLS"]
+    theirs = AutoTokenizer.from_pretrained(trained.base)
+    engine = ptdeploy.load(bundle)
+    for text in ("hello", "A longer text, of over eight tokens!", "ünknown"):
+        ids = theirs(text, padding=False, truncation=False)["input_ids"]
+        assert engine.encode(text)[0].ids == ids
+        assert engine.classify(text) == engine.classify([ids])
+    assert ptdeploy.verify(bundle).texts_agreed == 5
+
+
+def test_many_texts_are_classified_in_order_and_as_if_alone(bundles):
+    engine = ptdeploy.load(bundles["SEQ_CLS"][1])
+    texts = ["a" * n for n in range(1, 21)]
+    together = engine.classify(texts, batch_size=7)
+    for text, result in zip(texts, together, strict=True):
+        (alone,) = engine.classify(text)
+        assert result.index == alone.index
+        assert result.probabilities == pytest.approx(alone.probabilities, abs=1e-6)
+
+
+def test_text_that_is_too_long_is_refused_or_cut_on_request(bundles, capsys):
+    engine = ptdeploy.load(bundles["SEQ_CLS"][1])
+    text = "a" * 58
+    with pytest.raises(ptdeploy.InputError, match="60 tokens, but at most 59"):
+        engine.classify(text)
+    (encoding,) = engine.encode(text, truncate=True)
+    assert len(encoding.ids) == 59
+    assert encoding.ids[0] == 3, "[CLS] stays"
+    assert encoding.ids[-1] == 4, "[SEP] stays"
+    assert len(engine.encode("a" * 30)[0].ids) == 32, "cutting leaves no trace"
+    assert main(["run", str(bundles["SEQ_CLS"][1]), text]) == 2
+    assert main(["run", str(bundles["SEQ_CLS"][1]), text, "--truncate"]) == 0
+
+
+def test_tokens_carry_their_place_in_the_text(bundles, capsys):
+    text = "go, on"
+    (tokens,) = ptdeploy.load(bundles["TOKEN_CLS"][1]).tag(text)
+    assert [text[token.start : token.end] for token in tokens] == list(text)
+    assert main(["run", str(bundles["TOKEN_CLS"][1]), text, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)["result"]
+    assert [token["token"] for token in result] == list(text)
+
+
+def test_streamed_text_is_the_generated_text(bundles, capsys):
+    bundle = bundles["CAUSAL_LM"][1]
+    engine = ptdeploy.load(bundle)
+    (generated,) = engine.generate("once", max_new_tokens=12)
+    assert "".join(engine.stream("once", max_new_tokens=12)) == generated.text
+    assert main(["run", str(bundle), "once", "--max-new-tokens", "12"]) == 0
+    assert capsys.readouterr().out == f"once{generated.text}\n"
+
+
+def test_texts_from_a_file_are_answered_line_by_line(bundles, tmp_path, capsys):
+    (tmp_path / "texts").write_text("one\n\ntwo\n")
+    assert (
+        main(["run", str(bundles["SEQ_CLS"][1]), "--file", str(tmp_path / "texts"), "--json"]) == 0
+    )
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [answer["input"] for answer in answers] == ["one", "two"]
+
+
+def test_empty_text_is_refused(bundles):
+    with pytest.raises(ptdeploy.InputError, match="empty"):
+        ptdeploy.load(bundles["CAUSAL_LM"][1]).generate("")
+
+
+def test_another_tokenizer_departs(bundles):
+    from dataclasses import replace
+
+    from ptdeploy.parity.compare import compare
+    from ptdeploy.parity.reference import load_reference
+
+    bundle = bundles["SEQ_CLS"][1]
+    reference = load_reference(bundle / "reference.safetensors")
+    other = replace(reference, text_ids=((1, 2), *reference.text_ids[1:]))
+    report = compare(ptdeploy.load(bundle), other)
+    assert not report.passed
+    assert "1 of 5 texts" in report.failures()[-1]
