@@ -5,8 +5,8 @@
 #
 # ENGINE is the engine's extra, cpu or cuda. For cuda, the CUDA and cuDNN libraries come from one of
 #   --build-arg CUDA_LIBRARIES='onnxruntime-gpu[cuda,cudnn]'   as Python packages, or
-#   --build-arg RUNTIME_BASE=IMAGE (COMPILE_BASE=IMAGE)        from an NVIDIA base image; it must
-# bring Python 3.11 or later with pip as well, and the CUDA major version that onnxruntime-gpu wants.
+#   --build-arg RUNTIME_BASE=IMAGE (COMPILE_BASE=IMAGE)        from an NVIDIA base image, which
+# must have `python` (3.11 or later), `pip`, and the CUDA version onnxruntime-gpu is built for.
 #
 # TORCH_INDEX names an extra package index with CPU builds of torch (compile only). Without it, pip
 # on Linux takes the default build of torch, which brings gigabytes of CUDA packages with it.
@@ -16,7 +16,7 @@ ARG RUNTIME_BASE=python:3.11-slim-bookworm
 
 FROM ${PYTHON_BASE} AS wheel
 WORKDIR /src
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml README.md ./
 COPY ptdeploy ptdeploy
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 

@@ -62,8 +62,8 @@ def compile(
     overrides the base model it names (a local folder or a hub id). `target` is "ort"; `device`
     "cpu" or "cuda"; `precision` the target's default unless told. `labels` names the classes.
     The bundle is written to `output` atomically, after parity with PEFT on PyTorch was shown.
-    Raises CheckpointError, BaseModelError, InputError, OutputError, ParityError or
-    TargetUnavailable; then nothing is written.
+    Raises CheckpointError, BaseModelError, BundleError, InputError, OutputError, ParityError or
+    TargetUnavailable; then no bundle is written and an older one is kept.
     """
     from ptdeploy.compiler import compile_checkpoint
 

@@ -103,9 +103,8 @@ def resolve_base(checkpoint: Checkpoint, override: str | None = None) -> BaseMod
         max_positions=max_positions,
         embedding_dim=embedding_dim,
         num_labels=num_labels,
-        last_token_head=hasattr(skeleton, "score"),
-        token_type_ids=not hasattr(skeleton, "score")
-        and checkpoint.task is not Task.CAUSAL_LM
+        last_token_head=checkpoint.task is Task.SEQ_CLS and hasattr(skeleton, "score"),
+        token_type_ids=_is_encoder(checkpoint, skeleton)
         and int(getattr(config, "type_vocab_size", 0) or 0) > 1,
     )
 
@@ -247,6 +246,11 @@ def _check_names(checkpoint: Checkpoint, skeleton: PreTrainedModel, name: str) -
                 f"expects {shapes[key]}.",
                 "The checkpoint was trained on another base model. Pass the right one with --base.",
             )
+
+
+def _is_encoder(checkpoint: Checkpoint, skeleton: PreTrainedModel) -> bool:
+    """Decoders call their class head `score`; GPT-2 would embed token types as words."""
+    return checkpoint.task is not Task.CAUSAL_LM and not hasattr(skeleton, "score")
 
 
 def _max_positions(config: PretrainedConfig, skeleton: PreTrainedModel) -> int:

@@ -207,7 +207,12 @@ def publish(staging: Path, manifest: Manifest, destination: Path) -> Bundle:
         if destination.exists():
             older = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
             os.rename(destination, older / "replaced")
-        os.rename(staging, destination)
+        try:
+            os.rename(staging, destination)
+        except OSError:
+            if older is not None:
+                os.rename(older / "replaced", destination)
+            raise
         _flush(destination.absolute().parent)
         if older is not None:
             shutil.rmtree(older, ignore_errors=True)

@@ -1,5 +1,7 @@
-"""The public API on the command line. Exit codes: 0 done, 1 parity departs, 2 bad input,
-3 target not available here."""
+"""The public API on the command line.
+
+Exit codes: 0 done, 1 parity departs, 2 bad input, 3 target not available here, 4 a fault of ours.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +9,7 @@ import argparse
 import json
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +44,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever read our output has gone; Python would complain again while it shuts down.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except Exception:
+        # Python's own exit code for a traceback is 1, which a gate would read as a departure.
+        traceback.print_exc()
+        print("ptdeploy: this is a fault in ptdeploy; please report the above.", file=sys.stderr)
+        return 4
 
 
 def _compile(arguments: argparse.Namespace) -> int:
@@ -238,7 +246,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ptdeploy",
         description="Compile P-Tuned language models to bundles that run without PyTorch.",
-        epilog="Exit codes: 0 done, 1 parity departs, 2 bad input, 3 target not available here.",
+        epilog="Exit codes: 0 done, 1 parity departs, 2 bad input, 3 target not available here, "
+        "4 a fault in ptdeploy.",
     )
     parser.add_argument("--version", action="version", version=f"ptdeploy {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)

@@ -128,7 +128,7 @@ def save(model: PeftModel) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--learning-rate", type=float, default=5e-3)
     parser.add_argument("--head-learning-rate", type=float, default=5e-3)
     parser.add_argument("--encoder-hidden-size", type=int, default=384)

@@ -181,7 +181,7 @@ def _compare_greedy(
 ) -> tuple[GreedyResult, ...]:
     if not reference.greedy:
         return ()
-    # One batch of unequal rows, so that batching is compared too; each row for its own steps.
+    # One batch of unequal rows, so that batching is compared too; as many steps as all have.
     steps = min(one.tokens.size for one in reference.greedy)
     rows = engine.generate([one.ids.tolist() for one in reference.greedy], steps, eos_token_ids=())
     results = []

@@ -1,4 +1,4 @@
-"""Computing the reference with PEFT itself, without anything that compiling went through."""
+"""The reference from PEFT itself: no frozen prompt, program, graph or pass of ours is in it."""
 
 from __future__ import annotations
 

@@ -15,7 +15,11 @@ DECODERS = ("gpt2", "qwen2", "llama", "mistral", "opt", "bloom")
 SUPPORTED = [
     *((architecture, task) for architecture in ENCODERS for task in ("SEQ_CLS", "TOKEN_CLS")),
     *((architecture, "CAUSAL_LM") for architecture in DECODERS),
-    *((architecture, "SEQ_CLS") for architecture in ("gpt2", "qwen2")),
+    *(
+        (architecture, task)
+        for architecture in ("gpt2", "qwen2")
+        for task in ("SEQ_CLS", "TOKEN_CLS")
+    ),
 ]
 LENGTHS = (1, 2, 5, 9, 16, 23, 3, 12)
 NEAR = 1e-5
