@@ -170,7 +170,7 @@ def _load_config(name: str, revision: str | None) -> PretrainedConfig:
     try:
         with quiet_libraries():
             return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # transformers checks untrusted fields by raising anything
         raise BaseModelError(
             f"{name}: the base model's configuration cannot be read "
             f"({str(error).splitlines()[0]}).",
@@ -200,9 +200,11 @@ def _skeleton(
         try:
             with torch.device("meta"), quiet_libraries():
                 return auto.from_config(config)
-        except ValueError:
+        except Exception as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
             raise BaseModelError(
-                f"{name}: a {config.model_type} model cannot do {checkpoint.task.value}.",
+                f"{name}: a {config.model_type} model cannot do {checkpoint.task.value} with its "
+                f"configuration ({reason[:200]}).",
                 "Pass the base model that the checkpoint was trained on with --base.",
             ) from None
 

@@ -168,7 +168,7 @@ def check_destination(destination: Path, force: bool) -> None:
             )
         if not destination.is_dir() or destination.is_symlink():
             raise OutputError(f"{destination}: is not a folder, so --force leaves it alone.")
-        if not is_bundle(destination) and any(destination.iterdir()):
+        if not _is_ours(destination) and any(destination.iterdir()):
             raise OutputError(
                 f"{destination}: is a folder of something else than a bundle, so --force leaves "
                 "it alone.",
@@ -183,6 +183,15 @@ def check_destination(destination: Path, force: bool) -> None:
         raise OutputError(
             f"{parent}: cannot be written to ({error.strerror}).", "Choose another -o."
         ) from None
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a folder is a bundle for certain: many tools call a file manifest.json."""
+    try:
+        header = msgspec.json.decode((folder / MANIFEST_NAME).read_bytes(), type=_Header)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return header.format == FORMAT
 
 
 def publish(staging: Path, manifest: Manifest, destination: Path) -> Bundle:

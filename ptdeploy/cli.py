@@ -44,6 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever read our output has gone; Python would complain again while it shuts down.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:
+        # A path too long, a disk full, a device that fails: the system's reason is the message.
+        print(f"ptdeploy: {error.filename or 'input'}: {error.strerror or error}.", file=sys.stderr)
+        return 2
     except Exception:
         # Python's own exit code for a traceback is 1, which a gate would read as a departure.
         traceback.print_exc()
@@ -179,8 +183,10 @@ def _run_causal(arguments: argparse.Namespace, engine: Any, inputs: list[Any]) -
             else:
                 print(one.text or ",".join(map(str, one.token_ids)))
             continue
-        print(given, end="", flush=True)
-        for piece in engine.stream(given, arguments.max_new_tokens):
+        pieces = engine.stream(given, arguments.max_new_tokens)
+        # The first piece before anything is printed: a refused request prints its error alone.
+        print(given, end=next(pieces, ""), flush=True)
+        for piece in pieces:
             print(piece, end="", flush=True)
         print()
     return 0

@@ -79,7 +79,7 @@ def evaluate_prompt_encoder(encoder: PromptEncoderState) -> NDArray[np.float32]:
                 )
                 if layer != layers[-1]:
                     hidden = torch.relu(hidden)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError, IndexError) as error:
         raise CheckpointError(
             f"The {encoder.kind} prompt encoder's layers do not fit one another "
             f"({str(error).splitlines()[0]}).",

@@ -290,3 +290,22 @@ def test_errors_are_json_too(tmp_path, capsys):
 def test_bad_requests(compiled, capsys, arguments, part):
     assert main(["run", str(compiled("bert", "SEQ_CLS").bundle), *arguments]) == 2
     assert part in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("change", ["long", "to_sparse"])
+def test_a_prompt_that_is_no_dense_float_tensor(trained, refuse, tmp_path, change):
+    state = trained.model.state_dict()
+    name = "prompt_encoder.default.embedding.weight"
+    state[name] = getattr(state[name], change)()
+    torch.save(state, tmp_path / "model.pt")
+    message = refuse(tmp_path / "model.pt", trained.base, "--task", "SEQ_CLS")
+    assert "embedding.weight" in message
+
+
+def test_another_tools_manifest_is_not_replaced(adapter, trained, tmp_path, capsys):
+    mine = tmp_path / "extension"
+    mine.mkdir()
+    (mine / "manifest.json").write_text('{"name": "my browser extension"}')
+    arguments = ["compile", str(adapter), "--target", "ort", "--base", str(trained.base)]
+    assert main([*arguments, "-o", str(mine), "--force"]) == 2
+    assert "my browser extension" in (mine / "manifest.json").read_text()

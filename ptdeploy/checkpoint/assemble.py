@@ -30,22 +30,22 @@ def assemble(
     weights: Mapping[str, torch.Tensor],
     heads: Iterable[str],
     files: Iterable[Path],
+    encoder_file: Path | None = None,
 ) -> Checkpoint:
     """Check shapes against the config and values against NaN, and build the Checkpoint.
 
     Raises CheckpointError naming the tensor, its file and what it should have been.
     """
     where = weights_file
-    state = _encoder_state(where, config, encoder)
+    state = _encoder_state(encoder_file or where, config, encoder)
     virtual_tokens = None if prompt is None else _finite(where, "prompt_embeddings", prompt)
-    for name, table in (
-        ("prompt_embeddings", virtual_tokens),
-        ("embedding.weight", None if state is None else state.tensors["embedding.weight"]),
-    ):
-        if table is not None:
-            _check_table(where, name, table, config)
-    table = virtual_tokens if virtual_tokens is not None else None
-    if table is None and state is None:
+    if virtual_tokens is not None:
+        _check_table(where, "prompt_embeddings", virtual_tokens, config)
+    if state is not None:
+        _check_table(
+            encoder_file or where, "embedding.weight", state.tensors["embedding.weight"], config
+        )
+    if virtual_tokens is None and state is None:
         raise CheckpointError(
             f"{where}: holds neither 'prompt_embeddings' nor a prompt encoder.",
             "Pass the file or folder that PEFT's save_pretrained, torch.save(model.state_dict()) "
@@ -128,6 +128,10 @@ def _check_table(where: Path, name: str, table: NDArray[np.float32], config: Pef
 
 
 def _finite(where: Path, name: str, tensor: torch.Tensor) -> NDArray[np.float32]:
+    if tensor.is_meta or tensor.is_quantized or tensor.layout.__str__() != "torch.strided":
+        raise CheckpointError(f"{where}: {name} is not a plain dense tensor.")
+    if not tensor.dtype.is_floating_point:
+        raise CheckpointError(f"{where}: {name} holds {tensor.dtype} values, not floating point.")
     # float32 holds every float16 and bfloat16 exactly, so nothing is rounded here.
     array = cast("NDArray[np.float32]", tensor.detach().float().numpy())
     if not np.isfinite(array).all():

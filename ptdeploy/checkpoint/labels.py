@@ -12,9 +12,12 @@ def read_labels(source: str) -> tuple[str, ...]:
 
     Raises InputError if a name is empty or stands twice.
     """
-    path = Path(source)
+    # A list is told from a file by its commas: it may be longer than any file name.
+    path = None if "," in source else Path(source)
     try:
-        names = path.read_text("utf-8").splitlines() if path.is_file() else source.split(",")
+        names = (
+            path.read_text("utf-8").splitlines() if path and path.is_file() else source.split(",")
+        )
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--labels {source}: cannot be read ({error}).") from None
     labels = tuple(name.strip() for name in names if name.strip())

@@ -72,6 +72,7 @@ def read(path: Path, adapter: str | None = None, task: Task | None = None) -> Ch
         weights=weights,
         heads=weights,
         files=files,
+        encoder_file=folder / ENCODER_NAME,
     )
 
 
