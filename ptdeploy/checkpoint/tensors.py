@@ -116,8 +116,10 @@ def _read_shards(index: Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"{index}: has no 'weight_map'.")
     tensors: dict[str, torch.Tensor] = {}
     for shard in sorted({str(name) for name in shards.values()}):
-        if Path(shard).name != shard:
-            raise CheckpointError(f"{index}: names a shard outside its folder: {shard!r}.")
+        if Path(shard).name != shard or shard.endswith(".index.json"):
+            raise CheckpointError(
+                f"{index}: names a shard outside its folder or another index: {shard!r}."
+            )
         tensors.update(read_tensors(index.parent / shard))
     return tensors
 
