@@ -54,6 +54,9 @@ def compile(
     task: Task | None = None,
     labels: str | None = None,
     force: bool = False,
+    freeze_kv: bool = True,
+    max_batch: int | None = None,
+    max_context: int | None = None,
     progress: Progress | None = None,
 ) -> Bundle:
     """Compile a P-Tuned checkpoint into a verified bundle.
@@ -61,6 +64,8 @@ def compile(
     `checkpoint` is a PEFT adapter folder, a Trainer checkpoint or a state dict file; `base`
     overrides the base model it names (a local folder or a hub id). `target` is "ort"; `device`
     "cpu" or "cuda"; `precision` the target's default unless told. `labels` names the classes.
+    For CAUSAL_LM the virtual tokens are frozen as prefix KV unless `freeze_kv` is False, and the
+    KV buffer is bounded to `max_batch` rows of `max_context` tokens, virtual tokens included.
     The bundle is written to `output` atomically, after parity with PEFT on PyTorch was shown.
     Raises CheckpointError, BaseModelError, BundleError, InputError, OutputError, ParityError or
     TargetUnavailable; then no bundle is written and an older one is kept.
@@ -78,6 +83,9 @@ def compile(
         task=task,
         labels=labels,
         force=force,
+        freeze_kv=freeze_kv,
+        max_batch=max_batch,
+        max_context=max_context,
         progress=progress or Progress(quiet=True),
     )
 

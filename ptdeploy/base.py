@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 class BaseModel:
     """A base model that fits its checkpoint: where it is, its configuration, and its limits.
 
-    `max_positions` counts the positions left for virtual tokens and text together.
+    `max_positions` counts the positions left for virtual tokens and text together;
+    `sliding_window` is how far back, in tokens, layers that have one see.
     `last_token_head` says that the class logits are read at the last token (decoders), not at the
     first.
     """
@@ -33,6 +34,7 @@ class BaseModel:
     revision: str | None
     config: PretrainedConfig = field(repr=False)
     max_positions: int
+    sliding_window: int | None
     embedding_dim: int
     num_labels: int
     last_token_head: bool
@@ -101,6 +103,7 @@ def resolve_base(checkpoint: Checkpoint, override: str | None = None) -> BaseMod
         revision=revision,
         config=config,
         max_positions=max_positions,
+        sliding_window=_sliding_window(config),
         embedding_dim=embedding_dim,
         num_labels=num_labels,
         last_token_head=checkpoint.task is Task.SEQ_CLS and hasattr(skeleton, "score"),
@@ -263,13 +266,16 @@ def _max_positions(config: PretrainedConfig, skeleton: PreTrainedModel) -> int:
         offset = getattr(module, "padding_idx", None)
         if module_name.endswith("position_embeddings") and offset is not None:
             limit -= offset + 1
-    # Right padding sits between the text and what is generated, so a window that is shorter than
-    # the cache would slide by slots, not by tokens. Within the window both are the same.
+    return limit
+
+
+def _sliding_window(config: PretrainedConfig) -> int | None:
+    """The window of the layers that have one, in tokens."""
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None) or ["sliding_attention"]
-    if window and "sliding_attention" in kinds and getattr(config, "use_sliding_window", True):
-        limit = min(limit, int(window))
-    return limit
+    if not window or "sliding_attention" not in kinds:
+        return None
+    return int(window) if getattr(config, "use_sliding_window", True) else None
 
 
 def _covers(checkpoint: Checkpoint, base: BaseModel) -> bool:

@@ -15,14 +15,14 @@ from typing import Literal
 import msgspec
 
 from ptdeploy.errors import BundleError, OutputError
-from ptdeploy.task import Task, TensorSpec
+from ptdeploy.task import GenerationOptions, Graph, Task, TensorSpec
 
 MANIFEST_NAME = "manifest.json"
 FORMAT = "ptdeploy-bundle"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
 
-Role = Literal["model", "weights", "prompt", "tokenizer", "reference", "parity"]
+Role = Literal["model", "weights", "prompt", "tokenizer", "chat_template", "reference", "parity"]
 
 
 class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -56,18 +56,26 @@ class SourceInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a request may ask for, in tokens: `max_sequence` is text alone, `max_context` all."""
+    """What a request may ask for, in tokens: `max_sequence` is text alone, `max_context` all.
+
+    `max_batch` bounds the rows of one request to a causal model; None leaves that to the memory.
+    """
 
     max_sequence: int
     max_context: int
     vocab_size: int
+    max_batch: int | None = None
 
 
-class Generation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Generation defaults of a causal model."""
+class Quantization(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How weights are stored: `bits` each, in blocks of `block_size` along a column with one scale.
 
-    eos_token_ids: tuple[int, ...]
-    max_new_tokens: int
+    `accuracy_level` is ONNX Runtime's for MatMulNBits: 1 computes in fp32, 4 in int8.
+    """
+
+    bits: int
+    block_size: int
+    accuracy_level: int
 
 
 class ParitySummary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -78,6 +86,7 @@ class ParitySummary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_abs: float
     top1_agreement: float
     reference: str
+    perplexity_ratio: float | None = None
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -96,7 +105,9 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     source: SourceInfo
     limits: Limits
     labels: tuple[str, ...] = ()
-    generation: Generation | None = None
+    graph: Graph
+    quantization: Quantization | None = None
+    generation: GenerationOptions | None = None
     parity: ParitySummary | None = None
     files: tuple[FileEntry, ...]
 

@@ -70,6 +70,9 @@ def _compile(arguments: argparse.Namespace) -> int:
         task=_task(arguments.task),
         labels=arguments.labels,
         force=arguments.force,
+        freeze_kv=arguments.freeze_kv,
+        max_batch=arguments.max_batch,
+        max_context=arguments.max_context,
         progress=_progress(arguments),
     )
     manifest, parity = bundle.manifest, bundle.manifest.parity
@@ -80,12 +83,13 @@ def _compile(arguments: argparse.Namespace) -> int:
     size = sum(entry.size for entry in manifest.files)
     frozen = f"{prompt.num_virtual_tokens} virtual tokens"
     if prompt.prefix_kv:
-        frozen += f" and their prefix KV {list(prompt.prefix_kv)}"
+        frozen += f" as prefix KV {list(prompt.prefix_kv)}"
     ask = '"text"' if bundle.file("tokenizer") else "--ids 1,2,3"
     print(
         f"read      {manifest.source.format}, {manifest.task.value} on "
         f"{manifest.source.architecture} ({manifest.source.base_model})\n"
         f"frozen    {frozen} ({prompt.kind})\n"
+        f"graph     {manifest.graph.route}: {manifest.graph.reason}\n"
         f"bundle    {bundle.path}, {megabytes(size)}, {manifest.target} {manifest.precision} on "
         f"{manifest.device}\n"
         f"parity    max abs {parity.max_abs:.2g} over {parity.cases} cases, top-1 agreement "
@@ -146,8 +150,10 @@ def _run(arguments: argparse.Namespace) -> int:
     engine = ptdeploy.load(arguments.bundle, device=arguments.device, threads=arguments.threads)
     if isinstance(engine, CausalLM):
         return _run_causal(arguments, engine, inputs)
-    if arguments.max_new_tokens is not None:
-        raise InputError(f"{arguments.bundle}: is a classifier; --max-new-tokens does not apply.")
+    for name, value in _generation(arguments).items():
+        if value:
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(f"{arguments.bundle}: is a classifier; {option} does not apply.")
     results: list[Any]
     if isinstance(engine, TokenClassifier):
         results = [[_fields(t) for t in row] for row in engine.tag(inputs, arguments.truncate)]
@@ -174,22 +180,56 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _run_causal(arguments: argparse.Namespace, engine: Any, inputs: list[Any]) -> int:
+    options = _generation(arguments)
+    options["stop"] = tuple(options["stop"])
+    chat, logprobs = options.pop("chat"), options.pop("logprobs")
+    if arguments.truncate:
+        raise InputError("--truncate is for classifiers: a cut text would be continued elsewhere.")
     for given in inputs:
+        asked = given
+        if chat:
+            if not isinstance(given, str):
+                raise InputError("--chat needs text, not --ids.")
+            asked = engine.chat_ids([{"role": "user", "content": given}])
         if arguments.json or not isinstance(given, str):
-            (one,) = engine.generate([given], arguments.max_new_tokens)
+            (one,) = engine.generate([asked], logprobs=logprobs, **options)
             if arguments.json:
                 result = {"text": one.text, "token_ids": one.token_ids, "stopped": one.stopped}
+                if logprobs:
+                    result["logprobs"] = one.logprobs
                 print(json.dumps({"input": given, "result": result}, ensure_ascii=False))
             else:
                 print(one.text or ",".join(map(str, one.token_ids)))
             continue
-        pieces = engine.stream(given, arguments.max_new_tokens)
+        if logprobs:
+            raise InputError("--logprobs needs --json.")
+        pieces = engine.stream(asked, **options)
         # The first piece before anything is printed: a refused request prints its error alone.
-        print(given, end=next(pieces, ""), flush=True)
+        first = next(pieces, "")
+        print(first if chat else given + first, end="", flush=True)
         for piece in pieces:
             print(piece, end="", flush=True)
         print()
     return 0
+
+
+_GENERATION: dict[str, dict[str, Any]] = {
+    "max_new_tokens": {"type": int, "metavar": "N", "help": "default: the model's"},
+    "min_new_tokens": {"type": int, "metavar": "N", "help": "no EOS before"},
+    "temperature": {"type": float, "metavar": "T", "help": "sample; 0 takes the likeliest token"},
+    "top_k": {"type": int, "metavar": "K", "help": "sample from the K likeliest"},
+    "top_p": {"type": float, "metavar": "P", "help": "sample from the likeliest with P together"},
+    "min_p": {"type": float, "metavar": "P", "help": "drop tokens under P times the likeliest"},
+    "repetition_penalty": {"type": float, "metavar": "R", "help": "over 1 avoids repeats"},
+    "seed": {"type": int, "metavar": "S", "help": "makes sampling repeatable"},
+    "stop": {"action": "append", "default": [], "metavar": "TEXT", "help": "end before this text"},
+    "chat": {"action": "store_true", "help": "ask through the model's chat template"},
+    "logprobs": {"action": "store_true", "help": "log probabilities of the tokens, with --json"},
+}
+
+
+def _generation(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(arguments, name) for name in _GENERATION}
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
@@ -282,6 +322,17 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--labels", metavar="A,B,C|FILE", help="class names, by index")
     sub.add_argument("--task", choices=_TASKS, help="for a state dict without adapter_config.json")
     sub.add_argument("--force", action="store_true", help="replace a bundle that is there")
+    causal = sub.add_argument_group("causal models")
+    causal.add_argument(
+        "--no-freeze-kv",
+        dest="freeze_kv",
+        action="store_false",
+        help="keep the virtual tokens as embeddings in the graph, run with each prefill",
+    )
+    causal.add_argument("--max-batch", type=int, metavar="N", help="most rows of one request")
+    causal.add_argument(
+        "--max-context", type=int, metavar="N", help="most tokens of a row, with virtual tokens"
+    )
     checkpoint_options(sub)
     long_options(sub)
 
@@ -302,10 +353,12 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--ids", metavar="1,2,3", action="append", default=[], help="token ids instead of text"
     )
-    sub.add_argument("--max-new-tokens", type=int, metavar="N", help="for a causal model")
     sub.add_argument("--truncate", action="store_true", help="cut texts that are too long")
     sub.add_argument("--device", choices=DEVICES, help="default: the bundle's")
     sub.add_argument("--threads", type=int, metavar="N", help="default: the engine's")
+    causal = sub.add_argument_group("causal models", "What is not given is the model's default.")
+    for name, settings in _GENERATION.items():
+        causal.add_argument(f"--{name.replace('_', '-')}", **settings)
 
     sub = command("inspect", _inspect, "Say what a checkpoint or a bundle is.")
     sub.add_argument("path")

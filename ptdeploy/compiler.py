@@ -40,6 +40,9 @@ def compile_checkpoint(
     task: Task | None = None,
     labels: str | None = None,
     force: bool = False,
+    freeze_kv: bool = True,
+    max_batch: int | None = None,
+    max_context: int | None = None,
     progress: Progress,
 ) -> Bundle:
     """See ptdeploy.compile."""
@@ -49,13 +52,14 @@ def compile_checkpoint(
 
     with progress.stage("read the checkpoint"):
         source = read_checkpoint(checkpoint, adapter, task, labels)
+        _check_causal(source.task, freeze_kv, max_batch, max_context)
         from ptdeploy.export import to_onnx
-        from ptdeploy.manifest import build_manifest
+        from ptdeploy.manifest import build_manifest, limits
         from ptdeploy.parity.peft_reference import compute_reference
         from ptdeploy.passes import PassContext, run_passes
         from ptdeploy.program import build_program, needs_prefix_kv
         from ptdeploy.prompt import freeze, save_prompt
-        from ptdeploy.texts import find_tokenizer, save_tokenizer, with_texts
+        from ptdeploy.texts import find_tokenizer, save_text_files, with_texts
 
         found = resolve_base(source, base)
     with progress.stage(f"load the base model {found.name}"):
@@ -64,7 +68,15 @@ def compile_checkpoint(
     with progress.stage(f"freeze {source.num_virtual_tokens} virtual tokens"):
         prompt = freeze(source, model, needs_prefix_kv(source.task, found))
     with progress.stage("export to ONNX"):
-        program = build_program(source.task, model, found, prompt)
+        program, route = build_program(source.task, model, found, prompt, freeze_kv)
+        bounds = limits(
+            found,
+            route,
+            source.num_virtual_tokens,
+            int(model.get_input_embeddings().weight.shape[0]),
+            max_batch,
+            max_context,
+        )
         graph = to_onnx(program)
     with progress.stage("optimise the graph"):
         graph = run_passes(graph, PassContext(program.signature))
@@ -73,17 +85,20 @@ def compile_checkpoint(
             files: tuple[FileEntry, ...] = engine_target.build(graph, staging)
             files += (staged(save_prompt(prompt, staging), "prompt"),)
             if tokenizer is not None:
-                files += (staged(save_tokenizer(tokenizer, staging), "tokenizer"),)
+                files += save_text_files(tokenizer, staging)
         manifest = build_manifest(
             checkpoint=source,
             base=found,
             prompt=prompt,
             signature=program.signature,
-            vocab_size=int(model.get_input_embeddings().weight.shape[0]),
             generation_config=getattr(model, "generation_config", None),
             target=target,
             device=device,
             precision=precision,
+            graph=route,
+            quantization=None,
+            freeze_kv=freeze_kv,
+            limits=bounds,
             files=files,
         )
         # The reference loads the model a second time, its own way; two at once would be one too
@@ -163,6 +178,20 @@ def _check_target(target: str, device: str, precision: str | None) -> tuple[Targ
     if problem := engine_target.unavailable(device):
         raise TargetUnavailable(*problem)
     return engine_target, precision
+
+
+def _check_causal(
+    task: Task, freeze_kv: bool, max_batch: int | None, max_context: int | None
+) -> None:
+    if task is Task.CAUSAL_LM:
+        return
+    for option, given in (
+        ("--no-freeze-kv", not freeze_kv),
+        ("--max-batch", max_batch is not None),
+        ("--max-context", max_context is not None),
+    ):
+        if given:
+            raise InputError(f"{option} is about a KV buffer, and a {task.value} model keeps none.")
 
 
 def _stored_reference(bundle: Bundle) -> Reference:

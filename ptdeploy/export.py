@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ptdeploy.base import quiet_libraries
 from ptdeploy.errors import BaseModelError
+from ptdeploy.lowering import fused
 from ptdeploy.program import Program
 
 if TYPE_CHECKING:
@@ -26,10 +27,11 @@ def to_onnx(program: Program) -> ir.Model:
         {i: torch.export.Dim.DYNAMIC for i, axis in enumerate(spec.shape) if isinstance(axis, str)}
         for spec in inputs
     )
-    # The decoder takes its past as *past, which torch.export sees as one tuple.
-    fixed = 2 if any(spec.name.startswith("past_key_values.") for spec in inputs) else len(inputs)
+    # A decoder takes its past as *past, which torch.export sees as one tuple.
+    fixed = sum(not spec.name.startswith("past_key_values.") for spec in inputs)
+    lowered = contextlib.nullcontext() if program.lowered is None else fused(program.lowered)
     try:
-        with quiet_libraries(), contextlib.redirect_stdout(io.StringIO()):
+        with lowered, quiet_libraries(), contextlib.redirect_stdout(io.StringIO()):
             exported = torch.onnx.export(
                 program.module,
                 program.example_inputs(),
@@ -39,6 +41,8 @@ def to_onnx(program: Program) -> ir.Model:
                 output_names=[spec.name for spec in outputs],
                 verbose=False,
                 optimize=False,
+                # The first that has RotaryEmbedding; older operators mean the same in it.
+                opset_version=None if program.lowered is None else 23,
             )
     except Exception as error:  # torch wraps whatever the model's own code raised
         reason = str(error.__cause__ or error).strip().splitlines()

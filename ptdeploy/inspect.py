@@ -131,12 +131,13 @@ def _describe_bundle(facts: dict[str, Any]) -> str:
             f"{prompt['num_virtual_tokens']} virtual tokens of {prompt['token_dim']}, frozen from "
             f"an {prompt['kind']}{prefix}",
         ),
+        ("graph", f"{facts['graph']['route']}: {facts['graph']['reason']}"),
         ("made from", f"{source['format']} on base model {source['base_model']}"),
         ("labels", ", ".join(facts["labels"]) or "none"),
         (
             "limits",
             f"{limits['max_sequence']} tokens of text beside the prompt, "
-            f"vocabulary {limits['vocab_size']}",
+            f"{limits['max_batch'] or 'any number of'} rows, vocabulary {limits['vocab_size']}",
         ),
         (
             "parity",

@@ -9,15 +9,25 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from ptdeploy.base import BaseModel
-from ptdeploy.bundle import FileEntry, Generation, Limits, Manifest, PromptInfo, SourceInfo
+from ptdeploy.bundle import (
+    FileEntry,
+    Limits,
+    Manifest,
+    PromptInfo,
+    Quantization,
+    SourceInfo,
+)
 from ptdeploy.checkpoint import Checkpoint
+from ptdeploy.errors import BaseModelError, InputError
 from ptdeploy.program import Signature
 from ptdeploy.prompt import Prompt
-from ptdeploy.task import Task
+from ptdeploy.runtime.sampling import check
+from ptdeploy.task import GenerationOptions, Graph, Task
 
 _PACKAGES = ("ptdeploy", "numpy", "onnx", "onnxruntime", "onnxscript", "peft", "torch")
-_MAX_NEW_TOKENS = 128
 
 
 def versions() -> dict[str, str]:
@@ -37,11 +47,14 @@ def build_manifest(
     base: BaseModel,
     prompt: Prompt,
     signature: Signature,
-    vocab_size: int,
     generation_config: Any,
     target: str,
     device: str,
     precision: str,
+    graph: Graph,
+    quantization: Quantization | None,
+    freeze_kv: bool,
+    limits: Limits,
     files: tuple[FileEntry, ...],
 ) -> Manifest:
     """Say what the bundle is; sizes, hashes and parity are filled in later."""
@@ -60,7 +73,9 @@ def build_manifest(
             num_virtual_tokens=prompt.num_virtual_tokens,
             token_dim=checkpoint.token_dim,
             sha256=prompt.sha256,
-            prefix_kv=None if prompt.prefix_kv is None else prompt.prefix_kv.shape,
+            prefix_kv=prompt.prefix_kv.shape
+            if prompt.prefix_kv is not None and freeze_kv
+            else None,
         ),
         source=SourceInfo(
             format=checkpoint.format,
@@ -70,11 +85,9 @@ def build_manifest(
             base_config_sha256=_config_hash(base),
             architecture=str(base.config.model_type),
         ),
-        limits=Limits(
-            max_sequence=base.max_positions - prompt.num_virtual_tokens,
-            max_context=base.max_positions,
-            vocab_size=vocab_size,
-        ),
+        graph=graph,
+        quantization=quantization,
+        limits=limits,
         labels=_labels(checkpoint, base),
         generation=_generation(checkpoint, base, generation_config),
         files=files,
@@ -101,11 +114,52 @@ def _labels(checkpoint: Checkpoint, base: BaseModel) -> tuple[str, ...]:
     return tuple(str(names.get(i, f"LABEL_{i}")) for i in range(base.num_labels))
 
 
-def _generation(checkpoint: Checkpoint, base: BaseModel, config: Any) -> Generation | None:
+def limits(
+    base: BaseModel,
+    graph: Graph,
+    virtual_tokens: int,
+    vocab_size: int,
+    max_batch: int | None,
+    max_context: int | None,
+) -> Limits:
+    """The model's own limits, or smaller ones that were asked for, in tokens and rows.
+
+    Raises InputError if `max_context` is more than the model has or leaves no room for text.
+    """
+    # On the fused route slots and tokens count alike, so a window slides as it was trained to.
+    # Elsewhere a row's slots have gaps, and a window must not slide at all.
+    positions = base.max_positions
+    if base.sliding_window is not None and graph.route == "plain":
+        positions = min(positions, base.sliding_window)
+    if max_context is not None and not virtual_tokens < max_context <= positions:
+        raise InputError(
+            f"--max-context {max_context}: must be more than the {virtual_tokens} virtual tokens "
+            f"and at most the model's {positions} positions."
+        )
+    if max_batch is not None and max_batch < 1:
+        raise InputError(f"--max-batch {max_batch}: must be at least 1.")
+    context = max_context or positions
+    return Limits(context - virtual_tokens, context, vocab_size, max_batch)
+
+
+def _generation(checkpoint: Checkpoint, base: BaseModel, config: Any) -> GenerationOptions | None:
     if checkpoint.task is not Task.CAUSAL_LM:
         return None
     eos = getattr(config, "eos_token_id", None)
     if eos is None:
         eos = base.config.eos_token_id
     ids = tuple(eos) if isinstance(eos, (list, tuple)) else () if eos is None else (int(eos),)
-    return Generation(eos_token_ids=ids, max_new_tokens=_MAX_NEW_TOKENS)
+    fields: dict[str, Any] = {"eos_token_ids": ids}
+    for name in GenerationOptions.__struct_fields__:
+        value = getattr(config, name, None)
+        if value is not None and name not in fields:
+            fields[name] = value
+    if fields.get("do_sample"):
+        # transformers' own default where a model samples and does not say from how many.
+        fields.setdefault("top_k", 50)
+    try:
+        options = msgspec.convert(fields, GenerationOptions, strict=False)
+        check(options)
+    except (msgspec.ValidationError, InputError) as error:
+        raise BaseModelError(f"{base.name}: generation_config.json: {error}.") from None
+    return options

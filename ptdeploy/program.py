@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -10,13 +9,15 @@ import torch
 from torch import nn
 
 from ptdeploy.base import BaseModel
-from ptdeploy.prompt import Prompt, backbone
-from ptdeploy.task import Task, TensorSpec
+from ptdeploy.decoder import DecoderClassifier, FusedDecoder, PlainDecoder
+from ptdeploy.lowering import why_not_fused
+from ptdeploy.prompt import Prompt
+from ptdeploy.task import Graph, Task, TensorSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-BATCH, SEQUENCE, PAST, TOTAL = "batch", "sequence", "past", "past_and_sequence"
+BATCH, SEQUENCE, SLOTS, KEPT = "batch", "sequence", "slots", "kept"
 
 
 @dataclass(frozen=True)
@@ -29,31 +30,48 @@ class Signature:
 
 @dataclass(frozen=True)
 class Program:
-    """A traceable module with its signature; its inputs are positional and in that order."""
+    """A traceable module with its signature; its inputs are positional and in that order.
+
+    `lowered` is the model whose parts become fused operators while the module is traced.
+    """
 
     module: nn.Module = field(repr=False)
     signature: Signature
+    lowered: PreTrainedModel | None = field(repr=False, default=None)
 
     def example_inputs(self) -> tuple[torch.Tensor, ...]:
         """Small inputs of the declared shapes, every axis larger than one."""
-        sizes = {BATCH: 2, SEQUENCE: 5, PAST: 3, TOTAL: 8}
-        shapes = [
-            [sizes[axis] if isinstance(axis, str) else axis for axis in spec.shape]
-            for spec in self.signature.inputs
-        ]
-        return tuple(
-            torch.ones(shape, dtype=getattr(torch, spec.dtype))
-            for shape, spec in zip(shapes, self.signature.inputs, strict=True)
-        )
+        return _examples(self.signature.inputs)
 
 
-def build_program(task: Task, model: PreTrainedModel, base: BaseModel, prompt: Prompt) -> Program:
-    """Choose the task's program: an encoder, a decoder that classifies, or one that writes."""
+def _examples(inputs: tuple[TensorSpec, ...]) -> tuple[torch.Tensor, ...]:
+    sizes = {BATCH: 2, SEQUENCE: 5, SLOTS: 11, KEPT: 3}
+    shapes = [[sizes[a] if isinstance(a, str) else a for a in spec.shape] for spec in inputs]
+    return tuple(
+        torch.ones(shape, dtype=getattr(torch, spec.dtype))
+        for shape, spec in zip(shapes, inputs, strict=True)
+    )
+
+
+def build_program(
+    task: Task,
+    model: PreTrainedModel,
+    base: BaseModel,
+    prompt: Prompt,
+    freeze_kv: bool = True,
+    fuse: bool = True,
+) -> tuple[Program, Graph]:
+    """Choose the task's program: an encoder, a decoder that classifies, or one that writes.
+
+    A decoder that writes is `fused` where its architecture allows and `plain` otherwise; the Graph
+    says which and why. Without `freeze_kv` the virtual tokens stay in it as embeddings.
+    """
     if task is Task.CAUSAL_LM:
-        return _decoder(model, prompt)
+        return _decoder(model, prompt, freeze_kv, fuse)
     if base.last_token_head:
-        return _decoder_classifier(model, prompt, base.num_labels)
-    return _encoder(task, model, prompt, base)
+        program = _decoder_classifier(model, prompt, base.num_labels)
+        return program, Graph("plain", "a class needs no KV buffer")
+    return _encoder(task, model, prompt, base), Graph("plain", "an encoder has no KV buffer")
 
 
 def needs_prefix_kv(task: Task, base: BaseModel) -> bool:
@@ -113,96 +131,42 @@ def _encoder(task: Task, model: PreTrainedModel, prompt: Prompt, base: BaseModel
     return Program(module, Signature(tuple(inputs), (logits,)))
 
 
-class _Decoder(nn.Module):
-    """A decoder step over past keys and values, numbering positions by what is not masked.
-
-    Position i of a row is the number of its unmasked tokens before it, so that padding anywhere in
-    the row, and rows of unequal length, change nothing (PEFT numbers padding too; see the docs).
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        self.takes_positions = "position_ids" in inspect.signature(model.forward).parameters
-
-    def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, *past: torch.Tensor
-    ) -> tuple[torch.Tensor, ...]:
-        from transformers.cache_utils import DynamicCache
-
-        cache = DynamicCache()
-        for layer in range(len(past) // 2):
-            cache.update(past[2 * layer], past[2 * layer + 1], layer)
-        positions = {}
-        if self.takes_positions:
-            numbers = (attention_mask.cumsum(1) - 1).clamp(min=0)
-            positions["position_ids"] = numbers[:, -input_ids.shape[1] :]
-        output = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            past_key_values=cache,
-            use_cache=True,
-            **positions,
-        )
-        present = [
-            tensor
-            for layer in output.past_key_values.layers
-            for tensor in (layer.keys, layer.values)
-        ]
-        return (output[0], *present)
+_KEPT = TensorSpec("logits_positions", "int64", (KEPT,), "positions of input_ids to get logits for")
+_LENGTHS = TensorSpec(
+    "past_lengths", "int64", (BATCH,), "filled slots of each row, virtual tokens included"
+)
 
 
-def _decoder(model: PreTrainedModel, prompt: Prompt) -> Program:
+def _decoder(
+    model: PreTrainedModel, prompt: Prompt, freeze_kv: bool, fuse: bool
+) -> tuple[Program, Graph]:
     assert prompt.prefix_kv is not None
     layers, _, heads, _, head_dim = prompt.prefix_kv.shape
     names = [f"{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
-    past = tuple(
-        TensorSpec(f"past_key_values.{n}", "float32", (BATCH, heads, PAST, head_dim), "past KV")
-        for n in names
-    )
-    present = tuple(
-        TensorSpec(f"present.{n}", "float32", (BATCH, heads, TOTAL, head_dim), "present KV")
-        for n in names
-    )
-    mask = TensorSpec(
-        "attention_mask", "int64", (BATCH, TOTAL), "1 for virtual tokens and text, 0 for padding"
-    )
+    buffer = (BATCH, heads, SLOTS, head_dim)
+    past = tuple(TensorSpec(f"past_key_values.{n}", "float32", buffer, "KV buffer") for n in names)
+    kept = None if freeze_kv else prompt
+    program = FusedDecoder(model, kept).eval()
+    inputs = (_IDS, _LENGTHS, _KEPT, *past)
+    why = "the target has no fused attention"
+    if fuse:
+        why = why_not_fused(model, program, _examples(inputs))
     vocabulary = int(model.get_output_embeddings().weight.shape[0])
     logits = TensorSpec(
-        "logits", "float32", (BATCH, SEQUENCE, vocabulary), "next-token scores before softmax"
+        "logits", "float32", (BATCH, KEPT, vocabulary), "next-token scores before softmax"
     )
-    signature = Signature((_IDS, mask, *past), (logits, *present))
-    return Program(_Decoder(model).eval(), signature)
-
-
-class _DecoderClassifier(nn.Module):
-    """The decoder with the prefix KV as a constant, and the head at each row's last token."""
-
-    prefix_kv: torch.Tensor
-
-    def __init__(self, model: PreTrainedModel, prompt: Prompt) -> None:
-        super().__init__()
-        assert prompt.prefix_kv is not None
-        self.decoder = _Decoder(backbone(model))
-        self.score = model.score
-        self.register_buffer("prefix_kv", torch.from_numpy(prompt.prefix_kv))
-
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        rows = input_ids.shape[0]
-        layers, _, _, n, _ = self.prefix_kv.shape
-        past = [
-            self.prefix_kv[layer, part][None].expand(rows, -1, -1, -1)
-            for layer in range(layers)
-            for part in (0, 1)
-        ]
-        mask = torch.cat([attention_mask.new_ones(rows, n), attention_mask], dim=1)
-        hidden = self.decoder(input_ids, mask, *past)[0]
-        last = (attention_mask.sum(1) - 1).clamp(min=0)
-        pooled = hidden.gather(1, last[:, None, None].expand(-1, 1, hidden.shape[-1]))[:, 0]
-        logits: torch.Tensor = self.score(pooled)
-        return logits
+    if why:
+        new = (BATCH, heads, SEQUENCE, head_dim)
+        present = tuple(
+            TensorSpec(f"present.{n}", "float32", new, "the new tokens' KV") for n in names
+        )
+        plain = PlainDecoder(model, kept).eval()
+        return Program(plain, Signature(inputs, (logits, *present))), Graph("plain", why)
+    present = tuple(TensorSpec(f"present.{n}", "float32", buffer, "KV buffer") for n in names)
+    route = Graph("fused", "every layer's attention is one GroupQueryAttention")
+    return Program(program, Signature(inputs, (logits, *present)), model), route
 
 
 def _decoder_classifier(model: PreTrainedModel, prompt: Prompt, num_labels: int) -> Program:
     logits = TensorSpec("logits", "float32", (BATCH, num_labels), "class scores before softmax")
-    return Program(_DecoderClassifier(model, prompt).eval(), Signature((_IDS, _MASK), (logits,)))
+    return Program(DecoderClassifier(model, prompt).eval(), Signature((_IDS, _MASK), (logits,)))

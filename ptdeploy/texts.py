@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ptdeploy.base import BaseModel, quiet_libraries
+from ptdeploy.bundle import FileEntry, staged
 from ptdeploy.checkpoint import Checkpoint
 from ptdeploy.parity.reference import Reference
+from ptdeploy.runtime import chat
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -50,10 +52,18 @@ def find_tokenizer(checkpoint: Checkpoint, base: BaseModel) -> PreTrainedTokeniz
     return None
 
 
-def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> str:
-    """Write `tokenizer.json` into `folder` and return its name."""
+def save_text_files(tokenizer: PreTrainedTokenizerFast, folder: Path) -> tuple[FileEntry, ...]:
+    """Write `tokenizer.json` and, where the model has one, its chat template into `folder`."""
     tokenizer.backend_tokenizer.save(str(folder / TOKENIZER_NAME))
-    return TOKENIZER_NAME
+    entries = [staged(TOKENIZER_NAME, "tokenizer")]
+    template = tokenizer.chat_template
+    if isinstance(template, dict):
+        template = template.get("default")
+    if template:
+        special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+        name = chat.save(chat.ChatTemplate(template, special), folder)
+        entries.append(staged(name, "chat_template"))
+    return tuple(entries)
 
 
 def with_texts(reference: Reference, tokenizer: PreTrainedTokenizerFast | None) -> Reference:

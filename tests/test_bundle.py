@@ -77,7 +77,7 @@ def first_file(manifest: dict) -> dict:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda m: m.update(format_version=2), "version 2"),
+        (lambda m: m.update(format_version=3), "version 3"),
         (lambda m: m.update(format="zip"), "'zip'"),
         (lambda m: m.update(surprise=1), "surprise"),
         (lambda m: m.pop("limits"), "limits"),
@@ -91,7 +91,12 @@ def first_file(manifest: dict) -> dict:
         (lambda m: m["files"].append(first_file(m)), "twice"),
         (lambda m: m["files"].pop(0), "role 'model'"),
         (lambda m: m.update(generation=None), "generation"),
-        (lambda m: m["prompt"].update(prefix_kv=[1, 2, 3]), "prefix KV has shape"),
+        (lambda m: m["prompt"].update(prefix_kv=[1, 2, 3]), "one KV buffer"),
+        (lambda m: m["prompt"].update(num_virtual_tokens=4), "one KV buffer"),
+        (lambda m: m["inputs"][3].update(shape=["batch", "heads", "slots", 8]), "one KV buffer"),
+        (lambda m: m["inputs"][3].update(dtype="object"), "one KV buffer"),
+        (lambda m: m["outputs"].pop(), "one KV buffer"),
+        (lambda m: m["graph"].update(route="scenic"), "route"),
     ],
 )
 def test_a_manifest_that_says_what_it_must_not(bundle, change, reason):

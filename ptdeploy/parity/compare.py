@@ -109,7 +109,10 @@ def compare(engine: Engine, reference: Reference, notes: Sequence[str] = ()) -> 
     scale = max(float(np.abs(row.logits).max()) for row in reference.rows)
     allowed = thresholds.max_abs + thresholds.relative * scale
     cases = []
+    most = engine.manifest.limits.max_batch or len(reference.rows)
     for case in batches(len(reference.rows)):
+        if len(case.rows) > most:
+            continue
         rows = [reference.rows[i] for i in case.rows]
         logits = engine.logits(*pad([row.ids for row in rows], case.padding))
         cases.append(_measure(case.name, rows, logits, thresholds, allowed))
@@ -183,9 +186,17 @@ def _compare_greedy(
         return ()
     # One batch of unequal rows, so that batching is compared too; as many steps as all have.
     steps = min(one.tokens.size for one in reference.greedy)
-    rows = engine.generate([one.ids.tolist() for one in reference.greedy], steps, eos_token_ids=())
+    chosen = reference.greedy[: engine.manifest.limits.max_batch]
+    rows = engine.generate(
+        [one.ids.tolist() for one in chosen],
+        steps,
+        do_sample=False,
+        min_new_tokens=0,
+        repetition_penalty=1.0,
+        eos_token_ids=(),
+    )
     results = []
-    for one, row in zip(reference.greedy, rows, strict=True):
+    for one, row in zip(chosen, rows, strict=True):
         departs = np.flatnonzero(one.tokens[:steps] != np.asarray(row.token_ids))
         agreed = int(departs[0]) if departs.size else steps
         tie = bool(departs.size) and float(one.margins[agreed]) <= 2 * allowed

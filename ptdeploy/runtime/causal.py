@@ -1,29 +1,30 @@
-"""Greedy generation over a KV cache that starts from the prompt's frozen prefix KV."""
+"""Generation over a KV buffer whose first slots are the prompt's frozen prefix KV."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from threading import Event
+from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ptdeploy.bundle import Bundle, Generation
+from ptdeploy.bundle import Bundle
 from ptdeploy.errors import BundleError, InputError
-from ptdeploy.runtime.batching import Batch, Row, pack
+from ptdeploy.runtime import chat, sampling
+from ptdeploy.runtime.batching import Row as Ids
+from ptdeploy.runtime.conversation import Conversation
 from ptdeploy.runtime.engine import Engine, Inputs
+from ptdeploy.runtime.generation import Generated, Row, decode, without_stop
+from ptdeploy.runtime.kv import KVBuffer
 from ptdeploy.runtime.tokenizer import Tokenizer
 from ptdeploy.targets import Session
+from ptdeploy.task import GenerationOptions
 
-
-@dataclass(frozen=True)
-class Generated:
-    """What a row was continued with: without the text it was given, and without the EOS token."""
-
-    text: str
-    token_ids: list[int]
-    stopped: Literal["eos", "length"]
+_SAMPLES = ("temperature", "top_k", "top_p", "min_p")
+# Buffers of nearly the same size are kept for one another.
+_SLOTS = 64
 
 
 class CausalLM(Engine):
@@ -33,121 +34,247 @@ class CausalLM(Engine):
         super().__init__(bundle, session, tokenizer)
         if self.manifest.generation is None:
             raise BundleError(f"{bundle.path}: the manifest has no generation defaults.")
-        self._prefix_kv = _prefix_kv(bundle)
-        self._past_names = [
-            spec.name for spec in self.manifest.inputs if spec.name.startswith("past_key_values.")
-        ]
+        _check_layout(bundle)
+        prompt, vocabulary = self.manifest.prompt, self.manifest.limits.vocab_size
+        self._prefix_kv = None if prompt.prefix_kv is None else _prefix_kv(bundle)
+        # A prompt that is not frozen is fed like text, under ids behind the vocabulary.
+        count = prompt.num_virtual_tokens if self._prefix_kv is None else 0
+        self._virtual = np.arange(vocabulary, vocabulary + count)
+        self._spare: list[KVBuffer] = []
 
     def generate(
         self,
         inputs: Inputs,
         max_new_tokens: int | None = None,
-        eos_token_ids: Sequence[int] | None = None,
+        *,
+        stop: str | Sequence[str] = (),
+        seed: int | None = None,
+        logprobs: bool = False,
+        cancel: Event | None = None,
+        **options: Any,
     ) -> list[Generated]:
-        """Continue each text or row of token ids greedily, together; each row as if it were alone.
+        """Continue each text or row of token ids, all together, each row as if it were alone.
 
-        A row ends at one of `eos_token_ids` (the model's own unless told; an empty sequence means
-        never) or after `max_new_tokens`. Raises InputError if it would leave the model's context.
+        `options` are the fields of GenerationOptions: `do_sample`, `temperature`, `top_k`, `top_p`,
+        `min_p`, `repetition_penalty`, `min_new_tokens`, `eos_token_ids` (an empty sequence means
+        never). What is not given is the model's own default; giving temperature, top_k, top_p or
+        min_p asks for sampling, temperature 0 for none. A row ends at an EOS token, at a `stop`
+        string, after `max_new_tokens`, or for all rows when `cancel` is set. Row i is sampled with
+        `seed` + i, so that seed + i gives it alone too.
+        Raises InputError if an option is out of range or a row would leave the model's context.
         """
-        rows = [np.asarray(e.ids, np.int64) for e in self.encode(inputs)]
-        eos = set(self._generation.eos_token_ids if eos_token_ids is None else eos_token_ids)
-        continuations: list[list[int]] = [[] for _ in rows]
-        ended = [False] * len(rows)
-        for tokens in self._steps(rows, self._budget(rows, max_new_tokens)):
-            for index, token in enumerate(tokens):
-                if ended[index]:
-                    continue
-                if token in eos:
-                    ended[index] = True
-                else:
-                    continuations[index].append(token)
-            if all(ended):
-                break
-        return [
-            Generated(
-                self.tokenizer.decode(ids) if self.tokenizer else "",
-                ids,
-                "eos" if end else "length",
-            )
-            for ids, end in zip(continuations, ended, strict=True)
-        ]
+        ids = [np.asarray(encoding.ids, np.int64) for encoding in self.encode(inputs)]
+        chosen = self.options(max_new_tokens, options)
+        budget = self._budget(max(row.size for row in ids), max_new_tokens, chosen)
+        rows = self._rows(ids, chosen, seed, stop, logprobs)
+        if budget:
+            with_kv = self.buffer(len(ids), max(row.size for row in ids) + budget)
+            logits = [with_kv.prefill(i, self.fed(row))[0] for i, row in enumerate(ids)]
+            for _ in decode(with_kv, logits, rows, budget, cancel):
+                pass
+            self._spare = [with_kv]
+        return [row.result() for row in rows]
 
-    def stream(self, text: str, max_new_tokens: int | None = None) -> Iterator[str]:
-        """Continue one text greedily, in pieces, as soon as each is there."""
-        rows = [np.asarray(e.ids, np.int64) for e in self.encode(text)]
-        assert self.tokenizer is not None, "encode() refuses text without one"
-        eos = set(self._generation.eos_token_ids)
-        budget = self._budget(rows, max_new_tokens)
+    def stream(
+        self,
+        inputs: str | Sequence[int],
+        max_new_tokens: int | None = None,
+        *,
+        stop: str | Sequence[str] = (),
+        seed: int | None = None,
+        cancel: Event | None = None,
+        **options: Any,
+    ) -> Iterator[str]:
+        """Continue one text in pieces, each as soon as it is there. Options as for `generate`.
+
+        Closing the iterator ends the request.
+        """
+        (encoding,) = self.encode([inputs] if isinstance(inputs, str) else [list(inputs)])
+        ids = np.asarray(encoding.ids, np.int64)
+        chosen = self.options(max_new_tokens, options)
+        budget = self._budget(ids.size, max_new_tokens, chosen)
+        tokenizer = self._text_tokenizer()
+        (row,) = self._rows([ids], chosen, seed, stop, False)
+        kv = self.buffer(1, ids.size + budget)
 
         def tokens() -> Iterator[int]:
-            for (token,) in self._steps(rows, budget):
-                if token in eos:
-                    return
-                yield token
+            steps = decode(kv, [kv.prefill(0, self.fed(ids))[0]], [row], budget, cancel)
+            for (token,) in steps:
+                if row.stopped != "eos":
+                    yield token
+            self._spare = [kv]
 
-        yield from self.tokenizer.decode_stream(tokens())
+        yield from without_stop(tokenizer.decode_stream(tokens()), stops(stop))
 
-    def _row_logits(self, rows: Sequence[Row]) -> list[NDArray[np.float32]]:
-        logits, _ = self._prefill(pack(rows))
-        return [logits[i, : row.size] for i, row in enumerate(rows)]
+    def session(self, max_tokens: int | None = None) -> Conversation:
+        """A sequence that keeps its KV between turns, of at most `max_tokens` tokens of text."""
+        return Conversation(self, self._session_room(max_tokens))
 
-    @property
-    def _generation(self) -> Generation:
+    def chat_text(
+        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True
+    ) -> str:
+        """The text of a conversation by the model's own chat template.
+
+        Raises InputError if the model has none, or the template refuses the messages.
+        """
+        path = self.bundle.file("chat_template")
+        if path is None:
+            raise InputError(f"{self.bundle.path}: its model has no chat template.")
+        return chat.render(chat.load(path), messages, add_generation_prompt)
+
+    def chat_ids(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """Token ids of a conversation and the start of its answer, to give to `generate`.
+
+        The template writes all special tokens itself, so the tokenizer adds none.
+        """
+        text = self.chat_text(messages)
+        return self._text_tokenizer().encode(text, add_special_tokens=False).ids
+
+    def options(self, max_new_tokens: int | None, given: Mapping[str, Any]) -> GenerationOptions:
+        """The model's defaults with what a request changes. Raises InputError on a bad value."""
         generation = self.manifest.generation
         assert generation is not None, "__init__ checks it"
-        return generation
+        changes = {name: value for name, value in given.items() if value is not None}
+        if max_new_tokens is not None:
+            changes["max_new_tokens"] = max_new_tokens
+        if changes.get("temperature") == 0:
+            changes = {**changes, "temperature": 1.0, "do_sample": False}
+        elif any(name in changes for name in _SAMPLES):
+            changes.setdefault("do_sample", True)
+        try:
+            fields = {**msgspec.structs.asdict(generation), **changes}
+            options = msgspec.convert(fields, GenerationOptions)
+        except msgspec.ValidationError as error:
+            raise InputError(f"Generation options: {error}.") from None
+        sampling.check(options)
+        return options
 
-    def _budget(self, rows: Sequence[Row], max_new_tokens: int | None) -> int:
-        room = self.manifest.limits.max_sequence - max(row.size for row in rows)
-        if max_new_tokens is None:
-            return min(self._generation.max_new_tokens, room)
-        if max_new_tokens < 1:
-            raise InputError(f"max_new_tokens is {max_new_tokens}; it must be at least 1.")
-        if max_new_tokens > room:
+    def buffer(self, rows: int, tokens: int) -> KVBuffer:
+        """A KV buffer for rows of at most `tokens` tokens of text, the last request's if it fits.
+
+        Raises InputError if there are more rows than the bundle was compiled for.
+        """
+        limits = self.manifest.limits
+        if limits.max_batch is not None and rows > limits.max_batch:
             raise InputError(
-                f"{max_new_tokens} new tokens do not fit: the longest text leaves {room} of the "
+                f"{rows} rows at once, but the bundle was compiled for {limits.max_batch}.",
+                "Send them in several requests, or compile with a larger --max-batch.",
+            )
+        needed = tokens + self.manifest.prompt.num_virtual_tokens
+        try:
+            # Taken out while it is used: two threads never share a buffer.
+            spare = self._spare.pop()
+        except IndexError:
+            spare = None
+        if spare is not None and spare.rows == rows and needed <= spare.slots:
+            spare.reset()
+            return spare
+        slots = min(-(-needed // _SLOTS) * _SLOTS, limits.max_context)
+        return KVBuffer(self._session, self.manifest, self._prefix_kv, rows, slots)
+
+    def fed(self, ids: Ids) -> Ids:
+        """What is prefilled for a row: its ids, after virtual tokens that are not frozen."""
+        return np.concatenate([self._virtual, ids]) if self._virtual.size else ids
+
+    def _row_logits(self, rows: Sequence[Ids]) -> list[NDArray[np.float32]]:
+        """Each row's last token runs as a step of the whole batch, those before it row by row."""
+        kv = self.buffer(len(rows), max(row.size for row in rows))
+        first = [
+            kv.prefill(i, self.fed(row)[:-1], every_position=True) for i, row in enumerate(rows)
+        ]
+        last = kv.decode([int(row[-1]) for row in rows])
+        skip = self._virtual.size
+        return [
+            np.concatenate([before[skip:], after[None]])
+            for before, after in zip(first, last, strict=True)
+        ]
+
+    def _rows(
+        self,
+        ids: Sequence[Ids],
+        options: GenerationOptions,
+        seed: int | None,
+        stop: str | Sequence[str],
+        logprobs: bool,
+    ) -> list[Row]:
+        strings = stops(stop)
+        if strings:
+            self._text_tokenizer()
+        return [
+            Row(
+                row.tolist(),
+                options,
+                None if seed is None else seed + index,
+                strings,
+                logprobs,
+                self.tokenizer,
+            )
+            for index, row in enumerate(ids)
+        ]
+
+    def _text_tokenizer(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise InputError(
+                f"{self.bundle.path}: has no tokenizer, so it gives token ids only.",
+                "Use generate() without stop strings.",
+            )
+        return self.tokenizer
+
+    def _budget(self, longest: int, asked: int | None, options: GenerationOptions) -> int:
+        room = self.manifest.limits.max_sequence - longest
+        if asked is None:
+            return min(options.max_new_tokens, room)
+        if asked > room:
+            raise InputError(
+                f"{asked} new tokens do not fit: the longest text leaves {room} of the "
                 f"model's {self.manifest.limits.max_context} positions.",
                 f"Ask for at most {room}, or shorten the text.",
             )
-        return max_new_tokens
+        return asked
 
-    def _prefill(self, batch: Batch) -> tuple[NDArray[np.float32], dict[str, NDArray[Any]]]:
-        rows, n = len(batch.input_ids), self._prefix_kv.shape[3]
-        prefix = self._prefix_kv.reshape(-1, 1, *self._prefix_kv.shape[2:])
-        feed: dict[str, NDArray[Any]] = {
-            "input_ids": batch.input_ids,
-            "attention_mask": np.concatenate(
-                [np.ones((rows, n), np.int64), batch.attention_mask], axis=1
-            ),
-        }
-        for name, tensor in zip(self._past_names, prefix, strict=True):
-            feed[name] = np.repeat(tensor, rows, axis=0)
-        outputs = self._session.run(feed)
-        return outputs.pop("logits"), self._next(feed, outputs)
+    def _session_room(self, max_tokens: int | None) -> int:
+        limit = self.manifest.limits.max_sequence
+        if max_tokens is not None and not 1 <= max_tokens <= limit:
+            raise InputError(f"max_tokens is {max_tokens}; it must be from 1 to {limit}.")
+        return max_tokens or limit
 
-    def _steps(self, rows: Sequence[Row], budget: int) -> Iterator[list[int]]:
-        """The greedy token of every row, step by step, ended rows included."""
-        if budget < 1:
-            return
-        batch = pack(rows)
-        logits, feed = self._prefill(batch)
-        tokens = logits[np.arange(len(rows)), batch.lengths - 1].argmax(axis=-1)
-        yield tokens.tolist()
-        for _ in range(budget - 1):
-            feed["input_ids"] = tokens[:, None].astype(np.int64)
-            outputs = self._session.run(feed)
-            tokens = outputs.pop("logits")[:, -1].argmax(axis=-1)
-            feed = self._next(feed, outputs)
-            yield tokens.tolist()
 
-    def _next(
-        self, feed: dict[str, NDArray[Any]], present: dict[str, NDArray[Any]]
-    ) -> dict[str, NDArray[Any]]:
-        """The next step's inputs but for its ids: present becomes past, the mask grows by one."""
-        mask = feed["attention_mask"]
-        grown = np.concatenate([mask, np.ones((len(mask), 1), np.int64)], axis=1)
-        past = zip(self._past_names, present.values(), strict=True)
-        return {"attention_mask": grown, **dict(past)}
+def stops(stop: str | Sequence[str]) -> tuple[str, ...]:
+    """Stop strings as a tuple. Raises InputError on an empty one, which every text holds."""
+    strings = (stop,) if isinstance(stop, str) else tuple(stop)
+    if any(not isinstance(one, str) or not one for one in strings):
+        raise InputError("A stop string is empty or not text.")
+    return strings
+
+
+def _check_layout(bundle: Bundle) -> None:
+    """Raises BundleError unless the signature is a KV buffer's and the prefix KV fits it."""
+    manifest = bundle.manifest
+    past, present = (
+        [spec for spec in side if spec.name.startswith(prefix)]
+        for side, prefix in (
+            (manifest.inputs, "past_key_values."),
+            (manifest.outputs, "present."),
+        )
+    )
+    shapes = {(len(s.shape), s.shape[1], s.shape[3]) for s in past if len(s.shape) == 4}
+    prefix, count = manifest.prompt.prefix_kv, manifest.prompt.num_virtual_tokens
+    # One shape for all layers, of numbers alone.
+    (shape,) = shapes if len(shapes) == 1 else ((0, "", ""),)
+    heads, width = shape[1:]
+    if (
+        not isinstance(heads, int)
+        or not isinstance(width, int)
+        or not len(past) == len(present) == len(manifest.outputs) - 1
+        or any(spec.dtype != "float32" for spec in (*past, *present, *manifest.outputs))
+        or not isinstance(manifest.outputs[0].shape[-1], int)
+        or (prefix is not None and prefix != (len(past) // 2, 2, heads, count, width))
+        or manifest.limits.max_sequence + count != manifest.limits.max_context
+    ):
+        raise BundleError(
+            f"{bundle.path}: its signature, prefix KV and limits do not describe one KV buffer.",
+            "Compile the checkpoint again.",
+        )
 
 
 def _prefix_kv(bundle: Bundle) -> NDArray[np.float32]:

@@ -34,8 +34,8 @@ class Tokenizer:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
 
-    def encode(self, text: str) -> Encoding:
-        encoding = self._tokenizer.encode(text)
+    def encode(self, text: str, add_special_tokens: bool = True) -> Encoding:
+        encoding = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
         return Encoding(
             encoding.ids,
             encoding.type_ids,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,3 +89,24 @@ class OrtSession:
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         values = self._session.run(self._outputs, dict(inputs))
         return dict(zip(self._outputs, values, strict=True))
+
+    def bind(
+        self, inputs: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]]
+    ) -> Callable[[], None]:
+        """Bind arrays by their memory; the function returned runs over what they then hold.
+
+        An array may be input and output at once. All must be contiguous and stay as they are.
+        """
+        binding = self._session.io_binding()
+        for bind, arrays in ((binding.bind_input, inputs), (binding.bind_output, outputs)):
+            for name, array in arrays.items():
+                assert array.flags.c_contiguous, name
+                bind(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        run = self._session.run_with_iobinding
+        # The closure keeps the arrays: the binding knows only their addresses.
+        kept = (inputs, outputs)
+
+        def step(_kept: object = kept) -> None:
+            run(binding)
+
+        return step

@@ -1,0 +1,217 @@
+"""Parts of a transformers model traced as the fused operators that engines have kernels for.
+
+A decoder's attention, rotary embedding and RMSNorm become one node each while it is traced,
+whatever its architecture, instead of being searched for in the exported graph afterwards.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import nn
+from transformers.cache_utils import Cache
+
+from ptdeploy.base import quiet_libraries
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+ATTENTION = "ptdeploy_gqa"
+# What a model passes to its attention without changing what the fused operator computes.
+_HARMLESS = {"dropout", "position_ids", "use_cache", "is_causal", "output_attentions"}
+
+
+class SharedCache(Cache):  # type: ignore[misc]
+    """Past and present KV in one buffer, as GroupQueryAttention updates it.
+
+    `past` holds keys and values by turns, each (batch, kv heads, slots, head dim). A row's slots
+    are filled from the first one on, `past_lengths` of them, int64 (batch,); slots and tokens
+    count alike, so a sliding window is one of tokens.
+    """
+
+    def __init__(
+        self, past: tuple[torch.Tensor, ...], past_lengths: torch.Tensor, new_tokens: int
+    ) -> None:
+        self.past = past
+        self.present: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.last_slot = (past_lengths + new_tokens - 1).to(torch.int32)
+        self.filled = (past_lengths.max() + new_tokens).to(torch.int32)
+        self.layers: list[Any] = []
+
+    def update(
+        self,
+        key_states: torch.Tensor,
+        value_states: torch.Tensor,
+        layer_idx: int,
+        *_: Any,
+        **__: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        # The operator writes them into the buffer itself.
+        return key_states, value_states
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return 0
+
+
+@dataclass
+class _Trace:
+    """The cache of the trace in progress, and why a layer could not be fused."""
+
+    cache: SharedCache | None = None
+    refused: str | None = None
+    layers: set[int] = field(default_factory=set)
+
+
+_TRACE = _Trace()
+
+
+def start(cache: SharedCache) -> None:
+    """Make `cache` the one that the fused attention reads and writes from here on."""
+    _TRACE.cache = cache
+    _TRACE.layers.clear()
+    _TRACE.refused = None
+
+
+def _attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    cache = _TRACE.cache
+    assert cache is not None, "only a program with a SharedCache is traced with this attention"
+    layer = int(cast("Any", module).layer_idx)
+    unknown = sorted(k for k in options.keys() - _HARMLESS if isinstance(options[k], torch.Tensor))
+    if unknown or attention_mask is not None:
+        _TRACE.refused = f"its attention takes {', '.join(unknown) or 'a mask of its own'}"
+    batch, heads, new, head_dim = query.shape
+    if value.shape[-1] != head_dim:
+        _TRACE.refused = "its values are narrower than its keys"
+
+    def flat(states: torch.Tensor) -> torch.Tensor:
+        return states.transpose(1, 2).reshape(batch, new, -1)
+
+    attributes: dict[str, Any] = {"num_heads": heads, "kv_num_heads": key.shape[1]}
+    attributes["scale"] = float(head_dim**-0.5 if scaling is None else scaling)
+    if sliding_window:
+        attributes["local_window_size"] = int(sliding_window)
+    if softcap:
+        attributes["softcap"] = float(softcap)
+    past = cache.past[2 * layer], cache.past[2 * layer + 1]
+    output, *present = torch.onnx.ops.symbolic_multi_out(
+        "com.microsoft::GroupQueryAttention",
+        (flat(query), flat(key), flat(value), *past, cache.last_slot, cache.filled),
+        attributes,
+        dtypes=(query.dtype,) * 3,
+        shapes=((batch, new, heads * head_dim), past[0].shape, past[1].shape),
+        version=1,
+    )
+    cache.present[layer] = (present[0], present[1])
+    _TRACE.layers.add(layer)
+    return output.view(batch, new, heads, head_dim), None
+
+
+def why_not_fused(model: PreTrainedModel, program: nn.Module, inputs: tuple[Any, ...]) -> str:
+    """Why a program with a SharedCache cannot be traced fused, or "" if all its layers can."""
+    with torch.no_grad(), quiet_libraries(), fused(model):
+        try:
+            program(*inputs)
+        except Exception as error:  # transformers' own code, on an attention it does not know
+            return f"its code does not take another attention ({type(error).__name__})"
+    if _TRACE.refused:
+        return _TRACE.refused
+    missing = int(model.config.num_hidden_layers) - len(_TRACE.layers)
+    return f"{missing} of its layers compute attention their own way" if missing else ""
+
+
+@contextmanager
+def fused(model: PreTrainedModel) -> Iterator[None]:
+    """Trace `model` with fused attention, rotary embedding and RMSNorm inside this block.
+
+    A rotary function or a norm is replaced only if the operator gives what it gives, tried on
+    random numbers; any other stays as the model computes it.
+    """
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    ALL_ATTENTION_FUNCTIONS.register(ATTENTION, _attention)
+    before = model.config._attn_implementation
+    model.set_attn_implementation(ATTENTION)
+    code = sys.modules[type(model).__module__]
+    rotary = getattr(code, "apply_rotary_pos_emb", None)
+    if rotary is not None and _is_half_rotary(rotary):
+        code.apply_rotary_pos_emb = _rotary  # type: ignore[attr-defined]
+    norms = [m for m in model.modules() if type(m).__name__.endswith("RMSNorm")]
+    for norm in norms:
+        if (operator := _norm_operator(norm)) is not None:
+            norm.forward = operator
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.__dict__.pop("forward", None)
+        if rotary is not None:
+            code.apply_rotary_pos_emb = rotary  # type: ignore[attr-defined]
+        model.set_attn_implementation(before)
+
+
+def _rotary(
+    q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *_: Any, **__: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    half = cos.shape[-1] // 2
+    cos, sin = cos[..., :half], sin[..., :half]
+    rotate = torch.onnx.ops.rotary_embedding
+    return rotate(q, cos, sin), rotate(k, cos, sin)
+
+
+def _is_half_rotary(function: Any) -> bool:
+    """Whether it rotates the first half of each head against the second, as the operator does."""
+    random = torch.Generator().manual_seed(0)
+    q, k = (torch.randn(2, heads, 3, 8, generator=random) for heads in (4, 2))
+    angles = torch.randn(2, 3, 4, generator=random)
+    cos, sin = (torch.cat([f(angles)] * 2, dim=-1) for f in (torch.cos, torch.sin))
+    try:
+        theirs = function(q, k, cos, sin)
+    except (TypeError, RuntimeError, ValueError):
+        return False
+    pairs = zip(_rotary(q, k, cos, sin), theirs, strict=True)
+    return all(torch.allclose(a, b, atol=1e-6) for a, b in pairs)
+
+
+def _norm_operator(norm: nn.Module) -> Any:
+    """The operator for an RMSNorm, its weight as the operator multiplies it, or None."""
+    weight = getattr(norm, "weight", None)
+    epsilon = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
+    if not isinstance(weight, torch.Tensor) or epsilon is None or weight.dim() != 1:
+        return None
+    x = torch.randn(3, weight.shape[0], generator=torch.Generator().manual_seed(0))
+    plain = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + float(epsilon))
+    with torch.no_grad():
+        theirs = type(norm).forward(norm, x)
+        # Gemma stores its weights as what is added to one.
+        for scale in (weight, nn.Parameter(1.0 + weight, requires_grad=False)):
+            if torch.allclose(theirs, plain * scale, atol=1e-5, rtol=1e-5):
+                break
+        else:
+            return None
+
+    def forward(hidden_states: torch.Tensor) -> torch.Tensor:
+        return torch.onnx.ops.symbolic(
+            "SimplifiedLayerNormalization",
+            (hidden_states, scale),
+            {"axis": -1, "epsilon": float(epsilon), "stash_type": 1},
+            dtype=hidden_states.dtype,
+            shape=hidden_states.shape,
+            version=1,
+        )
+
+    return forward

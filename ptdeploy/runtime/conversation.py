@@ -1,0 +1,107 @@
+"""Sessions: one sequence whose KV stays between turns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from threading import Event
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ptdeploy.errors import InputError
+from ptdeploy.runtime.generation import Generated, decode
+from ptdeploy.runtime.kv import KVBuffer
+
+if TYPE_CHECKING:
+    from ptdeploy.runtime.causal import CausalLM
+
+
+class Conversation:
+    """One sequence whose KV stays: text is appended, continued, rolled back and forked.
+
+    `token_ids` is its text so far, virtual tokens left out.
+    """
+
+    def __init__(self, engine: CausalLM, room: int) -> None:
+        self._engine, self._room = engine, room
+        self._kv = KVBuffer(
+            engine._session,
+            engine.manifest,
+            engine._prefix_kv,
+            1,
+            room + engine.manifest.prompt.num_virtual_tokens,
+        )
+        if engine._virtual.size:
+            self._kv.prefill(0, engine._virtual)
+        self._start = int(self._kv.lengths[0])
+        self.token_ids: list[int] = []
+
+    def append(self, inputs: str | Sequence[int]) -> None:
+        """Add text, or token ids, to the sequence. Raises InputError if it does not fit."""
+        given = [inputs] if isinstance(inputs, str) else [list(inputs)]
+        (encoding,) = self._engine.encode(given)
+        if len(self.token_ids) + len(encoding.ids) > self._room:
+            raise InputError(
+                f"{len(encoding.ids)} more tokens do not fit: the session has "
+                f"{len(self.token_ids)} of {self._room}.",
+                "Roll it back, or open one with a larger max_tokens.",
+            )
+        self.token_ids += encoding.ids
+        # All but the last are run now; that one runs when the sequence is continued.
+        self._feed(self.token_ids[:-1])
+
+    def generate(
+        self,
+        max_new_tokens: int | None = None,
+        *,
+        stop: str | Sequence[str] = (),
+        seed: int | None = None,
+        logprobs: bool = False,
+        cancel: Event | None = None,
+        **options: Any,
+    ) -> Generated:
+        """Continue the sequence and keep what was generated in it. Options as for the engine's."""
+        if not self.token_ids:
+            raise InputError("The session is empty.", "Append some text first.")
+        chosen = self._engine.options(max_new_tokens, options)
+        room = self._room - len(self.token_ids)
+        if max_new_tokens is not None and max_new_tokens > room:
+            raise InputError(
+                f"{max_new_tokens} new tokens do not fit: the session has room for {room}."
+            )
+        ids = np.asarray(self.token_ids, np.int64)
+        (row,) = self._engine._rows([ids], chosen, seed, stop, logprobs)
+        # The last token runs (again, after a rollback): its logits choose the next.
+        self._cut(len(self.token_ids) - 1)
+        logits = self._kv.prefill(0, ids[int(self._kv.lengths[0]) - self._start :])
+        for _ in decode(self._kv, logits, [row], min(chosen.max_new_tokens, room), cancel):
+            pass
+        self.token_ids += row.token_ids
+        self._cut(len(self.token_ids))
+        return row.result()
+
+    def rollback(self, tokens: int) -> None:
+        """Forget the last `tokens` tokens."""
+        if not 0 <= tokens <= len(self.token_ids):
+            raise InputError(f"The session has {len(self.token_ids)} tokens, not {tokens}.")
+        if tokens:
+            del self.token_ids[-tokens:]
+        self._cut(len(self.token_ids))
+
+    def fork(self) -> Conversation:
+        """Another sequence that goes on from here; the text so far is not run again."""
+        other = Conversation.__new__(Conversation)
+        other._engine, other._room, other._start = self._engine, self._room, self._start
+        engine = self._engine
+        other._kv = KVBuffer(engine._session, engine.manifest, engine._prefix_kv, 1, self._kv.slots)
+        other._kv.copy_row(0, self._kv, 0, self._kv.prefix)
+        other.token_ids = list(self.token_ids)
+        return other
+
+    def _feed(self, ids: Sequence[int]) -> None:
+        rest = ids[int(self._kv.lengths[0]) - self._start :]
+        if rest:
+            self._kv.prefill(0, np.asarray(rest, np.int64))
+
+    def _cut(self, tokens: int) -> None:
+        self._kv.lengths[0] = min(int(self._kv.lengths[0]), self._start + tokens)
