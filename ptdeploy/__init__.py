@@ -19,6 +19,7 @@ from ptdeploy.errors import (
     TargetUnavailable,
 )
 from ptdeploy.progress import Progress
+from ptdeploy.rounding import Rounding
 
 if TYPE_CHECKING:
     from ptdeploy.bundle import Bundle
@@ -35,6 +36,7 @@ __all__ = [
     "OutputError",
     "ParityError",
     "PtdeployError",
+    "Rounding",
     "TargetUnavailable",
     "compile",
     "load",
@@ -57,6 +59,7 @@ def compile(
     freeze_kv: bool = True,
     max_batch: int | None = None,
     max_context: int | None = None,
+    rounding: Rounding | None = None,
     progress: Progress | None = None,
 ) -> Bundle:
     """Compile a P-Tuned checkpoint into a verified bundle.
@@ -66,6 +69,8 @@ def compile(
     "cpu" or "cuda"; `precision` the target's default unless told. `labels` names the classes.
     For CAUSAL_LM the virtual tokens are frozen as prefix KV unless `freeze_kv` is False, and the
     KV buffer is bounded to `max_batch` rows of `max_context` tokens, virtual tokens included.
+    `rounding` has the options of the precisions "int8" and "int4", which are accepted or refused
+    on agreement and perplexity against the reference on text.
     The bundle is written to `output` atomically, after parity with PEFT on PyTorch was shown.
     Raises CheckpointError, BaseModelError, BundleError, InputError, OutputError, ParityError or
     TargetUnavailable; then no bundle is written and an older one is kept.
@@ -86,6 +91,7 @@ def compile(
         freeze_kv=freeze_kv,
         max_batch=max_batch,
         max_context=max_context,
+        rounding=rounding,
         progress=progress or Progress(quiet=True),
     )
 
@@ -116,12 +122,20 @@ def verify(
     )
 
 
-def load(bundle: str | Path, *, device: str | None = None, threads: int | None = None) -> Engine:
+def load(
+    bundle: str | Path,
+    *,
+    device: str | None = None,
+    threads: int | None = None,
+    map_weights: bool = False,
+) -> Engine:
     """Open a bundle: a Classifier, TokenClassifier or CausalLM, with numpy and its engine alone.
 
     `device` is the one it was compiled for unless told; `threads` the engine's own default.
+    On a CPU `map_weights` leaves the weights in their file instead of copying them into the layout
+    that runs fastest: it opens at once and processes share the memory, but each token takes longer.
     Raises BundleError if the bundle is damaged, TargetUnavailable if its engine cannot run here.
     """
     from ptdeploy.runtime import load
 
-    return load(bundle, device=device, threads=threads)
+    return load(bundle, device=device, threads=threads, map_weights=map_weights)

@@ -70,12 +70,15 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Quantization(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How weights are stored: `bits` each, in blocks of `block_size` along a column with one scale.
 
-    `accuracy_level` is ONNX Runtime's for MatMulNBits: 1 computes in fp32, 4 in int8.
+    `accuracy_level` is ONNX Runtime's for MatMulNBits: 1 computes in fp32, 4 in int8. The last two
+    are what the engine had to reach against the reference on text to be accepted.
     """
 
     bits: int
     block_size: int
     accuracy_level: int
+    min_agreement: float
+    max_perplexity_ratio: float
 
 
 class ParitySummary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -125,6 +128,12 @@ class Bundle:
             if entry.role == role:
                 return self.path / entry.path
         return None
+
+
+def check_hashes(bundle: Bundle) -> None:
+    """Hash every file. Raises BundleError on the first whose SHA-256 is not the manifest's."""
+    for entry in bundle.manifest.files:
+        _check_hash(bundle.path / entry.path, entry)
 
 
 def is_bundle(path: Path) -> bool:
@@ -320,7 +329,12 @@ def _check_file(folder: Path, entry: FileEntry, hashes: bool) -> None:
             f"{file}: has {size} bytes, but the manifest says {entry.size}.",
             "The file is damaged. Copy the whole bundle folder again.",
         )
-    if hashes and _sha256(file) != entry.sha256:
+    if hashes:
+        _check_hash(file, entry)
+
+
+def _check_hash(file: Path, entry: FileEntry) -> None:
+    if _sha256(file) != entry.sha256:
         raise BundleError(
             f"{file}: its SHA-256 is not the manifest's.",
             "The file was changed or damaged. Copy the whole bundle folder again.",

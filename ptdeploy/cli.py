@@ -20,6 +20,7 @@ from ptdeploy.progress import Progress
 from ptdeploy.targets import DEVICES, TARGETS
 
 if TYPE_CHECKING:
+    from ptdeploy.parity.quality import Quality
     from ptdeploy.task import Task
 
 _TASKS = ("SEQ_CLS", "TOKEN_CLS", "CAUSAL_LM")
@@ -73,6 +74,13 @@ def _compile(arguments: argparse.Namespace) -> int:
         freeze_kv=arguments.freeze_kv,
         max_batch=arguments.max_batch,
         max_context=arguments.max_context,
+        rounding=ptdeploy.Rounding(
+            block_size=arguments.block_size,
+            accuracy_level=arguments.accuracy_level,
+            min_agreement=arguments.min_agreement,
+            max_perplexity_ratio=arguments.max_perplexity_ratio,
+            quality_text=arguments.quality_text,
+        ),
         progress=_progress(arguments),
     )
     manifest, parity = bundle.manifest, bundle.manifest.parity
@@ -93,7 +101,7 @@ def _compile(arguments: argparse.Namespace) -> int:
         f"bundle    {bundle.path}, {megabytes(size)}, {manifest.target} {manifest.precision} on "
         f"{manifest.device}\n"
         f"parity    max abs {parity.max_abs:.2g} over {parity.cases} cases, top-1 agreement "
-        f"{parity.top1_agreement:.2%}\n"
+        f"{parity.top1_agreement:.2%}{_ratio(parity.perplexity_ratio)}\n"
         f"          against {parity.reference}\n"
         f"run it    ptdeploy run {bundle.path} {ask}\n"
         f'          ptdeploy.load("{bundle.path}") in Python, without torch'
@@ -135,11 +143,27 @@ def _verify(arguments: argparse.Namespace) -> int:
         print(f"greedy tokens, row of {one.length}: {one.agreed} of {one.total} agree")
     if report.texts_total:
         print(f"tokenizer: {report.texts_agreed} of {report.texts_total} texts encode alike")
-    print(f"allowed max abs {report.largest_allowed:.2g}; reference: {report.reference}")
+    if report.quality is not None:
+        print(_rounded(report.quality))
+    bound = "" if report.largest_allowed is None else f"max abs {report.largest_allowed:.2g}; "
+    print(f"allowed {bound}reference: {report.reference}" if bound else report.reference)
+    for failure in () if report.passed else report.failures():
+        print(f"departs: {failure}")
     for note in report.notes:
         print(f"note: {note}")
     print("parity holds" if report.passed else "PARITY DEPARTS")
     return 0 if report.passed else 1
+
+
+def _ratio(ratio: float | None) -> str:
+    return "" if ratio is None else f", perplexity {ratio:.3f} times the reference's"
+
+
+def _rounded(quality: Quality) -> str:
+    return (
+        f"rounded weights on {quality.judged_on}: top-1 agreement {quality.top1_agreement:.2%} at "
+        f"{quality.positions} positions of {quality.texts} texts{_ratio(quality.perplexity_ratio)}"
+    )
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -147,7 +171,12 @@ def _run(arguments: argparse.Namespace) -> int:
     from ptdeploy.runtime import CausalLM, Classifier, TokenClassifier
 
     inputs = _run_inputs(arguments)
-    engine = ptdeploy.load(arguments.bundle, device=arguments.device, threads=arguments.threads)
+    engine = ptdeploy.load(
+        arguments.bundle,
+        device=arguments.device,
+        threads=arguments.threads,
+        map_weights=arguments.map_weights,
+    )
     if isinstance(engine, CausalLM):
         return _run_causal(arguments, engine, inputs)
     for name, value in _generation(arguments).items():
@@ -318,7 +347,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--target", required=True, choices=sorted(TARGETS), help="what is to run it")
     sub.add_argument("-o", "--output", metavar="BUNDLE", help="default: ./NAME.TARGET.bundle")
     sub.add_argument("--device", choices=DEVICES, default="cpu", help="default: cpu")
-    sub.add_argument("--precision", metavar="TYPE", help="default: fp32")
+    sub.add_argument("--precision", metavar="TYPE", help="fp32 (default), int8 or int4")
     sub.add_argument("--labels", metavar="A,B,C|FILE", help="class names, by index")
     sub.add_argument("--task", choices=_TASKS, help="for a state dict without adapter_config.json")
     sub.add_argument("--force", action="store_true", help="replace a bundle that is there")
@@ -332,6 +361,22 @@ def _parser() -> argparse.ArgumentParser:
     causal.add_argument("--max-batch", type=int, metavar="N", help="most rows of one request")
     causal.add_argument(
         "--max-context", type=int, metavar="N", help="most tokens of a row, with virtual tokens"
+    )
+    rounding = sub.add_argument_group(
+        "int8 and int4", "Rounded weights are accepted or refused on text, against PyTorch in fp32."
+    )
+    rounding.add_argument("--block-size", type=int, metavar="N", help="weights a scale; default 32")
+    rounding.add_argument(
+        "--accuracy-level", type=int, metavar="L", help="1 computes in fp32, 4 in int8 (default)"
+    )
+    rounding.add_argument(
+        "--min-agreement", type=float, metavar="A", help="top-1; default: int8 0.97, int4 0.80"
+    )
+    rounding.add_argument(
+        "--max-perplexity-ratio", type=float, metavar="R", help="default: int8 1.02, int4 1.15"
+    )
+    rounding.add_argument(
+        "--quality-text", metavar="FILE", help="judge on this, a text a line; default: our own"
     )
     checkpoint_options(sub)
     long_options(sub)
@@ -356,6 +401,11 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--truncate", action="store_true", help="cut texts that are too long")
     sub.add_argument("--device", choices=DEVICES, help="default: the bundle's")
     sub.add_argument("--threads", type=int, metavar="N", help="default: the engine's")
+    sub.add_argument(
+        "--map-weights",
+        action="store_true",
+        help="leave weights in the file: opens fast, runs slower",
+    )
     causal = sub.add_argument_group("causal models", "What is not given is the model's default.")
     for name, settings in _GENERATION.items():
         causal.add_argument(f"--{name.replace('_', '-')}", **settings)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -21,9 +23,13 @@ from ptdeploy.errors import InputError, ParityError, TargetUnavailable
 from ptdeploy.parity.compare import ParityReport, compare
 from ptdeploy.parity.reference import Reference, load_reference, save_reference
 from ptdeploy.progress import Progress
+from ptdeploy.rounding import Rounding, quantization_for, read_texts
 from ptdeploy.runtime import open_engine
 from ptdeploy.targets import Target, get_target
 from ptdeploy.task import Task
+
+if TYPE_CHECKING:
+    from ptdeploy.parity.quality import JudgedText
 
 REFERENCE_STAGE = "run PEFT on PyTorch, each row alone"
 
@@ -43,10 +49,13 @@ def compile_checkpoint(
     freeze_kv: bool = True,
     max_batch: int | None = None,
     max_context: int | None = None,
+    rounding: Rounding | None = None,
     progress: Progress,
 ) -> Bundle:
     """See ptdeploy.compile."""
     engine_target, precision = _check_target(target, device, precision)
+    quantization = quantization_for(precision, rounding or Rounding())
+    texts = read_texts(rounding.quality_text) if rounding and rounding.quality_text else None
     destination = Path(output) if output else default_destination(checkpoint, target)
     check_destination(destination, force)
 
@@ -59,7 +68,7 @@ def compile_checkpoint(
         from ptdeploy.passes import PassContext, run_passes
         from ptdeploy.program import build_program, needs_prefix_kv
         from ptdeploy.prompt import freeze, save_prompt
-        from ptdeploy.texts import find_tokenizer, save_text_files, with_texts
+        from ptdeploy.texts import find_tokenizer, judged_text, save_text_files, with_texts
 
         found = resolve_base(source, base)
     with progress.stage(f"load the base model {found.name}"):
@@ -79,7 +88,7 @@ def compile_checkpoint(
         )
         graph = to_onnx(program)
     with progress.stage("optimise the graph"):
-        graph = run_passes(graph, PassContext(program.signature))
+        graph = run_passes(graph, PassContext(program.signature, quantization))
     with stage_bundle(destination) as staging:
         with progress.stage(f"build the {target} engine"):
             files: tuple[FileEntry, ...] = engine_target.build(graph, staging)
@@ -96,7 +105,7 @@ def compile_checkpoint(
             device=device,
             precision=precision,
             graph=route,
-            quantization=None,
+            quantization=quantization,
             freeze_kv=freeze_kv,
             limits=bounds,
             files=files,
@@ -104,9 +113,15 @@ def compile_checkpoint(
         # The reference loads the model a second time, its own way; two at once would be one too
         # many for a large model.
         del graph, program, model
+        gc.collect()
         with progress.stage(REFERENCE_STAGE):
-            reference = with_texts(compute_reference(source, found, manifest.limits), tokenizer)
+            judged = None
+            if quantization is not None:
+                judged = judged_text(tokenizer, manifest.limits, texts)
+            computed = compute_reference(source, found, manifest.limits, judged)
+            reference = with_texts(computed, tokenizer)
             files += (staged(save_reference(reference, staging), "reference"),)
+        gc.collect()
         with progress.stage("check parity"):
             report = compare(open_engine(Bundle(staging, manifest)), reference)
         _refuse_departure(report)
@@ -148,7 +163,8 @@ def verify_bundle(
         if dict(source.files) != bundle.manifest.source.files:
             notes.append("the checkpoint's files are not those the bundle was compiled from.")
         with progress.stage(REFERENCE_STAGE):
-            reference = compute_reference(source, found, bundle.manifest.limits)
+            judged = _stored_text(bundle) if bundle.manifest.quantization else None
+            reference = compute_reference(source, found, bundle.manifest.limits, judged)
             if engine.tokenizer is not None:
                 reference = with_texts(reference, find_tokenizer(source, found))
     with progress.stage("check parity"):
@@ -203,12 +219,23 @@ def _stored_reference(bundle: Bundle) -> Reference:
     return load_reference(stored)
 
 
+def _stored_text(bundle: Bundle) -> JudgedText:
+    from ptdeploy.parity.quality import JudgedText
+
+    stored = _stored_reference(bundle)
+    return JudgedText(tuple(row.ids for row in stored.judged), stored.judged_on)
+
+
 def _refuse_departure(report: ParityReport) -> None:
     if report.passed:
         return
     failures = report.failures()
+    bound = "" if report.largest_allowed is None else f" by more than {report.largest_allowed:.2g}"
     raise ParityError(
-        f"The engine departs from {report.reference} by more than {report.largest_allowed:.2g}; "
-        "no bundle was written.\n  " + "\n  ".join(failures[:8]),
-        "The README's support table lists the architectures that are tested.",
+        f"The engine departs from {report.reference}{bound}; no bundle was written.\n  "
+        + "\n  ".join(failures[:8]),
+        "The README's support table lists the architectures that are tested."
+        if report.quality is None
+        else "Try more bits or a smaller --block-size, judge it on your own text with "
+        "--quality-text, or accept less.",
     )

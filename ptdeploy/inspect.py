@@ -145,7 +145,12 @@ def _describe_bundle(facts: dict[str, Any]) -> str:
             if parity is None
             else f"{'passed' if parity['passed'] else 'FAILED'}: max abs {parity['max_abs']:.2g} "
             f"over {parity['cases']} cases, top-1 agreement {parity['top1_agreement']:.2%}, "
-            f"against {parity['reference']}",
+            + (
+                f"perplexity {parity['perplexity_ratio']:.3f} times the reference's, "
+                if parity["perplexity_ratio"] is not None
+                else ""
+            )
+            + f"against {parity['reference']}",
         ),
         ("made with", ", ".join(f"{name} {v}" for name, v in facts["versions"].items())),
     ]

@@ -162,6 +162,7 @@ def fused(model: PreTrainedModel) -> Iterator[None]:
         if rotary is not None:
             code.apply_rotary_pos_emb = rotary  # type: ignore[attr-defined]
         model.set_attn_implementation(before)
+        _TRACE.cache = None
 
 
 def _rotary(

@@ -6,9 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ptdeploy.base import BaseModel, quiet_libraries
-from ptdeploy.bundle import FileEntry, staged
+from ptdeploy.bundle import FileEntry, Limits, staged
 from ptdeploy.checkpoint import Checkpoint
+from ptdeploy.errors import InputError
+from ptdeploy.parity.prose import PROSE
+from ptdeploy.parity.quality import JudgedText
 from ptdeploy.parity.reference import Reference
 from ptdeploy.runtime import chat
 
@@ -16,6 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 TOKENIZER_NAME = "tokenizer.json"
+_JUDGED_TEXTS, _JUDGED_TOKENS = 64, 128
 
 _TEXTS = (
     "The engine starts on the first try.",
@@ -64,6 +70,28 @@ def save_text_files(tokenizer: PreTrainedTokenizerFast, folder: Path) -> tuple[F
         name = chat.save(chat.ChatTemplate(template, special), folder)
         entries.append(staged(name, "chat_template"))
     return tuple(entries)
+
+
+def judged_text(
+    tokenizer: PreTrainedTokenizerFast | None, limits: Limits, texts: tuple[str, ...] | None
+) -> JudgedText:
+    """What rounded weights are judged on: the given texts, else ours, each cut to 128 tokens.
+
+    Without a tokenizer it is random tokens, and says so. Raises InputError if texts were given
+    but cannot be encoded, or none is two tokens long.
+    """
+    longest = min(_JUDGED_TOKENS, limits.max_sequence)
+    if tokenizer is None:
+        if texts is not None:
+            raise InputError("--quality-text needs a tokenizer, and none was found.")
+        random = np.random.default_rng(11_26)
+        ids = [random.integers(0, limits.vocab_size, longest, np.int64) for _ in range(8)]
+        return JudgedText(tuple(ids), "random tokens (no tokenizer was found)")
+    encoded = [np.asarray(tokenizer(text)["input_ids"], np.int64) for text in texts or PROSE]
+    rows = tuple(row[:longest] for row in encoded if row.size > 1)[:_JUDGED_TEXTS]
+    if not rows:
+        raise InputError("--quality-text: no line is at least two tokens long.")
+    return JudgedText(rows, "the given text" if texts else "ptdeploy's own text")
 
 
 def with_texts(reference: Reference, tokenizer: PreTrainedTokenizerFast | None) -> Reference:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ptdeploy.bundle import ParitySummary
+from ptdeploy.bundle import ParitySummary, Quantization
 from ptdeploy.parity.cases import batches, pad
+from ptdeploy.parity.quality import Quality, judge
 from ptdeploy.parity.reference import Reference, Row
 from ptdeploy.runtime import CausalLM, Engine
 
 
 class Thresholds(msgspec.Struct, frozen=True):
-    """What one precision may cost.
+    """What a precision that rounds no weights may cost.
 
     A logits difference may reach `max_abs` + `relative` times the largest reference logit; `kl` is
     in nats. Top-1 and greedy tokens must agree wherever the reference's own margin is larger than
@@ -29,6 +31,8 @@ class Thresholds(msgspec.Struct, frozen=True):
 
 
 THRESHOLDS = {"fp32": Thresholds(max_abs=1e-5, relative=1e-5, cosine=0.99999, kl=1e-6)}
+# Rounded weights are judged by what they do to text; the cases only have to be finite.
+_ROUNDED = Thresholds(max_abs=math.inf, relative=0, cosine=-1, kl=math.inf)
 
 
 class CaseResult(msgspec.Struct, frozen=True):
@@ -61,12 +65,14 @@ class ParityReport(msgspec.Struct, frozen=True):
     device: str
     precision: str
     reference: str
-    thresholds: Thresholds
-    largest_allowed: float
+    thresholds: Thresholds | None
+    largest_allowed: float | None
     cases: tuple[CaseResult, ...]
     greedy: tuple[GreedyResult, ...]
     texts_agreed: int
     texts_total: int
+    quality: Quality | None
+    quality_allowed: Quantization | None
     notes: tuple[str, ...]
 
     @property
@@ -78,8 +84,14 @@ class ParityReport(msgspec.Struct, frozen=True):
         return min(case.top1_agreement for case in self.cases)
 
     def summary(self) -> ParitySummary:
+        quality = self.quality
         return ParitySummary(
-            self.passed, len(self.cases), self.max_abs, self.top1_agreement, self.reference
+            self.passed,
+            len(self.cases),
+            self.max_abs,
+            self.top1_agreement if quality is None else quality.top1_agreement,
+            self.reference,
+            None if quality is None else quality.perplexity_ratio,
         )
 
     def failures(self) -> list[str]:
@@ -100,12 +112,13 @@ class ParityReport(msgspec.Struct, frozen=True):
                 f"tokenizer: {self.texts_total - self.texts_agreed} of {self.texts_total} texts "
                 "give other token ids"
             )
-        return lines
+        return lines + rounding_failures(self.quality, self.quality_allowed)
 
 
 def compare(engine: Engine, reference: Reference, notes: Sequence[str] = ()) -> ParityReport:
     """Run every case through the engine and hold it against the reference's rows alone."""
-    thresholds = THRESHOLDS[engine.manifest.precision]
+    rounded = engine.manifest.quantization
+    thresholds = _ROUNDED if rounded else THRESHOLDS[engine.manifest.precision]
     scale = max(float(np.abs(row.logits).max()) for row in reference.rows)
     allowed = thresholds.max_abs + thresholds.relative * scale
     cases = []
@@ -124,22 +137,48 @@ def compare(engine: Engine, reference: Reference, notes: Sequence[str] = ()) -> 
             "PEFT's own left-padded batch departs from its rows alone by "
             f"{reference.padded_departure:.2g}; the reference here is each row alone.",
         )
+    quality = judge(engine, reference) if rounded else None
     return ParityReport(
         passed=all(case.passed for case in cases)
         and all(one.passed for one in greedy)
-        and agreed == len(reference.texts),
+        and agreed == len(reference.texts)
+        and not rounding_failures(quality, rounded),
         target=engine.manifest.target,
         device=engine.manifest.device,
         precision=engine.manifest.precision,
         reference=reference.made_by,
-        thresholds=thresholds,
-        largest_allowed=allowed,
+        thresholds=None if rounded else thresholds,
+        largest_allowed=None if rounded else allowed,
         cases=tuple(cases),
         greedy=greedy,
         texts_agreed=agreed,
         texts_total=len(reference.texts),
+        quality=quality,
+        quality_allowed=rounded,
         notes=tuple(notes),
     )
+
+
+def rounding_failures(quality: Quality | None, allowed: Quantization | None) -> list[str]:
+    """Where an engine with rounded weights falls short of what its manifest asks for, in words."""
+    if allowed is None:
+        return []
+    if quality is None:
+        return ["the reference holds no text to judge rounded weights on"]
+    lines = []
+    # NaN compares false with everything, so each bound is written as what must hold.
+    if not quality.top1_agreement >= allowed.min_agreement:
+        lines.append(
+            f"top-1 agreement {quality.top1_agreement:.4f} on {quality.judged_on}, "
+            f"but {allowed.min_agreement} is asked for (--min-agreement)"
+        )
+    ratio = quality.perplexity_ratio
+    if ratio is not None and not ratio <= allowed.max_perplexity_ratio:
+        lines.append(
+            f"perplexity {ratio:.4f} times the reference's on {quality.judged_on}, "
+            f"but at most {allowed.max_perplexity_ratio} is asked for (--max-perplexity-ratio)"
+        )
+    return lines
 
 
 def _measure(

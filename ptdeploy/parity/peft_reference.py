@@ -14,6 +14,7 @@ from ptdeploy.checkpoint import Checkpoint
 from ptdeploy.checkpoint.peft_adapter import WEIGHT_NAMES
 from ptdeploy.checkpoint.tensors import read_tensors
 from ptdeploy.parity.cases import make_rows, pad
+from ptdeploy.parity.quality import JudgedText, text_row
 from ptdeploy.parity.reference import Greedy, Reference, Row
 from ptdeploy.task import Task
 
@@ -61,8 +62,12 @@ def compute_reference(
     checkpoint: Checkpoint,
     base: BaseModel,
     limits: Limits,
+    judged: JudgedText | None = None,
 ) -> Reference:
-    """Run PEFT on every row alone: logits, and for a causal model a greedy continuation."""
+    """Run PEFT on every row alone: logits, and for a causal model a greedy continuation.
+
+    `judged` is what a rounded engine will be judged on.
+    """
     import peft
     import torch
 
@@ -76,11 +81,17 @@ def compute_reference(
             chosen = [rows[i] for i in _GREEDY_ROWS if i < len(rows)]
             greedy = tuple(_greedy(model, ids, limits.max_sequence) for ids in chosen)
             departure = _padded_departure(model, chosen)
+        texts = tuple(
+            text_row(ids, _logits(model, checkpoint, ids), checkpoint.task)
+            for ids in (judged.rows if judged else ())
+        )
     return Reference(
         computed,
         tuple(one for one in greedy if one.tokens.size),
         made_by=f"PEFT {peft.__version__} on PyTorch {torch.__version__}, fp32, each row alone",
         padded_departure=departure,
+        judged=texts,
+        judged_on=judged.source if judged else "",
     )
 
 

@@ -38,6 +38,19 @@ class Greedy:
 
 
 @dataclass(frozen=True)
+class TextRow:
+    """A text a rounded engine is judged on: its ids, and the reference's answer at each position.
+
+    `top1` int64 (positions,) is the likeliest token or class, one for SEQ_CLS. `nll` float32
+    (tokens - 1,) is how surprising each next token was, in nats; empty but for CAUSAL_LM.
+    """
+
+    ids: NDArray[np.int64]
+    top1: NDArray[np.int64]
+    nll: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
 class Reference:
     """What an engine must give. `made_by` says what computed it."""
 
@@ -47,6 +60,8 @@ class Reference:
     text_ids: tuple[tuple[int, ...], ...] = ()
     made_by: str = ""
     padded_departure: float | None = None
+    judged: tuple[TextRow, ...] = field(repr=False, default=())
+    judged_on: str = ""
 
 
 class _Metadata(msgspec.Struct, forbid_unknown_fields=True):
@@ -55,6 +70,8 @@ class _Metadata(msgspec.Struct, forbid_unknown_fields=True):
     padded_departure: float | None
     rows: int
     greedy: int
+    judged: int
+    judged_on: str
 
 
 def save_reference(reference: Reference, folder: Path) -> str:
@@ -72,6 +89,10 @@ def save_reference(reference: Reference, folder: Path) -> str:
         tensors[f"greedy.{i:03}.ids"] = one.ids
         tensors[f"greedy.{i:03}.tokens"] = one.tokens
         tensors[f"greedy.{i:03}.margins"] = one.margins
+    for i, text in enumerate(reference.judged):
+        tensors[f"judged.{i:03}.ids"] = text.ids
+        tensors[f"judged.{i:03}.top1"] = text.top1
+        tensors[f"judged.{i:03}.nll"] = text.nll
     for i, ids in enumerate(reference.text_ids):
         tensors[f"texts.{i:03}.ids"] = np.asarray(ids, np.int64)
     metadata = _Metadata(
@@ -80,6 +101,8 @@ def save_reference(reference: Reference, folder: Path) -> str:
         reference.padded_departure,
         len(reference.rows),
         len(reference.greedy),
+        len(reference.judged),
+        reference.judged_on,
     )
     save_file(
         {name: np.ascontiguousarray(value) for name, value in tensors.items()},
@@ -116,6 +139,15 @@ def load_reference(path: Path) -> Reference:
                 ),
                 made_by=metadata.made_by,
                 padded_departure=metadata.padded_departure,
+                judged=tuple(
+                    TextRow(
+                        get(f"judged.{i:03}.ids"),
+                        get(f"judged.{i:03}.top1"),
+                        get(f"judged.{i:03}.nll"),
+                    )
+                    for i in range(metadata.judged)
+                ),
+                judged_on=metadata.judged_on,
             )
     except (SafetensorError, KeyError, TypeError, OSError, msgspec.DecodeError) as error:
         raise BundleError(f"{path}: not a stored reference ({error}).") from None

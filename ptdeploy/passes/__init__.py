@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ptdeploy.bundle import Quantization
 from ptdeploy.program import Signature
 
 if TYPE_CHECKING:
@@ -13,20 +14,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PassContext:
-    """What a pass may know beside the graph: the signature it must keep."""
+    """What a pass may know beside the graph.
+
+    The signature it must keep, how weights are to be stored (None: as they are), and whether the
+    engine knows ONNX Runtime's own operators.
+    """
 
     signature: Signature
+    quantization: Quantization | None = None
+    custom_operators: bool = True
 
 
 def run_passes(model: ir.Model, context: PassContext) -> ir.Model:
     """Run every pass in order.
 
     fold: constants folded, dead nodes and repeated work dropped. deduplicate: one copy of equal
-    weights. declare: inputs and outputs get the signature's names, types and axes. anonymise:
+    weights. head: large weights are read the way round they lie. quantise: constant matrices in a
+    few bits. declare: inputs and outputs get the signature's names, types and axes. anonymise:
     nothing of the machine that exported stays in the file.
     """
-    from ptdeploy.passes import anonymise, declare, deduplicate, fold
+    from ptdeploy.passes import anonymise, declare, deduplicate, fold, head, quantise
 
-    for one in (fold, deduplicate, declare, anonymise):
+    for one in (fold, deduplicate, head, quantise, declare, anonymise):
         model = one.run(model, context)
     return model

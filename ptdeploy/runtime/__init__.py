@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from ptdeploy.bundle import Bundle, read_bundle
+from ptdeploy.bundle import Bundle, check_hashes, read_bundle
 from ptdeploy.runtime.causal import CausalLM
 from ptdeploy.runtime.classifier import Classifier, TokenClassifier
 from ptdeploy.runtime.engine import Engine
@@ -19,19 +20,39 @@ ENGINES: dict[Task, type[Engine]] = {
 }
 
 
-def load(path: str | Path, device: str | None = None, threads: int | None = None) -> Engine:
+def load(
+    path: str | Path,
+    device: str | None = None,
+    threads: int | None = None,
+    map_weights: bool = False,
+) -> Engine:
     """Open a bundle as a Classifier, a TokenClassifier or a CausalLM, by its task.
 
     `device` is the one it was compiled for unless told; `threads` is the engine's own default.
+    `map_weights` leaves a CPU's weights in their file, which processes then share.
     Raises BundleError if the bundle is damaged, TargetUnavailable if its engine cannot run here.
     """
-    return open_engine(read_bundle(path), device, threads)
+    bundle = read_bundle(path, hashes=False)
+    # Hashing gigabytes takes as long as opening them, so both run at once. A damaged file is
+    # reported as that, whatever the engine said of it; no engine is given out before its hash.
+    with ThreadPoolExecutor(1) as pool:
+        hashed = pool.submit(check_hashes, bundle)
+        try:
+            return open_engine(bundle, device, threads, map_weights)
+        finally:
+            hashed.result()
 
 
-def open_engine(bundle: Bundle, device: str | None = None, threads: int | None = None) -> Engine:
+def open_engine(
+    bundle: Bundle,
+    device: str | None = None,
+    threads: int | None = None,
+    map_weights: bool = False,
+) -> Engine:
     """Open a bundle that was read already."""
     manifest = bundle.manifest
-    session = get_target(manifest.target).load(bundle, device or manifest.device, threads)
+    target = get_target(manifest.target)
+    session = target.load(bundle, device or manifest.device, threads, map_weights)
     return ENGINES[manifest.task](bundle, session, load_tokenizer(bundle))
 
 

@@ -48,7 +48,7 @@ class Target(Protocol):
         """Write the engine files into `folder` and list them."""
         ...
 
-    def load(self, bundle: Bundle, device: str, threads: int | None) -> Session:
+    def load(self, bundle: Bundle, device: str, threads: int | None, map_weights: bool) -> Session:
         """Open a bundle's engine. Raises TargetUnavailable, never falls back to another device."""
         ...
 

@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 MODEL, WEIGHTS = "model.onnx", "model.onnx.data"
+# Smaller constants stay inside the model file.
+_INLINE = 256
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _EXTRAS = {"cpu": "pip install 'ptdeploy[cpu]'", "cuda": "pip install 'ptdeploy[cuda]'"}
 
 
 def precisions() -> tuple[str, ...]:
-    return ("fp32",)
+    return ("fp32", "int8", "int4")
 
 
 def unavailable(device: str) -> tuple[str, str] | None:
@@ -42,21 +44,52 @@ def build(model: ir.Model, folder: Path) -> tuple[FileEntry, ...]:
     """Write `model.onnx` and its external data."""
     import onnx_ir as ir
 
-    ir.save(model, folder / MODEL, external_data=WEIGHTS, size_threshold_bytes=256)
+    large = [
+        value
+        for value in model.graph.initializers.values()
+        if value.const_value is not None and value.const_value.nbytes > _INLINE
+    ]
+    # Two names may have one tensor: then both point at the same bytes of the file.
+    tensors = {id(value.const_value): value.const_value for value in large}
+    if tensors:
+        written = ir.external_data.convert_tensors_to_external(
+            [tensor for tensor in tensors.values() if tensor is not None], folder, WEIGHTS
+        )
+        places = dict(zip(tensors, written, strict=True))
+        for value in large:
+            place = places[id(value.const_value)]
+            value.const_value = ir.ExternalTensor(
+                place.location,
+                place.offset,
+                place.length,
+                place.dtype,
+                shape=place.shape,
+                name=value.name or "",
+                base_dir=folder,
+            )
+    ir.save(model, folder / MODEL)
     entries = [staged(MODEL, "model")]
     if (folder / WEIGHTS).exists():
         entries.append(staged(WEIGHTS, "weights"))
     return tuple(entries)
 
 
-def load(bundle: Bundle, device: str, threads: int | None = None) -> OrtSession:
-    """Open the engine on `device`. Raises TargetUnavailable if the provider does not start."""
+def load(
+    bundle: Bundle, device: str, threads: int | None = None, map_weights: bool = False
+) -> OrtSession:
+    """Open the engine on `device`. Raises TargetUnavailable if the provider does not start.
+
+    ONNX Runtime copies a CPU's weights into the layout its products are fastest with, unless
+    `map_weights` leaves them in the file, mapped.
+    """
     if problem := unavailable(device):
         raise TargetUnavailable(*problem)
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    if map_weights:
+        options.add_session_config_entry("session.disable_prepacking", "1")
     if threads is not None:
         options.intra_op_num_threads = threads
     model = bundle.file("model")

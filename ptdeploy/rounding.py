@@ -1,0 +1,80 @@
+"""How weights are rounded, and what that may cost: the request, checked before any work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from ptdeploy.bundle import Quantization
+from ptdeploy.errors import InputError
+
+_BITS = {"int8": 8, "int4": 4}
+# What round-to-nearest in blocks of 32 keeps on models that were trained, with some room.
+_KEEPS = {"int8": (0.97, 1.02), "int4": (0.80, 1.15)}
+_BLOCK_SIZES = (16, 32, 64, 128, 256)
+_ACCURACY_LEVELS = (1, 4)
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """Options of the precisions int8 and int4; None is the precision's own default.
+
+    `quality_text` is a UTF-8 file with one text a line, to judge the engine on instead of ours.
+    """
+
+    block_size: int | None = None
+    accuracy_level: int | None = None
+    min_agreement: float | None = None
+    max_perplexity_ratio: float | None = None
+    quality_text: str | Path | None = None
+
+
+def quantization_for(precision: str, rounding: Rounding) -> Quantization | None:
+    """How a precision stores weights; None if it rounds none.
+
+    Raises InputError if an option is out of range or the precision has none.
+    """
+    if precision not in _BITS:
+        for field in fields(rounding):
+            if getattr(rounding, field.name) is not None:
+                raise InputError(
+                    f"--{field.name.replace('_', '-')} is about rounded weights, and {precision} "
+                    f"rounds none.",
+                    "Choose --precision int8 or int4.",
+                )
+        return None
+    agreement, ratio = _KEEPS[precision]
+    found = Quantization(
+        bits=_BITS[precision],
+        block_size=32 if rounding.block_size is None else rounding.block_size,
+        accuracy_level=4 if rounding.accuracy_level is None else rounding.accuracy_level,
+        min_agreement=agreement if rounding.min_agreement is None else rounding.min_agreement,
+        max_perplexity_ratio=ratio
+        if rounding.max_perplexity_ratio is None
+        else rounding.max_perplexity_ratio,
+    )
+    for option, holds, wanted in (
+        ("--block-size", found.block_size in _BLOCK_SIZES, _one_of(_BLOCK_SIZES)),
+        ("--accuracy-level", found.accuracy_level in _ACCURACY_LEVELS, _one_of(_ACCURACY_LEVELS)),
+        ("--min-agreement", 0 <= found.min_agreement <= 1, "from 0 to 1"),
+        ("--max-perplexity-ratio", found.max_perplexity_ratio > 0, "more than 0"),
+    ):
+        if not holds:
+            raise InputError(f"{option} must be {wanted}.")
+    return found
+
+
+def read_texts(path: str | Path) -> tuple[str, ...]:
+    """The lines of a text file that are not blank. Raises InputError if there are none."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--quality-text {path}: cannot be read ({error}).") from None
+    texts = tuple(line for line in lines if line.strip())
+    if not texts:
+        raise InputError(f"--quality-text {path}: holds no text.")
+    return texts
+
+
+def _one_of(values: tuple[int, ...]) -> str:
+    return ", ".join(map(str, values[:-1])) + f" or {values[-1]}"
