@@ -1,0 +1,200 @@
+"""Passes that rewrite weights: the rewritten graph computes what the first one did."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ptdeploy.bundle import Quantization
+from ptdeploy.errors import InputError
+from ptdeploy.passes import PassContext, head
+from ptdeploy.passes import quantise as quantise_pass
+from ptdeploy.passes.quantise import quantise
+from ptdeploy.program import Signature
+from ptdeploy.rounding import Rounding, quantization_for, read_texts
+from ptdeploy.targets import ort
+
+NOTHING = Signature((), ())
+
+
+def quantization(bits: int, block_size: int = 32, accuracy_level: int = 1) -> Quantization:
+    return Quantization(bits, block_size, accuracy_level, 0, 100)
+
+
+def random(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def graph(*nodes: ir.Node, inputs: list[ir.Value], weights: dict[str, ir.Value]) -> ir.Model:
+    """A model with one output, `y`, that is its last node's."""
+    output = nodes[-1].outputs[0]
+    output.name, output.dtype = "y", ir.DataType.FLOAT
+    built = ir.Graph(
+        inputs,
+        [output],
+        nodes=nodes,
+        initializers=list(weights.values()),
+        opset_imports={"": 21},
+        name="test",
+    )
+    return ir.Model(built, ir_version=10)
+
+
+def weight(name: str, array: np.ndarray) -> ir.Value:
+    return ir.Value(name=name, const_value=ir.tensor(array, name=name))
+
+
+def given_rows(width: int) -> ir.Value:
+    return ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(["n", width]))
+
+
+def run(model: ir.Model, folder, **feed: np.ndarray) -> np.ndarray:
+    """Through the target's own writer, so that external data is covered too."""
+    ort.build(model, folder)
+    session = onnxruntime.InferenceSession(
+        str(folder / ort.MODEL), providers=["CPUExecutionProvider"]
+    )
+    return session.run(["y"], feed)[0]
+
+
+def tied(folder):
+    """Embeddings whose table is the output layer's too."""
+    table = weight("table", random(50, 32))
+    ids = ir.Value(name="ids", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape(["n"]))
+    hidden = ir.node("Gather", [table, ids])
+    turned = ir.node("Transpose", [table], attributes={"perm": [1, 0]})
+    product = ir.node("MatMul", [hidden.outputs[0], turned.outputs[0]])
+    return graph(hidden, turned, product, inputs=[ids], weights={"table": table})
+
+
+def test_a_tied_head_is_stored_once_and_computes_the_same(tmp_path):
+    ids = np.array([3, 1, 49])
+    before = run(tied(tmp_path), tmp_path, ids=ids)
+    model = head.run(tied(tmp_path), PassContext(NOTHING))
+    assert [node.op_type for node in model.graph] == ["Gather", "FusedMatMul"]
+    np.testing.assert_allclose(run(model, tmp_path, ids=ids), before, atol=1e-5)
+    assert (tmp_path / ort.WEIGHTS).stat().st_size < 1.5 * 50 * 32 * 4
+
+
+def test_a_tied_head_stays_standard_where_custom_operators_are_not_known(tmp_path):
+    model = head.run(tied(tmp_path), PassContext(NOTHING, custom_operators=False))
+    assert [node.op_type for node in model.graph] == ["Gather", "Transpose", "MatMul"]
+
+
+def test_an_untied_head_is_stored_as_it_is_read(tmp_path):
+    def untied():
+        table = weight("head", random(50, 32))
+        turned = ir.node("Transpose", [table], attributes={"perm": [1, 0]})
+        product = ir.node("MatMul", [(x := given_rows(32)), turned.outputs[0]])
+        return graph(turned, product, inputs=[x], weights={"head": table})
+
+    x = random(3, 32, seed=1)
+    before = run(untied(), tmp_path, x=x)
+    model = head.run(untied(), PassContext(NOTHING))
+    assert [node.op_type for node in model.graph] == ["MatMul"]
+    assert list(model.graph.initializers) == ["head.transposed"]
+    np.testing.assert_allclose(run(model, tmp_path, x=x), before, atol=1e-5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.integers(1, 9),
+    columns=st.integers(1, 150),
+    bits=st.sampled_from([4, 8]),
+    block_size=st.sampled_from([16, 32, 64]),
+    scale=st.sampled_from([0.0, 1e-6, 1.0, 1e6]),
+    seed=st.integers(0, 1000),
+)
+def test_rounding_is_off_by_at_most_one_step(rows, columns, bits, block_size, scale, seed):
+    weights = random(rows, columns, seed=seed) * np.float32(scale)
+    packed, scales = quantise(weights, quantization(bits, block_size))
+    back = dequantised(packed, scales, bits, columns)
+    step = np.repeat(np.abs(scales), block_size, axis=1)[:, :columns]
+    # Half a step, but at the one end of the range that has no code.
+    assert (np.abs(back - weights) <= 1.001 * step + 1e-30).all()
+    widest = np.abs(weights).max()
+    assert np.abs(back).max() == pytest.approx(widest, rel=1e-5)
+
+
+def dequantised(packed, scales, bits, columns) -> np.ndarray:
+    codes = packed
+    if bits == 4:
+        codes = np.stack([packed & 15, packed >> 4], -1).reshape(*packed.shape[:2], -1)
+    values = (codes.astype(np.float32) - (1 << (bits - 1))) * scales[..., None]
+    return values.reshape(len(packed), -1)[:, :columns]
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("block_size", [16, 32, 128])
+@pytest.mark.parametrize("accuracy_level", [1, 4])
+@pytest.mark.parametrize("width", [32, 40, 200])
+@pytest.mark.parametrize("kind", ["MatMul", "Gemm", "Gemm transB", "FusedMatMul"])
+def test_a_rounded_product_is_the_product_of_the_rounded_weights(
+    tmp_path, bits, block_size, accuracy_level, width, kind
+):
+    n, wanted = 48, quantization(bits, block_size, accuracy_level)
+    rows = random(n, width)
+    bias = random(n, seed=2)
+    x = given_rows(width)
+    transposed = kind in ("Gemm transB", "FusedMatMul")
+    w = weight("w", rows if transposed else np.ascontiguousarray(rows.T))
+    values = {"w": w}
+    arguments = [x, w]
+    if kind.startswith("Gemm"):
+        values["b"] = weight("b", bias)
+        arguments.append(values["b"])
+    node = ir.node(
+        kind.split()[0],
+        arguments,
+        attributes={"transB": 1} if transposed else {},
+        domain="com.microsoft" if kind == "FusedMatMul" else "",
+    )
+    model = graph(node, inputs=[x], weights=values)
+    model = quantise_pass.run(model, PassContext(NOTHING, wanted))
+    assert next(one.op_type for one in model.graph) == "MatMulNBits"
+    assert "w" not in model.graph.initializers
+
+    feed = random(5, width, seed=1)
+    want = feed @ dequantised(*quantise(rows, wanted), bits, width).T
+    if kind.startswith("Gemm"):
+        want = want + bias
+    # Level 4 rounds the other side of the product to int8 as well.
+    near = 1e-3 if accuracy_level == 1 else 0.03 * np.abs(want).max()
+    np.testing.assert_allclose(run(model, tmp_path, x=feed), want, atol=near)
+
+
+@pytest.mark.parametrize("changes", [{"alpha": 0.5}, {"transA": 1}])
+def test_other_products_are_left_alone(changes):
+    x, w = given_rows(32), weight("w", random(32, 48))
+    node = ir.node("Gemm", [x, w, (b := weight("b", random(48)))], attributes=changes)
+    model = graph(node, inputs=[x], weights={"w": w, "b": b})
+    model = quantise_pass.run(model, PassContext(NOTHING, quantization(4)))
+    assert [one.op_type for one in model.graph] == ["Gemm"]
+
+
+@pytest.mark.parametrize(
+    ("precision", "options", "reason"),
+    [
+        ("fp32", {"block_size": 32}, "--block-size is about rounded weights"),
+        ("int4", {"block_size": 24}, "--block-size must be 16, 32"),
+        ("int4", {"block_size": 0}, "--block-size must be 16, 32"),
+        ("int8", {"accuracy_level": 9}, "--accuracy-level must be 1 or 4"),
+        ("int8", {"min_agreement": 1.5}, "--min-agreement must be from 0 to 1"),
+        ("int8", {"max_perplexity_ratio": float("nan")}, "--max-perplexity-ratio must be"),
+    ],
+)
+def test_a_rounding_option_that_cannot_be_is_refused(precision, options, reason):
+    with pytest.raises(InputError, match=reason):
+        quantization_for(precision, Rounding(**options))
+
+
+def test_a_quality_text_that_cannot_be_read_is_refused(tmp_path):
+    with pytest.raises(InputError, match="cannot be read"):
+        read_texts(tmp_path / "absent.txt")
+    (tmp_path / "blank.txt").write_text("\n  \n")
+    with pytest.raises(InputError, match="holds no text"):
+        read_texts(tmp_path / "blank.txt")
