@@ -170,8 +170,15 @@ def _rotary(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     half = cos.shape[-1] // 2
     cos, sin = cos[..., :half], sin[..., :half]
-    rotate = torch.onnx.ops.rotary_embedding
-    return rotate(q, cos, sin), rotate(k, cos, sin)
+
+    def rotate(states: torch.Tensor) -> torch.Tensor:
+        # The operator on (batch, tokens, heads * width): then the layouts around it cancel out.
+        batch, heads, new, width = states.shape
+        flat = states.transpose(1, 2).reshape(batch, new, heads * width)
+        rotated = torch.onnx.ops.rotary_embedding(flat, cos, sin, num_heads=heads)
+        return rotated.view(batch, new, heads, width).transpose(1, 2)
+
+    return rotate(q), rotate(k)
 
 
 def _is_half_rotary(function: Any) -> bool:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ptdeploy.bundle import Quantization
 from ptdeploy.errors import InputError
-from ptdeploy.passes import PassContext, head
+from ptdeploy.passes import PassContext, head, layout, residual
 from ptdeploy.passes import quantise as quantise_pass
 from ptdeploy.passes.quantise import quantise
 from ptdeploy.program import Signature
@@ -198,3 +198,106 @@ def test_a_quality_text_that_cannot_be_read_is_refused(tmp_path):
     (tmp_path / "blank.txt").write_text("\n  \n")
     with pytest.raises(InputError, match="holds no text"):
         read_texts(tmp_path / "blank.txt")
+
+
+def operators(model: ir.Model) -> list[str]:
+    return [node.op_type for node in model.graph]
+
+
+def shaped(node: ir.Node, *shape: int | str | None) -> ir.Node:
+    node.outputs[0].shape = ir.Shape(shape)
+    node.outputs[0].dtype = ir.DataType.FLOAT
+    return node
+
+
+def heads(x: ir.Value, shape: ir.Value, *dims: int | str | None) -> ir.Node:
+    return shaped(ir.node("Reshape", [x, shape], attributes={"allowzero": 1}), *dims)
+
+
+def transposed(x: ir.Value, *perm: int) -> ir.Node:
+    return ir.node("Transpose", [x], attributes={"perm": perm})
+
+
+def three_axes() -> ir.Value:
+    return ir.Value(
+        name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(["batch", "sequence", 8])
+    )
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    first=st.permutations(range(4)),
+    second=st.permutations(range(4)),
+    back=st.booleans(),
+)
+def test_layouts_cancel_only_if_they_undo_each_other(tmp_path_factory, first, second, back):
+    array = random(2, 3, 8)
+
+    def build() -> ir.Model:
+        x = three_axes()
+        shapes = {
+            "apart": weight("apart", np.array([2, 3, 4, 2])),
+            "together": weight("together", np.array([2, 3, 8])),
+        }
+        apart = heads(x, shapes["apart"], "batch", "sequence", 4, 2)
+        one = transposed(apart.outputs[0], *first)
+        undo = [list(first).index(axis) for axis in range(4)]
+        two = transposed(one.outputs[0], *(undo if back else second))
+        joined = heads(two.outputs[0], shapes["together"], "batch", "sequence", 8)
+        last = ir.node("Neg", [joined.outputs[0]])
+        return graph(apart, one, two, joined, last, inputs=[x], weights=shapes)
+
+    before, after = build(), layout.run(build(), PassContext(NOTHING))
+    cancels = back or [list(first)[axis] for axis in second] == list(range(4))
+    assert (operators(after) == ["Neg"]) == cancels
+    folders = [tmp_path_factory.mktemp("graph") for _ in range(2)]
+    np.testing.assert_array_equal(run(before, folders[0], x=array), run(after, folders[1], x=array))
+
+
+def test_a_reshape_to_an_unnamed_axis_stays():
+    x = three_axes()
+    shape = weight("shape", np.array([2, 3, 8]))
+    one = heads(x, shape, None, None, 8)
+    last = ir.node("Neg", [one.outputs[0]])
+    model = graph(one, last, inputs=[x], weights={"shape": shape})
+    assert operators(layout.run(model, PassContext(NOTHING))) == ["Reshape", "Neg"]
+
+
+def residual_graph(shape: tuple[int | str, ...] = ("batch", "sequence", 8)) -> ir.Model:
+    """norm(x + branch) * (x + branch), both sums the same value."""
+    x = three_axes()
+    weights = {"branch": weight("branch", random(2, 3, 8)), "scale": weight("scale", random(8))}
+    branch = ir.node("Mul", [x, weights["branch"]])
+    shaped(branch, *shape)
+    total = shaped(ir.node("Add", [x, branch.outputs[0]]), "batch", "sequence", 8)
+    norm = shaped(
+        ir.node(
+            "SimplifiedLayerNormalization",
+            [total.outputs[0], weights["scale"]],
+            attributes={"axis": -1, "epsilon": 1e-5, "stash_type": 1},
+        ),
+        "batch",
+        "sequence",
+        8,
+    )
+    last = ir.node("Mul", [norm.outputs[0], total.outputs[0]])
+    return graph(branch, total, norm, last, inputs=[x], weights=weights)
+
+
+def test_a_residual_sum_and_its_norm_become_one_node_that_computes_the_same(tmp_path):
+    array = random(2, 3, 8)
+    (tmp_path / "before").mkdir()
+    (tmp_path / "after").mkdir()
+    want = run(residual_graph(), tmp_path / "before", x=array)
+    fused = residual.run(residual_graph(), PassContext(NOTHING))
+    assert operators(fused) == ["Mul", "SkipSimplifiedLayerNormalization", "Mul"]
+    np.testing.assert_allclose(run(fused, tmp_path / "after", x=array), want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("shape", "custom_operators"),
+    [(("batch", "sequence", 8), False), ((1, "sequence", 8), True), (("batch", None, 8), True)],
+)
+def test_a_sum_that_may_broadcast_or_needs_a_foreign_operator_stays(shape, custom_operators):
+    context = PassContext(NOTHING, custom_operators=custom_operators)
+    assert "Add" in operators(residual.run(residual_graph(shape), context))

@@ -28,13 +28,23 @@ class PassContext:
 def run_passes(model: ir.Model, context: PassContext) -> ir.Model:
     """Run every pass in order.
 
-    fold: constants folded, dead nodes and repeated work dropped. deduplicate: one copy of equal
+    fold: constants folded, dead nodes and repeated work dropped. layout: no transposes and reshapes
+    that undo each other. residual: sums with the norm after them. deduplicate: one copy of equal
     weights. head: large weights are read the way round they lie. quantise: constant matrices in a
     few bits. declare: inputs and outputs get the signature's names, types and axes. anonymise:
     nothing of the machine that exported stays in the file.
     """
-    from ptdeploy.passes import anonymise, declare, deduplicate, fold, head, quantise
+    from ptdeploy.passes import (
+        anonymise,
+        declare,
+        deduplicate,
+        fold,
+        head,
+        layout,
+        quantise,
+        residual,
+    )
 
-    for one in (fold, deduplicate, head, quantise, declare, anonymise):
+    for one in (fold, layout, residual, deduplicate, head, quantise, declare, anonymise):
         model = one.run(model, context)
     return model
