@@ -54,6 +54,7 @@ def compile_checkpoint(
 ) -> Bundle:
     """See ptdeploy.compile."""
     engine_target, precision = _check_target(target, device, precision)
+    numerics = engine_target.numerics(device, precision)
     quantization = quantization_for(precision, rounding or Rounding())
     texts = read_texts(rounding.quality_text) if rounding and rounding.quality_text else None
     destination = Path(output) if output else default_destination(checkpoint, target)
@@ -77,7 +78,10 @@ def compile_checkpoint(
     with progress.stage(f"freeze {source.num_virtual_tokens} virtual tokens"):
         prompt = freeze(source, model, needs_prefix_kv(source.task, found))
     with progress.stage("export to ONNX"):
-        program, route = build_program(source.task, model, found, prompt, freeze_kv)
+        program, route = build_program(
+            source.task, model, found, prompt, freeze_kv, numerics.fused_attention
+        )
+        signature = program.signature.computed_in(numerics.activations)
         bounds = limits(
             found,
             route,
@@ -88,7 +92,7 @@ def compile_checkpoint(
         )
         graph = to_onnx(program)
     with progress.stage("optimise the graph"):
-        graph = run_passes(graph, PassContext(program.signature, quantization))
+        graph = run_passes(graph, PassContext(signature, quantization, numerics.activations))
     with stage_bundle(destination) as staging:
         with progress.stage(f"build the {target} engine"):
             files: tuple[FileEntry, ...] = engine_target.build(graph, staging)
@@ -99,7 +103,7 @@ def compile_checkpoint(
             checkpoint=source,
             base=found,
             prompt=prompt,
-            signature=program.signature,
+            signature=signature,
             generation_config=getattr(model, "generation_config", None),
             target=target,
             device=device,
@@ -185,11 +189,12 @@ def report_json(report: ParityReport) -> bytes:
 def _check_target(target: str, device: str, precision: str | None) -> tuple[Target, str]:
     """The target, if it can do what is asked; nothing is ever replaced by something near it."""
     engine_target = get_target(target)
-    precision = precision or engine_target.precisions()[0]
-    if precision not in engine_target.precisions():
+    precisions = engine_target.precisions(device)
+    precision = precision or precisions[0]
+    if precision not in precisions:
         raise InputError(
-            f"Target {target} has no precision {precision!r}; "
-            f"there is {', '.join(engine_target.precisions())}."
+            f"Target {target} has no precision {precision!r} on {device}; "
+            f"there is {', '.join(precisions)}."
         )
     if problem := engine_target.unavailable(device):
         raise TargetUnavailable(*problem)

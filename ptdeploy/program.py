@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import msgspec
 import torch
 from torch import nn
 
@@ -12,7 +13,7 @@ from ptdeploy.base import BaseModel
 from ptdeploy.decoder import DecoderClassifier, FusedDecoder, PlainDecoder
 from ptdeploy.lowering import why_not_fused
 from ptdeploy.prompt import Prompt
-from ptdeploy.task import Graph, Task, TensorSpec
+from ptdeploy.task import Activations, Graph, Task, TensorSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -26,6 +27,16 @@ class Signature:
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+
+    def computed_in(self, activations: Activations) -> Signature:
+        """The signature of the graph after its activations became `activations`: logits stay."""
+
+        def typed(spec: TensorSpec) -> TensorSpec:
+            if spec.dtype != "float32" or spec.name == "logits":
+                return spec
+            return msgspec.structs.replace(spec, dtype=activations)
+
+        return Signature(tuple(map(typed, self.inputs)), tuple(map(typed, self.outputs)))
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ from typing import Literal
 
 import msgspec
 
+Activations = Literal["float32", "float16"]
+
 
 class Task(StrEnum):
     """What a model is for. The values are PEFT's `TaskType` names."""

@@ -30,7 +30,10 @@ class Thresholds(msgspec.Struct, frozen=True):
     kl: float
 
 
-THRESHOLDS = {"fp32": Thresholds(max_abs=1e-5, relative=1e-5, cosine=0.99999, kl=1e-6)}
+THRESHOLDS = {
+    "fp32": Thresholds(max_abs=1e-5, relative=1e-5, cosine=0.99999, kl=1e-6),
+    "fp16": Thresholds(max_abs=1e-2, relative=1e-2, cosine=0.999, kl=1e-3),
+}
 # Rounded weights are judged by what they do to text; the cases only have to be finite.
 _ROUNDED = Thresholds(max_abs=math.inf, relative=0, cosine=-1, kl=math.inf)
 

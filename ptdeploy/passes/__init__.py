@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ptdeploy.bundle import Quantization
 from ptdeploy.program import Signature
+from ptdeploy.task import Activations
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -16,12 +17,13 @@ if TYPE_CHECKING:
 class PassContext:
     """What a pass may know beside the graph.
 
-    The signature it must keep, how weights are to be stored (None: as they are), and whether the
-    engine knows ONNX Runtime's own operators.
+    The signature it must keep, how weights are to be stored (None: as they are), the type that
+    activations are computed in, and whether the engine knows ONNX Runtime's own operators.
     """
 
     signature: Signature
     quantization: Quantization | None = None
+    activations: Activations = "float32"
     custom_operators: bool = True
 
 
@@ -29,22 +31,23 @@ def run_passes(model: ir.Model, context: PassContext) -> ir.Model:
     """Run every pass in order.
 
     fold: constants folded, dead nodes and repeated work dropped. layout: no transposes and reshapes
-    that undo each other. residual: sums with the norm after them. deduplicate: one copy of equal
-    weights. head: large weights are read the way round they lie. quantise: constant matrices in a
-    few bits. declare: inputs and outputs get the signature's names, types and axes. anonymise:
-    nothing of the machine that exported stays in the file.
+    that undo each other. residual: sums with the norm after them. half: float16 but where it would
+    lose. deduplicate: one copy of equal weights. head: large weights are read the way round they
+    lie. quantise: constant matrices in a few bits. declare: inputs and outputs get the signature's
+    names, types and axes. anonymise: nothing of the machine that exported stays in the file.
     """
     from ptdeploy.passes import (
         anonymise,
         declare,
         deduplicate,
         fold,
+        half,
         head,
         layout,
         quantise,
         residual,
     )
 
-    for one in (fold, layout, residual, deduplicate, head, quantise, declare, anonymise):
+    for one in (fold, layout, residual, half, deduplicate, head, quantise, declare, anonymise):
         model = one.run(model, context)
     return model

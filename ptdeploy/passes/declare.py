@@ -40,7 +40,7 @@ def run(model: ir.Model, context: PassContext) -> ir.Model:
 def _declare(value: ir.Value, spec: TensorSpec) -> None:
     import onnx_ir as ir
 
-    dtype = {"float32": ir.DataType.FLOAT, "int64": ir.DataType.INT64}[spec.dtype]
+    dtype = ir.DataType[{"float32": "FLOAT"}.get(spec.dtype, spec.dtype.upper())]
     if value.dtype not in (None, dtype):
         raise ValueError(f"the export gives {spec.name} as {value.dtype}, not {spec.dtype}")
     value.dtype = dtype

@@ -41,6 +41,8 @@ def run(model: ir.Model, context: PassContext) -> ir.Model:
         if key not in done:
             columns = constant.numpy()
             packed, scales = quantise(columns if is_transposed else columns.T, wanted)
+            # The operator wants them in the type of its activations.
+            scales = scales.astype(columns.dtype)
             done[key] = (
                 _constant(graph, f"{weight.name}.q", packed),
                 _constant(graph, f"{weight.name}.scale", scales),

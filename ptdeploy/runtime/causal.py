@@ -266,7 +266,8 @@ def _check_layout(bundle: Bundle) -> None:
         not isinstance(heads, int)
         or not isinstance(width, int)
         or not len(past) == len(present) == len(manifest.outputs) - 1
-        or any(spec.dtype != "float32" for spec in (*past, *present, *manifest.outputs))
+        or {spec.dtype for spec in (*past, *present)} not in ({"float32"}, {"float16"})
+        or manifest.outputs[0].dtype != "float32"
         or not isinstance(manifest.outputs[0].shape[-1], int)
         or (prefix is not None and prefix != (len(past) // 2, 2, heads, count, width))
         or manifest.limits.max_sequence + count != manifest.limits.max_context

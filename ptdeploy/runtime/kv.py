@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from ptdeploy.bundle import Manifest
 from ptdeploy.errors import InputError
-from ptdeploy.targets import Session
+from ptdeploy.targets import Placed, Session
+from ptdeploy.task import TensorSpec
 
 # A prefill longer than this runs in pieces: an engine's scratch space grows with its square.
 PREFILL = 512
@@ -38,27 +39,23 @@ class KVBuffer:
         present = [spec.name for spec in manifest.outputs if spec.name.startswith("present.")]
         self._in_place = manifest.graph.route == "fused"
         vocabulary = int(manifest.outputs[0].shape[-1])
+        self.prefix = 0 if prefix_kv is None else prefix_kv.shape[3]
+        prefixes: Sequence[NDArray[np.float32] | None] = [None] * len(past)
+        if prefix_kv is not None:
+            prefixes = list(prefix_kv.reshape(-1, *prefix_kv.shape[2:]))
         try:
-            self._arrays = {
-                spec.name: np.zeros(
-                    (rows, int(spec.shape[1]), slots, int(spec.shape[3])), spec.dtype
-                )
-                for spec in past
+            self._placed = {
+                spec.name: session.place(_filled(spec, rows, slots, prefix))
+                for spec, prefix in zip(past, prefixes, strict=True)
             }
         except MemoryError:
             raise InputError(
                 f"The KV buffer for {rows} rows of {slots} tokens does not fit in memory.",
                 "Send fewer rows at once, or ask for fewer tokens.",
             ) from None
-        self._present = dict(zip(self._arrays, present, strict=True))
-        self.lengths = np.zeros(rows, np.int64)
-        self.prefix = 0
-        if prefix_kv is not None:
-            self.prefix = prefix_kv.shape[3]
-            flat = prefix_kv.reshape(-1, *prefix_kv.shape[2:])
-            for array, tensor in zip(self._arrays.values(), flat, strict=True):
-                array[:, :, : self.prefix] = tensor
-            self.lengths[:] = self.prefix
+        self._specs = {spec.name: spec for spec in past}
+        self._present = dict(zip(self._placed, present, strict=True))
+        self.lengths = np.full(rows, self.prefix, np.int64)
         self._ids = np.zeros((rows, 1), np.int64)
         self._logits = np.zeros((rows, 1, vocabulary), np.float32)
         self._decode = self._bind(slice(None), self._ids, np.zeros(1, np.int64), self._logits)
@@ -66,10 +63,6 @@ class KVBuffer:
     @property
     def rows(self) -> int:
         return len(self.lengths)
-
-    @property
-    def nbytes(self) -> int:
-        return sum(array.nbytes for array in self._arrays.values())
 
     def reset(self) -> None:
         """Forget all but the virtual tokens, which stay where they are."""
@@ -108,10 +101,10 @@ class KVBuffer:
     def copy_row(self, row: int, source: KVBuffer, source_row: int, first_slot: int = 0) -> None:
         """Make `row` what another buffer's row is, from `first_slot` on."""
         length = int(source.lengths[source_row])
-        for name, array in self._arrays.items():
-            array[row, :, first_slot:length] = source._arrays[name][
-                source_row, :, first_slot:length
-            ]
+        for name, placed in self._placed.items():
+            array, other = placed.read(), source._placed[name].read()
+            array[row, :, first_slot:length] = other[source_row, :, first_slot:length]
+            placed.write(array)
         self.lengths[row] = length
 
     def _bind(
@@ -120,40 +113,48 @@ class KVBuffer:
         ids: NDArray[np.int64],
         positions: NDArray[np.int64],
         logits: NDArray[np.float32],
-    ) -> _Step:
+    ) -> Callable[[], None]:
         lengths = self.lengths[rows]
-        past = {name: array[rows] for name, array in self._arrays.items()}
-        inputs: dict[str, NDArray[Any]] = {
+        past = {name: placed.rows(rows) for name, placed in self._placed.items()}
+        inputs: dict[str, NDArray[Any] | Placed] = {
             "input_ids": ids,
             "past_lengths": lengths,
             "logits_positions": positions,
             **past,
         }
-        new = past
-        if not self._in_place:
+        if self._in_place:
+            new: dict[str, Any] = past
+        else:
             new = {
-                name: np.empty((a.shape[0], a.shape[1], ids.shape[1], a.shape[3]), a.dtype)
-                for name, a in past.items()
+                name: np.empty(_shape(spec, lengths.size, ids.shape[1]), spec.dtype)
+                for name, spec in self._specs.items()
             }
         present = {self._present[name]: array for name, array in new.items()}
         run = self._session.bind(inputs, {"logits": logits, **present})
-        return _Step(
-            run,
-            [] if self._in_place else list(zip(past.values(), new.values(), strict=True)),
-            lengths,
-        )
+        if self._in_place:
+            return run
+
+        def step() -> None:
+            run()
+            for name, array in new.items():
+                buffer = self._placed[name].read()
+                for row, length, tokens in zip(buffer[rows], lengths, array, strict=True):
+                    row[:, length : length + ids.shape[1]] = tokens
+                self._placed[name].write(buffer)
+
+        return step
 
 
-class _Step:
-    """One run over bound arrays; where the engine gives new KV apart, it is put into the buffer."""
+def _shape(spec: TensorSpec, rows: int, slots: int) -> tuple[int, int, int, int]:
+    """The shape of one part of a buffer whose signature is (batch, kv heads, slots, head dim)."""
+    return rows, int(spec.shape[1]), slots, int(spec.shape[3])
 
-    def __init__(
-        self, run: Any, moves: list[tuple[NDArray[Any], NDArray[Any]]], lengths: NDArray[np.int64]
-    ) -> None:
-        self._run, self._moves, self._lengths = run, moves, lengths
 
-    def __call__(self) -> None:
-        self._run()
-        for buffer, new in self._moves:
-            for row, length in enumerate(self._lengths):
-                buffer[row, :, length : length + new.shape[2]] = new[row]
+def _filled(
+    spec: TensorSpec, rows: int, slots: int, prefix: NDArray[np.float32] | None
+) -> NDArray[Any]:
+    """Zeros, and in each row's first slots the prefix (kv heads, virtual tokens, head dim)."""
+    array = np.zeros(_shape(spec, rows, slots), spec.dtype)
+    if prefix is not None:
+        array[:, :, : prefix.shape[1]] = prefix
+    return array

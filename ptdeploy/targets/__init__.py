@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from ptdeploy.errors import InputError
+from ptdeploy.task import Activations
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -19,6 +21,30 @@ TARGETS = {"ort": "ptdeploy.targets.ort"}
 DEVICES = ("cpu", "cuda")
 
 
+@dataclass(frozen=True)
+class Numerics:
+    """What a target computes a precision with: the activations' type, and if attention is fused."""
+
+    activations: Activations
+    fused_attention: bool
+
+
+class Placed(Protocol):
+    """Memory on the engine's device that it reads and writes where it lies."""
+
+    def rows(self, rows: slice) -> Placed:
+        """The same memory, seen as some of its first axis."""
+        ...
+
+    def read(self) -> NDArray[Any]:
+        """What it holds: on a CPU the memory itself, elsewhere a copy."""
+        ...
+
+    def write(self, array: NDArray[Any]) -> None:
+        """Replace what it holds. `array` has its shape and type."""
+        ...
+
+
 class Session(Protocol):
     """A loaded engine."""
 
@@ -26,8 +52,14 @@ class Session(Protocol):
         """Run once: arrays by input name in, arrays by output name out."""
         ...
 
+    def place(self, array: NDArray[Any]) -> Placed:
+        """Put an array on the engine's device; on a CPU it stays where it is."""
+        ...
+
     def bind(
-        self, inputs: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]]
+        self,
+        inputs: Mapping[str, NDArray[Any] | Placed],
+        outputs: Mapping[str, NDArray[Any] | Placed],
     ) -> Callable[[], None]:
         """A function that runs over these very arrays, which one name may share with another."""
         ...
@@ -36,8 +68,12 @@ class Session(Protocol):
 class Target(Protocol):
     """What a target's module offers."""
 
-    def precisions(self) -> tuple[str, ...]:
-        """The precisions it builds, the default first."""
+    def precisions(self, device: str) -> tuple[str, ...]:
+        """The precisions it builds for a device, the default first."""
+        ...
+
+    def numerics(self, device: str, precision: str) -> Numerics:
+        """How it computes one of them."""
         ...
 
     def unavailable(self, device: str) -> tuple[str, str] | None:

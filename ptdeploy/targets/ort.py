@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from ptdeploy.bundle import Bundle, FileEntry, staged
 from ptdeploy.errors import BundleError, TargetUnavailable
+from ptdeploy.targets import Numerics, Placed
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -21,8 +25,18 @@ _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _EXTRAS = {"cpu": "pip install 'ptdeploy[cpu]'", "cuda": "pip install 'ptdeploy[cuda]'"}
 
 
-def precisions() -> tuple[str, ...]:
-    return ("fp32", "int8", "int4")
+def precisions(device: str) -> tuple[str, ...]:
+    # A CPU has no kernels in half precision: it would compute in fp32 and convert.
+    return ("fp32", "int8", "int4") if device == "cpu" else ("fp32", "fp16", "int8", "int4")
+
+
+def numerics(device: str, precision: str) -> Numerics:
+    """In fp32 on a CPU; on CUDA in fp16, or in fp32 without fused attention, which has none."""
+    if device == "cpu":
+        return Numerics("float32", fused_attention=True)
+    if precision == "fp32":
+        return Numerics("float32", fused_attention=False)
+    return Numerics("float16", fused_attention=True)
 
 
 def unavailable(device: str) -> tuple[str, str] | None:
@@ -109,22 +123,63 @@ def load(
             f"{_PROVIDERS[device]} did not start on this machine.",
             "Check the GPU driver and the CUDA and cuDNN versions that onnxruntime-gpu needs.",
         )
-    return OrtSession(session)
+    return OrtSession(session, device)
+
+
+@dataclass(frozen=True)
+class OrtMemory:
+    """Memory on a device. `value` keeps it: a host array itself, or an OrtValue."""
+
+    device: str
+    pointer: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    value: Any
+
+    def rows(self, rows: slice) -> OrtMemory:
+        start, stop, step = rows.indices(self.shape[0])
+        assert step == 1
+        size = math.prod(self.shape[1:]) * self.dtype.itemsize
+        shape = (stop - start, *self.shape[1:])
+        return replace(self, pointer=self.pointer + start * size, shape=shape)
+
+    def read(self) -> NDArray[Any]:
+        if isinstance(self.value, np.ndarray):
+            return self.value
+        copy: NDArray[Any] = self.value.numpy()
+        return copy
+
+    def write(self, array: NDArray[Any]) -> None:
+        if not isinstance(self.value, np.ndarray):
+            self.value.update_inplace(np.ascontiguousarray(array))
+        elif array is not self.value:
+            self.value[...] = array
 
 
 class OrtSession:
     """A loaded ONNX Runtime session."""
 
-    def __init__(self, session: Any) -> None:
-        self._session = session
+    def __init__(self, session: Any, device: str = "cpu") -> None:
+        self._session, self._device = session, device
         self._outputs = [output.name for output in session.get_outputs()]
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         values = self._session.run(self._outputs, dict(inputs))
         return dict(zip(self._outputs, values, strict=True))
 
+    def place(self, array: NDArray[Any]) -> OrtMemory:
+        """Put an array on the session's device; on a CPU it stays where it is."""
+        if self._device == "cpu":
+            return _host(array)
+        import onnxruntime
+
+        value = onnxruntime.OrtValue.ortvalue_from_numpy(array, self._device, 0)
+        return OrtMemory(self._device, value.data_ptr(), array.shape, array.dtype, value)
+
     def bind(
-        self, inputs: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]]
+        self,
+        inputs: Mapping[str, NDArray[Any] | Placed],
+        outputs: Mapping[str, NDArray[Any] | Placed],
     ) -> Callable[[], None]:
         """Bind arrays by their memory; the function returned runs over what they then hold.
 
@@ -133,8 +188,8 @@ class OrtSession:
         binding = self._session.io_binding()
         for bind, arrays in ((binding.bind_input, inputs), (binding.bind_output, outputs)):
             for name, array in arrays.items():
-                assert array.flags.c_contiguous, name
-                bind(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+                memory = array if isinstance(array, OrtMemory) else _host(np.asarray(array))
+                bind(name, memory.device, 0, memory.dtype, memory.shape, memory.pointer)
         run = self._session.run_with_iobinding
         # The closure keeps the arrays: the binding knows only their addresses.
         kept = (inputs, outputs)
@@ -143,3 +198,8 @@ class OrtSession:
             run(binding)
 
         return step
+
+
+def _host(array: NDArray[Any]) -> OrtMemory:
+    assert array.flags.c_contiguous
+    return OrtMemory("cpu", array.ctypes.data, array.shape, array.dtype, array)
