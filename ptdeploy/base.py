@@ -13,7 +13,7 @@ import numpy as np
 
 from ptdeploy.checkpoint import Checkpoint
 from ptdeploy.errors import BaseModelError, TargetUnavailable
-from ptdeploy.task import Task
+from ptdeploy.task import Graph, Task
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +25,7 @@ class BaseModel:
     """A base model that fits its checkpoint: where it is, its configuration, and its limits.
 
     `max_positions` counts the positions left for virtual tokens and text together;
-    `sliding_window` is how far back, in tokens, layers that have one see.
+    `sliding_window` is how far back, in tokens, a writing decoder's layers that have one see.
     `last_token_head` says that the class logits are read at the last token (decoders), not at the
     first.
     """
@@ -39,6 +39,14 @@ class BaseModel:
     num_labels: int
     last_token_head: bool
     token_type_ids: bool
+
+    def context(self, graph: Graph) -> int:
+        """Positions for virtual tokens and text together in that graph."""
+        if self.sliding_window is None or graph.route == "fused":
+            return self.max_positions
+        # There new tokens follow the whole buffer, free slots included, so a row's last token may
+        # lie nearly two contexts behind its first, and no window may end between them.
+        return min(self.max_positions, self.sliding_window // 2)
 
 
 @contextmanager
@@ -103,7 +111,7 @@ def resolve_base(checkpoint: Checkpoint, override: str | None = None) -> BaseMod
         revision=revision,
         config=config,
         max_positions=max_positions,
-        sliding_window=_sliding_window(config),
+        sliding_window=_sliding_window(config) if checkpoint.task is Task.CAUSAL_LM else None,
         embedding_dim=embedding_dim,
         num_labels=num_labels,
         last_token_head=checkpoint.task is Task.SEQ_CLS and hasattr(skeleton, "score"),
@@ -152,7 +160,11 @@ def load_model(checkpoint: Checkpoint, base: BaseModel) -> PreTrainedModel:
     """
     import torch
 
+    from ptdeploy.experts import use_dense_experts
+
     model = load_pretrained(checkpoint, base, attn_implementation="eager")
+    _fix_frequencies(model)
+    use_dense_experts(model)
     result = model.load_state_dict(
         {name: torch.from_numpy(np.array(value)) for name, value in checkpoint.weights.items()},
         strict=False,
@@ -266,7 +278,38 @@ def _max_positions(config: PretrainedConfig, skeleton: PreTrainedModel) -> int:
         offset = getattr(module, "padding_idx", None)
         if module_name.endswith("position_embeddings") and offset is not None:
             limit -= offset + 1
-    return limit
+    # Past its original length longrope turns all positions by other frequencies, those of tokens
+    # that are in the KV already too: keys that were right for a shorter text are then wrong.
+    originals = [
+        int(rope["original_max_position_embeddings"])
+        for rope in _rope_parameters(config)
+        if rope.get("rope_type") == "longrope"
+    ]
+    return min([limit, *originals])
+
+
+def _rope_parameters(config: PretrainedConfig) -> list[Mapping[str, Any]]:
+    """The rotary settings of a model, one for each kind of layer where kinds differ."""
+    found = getattr(config, "rope_parameters", None) or {}
+    kinds = [value for value in found.values() if isinstance(value, Mapping)]
+    return kinds or [found]
+
+
+def _fix_frequencies(model: PreTrainedModel) -> None:
+    """Keep rotary frequencies that depend on the text's length at those of a short text.
+
+    Within `max_positions` they never change, and a graph cannot ask.
+    """
+    for module in model.modules():
+        kinds = getattr(module, "rope_type", None)
+        if isinstance(kinds, dict):
+            module.rope_type = {name: _constant(kind) for name, kind in kinds.items()}
+        elif isinstance(kinds, str):
+            module.rope_type = _constant(kinds)
+
+
+def _constant(rope_type: str) -> str:
+    return "default" if "dynamic" in rope_type or rope_type == "longrope" else rope_type
 
 
 def _sliding_window(config: PretrainedConfig) -> int | None:

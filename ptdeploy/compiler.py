@@ -19,7 +19,13 @@ from ptdeploy.bundle import (
     staged,
 )
 from ptdeploy.checkpoint import read_checkpoint
-from ptdeploy.errors import InputError, ParityError, TargetUnavailable
+from ptdeploy.errors import (
+    BaseModelError,
+    BundleError,
+    InputError,
+    ParityError,
+    TargetUnavailable,
+)
 from ptdeploy.parity.compare import ParityReport, compare
 from ptdeploy.parity.reference import Reference, load_reference, save_reference
 from ptdeploy.progress import Progress
@@ -29,7 +35,9 @@ from ptdeploy.targets import Target, get_target
 from ptdeploy.task import Task
 
 if TYPE_CHECKING:
+    from ptdeploy.base import BaseModel
     from ptdeploy.parity.quality import JudgedText
+    from ptdeploy.runtime.engine import Engine
 
 REFERENCE_STAGE = "run PEFT on PyTorch, each row alone"
 
@@ -127,7 +135,7 @@ def compile_checkpoint(
             files += (staged(save_reference(reference, staging), "reference"),)
         gc.collect()
         with progress.stage("check parity"):
-            report = compare(open_engine(Bundle(staging, manifest)), reference)
+            report = compare(_open_new(Bundle(staging, manifest), found), reference)
         _refuse_departure(report)
         (staging / "parity.json").write_bytes(report_json(report))
         files += (staged("parity.json", "parity"),)
@@ -229,6 +237,17 @@ def _stored_text(bundle: Bundle) -> JudgedText:
 
     stored = _stored_reference(bundle)
     return JudgedText(tuple(row.ids for row in stored.judged), stored.judged_on)
+
+
+def _open_new(bundle: Bundle, base: BaseModel) -> Engine:
+    try:
+        return open_engine(bundle)
+    except BundleError as error:
+        raise BaseModelError(
+            f"{base.config.model_type}: its graph has operators that the target cannot run "
+            f"({error.problem}).",
+            "Only the architectures in the README's support table are tested.",
+        ) from None
 
 
 def _refuse_departure(report: ParityReport) -> None:

@@ -7,7 +7,7 @@ whatever its architecture, instead of being searched for in the exported graph a
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
@@ -64,6 +64,8 @@ class _Trace:
 
     cache: SharedCache | None = None
     refused: str | None = None
+    # The last position that masks are tried at; none while exporting, when tensors have no values.
+    last_position: int | None = None
     layers: set[int] = field(default_factory=set)
 
 
@@ -77,23 +79,73 @@ def start(cache: SharedCache) -> None:
     _TRACE.refused = None
 
 
+@dataclass(frozen=True)
+class _Mask:
+    """What a model is given for an attention mask: the rule that it would be made by."""
+
+    visible: Callable[..., torch.Tensor]
+
+    def window(self, last: int) -> int | None:
+        """How many tokens back the rule lets a token see, itself included; None for all.
+
+        Tried at positions `last` and the one before. Raises ValueError if it is no such rule.
+        """
+        one, positions = torch.zeros((), dtype=torch.int64), torch.arange(last + 1)
+        sizes = []
+        for position in (last - 1, last):
+            seen = self.visible(one, one, torch.tensor(position), positions)
+            sizes.append(int(seen.sum()))
+            if not seen[max(position + 1 - sizes[-1], 0) : position + 1].all():
+                raise ValueError("a mask of its own")
+        if sizes == [last, last + 1]:
+            return None
+        if sizes[0] != sizes[1]:
+            raise ValueError("a mask of its own")
+        return sizes[0]
+
+
+def _mask(*_: Any, mask_function: Callable[..., torch.Tensor], **__: Any) -> _Mask:
+    return _Mask(mask_function)
+
+
+def _why_not_masked(mask: object, sliding_window: int | None, last: int) -> str | None:
+    """Why a causal operator told of that window does not see what the mask lets it see."""
+    if mask is None:
+        return None
+    if not isinstance(mask, _Mask):
+        return "its attention takes a mask of its own"
+    try:
+        window = mask.window(last)
+    except (ValueError, RuntimeError, TypeError, IndexError):
+        return "its attention takes a mask of its own"
+    told = sliding_window if sliding_window and sliding_window <= last else None
+    if window == told:
+        return None
+    return f"its attention is told of a window of {told} tokens, its mask has one of {window}"
+
+
 def _attention(
     module: nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
+    attention_mask: torch.Tensor | _Mask | None,
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
     cache = _TRACE.cache
     assert cache is not None, "only a program with a SharedCache is traced with this attention"
     layer = int(cast("Any", module).layer_idx)
     unknown = sorted(k for k in options.keys() - _HARMLESS if isinstance(options[k], torch.Tensor))
-    if unknown or attention_mask is not None:
-        _TRACE.refused = f"its attention takes {', '.join(unknown) or 'a mask of its own'}"
+    if unknown:
+        _TRACE.refused = f"its attention takes {', '.join(unknown)}"
+    if _TRACE.last_position is not None and (
+        why := _why_not_masked(attention_mask, sliding_window, _TRACE.last_position)
+    ):
+        _TRACE.refused = why
     batch, heads, new, head_dim = query.shape
     if value.shape[-1] != head_dim:
         _TRACE.refused = "its values are narrower than its keys"
@@ -108,9 +160,11 @@ def _attention(
     if softcap:
         attributes["softcap"] = float(softcap)
     past = cache.past[2 * layer], cache.past[2 * layer + 1]
+    # After four inputs that are not used: what each head may look at besides the text.
+    sinks = () if s_aux is None else (None, None, None, None, s_aux)
     output, *present = torch.onnx.ops.symbolic_multi_out(
         "com.microsoft::GroupQueryAttention",
-        (flat(query), flat(key), flat(value), *past, cache.last_slot, cache.filled),
+        (flat(query), flat(key), flat(value), *past, cache.last_slot, cache.filled, *sinks),
         attributes,
         dtypes=(query.dtype,) * 3,
         shapes=((batch, new, heads * head_dim), past[0].shape, past[1].shape),
@@ -123,11 +177,14 @@ def _attention(
 
 def why_not_fused(model: PreTrainedModel, program: nn.Module, inputs: tuple[Any, ...]) -> str:
     """Why a program with a SharedCache cannot be traced fused, or "" if all its layers can."""
+    _TRACE.last_position = int(getattr(model.config, "max_position_embeddings", 0) or 1 << 17) - 1
     with torch.no_grad(), quiet_libraries(), fused(model):
         try:
             program(*inputs)
         except Exception as error:  # transformers' own code, on an attention it does not know
             return f"its code does not take another attention ({type(error).__name__})"
+        finally:
+            _TRACE.last_position = None
     if _TRACE.refused:
         return _TRACE.refused
     missing = int(model.config.num_hidden_layers) - len(_TRACE.layers)
@@ -141,15 +198,17 @@ def fused(model: PreTrainedModel) -> Iterator[None]:
     A rotary function or a norm is replaced only if the operator gives what it gives, tried on
     random numbers; any other stays as the model computes it.
     """
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     ALL_ATTENTION_FUNCTIONS.register(ATTENTION, _attention)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, _mask)
     before = model.config._attn_implementation
     model.set_attn_implementation(ATTENTION)
     code = sys.modules[type(model).__module__]
     rotary = getattr(code, "apply_rotary_pos_emb", None)
     if rotary is not None and _is_half_rotary(rotary):
-        code.apply_rotary_pos_emb = _rotary  # type: ignore[attr-defined]
+        code.apply_rotary_pos_emb = _partial_rotary  # type: ignore[attr-defined]
     norms = [m for m in model.modules() if type(m).__name__.endswith("RMSNorm")]
     for norm in norms:
         if (operator := _norm_operator(norm)) is not None:
@@ -181,18 +240,36 @@ def _rotary(
     return rotate(q), rotate(k)
 
 
+def _partial_rotary(
+    q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *_: Any, **__: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Turn as much of each head, from its start, as `cos` is wide; the rest passes."""
+    width = cos.shape[-1]
+    if width == q.shape[-1]:
+        return _rotary(q, k, cos, sin)
+    turned = _rotary(q[..., :width], k[..., :width], cos, sin)
+    q, k = (torch.cat([a, b[..., width:]], dim=-1) for a, b in zip(turned, (q, k), strict=True))
+    return q, k
+
+
 def _is_half_rotary(function: Any) -> bool:
-    """Whether it rotates the first half of each head against the second, as the operator does."""
+    """Whether it rotates the first half of each head against the second, as the operator does.
+
+    Where it takes fewer angles than a head has room for, it must leave the rest as it is.
+    """
     random = torch.Generator().manual_seed(0)
     q, k = (torch.randn(2, heads, 3, 8, generator=random) for heads in (4, 2))
-    angles = torch.randn(2, 3, 4, generator=random)
-    cos, sin = (torch.cat([f(angles)] * 2, dim=-1) for f in (torch.cos, torch.sin))
-    try:
-        theirs = function(q, k, cos, sin)
-    except (TypeError, RuntimeError, ValueError):
-        return False
-    pairs = zip(_rotary(q, k, cos, sin), theirs, strict=True)
-    return all(torch.allclose(a, b, atol=1e-6) for a, b in pairs)
+    for width in (8, 4):
+        angles = torch.randn(2, 3, width // 2, generator=random)
+        cos, sin = (torch.cat([f(angles)] * 2, dim=-1) for f in (torch.cos, torch.sin))
+        try:
+            theirs = function(q, k, cos, sin)
+        except (TypeError, RuntimeError, ValueError):
+            return width < 8
+        pairs = zip(_partial_rotary(q, k, cos, sin), theirs, strict=True)
+        if not all(a.shape == b.shape and torch.allclose(a, b, atol=1e-6) for a, b in pairs):
+            return False
+    return True
 
 
 def _norm_operator(norm: nn.Module) -> Any:

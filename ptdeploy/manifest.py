@@ -126,11 +126,7 @@ def limits(
 
     Raises InputError if `max_context` is more than the model has or leaves no room for text.
     """
-    # On the fused route slots and tokens count alike, so a window slides as it was trained to.
-    # Elsewhere a row's slots have gaps, and a window must not slide at all.
-    positions = base.max_positions
-    if base.sliding_window is not None and graph.route == "plain":
-        positions = min(positions, base.sliding_window)
+    positions = base.context(graph)
     if max_context is not None and not virtual_tokens < max_context <= positions:
         raise InputError(
             f"--max-context {max_context}: must be more than the {virtual_tokens} virtual tokens "

@@ -9,8 +9,9 @@ import msgspec
 import torch
 from torch import nn
 
-from ptdeploy.base import BaseModel
+from ptdeploy.base import BaseModel, quiet_libraries
 from ptdeploy.decoder import DecoderClassifier, FusedDecoder, PlainDecoder
+from ptdeploy.errors import BaseModelError
 from ptdeploy.lowering import why_not_fused
 from ptdeploy.prompt import Prompt
 from ptdeploy.task import Activations, Graph, Task, TensorSpec
@@ -78,7 +79,7 @@ def build_program(
     says which and why. Without `freeze_kv` the virtual tokens stay in it as embeddings.
     """
     if task is Task.CAUSAL_LM:
-        return _decoder(model, prompt, freeze_kv, fuse)
+        return _decoder(model, base, prompt, freeze_kv, fuse)
     if base.last_token_head:
         program = _decoder_classifier(model, prompt, base.num_labels)
         return program, Graph("plain", "a class needs no KV buffer")
@@ -149,7 +150,7 @@ _LENGTHS = TensorSpec(
 
 
 def _decoder(
-    model: PreTrainedModel, prompt: Prompt, freeze_kv: bool, fuse: bool
+    model: PreTrainedModel, base: BaseModel, prompt: Prompt, freeze_kv: bool, fuse: bool
 ) -> tuple[Program, Graph]:
     assert prompt.prefix_kv is not None
     layers, _, heads, _, head_dim = prompt.prefix_kv.shape
@@ -171,11 +172,41 @@ def _decoder(
         present = tuple(
             TensorSpec(f"present.{n}", "float32", new, "the new tokens' KV") for n in names
         )
-        plain = PlainDecoder(model, kept).eval()
-        return Program(plain, Signature(inputs, (logits, *present))), Graph("plain", why)
+        plain, route = PlainDecoder(model, kept).eval(), Graph("plain", why)
+        _check_free_slots(plain, prompt, base.context(route))
+        return Program(plain, Signature(inputs, (logits, *present))), route
     present = tuple(TensorSpec(f"present.{n}", "float32", buffer, "KV buffer") for n in names)
     route = Graph("fused", "every layer's attention is one GroupQueryAttention")
     return Program(program, Signature(inputs, (logits, *present)), model), route
+
+
+# Trying more would need as much memory as a long text does.
+_TRIED_SLOTS = 2048
+
+
+def _check_free_slots(program: PlainDecoder, prompt: Prompt, context: int) -> None:
+    """Raises BaseModelError if free slots between a row's past and its new tokens change it."""
+    assert prompt.prefix_kv is not None
+    kind = program.model.config.model_type
+    past = torch.from_numpy(prompt.prefix_kv).flatten(0, 1)[:, None]
+    count = past.shape[3]
+    free = min(2 * context - count - 1, _TRIED_SLOTS) - count
+    inputs = torch.ones((1, 1), dtype=torch.int64), torch.tensor([count]), torch.zeros(1).long()
+    reason = ""
+    try:
+        with torch.no_grad(), quiet_libraries():
+            near = program(*inputs, *past)[0]
+            far = program(*inputs, *torch.nn.functional.pad(past, (0, 0, 0, max(free, 0))))[0]
+        if not torch.allclose(near, far, rtol=1e-3, atol=1e-3):
+            reason = f"{free} of them change logits by {(near - far).abs().max():.2g}"
+    except Exception as error:  # the model's own code, on a longer past than it was made for
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+    if reason:
+        raise BaseModelError(
+            f"{kind}: cannot write into a KV buffer with free slots, which its attention counts as "
+            f"tokens ({reason}).",
+            "Only the architectures in the README's support table are tested.",
+        )
 
 
 def _decoder_classifier(model: PreTrainedModel, prompt: Prompt, num_labels: int) -> Program:

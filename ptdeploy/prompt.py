@@ -149,21 +149,33 @@ def prefix_kv(model: PreTrainedModel, virtual_tokens: NDArray[np.float32]) -> ND
 
 def _keys_and_values(model: PreTrainedModel, embeds: torch.Tensor) -> torch.Tensor:
     import torch
+    from transformers.cache_utils import DynamicCache
 
-    with torch.no_grad():
-        cache = backbone(model)(inputs_embeds=embeds, use_cache=True).past_key_values
-    layers = getattr(cache, "layers", None)
-    if not layers:
-        raise BaseModelError(f"{model.config.model_type}: gives no KV cache, so cannot generate.")
-    shapes = {tuple(layer.keys.shape) for layer in layers}
+    kind = model.config.model_type
+    # A cache that knows the model's configuration forgets what a sliding window has left.
+    cache = DynamicCache()
+    try:
+        with torch.no_grad():
+            backbone(model)(inputs_embeds=embeds, use_cache=True, past_key_values=cache)
+        tensors = [(layer.keys, layer.values) for layer in cache.layers]
+    except (AttributeError, IndexError, TypeError, ValueError) as error:
+        raise BaseModelError(
+            f"{kind}: its layers keep more, or something else, than keys and values "
+            f"({str(error).splitlines()[0][:200]}), which is not supported."
+        ) from None
+    if not tensors:
+        raise BaseModelError(f"{kind}: gives no KV cache, so cannot generate.")
+    shapes = {tuple(tensor.shape) for pair in tensors for tensor in pair}
     if len(shapes) > 1:
         raise BaseModelError(
-            f"{model.config.model_type}: its layers have KV caches of different shapes {shapes}, "
+            f"{kind}: its layers have keys and values of different shapes {sorted(shapes)}, "
             "which is not supported."
         )
-    return torch.stack([torch.cat([layer.keys, layer.values]) for layer in layers])
+    return torch.stack([torch.cat(pair) for pair in tensors])
 
 
 def backbone(model: PreTrainedModel) -> torch.nn.Module:
     """The model without its head."""
-    return cast("torch.nn.Module", getattr(model, model.base_model_prefix))
+    return cast(
+        "torch.nn.Module", getattr(model, model.base_model_prefix, None) or model.get_decoder()
+    )

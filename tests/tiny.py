@@ -13,6 +13,12 @@ from peft import PeftModel, PromptEncoderConfig, get_peft_model
 VOCABULARY = 101
 LABELS = 3
 
+_GROUPED: dict[str, Any] = {
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 64,
+}
 _SHAPES: dict[str, tuple[type[Any], dict[str, Any]]] = {
     "bert": (
         transformers.BertConfig,
@@ -80,6 +86,123 @@ _SHAPES: dict[str, tuple[type[Any], dict[str, Any]]] = {
         },
     ),
     "bloom": (transformers.BloomConfig, {"n_layer": 2, "n_head": 4}),
+    "gemma2": (
+        transformers.Gemma2Config,
+        {
+            **_GROUPED,
+            "head_dim": 8,
+            "sliding_window": 12,
+            "query_pre_attn_scalar": 24,
+            "attn_logit_softcapping": 2.0,
+            "final_logit_softcapping": 3.0,
+        },
+    ),
+    "gemma3": (
+        transformers.Gemma3TextConfig,
+        {
+            **_GROUPED,
+            "head_dim": 8,
+            "sliding_window": 12,
+            "sliding_window_pattern": 2,
+            "query_pre_attn_scalar": 24,
+        },
+    ),
+    "qwen3": (transformers.Qwen3Config, {**_GROUPED, "head_dim": 8}),
+    "olmo2": (transformers.Olmo2Config, _GROUPED),
+    "smollm3": (transformers.SmolLM3Config, _GROUPED),
+    "phi": (transformers.PhiConfig, {**_GROUPED, "partial_rotary_factor": 0.5}),
+    "phi3": (transformers.Phi3Config, {**_GROUPED, "original_max_position_embeddings": 64}),
+    "nemotron": (transformers.NemotronConfig, {**_GROUPED, "partial_rotary_factor": 0.5}),
+    "stablelm": (transformers.StableLmConfig, {**_GROUPED, "partial_rotary_factor": 0.25}),
+    "gpt_neox": (
+        transformers.GPTNeoXConfig,
+        {
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "intermediate_size": 64,
+            "rotary_pct": 0.5,
+        },
+    ),
+    "gptj": (transformers.GPTJConfig, {"n_layer": 2, "n_head": 4, "rotary_dim": 4}),
+    "cohere2": (
+        transformers.Cohere2Config,
+        {
+            **_GROUPED,
+            "sliding_window": 12,
+            "sliding_window_pattern": 2,
+            "logit_scale": 0.5,
+        },
+    ),
+    "gpt_bigcode": (transformers.GPTBigCodeConfig, {"n_embd": 32, "n_layer": 2, "n_head": 4}),
+    "gpt_neo": (
+        transformers.GPTNeoConfig,
+        {
+            "num_layers": 2,
+            "num_heads": 4,
+            "intermediate_size": 64,
+            "attention_types": [[["global", "local"], 1]],
+            "window_size": 12,
+        },
+    ),
+    "falcon": (transformers.FalconConfig, {"num_hidden_layers": 2, "num_attention_heads": 4}),
+    "mpt": (
+        transformers.MptConfig,
+        {"d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 64},
+    ),
+    "mixtral": (
+        transformers.MixtralConfig,
+        {**_GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2},
+    ),
+    "phimoe": (
+        transformers.PhimoeConfig,
+        {**_GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 12},
+    ),
+    "gpt_oss": (
+        transformers.GptOssConfig,
+        {
+            **_GROUPED,
+            "head_dim": 8,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "sliding_window": 24,
+        },
+    ),
+    "llama4": (
+        transformers.Llama4TextConfig,
+        {
+            **_GROUPED,
+            "head_dim": 8,
+            "num_hidden_layers": 4,
+            "num_local_experts": 2,
+            "num_experts_per_tok": 1,
+            "intermediate_size_mlp": 64,
+            "attention_chunk_size": 16,
+        },
+    ),
+    "deepseek_v3": (
+        transformers.DeepseekV3Config,
+        {
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+            "intermediate_size": 64,
+            "moe_intermediate_size": 16,
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "n_group": 2,
+            "topk_group": 1,
+            "q_lora_rank": 16,
+            "kv_lora_rank": 16,
+            "qk_rope_head_dim": 8,
+            "qk_nope_head_dim": 8,
+            "v_head_dim": 8,
+        },
+    ),
+    "mamba": (transformers.MambaConfig, {"num_hidden_layers": 2, "state_size": 8}),
+    "lfm2": (
+        transformers.Lfm2Config,
+        {**_GROUPED, "layer_types": ["conv", "full_attention"], "conv_L_cache": 3},
+    ),
 }
 _AUTO = {
     "SEQ_CLS": transformers.AutoModelForSequenceClassification,
@@ -121,12 +244,20 @@ def make(
     encoder: str = "MLP",
     virtual_tokens: int = 5,
     seed: int = 0,
+    saved_as: torch.dtype = torch.float32,
     **changes: Any,
 ) -> Trained:
-    """Build a random model, wrap it with PEFT's P-Tuning, and save base and adapter."""
+    """Build a random model, wrap it with PEFT's P-Tuning, and save base and adapter.
+
+    The base is saved as `saved_as`; the live model is float32 of the same values.
+    """
     torch.manual_seed(seed)
     base = _AUTO[task].from_config(base_config(architecture, **changes)).eval()
-    base.save_pretrained(folder / "base")
+    base.config.dtype = saved_as
+    for parameter in base.parameters():
+        parameter.data = parameter.data.to(saved_as).float()
+    state = {name: tensor.to(saved_as) for name, tensor in base.state_dict().items()}
+    base.save_pretrained(folder / "base", state_dict=state)
     model = get_peft_model(
         base,
         PromptEncoderConfig(
