@@ -347,7 +347,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--target", required=True, choices=sorted(TARGETS), help="what is to run it")
     sub.add_argument("-o", "--output", metavar="BUNDLE", help="default: ./NAME.TARGET.bundle")
     sub.add_argument("--device", choices=DEVICES, default="cpu", help="default: cpu")
-    sub.add_argument("--precision", metavar="TYPE", help="fp32 (default), int8, int4; on cuda also fp16")
+    sub.add_argument(
+        "--precision", metavar="TYPE", help="fp32 (default), int8, int4; on cuda also fp16"
+    )
     sub.add_argument("--labels", metavar="A,B,C|FILE", help="class names, by index")
     sub.add_argument("--task", choices=_TASKS, help="for a state dict without adapter_config.json")
     sub.add_argument("--force", action="store_true", help="replace a bundle that is there")
