@@ -29,19 +29,23 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 HERE = Path(__file__).parent
 CACHE = HERE.parent / ".cache" / "shapes"
 sys.path.insert(0, str(HERE))
-REAL, VIRTUAL, STEPS = 16, 100, 8
+REAL, VIRTUAL = 16, 100
 # Threads of one engine spin for a while after its run, and would take a core from the next.
 REST = 0.05
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A P-Tuned model: folders of its base and adapter, and how many tokens it knows."""
+    """A P-Tuned model: folders of its base and adapter, and how many tokens it knows.
+
+    `steps` is how many tokens are decoded to time one.
+    """
 
     name: str
     base: Path
     adapter: Path
     vocabulary: int
+    steps: int
 
     @property
     def ids(self) -> np.ndarray:
@@ -71,9 +75,9 @@ def subject(name: str) -> Subject:
     if name == "qwen2":
         import shapes
 
-        return Subject(name, *shapes.qwen2_05b(VIRTUAL), 151_936)
+        return Subject(name, *shapes.qwen2_05b(VIRTUAL), 151_936, 8)
     folder = HERE.parent / "models" / "storyteller"
-    return Subject(name, folder / "base", folder / "adapter", 2048)
+    return Subject(name, folder / "base", folder / "adapter", 2048, 64)
 
 
 def read_bandwidth() -> float:
@@ -93,12 +97,12 @@ def read_bandwidth() -> float:
 class Ours:
     """A bundle: the time to a first token, and of each further one."""
 
-    def __init__(self, ids: np.ndarray, path: Path, prompt: bool = True, **options: Any) -> None:
+    def __init__(self, model: Subject, path: Path, prompt: bool = True, **options: Any) -> None:
         import ptdeploy
 
         self.engine = ptdeploy.load(path, **options)
-        self.ids = ids
-        self.kv = self.engine.buffer(1, REAL + STEPS)
+        self.ids, self.steps = model.ids, model.steps
+        self.kv = self.engine.buffer(1, REAL + self.steps)
         self.prompt = prompt
         self.fed = self.engine.fed(self.ids)
 
@@ -117,15 +121,15 @@ class Ours:
             self.engine.generate([self.ids], 1, do_sample=False, eos_token_ids=())
             first = time.perf_counter() - one
         start = time.perf_counter()
-        self.engine.generate([self.ids], 1 + STEPS, do_sample=False, eos_token_ids=())
-        return (time.perf_counter() - start - first) / STEPS
+        self.engine.generate([self.ids], 1 + self.steps, do_sample=False, eos_token_ids=())
+        return (time.perf_counter() - start - first) / self.steps
 
     def overhead(self) -> float:
         """The share of a decode step that is not the engine's run."""
         from ptdeploy.runtime.generation import Row, decode
 
         inside = 0.0
-        kv = self.engine.buffer(1, REAL + 4 * STEPS)
+        kv = self.engine.buffer(1, REAL + 4 * self.steps)
         logits = kv.prefill(0, self.fed)
         run = kv._decode
 
@@ -136,10 +140,10 @@ class Ours:
             inside += time.perf_counter() - start
 
         kv._decode = timed
-        options = self.engine.options(4 * STEPS, {"do_sample": False, "eos_token_ids": ()})
+        options = self.engine.options(4 * self.steps, {"do_sample": False, "eos_token_ids": ()})
         row = Row(self.ids.tolist(), options, None, (), False, None)
         start = time.perf_counter()
-        for _ in decode(kv, logits, [row], 4 * STEPS, None):
+        for _ in decode(kv, logits, [row], 4 * self.steps, None):
             pass
         total = time.perf_counter() - start
         return (total - inside) / total
@@ -156,7 +160,7 @@ class Peft:
         torch.set_num_threads(2)
         base = AutoModelForCausalLM.from_pretrained(model.base, dtype=torch.float32)
         self.model = PeftModel.from_pretrained(base, model.adapter).eval()
-        self.ids = torch.from_numpy(model.ids)[None]
+        self.ids, self.steps = torch.from_numpy(model.ids)[None], model.steps
 
     def generate(self, tokens: int) -> float:
         import torch
@@ -173,8 +177,9 @@ class Peft:
         return time.perf_counter() - start
 
     def decode(self) -> float:
+        self.generate(1)
         first = self.generate(1)
-        return (self.generate(1 + STEPS) - first) / STEPS
+        return (self.generate(1 + self.steps) - first) / self.steps
 
 
 class Genai:
@@ -197,20 +202,20 @@ class Genai:
                 env={**os.environ, "PYTHONPATH": paths},
             )
         self.genai, self.model = genai, genai.Model(str(path))
-        self.ids = model.ids.astype(np.int32)
+        self.ids, self.steps = model.ids.astype(np.int32), model.steps
 
     def decode(self) -> float:
         parameters = self.genai.GeneratorParams(self.model)
         parameters.set_search_options(
-            max_length=REAL + STEPS + 8, min_length=REAL + STEPS + 4, do_sample=False
+            max_length=REAL + self.steps + 8, min_length=REAL + self.steps + 4, do_sample=False
         )
         generator = self.genai.Generator(self.model, parameters)
         generator.append_tokens(self.ids)
         generator.generate_next_token()
         start = time.perf_counter()
-        for _ in range(STEPS):
+        for _ in range(self.steps):
             generator.generate_next_token()
-        return (time.perf_counter() - start) / STEPS
+        return (time.perf_counter() - start) / self.steps
 
 
 def loaded(path: Path, map_weights: bool) -> list[float]:
@@ -320,15 +325,15 @@ def main() -> None:
     paths = {name: model.bundle(name) for name in ("fp32", "int4")}
     unfrozen = model.bundle("fp32", freeze_kv=False)
 
-    fp32, plain = Ours(model.ids, paths["fp32"]), Ours(model.ids, unfrozen)
-    bare = Ours(model.ids, paths["fp32"], prompt=False)
+    fp32, plain = Ours(model, paths["fp32"]), Ours(model, unfrozen)
+    bare = Ours(model, paths["fp32"], prompt=False)
     results["first_token_s"] = take_turns(
         {"frozen": fp32.first, "no prompt": bare.first, "prompt in the prefill": plain.first},
         rounds,
     )
     del plain, bare
-    int4 = Ours(model.ids, paths["int4"])
-    mapped = Ours(model.ids, paths["fp32"], map_weights=True)
+    int4 = Ours(model, paths["int4"])
+    mapped = Ours(model, paths["fp32"], map_weights=True)
     measures = {
         "PEFT eager fp32": Peft(model).decode,
         "fp32": fp32.decode,
