@@ -30,11 +30,11 @@ def run_passes(model: ir.Model, context: PassContext) -> ir.Model:
 
     fold: constants folded, dead nodes and repeated work dropped. deduplicate: one copy of equal
     weights. head: large weights are read the way round they lie. quantise: constant matrices in a
-    few bits. declare: inputs and outputs get the signature's names, types and axes. anonymise:
-    nothing of the machine that exported stays in the file.
+    few bits. declare: inputs and outputs get the signature's names, types and axes. name: nodes
+    are named after their modules. anonymise: nothing of the machine that exported stays.
     """
-    from ptdeploy.passes import anonymise, declare, deduplicate, fold, head, quantise
+    from ptdeploy.passes import anonymise, declare, deduplicate, fold, head, name, quantise
 
-    for one in (fold, deduplicate, head, quantise, declare, anonymise):
+    for one in (fold, deduplicate, head, quantise, declare, name, anonymise):
         model = one.run(model, context)
     return model
