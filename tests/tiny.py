@@ -121,11 +121,20 @@ def make(
     encoder: str = "MLP",
     virtual_tokens: int = 5,
     seed: int = 0,
+    jitter: bool = False,
     **changes: Any,
 ) -> Trained:
-    """Build a random model, wrap it with PEFT's P-Tuning, and save base and adapter."""
+    """Build a random model, wrap it with PEFT's P-Tuning, and save base and adapter.
+
+    With `jitter` biases and norms are random too, as in a trained model, not all zeros and ones.
+    """
     torch.manual_seed(seed)
     base = _AUTO[task].from_config(base_config(architecture, **changes)).eval()
+    if jitter:
+        with torch.no_grad():
+            for parameter in base.parameters():
+                if parameter.dim() == 1:
+                    parameter += 0.2 * torch.randn_like(parameter)
     base.save_pretrained(folder / "base")
     model = get_peft_model(
         base,

@@ -52,8 +52,9 @@ class Suspect:
 
     @property
     def nodes(self) -> list[onnx.NodeProto]:
-        """The module's own nodes."""
-        return self.graph.nodes(self.module, inside=False)
+        """The module's own nodes that the value depends on."""
+        live = {id(node) for node in self.graph.behind(self.value, set())}
+        return [n for n in self.graph.nodes(self.module, inside=False) if id(n) in live]
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ def likely_cause(suspect: Suspect, peft: PeftSource, bundle: Bundle) -> Cause:
         _attention_attributes,
         _mask,
         _scale,
+        _multiple,
     ):
         found = look(suspect, peft, bundle)
         if found is not None:
@@ -292,8 +294,8 @@ def _prefix_kv(suspect: Suspect, peft: PeftSource, bundle: Bundle) -> Cause | No
         near = [np.abs(candidates[0][part] - want[part]).max() for part in (0, 1)]
     else:
         # A classifier has it in the graph, keys and values apart, as it is or repeated.
-        arrays = [suspect.graph.constant(name) for name in suspect.graph.initializers]
-        sized = [a for a in arrays if a.size == want[0].size]
+        live = suspect.graph.behind(suspect.value, set())
+        sized = [a for _, a in suspect.graph.constants(live) if a.size == want[0].size]
         near = [
             min((np.abs(a.ravel() - want[part].ravel()).max() for a in sized), default=0.0)
             for part in (0, 1)
@@ -310,12 +312,14 @@ def _attention_attributes(suspect: Suspect, peft: PeftSource, _: Bundle) -> Caus
     if node is None or module is None:
         return None
     given = {a.name: a.i or a.f for a in node.attribute}
-    window = getattr(module, "sliding_window", None)
+    window = getattr(module, "sliding_window", peft.base.sliding_window)
     if given.get("local_window_size", -1) != (window or -1):
         return Cause(
             f"its sliding window is {given.get('local_window_size', 'absent')}, but the model's is "
             f"{window}"
         )
+    if sum(one.op_type == "RotaryEmbedding" for one in suspect.nodes) == 1:
+        return Cause("position numbering: only one of queries and keys is rotated")
     scaling = getattr(module, "scaling", None)
     if scaling is not None and not np.isclose(given.get("scale", scaling), scaling, rtol=1e-4):
         return Cause(
@@ -348,6 +352,9 @@ def _mask(suspect: Suspect, peft: PeftSource, bundle: Bundle) -> Cause | None:
         seen, real = np.broadcast_to(place < n + length, shares.shape), n + length
     hidden = np.where(seen, 0, shares)[:real]
     if not hidden.max(initial=0) > 1e-4:
+        looked = weights[suspect.row][:, :real][:, seen[:real]]
+        if looked.size > 4 and np.ptp(looked) < 1e-6:
+            return Cause("mask value: it hides the scores themselves; a head looks at all alike")
         return None
     return Cause(
         f"mask value: a token puts {hidden.max():.0%} of a head's attention where it must not look"
@@ -365,8 +372,16 @@ def _scale(suspect: Suspect, peft: PeftSource, _: Bundle) -> Cause | None:
         if array.size == 1 and np.issubdtype(array.dtype, np.floating)
     ]
     wanted = (scaling, scaling**0.5, 1 / scaling)
-    if scalars and not any(np.isclose(s, w, rtol=1e-3) for s in scalars for w in wanted):
+    if not any(np.isclose(s, w, rtol=1e-3) for s in scalars for w in wanted):
         return Cause(f"attention scores are not scaled by the model's {scaling:g}")
+    return None
+
+
+def _multiple(suspect: Suspect, peft: PeftSource, _: Bundle) -> Cause | None:
+    ours, theirs = suspect.ours.astype(np.float64), suspect.theirs.astype(np.float64)
+    factor = float((ours * theirs).sum() / ((theirs**2).sum() or 1.0))
+    if np.isfinite(factor) and np.allclose(ours, factor * theirs, rtol=1e-5, atol=1e-6):
+        return Cause(f"it gives {factor:.6g} times what the model gives")
     return None
 
 
@@ -384,6 +399,10 @@ def _torch_module(peft: PeftSource, path: str) -> torch.nn.Module | None:
         module: torch.nn.Module = peft.model.get_base_model().get_submodule(path)
     except AttributeError:
         return None
+    # PEFT keeps a trained head beside the one it replaces.
+    trained = getattr(module, "modules_to_save", None)
+    if trained is not None:
+        module = trained[peft.checkpoint.adapter]
     return module if path else None
 
 

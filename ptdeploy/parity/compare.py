@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptdeploy.bundle import ParitySummary, Quantization
+from ptdeploy.errors import PtdeployError
 from ptdeploy.parity.cases import BatchCase, Padding, Source, batches, pad
 from ptdeploy.parity.data import DataRow, TaskMetric, task_metric
 from ptdeploy.parity.located import Located
@@ -16,7 +17,7 @@ from ptdeploy.parity.measure import HISTOGRAM_EDGES, Measured, bin_positions, me
 from ptdeploy.parity.quality import Quality, judge
 from ptdeploy.parity.reference import Reference
 from ptdeploy.parity.thresholds import Overrides, Thresholds
-from ptdeploy.runtime import CausalLM, Engine
+from ptdeploy.runtime import CausalLM, Classifier, Engine
 
 
 class CaseResult(msgspec.Struct, frozen=True):
@@ -153,17 +154,20 @@ def compare(
     allowed = thresholds.max_abs + thresholds.relative * scale
     cases: list[CaseResult] = []
     positions: list[tuple[int, float]] = []
+    stopped: list[str] = []
     alone: dict[int, NDArray[np.float32]] = {}
     sources = [row.source for row in reference.rows]
     for case in batches(sources, engine.manifest.limits.max_batch):
         ids = [reference.rows[i].ids for i in case.rows]
-        logits = engine.logits(*pad(ids, case.padding))
+        logits = _logits(engine, ids, case.padding, stopped)
         if len(case.rows) == 1 and case.source == "data":
             alone[case.rows[0]] = logits[0]
         result, where = _measure(case, reference, logits, thresholds, allowed)
         cases.append(result)
         positions += where
-    greedy = _compare_greedy(engine, reference, allowed) if isinstance(engine, CausalLM) else ()
+    greedy: tuple[GreedyResult, ...] = ()
+    if isinstance(engine, CausalLM):
+        greedy = _compare_greedy(engine, reference, allowed, stopped)
     agreed = _texts_agreed(engine, reference)
     wanted = [(row.text, list(row.wanted_ids)) for row in data if row.text and row.wanted_ids]
     agreed += sum(engine.encode(text)[0].ids == ids for text, ids in wanted)
@@ -194,7 +198,7 @@ def compare(
         texts_total=texts,
         quality=quality,
         quality_allowed=rounded,
-        notes=tuple(notes),
+        notes=(*notes, *dict.fromkeys(stopped)),
         positions=tuple(
             PositionError(first, last, found if np.isfinite(found) else None)
             for first, last, found in bin_positions(positions)
@@ -224,6 +228,23 @@ def rounding_failures(quality: Quality | None, allowed: Quantization | None) -> 
             f"but at most {allowed.max_perplexity_ratio} is asked for (--max-perplexity-ratio)"
         )
     return lines
+
+
+def _logits(
+    engine: Engine, ids: Sequence[NDArray[np.int64]], padding: Padding, stopped: list[str]
+) -> list[NDArray[np.float32]]:
+    """The engine's logits; where it fails on a request that it must take, NaN, and why."""
+    try:
+        return engine.logits(*pad(ids, padding))
+    except PtdeployError:
+        raise
+    except Exception as error:  # engines' own errors share no base class
+        stopped.append(f"the engine failed: {str(error).splitlines()[0]}")
+        width = int(engine.manifest.outputs[0].shape[-1])
+        per_row: list[tuple[int, ...]] = [
+            (width,) if isinstance(engine, Classifier) else (row.size, width) for row in ids
+        ]
+        return [np.full(shape, np.nan, np.float32) for shape in per_row]
 
 
 def shown(number: float | None) -> str:
@@ -304,28 +325,35 @@ def _worst(number: float | None) -> float:
 
 
 def _compare_greedy(
-    engine: CausalLM, reference: Reference, allowed: float
+    engine: CausalLM, reference: Reference, allowed: float, stopped: list[str]
 ) -> tuple[GreedyResult, ...]:
     if not reference.greedy:
         return ()
     # Batches of unequal rows, so that batching is compared too; as many steps as all have.
     steps = min(one.tokens.size for one in reference.greedy)
     most = engine.manifest.limits.max_batch or len(reference.greedy)
-    rows = [
-        row
-        for start in range(0, len(reference.greedy), most)
-        for row in engine.generate(
-            [one.ids.tolist() for one in reference.greedy[start : start + most]],
-            steps,
-            do_sample=False,
-            min_new_tokens=0,
-            repetition_penalty=1.0,
-            eos_token_ids=(),
-        )
-    ]
+    rows: list[Sequence[int]] = []
+    for start in range(0, len(reference.greedy), most):
+        part = [one.ids.tolist() for one in reference.greedy[start : start + most]]
+        try:
+            generated = engine.generate(
+                part,
+                steps,
+                do_sample=False,
+                min_new_tokens=0,
+                repetition_penalty=1.0,
+                eos_token_ids=(),
+            )
+        except PtdeployError:
+            raise
+        except Exception as error:  # as in _logits
+            stopped.append(f"the engine failed: {str(error).splitlines()[0]}")
+            rows += [[-1] * steps for _ in part]
+        else:
+            rows += [row.token_ids for row in generated]
     results = []
     for one, row in zip(reference.greedy, rows, strict=True):
-        departs = np.flatnonzero(one.tokens[:steps] != np.asarray(row.token_ids))
+        departs = np.flatnonzero(one.tokens[:steps] != np.asarray(row))
         agreed = int(departs[0]) if departs.size else steps
         tie = bool(departs.size) and float(one.margins[agreed]) <= 2 * allowed
         results.append(GreedyResult(int(one.ids.size), agreed, steps, agreed == steps or tie))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptdeploy.bundle import Bundle
+from ptdeploy.errors import PtdeployError
 from ptdeploy.parity.causes import Cause, Suspect, likely_cause
 from ptdeploy.parity.compare import ParityReport
 from ptdeploy.parity.graph import ModuleGraph, computes, read_graph, run_exposed
@@ -17,6 +19,7 @@ from ptdeploy.parity.located import Located, ModuleError
 from ptdeploy.parity.measure import finite
 from ptdeploy.parity.reference import Reference
 from ptdeploy.parity.trace import Event, trace_row
+from ptdeploy.passes.name import common_module, module_of
 from ptdeploy.runtime import CausalLM, Engine
 from ptdeploy.runtime.batching import pack
 
@@ -64,10 +67,15 @@ def locate_departure(
     """
     graph = read_graph(bundle)
     rows, row = _failing_rows(reference, report)
-    fed = _feed(engine, rows, row)
     events = trace_row(peft.model, rows[row])
     tolerance = _tolerance(engine)
-    matches = list(_matches(graph, events, fed, tolerance, False))
+    try:
+        fed = _feed(engine, rows, row)
+        matches = list(_matches(graph, events, fed, tolerance, False))
+    except PtdeployError:
+        raise
+    except Exception as error:  # engines' own errors share no base class
+        return _failed(str(error), tuple(int(one.size) for one in rows))
     first = next((m for m in matches if m.departs), None)
     fused = False
     if first is None and any(not case.passed for case in report.cases):
@@ -83,6 +91,7 @@ def locate_departure(
     if first is None:
         return Located("", "", "", (), _nothing(report), lengths, len(matches), modules)
     known = {m.value for m in matches if not m.departs}
+    skipped = _never_arrived(graph, events, first, known)
     behind = [node for node in graph.behind(first.value, known) if computes(node)]
     operators = tuple(node.op_type for node in behind)
     suspect = Suspect(
@@ -99,7 +108,7 @@ def locate_departure(
         values=first.values,
         feed=fed.feed,
     )
-    cause = likely_cause(suspect, peft, bundle)
+    cause = skipped or likely_cause(suspect, peft, bundle)
     if fused:
         cause = Cause("the engine's own fusion: with every value taken out of the graph it agrees")
     return Located(
@@ -176,6 +185,9 @@ def _aligned(
             return ours[fed.row], theirs[0, -1]
         # Some modules see all rows' tokens as one list.
         ours = ours.reshape(fed.rows, -1, *ours.shape[1:])
+    elif ours.ndim == theirs.ndim + 1:
+        # Heads that the next module takes side by side.
+        ours = ours.reshape(*ours.shape[:-2], -1)
     if ours.ndim != theirs.ndim:
         return None
     if ours.shape[0] == fed.rows:
@@ -185,13 +197,14 @@ def _aligned(
         if mine == its:
             continue
         if mine == fed.width and (its == fed.taken or not fed.runs_prefix):
-            kept, from_end = min(fed.taken, its), True
+            kept = min(fed.taken, its)
+            # A prompt that is not frozen is fed before the text, where PyTorch embeds text alone.
+            mine_kept, its_kept = range(fed.taken - kept, fed.taken), range(its - kept, its)
         elif fed.runs_prefix and mine == fed.prefix + fed.width and its == fed.prefix + fed.taken:
-            kept, from_end = its, False
+            mine_kept = its_kept = range(its)
         else:
             return None
-        ours = np.take(ours, range(kept), axis)
-        theirs = np.take(theirs, range(its - kept, its) if from_end else range(kept), axis)
+        ours, theirs = np.take(ours, mine_kept, axis), np.take(theirs, its_kept, axis)
     return (ours, theirs) if ours.shape == theirs.shape else None
 
 
@@ -236,6 +249,30 @@ def _feed(engine: Engine, rows: Sequence[NDArray[np.int64]], row: int) -> Fed:
         kv.prefill(index, engine.fed(one)[:-1], every_position=True)
     last = np.asarray([[one[-1]] for one in rows], np.int64)
     return Fed(kv.feed(last, every_position=True), row, count, 1, 1, prefix, False)
+
+
+def _never_arrived(
+    graph: ModuleGraph, events: Sequence[Event], first: _Match, known: set[str]
+) -> Cause | None:
+    """Where a value that agrees elsewhere is taken instead of what another module gave."""
+    if first.event.what != "input" or first.value not in known:
+        return None
+    taker = first.event.module
+    for event in reversed(events[: events.index(first.event)]):
+        if event.what == "output" and np.array_equal(event.tensor, first.event.tensor):
+            words = f"its output never reaches {taker}: a layer is skipped, or wired elsewhere"
+            return Cause(words, event.module)
+    giver = graph.module(first.value)
+    words = f"{taker} takes what {giver} gives as it is: an operation between them is missing"
+    return Cause(words, common_module([giver, taker]))
+
+
+def _failed(error: str, lengths: tuple[int, ...]) -> Located:
+    """The node that the engine itself says it failed at."""
+    found = re.search(r"Name:'([^']*)'", error)
+    name = found[1] if found else ""
+    words = f"the engine failed: {error.splitlines()[0]}"
+    return Located(module_of(name), name.rpartition("/")[2], "", (), words, lengths, 0, ())
 
 
 def _tolerance(engine: Engine) -> float:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _MASKED = 1e30
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Event:
     """One tensor that went into a module ("input") or came out of it ("output")."""
 

@@ -27,7 +27,9 @@ def run(model: ir.Model, context: PassContext) -> ir.Model:
             modules[node] = node.metadata_props[MODULE_KEY]
     for node in model.graph:
         if node not in modules:
-            modules[node] = _common([modules[one] for one in _neighbours(node) if one in modules])
+            modules[node] = common_module(
+                [modules[one] for one in _neighbours(node) if one in modules]
+            )
     count: Counter[str] = Counter()
     for node in model.graph:
         name = f"{modules[node] or PROGRAM}/{node.op_type}"
@@ -48,7 +50,8 @@ def _neighbours(node: ir.Node) -> list[ir.Node]:
     return [one for one in (*before, *after) if one is not None]
 
 
-def _common(paths: Sequence[str]) -> str:
+def common_module(paths: Sequence[str]) -> str:
+    """The innermost module that all of some modules are in."""
     parts = [path.split(".") for path in paths if path]
     if not parts:
         return ""
