@@ -144,6 +144,29 @@ def _verify(arguments: argparse.Namespace) -> int:
     return 0 if report.passed else 1
 
 
+def _diff(arguments: argparse.Namespace) -> int:
+    from ptdeploy.diff import compare_bundles, describe
+
+    most = arguments.max_slowdown
+    if arguments.rounds < 1:
+        raise InputError(f"--rounds {arguments.rounds}: must be at least 1.")
+    if most is not None and not most > 0:
+        raise InputError(f"--max-slowdown {most}: must be more than 0.")
+    found = compare_bundles(
+        arguments.before, arguments.after, arguments.speed or most is not None, arguments.rounds
+    )
+    slow = [one for one in found.speed if most is not None and not one.ratio <= most]
+    if arguments.json:
+        import msgspec
+
+        _print_json(msgspec.to_builtins(found))
+    else:
+        print(describe(found))
+        for one in slow:
+            print(f"TOO SLOW: {one.request} takes {one.ratio:.2f} times as long, allowed {most}")
+    return 1 if slow else 0
+
+
 def _ratio(ratio: float | None) -> str:
     return "" if ratio is None else f", perplexity {ratio:.3f} times the reference's"
 
@@ -398,6 +421,22 @@ def _parser() -> argparse.ArgumentParser:
     )
     checkpoint_options(sub)
     long_options(sub)
+
+    sub = command("diff", _diff, "Say what changed from one bundle to another.")
+    sub.add_argument("before", metavar="BUNDLE_A")
+    sub.add_argument("after", metavar="BUNDLE_B")
+    sub.add_argument(
+        "--speed", action="store_true", help="time both engines on the same requests, in turns"
+    )
+    sub.add_argument(
+        "--max-slowdown",
+        type=float,
+        metavar="R",
+        help="time them, and exit 1 if B takes over R times as long as A",
+    )
+    sub.add_argument(
+        "--rounds", type=int, default=15, metavar="N", help="timed turns of each; default: 15"
+    )
 
     sub = command("run", _run, "Run a bundle on text.")
     sub.add_argument("bundle")

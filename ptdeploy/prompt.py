@@ -149,9 +149,14 @@ def prefix_kv(model: PreTrainedModel, virtual_tokens: NDArray[np.float32]) -> ND
 
 def _keys_and_values(model: PreTrainedModel, embeds: torch.Tensor) -> torch.Tensor:
     import torch
+    from transformers.cache_utils import DynamicCache
 
+    # A cache that a model makes for itself forgets what slid out of its window.
+    kept = DynamicCache()
     with torch.no_grad():
-        cache = backbone(model)(inputs_embeds=embeds, use_cache=True).past_key_values
+        cache = backbone(model)(
+            inputs_embeds=embeds, use_cache=True, past_key_values=kept
+        ).past_key_values
     layers = getattr(cache, "layers", None)
     if not layers:
         raise BaseModelError(f"{model.config.model_type}: gives no KV cache, so cannot generate.")

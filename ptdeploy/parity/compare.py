@@ -109,11 +109,12 @@ class ParityReport(msgspec.Struct, frozen=True):
         )
 
     def failures(self) -> list[str]:
-        """What departs, in words."""
+        """What departs, in words; of the cases those on your own data first."""
+        cases = sorted(self.cases, key=lambda case: case.source != "data")
         lines = [
             f"{case.name}, lengths {list(case.lengths)}: max abs {shown(case.max_abs)}, "
             f"KL {shown(case.kl)}, top-1 agreement {case.top1_agreement:.4f}"
-            for case in self.cases
+            for case in cases
             if not case.passed
         ]
         lines += [
