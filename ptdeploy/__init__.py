@@ -60,6 +60,7 @@ def compile(
     max_batch: int | None = None,
     max_context: int | None = None,
     rounding: Rounding | None = None,
+    golden: int | None = None,
     progress: Progress | None = None,
 ) -> Bundle:
     """Compile a P-Tuned checkpoint into a verified bundle.
@@ -71,6 +72,8 @@ def compile(
     KV buffer is bounded to `max_batch` rows of `max_context` tokens, virtual tokens included.
     `rounding` has the options of the precisions "int8" and "int4", which are accepted or refused
     on agreement and perplexity against the reference on text.
+    `golden` reference rows are stored, for verify without the checkpoint: random ones of unequal
+    lengths and then text, 1 to 1000; all that were compared unless told.
     The bundle is written to `output` atomically, after parity with PEFT on PyTorch was shown.
     Raises CheckpointError, BaseModelError, BundleError, InputError, OutputError, ParityError or
     TargetUnavailable; then no bundle is written and an older one is kept.
@@ -92,6 +95,7 @@ def compile(
         max_batch=max_batch,
         max_context=max_context,
         rounding=rounding,
+        golden=golden,
         progress=progress or Progress(quiet=True),
     )
 
@@ -102,22 +106,34 @@ def verify(
     checkpoint: str | Path | None = None,
     base: str | None = None,
     adapter: str | None = None,
+    data: str | Path | None = None,
+    thresholds: str | Path | None = None,
+    locate: bool = False,
+    report: str | Path | None = None,
     progress: Progress | None = None,
 ) -> ParityReport:
     """Check a bundle's files, and its engine against the reference.
 
     The reference is the one stored in the bundle at compile time, which needs no torch; with
     `checkpoint` it is computed again with PEFT on PyTorch, each row alone.
-    The caller asks `report.passed`. Raises BundleError if the bundle is damaged, and what compile
-    raises for a checkpoint.
+    `data` is a JSONL file of your own texts or token ids, compared too, and scored where it has
+    labels. `thresholds` is a JSON file of bounds over the precision's own. `locate` names the first
+    module that departs (needs `checkpoint`). `report` is a folder for report.json, junit.xml,
+    report.md, report.html and, where parity departs, the smallest failing input.
+    The caller asks `report.passed`. Raises BundleError if the bundle is damaged, InputError if an
+    option or a file does not fit, and what compile raises for a checkpoint.
     """
-    from ptdeploy.compiler import verify_bundle
+    from ptdeploy.verifier import verify_bundle
 
     return verify_bundle(
         bundle,
         checkpoint=checkpoint,
         base=base,
         adapter=adapter,
+        data=data,
+        thresholds=thresholds,
+        locate=locate,
+        report=report,
         progress=progress or Progress(quiet=True),
     )
 

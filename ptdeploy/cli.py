@@ -20,7 +20,6 @@ from ptdeploy.progress import Progress
 from ptdeploy.targets import DEVICES, TARGETS
 
 if TYPE_CHECKING:
-    from ptdeploy.parity.quality import Quality
     from ptdeploy.task import Task
 
 _TASKS = ("SEQ_CLS", "TOKEN_CLS", "CAUSAL_LM")
@@ -81,6 +80,7 @@ def _compile(arguments: argparse.Namespace) -> int:
             max_perplexity_ratio=arguments.max_perplexity_ratio,
             quality_text=arguments.quality_text,
         ),
+        golden=arguments.golden,
         progress=_progress(arguments),
     )
     manifest, parity = bundle.manifest, bundle.manifest.parity
@@ -121,49 +121,54 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
 def _verify(arguments: argparse.Namespace) -> int:
     import ptdeploy
-    from ptdeploy.compiler import report_json
+    from ptdeploy.parity.reports import report_json
+    from ptdeploy.parity.reports.text import describe
 
     report = ptdeploy.verify(
         arguments.bundle,
         checkpoint=arguments.checkpoint,
         base=arguments.base,
         adapter=arguments.adapter,
+        data=arguments.data,
+        thresholds=arguments.thresholds,
+        locate=arguments.locate,
+        report=arguments.report,
         progress=_progress(arguments),
     )
     if arguments.json:
         sys.stdout.write(report_json(report).decode())
-        return 0 if report.passed else 1
-    print(f"{'case':<22}{'longest':>8}{'max abs':>10}{'mean abs':>10}{'KL':>10}{'top-1':>8}")
-    for case in report.cases:
-        print(
-            f"{case.name:<22}{max(case.lengths):>8}{case.max_abs:>10.2g}{case.mean_abs:>10.2g}"
-            f"{case.kl:>10.2g}{case.top1_agreement:>8.2%}{'' if case.passed else '  DEPARTS'}"
-        )
-    for one in report.greedy:
-        print(f"greedy tokens, row of {one.length}: {one.agreed} of {one.total} agree")
-    if report.texts_total:
-        print(f"tokenizer: {report.texts_agreed} of {report.texts_total} texts encode alike")
-    if report.quality is not None:
-        print(_rounded(report.quality))
-    bound = "" if report.largest_allowed is None else f"max abs {report.largest_allowed:.2g}; "
-    print(f"allowed {bound}reference: {report.reference}" if bound else report.reference)
-    for failure in () if report.passed else report.failures():
-        print(f"departs: {failure}")
-    for note in report.notes:
-        print(f"note: {note}")
-    print("parity holds" if report.passed else "PARITY DEPARTS")
+    else:
+        print(describe(report))
+        if arguments.report:
+            print(f"report: {arguments.report}/report.html")
     return 0 if report.passed else 1
+
+
+def _diff(arguments: argparse.Namespace) -> int:
+    from ptdeploy.diff import compare_bundles, describe
+
+    most = arguments.max_slowdown
+    if arguments.rounds < 1:
+        raise InputError(f"--rounds {arguments.rounds}: must be at least 1.")
+    if most is not None and not most > 0:
+        raise InputError(f"--max-slowdown {most}: must be more than 0.")
+    found = compare_bundles(
+        arguments.before, arguments.after, arguments.speed or most is not None, arguments.rounds
+    )
+    slow = [one for one in found.speed if most is not None and not one.ratio <= most]
+    if arguments.json:
+        import msgspec
+
+        _print_json(msgspec.to_builtins(found))
+    else:
+        print(describe(found))
+        for one in slow:
+            print(f"TOO SLOW: {one.request} takes {one.ratio:.2f} times as long, allowed {most}")
+    return 1 if slow else 0
 
 
 def _ratio(ratio: float | None) -> str:
     return "" if ratio is None else f", perplexity {ratio:.3f} times the reference's"
-
-
-def _rounded(quality: Quality) -> str:
-    return (
-        f"rounded weights on {quality.judged_on}: top-1 agreement {quality.top1_agreement:.2%} at "
-        f"{quality.positions} positions of {quality.texts} texts{_ratio(quality.perplexity_ratio)}"
-    )
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -353,6 +358,13 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--labels", metavar="A,B,C|FILE", help="class names, by index")
     sub.add_argument("--task", choices=_TASKS, help="for a state dict without adapter_config.json")
     sub.add_argument("--force", action="store_true", help="replace a bundle that is there")
+    sub.add_argument(
+        "--golden",
+        type=int,
+        metavar="N",
+        help="reference rows to store for verify without the checkpoint, at least 1; "
+        "default: 8 or 9 random ones and up to 8 texts",
+    )
     causal = sub.add_argument_group("causal models")
     causal.add_argument(
         "--no-freeze-kv",
@@ -390,8 +402,43 @@ def _parser() -> argparse.ArgumentParser:
         metavar="CKPT",
         help="compute the reference again with PEFT; default: the one stored in the bundle",
     )
+    sub.add_argument(
+        "--data",
+        metavar="FILE",
+        help='compare on your own data too: JSONL with {"text": ...} or {"ids": [...]}, '
+        'and "label" to score it',
+    )
+    sub.add_argument(
+        "--thresholds", metavar="FILE", help="JSON with bounds over the precision's own"
+    )
+    sub.add_argument(
+        "--locate",
+        action="store_true",
+        help="name the first module that departs; needs --checkpoint",
+    )
+    sub.add_argument(
+        "--report",
+        metavar="DIR",
+        help="write report.json, junit.xml, report.md, report.html and the smallest failing input",
+    )
     checkpoint_options(sub)
     long_options(sub)
+
+    sub = command("diff", _diff, "Say what changed from one bundle to another.")
+    sub.add_argument("before", metavar="BUNDLE_A")
+    sub.add_argument("after", metavar="BUNDLE_B")
+    sub.add_argument(
+        "--speed", action="store_true", help="time both engines on the same requests, in turns"
+    )
+    sub.add_argument(
+        "--max-slowdown",
+        type=float,
+        metavar="R",
+        help="time them, and exit 1 if B takes over R times as long as A",
+    )
+    sub.add_argument(
+        "--rounds", type=int, default=15, metavar="N", help="timed turns of each; default: 15"
+    )
 
     sub = command("run", _run, "Run a bundle on text.")
     sub.add_argument("bundle")

@@ -1,4 +1,4 @@
-"""compile() and verify(): the stages in a line, one data type between each two."""
+"""compile(): the stages in a line, one data type between each two."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from ptdeploy.bundle import (
     FileEntry,
     check_destination,
     publish,
-    read_bundle,
     stage_bundle,
     staged,
 )
@@ -26,9 +25,11 @@ from ptdeploy.errors import (
     ParityError,
     TargetUnavailable,
 )
+from ptdeploy.parity.cases import check_golden, compared_rows
 from ptdeploy.parity.compare import ParityReport, compare
-from ptdeploy.parity.reference import Reference, load_reference, save_reference
-from ptdeploy.progress import Progress
+from ptdeploy.parity.reference import save_reference
+from ptdeploy.parity.reports import report_json
+from ptdeploy.progress import REFERENCE_STAGE, Progress
 from ptdeploy.rounding import Rounding, quantization_for, read_texts
 from ptdeploy.runtime import open_engine
 from ptdeploy.targets import Target, get_target
@@ -36,10 +37,7 @@ from ptdeploy.task import Task
 
 if TYPE_CHECKING:
     from ptdeploy.base import BaseModel
-    from ptdeploy.parity.quality import JudgedText
     from ptdeploy.runtime.engine import Engine
-
-REFERENCE_STAGE = "run PEFT on PyTorch, each row alone"
 
 
 def compile_checkpoint(
@@ -58,9 +56,11 @@ def compile_checkpoint(
     max_batch: int | None = None,
     max_context: int | None = None,
     rounding: Rounding | None = None,
+    golden: int | None = None,
     progress: Progress,
 ) -> Bundle:
     """See ptdeploy.compile."""
+    check_golden(golden)
     engine_target, precision = _check_target(target, device, precision)
     numerics = engine_target.numerics(device, precision)
     quantization = quantization_for(precision, rounding or Rounding())
@@ -77,7 +77,13 @@ def compile_checkpoint(
         from ptdeploy.passes import PassContext, run_passes
         from ptdeploy.program import build_program, needs_prefix_kv
         from ptdeploy.prompt import freeze, save_prompt
-        from ptdeploy.texts import find_tokenizer, judged_text, save_text_files, with_texts
+        from ptdeploy.texts import (
+            find_tokenizer,
+            golden_texts,
+            judged_text,
+            save_text_files,
+            with_texts,
+        )
 
         found = resolve_base(source, base)
     with progress.stage(f"load the base model {found.name}"):
@@ -130,9 +136,10 @@ def compile_checkpoint(
             judged = None
             if quantization is not None:
                 judged = judged_text(tokenizer, manifest.limits, texts)
-            computed = compute_reference(source, found, manifest.limits, judged)
+            rows = compared_rows(bounds, golden_texts(tokenizer, bounds), golden)
+            computed = compute_reference(source, found, bounds, judged, rows)
             reference = with_texts(computed, tokenizer)
-            files += (staged(save_reference(reference, staging), "reference"),)
+            files += (staged(save_reference(reference, staging, golden), "reference"),)
         gc.collect()
         with progress.stage("check parity"):
             report = compare(_open_new(Bundle(staging, manifest), found), reference)
@@ -149,49 +156,10 @@ def compile_checkpoint(
     return bundle
 
 
-def verify_bundle(
-    path: str | Path,
-    *,
-    checkpoint: str | Path | None = None,
-    base: str | None = None,
-    adapter: str | None = None,
-    progress: Progress,
-) -> ParityReport:
-    """See ptdeploy.verify."""
-    with progress.stage("check the bundle's files"):
-        bundle = read_bundle(path)
-        engine = open_engine(bundle)
-    notes = []
-    if checkpoint is None:
-        reference = _stored_reference(bundle)
-    else:
-        with progress.stage("read the checkpoint"):
-            source = read_checkpoint(checkpoint, adapter, bundle.manifest.task)
-            from ptdeploy.base import resolve_base
-            from ptdeploy.parity.peft_reference import compute_reference
-            from ptdeploy.texts import find_tokenizer, with_texts
-
-            found = resolve_base(source, base)
-        if dict(source.files) != bundle.manifest.source.files:
-            notes.append("the checkpoint's files are not those the bundle was compiled from.")
-        with progress.stage(REFERENCE_STAGE):
-            judged = _stored_text(bundle) if bundle.manifest.quantization else None
-            reference = compute_reference(source, found, bundle.manifest.limits, judged)
-            if engine.tokenizer is not None:
-                reference = with_texts(reference, find_tokenizer(source, found))
-    with progress.stage("check parity"):
-        return compare(engine, reference, notes)
-
-
 def default_destination(checkpoint: str | Path, target: str) -> Path:
     """Where compile writes unless told: `<checkpoint's name>.<target>.bundle`, in this folder."""
     path = Path(checkpoint).resolve()
     return Path(f"{path.stem if path.is_file() else path.name}.{target}.bundle")
-
-
-def report_json(report: ParityReport) -> bytes:
-    """A report as indented JSON."""
-    return msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
 
 
 def _check_target(target: str, device: str, precision: str | None) -> tuple[Target, str]:
@@ -221,22 +189,6 @@ def _check_causal(
     ):
         if given:
             raise InputError(f"{option} is about a KV buffer, and a {task.value} model keeps none.")
-
-
-def _stored_reference(bundle: Bundle) -> Reference:
-    stored = bundle.file("reference")
-    if stored is None:
-        raise InputError(
-            f"{bundle.path}: holds no stored reference.", "Pass the checkpoint with --checkpoint."
-        )
-    return load_reference(stored)
-
-
-def _stored_text(bundle: Bundle) -> JudgedText:
-    from ptdeploy.parity.quality import JudgedText
-
-    stored = _stored_reference(bundle)
-    return JudgedText(tuple(row.ids for row in stored.judged), stored.judged_on)
 
 
 def _open_new(bundle: Bundle, base: BaseModel) -> Engine:

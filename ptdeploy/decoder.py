@@ -99,6 +99,8 @@ class DecoderClassifier(nn.Module):
         super().__init__()
         assert prompt.prefix_kv is not None
         self.model = backbone(model)
+        # Where that backbone is in the whole model, to name the graph's nodes.
+        self.prefix = str(model.base_model_prefix)
         self.score = model.score
         self.register_buffer("prefix_kv", torch.from_numpy(prompt.prefix_kv))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import io
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 from ptdeploy.base import quiet_libraries
 from ptdeploy.errors import BaseModelError
 from ptdeploy.lowering import fused
+from ptdeploy.passes.name import MODULE_KEY
 from ptdeploy.program import Program
 
 if TYPE_CHECKING:
@@ -51,4 +53,23 @@ def to_onnx(program: Program) -> ir.Model:
             "Only the architectures in the README's support table are tested.",
         ) from error
     assert exported is not None
+    _keep_modules(exported.model, program)
     return exported.model
+
+
+def _keep_modules(model: ir.Model, program: Program) -> None:
+    """Note each node's module, by its path in the transformers model, under our own key.
+
+    torch writes the program's nested scopes as a list, the operation itself last.
+    """
+    prefix = str(getattr(program.module, "prefix", ""))
+    for node in model.graph.all_nodes():
+        scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes")
+        if scopes is None:
+            continue
+        path = [*ast.literal_eval(scopes)][-2:][0]
+        if path == "model" or path.startswith("model."):
+            path = ".".join(part for part in (prefix, path.removeprefix("model")[1:]) if part)
+        elif path.startswith("_"):
+            path = ""
+        node.metadata_props[MODULE_KEY] = path

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
+REFERENCE_STAGE = "run PEFT on PyTorch, each row alone"
+
 
 class Progress:
     """Says which stage runs, and how long each one took.

@@ -94,6 +94,12 @@ def judged_text(
     return JudgedText(rows, "the given text" if texts else "ptdeploy's own text")
 
 
+def golden_texts(tokenizer: PreTrainedTokenizerFast | None, limits: Limits) -> list[list[int]]:
+    """Token ids of our own texts, as rows to compare on; none without a tokenizer."""
+    encoded = [] if tokenizer is None else [list(tokenizer(text)["input_ids"]) for text in PROSE]
+    return [ids for ids in encoded if ids and max(ids) < limits.vocab_size]
+
+
 def with_texts(reference: Reference, tokenizer: PreTrainedTokenizerFast | None) -> Reference:
     """The reference with what transformers makes of a few texts; unchanged without a tokenizer."""
     if tokenizer is None:

@@ -245,14 +245,21 @@ def make(
     virtual_tokens: int = 5,
     seed: int = 0,
     saved_as: torch.dtype = torch.float32,
+    jitter: bool = False,
     **changes: Any,
 ) -> Trained:
     """Build a random model, wrap it with PEFT's P-Tuning, and save base and adapter.
 
-    The base is saved as `saved_as`; the live model is float32 of the same values.
+    The base is saved as `saved_as`; the live model is float32 of the same values. With `jitter`
+    biases and norms are random too, as in a trained model, not all zeros and ones.
     """
     torch.manual_seed(seed)
     base = _AUTO[task].from_config(base_config(architecture, **changes)).eval()
+    if jitter:
+        with torch.no_grad():
+            for parameter in base.parameters():
+                if parameter.dim() == 1:
+                    parameter += 0.2 * torch.randn_like(parameter)
     base.config.dtype = saved_as
     for parameter in base.parameters():
         parameter.data = parameter.data.to(saved_as).float()

@@ -9,23 +9,43 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Padding = Literal["right", "left"]
+from ptdeploy.bundle import Limits
+from ptdeploy.errors import InputError
+
+Padding = Literal["right", "left", "both"]
+# Where a row's ids are from: drawn at random, ptdeploy's own texts, or the caller's file.
+Source = Literal["random", "text", "data"]
 
 _LENGTHS = (1, 2, 3, 5, 8, 13, 21, 34)
-# Past this the longest row is not run: its reference alone would take minutes.
-_LONGEST_EDGE = 512
+_BATCH = 8
+# Past these a reference, or a batch at the profile's edge, would take minutes.
+_LONGEST_EDGE, _WIDEST_EDGE = 512, 64
+_TEXT_TOKENS = 64
+TEXT_ROWS = 8
+_MOST_GOLDEN = 1000
+
+
+@dataclass(frozen=True)
+class AskedRow:
+    """Token ids to compare on, and where they are from."""
+
+    ids: NDArray[np.int64]
+    source: Source = "random"
 
 
 @dataclass(frozen=True)
 class BatchCase:
-    """Rows by their index, run together with padding on one side."""
+    """Rows by their index, run together with padding; a row may stand in it more than once."""
 
     rows: tuple[int, ...]
     padding: Padding
+    source: Source = "random"
 
     @property
     def name(self) -> str:
-        return "alone" if len(self.rows) == 1 else f"batch {len(self.rows)} {self.padding}-padded"
+        batch = f"batch {len(self.rows)} {self.padding}-padded"
+        name = "alone" if len(self.rows) == 1 else batch
+        return name if self.source == "random" else f"{self.source} {name}"
 
 
 def make_rows(vocab_size: int, max_sequence: int) -> list[NDArray[np.int64]]:
@@ -40,26 +60,98 @@ def make_rows(vocab_size: int, max_sequence: int) -> list[NDArray[np.int64]]:
     return [random.integers(0, vocab_size, length, np.int64) for length in lengths]
 
 
-def batches(count: int) -> Iterator[BatchCase]:
-    """Each row alone, then batches of 3 and 8 unequal rows and the longest beside the shortest."""
-    for row in range(count):
-        yield BatchCase((row,), "right")
-    for group in ((0, 4, 6), tuple(range(8)), (0, 8)):
-        if max(group) >= count:
+def golden_rows(
+    limits: Limits, texts: Sequence[Sequence[int]], count: int | None = None
+) -> list[AskedRow]:
+    """`count` rows: random ones of unequal lengths first, then text, then more random ones.
+
+    `texts` are token ids, cut to 64. Without a count it is the random rows and up to eight texts.
+    """
+    rows = [AskedRow(ids) for ids in make_rows(limits.vocab_size, limits.max_sequence)]
+    longest = min(_TEXT_TOKENS, limits.max_sequence)
+    encoded = [np.asarray(ids[:longest], np.int64) for ids in texts if len(ids)]
+    wanted = TEXT_ROWS if count is None else max(0, count - len(rows))
+    rows += [AskedRow(ids, "text") for ids in encoded[:wanted]]
+    random = np.random.default_rng(11_24)
+    while count is not None and len(rows) < count:
+        length = int(random.integers(1, longest + 1))
+        rows.append(AskedRow(random.integers(0, limits.vocab_size, length, np.int64)))
+    return rows[:count]
+
+
+def check_golden(count: int | None) -> None:
+    """Raises InputError if that many rows cannot be stored: verify needs one at least."""
+    if count is not None and not 1 <= count <= _MOST_GOLDEN:
+        raise InputError(
+            f"--golden {count}: must be from 1 to {_MOST_GOLDEN}.",
+            "Without any stored row, verify could not tell whether the engine still fits.",
+        )
+
+
+def compared_rows(
+    limits: Limits, texts: Sequence[Sequence[int]], golden: int | None
+) -> list[AskedRow]:
+    """What compile compares on: never less than the usual rows, however few are stored."""
+    rows, usual = golden_rows(limits, texts, golden), golden_rows(limits, texts)
+    return rows if len(rows) > len(usual) else usual
+
+
+def edge_note(limits: Limits) -> str | None:
+    """What of the profile is not reached, in words."""
+    if limits.max_sequence > _LONGEST_EDGE:
+        return (
+            f"rows of over {_LONGEST_EDGE} tokens were not run, but the bundle takes up to "
+            f"{limits.max_sequence}; give such rows with --data."
+        )
+    return None
+
+
+def batches(sources: Sequence[Source], max_batch: int | None = None) -> Iterator[BatchCase]:
+    """Each row alone; then batches of unequal rows, none of over `max_batch` rows.
+
+    Random rows: batches of 3 and 8, the longest beside the shortest, and one as wide as the
+    profile. Text and data: every row in a batch of up to 8, or as wide as the profile, padded on
+    either side.
+    """
+    for index, source in enumerate(sources):
+        yield BatchCase((index,), "right", source)
+    random = [index for index, source in enumerate(sources) if source == "random"]
+    most = max_batch or len(random)
+    for group in ((0, 4, 6), tuple(range(_BATCH)), (0, 8)):
+        if max(group) >= len(random) or len(group) > most:
             continue
+        rows = tuple(random[index] for index in group)
         for padding in ("right", "left"):
-            yield BatchCase(group, padding)
+            yield BatchCase(rows, padding)
+    if len(random) > 2 and most > 2:
+        yield BatchCase((random[2], random[0], random[1]), "both")
+    edge = min(max_batch or 0, _WIDEST_EDGE)
+    if random and edge > 1 and edge not in (2, 3, _BATCH):
+        yield BatchCase(tuple(random[i % min(len(random), _BATCH)] for i in range(edge)), "left")
+    size = min(max_batch or _BATCH, _WIDEST_EDGE)
+    for source in ("text", "data"):
+        rows = tuple(index for index, one in enumerate(sources) if one == source)
+        for start in range(0, len(rows), size):
+            part = rows[start : start + size]
+            if len(part) > 1:
+                yield BatchCase(part, "right", source)
+                yield BatchCase(part, "left", source)
 
 
 def pad(
     rows: Sequence[NDArray[np.int64]], padding: Padding
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """A padded batch as a caller would send it: (input_ids, attention_mask), int64."""
-    width = max(row.size for row in rows)
+    """A padded batch as a caller would send it: (input_ids, attention_mask), int64.
+
+    "both" has padding on both sides of every row, the longest too.
+    """
+    width = max(row.size for row in rows) + (2 if padding == "both" else 0)
     ids = np.zeros((len(rows), width), np.int64)
     mask = np.zeros_like(ids)
     for index, row in enumerate(rows):
-        place = slice(0, row.size) if padding == "right" else slice(width - row.size, width)
+        free = width - row.size
+        start = {"right": 0, "left": free, "both": free // 2}[padding]
+        place = slice(start, start + row.size)
         ids[index, place] = row
         mask[index, place] = 1
     return ids, mask

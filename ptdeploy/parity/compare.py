@@ -1,8 +1,7 @@
-"""An engine against a reference, the thresholds, and the report."""
+"""An engine against a reference, and the report."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import msgspec
@@ -10,44 +9,35 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptdeploy.bundle import ParitySummary, Quantization
-from ptdeploy.parity.cases import batches, pad
+from ptdeploy.errors import PtdeployError
+from ptdeploy.parity.cases import BatchCase, Padding, Source, batches, pad
+from ptdeploy.parity.data import DataRow, TaskMetric, task_metric
+from ptdeploy.parity.located import Located
+from ptdeploy.parity.measure import HISTOGRAM_EDGES, Measured, bin_positions, measure
 from ptdeploy.parity.quality import Quality, judge
-from ptdeploy.parity.reference import Reference, Row
-from ptdeploy.runtime import CausalLM, Engine
-
-
-class Thresholds(msgspec.Struct, frozen=True):
-    """What a precision that rounds no weights may cost.
-
-    A logits difference may reach `max_abs` + `relative` times the largest reference logit; `kl` is
-    in nats. Top-1 and greedy tokens must agree wherever the reference's own margin is larger than
-    twice that difference: below it either token is as right.
-    """
-
-    max_abs: float
-    relative: float
-    cosine: float
-    kl: float
-
-
-THRESHOLDS = {
-    "fp32": Thresholds(max_abs=1e-5, relative=1e-5, cosine=0.99999, kl=1e-6),
-    "fp16": Thresholds(max_abs=1e-2, relative=1e-2, cosine=0.999, kl=1e-3),
-}
-# Rounded weights are judged by what they do to text; the cases only have to be finite.
-_ROUNDED = Thresholds(max_abs=math.inf, relative=0, cosine=-1, kl=math.inf)
+from ptdeploy.parity.reference import Reference
+from ptdeploy.parity.thresholds import Overrides, Thresholds
+from ptdeploy.runtime import CausalLM, Classifier, Engine
 
 
 class CaseResult(msgspec.Struct, frozen=True):
-    """One batch, compared at every real position."""
+    """One batch, compared at every real position; null where a number is not finite.
+
+    `rows` are the reference's rows it was made of, `histogram` how many logits differ by how much,
+    in the bins of the report's `histogram_edges`.
+    """
 
     name: str
+    source: Source
+    padding: Padding
+    rows: tuple[int, ...]
     lengths: tuple[int, ...]
-    max_abs: float
-    mean_abs: float
-    cosine: float
-    kl: float
+    max_abs: float | None
+    mean_abs: float | None
+    cosine: float | None
+    kl: float | None
     top1_agreement: float
+    histogram: tuple[int, ...]
     passed: bool
 
 
@@ -58,6 +48,22 @@ class GreedyResult(msgspec.Struct, frozen=True):
     agreed: int
     total: int
     passed: bool
+
+
+class PositionError(msgspec.Struct, frozen=True):
+    """The largest logits difference at tokens `first` to `last` of a row, over all cases."""
+
+    first: int
+    last: int
+    max_abs: float | None
+
+
+class Failing(msgspec.Struct, frozen=True):
+    """The smallest input found that departs: its rows' lengths, its file, and how to run it."""
+
+    lengths: tuple[int, ...]
+    file: str
+    command: str
 
 
 class ParityReport(msgspec.Struct, frozen=True):
@@ -77,14 +83,19 @@ class ParityReport(msgspec.Struct, frozen=True):
     quality: Quality | None
     quality_allowed: Quantization | None
     notes: tuple[str, ...]
+    positions: tuple[PositionError, ...] = ()
+    histogram_edges: tuple[float, ...] = ()
+    data: TaskMetric | None = None
+    located: Located | None = None
+    failing: Failing | None = None
 
     @property
     def max_abs(self) -> float:
-        return max(case.max_abs for case in self.cases)
+        return max((_worst(case.max_abs) for case in self.cases), default=0.0)
 
     @property
     def top1_agreement(self) -> float:
-        return min(case.top1_agreement for case in self.cases)
+        return min((case.top1_agreement for case in self.cases), default=1.0)
 
     def summary(self) -> ParitySummary:
         quality = self.quality
@@ -98,11 +109,12 @@ class ParityReport(msgspec.Struct, frozen=True):
         )
 
     def failures(self) -> list[str]:
-        """What departs, in words."""
+        """What departs, in words; of the cases those on your own data first."""
+        cases = sorted(self.cases, key=lambda case: case.source != "data")
         lines = [
-            f"{case.name}, lengths {list(case.lengths)}: max abs {case.max_abs:.3g}, "
-            f"KL {case.kl:.3g}, top-1 agreement {case.top1_agreement:.4f}"
-            for case in self.cases
+            f"{case.name}, lengths {list(case.lengths)}: max abs {shown(case.max_abs)}, "
+            f"KL {shown(case.kl)}, top-1 agreement {case.top1_agreement:.4f}"
+            for case in cases
             if not case.passed
         ]
         lines += [
@@ -115,25 +127,51 @@ class ParityReport(msgspec.Struct, frozen=True):
                 f"tokenizer: {self.texts_total - self.texts_agreed} of {self.texts_total} texts "
                 "give other token ids"
             )
+        if self.data is not None and not self.data.passed:
+            lines.append(
+                f"{self.data.name} on the given data: {shown(self.data.engine)}"
+                + (f", PEFT {shown(self.data.reference)}" if self.data.reference else "")
+            )
         return lines + rounding_failures(self.quality, self.quality_allowed)
 
 
-def compare(engine: Engine, reference: Reference, notes: Sequence[str] = ()) -> ParityReport:
-    """Run every case through the engine and hold it against the reference's rows alone."""
-    rounded = engine.manifest.quantization
-    thresholds = _ROUNDED if rounded else THRESHOLDS[engine.manifest.precision]
-    scale = max(float(np.abs(row.logits).max()) for row in reference.rows)
+def compare(
+    engine: Engine,
+    reference: Reference,
+    notes: Sequence[str] = (),
+    overrides: Overrides | None = None,
+    data: Sequence[DataRow] = (),
+) -> ParityReport:
+    """Run every case through the engine and hold it against the reference's rows alone.
+
+    `data` is the user's own; its rows are the reference's last ones, or none of them where only
+    the task metric can be computed.
+    """
+    overrides = overrides or Overrides()
+    stored = engine.manifest.quantization
+    rounded = overrides.rounding(stored)
+    thresholds = overrides.thresholds(engine.manifest.precision, stored)
+    scale = max((float(np.abs(row.logits).max()) for row in reference.rows), default=0.0)
     allowed = thresholds.max_abs + thresholds.relative * scale
-    cases = []
-    most = engine.manifest.limits.max_batch or len(reference.rows)
-    for case in batches(len(reference.rows)):
-        if len(case.rows) > most:
-            continue
-        rows = [reference.rows[i] for i in case.rows]
-        logits = engine.logits(*pad([row.ids for row in rows], case.padding))
-        cases.append(_measure(case.name, rows, logits, thresholds, allowed))
-    greedy = _compare_greedy(engine, reference, allowed) if isinstance(engine, CausalLM) else ()
+    cases: list[CaseResult] = []
+    positions: list[tuple[int, float]] = []
+    stopped: list[str] = []
+    alone: dict[int, NDArray[np.float32]] = {}
+    sources = [row.source for row in reference.rows]
+    for case in batches(sources, engine.manifest.limits.max_batch):
+        ids = [reference.rows[i].ids for i in case.rows]
+        logits = _logits(engine, ids, case.padding, stopped)
+        if len(case.rows) == 1 and case.source == "data":
+            alone[case.rows[0]] = logits[0]
+        result, where = _measure(case, reference, logits, thresholds, allowed)
+        cases.append(result)
+        positions += where
+    greedy: tuple[GreedyResult, ...] = ()
+    if isinstance(engine, CausalLM):
+        greedy = _compare_greedy(engine, reference, allowed, stopped)
     agreed = _texts_agreed(engine, reference)
+    wanted = [(row.text, list(row.wanted_ids)) for row in data if row.text and row.wanted_ids]
+    agreed += sum(engine.encode(text)[0].ids == ids for text, ids in wanted)
     if reference.padded_departure is not None and reference.padded_departure > allowed:
         notes = (
             *notes,
@@ -141,10 +179,13 @@ def compare(engine: Engine, reference: Reference, notes: Sequence[str] = ()) -> 
             f"{reference.padded_departure:.2g}; the reference here is each row alone.",
         )
     quality = judge(engine, reference) if rounded else None
+    metric = _metric(engine, reference, data, alone, overrides)
+    texts = len(reference.texts) + len(wanted)
     return ParityReport(
         passed=all(case.passed for case in cases)
         and all(one.passed for one in greedy)
-        and agreed == len(reference.texts)
+        and agreed == texts
+        and (metric is None or metric.passed)
         and not rounding_failures(quality, rounded),
         target=engine.manifest.target,
         device=engine.manifest.device,
@@ -155,10 +196,16 @@ def compare(engine: Engine, reference: Reference, notes: Sequence[str] = ()) -> 
         cases=tuple(cases),
         greedy=greedy,
         texts_agreed=agreed,
-        texts_total=len(reference.texts),
+        texts_total=texts,
         quality=quality,
         quality_allowed=rounded,
-        notes=tuple(notes),
+        notes=(*notes, *dict.fromkeys(stopped)),
+        positions=tuple(
+            PositionError(first, last, found if np.isfinite(found) else None)
+            for first, last, found in bin_positions(positions)
+        ),
+        histogram_edges=HISTOGRAM_EDGES,
+        data=metric,
     )
 
 
@@ -184,62 +231,130 @@ def rounding_failures(quality: Quality | None, allowed: Quantization | None) -> 
     return lines
 
 
+def _logits(
+    engine: Engine, ids: Sequence[NDArray[np.int64]], padding: Padding, stopped: list[str]
+) -> list[NDArray[np.float32]]:
+    """The engine's logits; where it fails on a request that it must take, NaN, and why."""
+    try:
+        return engine.logits(*pad(ids, padding))
+    except PtdeployError:
+        raise
+    except Exception as error:  # engines' own errors share no base class
+        stopped.append(f"the engine failed: {str(error).splitlines()[0]}")
+        width = int(engine.manifest.outputs[0].shape[-1])
+        per_row: list[tuple[int, ...]] = [
+            (width,) if isinstance(engine, Classifier) else (row.size, width) for row in ids
+        ]
+        return [np.full(shape, np.nan, np.float32) for shape in per_row]
+
+
+def shown(number: float | None) -> str:
+    """A measure in words: NaN and infinity are named."""
+    return "not finite" if number is None else f"{number:.3g}"
+
+
+def case_passed(found: Measured, thresholds: Thresholds, allowed: float) -> bool:
+    """Whether a case's numbers are within the thresholds; what is not finite never is."""
+    return (
+        found.max_abs is not None
+        and found.max_abs <= allowed
+        and found.cosine is not None
+        and found.cosine >= thresholds.cosine
+        and found.kl is not None
+        and found.kl <= thresholds.kl
+        and found.clear_agreement
+        and found.top1_agreement >= thresholds.min_top1_agreement
+    )
+
+
 def _measure(
-    name: str,
-    rows: Sequence[Row],
+    case: BatchCase,
+    reference: Reference,
     logits: Sequence[NDArray[np.float32]],
     thresholds: Thresholds,
     allowed: float,
-) -> CaseResult:
-    want = np.concatenate([_positions(row.logits) for row in rows]).astype(np.float64)
-    got = np.concatenate(
-        [_positions(a)[-len(_positions(row.logits)) :] for row, a in zip(rows, logits, strict=True)]
-    ).astype(np.float64)
-    difference = np.abs(want - got)
-    max_abs = float(difference.max())
-    cosine = float(_cosine(want, got).min())
-    kl = float(_kl(want, got).max())
-    ordered = np.sort(want, axis=-1)
-    clear = ordered[:, -1] - ordered[:, -2] > 2 * allowed if want.shape[1] > 1 else np.ones(0, bool)
-    agree = want.argmax(-1) == got.argmax(-1)
-    # NaN compares false with everything, so each bound is written as what must hold.
-    passed = (
-        max_abs <= allowed
-        and cosine >= thresholds.cosine
-        and kl <= thresholds.kl
-        and bool(agree[clear].all() if clear.size else True)
+) -> tuple[CaseResult, list[tuple[int, float]]]:
+    """A case's numbers, and (position in the row, largest difference) for each position."""
+    rows = [reference.rows[i] for i in case.rows]
+    wanted = [np.atleast_2d(row.logits) for row in rows]
+    got = [np.atleast_2d(a)[-len(w) :] for a, w in zip(logits, wanted, strict=True)]
+    found, largest = measure(np.concatenate(wanted), np.concatenate(got), allowed)
+    # A class is read off the whole row: it counts at the row's last token.
+    where = [
+        position
+        for row, w in zip(rows, wanted, strict=True)
+        for position in range(row.ids.size - len(w), row.ids.size)
+    ]
+    result = CaseResult(
+        name=case.name,
+        source=case.source,
+        padding=case.padding,
+        rows=case.rows,
+        lengths=tuple(int(row.ids.size) for row in rows),
+        max_abs=found.max_abs,
+        mean_abs=found.mean_abs,
+        cosine=found.cosine,
+        kl=found.kl,
+        top1_agreement=found.top1_agreement,
+        histogram=found.histogram,
+        passed=case_passed(found, thresholds, allowed),
     )
-    return CaseResult(
-        name,
-        tuple(int(row.ids.size) for row in rows),
-        max_abs,
-        float(difference.mean()),
-        cosine,
-        kl,
-        float(agree.mean()),
-        passed,
+    return result, list(zip(where, largest.tolist(), strict=True))
+
+
+def _metric(
+    engine: Engine,
+    reference: Reference,
+    data: Sequence[DataRow],
+    alone: dict[int, NDArray[np.float32]],
+    overrides: Overrides,
+) -> TaskMetric | None:
+    """The task metric on the user's data, from logits that were compared where they were."""
+    if not data:
+        return None
+    compared = [row.logits for row in reference.rows if row.source == "data"]
+    ours = list(alone.values()) or [engine.logits([row.ids])[0] for row in data]
+    whole = len(compared) == len(data) and all(
+        len(np.atleast_2d(want)) == len(np.atleast_2d(got))
+        for want, got in zip(compared, ours, strict=True)
     )
+    return task_metric(engine, data, ours, compared if whole else None, overrides)
+
+
+def _worst(number: float | None) -> float:
+    return float("inf") if number is None else number
 
 
 def _compare_greedy(
-    engine: CausalLM, reference: Reference, allowed: float
+    engine: CausalLM, reference: Reference, allowed: float, stopped: list[str]
 ) -> tuple[GreedyResult, ...]:
     if not reference.greedy:
         return ()
-    # One batch of unequal rows, so that batching is compared too; as many steps as all have.
+    # Batches of unequal rows, so that batching is compared too; as many steps as all have.
     steps = min(one.tokens.size for one in reference.greedy)
-    chosen = reference.greedy[: engine.manifest.limits.max_batch]
-    rows = engine.generate(
-        [one.ids.tolist() for one in chosen],
-        steps,
-        do_sample=False,
-        min_new_tokens=0,
-        repetition_penalty=1.0,
-        eos_token_ids=(),
-    )
+    most = engine.manifest.limits.max_batch or len(reference.greedy)
+    rows: list[Sequence[int]] = []
+    for start in range(0, len(reference.greedy), most):
+        part = [one.ids.tolist() for one in reference.greedy[start : start + most]]
+        try:
+            generated = engine.generate(
+                part,
+                steps,
+                do_sample=False,
+                min_new_tokens=0,
+                repetition_penalty=1.0,
+                eos_token_ids=(),
+            )
+        except PtdeployError:
+            raise
+        except Exception as error:  # as in _logits
+            stopped.append(f"the engine failed: {str(error).splitlines()[0]}")
+            rows += [[-1] * steps for _ in part]
+        else:
+            rows += [row.token_ids for row in generated]
     results = []
-    for one, row in zip(chosen, rows, strict=True):
-        departs = np.flatnonzero(one.tokens[:steps] != np.asarray(row.token_ids))
+    for one, row in zip(reference.greedy, rows, strict=True):
+        departs = np.flatnonzero(one.tokens[:steps] != np.asarray(row))
         agreed = int(departs[0]) if departs.size else steps
         tie = bool(departs.size) and float(one.margins[agreed]) <= 2 * allowed
         results.append(GreedyResult(int(one.ids.size), agreed, steps, agreed == steps or tie))
@@ -253,25 +368,3 @@ def _texts_agreed(engine: Engine, reference: Reference) -> int:
         tuple(engine.tokenizer.encode(text).ids) == ids
         for text, ids in zip(reference.texts, reference.text_ids, strict=True)
     )
-
-
-def _positions(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    return logits[None] if logits.ndim == 1 else logits
-
-
-def _cosine(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-    norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
-    result: NDArray[np.float64] = (a * b).sum(-1) / np.where(norms == 0, 1, norms)
-    return result
-
-
-def _kl(want: NDArray[np.float64], got: NDArray[np.float64]) -> NDArray[np.float64]:
-    p, q = _log_softmax(want), _log_softmax(got)
-    result: NDArray[np.float64] = (np.exp(p) * (p - q)).sum(-1)
-    return result
-
-
-def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    shifted = logits - logits.max(-1, keepdims=True)
-    result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
-    return result

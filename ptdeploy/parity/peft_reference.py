@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ptdeploy.base import BaseModel, load_pretrained, quiet_libraries
+from ptdeploy.base import BaseModel, load_pretrained, quiet_libraries, resolve_base
 from ptdeploy.bundle import Limits
-from ptdeploy.checkpoint import Checkpoint
+from ptdeploy.checkpoint import Checkpoint, read_checkpoint
 from ptdeploy.checkpoint.peft_adapter import WEIGHT_NAMES
 from ptdeploy.checkpoint.tensors import read_tensors
-from ptdeploy.parity.cases import make_rows, pad
+from ptdeploy.parity.cases import AskedRow, golden_rows, pad
 from ptdeploy.parity.quality import JudgedText, text_row
 from ptdeploy.parity.reference import Greedy, Reference, Row
 from ptdeploy.task import Task
@@ -23,6 +25,24 @@ if TYPE_CHECKING:
 
 _GREEDY_ROWS = (0, 4, 6)
 _GREEDY_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class PeftSource:
+    """A checkpoint, the base model it fits, and PEFT's model of both, loaded."""
+
+    checkpoint: Checkpoint
+    base: BaseModel
+    model: PeftModel = field(repr=False)
+
+
+def open_peft(
+    checkpoint: str | Path, adapter: str | None, base: str | None, task: Task
+) -> PeftSource:
+    """Read a checkpoint and load PEFT's model of it."""
+    source = read_checkpoint(checkpoint, adapter, task)
+    found = resolve_base(source, base)
+    return PeftSource(source, found, peft_model(source, found))
 
 
 def peft_model(checkpoint: Checkpoint, base: BaseModel) -> PeftModel:
@@ -63,28 +83,33 @@ def compute_reference(
     base: BaseModel,
     limits: Limits,
     judged: JudgedText | None = None,
+    rows: Sequence[AskedRow] | None = None,
+    model: PeftModel | None = None,
 ) -> Reference:
-    """Run PEFT on every row alone: logits, and for a causal model a greedy continuation.
+    """Run PEFT on every row alone: logits, and for a causal model greedy continuations.
 
-    `judged` is what a rounded engine will be judged on.
+    `judged` is what a rounded engine will be judged on. `rows` are random ones unless given, and
+    `model` is loaded unless given.
     """
     import peft
     import torch
 
-    model = peft_model(checkpoint, base)
-    rows = make_rows(limits.vocab_size, limits.max_sequence)
+    model = model or peft_model(checkpoint, base)
+    rows = golden_rows(limits, ()) if rows is None else rows
+    computed = tuple(Row(r.ids, row_logits(model, checkpoint.task, r.ids), r.source) for r in rows)
     with torch.no_grad(), quiet_libraries():
-        computed = tuple(Row(ids, _logits(model, checkpoint, ids)) for ids in rows)
         greedy: tuple[Greedy, ...] = ()
         departure = None
         if checkpoint.task is Task.CAUSAL_LM:
-            chosen = [rows[i] for i in _GREEDY_ROWS if i < len(rows)]
-            greedy = tuple(_greedy(model, ids, limits.max_sequence) for ids in chosen)
-            departure = _padded_departure(model, chosen)
-        texts = tuple(
-            text_row(ids, _logits(model, checkpoint, ids), checkpoint.task)
-            for ids in (judged.rows if judged else ())
-        )
+            random = [row.ids for row in rows if row.source == "random"]
+            chosen = [random[i] for i in _GREEDY_ROWS if i < len(random)]
+            continued = [*chosen, *_greedy_edges(rows, limits)]
+            greedy = tuple(_greedy(model, ids, limits.max_sequence) for ids in continued)
+            departure = _padded_departure(model, chosen) if chosen else None
+    texts = tuple(
+        text_row(ids, row_logits(model, checkpoint.task, ids), checkpoint.task)
+        for ids in (judged.rows if judged else ())
+    )
     return Reference(
         computed,
         tuple(one for one in greedy if one.tokens.size),
@@ -103,18 +128,29 @@ def _for_one_adapter(state: dict[str, Any], adapter: str) -> dict[str, Any]:
     }
 
 
-def _logits(
-    model: PeftModel, checkpoint: Checkpoint, ids: NDArray[np.int64]
-) -> NDArray[np.float32]:
+def row_logits(model: PeftModel, task: Task, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+    """PEFT's logits for one unpadded row, without those of the virtual tokens."""
     import torch
 
     tokens = torch.from_numpy(ids)[None]
-    logits = model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits[0]
-    if checkpoint.task is not Task.SEQ_CLS:
+    with torch.no_grad(), quiet_libraries():
+        logits = model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits[0]
+    if task is not Task.SEQ_CLS:
         # PEFT's logits cover the virtual tokens too, where the architecture gives one a token.
         logits = logits[-ids.size :]
     array: NDArray[np.float32] = logits.float().numpy()
     return array
+
+
+def _greedy_edges(rows: Sequence[AskedRow], limits: Limits) -> list[NDArray[np.int64]]:
+    """A row that is continued up to the context's last position, and the first text."""
+    longest = max((row.ids for row in rows if row.source == "random"), key=len, default=None)
+    room = limits.max_sequence - _GREEDY_TOKENS
+    edges = []
+    if longest is not None and longest.size == limits.max_sequence and room > 0:
+        edges.append(longest[:room])
+    texts = [row.ids[:room] for row in rows if row.source == "text" and room > 0]
+    return edges + texts[:1]
 
 
 def _greedy(model: PeftModel, ids: NDArray[np.int64], limit: int) -> Greedy:

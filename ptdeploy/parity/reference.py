@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptdeploy.errors import BundleError
+from ptdeploy.parity.cases import Source
 
 REFERENCE_NAME = "reference.safetensors"
 
@@ -26,6 +27,7 @@ class Row:
 
     ids: NDArray[np.int64]
     logits: NDArray[np.float32]
+    source: Source = "random"
 
 
 @dataclass(frozen=True)
@@ -72,17 +74,19 @@ class _Metadata(msgspec.Struct, forbid_unknown_fields=True):
     greedy: int
     judged: int
     judged_on: str
+    sources: tuple[Source, ...] = ()
 
 
-def save_reference(reference: Reference, folder: Path) -> str:
+def save_reference(reference: Reference, folder: Path, golden: int | None = None) -> str:
     """Write a reference as safetensors into `folder` and return its name.
 
-    Of large vocabularies only the last positions are kept.
+    Of large vocabularies only the last positions are kept, and of all rows the first `golden`.
     """
     from safetensors.numpy import save_file
 
     tensors: dict[str, NDArray[np.int64] | NDArray[np.float32]] = {}
-    for i, row in enumerate(_trimmed(row) for row in reference.rows):
+    rows = reference.rows[:golden]
+    for i, row in enumerate(_trimmed(row) for row in rows):
         tensors[f"rows.{i:03}.ids"] = row.ids
         tensors[f"rows.{i:03}.logits"] = row.logits
     for i, one in enumerate(reference.greedy):
@@ -99,10 +103,11 @@ def save_reference(reference: Reference, folder: Path) -> str:
         reference.texts,
         reference.made_by,
         reference.padded_departure,
-        len(reference.rows),
+        len(rows),
         len(reference.greedy),
         len(reference.judged),
         reference.judged_on,
+        tuple(row.source for row in rows),
     )
     save_file(
         {name: np.ascontiguousarray(value) for name, value in tensors.items()},
@@ -122,7 +127,11 @@ def load_reference(path: Path) -> Reference:
             get = file.get_tensor
             return Reference(
                 rows=tuple(
-                    Row(get(f"rows.{i:03}.ids"), get(f"rows.{i:03}.logits"))
+                    Row(
+                        get(f"rows.{i:03}.ids"),
+                        get(f"rows.{i:03}.logits"),
+                        metadata.sources[i] if metadata.sources else "random",
+                    )
                     for i in range(metadata.rows)
                 ),
                 greedy=tuple(
@@ -149,7 +158,14 @@ def load_reference(path: Path) -> Reference:
                 ),
                 judged_on=metadata.judged_on,
             )
-    except (SafetensorError, KeyError, TypeError, OSError, msgspec.DecodeError) as error:
+    except (
+        SafetensorError,
+        KeyError,
+        IndexError,
+        TypeError,
+        OSError,
+        msgspec.DecodeError,
+    ) as error:
         raise BundleError(f"{path}: not a stored reference ({error}).") from None
 
 

@@ -34,7 +34,8 @@ def run_passes(model: ir.Model, context: PassContext) -> ir.Model:
     that undo each other. residual: sums with the norm after them. half: float16 but where it would
     lose. deduplicate: one copy of equal weights. head: large weights are read the way round they
     lie. quantise: constant matrices in a few bits. declare: inputs and outputs get the signature's
-    names, types and axes. anonymise: nothing of the machine that exported stays in the file.
+    names, types and axes. name: nodes are named after their modules. anonymise: nothing of the
+    machine that exported stays.
     """
     from ptdeploy.passes import (
         anonymise,
@@ -44,10 +45,12 @@ def run_passes(model: ir.Model, context: PassContext) -> ir.Model:
         half,
         head,
         layout,
+        name,
         quantise,
         residual,
     )
 
-    for one in (fold, layout, residual, half, deduplicate, head, quantise, declare, anonymise):
+    before = (fold, layout, residual, half, deduplicate, head, quantise)
+    for one in (*before, declare, name, anonymise):
         model = one.run(model, context)
     return model

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ptdeploy.passes.name import MODULE_KEY, SUM_KEY
+
 if TYPE_CHECKING:
     import onnx_ir as ir
 
@@ -38,6 +40,9 @@ def run(model: ir.Model, context: PassContext) -> ir.Model:
             num_outputs=4,
             name=node.name,
         )
+        for key, source in ((MODULE_KEY, node), (SUM_KEY, add)):
+            if MODULE_KEY in source.metadata_props:
+                skip.metadata_props[key] = source.metadata_props[MODULE_KEY]
         normed, _, _, added = skip.outputs
         # Its statistics are for training; an output without a name is not computed.
         for unused in skip.outputs[1:3]:

@@ -98,6 +98,16 @@ class KVBuffer:
         logits: NDArray[np.float32] = self._logits[:, 0]
         return logits
 
+    def feed(self, ids: NDArray[np.int64], every_position: bool) -> dict[str, NDArray[Any]]:
+        """What the engine would be given for tokens (rows, new), as arrays by input name."""
+        first = 0 if every_position else ids.shape[1] - 1
+        return {
+            "input_ids": np.ascontiguousarray(ids),
+            "past_lengths": self.lengths.copy(),
+            "logits_positions": np.arange(first, ids.shape[1]),
+            **{name: placed.read() for name, placed in self._placed.items()},
+        }
+
     def copy_row(self, row: int, source: KVBuffer, source_row: int, first_slot: int = 0) -> None:
         """Make `row` what another buffer's row is, from `first_slot` on."""
         length = int(source.lengths[source_row])

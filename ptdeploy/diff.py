@@ -1,0 +1,220 @@
+"""What changed between two bundles: for looking at an upgrade before it is shipped."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from ptdeploy.bundle import Bundle, read_bundle
+from ptdeploy.errors import InputError
+from ptdeploy.parity.measure import finite
+from ptdeploy.parity.reference import load_reference
+from ptdeploy.runtime import CausalLM, Engine, open_engine
+
+_NEW_TOKENS, _ROWS, _TOKENS = 16, 8, 32
+
+
+class Change(msgspec.Struct, frozen=True):
+    """One fact that is not the same in both; null where one has none."""
+
+    name: str
+    before: Any
+    after: Any
+
+
+class Speed(msgspec.Struct, frozen=True):
+    """Median seconds of the same request to both engines, taken in turns."""
+
+    request: str
+    before: float
+    after: float
+
+    @property
+    def ratio(self) -> float:
+        """How many times as long the second one takes."""
+        return self.after / self.before
+
+
+class Difference(msgspec.Struct, frozen=True):
+    """Two bundles beside each other. Everything that is equal in both is left out.
+
+    `logits_max_abs` is the largest difference of the two engines' logits on the first one's stored
+    rows; null where they do not give the same kind of logits.
+    """
+
+    versions: tuple[Change, ...]
+    settings: tuple[Change, ...]
+    parity: tuple[Change, ...]
+    files: tuple[Change, ...]
+    operators: tuple[Change, ...] | None
+    logits_max_abs: float | None
+    speed: tuple[Speed, ...]
+    notes: tuple[str, ...]
+
+
+def compare_bundles(
+    before: str | Path, after: str | Path, speed: bool = False, rounds: int = 15
+) -> Difference:
+    """Read two bundles, run both on the same rows, and say what differs.
+
+    `speed` measures both engines in turns, `rounds` times each after one that does not count.
+    Raises BundleError if one is damaged, TargetUnavailable if its engine cannot run here.
+    """
+    bundles = read_bundle(before), read_bundle(after)
+    a, b = (bundle.manifest for bundle in bundles)
+    notes = []
+    operators = tuple(_operators(bundle) for bundle in bundles)
+    if None in operators:
+        notes.append("operators were not counted: that needs onnx (ptdeploy[compile]).")
+    engines = open_engine(bundles[0]), open_engine(bundles[1])
+    settings = {
+        name: (_plain(getattr(a, name)), _plain(getattr(b, name)))
+        for name in ("target", "device", "precision", "task", "labels", "inputs", "outputs")
+    }
+    for name in ("graph", "limits", "prompt", "source", "quantization", "generation"):
+        settings[name] = (_plain(getattr(a, name)), _plain(getattr(b, name)))
+    return Difference(
+        versions=_changes(a.versions, b.versions),
+        settings=_flat(settings),
+        parity=_changes(_plain(a.parity) or {}, _plain(b.parity) or {}),
+        files=_changes(_sizes(bundles[0]), _sizes(bundles[1])),
+        operators=None
+        if operators[0] is None or operators[1] is None
+        else _changes(operators[0], operators[1]),
+        logits_max_abs=_apart(bundles[0], *engines),
+        speed=_speeds(*engines, rounds) if speed else (),
+        notes=tuple(notes),
+    )
+
+
+def describe(found: Difference) -> str:
+    """The difference in lines of text."""
+    lines = []
+    for title, changes in (
+        ("versions", found.versions),
+        ("settings", found.settings),
+        ("parity", found.parity),
+        ("bytes", found.files),
+        ("operators", found.operators),
+    ):
+        if changes is None:
+            continue
+        lines.append(f"{title}{'' if changes else ': the same'}")
+        lines += [f"  {one.name}: {_short(one.before)} -> {_short(one.after)}" for one in changes]
+    apart = found.logits_max_abs
+    lines.append(
+        "logits: of another kind"
+        if apart is None
+        else f"logits: at most {apart:.2g} apart on the first bundle's stored rows"
+    )
+    lines += [
+        f"speed, {one.request}: {1000 * one.before:.2f} -> {1000 * one.after:.2f} ms "
+        f"({one.ratio:.2f} times as long)"
+        for one in found.speed
+    ]
+    lines += [f"note: {note}" for note in found.notes]
+    return "\n".join(lines)
+
+
+def _operators(bundle: Bundle) -> dict[str, int] | None:
+    try:
+        import onnx
+    except ImportError:
+        return None
+    path = bundle.file("model")
+    assert path is not None, "read_bundle checks it"
+    model = onnx.load(path, load_external_data=False)
+    return dict(sorted(Counter(node.op_type for node in model.graph.node).items()))
+
+
+def _sizes(bundle: Bundle) -> dict[str, int]:
+    return {entry.path: entry.size for entry in bundle.manifest.files}
+
+
+def _plain(value: Any) -> Any:
+    return msgspec.to_builtins(value)
+
+
+def _flat(settings: dict[str, tuple[Any, Any]]) -> tuple[Change, ...]:
+    found: list[Change] = []
+    for name, (before, after) in settings.items():
+        if isinstance(before, dict) and isinstance(after, dict):
+            inner = _changes(before, after)
+            found += [Change(f"{name}.{one.name}", one.before, one.after) for one in inner]
+        elif before != after:
+            found.append(Change(name, before, after))
+    return tuple(found)
+
+
+def _changes(before: dict[str, Any], after: dict[str, Any]) -> tuple[Change, ...]:
+    names = [*before, *(name for name in after if name not in before)]
+    return tuple(
+        Change(name, before.get(name), after.get(name))
+        for name in names
+        if before.get(name) != after.get(name)
+    )
+
+
+def _apart(first: Bundle, before: Engine, after: Engine) -> float | None:
+    stored = first.file("reference")
+    specs = before.manifest.outputs[0], after.manifest.outputs[0]
+    if stored is None or specs[0].shape[1:] != specs[1].shape[1:]:
+        return None
+    limits = after.manifest.limits
+    rows = [
+        row.ids
+        for row in load_reference(stored).rows
+        if row.ids.size <= limits.max_sequence and row.ids.max() < limits.vocab_size
+    ]
+    differences = [
+        float(np.abs(before.logits([row])[0] - after.logits([row])[0]).max()) for row in rows
+    ]
+    return finite(max(differences)) if differences else None
+
+
+def _speeds(before: Engine, after: Engine, rounds: int) -> tuple[Speed, ...]:
+    requests = (_requests(before), _requests(after))
+    if requests[0].keys() != requests[1].keys():
+        raise InputError("--speed needs two bundles of the same kind of task.")
+    found = []
+    for name in requests[0]:
+        times: tuple[list[float], list[float]] = ([], [])
+        for number in range(rounds + 1):
+            # Who goes first changes, so that neither always finds the caches warm.
+            for which in (0, 1) if number % 2 else (1, 0):
+                start = time.perf_counter()
+                requests[which][name]()
+                if number:
+                    times[which].append(time.perf_counter() - start)
+        found.append(Speed(name, *map(statistics.median, times)))
+    return tuple(found)
+
+
+def _requests(engine: Engine) -> dict[str, Callable[[], object]]:
+    limits = engine.manifest.limits
+    tokens = max(1, min(_TOKENS, limits.max_sequence - _NEW_TOKENS))
+    rows = np.random.default_rng(0).integers(0, limits.vocab_size, (_ROWS, tokens)).tolist()
+    if not isinstance(engine, CausalLM):
+        return {
+            f"1 row of {tokens} tokens": lambda: engine.logits(rows[:1]),
+            f"{_ROWS} rows of {tokens} tokens": lambda: engine.logits(rows),
+        }
+    causal = engine
+    return {
+        f"first token after {tokens}": lambda: causal.generate(rows[:1], 1, do_sample=False),
+        f"{_NEW_TOKENS} tokens after {tokens}": lambda: causal.generate(
+            rows[:1], _NEW_TOKENS, do_sample=False, eos_token_ids=()
+        ),
+    }
+
+
+def _short(value: Any) -> str:
+    text = "none" if value is None else str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,192 @@
+"""The user's own data: a JSONL file of texts or token ids, with labels or a reference if known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from ptdeploy.errors import InputError
+from ptdeploy.parity.measure import finite
+from ptdeploy.parity.quality import text_row
+from ptdeploy.parity.thresholds import Overrides
+from ptdeploy.runtime import Engine
+from ptdeploy.task import Task
+
+_MOST_ROWS = 100_000
+
+
+@dataclass(frozen=True)
+class DataRow:
+    """One line: its token ids, and what is known of it.
+
+    `labels` holds one class for SEQ_CLS, one for each token for TOKEN_CLS, -1 where there is none.
+    `logits` is a reference that came with the line, as in a failing case. `wanted_ids` is what the
+    text must be encoded as, where both were given.
+    """
+
+    ids: NDArray[np.int64]
+    text: str | None = None
+    labels: NDArray[np.int64] | None = None
+    logits: NDArray[np.float32] | None = None
+    wanted_ids: tuple[int, ...] | None = None
+
+
+class TaskMetric(msgspec.Struct, frozen=True):
+    """How well the engine does on labelled data, and how well PEFT does where it was run.
+
+    `name` is "accuracy" (the share of labels found) or, for CAUSAL_LM, "perplexity" of the data.
+    """
+
+    name: str
+    rows: int
+    engine: float | None
+    reference: float | None
+    passed: bool
+
+
+class _Line(msgspec.Struct, forbid_unknown_fields=True):
+    text: str | None = None
+    ids: list[int] | None = None
+    label: str | int | list[str | int | None] | None = None
+    logits: list[Any] | None = None
+
+
+def read_data(path: str | Path, engine: Engine) -> tuple[DataRow, ...]:
+    """Read a data file through the bundle's tokenizer and labels.
+
+    Raises InputError, naming the line, if it is not such a file or a row does not fit the bundle.
+    """
+    rows = []
+    try:
+        lines = Path(path).read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--data {path}: cannot be read ({error}).") from None
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(_row(msgspec.json.decode(line, type=_Line), engine))
+        except (msgspec.DecodeError, RecursionError, OverflowError) as error:
+            raise InputError(
+                f"--data {path}: line {number} is not a data row ({error}).",
+                'A line is {"text": "..."} or {"ids": [1, 2, 3]}, and may have a "label".',
+            ) from None
+        except InputError as error:
+            raise InputError(f"--data {path}: line {number}: {error.problem}", error.fix) from None
+        if len(rows) > _MOST_ROWS:
+            raise InputError(f"--data {path}: has over {_MOST_ROWS} rows.", "Take a sample.")
+    if not rows:
+        raise InputError(f"--data {path}: holds no rows.")
+    return tuple(rows)
+
+
+def task_metric(
+    engine: Engine,
+    rows: Sequence[DataRow],
+    ours: Sequence[NDArray[np.float32]],
+    reference: Sequence[NDArray[np.float32]] | None,
+    overrides: Overrides,
+) -> TaskMetric | None:
+    """Accuracy on what is labelled, or for CAUSAL_LM perplexity; None where nothing can be said."""
+    if engine.manifest.task is Task.CAUSAL_LM:
+        got = _perplexity(rows, ours)
+        want = _perplexity(rows, reference) if reference is not None else None
+        if got is None:
+            return None
+        ratio = overrides.max_perplexity_ratio
+        worse = ratio is not None and want is not None and not got <= ratio * want
+        return TaskMetric("perplexity", len(rows), finite(got), want, not worse)
+    labelled = [i for i, row in enumerate(rows) if row.labels is not None]
+    if not labelled:
+        return None
+    got = _accuracy(rows, ours, labelled)
+    want = _accuracy(rows, reference, labelled) if reference is not None else None
+    least, drop = overrides.min_accuracy, overrides.max_accuracy_drop
+    passed = least is None or got >= least
+    if drop is not None and want is not None:
+        passed = passed and want - got <= drop
+    return TaskMetric("accuracy", len(labelled), got, want, passed)
+
+
+def _row(line: _Line, engine: Engine) -> DataRow:
+    if line.text is None and line.ids is None:
+        raise InputError("has neither text nor ids.")
+    wanted = None if line.text is None or line.ids is None else tuple(line.ids)
+    given: Any = line.ids if line.ids is not None else line.text
+    (encoding,) = engine.encode([given])
+    ids = np.asarray(encoding.ids, np.int64)
+    task = engine.manifest.task
+    labels = None if line.label is None else _labels(line.label, task, engine, ids.size)
+    logits = None if line.logits is None else _logits(line.logits, task, engine, ids.size)
+    return DataRow(ids, line.text, labels, logits, wanted)
+
+
+def _labels(given: Any, task: Task, engine: Engine, tokens: int) -> NDArray[np.int64]:
+    if task is Task.CAUSAL_LM:
+        raise InputError("has a label, but a causal model has no classes.")
+    values = given if isinstance(given, list) else [given]
+    if task is Task.SEQ_CLS and (isinstance(given, list) or given is None):
+        raise InputError("its label is a list, but a text has one class.")
+    if task is Task.TOKEN_CLS and (not isinstance(given, list) or len(values) != tokens):
+        raise InputError(
+            f"needs one label for each of its {tokens} tokens, null for those without one."
+        )
+    names = engine.manifest.labels
+    indices = []
+    for value in values:
+        if value is None:
+            indices.append(-1)
+        elif isinstance(value, str) and value in names:
+            indices.append(names.index(value))
+        elif isinstance(value, int) and 0 <= value < len(names):
+            indices.append(value)
+        else:
+            raise InputError(f"its label {value!r} is none of {', '.join(names)}.")
+    return np.asarray(indices, np.int64)
+
+
+def _logits(given: list[Any], task: Task, engine: Engine, tokens: int) -> NDArray[np.float32]:
+    try:
+        array = np.asarray(given, np.float32)
+    except (ValueError, TypeError):
+        array = np.zeros(0, np.float32)
+    width = engine.manifest.outputs[0].shape[-1]
+    flat = task is Task.SEQ_CLS
+    if array.ndim != (1 if flat else 2) or array.shape[-1] != width:
+        raise InputError(f"its logits are not {width} numbers{'' if flat else ' a position'}.")
+    if not flat and not 1 <= len(array) <= tokens:
+        raise InputError(f"has logits at {len(array)} positions, but {tokens} tokens.")
+    if not np.isfinite(array).all():
+        raise InputError("its logits are not finite.")
+    return array
+
+
+def _accuracy(
+    rows: Sequence[DataRow], logits: Sequence[NDArray[np.float32]], chosen: Sequence[int]
+) -> float:
+    right = total = 0
+    for i in chosen:
+        labels = rows[i].labels
+        assert labels is not None, "chosen are those with labels"
+        found = np.atleast_2d(logits[i]).argmax(-1)
+        known = labels >= 0
+        right += int((found[known] == labels[known]).sum())
+        total += int(known.sum())
+    return right / total if total else 1.0
+
+
+def _perplexity(rows: Sequence[DataRow], logits: Sequence[NDArray[np.float32]]) -> float | None:
+    nll = [
+        text_row(row.ids, one, Task.CAUSAL_LM).nll
+        for row, one in zip(rows, logits, strict=True)
+        if row.ids.size > 1 and len(one) == row.ids.size
+    ]
+    if not nll:
+        return None
+    return float(np.exp(min(float(np.concatenate(nll).mean(dtype=np.float64)), 700.0)))

@@ -1,0 +1,159 @@
+"""A bundle's graph by module: which values a module takes and gives, and what they hold."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from ptdeploy.bundle import Bundle
+from ptdeploy.errors import InputError
+from ptdeploy.passes.name import module_of
+
+# They move numbers or change their type, and compute none.
+_MOVES = {"Reshape", "Transpose", "Cast", "Identity", "Slice", "Squeeze", "Unsqueeze", "Expand"}
+
+
+@dataclass(frozen=True)
+class ModuleGraph:
+    """An ONNX model read without its weights; nodes are known by the values they give."""
+
+    path: Path
+    model: onnx.ModelProto
+    producers: Mapping[str, onnx.NodeProto]
+    users: Mapping[str, tuple[onnx.NodeProto, ...]]
+    initializers: Mapping[str, onnx.TensorProto]
+
+    def module(self, value: str) -> str:
+        """The path of the module whose node gives a value; "" for the program's own."""
+        if value not in self.producers:
+            return ""
+        return module_of(value) or module_of(self.producers[value].name)
+
+    def nodes(self, module: str, inside: bool = True) -> list[onnx.NodeProto]:
+        """A module's nodes in order; `inside` counts those of the modules in it too."""
+        return [
+            node
+            for node in self.model.graph.node
+            if (path := module_of(node.name)) == module or (inside and _inside(path, module))
+        ]
+
+    def taken(self, module: str) -> list[str]:
+        """The computed values a module's nodes take from outside of it.
+
+        One is what a fused node computes for another module before its own work.
+        """
+        names = (name for node in self.nodes(module) for name in (*node.input, *node.output))
+        return list(
+            dict.fromkeys(
+                name
+                for name in names
+                if name in self.producers and not _inside(self.module(name), module)
+            )
+        )
+
+    def given(self, module: str) -> list[str]:
+        """The values a module gives to others, or to the caller."""
+        outputs = {output.name for output in self.model.graph.output}
+        return [
+            name
+            for name, node in self.producers.items()
+            if _inside(self.module(name), module)
+            and (
+                name in outputs
+                or not _inside(module_of(node.name), module)
+                or not all(self._works_for(user, module) for user in self.users.get(name, ()))
+            )
+        ]
+
+    def _works_for(self, node: onnx.NodeProto, module: str) -> bool:
+        """Whether a node is in a module, or computes one of its values beside its own."""
+        return any(
+            _inside(path, module)
+            for path in (module_of(node.name), *(module_of(name) for name in node.output))
+        )
+
+    def constants(self, nodes: Iterable[onnx.NodeProto]) -> Iterator[tuple[str, NDArray[Any]]]:
+        """Names and contents of the constants that nodes read, each once."""
+        for name in dict.fromkeys(name for node in nodes for name in node.input):
+            if name in self.initializers:
+                yield name, self.constant(name)
+
+    def constant(self, name: str) -> NDArray[Any]:
+        array: NDArray[Any] = onnx.numpy_helper.to_array(
+            self.initializers[name], base_dir=str(self.path.parent)
+        )
+        return array
+
+    def behind(self, value: str, known: set[str]) -> list[onnx.NodeProto]:
+        """The nodes that compute a value from what is `known`, in the graph's order."""
+        seen: set[int] = set()
+        wanted = [value]
+        while wanted:
+            node = self.producers.get(wanted.pop())
+            if node is None or id(node) in seen:
+                continue
+            seen.add(id(node))
+            wanted += [name for name in node.input if name not in known]
+        return [node for node in self.model.graph.node if id(node) in seen]
+
+
+def _inside(path: str, module: str) -> bool:
+    return path == module or path.startswith(f"{module}.")
+
+
+def read_graph(bundle: Bundle) -> ModuleGraph:
+    """Read a bundle's graph. Raises InputError if its nodes are not named after modules."""
+    path = bundle.file("model")
+    assert path is not None, "read_bundle checks it"
+    model = onnx.load(path, load_external_data=False)
+    if not any(module_of(node.name) for node in model.graph.node):
+        raise InputError(
+            f"{bundle.path}: its graph does not say which module a node is from.",
+            "Compile the checkpoint again; then --locate can name the module.",
+        )
+    users: dict[str, list[onnx.NodeProto]] = defaultdict(list)
+    for node in model.graph.node:
+        for name in node.input:
+            users[name].append(node)
+    return ModuleGraph(
+        path,
+        model,
+        {name: node for node in model.graph.node for name in node.output if name},
+        {name: tuple(nodes) for name, nodes in users.items()},
+        {tensor.name: tensor for tensor in model.graph.initializer},
+    )
+
+
+def computes(node: onnx.NodeProto) -> bool:
+    """Whether a node makes numbers, instead of moving them."""
+    return node.op_type not in _MOVES
+
+
+def run_exposed(
+    graph: ModuleGraph, names: Iterable[str], feed: Mapping[str, NDArray[Any]]
+) -> dict[str, NDArray[Any]]:
+    """Run the graph on a CPU with inner values as outputs too; its weights stay in their file."""
+    import onnxruntime
+
+    model = onnx.ModelProto()
+    model.CopyFrom(graph.model)
+    there = {output.name for output in model.graph.output}
+    added = [name for name in dict.fromkeys(names) if name not in there]
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in added)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", str(graph.path.parent.resolve())
+    )
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    outputs = [output.name for output in session.get_outputs()]
+    return dict(zip(outputs, map(np.asarray, session.run(outputs, dict(feed))), strict=True))

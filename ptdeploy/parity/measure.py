@@ -1,0 +1,95 @@
+"""Logits against logits: the numbers of a case, none of them kept in more than one pass."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+# A histogram's bins: under 1e-9, one for each decade, and from 10 on, where NaN is counted too.
+HISTOGRAM_EDGES = tuple(10.0**power for power in range(-9, 2))
+_POSITION_BINS = 64
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One case's rows, flattened to positions; None where a number is not finite."""
+
+    max_abs: float | None
+    mean_abs: float | None
+    cosine: float | None
+    kl: float | None
+    top1_agreement: float
+    clear_agreement: bool
+    histogram: tuple[int, ...]
+
+
+def measure(
+    want: NDArray[np.float32], got: NDArray[np.float32], allowed: float
+) -> tuple[Measured, NDArray[np.float64]]:
+    """Compare (positions, scores); gives the numbers and each position's largest difference.
+
+    `clear_agreement` says that the argmax agrees wherever the reference's own margin is larger
+    than twice `allowed`.
+    """
+    want, got = want.astype(np.float64), got.astype(np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):
+        difference = np.abs(want - got)
+        # NaN sorts high: what is not finite must never hide behind a maximum.
+        largest = np.where(np.isfinite(difference), difference, np.inf).max(-1)
+        ordered = np.sort(want, axis=-1)
+        clear = ordered[:, -1] - ordered[:, -2] > 2 * allowed if want.shape[1] > 1 else None
+        agree = want.argmax(-1) == got.argmax(-1)
+        numbers = Measured(
+            max_abs=finite(largest.max()),
+            mean_abs=finite(difference.mean()),
+            cosine=finite(_cosine(want, got).min()),
+            kl=finite(_kl(want, got).max()),
+            top1_agreement=float(agree.mean()),
+            clear_agreement=clear is None or bool(agree[clear].all()),
+            histogram=histogram(difference),
+        )
+    return numbers, largest
+
+
+def finite(number: float) -> float | None:
+    """A number that JSON can carry, else None."""
+    return float(number) if math.isfinite(number) else None
+
+
+def histogram(difference: NDArray[np.float64]) -> tuple[int, ...]:
+    """How many differences lie in each of HISTOGRAM_EDGES' bins."""
+    bins = np.digitize(np.nan_to_num(difference, nan=np.inf), HISTOGRAM_EDGES)
+    return tuple(np.bincount(bins.ravel(), minlength=len(HISTOGRAM_EDGES) + 1).tolist())
+
+
+def bin_positions(found: Sequence[tuple[int, float]]) -> list[tuple[int, int, float]]:
+    """(position, difference) pairs in at most 64 ranges: (first, last, largest difference)."""
+    if not found:
+        return []
+    width = -(-(max(position for position, _ in found) + 1) // _POSITION_BINS)
+    largest: dict[int, float] = {}
+    for position, difference in found:
+        largest[position // width] = max(largest.get(position // width, 0.0), difference)
+    return [(b * width, b * width + width - 1, largest[b]) for b in sorted(largest)]
+
+
+def _cosine(a: NDArray[np.floating], b: NDArray[np.floating]) -> NDArray[np.float64]:
+    norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    result: NDArray[np.float64] = (a * b).sum(-1) / np.where(norms == 0, 1, norms)
+    return result
+
+
+def _kl(want: NDArray[np.floating], got: NDArray[np.floating]) -> NDArray[np.float64]:
+    p, q = _log_softmax(want), _log_softmax(got)
+    result: NDArray[np.float64] = (np.exp(p) * (p - q)).sum(-1)
+    return result
+
+
+def _log_softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:
+    shifted = logits - logits.max(-1, keepdims=True)
+    result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return result

@@ -1,0 +1,60 @@
+"""Markdown for a pull request's comment."""
+
+from __future__ import annotations
+
+from ptdeploy.bundle import Manifest
+from ptdeploy.parity.compare import ParityReport, shown
+from ptdeploy.parity.reports.text import grouped, located_words, rounded_words
+
+
+def render(report: ParityReport, manifest: Manifest) -> str:
+    """The verdict first, then the numbers; what does not fit a glance is folded away."""
+    verdict = "✅ Parity holds" if report.passed else "❌ Parity departs"
+    lines = [
+        f"### {verdict}: {manifest.source.base_model}",
+        "",
+        f"{manifest.task.value}, {report.target} {report.precision} on {report.device}, "
+        f"against {report.reference}",
+        "",
+        "| case | runs | longest | max abs | KL | top-1 | |",
+        "|---|--:|--:|--:|--:|--:|---|",
+    ]
+    lines += [
+        f"| {g.name} | {g.count} | {g.longest} | {shown(g.max_abs)} | {shown(g.kl)} "
+        f"| {g.top1_agreement:.2%} | {'ok' if g.passed else '**departs**'} |"
+        for g in grouped(report)
+    ]
+    lines.append("")
+    facts = []
+    if report.largest_allowed is not None:
+        facts.append(f"Allowed max abs: {report.largest_allowed:.3g}.")
+    if report.greedy:
+        agreed = sum(one.agreed for one in report.greedy)
+        total = sum(one.total for one in report.greedy)
+        facts.append(f"Greedy tokens: {agreed} of {total} agree.")
+    if report.texts_total:
+        facts.append(f"Tokenizer: {report.texts_agreed} of {report.texts_total} texts alike.")
+    if report.quality is not None:
+        facts.append(f"{rounded_words(report.quality).capitalize()}.")
+    if report.data is not None:
+        theirs = "" if report.data.reference is None else f" (PEFT {report.data.reference:.4f})"
+        facts.append(
+            f"{report.data.name.capitalize()} on {report.data.rows} rows of the given data: "
+            f"{shown(report.data.engine)}{theirs}."
+        )
+    lines += [" ".join(facts), ""]
+    if not report.passed:
+        failures = report.failures()
+        lines += [f"- {failure}" for failure in failures[:10]]
+        if len(failures) > 10:
+            lines.append(f"- and {len(failures) - 10} more")
+        lines.append("")
+    if report.located is not None:
+        lines += ["```", *located_words(report.located), "```", ""]
+    if report.failing is not None:
+        lines += ["Reproduce the smallest failing input:", "", "```sh", report.failing.command]
+        lines += ["```", ""]
+    if report.notes:
+        lines += ["<details><summary>Notes</summary>", "", *(f"- {n}" for n in report.notes)]
+        lines += ["", "</details>", ""]
+    return "\n".join(lines)

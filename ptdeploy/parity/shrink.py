@@ -1,0 +1,198 @@
+"""The smallest input that still departs, in a file that brings its own reference."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+
+from ptdeploy.errors import PtdeployError
+from ptdeploy.parity.cases import Padding, pad
+from ptdeploy.parity.compare import Failing, ParityReport, case_passed
+from ptdeploy.parity.measure import measure
+from ptdeploy.parity.reference import Reference, Row
+from ptdeploy.parity.thresholds import ROUNDED
+from ptdeploy.runtime import Engine
+from ptdeploy.task import Task
+
+if TYPE_CHECKING:
+    from ptdeploy.parity.peft_reference import PeftSource
+
+FAILING_NAME = "failing.jsonl"
+# Logits a line may hold: of a large vocabulary only the last positions are written.
+_MOST_LOGITS = 400_000
+
+
+@dataclass(frozen=True)
+class FailingInput:
+    """Rows with their reference, run together with padding on one side, that depart."""
+
+    rows: tuple[Row, ...]
+    padding: Padding
+
+
+def write_failing(
+    folder: Path,
+    engine: Engine,
+    reference: Reference,
+    report: ParityReport,
+    thresholds: str | Path | None,
+    peft: PeftSource | None,
+) -> Failing | None:
+    """Shrink what departs and write it as `failing.jsonl`; None where no input can show it.
+
+    What only a score over much text shows (a task metric, rounded weights) has no such input.
+    """
+    from ptdeploy.parity.reports import write_whole
+
+    found = smallest_failing(engine, reference, report, peft)
+    lines: list[dict[str, Any]]
+    if found is not None:
+        lines = [_line(row) for row in found.rows]
+        lengths = tuple(int(row.ids.size) for row in found.rows)
+    elif (text := _failing_text(engine, reference)) is not None:
+        lines, lengths = [{"text": text[0], "ids": list(text[1])}], (len(text[1]),)
+    else:
+        (folder / FAILING_NAME).unlink(missing_ok=True)
+        return None
+    content = b"".join(msgspec.json.encode(line) + b"\n" for line in lines)
+    path = write_whole(folder, FAILING_NAME, content)
+    command = ["ptdeploy", "verify", str(engine.bundle.path), "--data", str(path)]
+    if thresholds is not None:
+        command += ["--thresholds", str(thresholds)]
+    return Failing(lengths, str(path), shlex.join(command))
+
+
+def smallest_failing(
+    engine: Engine, reference: Reference, report: ParityReport, peft: PeftSource | None
+) -> FailingInput | None:
+    """The failing case with the fewest tokens, without the rows and tokens it does not need.
+
+    A row can be cut only where the reference of what is left is known: with PEFT at hand always,
+    else for a causal model, whose earlier logits do not depend on later tokens.
+    """
+    failing = [case for case in report.cases if not case.passed]
+    found: FailingInput | None = None
+    if failing:
+        case = min(failing, key=lambda one: (len(one.lengths), sum(one.lengths)))
+        found = FailingInput(tuple(reference.rows[i] for i in case.rows), case.padding)
+    elif peft is not None:
+        found = _after_greedy(engine, reference, report, peft)
+    if found is None:
+        return None
+
+    def departs(rows: Sequence[Row]) -> bool:
+        return _departs(engine, rows, found.padding, report)
+
+    rows = _fewer_rows(list(found.rows), departs)
+    known = _references(engine.manifest.task, peft)
+    for index in range(len(rows)):
+        rows = _shorter_row(rows, index, departs, known)
+    return replace(found, rows=tuple(rows))
+
+
+def _fewer_rows(rows: list[Row], departs: Callable[[Sequence[Row]], bool]) -> list[Row]:
+    for row in list(rows):
+        without = [one for one in rows if one is not row]
+        if without and departs(without):
+            rows = without
+    return rows
+
+
+Known = Callable[[Row, slice], Row | None]
+
+
+def _shorter_row(
+    rows: list[Row], index: int, departs: Callable[[Sequence[Row]], bool], known: Known
+) -> list[Row]:
+    """Cut a row at its end, then at its start, to about the shortest that departs."""
+
+    def attempt(kept: slice) -> list[Row] | None:
+        row = known(rows[index], kept)
+        if row is None:
+            return None
+        changed = [*rows[:index], row, *rows[index + 1 :]]
+        return changed if departs(changed) else None
+
+    for side in ("end", "start"):
+        size = rows[index].ids.size
+        good, bad = 0, size
+        while bad - good > 1:
+            middle = (good + bad) // 2
+            kept = slice(0, middle) if side == "end" else slice(size - middle, size)
+            if attempt(kept) is not None:
+                bad = middle
+            else:
+                good = middle
+        if bad < size:
+            kept = slice(0, bad) if side == "end" else slice(size - bad, size)
+            rows = attempt(kept) or rows
+    return rows
+
+
+def _references(task: Task, peft: PeftSource | None) -> Known:
+    def known(row: Row, kept: slice) -> Row | None:
+        ids = np.ascontiguousarray(row.ids[kept])
+        if peft is not None:
+            from ptdeploy.parity.peft_reference import row_logits
+
+            return Row(ids, row_logits(peft.model, task, ids), row.source)
+        left_out = row.ids.size - kept.stop
+        if task is not Task.CAUSAL_LM or kept.start or len(row.logits) <= left_out:
+            return None
+        return Row(ids, row.logits[: len(row.logits) - left_out], row.source)
+
+    return known
+
+
+def _departs(engine: Engine, rows: Sequence[Row], padding: Padding, report: ParityReport) -> bool:
+    try:
+        logits = engine.logits(*pad([row.ids for row in rows], padding))
+    except PtdeployError:
+        raise
+    except Exception:  # an engine that fails on a request it must take departs
+        return True
+    wanted = [np.atleast_2d(row.logits) for row in rows]
+    got = [np.atleast_2d(a)[-len(w) :] for a, w in zip(logits, wanted, strict=True)]
+    allowed = ROUNDED.max_abs if report.largest_allowed is None else report.largest_allowed
+    found, _ = measure(np.concatenate(wanted), np.concatenate(got), allowed)
+    return not case_passed(found, report.thresholds or ROUNDED, allowed)
+
+
+def _after_greedy(
+    engine: Engine, reference: Reference, report: ParityReport, peft: PeftSource
+) -> FailingInput | None:
+    """A row whose greedy tokens depart, up to the token where they do, if its logits depart too."""
+    from ptdeploy.parity.peft_reference import row_logits
+
+    for one, result in zip(reference.greedy, report.greedy, strict=False):
+        if result.passed:
+            continue
+        ids = np.concatenate([one.ids, one.tokens[: result.agreed]])
+        row = Row(ids, row_logits(peft.model, engine.manifest.task, ids))
+        if _departs(engine, [row], "right", report):
+            return FailingInput((row,), "right")
+    return None
+
+
+def _failing_text(engine: Engine, reference: Reference) -> tuple[str, tuple[int, ...]] | None:
+    if engine.tokenizer is None:
+        return None
+    failing = [
+        (text, ids)
+        for text, ids in zip(reference.texts, reference.text_ids, strict=True)
+        if tuple(engine.tokenizer.encode(text).ids) != ids
+    ]
+    return min(failing, key=lambda one: len(one[1]), default=None)
+
+
+def _line(row: Row) -> dict[str, Any]:
+    logits = row.logits
+    if logits.ndim == 2:
+        logits = logits[-max(1, _MOST_LOGITS // logits.shape[1]) :]
+    return {"ids": row.ids.tolist(), "logits": logits.tolist()}

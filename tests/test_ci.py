@@ -1,0 +1,105 @@
+"""The CI templates' own script lines, run here on a tiny model."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+yaml = pytest.importorskip("yaml")
+CI = Path(__file__).parents[1] / "docs" / "ci"
+
+
+def steps(template: str) -> tuple[dict[str, str], list[str]]:
+    """A template's variables, and its script lines in order; installing is left to this machine."""
+    content = yaml.safe_load((CI / template).read_text())
+    if template == "gitlab-ci.yml":
+        return content["variables"], content["parity"]["script"]
+    runs = [step["run"] for step in content["jobs"]["parity"]["steps"] if "run" in step]
+    return content["env"], [run for run in runs if "pip install" not in run]
+
+
+def run_steps(
+    template: str, folder: Path, first: int = 0, **changes: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the lines from the `first` on as the service would: a shell each, until one fails."""
+    variables, lines = steps(template)
+    commands = folder / "bin"
+    commands.mkdir(exist_ok=True)
+    command = commands / "ptdeploy"
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m ptdeploy "$@"\n')
+    command.chmod(0o755)
+    environment = {
+        **os.environ,
+        **variables,
+        "GITHUB_STEP_SUMMARY": str(folder / "summary.md"),
+        "PATH": f"{commands}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+        **changes,
+    }
+    (folder / "build").mkdir(exist_ok=True)
+    done = subprocess.CompletedProcess([], 0, "", "")
+    for line in lines[first:]:
+        done = subprocess.run(
+            ["bash", "-eo", "pipefail", "-c", line],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            break
+    return done
+
+
+@pytest.fixture
+def repository(compiled, tmp_path) -> Path:
+    """What the templates expect to be checked out."""
+    one = compiled("bert", "SEQ_CLS")
+    shutil.copytree(one.trained.adapter, tmp_path / "model" / "adapter")
+    shutil.copytree(one.trained.base, tmp_path / "model" / "base")
+    shutil.copytree(one.bundle, tmp_path / "released.bundle")
+    return tmp_path
+
+
+@pytest.mark.parametrize("template", ["github-actions.yml", "gitlab-ci.yml"])
+def test_a_template_passes_what_holds_and_stops_what_is_slower(repository, template):
+    done = run_steps(template, repository, MAX_SLOWDOWN="1000")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (repository / "build" / "parity" / "junit.xml").is_file()
+    if template == "github-actions.yml":
+        assert "Parity holds" in (repository / "summary.md").read_text()
+        # Nothing is a thousand times as fast as itself.
+        done = run_steps(template, repository, -1, MAX_SLOWDOWN="0.001")
+        assert done.returncode == 1
+        assert "TOO SLOW" in done.stdout
+
+
+def test_a_template_stops_what_departs(repository):
+    from benchmarks.faults import Editor
+
+    # The bundle that is built is replaced by a faulty one before it is verified.
+    editor = Editor.copy(repository / "released.bundle", repository / "faulty")
+    editor.set_constant("classifier/Gemm", 1, -editor.constant("classifier/Gemm", 1))
+    editor.write()
+    verify = steps("gitlab-ci.yml")[1][1]
+    done = subprocess.run(
+        ["bash", "-c", verify.replace("ptdeploy ", f'"{sys.executable}" -m ptdeploy ', 1)],
+        cwd=repository,
+        env={
+            **os.environ,
+            **steps("gitlab-ci.yml")[0],
+            "BUNDLE": "faulty",
+            "PYTHONPATH": str(Path(__file__).parents[1]),
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "classifier departs first" in done.stdout

@@ -1,0 +1,64 @@
+"""diff says what changed from one bundle to another, and nothing where nothing did."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import tiny
+
+import ptdeploy
+from ptdeploy.cli import main
+
+
+def test_a_bundle_differs_from_itself_in_nothing(compiled, capsys):
+    bundle = str(compiled("bert", "SEQ_CLS").bundle)
+    assert main(["diff", bundle, bundle, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    for part in ("versions", "settings", "parity", "files", "operators"):
+        assert found[part] == []
+    assert found["logits_max_abs"] == 0
+    assert found["speed"] == []
+
+
+def test_another_precision_shows_in_settings_graph_size_and_logits(compiled, tmp_path, capsys):
+    one = compiled("bert", "SEQ_CLS")
+    rounded = ptdeploy.compile(
+        one.trained.adapter,
+        target="ort",
+        base=str(one.trained.base),
+        output=tmp_path / "int8",
+        precision="int8",
+        rounding=ptdeploy.Rounding(min_agreement=0.0),
+    )
+    assert main(["diff", str(one.bundle), str(rounded.path)]) == 0
+    out = capsys.readouterr().out
+    assert "precision: fp32 -> int8" in out
+    assert "MatMulNBits: none -> " in out
+    assert "model.onnx.data: " in out
+    assert "logits: at most 0.0" in out
+
+
+def test_other_tasks_are_not_timed_together(compiled, capsys):
+    paths = [str(compiled(*one).bundle) for one in (("bert", "SEQ_CLS"), ("gpt2", "CAUSAL_LM"))]
+    assert main(["diff", *paths]) == 0
+    assert "logits: of another kind" in capsys.readouterr().out
+    assert main(["diff", *paths, "--speed"]) == 2
+
+
+@pytest.mark.parametrize("limit", ["0", "-1", "nan"])
+def test_a_limit_that_cannot_be_is_refused(compiled, limit):
+    bundle = str(compiled("bert", "SEQ_CLS").bundle)
+    assert main(["diff", bundle, bundle, "--max-slowdown", limit]) == 2
+    assert main(["diff", bundle, bundle, "--speed", "--rounds", "0"]) == 2
+
+
+def test_a_slower_bundle_fails_the_gate(compiled, tmp_path, capsys):
+    slow = tiny.make(tmp_path, "gpt2", "CAUSAL_LM", n_layer=6)
+    slower = ptdeploy.compile(
+        slow.adapter, target="ort", base=str(slow.base), output=tmp_path / "slow"
+    )
+    fast = str(compiled("gpt2", "CAUSAL_LM").bundle)
+    assert main(["diff", fast, str(slower.path), "--max-slowdown", "1.5"]) == 1
+    assert "TOO SLOW" in capsys.readouterr().out
+    assert main(["diff", str(slower.path), fast, "--max-slowdown", "1.5"]) == 0
