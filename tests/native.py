@@ -15,7 +15,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from ptdeploy.rounding import Rounding
+
 REPOSITORY = Path(__file__).parents[1]
+TESTS = REPOSITORY / "tests" / "cpp"
 CACHE = REPOSITORY / ".cache"
 # ONNX Runtime's headers, API version 29; any library from 1.29 on runs what they compile.
 HEADERS_PACKAGE = "com.github.asus4.onnxruntime@0.4.9"
@@ -25,6 +30,27 @@ SANITIZERS = {
     "address": "-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer",
     "thread": "-fsanitize=thread",
 }
+
+
+ROWS = [[5, 6, 7], [40], [9, 10, 11, 12, 13, 14, 15, 16], [99, 100]]
+LOOSE = Rounding(min_agreement=0, max_perplexity_ratio=1e9)
+# Every kind of bundle: tiny models, the causal ones with room for 64 new tokens.
+KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "encoder classifier": ("bert", "SEQ_CLS", {}),
+    "encoder classifier without segments": ("distilbert", "SEQ_CLS", {}),
+    "token classifier": ("bert", "TOKEN_CLS", {}),
+    "decoder classifier": ("qwen2", "SEQ_CLS", {}),
+    "fused": ("qwen2", "CAUSAL_LM", {}),
+    "fused, learned positions": ("gpt2", "CAUSAL_LM", {}),
+    "fused, sliding window": ("mistral", "CAUSAL_LM", {}),
+    "plain": ("bloom", "CAUSAL_LM", {}),
+    "fused, not frozen": ("qwen2", "CAUSAL_LM", {"freeze_kv": False}),
+    "plain, not frozen": ("bloom", "CAUSAL_LM", {"freeze_kv": False}),
+    "int8": ("qwen2", "CAUSAL_LM", {"precision": "int8", "rounding": LOOSE}),
+    "int4": ("qwen2", "CAUSAL_LM", {"precision": "int4", "rounding": LOOSE}),
+    "int8 classifier": ("bert", "SEQ_CLS", {"precision": "int8", "rounding": LOOSE}),
+}
+CAUSAL = [kind for kind, (_, task, _) in KINDS.items() if task == "CAUSAL_LM"]
 
 
 def onnxruntime_root() -> Path:
@@ -97,11 +123,18 @@ def configure(source: Path, folder: Path, flavour: str = "plain", **variables: s
         **variables,
     }
     defines = [f"-D{name}={value}" for name, value in settings.items()]
-    checked(["cmake", "-S", str(source), "-B", str(folder), *defines])
+    checked([tool("cmake"), "-S", str(source), "-B", str(folder), *defines])
 
 
 def compile_(folder: Path) -> None:
-    checked(["cmake", "--build", str(folder), "--parallel", "2"])
+    checked([tool("cmake"), "--build", str(folder), "--parallel", "2"])
+
+
+def tool(name: str) -> str:
+    """The path of a program that the C++ tests need."""
+    path = shutil.which(name)
+    assert path, f"The C++ tests need {name}. On Debian: apt-get install cmake g++ npm valgrind"
+    return path
 
 
 def checked(command: list[str], **options: Any) -> str:
@@ -146,6 +179,21 @@ class Probe:
         _, errors = self._process.communicate()
         assert self._process.returncode == 0, errors
         return errors
+
+
+def text_of(rows: list[list[int]]) -> str:
+    return ";".join(",".join(map(str, row)) for row in rows)
+
+
+def options_text(options: dict[str, Any]) -> str:
+    def word(value: Any) -> str:
+        return ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
+
+    return " ".join(f"{name}={word(value)}" for name, value in options.items() if value is not None)
+
+
+def bits(array: np.ndarray) -> list[int]:
+    return array.astype(np.float32).view(np.uint32).ravel().tolist()
 
 
 if __name__ == "__main__":

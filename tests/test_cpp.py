@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,61 +17,10 @@ import tiny
 from damage import DAMAGE, edit, first_file
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from native import CAUSAL, KINDS, ROWS, bits, options_text, text_of
 
 import ptdeploy
 from ptdeploy.errors import PtdeployError
-from ptdeploy.rounding import Rounding
-
-ROWS = [[5, 6, 7], [40], [9, 10, 11, 12, 13, 14, 15, 16], [99, 100]]
-LOOSE = Rounding(min_agreement=0, max_perplexity_ratio=1e9)
-# Every kind of bundle: tiny models, the causal ones with room for 64 new tokens.
-KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "encoder classifier": ("bert", "SEQ_CLS", {}),
-    "encoder classifier without segments": ("distilbert", "SEQ_CLS", {}),
-    "token classifier": ("bert", "TOKEN_CLS", {}),
-    "decoder classifier": ("qwen2", "SEQ_CLS", {}),
-    "fused": ("qwen2", "CAUSAL_LM", {}),
-    "fused, learned positions": ("gpt2", "CAUSAL_LM", {}),
-    "fused, sliding window": ("mistral", "CAUSAL_LM", {}),
-    "plain": ("bloom", "CAUSAL_LM", {}),
-    "fused, not frozen": ("qwen2", "CAUSAL_LM", {"freeze_kv": False}),
-    "plain, not frozen": ("bloom", "CAUSAL_LM", {"freeze_kv": False}),
-    "int8": ("qwen2", "CAUSAL_LM", {"precision": "int8", "rounding": LOOSE}),
-    "int4": ("qwen2", "CAUSAL_LM", {"precision": "int4", "rounding": LOOSE}),
-    "int8 classifier": ("bert", "SEQ_CLS", {"precision": "int8", "rounding": LOOSE}),
-}
-CAUSAL = [kind for kind, (_, task, _) in KINDS.items() if task == "CAUSAL_LM"]
-
-
-@pytest.fixture(scope="session")
-def bundles(tmp_path_factory, compiled) -> Callable[[str], Path]:
-    """`bundles(kind)`: compiled when first asked for."""
-    trained: dict[tuple[str, str], tiny.Trained] = {}
-    made: dict[str, Path] = {}
-
-    def get(kind: str) -> Path:
-        architecture, task, options = KINDS[kind]
-        if task != "CAUSAL_LM" and not options:
-            return Path(compiled(architecture, task).bundle)
-        if kind not in made:
-            folder = tmp_path_factory.mktemp("cpp")
-            if (architecture, task) not in trained:
-                trained[architecture, task] = tiny.make(
-                    folder, architecture, task, max_position_embeddings=700
-                )
-            one = trained[architecture, task]
-            made[kind] = ptdeploy.compile(
-                one.adapter, target="ort", base=str(one.base), output=folder / "bundle", **options
-            ).path
-        return made[kind]
-
-    return get
-
-
-@pytest.fixture(scope="session")
-def built() -> Path:
-    """Where the C++ tests and examples were built."""
-    return native.build(native.REPOSITORY / "tests" / "cpp")
 
 
 @pytest.fixture(scope="module")
@@ -79,21 +28,6 @@ def probe(built) -> Iterator[native.Probe]:
     running = native.Probe(str(built / "probe"))
     yield running
     running.close()
-
-
-def text_of(rows: list[list[int]]) -> str:
-    return ";".join(",".join(map(str, row)) for row in rows)
-
-
-def options_text(options: dict[str, Any]) -> str:
-    def word(value: Any) -> str:
-        return ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
-
-    return " ".join(f"{name}={word(value)}" for name, value in options.items() if value is not None)
-
-
-def bits(array: np.ndarray) -> list[int]:
-    return array.astype(np.float32).view(np.uint32).ravel().tolist()
 
 
 def opened(probe: native.Probe, bundle: Path) -> ptdeploy.runtime.Engine:

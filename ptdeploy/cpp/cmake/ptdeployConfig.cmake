@@ -2,6 +2,5 @@
 # ptdeploy::ptdeploy. The wheel carries sources, so the library is compiled with your project,
 # by your compiler and with your flags.
 if(NOT TARGET ptdeploy::ptdeploy)
-  add_subdirectory("${CMAKE_CURRENT_LIST_DIR}/.." "${CMAKE_BINARY_DIR}/ptdeploy-library"
-                   EXCLUDE_FROM_ALL)
+  add_subdirectory("${CMAKE_CURRENT_LIST_DIR}/.." "${CMAKE_BINARY_DIR}/ptdeploy-library")
 endif()
