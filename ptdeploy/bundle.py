@@ -319,9 +319,13 @@ def _check_file(folder: Path, entry: FileEntry, hashes: bool) -> None:
     ):
         raise BundleError(f"{where} leaves the bundle's folder.")
     file = folder / inside
-    if not file.resolve().is_relative_to(folder.resolve()):
+    try:
+        resolved = file.resolve()
+    except RuntimeError:
+        raise BundleError(f"{where} is a link that leads back to itself.") from None
+    if not resolved.is_relative_to(folder.resolve()):
         raise BundleError(f"{where} is a link that leaves the bundle's folder.")
-    if not file.is_file():
+    if not _is_file(file):
         raise BundleError(f"{file}: is missing.", "Copy the whole bundle folder again.")
     size = file.stat().st_size
     if size != entry.size:
@@ -331,6 +335,13 @@ def _check_file(folder: Path, entry: FileEntry, hashes: bool) -> None:
         )
     if hashes:
         _check_hash(file, entry)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that the file system does not allow
+        return False
 
 
 def _check_hash(file: Path, entry: FileEntry) -> None:

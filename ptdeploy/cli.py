@@ -277,6 +277,31 @@ def _doctor(arguments: argparse.Namespace) -> int:
     return 3 if facts["problems"] else 0
 
 
+def _cpp_new(arguments: argparse.Namespace) -> int:
+    from ptdeploy.cpp import new_project
+
+    folder = Path(arguments.folder)
+    names = new_project(folder, Path(arguments.bundle))
+    if arguments.json:
+        return _print_json({"folder": str(folder), "files": names})
+    print(
+        f"wrote     {', '.join(str(folder / name) for name in names)}\n"
+        f"build it  cmake -S {folder} -B {folder / 'build'} -DONNXRUNTIME_ROOT=/path/to/onnxruntime"
+        f"\n          cmake --build {folder / 'build'}"
+    )
+    return 0
+
+
+class _CMakeDir(argparse.Action):
+    """Print where find_package(ptdeploy) looks, as --version prints the version."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from ptdeploy.cpp import cmake_dir
+
+        print(cmake_dir())
+        parser.exit()
+
+
 def _run_inputs(arguments: argparse.Namespace) -> list[Any]:
     given: list[Any] = list(arguments.text)
     if arguments.file:
@@ -330,6 +355,9 @@ def _parser() -> argparse.ArgumentParser:
         "4 a fault in ptdeploy.",
     )
     parser.add_argument("--version", action="version", version=f"ptdeploy {__version__}")
+    parser.add_argument(
+        "--cmake-dir", action=_CMakeDir, nargs=0, help="print ptdeploy_DIR for CMake, and exit"
+    )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     def command(name: str, function: Any, summary: str) -> argparse.ArgumentParser:
@@ -463,6 +491,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("path")
     sub.add_argument("--task", choices=_TASKS, help="for a state dict without adapter_config.json")
     checkpoint_options(sub)
+
+    sub = command("cpp-new", _cpp_new, "Write a C++ project that runs a bundle.")
+    sub.add_argument("folder", metavar="DIR", help="a new or empty folder")
+    sub.add_argument("bundle")
 
     command("doctor", _doctor, "Say what is installed and which targets can run here.")
     return parser

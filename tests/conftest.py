@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import native
 import pytest
 import tiny
 import torch
@@ -45,3 +46,34 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], C
         return made[key]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def bundles(tmp_path_factory, compiled) -> Callable[[str], Path]:
+    """`bundles(kind)`: compiled when first asked for."""
+    trained: dict[tuple[str, str], tiny.Trained] = {}
+    made: dict[str, Path] = {}
+
+    def get(kind: str) -> Path:
+        architecture, task, options = native.KINDS[kind]
+        if task != "CAUSAL_LM" and not options:
+            return Path(compiled(architecture, task).bundle)
+        if kind not in made:
+            folder = tmp_path_factory.mktemp("cpp")
+            if (architecture, task) not in trained:
+                trained[architecture, task] = tiny.make(
+                    folder, architecture, task, max_position_embeddings=700
+                )
+            one = trained[architecture, task]
+            made[kind] = ptdeploy.compile(
+                one.adapter, target="ort", base=str(one.base), output=folder / "bundle", **options
+            ).path
+        return made[kind]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def built() -> Path:
+    """Where the C++ tests and examples were built."""
+    return native.build(native.TESTS, BUILD_SHARED_LIBS="ON")

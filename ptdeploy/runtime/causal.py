@@ -259,23 +259,29 @@ def _check_layout(bundle: Bundle) -> None:
     )
     shapes = {(len(s.shape), s.shape[1], s.shape[3]) for s in past if len(s.shape) == 4}
     prefix, count = manifest.prompt.prefix_kv, manifest.prompt.num_virtual_tokens
+    limits = manifest.limits
     # One shape for all layers, of numbers alone.
     (shape,) = shapes if len(shapes) == 1 else ((0, "", ""),)
     heads, width = shape[1:]
     if (
-        not isinstance(heads, int)
-        or not isinstance(width, int)
+        not (isinstance(heads, int) and heads > 0)
+        or not (isinstance(width, int) and width > 0)
         or not len(past) == len(present) == len(manifest.outputs) - 1
         or {spec.dtype for spec in (*past, *present)} not in ({"float32"}, {"float16"})
         or manifest.outputs[0].dtype != "float32"
-        or not isinstance(manifest.outputs[0].shape[-1], int)
+        or not _at_least(manifest.outputs[0].shape[-1:], limits.vocab_size)
         or (prefix is not None and prefix != (len(past) // 2, 2, heads, count, width))
-        or manifest.limits.max_sequence + count != manifest.limits.max_context
+        or min(limits.vocab_size, limits.max_sequence, count + 1) < 1
+        or limits.max_sequence + count != limits.max_context
     ):
         raise BundleError(
             f"{bundle.path}: its signature, prefix KV and limits do not describe one KV buffer.",
             "Compile the checkpoint again.",
         )
+
+
+def _at_least(sizes: Sequence[int | str], least: int) -> bool:
+    return len(sizes) > 0 and all(isinstance(size, int) and size >= least for size in sizes)
 
 
 def _prefix_kv(bundle: Bundle) -> NDArray[np.float32]:

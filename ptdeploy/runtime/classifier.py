@@ -8,9 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ptdeploy.bundle import Bundle
+from ptdeploy.errors import BundleError
 from ptdeploy.runtime.batching import Row
 from ptdeploy.runtime.engine import Engine, Inputs, softmax
-from ptdeploy.runtime.tokenizer import Encoding
+from ptdeploy.runtime.tokenizer import Encoding, Tokenizer
+from ptdeploy.targets import Session
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,20 @@ class TokenLabel:
     probability: float
 
 
-class Classifier(Engine):
+class _Labelling(Engine):
+    """An engine whose logits are of the manifest's labels."""
+
+    def __init__(self, bundle: Bundle, session: Session, tokenizer: Tokenizer | None) -> None:
+        super().__init__(bundle, session, tokenizer)
+        outputs, labels = self.manifest.outputs, self.manifest.labels
+        if not labels or not outputs or outputs[0].shape[-1:] != (len(labels),):
+            raise BundleError(
+                f"{bundle.path}: its signature does not have one class for each of its labels.",
+                "Compile the checkpoint again.",
+            )
+
+
+class Classifier(_Labelling):
     """An engine for SEQ_CLS."""
 
     def classify(
@@ -61,7 +77,7 @@ class Classifier(Engine):
         return list(self._run_rows(rows)[1])
 
 
-class TokenClassifier(Engine):
+class TokenClassifier(_Labelling):
     """An engine for TOKEN_CLS."""
 
     def tag(

@@ -41,6 +41,8 @@ def numerics(device: str, precision: str) -> Numerics:
 
 def unavailable(device: str) -> tuple[str, str] | None:
     """Why ONNX Runtime cannot run on `device` here and what to do, or None if it can."""
+    if device not in _PROVIDERS:
+        return f"The target ort runs on {' or '.join(_PROVIDERS)}, not on {device!r}.", ""
     try:
         import onnxruntime
     except ImportError:

@@ -1,0 +1,60 @@
+"""The C++ library's sources, and new projects that use it. See docs/cpp.md."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from ptdeploy.bundle import read_bundle
+from ptdeploy.errors import OutputError
+
+_HERE = Path(__file__).parent
+
+
+def cmake_dir() -> Path:
+    """The folder to give CMake as `ptdeploy_DIR`."""
+    return _HERE / "cmake"
+
+
+def new_project(folder: Path, bundle: Path) -> list[str]:
+    """Write a project that opens `bundle` into `folder`; gives the names of its files.
+
+    Raises BundleError if the bundle is damaged, OutputError unless `folder` is new or empty.
+    """
+    manifest = read_bundle(bundle).manifest
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise OutputError(f"{folder}: is not a folder.")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise OutputError(f"{folder}: is not empty.", "Choose another folder for the project.")
+    words = {
+        "@NAME@": _target_name(folder),
+        "@CMAKE_DIR@": cmake_dir().as_posix(),
+        # A JSON string is a C++ one.
+        "@BUNDLE@": json.dumps(str(bundle.absolute()), ensure_ascii=False),
+    }
+    sources = {
+        "CMakeLists.txt": "CMakeLists.txt",
+        "main.cc": f"{manifest.task.value.lower()}.cc",
+        "arguments.hpp": "arguments.hpp",
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, source in sources.items():
+            text = (_HERE / "template" / source).read_text(encoding="utf-8")
+            for word, value in words.items():
+                text = text.replace(word, value)
+            (folder / name).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written ({error.strerror}).") from None
+    return list(sources)
+
+
+def _target_name(folder: Path) -> str:
+    """A name that CMake takes for a target, from the folder's."""
+    name = re.sub(r"[^A-Za-z0-9_]+", "_", folder.absolute().name).strip("_")
+    return name if name and name not in _RESERVED and not name[0].isdigit() else f"run_{name}"
+
+
+# Targets that a CMake project has already.
+_RESERVED = {"all", "help", "clean", "test", "install", "package", "edit_cache", "ptdeploy"}

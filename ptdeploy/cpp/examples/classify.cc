@@ -1,0 +1,38 @@
+// classify BUNDLE TEXT...: the labels of texts, or a label for each of their tokens.
+#include <cstdio>
+
+#include "text.hpp"
+
+namespace {
+
+void print_classes(const ptdeploy::Engine& engine, const std::vector<ptdeploy::Ids>& rows) {
+  for (const auto& result : engine.classify(rows))
+    std::printf("%s %.3f\n", result.label.c_str(), result.probability);
+}
+
+void print_tags(const ptdeploy::Engine& engine, const std::vector<ptdeploy::Ids>& rows,
+                const Text& text) {
+  for (const auto& tokens : engine.tag(rows))
+    for (const auto& token : tokens)
+      std::printf("%s %s %.3f\n", text.decode({token.token_id}).c_str(), token.label.c_str(),
+                  token.probability);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc < 3) return std::fprintf(stderr, "usage: classify BUNDLE TEXT...\n"), 2;
+  try {
+    const auto engine = ptdeploy::Engine::open(argv[1]);
+    const Text text = open_text(engine);
+    std::vector<ptdeploy::Ids> rows;
+    for (int i = 2; i < argc; ++i) rows.push_back(text.encode(argv[i]));
+    if (engine.info().task == ptdeploy::Task::token_cls)
+      print_tags(engine, rows, text);
+    else
+      print_classes(engine, rows);
+  } catch (const ptdeploy::Error& error) {
+    std::fprintf(stderr, "classify: %s\n", error.what());
+    return 2;
+  }
+}

@@ -1,0 +1,25 @@
+// generate BUNDLE TEXT [MAX_NEW_TOKENS]: continues a text, printing each piece as it comes.
+#include <cstdio>
+#include <cstdlib>
+
+#include "text.hpp"
+
+int main(int argc, char** argv) {
+  if (argc < 3) return std::fprintf(stderr, "usage: generate BUNDLE TEXT [MAX_NEW_TOKENS]\n"), 2;
+  try {
+    const auto engine = ptdeploy::Engine::open(argv[1]);
+    const Text text = open_text(engine);
+    ptdeploy::GenerateOptions options;
+    if (argc > 3) options.max_new_tokens = std::atoll(argv[3]);
+    TextStream stream(text);
+    engine.generate({text.encode(argv[2])}, options, [&](std::size_t, std::int64_t token) {
+      std::fputs(stream.add(token).c_str(), stdout);
+      std::fflush(stdout);
+      return true;  // false would stop here
+    });
+    std::puts("");
+  } catch (const ptdeploy::Error& error) {
+    std::fprintf(stderr, "generate: %s\n", error.what());
+    return 2;
+  }
+}

@@ -1,0 +1,121 @@
+/* ptdeploy's C ABI: for C, and for every language that can call C. docs/cpp.md explains.
+ *
+ * Every function that can fail gives a status. Then ptdeploy_last_error() says why, to the thread
+ * that called. No exception leaves this library. What is opened must be closed.
+ *
+ * Rows of token ids are given one after the other in `ids`, with their sizes in `lengths`.
+ */
+#ifndef PTDEPLOY_H
+#define PTDEPLOY_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "ptdeploy/export.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct ptdeploy_engine ptdeploy_engine;
+typedef struct ptdeploy_session ptdeploy_session;
+
+typedef enum ptdeploy_status {
+  PTDEPLOY_OK = 0,
+  PTDEPLOY_BUNDLE_ERROR = 1,       /* the bundle is missing, damaged, or of another version */
+  PTDEPLOY_INPUT_ERROR = 2,        /* the request does not fit */
+  PTDEPLOY_TARGET_UNAVAILABLE = 3, /* target or device cannot run here */
+  PTDEPLOY_FAULT = 4               /* the engine failed, or memory ran out */
+} ptdeploy_status;
+
+typedef enum ptdeploy_task {
+  PTDEPLOY_SEQ_CLS = 0,
+  PTDEPLOY_TOKEN_CLS = 1,
+  PTDEPLOY_CAUSAL_LM = 2
+} ptdeploy_task;
+
+typedef enum ptdeploy_stopped {
+  PTDEPLOY_LENGTH = 0,
+  PTDEPLOY_EOS = 1,
+  PTDEPLOY_CANCELLED = 2,
+  PTDEPLOY_CALLER = 3
+} ptdeploy_stopped;
+
+PTDEPLOY_API const char* ptdeploy_version(void);
+
+/* Why this thread's last failed call failed: what is wrong and where, then how to mend it, which
+ * may be empty. Never null; good until this thread's next call. */
+PTDEPLOY_API const char* ptdeploy_last_error(void);
+PTDEPLOY_API const char* ptdeploy_last_fix(void);
+
+/* `device` null: the bundle's own. `threads` 0: the engine's default. */
+PTDEPLOY_API ptdeploy_status ptdeploy_open(const char* path, const char* device, int threads,
+                                           int map_weights, ptdeploy_engine** engine);
+PTDEPLOY_API void ptdeploy_close(ptdeploy_engine* engine); /* sessions may outlive it */
+
+PTDEPLOY_API ptdeploy_task ptdeploy_get_task(const ptdeploy_engine* engine);
+PTDEPLOY_API int64_t ptdeploy_max_sequence(const ptdeploy_engine* engine);
+PTDEPLOY_API int64_t ptdeploy_vocab_size(const ptdeploy_engine* engine);
+/* Columns of logits: classes, or the vocabulary. */
+PTDEPLOY_API size_t ptdeploy_columns(const ptdeploy_engine* engine);
+/* The name of a class, or null. Good until the engine is closed. */
+PTDEPLOY_API const char* ptdeploy_label(const ptdeploy_engine* engine, size_t index);
+
+/* Probabilities, columns() for each row (SEQ_CLS) or for each token of each row (TOKEN_CLS). */
+PTDEPLOY_API ptdeploy_status ptdeploy_probabilities(const ptdeploy_engine* engine,
+                                                    const int64_t* ids, const size_t* lengths,
+                                                    size_t rows, double* probabilities);
+/* Scores before softmax, columns() for each row (SEQ_CLS) or for each token (other tasks). */
+PTDEPLOY_API ptdeploy_status ptdeploy_logits(const ptdeploy_engine* engine, const int64_t* ids,
+                                             const size_t* lengths, size_t rows, float* logits);
+
+/* Gives 0 to end that row after this token. */
+typedef int (*ptdeploy_on_token)(void* user, size_t row, int64_t token);
+
+/* Start from ptdeploy_default_options(): there every field means "the model's own". */
+typedef struct ptdeploy_options {
+  size_t size; /* sizeof(ptdeploy_options), so that fields can be added */
+  int64_t max_new_tokens, min_new_tokens, top_k;        /* -1: the model's own */
+  int do_sample;                                        /* -1: the model's own */
+  double temperature, top_p, min_p, repetition_penalty; /* negative: the model's own */
+  const int64_t* eos_token_ids; /* null: the model's own; else num_eos_token_ids of them */
+  size_t num_eos_token_ids;
+  int has_seed;
+  uint64_t seed;
+  const volatile int* cancel; /* null, or set to 1 from any thread to end all rows */
+  ptdeploy_on_token on_token; /* null, or called with each token as soon as it is chosen */
+  void* user;                 /* given to on_token */
+} ptdeploy_options;
+PTDEPLOY_API ptdeploy_options ptdeploy_default_options(void);
+
+/* Continues all rows. Row i's tokens go to tokens[i * capacity ...]; a row ends, with
+ * PTDEPLOY_LENGTH, when it has `capacity` of them. `counts` and `stopped` get one entry for each
+ * row; `logprobs` too one for each token, unless null. `options` may be null. */
+PTDEPLOY_API ptdeploy_status ptdeploy_generate(const ptdeploy_engine* engine, const int64_t* ids,
+                                               const size_t* lengths, size_t rows,
+                                               const ptdeploy_options* options, size_t capacity,
+                                               int64_t* tokens, size_t* counts,
+                                               ptdeploy_stopped* stopped, double* logprobs);
+
+/* One sequence that keeps its keys and values between turns, of at most max_tokens tokens of text
+ * (0: the model's limit). One thread at a time. */
+PTDEPLOY_API ptdeploy_status ptdeploy_session_open(const ptdeploy_engine* engine, size_t max_tokens,
+                                                   ptdeploy_session** session);
+PTDEPLOY_API void ptdeploy_session_close(ptdeploy_session* session);
+PTDEPLOY_API ptdeploy_status ptdeploy_session_append(ptdeploy_session* session, const int64_t* ids,
+                                                     size_t count);
+PTDEPLOY_API ptdeploy_status ptdeploy_session_generate(ptdeploy_session* session,
+                                                       const ptdeploy_options* options,
+                                                       size_t capacity, int64_t* tokens,
+                                                       size_t* count, ptdeploy_stopped* stopped,
+                                                       double* logprobs);
+PTDEPLOY_API ptdeploy_status ptdeploy_session_rollback(ptdeploy_session* session, size_t tokens);
+PTDEPLOY_API ptdeploy_status ptdeploy_session_fork(const ptdeploy_session* session,
+                                                   ptdeploy_session** fork);
+PTDEPLOY_API size_t ptdeploy_session_length(const ptdeploy_session* session);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

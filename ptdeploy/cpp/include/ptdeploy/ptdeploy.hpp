@@ -1,0 +1,192 @@
+// ptdeploy in C++17: open a bundle and run it. docs/cpp.md explains; ptdeploy.h is the C ABI.
+//
+//   auto engine = ptdeploy::Engine::open("model.ort.bundle");
+//   for (auto& one : engine.classify({{101, 7592, 102}})) std::cout << one.label << "\n";
+//
+// All takes and gives token ids. An Engine may be used by any number of threads at once; a Session
+// by one at a time.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "ptdeploy/export.h"
+
+namespace ptdeploy {
+
+namespace detail {
+struct EngineState;
+struct SessionState;
+}  // namespace detail
+
+// What is wrong and where in `problem`, how to mend it in `fix` (may be empty); what() is both.
+class PTDEPLOY_API Error : public std::runtime_error {
+ public:
+  explicit Error(std::string problem, std::string fix = "");
+  ~Error() override;
+  const std::string& problem() const noexcept { return problem_; }
+  const std::string& fix() const noexcept { return fix_; }
+
+ private:
+  std::string problem_, fix_;
+};
+
+// The bundle is missing, damaged, or of another version.
+class PTDEPLOY_API BundleError : public Error {
+ public:
+  using Error::Error;
+  ~BundleError() override;
+};
+
+// The request does not fit: too long, empty, an option out of its range.
+class PTDEPLOY_API InputError : public Error {
+ public:
+  using Error::Error;
+  ~InputError() override;
+};
+
+// This library or this machine cannot run the bundle's target or device.
+class PTDEPLOY_API TargetUnavailable : public Error {
+ public:
+  using Error::Error;
+  ~TargetUnavailable() override;
+};
+
+// The engine failed while it ran.
+class PTDEPLOY_API EngineFault : public Error {
+ public:
+  using Error::Error;
+  ~EngineFault() override;
+};
+
+enum class Task { seq_cls, token_cls, causal_lm };
+
+// One row of token ids.
+using Ids = std::vector<std::int64_t>;
+
+// Scores before softmax, in row order.
+struct Logits {
+  std::size_t rows = 0, columns = 0;
+  std::vector<float> values;
+  const float* row(std::size_t i) const { return values.data() + i * columns; }
+};
+
+struct OpenOptions {
+  std::string device;        // empty: the one the bundle was compiled for
+  int threads = 0;           // 0: the engine's own default
+  bool map_weights = false;  // leave the weights in their file: opens faster, runs slower
+};
+
+// What a bundle is, from its manifest.
+struct BundleInfo {
+  Task task{};
+  std::string target, device, precision, route;
+  std::vector<std::string> labels;  // empty for causal_lm
+  std::int64_t num_virtual_tokens = 0;
+  bool prefix_kv = false;         // whether the prompt is frozen as keys and values
+  std::int64_t max_sequence = 0;  // most tokens of text in a row, generated ones included
+  std::int64_t max_context = 0;   // the same with the virtual tokens
+  std::int64_t vocab_size = 0;    // ids are 0 to vocab_size - 1
+  std::size_t columns = 0;        // of logits: classes, or the vocabulary
+  std::optional<std::int64_t> max_batch;
+};
+
+struct Classification {
+  std::string label;
+  std::size_t index = 0;
+  double probability = 0;
+  std::vector<double> probabilities;  // in the order of BundleInfo::labels
+};
+
+struct TokenLabel {
+  std::int64_t token_id = 0;
+  std::string label;
+  std::size_t index = 0;
+  double probability = 0;
+  std::vector<double> probabilities;
+};
+
+// What is not given is the model's own default. Giving temperature, top_k, top_p or min_p asks for
+// sampling; temperature 0 takes the likeliest token.
+struct GenerateOptions {
+  std::optional<std::int64_t> max_new_tokens, min_new_tokens;
+  std::optional<bool> do_sample;
+  std::optional<double> temperature, top_p, min_p, repetition_penalty;
+  std::optional<std::int64_t> top_k;
+  std::optional<std::vector<std::int64_t>> eos_token_ids;  // an empty vector: never stop at one
+  std::optional<std::uint64_t> seed;                       // row i is sampled with seed + i
+  bool logprobs = false;
+  // Asked before each step, from the thread that generates; true ends all rows.
+  std::function<bool()> cancelled;
+};
+
+enum class Stopped { length, eos, cancelled, caller };
+
+struct Generated {
+  Ids token_ids;  // without the EOS token
+  Stopped stopped = Stopped::length;
+  std::vector<double> logprobs;  // one for each token id if asked for
+};
+
+// Called with each new token of a row as soon as it is chosen; false ends that row after it.
+using OnToken = std::function<bool(std::size_t row, std::int64_t token)>;
+
+// One sequence that keeps its keys and values between turns.
+class PTDEPLOY_API Session {
+ public:
+  Session(Session&&) noexcept;
+  Session& operator=(Session&&) noexcept;
+  ~Session();
+
+  void append(const Ids& ids);
+  Generated generate(const GenerateOptions& options = {}, const OnToken& on_token = {});
+  void rollback(std::size_t tokens);  // forgets the last ones
+  Session fork() const;               // goes on from here; nothing is run again
+  const Ids& token_ids() const;       // the text so far
+
+ private:
+  friend class Engine;
+  explicit Session(std::unique_ptr<detail::SessionState> state);
+  std::unique_ptr<detail::SessionState> state_;
+};
+
+// An open bundle. Copies share it, and sessions keep it alive.
+class PTDEPLOY_API Engine {
+ public:
+  // Checks the manifest, every path, size and SHA-256, and opens the engine.
+  // Throws BundleError, InputError (an unknown target) or TargetUnavailable.
+  static Engine open(const std::string& path, const OpenOptions& options = {});
+
+  const BundleInfo& info() const;
+  // The path of the file with this role ("tokenizer", "chat_template", ...), or empty.
+  std::string file(const std::string& role) const;
+
+  // For seq_cls: one result for each row. Rows run in batches of `batch_size`.
+  std::vector<Classification> classify(const std::vector<Ids>& rows,
+                                       std::size_t batch_size = 16) const;
+  // For token_cls: one label for each token of each row.
+  std::vector<std::vector<TokenLabel>> tag(const std::vector<Ids>& rows,
+                                           std::size_t batch_size = 16) const;
+  // Any task: (1, classes), (tokens, classes) or (tokens, vocabulary) for each row.
+  std::vector<Logits> logits(const std::vector<Ids>& rows) const;
+
+  // For causal_lm: continues all rows together, each as if it were alone.
+  std::vector<Generated> generate(const std::vector<Ids>& rows, const GenerateOptions& options = {},
+                                  const OnToken& on_token = {}) const;
+  // For causal_lm: a sequence of at most `max_tokens` tokens of text; 0: the model's own limit.
+  Session session(std::size_t max_tokens = 0) const;
+
+ private:
+  explicit Engine(std::shared_ptr<const detail::EngineState> state);
+  std::shared_ptr<const detail::EngineState> state_;
+};
+
+PTDEPLOY_API const char* version() noexcept;
+
+}  // namespace ptdeploy

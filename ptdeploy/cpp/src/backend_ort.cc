@@ -1,0 +1,106 @@
+// ONNX Runtime: the engine file is the ONNX model, its weights beside it as external data.
+#include <onnxruntime_cxx_api.h>
+
+#include <cstring>
+#include <filesystem>
+
+#include "backend.hpp"
+#include "schema.hpp"
+
+namespace ptdeploy::detail {
+namespace {
+
+std::string first_line(const char* text) { return std::string(text, std::strcspn(text, "\n")); }
+
+std::size_t elements(const std::vector<std::int64_t>& shape) {
+  std::size_t count = 1;
+  for (std::int64_t size : shape) count *= static_cast<std::size_t>(size);
+  return count;
+}
+
+Ort::Value value_of(const Ort::MemoryInfo& memory, const Bound& bound) {
+  const std::size_t count = elements(bound.shape);
+  if (bound.type == ElementType::int64)
+    return Ort::Value::CreateTensor<std::int64_t>(memory, static_cast<std::int64_t*>(bound.data),
+                                                  count, bound.shape.data(), bound.shape.size());
+  return Ort::Value::CreateTensor<float>(memory, static_cast<float*>(bound.data), count,
+                                         bound.shape.data(), bound.shape.size());
+}
+
+class OrtRun final : public Run {
+ public:
+  OrtRun(Ort::Session& session, const std::vector<Bound>& inputs, const std::vector<Bound>& outputs)
+      : session_(session), binding_(session) {
+    const auto memory = Ort::MemoryInfo::CreateCpu(OrtDeviceAllocator, OrtMemTypeCPU);
+    for (const Bound& bound : inputs)
+      binding_.BindInput(bound.name.c_str(), value_of(memory, bound));
+    for (const Bound& bound : outputs)
+      binding_.BindOutput(bound.name.c_str(), value_of(memory, bound));
+  }
+
+  void operator()() override {
+    try {
+      session_.Run(Ort::RunOptions(), binding_);
+    } catch (const Ort::Exception& error) {
+      throw EngineFault(std::string("ONNX Runtime failed (") + first_line(error.what()) + ").");
+    }
+  }
+
+ private:
+  Ort::Session& session_;
+  Ort::IoBinding binding_;
+};
+
+class OrtBackend final : public Backend {
+ public:
+  OrtBackend(const std::string& model, const OpenOptions& options)
+      : environment_(ORT_LOGGING_LEVEL_ERROR, "ptdeploy"),
+        session_(environment_, std::filesystem::path(model).c_str(), settings(options)) {}
+
+  std::unique_ptr<Run> bind(const std::vector<Bound>& inputs,
+                            const std::vector<Bound>& outputs) override {
+    try {
+      return std::make_unique<OrtRun>(session_, inputs, outputs);
+    } catch (const Ort::Exception& error) {
+      throw EngineFault(std::string("ONNX Runtime failed (") + first_line(error.what()) + ").");
+    }
+  }
+
+ private:
+  static Ort::SessionOptions settings(const OpenOptions& options) {
+    Ort::SessionOptions settings;
+    settings.SetLogSeverityLevel(ORT_LOGGING_LEVEL_ERROR);
+    // ONNX Runtime copies weights into the layout its products are fastest with, unless told.
+    if (options.map_weights) settings.AddConfigEntry("session.disable_prepacking", "1");
+    if (options.threads > 0) settings.SetIntraOpNumThreads(options.threads);
+    return settings;
+  }
+
+  Ort::Env environment_;
+  Ort::Session session_;
+};
+
+}  // namespace
+
+std::unique_ptr<Backend> open_ort(const Bundle& bundle, const OpenOptions& options) {
+  const std::string device = options.device.empty() ? bundle.manifest.device : options.device;
+  if (device != "cpu")
+    throw TargetUnavailable("The C++ library runs bundles on cpu, not on " + quoted(device) + ".",
+                            "Open it with the device \"cpu\".");
+  // A library older than the headers this was compiled with gives no API at all.
+  if (OrtGetApiBase()->GetApi(ORT_API_VERSION) == nullptr)
+    throw TargetUnavailable(
+        std::string("The ONNX Runtime library ") + OrtGetApiBase()->GetVersionString() +
+            " is older than the headers ptdeploy was compiled with (API version " +
+            std::to_string(ORT_API_VERSION) + ").",
+        "Install one of at least their version.");
+  const std::string model = bundle.file("model");
+  try {
+    return std::make_unique<OrtBackend>(model, options);
+  } catch (const Ort::Exception& error) {
+    throw BundleError(model + ": ONNX Runtime cannot load it (" + first_line(error.what()) + ").",
+                      "Compile the checkpoint again with the versions installed here.");
+  }
+}
+
+}  // namespace ptdeploy::detail

@@ -1,0 +1,126 @@
+// Classes for a text, or for each of its tokens.
+#include <algorithm>
+#include <cmath>
+
+#include "engine_state.hpp"
+#include "rows.hpp"
+
+namespace ptdeploy {
+namespace detail {
+namespace {
+
+std::vector<double> softmax(const float* logits, std::size_t count) {
+  const double top = *std::max_element(logits, logits + count);
+  std::vector<double> weights(count);
+  double total = 0;
+  for (std::size_t i = 0; i < count; ++i) total += weights[i] = std::exp(logits[i] - top);
+  for (double& weight : weights) weight /= total;
+  return weights;
+}
+
+std::size_t likeliest(const std::vector<double>& probabilities) {
+  auto top = std::max_element(probabilities.begin(), probabilities.end());
+  return static_cast<std::size_t>(top - probabilities.begin());
+}
+
+// Runs rows as one right-padded batch; gives (rows, classes), or (rows, width, classes).
+std::vector<float> run_rows(const EngineState& state, Batch& batch) {
+  auto size = [](std::size_t n) { return static_cast<std::int64_t>(n); };
+  const std::vector<std::int64_t> shape{size(batch.rows), size(batch.width)};
+  std::vector<std::int64_t> out_shape = shape, type_ids;
+  if (state.info.task == Task::seq_cls) out_shape.pop_back();
+  out_shape.push_back(size(state.classes));
+  std::size_t count = 1;
+  for (std::int64_t axis : out_shape) count *= static_cast<std::size_t>(axis);
+  std::vector<float> logits(count);
+  std::vector<Bound> inputs{
+      {"input_ids", ElementType::int64, shape, batch.input_ids.data()},
+      {"attention_mask", ElementType::int64, shape, batch.attention_mask.data()}};
+  if (state.takes_type_ids) {
+    type_ids.resize(batch.input_ids.size());
+    inputs.push_back({"token_type_ids", ElementType::int64, shape, type_ids.data()});
+  }
+  auto run =
+      state.backend->bind(inputs, {{"logits", ElementType::float32, out_shape, logits.data()}});
+  (*run)();
+  return logits;
+}
+
+// Rows in batches of `size`; gives each row's logits to `take`, for TOKEN_CLS all its tokens'.
+template <class Take>
+void in_batches(const EngineState& state, const std::vector<Ids>& rows, std::size_t size,
+                Take take) {
+  size = std::max<std::size_t>(size, 1);
+  for (std::size_t start = 0; start < rows.size(); start += size) {
+    const std::size_t count = std::min(size, rows.size() - start);
+    Batch batch = pack(rows.data() + start, count);
+    const std::vector<float> logits = run_rows(state, batch);
+    const std::size_t stride = logits.size() / count;
+    for (std::size_t i = 0; i < count; ++i) take(rows[start + i], logits.data() + i * stride);
+  }
+}
+
+}  // namespace
+
+void prepare_classifier(EngineState& state) {
+  const Manifest& manifest = state.manifest();
+  const std::int64_t* classes = nullptr;
+  if (!manifest.outputs.empty() && !manifest.outputs[0].shape.empty())
+    classes = std::get_if<std::int64_t>(&manifest.outputs[0].shape.back());
+  if (!classes || *classes < 1 || static_cast<std::size_t>(*classes) != manifest.labels.size())
+    throw BundleError(
+        state.bundle.path + ": its signature does not have one class for each of its labels.",
+        "Compile the checkpoint again.");
+  state.classes = state.info.columns = manifest.labels.size();
+  state.takes_type_ids =
+      std::any_of(manifest.inputs.begin(), manifest.inputs.end(),
+                  [](const TensorSpec& spec) { return spec.name == "token_type_ids"; });
+}
+
+std::vector<Logits> classifier_logits(const EngineState& state, const std::vector<Ids>& rows) {
+  std::vector<Logits> out;
+  in_batches(state, rows, rows.size(), [&](const Ids& row, const float* logits) {
+    const std::size_t count = state.info.task == Task::seq_cls ? 1 : row.size();
+    out.push_back(
+        {count, state.classes, std::vector<float>(logits, logits + count * state.classes)});
+  });
+  return out;
+}
+
+}  // namespace detail
+
+std::vector<Classification> Engine::classify(const std::vector<Ids>& rows,
+                                             std::size_t batch_size) const {
+  detail::require_task(*state_, Task::seq_cls, "classify");
+  detail::check_rows(rows, state_->manifest().limits);
+  std::vector<Classification> out;
+  detail::in_batches(*state_, rows, batch_size, [&](const Ids&, const float* logits) {
+    Classification one;
+    one.probabilities = detail::softmax(logits, state_->classes);
+    one.index = detail::likeliest(one.probabilities);
+    one.label = state_->info.labels[one.index];
+    one.probability = one.probabilities[one.index];
+    out.push_back(std::move(one));
+  });
+  return out;
+}
+
+std::vector<std::vector<TokenLabel>> Engine::tag(const std::vector<Ids>& rows,
+                                                 std::size_t batch_size) const {
+  detail::require_task(*state_, Task::token_cls, "tag");
+  detail::check_rows(rows, state_->manifest().limits);
+  std::vector<std::vector<TokenLabel>> out;
+  detail::in_batches(*state_, rows, batch_size, [&](const Ids& row, const float* logits) {
+    std::vector<TokenLabel> labels;
+    for (std::size_t i = 0; i < row.size(); ++i) {
+      const auto probabilities = detail::softmax(logits + i * state_->classes, state_->classes);
+      const std::size_t index = detail::likeliest(probabilities);
+      labels.push_back(
+          {row[i], state_->info.labels[index], index, probabilities[index], probabilities});
+    }
+    out.push_back(std::move(labels));
+  });
+  return out;
+}
+
+}  // namespace ptdeploy

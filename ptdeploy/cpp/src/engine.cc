@@ -1,0 +1,84 @@
+// Opening a bundle, and what every task has in common.
+#include <future>
+
+#include "engine_state.hpp"
+#include "rows.hpp"
+
+namespace ptdeploy {
+namespace detail {
+namespace {
+
+BundleInfo describe(const Manifest& manifest) {
+  BundleInfo info;
+  info.task = manifest.task;
+  info.target = manifest.target;
+  info.device = manifest.device;
+  info.precision = manifest.precision;
+  info.route = manifest.fused ? "fused" : "plain";
+  info.labels = manifest.labels;
+  info.num_virtual_tokens = manifest.prompt.num_virtual_tokens;
+  info.prefix_kv = manifest.prompt.prefix_kv.has_value();
+  info.max_sequence = manifest.limits.max_sequence;
+  info.max_context = manifest.limits.max_context;
+  info.vocab_size = manifest.limits.vocab_size;
+  info.max_batch = manifest.limits.max_batch;
+  return info;
+}
+
+std::shared_ptr<const EngineState> open_state(Bundle bundle, const OpenOptions& options) {
+  auto state = std::make_shared<EngineState>();
+  state->bundle = std::move(bundle);
+  state->info = describe(state->manifest());
+  state->backend = open_backend(state->bundle, options);
+  if (state->info.task == Task::causal_lm)
+    prepare_causal(*state);
+  else
+    prepare_classifier(*state);
+  return state;
+}
+
+const char* name_of(Task task) {
+  static constexpr const char* kNames[] = {"SEQ_CLS", "TOKEN_CLS", "CAUSAL_LM"};
+  return kNames[static_cast<int>(task)];
+}
+
+}  // namespace
+
+void require_task(const EngineState& state, Task task, const char* method) {
+  if (state.info.task != task)
+    throw InputError(state.bundle.path + ": its task is " + name_of(state.info.task) + "; " +
+                     method + " is for " + name_of(task) + ".");
+}
+
+}  // namespace detail
+
+Engine Engine::open(const std::string& path, const OpenOptions& options) {
+  const detail::Bundle bundle = detail::read_bundle(path);
+  // Hashing gigabytes takes as long as opening them, so both run at once. A damaged file is
+  // reported as that, whatever the engine said of it; no engine is given out before its hash.
+  auto hashed = std::async(std::launch::async, detail::check_hashes, std::cref(bundle));
+  std::shared_ptr<const detail::EngineState> state;
+  std::exception_ptr failure;
+  try {
+    state = detail::open_state(bundle, options);
+  } catch (...) {
+    failure = std::current_exception();
+  }
+  hashed.get();
+  if (failure) std::rethrow_exception(failure);
+  return Engine(std::move(state));
+}
+
+Engine::Engine(std::shared_ptr<const detail::EngineState> state) : state_(std::move(state)) {}
+
+const BundleInfo& Engine::info() const { return state_->info; }
+
+std::string Engine::file(const std::string& role) const { return state_->bundle.file(role); }
+
+std::vector<Logits> Engine::logits(const std::vector<Ids>& rows) const {
+  detail::check_rows(rows, state_->manifest().limits);
+  return state_->info.task == Task::causal_lm ? detail::causal_logits(*state_, rows)
+                                              : detail::classifier_logits(*state_, rows);
+}
+
+}  // namespace ptdeploy

@@ -1,0 +1,85 @@
+// The KV buffer: allocated once, its first slots the frozen prefix, updated where it lies.
+#pragma once
+
+#include <cstdlib>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "backend.hpp"
+#include "safetensors.hpp"
+
+namespace ptdeploy::detail {
+
+// What a manifest says of a KV buffer.
+struct KVLayout {
+  std::vector<std::string> past, present;  // layer by layer, keys before values
+  std::size_t heads = 0, width = 0, vocabulary = 0;
+  bool in_place = false;
+  const FloatTensor* prefix_kv = nullptr;  // (layers, 2, heads, slots, width); null: not frozen
+};
+
+// Zeros that cost no memory until they are touched, which a large buffer's last slots seldom are.
+class Zeros {
+ public:
+  explicit Zeros(std::size_t count);
+  float* data() const { return data_.get(); }
+
+ private:
+  struct Free {
+    void operator()(float* data) const { std::free(data); }
+  };
+  std::unique_ptr<float[], Free> data_;
+};
+
+// Keys and values of a few rows in `slots` slots each, and the engine bound to them. Row i's first
+// lengths()[i] slots are filled: the virtual tokens, then its text.
+class KVBuffer {
+ public:
+  // Throws InputError if it does not fit in memory. `backend` and `layout` must outlive it.
+  KVBuffer(Backend& backend, const KVLayout& layout, std::size_t rows, std::size_t slots);
+
+  KVBuffer(const KVBuffer&) = delete;  // the engine is bound to this one's memory
+  KVBuffer& operator=(const KVBuffer&) = delete;
+
+  std::size_t rows() const { return lengths_.size(); }
+  std::size_t slots() const { return slots_; }
+  std::size_t prefix() const { return prefix_; }
+  std::size_t length(std::size_t row) const { return static_cast<std::size_t>(lengths_[row]); }
+
+  // Forgets all but the virtual tokens, which stay where they are.
+  void reset();
+  // Forgets a row's last tokens.
+  void cut(std::size_t row, std::size_t length);
+  // Appends tokens to a row; gives logits (kept, vocabulary) of the last one or of each. One row
+  // at a time: a row's tokens never wait for a longer row's padding.
+  std::vector<float> prefill(std::size_t row, const std::int64_t* ids, std::size_t count,
+                             bool every_position = false);
+  // Appends one token to every row; gives logits (rows, vocabulary), overwritten next time.
+  const float* decode(const std::vector<std::int64_t>& tokens);
+  // Makes a row what another buffer's row is, from `first_slot` on.
+  void copy_row(std::size_t row, const KVBuffer& source, std::size_t source_row,
+                std::size_t first_slot);
+
+ private:
+  // One run over bound arrays; where the engine gives new KV apart, it is put into the buffer.
+  struct Step {
+    std::size_t row = 0, rows = 0, fed = 0;
+    std::vector<std::vector<float>> fresh;
+    std::unique_ptr<Run> run;
+  };
+  Step bind(std::size_t row, std::size_t rows, std::int64_t* ids, std::size_t fed,
+            std::vector<std::int64_t>& positions, float* logits);
+  void run(Step& step);
+  float* slot(std::size_t array, std::size_t row, std::size_t head, std::size_t slot) const;
+
+  Backend& backend_;
+  const KVLayout& layout_;
+  std::size_t slots_, prefix_ = 0;
+  std::vector<Zeros> arrays_;
+  std::vector<std::int64_t> lengths_, ids_, positions_{0};
+  std::vector<float> logits_;
+  Step decode_;
+};
+
+}  // namespace ptdeploy::detail

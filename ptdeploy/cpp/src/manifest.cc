@@ -1,0 +1,223 @@
+#include "manifest.hpp"
+
+#include "schema.hpp"
+
+namespace ptdeploy::detail {
+namespace {
+
+constexpr const char* kFormat = "ptdeploy-bundle";
+constexpr std::int64_t kFormatVersion = 2;
+
+template <class T>
+auto into(T& place, T (*read)(const Json&, const Where&)) {
+  return [&place, read](const Json& json, const Where& where) { place = read(json, where); };
+}
+
+auto into(std::string& place) { return into(place, read_string); }
+auto into(bool& place) { return into(place, read_bool); }
+auto into(std::int64_t& place) {
+  return [&place](const Json& json, const Where& where) { place = read_int(json, where); };
+}
+auto into(double& place) {
+  return [&place](const Json& json, const Where& where) { place = read_float(json, where); };
+}
+
+template <class Read>
+auto array_into(std::vector<std::invoke_result_t<Read, const Json&, const Where&>>& place,
+                Read read) {
+  return [&place, read](const Json& json, const Where& where) {
+    place = read_array(json, where, read);
+  };
+}
+
+// Checked as the Python reader does, and not kept.
+void skip_string(const Json& json, const Where& where) { read_string(json, where); }
+void skip_int(const Json& json, const Where& where) { read_int(json, where); }
+void skip_float(const Json& json, const Where& where) { read_float(json, where); }
+void skip_string_map(const Json& json, const Where& where) { read_string_map(json, where); }
+
+std::int64_t number(const Json& json, const Where& where) { return read_int(json, where); }
+
+Axis read_axis(const Json& json, const Where& where) {
+  if (auto* name = std::get_if<std::string>(&json.value)) return *name;
+  return read_int(json, where, "int | str");
+}
+
+TensorSpec read_tensor(const Json& json, const Where& where) {
+  TensorSpec out;
+  read_object(json, where,
+              {{"name", true, into(out.name)},
+               {"dtype", true, into(out.dtype)},
+               {"shape", true, array_into(out.shape, read_axis)},
+               {"meaning", true, into(out.meaning)}});
+  return out;
+}
+
+FileEntry read_file(const Json& json, const Where& where) {
+  FileEntry out;
+  auto role = [&out](const Json& value, const Where& at) {
+    read_word(value, at,
+              {"model", "weights", "prompt", "tokenizer", "chat_template", "reference", "parity"});
+    out.role = read_string(value, at);
+  };
+  read_object(json, where,
+              {{"path", true, into(out.path)},
+               {"role", true, role},
+               {"size", true, into(out.size)},
+               {"sha256", true, into(out.sha256)}});
+  return out;
+}
+
+PromptInfo read_prompt(const Json& json, const Where& where) {
+  PromptInfo out;
+  auto prefix_kv = [&out](const Json& value, const Where& at) {
+    out.prefix_kv.reset();
+    if (!is_null(value)) out.prefix_kv = read_array(value, at, number, "array | null");
+  };
+  read_object(json, where,
+              {{"kind", true, into(out.kind)},
+               {"num_virtual_tokens", true, into(out.num_virtual_tokens)},
+               {"token_dim", true, into(out.token_dim)},
+               {"sha256", true, into(out.sha256)},
+               {"prefix_kv", true, prefix_kv}});
+  return out;
+}
+
+void read_source(const Json& json, const Where& where) {
+  read_object(json, where,
+              {{"format", true, skip_string},
+               {"adapter", true, skip_string},
+               {"files", true, skip_string_map},
+               {"base_model", true, skip_string},
+               {"base_config_sha256", true, skip_string},
+               {"architecture", true, skip_string}});
+}
+
+Limits read_limits(const Json& json, const Where& where) {
+  Limits out;
+  auto max_batch = [&out](const Json& value, const Where& at) {
+    out.max_batch.reset();
+    if (!is_null(value)) out.max_batch = read_int(value, at, "int | null");
+  };
+  read_object(json, where,
+              {{"max_sequence", true, into(out.max_sequence)},
+               {"max_context", true, into(out.max_context)},
+               {"vocab_size", true, into(out.vocab_size)},
+               {"max_batch", false, max_batch}});
+  return out;
+}
+
+bool read_fused(const Json& json, const Where& where) {
+  bool fused = false;
+  auto route = [&fused](const Json& value, const Where& at) {
+    fused = read_word(value, at, {"fused", "plain"}) == 0;
+  };
+  read_object(json, where, {{"route", true, route}, {"reason", true, skip_string}});
+  return fused;
+}
+
+void read_quantization(const Json& json, const Where& where) {
+  if (is_null(json)) return;
+  read_object(json, where,
+              {{"bits", true, skip_int},
+               {"block_size", true, skip_int},
+               {"accuracy_level", true, skip_int},
+               {"min_agreement", true, skip_float},
+               {"max_perplexity_ratio", true, skip_float}},
+              "object | null");
+}
+
+std::optional<GenerationOptions> read_generation(const Json& json, const Where& where) {
+  if (is_null(json)) return std::nullopt;
+  GenerationOptions out;
+  read_object(json, where,
+              {{"max_new_tokens", false, into(out.max_new_tokens)},
+               {"min_new_tokens", false, into(out.min_new_tokens)},
+               {"do_sample", false, into(out.do_sample)},
+               {"temperature", false, into(out.temperature)},
+               {"top_k", false, into(out.top_k)},
+               {"top_p", false, into(out.top_p)},
+               {"min_p", false, into(out.min_p)},
+               {"repetition_penalty", false, into(out.repetition_penalty)},
+               {"eos_token_ids", false, array_into(out.eos_token_ids, number)}},
+              "object | null");
+  return out;
+}
+
+void read_parity(const Json& json, const Where& where) {
+  if (is_null(json)) return;
+  auto ratio = [](const Json& value, const Where& at) {
+    if (!is_null(value)) read_float(value, at, "float | null");
+  };
+  auto passed = [](const Json& value, const Where& at) { read_bool(value, at); };
+  read_object(json, where,
+              {{"passed", true, passed},
+               {"cases", true, skip_int},
+               {"max_abs", true, skip_float},
+               {"top1_agreement", true, skip_float},
+               {"reference", true, skip_string},
+               {"perplexity_ratio", false, ratio}},
+              "object | null");
+}
+
+// The two fields that every version has come first: another version's other fields mean nothing.
+void check_version(const Json& json, const std::string& file) {
+  std::string format;
+  std::int64_t version = 0;
+  read_object(json, Where(),
+              {{"format", true, into(format)}, {"format_version", true, into(version)}}, "object",
+              Unknown::skipped);
+  if (format != kFormat || version != kFormatVersion)
+    throw BundleError(
+        file + ": is " + quoted(format) + " version " + std::to_string(version) +
+            "; this ptdeploy reads " + quoted(kFormat) + " version " +
+            std::to_string(kFormatVersion) + ".",
+        "Compile the checkpoint again, or install the ptdeploy that made the bundle.");
+}
+
+Manifest read_manifest(const Json& json) {
+  Manifest out;
+  auto task = [&out](const Json& value, const Where& at) {
+    out.task = static_cast<Task>(read_word(value, at, {"SEQ_CLS", "TOKEN_CLS", "CAUSAL_LM"}));
+  };
+  auto format = [](const Json& value, const Where& at) { read_word(value, at, {kFormat}); };
+  read_object(json, Where(),
+              {{"format", false, format},
+               {"format_version", false, skip_int},
+               {"versions", true, skip_string_map},
+               {"target", true, into(out.target)},
+               {"device", true, into(out.device)},
+               {"precision", true, into(out.precision)},
+               {"task", true, task},
+               {"inputs", true, array_into(out.inputs, read_tensor)},
+               {"outputs", true, array_into(out.outputs, read_tensor)},
+               {"prompt", true, into(out.prompt, read_prompt)},
+               {"source", true, read_source},
+               {"limits", true, into(out.limits, read_limits)},
+               {"labels", false, array_into(out.labels, read_string)},
+               {"graph", true, into(out.fused, read_fused)},
+               {"quantization", false, read_quantization},
+               {"generation", false, into(out.generation, read_generation)},
+               {"parity", false, read_parity},
+               {"files", true, array_into(out.files, read_file)}});
+  return out;
+}
+
+}  // namespace
+
+Manifest parse_manifest(const std::string& text, const std::string& file) {
+  std::string reason;
+  try {
+    Json json = parse_json(text);
+    check_version(json, file);
+    return read_manifest(json);
+  } catch (const JsonError& error) {
+    reason = error.what();
+  } catch (const SchemaError& error) {
+    reason = error.what();
+  }
+  throw BundleError(file + ": not a valid manifest (" + reason + ").",
+                    "Compile the checkpoint again.");
+}
+
+}  // namespace ptdeploy::detail

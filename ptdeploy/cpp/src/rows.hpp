@@ -1,0 +1,20 @@
+// Rows of token ids: checked, and packed into one batch padded on the right.
+#pragma once
+
+#include <vector>
+
+#include "manifest.hpp"
+
+namespace ptdeploy::detail {
+
+// Throws InputError if there is no row, or one is empty, too long, or holds an id outside the
+// vocabulary.
+void check_rows(const std::vector<Ids>& rows, const Limits& limits);
+
+struct Batch {
+  std::size_t rows = 0, width = 0;
+  std::vector<std::int64_t> input_ids, attention_mask;
+};
+Batch pack(const Ids* rows, std::size_t count);
+
+}  // namespace ptdeploy::detail

@@ -1,0 +1,113 @@
+// Sessions: one sequence whose KV stays between turns.
+#include <algorithm>
+
+#include "engine_state.hpp"
+#include "generation.hpp"
+#include "rows.hpp"
+
+namespace ptdeploy {
+namespace detail {
+
+struct SessionState {
+  SessionState(std::shared_ptr<const EngineState> of, std::size_t tokens)
+      : engine(std::move(of)),
+        room(tokens),
+        kv(*engine->backend, engine->layout, 1,
+           tokens + static_cast<std::size_t>(engine->info.num_virtual_tokens)) {}
+
+  // Keeps the KV of the first tokens of text alone.
+  void cut(std::size_t tokens) { kv.cut(0, start + tokens); }
+  std::size_t filled() const { return kv.length(0) - start; }
+
+  std::shared_ptr<const EngineState> engine;
+  std::size_t room, start = 0;
+  KVBuffer kv;
+  Ids token_ids;
+};
+
+}  // namespace detail
+
+Session Engine::session(std::size_t max_tokens) const {
+  detail::require_task(*state_, Task::causal_lm, "session");
+  const auto limit = static_cast<std::size_t>(state_->info.max_sequence);
+  if (max_tokens > limit)
+    throw InputError("max_tokens is " + std::to_string(max_tokens) + "; it must be from 1 to " +
+                     std::to_string(limit) + ".");
+  auto state = std::make_unique<detail::SessionState>(state_, max_tokens ? max_tokens : limit);
+  const Ids& virtual_ids = state_->virtual_ids;
+  if (!virtual_ids.empty()) state->kv.prefill(0, virtual_ids.data(), virtual_ids.size());
+  state->start = state->kv.length(0);
+  return Session(std::move(state));
+}
+
+Session::Session(std::unique_ptr<detail::SessionState> state) : state_(std::move(state)) {}
+Session::Session(Session&&) noexcept = default;
+Session& Session::operator=(Session&&) noexcept = default;
+Session::~Session() = default;
+
+const Ids& Session::token_ids() const { return state_->token_ids; }
+
+void Session::append(const Ids& ids) {
+  auto& s = *state_;
+  detail::check_rows({ids}, s.engine->manifest().limits);
+  if (s.token_ids.size() + ids.size() > s.room)
+    throw InputError(std::to_string(ids.size()) + " more tokens do not fit: the session has " +
+                         std::to_string(s.token_ids.size()) + " of " + std::to_string(s.room) + ".",
+                     "Roll it back, or open one with a larger max_tokens.");
+  s.token_ids.insert(s.token_ids.end(), ids.begin(), ids.end());
+  // All but the last are run now; that one runs when the sequence is continued.
+  const std::size_t filled = s.filled(), end = s.token_ids.size() - 1;
+  if (filled < end) s.kv.prefill(0, s.token_ids.data() + filled, end - filled);
+}
+
+Generated Session::generate(const GenerateOptions& given, const OnToken& on_token) {
+  auto& s = *state_;
+  if (s.token_ids.empty()) throw InputError("The session is empty.", "Append some text first.");
+  const detail::GenerationOptions options = detail::chosen_options(*s.engine, given);
+  const auto room = static_cast<std::int64_t>(s.room - s.token_ids.size());
+  if (given.max_new_tokens && *given.max_new_tokens > room)
+    throw InputError(std::to_string(*given.max_new_tokens) +
+                     " new tokens do not fit: the session has room for " + std::to_string(room) +
+                     ".");
+  std::vector<detail::Row> rows;
+  rows.emplace_back(options, s.token_ids, given.seed, given.logprobs);
+  // The last token runs (again, after a rollback): its logits choose the next.
+  s.cut(s.token_ids.size() - 1);
+  const std::size_t filled = s.filled();
+  const std::vector<std::vector<float>> first{
+      s.kv.prefill(0, s.token_ids.data() + filled, s.token_ids.size() - filled)};
+  // What goes wrong from here on leaves the session as it was.
+  const std::size_t before = s.token_ids.size();
+  try {
+    detail::decode(s.kv, first, rows,
+                   static_cast<std::size_t>(std::min(options.max_new_tokens, room)),
+                   s.engine->layout.vocabulary, given.cancelled, on_token);
+  } catch (...) {
+    s.cut(before);
+    throw;
+  }
+  Generated result = std::move(rows[0]).result();
+  s.token_ids.insert(s.token_ids.end(), result.token_ids.begin(), result.token_ids.end());
+  s.cut(s.token_ids.size());
+  return result;
+}
+
+void Session::rollback(std::size_t tokens) {
+  auto& s = *state_;
+  if (tokens > s.token_ids.size())
+    throw InputError("The session has " + std::to_string(s.token_ids.size()) + " tokens, not " +
+                     std::to_string(tokens) + ".");
+  s.token_ids.resize(s.token_ids.size() - tokens);
+  s.cut(s.token_ids.size());
+}
+
+Session Session::fork() const {
+  const auto& s = *state_;
+  auto other = std::make_unique<detail::SessionState>(s.engine, s.room);
+  other->start = s.start;
+  other->kv.copy_row(0, s.kv, 0, s.kv.prefix());
+  other->token_ids = s.token_ids;
+  return Session(std::move(other));
+}
+
+}  // namespace ptdeploy

@@ -1,0 +1,19 @@
+// Continues rows of token ids, printing each row's tokens as they come: @NAME@ 5,6,7 8,9
+#include <iostream>
+
+#include "arguments.hpp"
+
+int main(int argc, char** argv) try {
+  const auto engine = ptdeploy::Engine::open(@BUNDLE@);
+  std::vector<ptdeploy::Ids> rows;
+  for (int i = 1; i < argc; ++i) rows.push_back(ids_of(argv[i]));
+  ptdeploy::GenerateOptions options;
+  options.max_new_tokens = 16;
+  engine.generate(rows, options, [](std::size_t row, std::int64_t token) {
+    std::cout << row << " " << token << std::endl;
+    return true;  // false ends that row
+  });
+} catch (const std::exception& error) {
+  std::cerr << error.what() << "\n";
+  return 2;
+}

@@ -1,0 +1,16 @@
+// Labels each token of rows of token ids: @NAME@ 5,6,7 8,9
+#include <iostream>
+
+#include "arguments.hpp"
+
+int main(int argc, char** argv) try {
+  const auto engine = ptdeploy::Engine::open(@BUNDLE@);
+  std::vector<ptdeploy::Ids> rows;
+  for (int i = 1; i < argc; ++i) rows.push_back(ids_of(argv[i]));
+  for (const auto& tokens : engine.tag(rows))
+    for (const auto& token : tokens)
+      std::cout << token.token_id << " " << token.label << " " << token.probability << "\n";
+} catch (const std::exception& error) {
+  std::cerr << error.what() << "\n";
+  return 2;
+}

@@ -1,0 +1,200 @@
+// Answers requests on standard input, one a line, words apart by tabs, with one line of JSON each.
+// Rows are "5,6,7;8,9"; floats go out as their bits, so that equal means equal.
+#include <cstring>
+#include <iostream>
+#include <map>
+#include <sstream>
+
+#include "ptdeploy/ptdeploy.hpp"
+
+namespace {
+
+using ptdeploy::Engine;
+using Words = std::vector<std::string>;
+
+Words split(const std::string& text, char at) {
+  Words out;
+  std::istringstream stream(text);
+  for (std::string part; std::getline(stream, part, at);) out.push_back(part);
+  return out;
+}
+
+ptdeploy::Ids ids_of(const std::string& text) {
+  ptdeploy::Ids ids;
+  for (const std::string& part : split(text, ',')) ids.push_back(std::stoll(part));
+  return ids;
+}
+
+std::vector<ptdeploy::Ids> rows_of(const std::string& text) {
+  std::vector<ptdeploy::Ids> rows;
+  for (const std::string& part : split(text, ';')) rows.push_back(ids_of(part));
+  return rows;
+}
+
+std::string quoted(const std::string& text) {
+  std::ostringstream out;
+  out << '"';
+  for (unsigned char byte : text) {
+    if (byte == '"' || byte == '\\')
+      out << '\\' << byte;
+    else if (byte < 0x20)
+      out << "\\u00" << "0123456789abcdef"[byte >> 4] << "0123456789abcdef"[byte & 15];
+    else
+      out << byte;
+  }
+  out << '"';
+  return out.str();
+}
+
+template <class Items, class Write>
+std::string list(const Items& items, Write write) {
+  std::string out = "[";
+  for (const auto& item : items) out += (out.size() > 1 ? "," : "") + write(item);
+  return out + "]";
+}
+
+std::string number(double value) {
+  std::ostringstream out;
+  out.precision(17);
+  out << value;
+  return out.str();
+}
+
+std::string bits(float value) {
+  std::uint32_t word;
+  std::memcpy(&word, &value, sizeof word);
+  return std::to_string(word);
+}
+
+std::string integer(std::int64_t value) { return std::to_string(value); }
+
+std::string written(const ptdeploy::Generated& one) {
+  static const char* const kStopped[] = {"length", "eos", "cancelled", "caller"};
+  return "{\"token_ids\":" + list(one.token_ids, integer) + ",\"stopped\":\"" +
+         kStopped[static_cast<int>(one.stopped)] + "\",\"logprobs\":" + list(one.logprobs, number) +
+         "}";
+}
+
+// Options are "max_new_tokens=5 eos_token_ids=1,2 ...".
+ptdeploy::GenerateOptions options_of(const std::string& text, std::size_t& stop_after) {
+  ptdeploy::GenerateOptions out;
+  stop_after = 0;
+  for (const std::string& word : split(text, ' ')) {
+    const std::string name = word.substr(0, word.find('='));
+    const std::string value = word.substr(word.find('=') + 1);
+    if (name == "max_new_tokens") out.max_new_tokens = std::stoll(value);
+    if (name == "min_new_tokens") out.min_new_tokens = std::stoll(value);
+    if (name == "do_sample") out.do_sample = value == "True";
+    if (name == "temperature") out.temperature = std::stod(value);
+    if (name == "top_k") out.top_k = std::stoll(value);
+    if (name == "top_p") out.top_p = std::stod(value);
+    if (name == "min_p") out.min_p = std::stod(value);
+    if (name == "repetition_penalty") out.repetition_penalty = std::stod(value);
+    if (name == "eos_token_ids") out.eos_token_ids = ids_of(value);
+    if (name == "seed") out.seed = std::stoull(value);
+    if (name == "logprobs") out.logprobs = true;
+    if (name == "stop_after") stop_after = std::stoull(value);
+    if (name == "cancel_after")
+      out.cancelled = [left = std::stoll(value)]() mutable { return left-- <= 0; };
+  }
+  return out;
+}
+
+ptdeploy::OnToken stop_after(std::size_t count) {
+  if (count == 0) return {};
+  return [count, taken = std::map<std::size_t, std::size_t>()](
+             std::size_t row, std::int64_t) mutable { return ++taken[row] < count; };
+}
+
+struct Open {
+  std::map<std::string, Engine> engines;
+  std::map<std::string, ptdeploy::Session> sessions;
+
+  std::string answer(const Words& words) {
+    const std::string& what = words.at(0);
+    auto word = [&](std::size_t i) { return i < words.size() ? words[i] : std::string(); };
+    std::size_t stop = 0;
+    if (what == "open") {
+      ptdeploy::OpenOptions options;
+      if (!word(3).empty()) options.threads = std::stoi(word(3));
+      options.device = word(4);
+      options.map_weights = word(5) == "map";
+      engines.erase(word(1));
+      engines.emplace(word(1), Engine::open(word(2), options));
+      return "{}";
+    }
+    if (what == "close") return engines.erase(word(1)), "{}";
+    if (what.rfind("session", 0) == 0) return session(what, word(1), word(2));
+    const Engine& engine = engines.at(word(1));
+    if (what == "file") return quoted(engine.file(word(2)));
+    if (what == "logits")
+      return list(engine.logits(rows_of(word(2))),
+                  [](const ptdeploy::Logits& one) { return list(one.values, bits); });
+    if (what == "classify")
+      return list(engine.classify(rows_of(word(2))), [](const ptdeploy::Classification& one) {
+        return "{\"label\":" + quoted(one.label) + ",\"index\":" + std::to_string(one.index) +
+               ",\"probabilities\":" + list(one.probabilities, number) + "}";
+      });
+    if (what == "tag")
+      return list(engine.tag(rows_of(word(2))), [](const std::vector<ptdeploy::TokenLabel>& row) {
+        return list(row, [](const ptdeploy::TokenLabel& one) {
+          return "{\"token_id\":" + integer(one.token_id) + ",\"label\":" + quoted(one.label) +
+                 ",\"probability\":" + number(one.probability) + "}";
+        });
+      });
+    if (what == "generate") {
+      const ptdeploy::GenerateOptions options = options_of(word(3), stop);
+      return list(engine.generate(rows_of(word(2)), options, stop_after(stop)), written);
+    }
+    throw std::runtime_error("unknown request " + what);
+  }
+
+  std::string session(const std::string& what, const std::string& name, const std::string& given) {
+    if (what == "session-open") {
+      const Words parts = split(given, ' ');
+      sessions.erase(name);
+      sessions.emplace(name, engines.at(parts.at(0)).session(std::stoull(parts.at(1))));
+      return "{}";
+    }
+    ptdeploy::Session& session = sessions.at(name);
+    std::size_t stop = 0;
+    if (what == "session-append") return session.append(ids_of(given)), "{}";
+    if (what == "session-generate") {
+      const ptdeploy::GenerateOptions options = options_of(given, stop);
+      return written(session.generate(options, stop_after(stop)));
+    }
+    if (what == "session-rollback") return session.rollback(std::stoull(given)), "{}";
+    if (what == "session-fork") {
+      sessions.erase(given);
+      return sessions.emplace(given, session.fork()), "{}";
+    }
+    if (what == "session-ids") return list(session.token_ids(), integer);
+    throw std::runtime_error("unknown request " + what);
+  }
+};
+
+std::string refused(const char* kind, const ptdeploy::Error& error) {
+  return std::string("{\"error\":\"") + kind + "\",\"problem\":" + quoted(error.problem()) +
+         ",\"fix\":" + quoted(error.fix()) + "}";
+}
+
+}  // namespace
+
+int main() {
+  Open open;
+  for (std::string line; std::getline(std::cin, line);) {
+    std::string answer;
+    try {
+      answer = open.answer(split(line, '\t'));
+    } catch (const ptdeploy::BundleError& error) {
+      answer = refused("BundleError", error);
+    } catch (const ptdeploy::InputError& error) {
+      answer = refused("InputError", error);
+    } catch (const ptdeploy::TargetUnavailable& error) {
+      answer = refused("TargetUnavailable", error);
+    } catch (const ptdeploy::EngineFault& error) {
+      answer = refused("EngineFault", error);
+    }
+    std::cout << answer << std::endl;
+  }
+}

@@ -1,0 +1,386 @@
+"""Every way in which a bundle may be damaged, and what it is then refused for.
+
+One table for all readers: the tests of the Python reader and of the C++ library go through it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ptdeploy.bundle import MAX_MANIFEST_BYTES
+from ptdeploy.errors import BundleError, InputError, PtdeployError
+
+FILES = (
+    "model.onnx",
+    "model.onnx.data",
+    "prompt.safetensors",
+    "reference.safetensors",
+    "parity.json",
+)
+DECODER, ENCODER = ("gpt2", "CAUSAL_LM"), ("bert", "SEQ_CLS")
+
+
+@dataclass(frozen=True)
+class Damage:
+    """`do` damages the bundle in a folder; readers then raise `error` with `reason` in it.
+
+    Where `same_words` is false the message quotes a library (a JSON parser, an engine) up to whose
+    words, in the last parentheses, all readers say the same.
+    """
+
+    name: str
+    do: Callable[[Path], object]
+    reason: str
+    error: type[PtdeployError] = BundleError
+    same_words: bool = True
+    bundle: tuple[str, str] = DECODER
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def edit(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change the manifest as JSON."""
+    file = bundle / "manifest.json"
+    manifest = json.loads(file.read_text())
+    change(manifest)
+    file.write_text(json.dumps(manifest))
+
+
+def first_file(manifest: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = manifest["files"][0]
+    return found
+
+
+def replace(bundle: Path, name: str, content: bytes) -> None:
+    """Give a file other content and the manifest its size and hash: made to attack, not damaged."""
+    (bundle / name).write_bytes(content)
+
+    def change(manifest: dict[str, Any]) -> None:
+        (entry,) = (one for one in manifest["files"] if one["path"] == name)
+        entry.update(size=len(content), sha256=hashlib.sha256(content).hexdigest())
+
+    edit(bundle, change)
+
+
+def flip(file: Path, place: float) -> None:
+    content = bytearray(file.read_bytes())
+    content[int(place * len(content))] ^= 1
+    file.write_bytes(content)
+
+
+def _move_out(bundle: Path) -> None:
+    outside = bundle.parent / f"{bundle.name}.outside"
+    shutil.move(bundle / "model.onnx", outside)
+    (bundle / "model.onnx").symlink_to(outside)
+
+
+def _dangling(bundle: Path) -> None:
+    (bundle / "model.onnx").unlink()
+    (bundle / "model.onnx").symlink_to("/nowhere/model.onnx")
+
+
+def _circle(bundle: Path) -> None:
+    (bundle / "model.onnx").unlink()
+    (bundle / "model.onnx").symlink_to("model.onnx")
+
+
+def _folder_instead(bundle: Path) -> None:
+    (bundle / "model.onnx").unlink()
+    (bundle / "model.onnx").mkdir()
+
+
+def _external_data_outside(bundle: Path) -> None:
+    import onnx
+
+    shutil.copy(bundle / "model.onnx.data", bundle.parent / "secret")
+    model = onnx.load(bundle / "model.onnx", load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = "../secret"
+    replace(bundle, "model.onnx", model.SerializeToString())
+
+
+def _prompt(header: dict[str, Any], data: bytes = b"\0" * 64) -> Callable[[Path], None]:
+    text = json.dumps(header).encode()
+    content = len(text).to_bytes(8, "little") + text + data
+    return lambda bundle: replace(bundle, "prompt.safetensors", content)
+
+
+def _f32(shape: list[int], begin: int, end: int) -> dict[str, Any]:
+    return {"prefix_kv": {"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}}
+
+
+def _manifest(content: bytes) -> Callable[[Path], None]:
+    return lambda bundle: (bundle / "manifest.json").write_bytes(content) and None
+
+
+def _text(old: str, new: str) -> Callable[[Path], None]:
+    def change(bundle: Path) -> None:
+        file = bundle / "manifest.json"
+        content = json.dumps(json.loads(file.read_text()))
+        assert old in content
+        file.write_bytes(content.replace(old, new, 1).encode("utf-8", "surrogateescape"))
+
+    return change
+
+
+def _edit(
+    name: str, change: Callable[[dict[str, Any]], object], reason: str, **more: Any
+) -> Damage:
+    return Damage(f"manifest: {name}", lambda bundle: edit(bundle, change), reason, **more)
+
+
+_OF_FILES = [
+    *(Damage(f"{f} missing", lambda b, f=f: (b / f).unlink(), "is missing") for f in FILES),
+    *(
+        Damage(
+            f"{f} cut short",
+            lambda b, f=f: (b / f).write_bytes((b / f).read_bytes()[:-1]),
+            "bytes, but the manifest says",
+        )
+        for f in FILES
+    ),
+    *(
+        Damage(
+            f"{f} with a byte more",
+            lambda b, f=f: (b / f).write_bytes((b / f).read_bytes() + b"\0"),
+            "bytes, but the manifest says",
+        )
+        for f in FILES
+    ),
+    *(
+        Damage(f"{f} flipped at {p}", lambda b, f=f, p=p: flip(b / f, p), "SHA-256 is not the")
+        for f in FILES
+        for p in (0.0, 0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.9999)
+    ),
+    Damage("no folder", shutil.rmtree, "no such bundle folder"),
+    Damage("no manifest", lambda b: (b / "manifest.json").unlink(), "so it is no bundle"),
+    Damage("a link out of the folder", _move_out, "is a link that leaves"),
+    Damage("a link to nowhere", _dangling, "is a link that leaves"),
+    Damage("a link to itself", _circle, "is a link that leads back to itself"),
+    Damage("a folder where a file should be", _folder_instead, "is missing"),
+    Damage(
+        "external data outside the folder",
+        _external_data_outside,
+        "ONNX Runtime cannot load it",
+        same_words=False,
+    ),
+    Damage("a prompt without prefix KV", _prompt({}), "holds no prefix KV", same_words=False),
+    Damage("a prompt that is no file", _prompt({}, b""), "holds no prefix KV", same_words=False),
+    Damage(
+        "a prompt whose offsets leave it",
+        _prompt(_f32([4, 4], 0, 1 << 40)),
+        "holds no prefix KV",
+        same_words=False,
+    ),
+    Damage(
+        "a prompt whose shape is larger than memory",
+        _prompt(_f32([1 << 31, 1 << 31, 1 << 31], 0, 64)),
+        "holds no prefix KV",
+        same_words=False,
+    ),
+    Damage(
+        "a prompt of another shape",
+        _prompt(_f32([2, 8], 0, 64)),
+        "prefix KV has shape (2, 8), not the manifest's",
+    ),
+    Damage(
+        "a prompt with a header longer than itself",
+        lambda b: replace(b, "prompt.safetensors", (1 << 40).to_bytes(8, "little")),
+        "holds no prefix KV",
+        same_words=False,
+    ),
+]
+
+_OF_PATHS = [
+    _edit(f"path {p!r:.40}", lambda m, p=p: first_file(m).update(path=p), "leaves the bundle's")
+    for p in ("../model.onnx", "/etc/passwd", "a/../../b", "a\\b", "", "a\0b", "..", "a/..")
+] + [
+    _edit("path of the folder", lambda m: first_file(m).update(path="."), "is missing"),
+    _edit("path with no file", lambda m: first_file(m).update(path="a/./b//c"), "is missing"),
+    _edit("endless path", lambda m: first_file(m).update(path="a" * 5000), "is missing"),
+    _edit("quoted path", lambda m: first_file(m).update(path="it's\n../\\"), "leaves the bundle"),
+    _edit("a file twice", lambda m: m["files"].append(first_file(m)), "twice"),
+    _edit("no model", lambda m: m["files"].pop(0), "role 'model'"),
+    _edit(
+        "no prompt",
+        lambda m: m.update(files=[one for one in m["files"] if one["role"] != "prompt"]),
+        "role 'prompt'",
+    ),
+    _edit("no files", lambda m: m.update(files=[]), "role 'model'"),
+]
+
+_OF_FIELDS = [
+    _edit("version 3", lambda m: m.update(format_version=3), "version 3"),
+    _edit("version 1", lambda m: m.update(format_version=1), "version 1"),
+    _edit("version in words", lambda m: m.update(format_version="2"), "Expected `int`, got `str`"),
+    _edit("no version", lambda m: m.pop("format_version"), "required field `format_version`"),
+    _edit("no format", lambda m: m.pop("format"), "required field `format`"),
+    _edit("another format", lambda m: m.update(format="zip"), "is 'zip'"),
+    _edit("a format that is none", lambda m: m.update(format=None), "Expected `str`, got `null`"),
+    _edit("an unknown field", lambda m: m.update(surprise=[[1]]), "unknown field `surprise`"),
+    _edit(
+        "an unknown field within",
+        lambda m: m["inputs"][1].update(surprise=1),
+        "unknown field `surprise` - at `$.inputs[1]`",
+    ),
+    _edit("no limits", lambda m: m.pop("limits"), "required field `limits`"),
+    _edit(
+        "several fields missing",
+        lambda m: [m.pop("files"), m.pop("limits"), m.pop("versions")],
+        "required field `versions`",
+    ),
+    _edit(
+        "a field missing within",
+        lambda m: m["prompt"].pop("sha256"),
+        "required field `sha256` - at `$.prompt`",
+    ),
+    _edit("another task", lambda m: m.update(task="MAGIC"), "Invalid enum value 'MAGIC'"),
+    _edit("a task's number", lambda m: m.update(task=3), "Expected `str`, got `int` - at `$.task`"),
+    _edit("another role", lambda m: first_file(m).update(role="virus"), "'virus' - at `$.files[0]"),
+    _edit("another route", lambda m: m["graph"].update(route="scenic"), "'scenic'"),
+    _edit("a quoted word", lambda m: m.update(task="M'\n\u0001é"), "M'\\n\\x01é"),
+    _edit(
+        "a fraction",
+        lambda m: m["limits"].update(max_sequence=1.0),
+        "Expected `int`, got `float` - at `$.limits.max_sequence`",
+    ),
+    _edit("a truth", lambda m: m["limits"].update(max_sequence=True), "got `bool`"),
+    _edit("a batch in words", lambda m: m["limits"].update(max_batch="x"), "Expected `int | null`"),
+    _edit(
+        "an axis that is null",
+        lambda m: m["inputs"][0]["shape"].append(None),
+        "Expected `int | str`, got `null`",
+    ),
+    _edit("a prefix in words", lambda m: m["prompt"].update(prefix_kv="x"), "`array | null`"),
+    _edit(
+        "a version that is none",
+        lambda m: m["versions"].update(onnx=None),
+        "at `$.versions[...]`",
+    ),
+    _edit("versions as a list", lambda m: m.update(versions=[]), "Expected `object`, got `array`"),
+    _edit("labels as null", lambda m: m.update(labels=None), "Expected `array`, got `null`"),
+    _edit("a label's number", lambda m: m.update(labels=[1]), "at `$.labels[0]`"),
+    _edit("quantized by list", lambda m: m.update(quantization=[]), "Expected `object | null`"),
+    _edit("generation in words", lambda m: m.update(generation="x"), "Expected `object | null`"),
+    _edit(
+        "an EOS in words",
+        lambda m: m["generation"].update(eos_token_ids=[1, "x"]),
+        "at `$.generation.eos_token_ids[1]`",
+    ),
+    _edit(
+        "a temperature in words",
+        lambda m: m["generation"].update(temperature="x"),
+        "Expected `float`, got `str`",
+    ),
+    _edit(
+        "sampling by number",
+        lambda m: m["generation"].update(do_sample=1),
+        "Expected `bool`, got `int`",
+    ),
+    _edit(
+        "a ratio in words",
+        lambda m: m["parity"].update(perplexity_ratio="x"),
+        "Expected `float | null`",
+    ),
+    _edit("a file that is null", lambda m: m["files"].append(None), "Expected `object`"),
+    Damage(
+        "manifest: a wrong field under a right one of its name",
+        _text('"target": "ort"', '"target": 3, "target": "ort"'),
+        "Expected `str`, got `int` - at `$.target`",
+    ),
+    Damage(
+        "manifest: a number past all",
+        _text('"max_sequence": ', '"max_sequence": 1e400, "max_sequence": '),
+        "Number out of range",
+    ),
+]
+
+_OF_LAYOUT = [
+    _edit("no generation", lambda m: m.update(generation=None), "generation defaults"),
+    *(
+        _edit(name, change, "do not describe one KV buffer")
+        for name, change in (
+            ("a prefix of another shape", lambda m: m["prompt"].update(prefix_kv=[1, 2, 3])),
+            ("fewer virtual tokens", lambda m: m["prompt"].update(num_virtual_tokens=4)),
+            ("heads by name", lambda m: m["inputs"][3].update(shape=["b", "heads", "slots", 8])),
+            ("another number of heads", lambda m: m["inputs"][3].update(shape=["b", 7, "s", 8])),
+            ("another element type", lambda m: m["inputs"][3].update(dtype="object")),
+            ("an output less", lambda m: m["outputs"].pop()),
+            ("no outputs", lambda m: m["outputs"].clear()),
+            ("logits of no shape", lambda m: m["outputs"][0].update(shape=[])),
+            ("logits without a size", lambda m: m["outputs"][0].update(shape=["a", "b", "c"])),
+            ("fewer logits than tokens", lambda m: m["outputs"][0].update(shape=["a", "b", 50])),
+            ("no room for text", lambda m: m["limits"].update(max_sequence=0, max_context=5)),
+            ("no vocabulary", lambda m: m["limits"].update(vocab_size=0)),
+            (
+                "heads less than none",
+                lambda m: [
+                    m["prompt"].update(prefix_kv=None),
+                    *(one.update(shape=["b", -4, "s", 8]) for one in m["inputs"][3:]),
+                ],
+            ),
+        )
+    ),
+    _edit(
+        "labels that are too few",
+        lambda m: m["labels"].pop(),
+        "one class for each of its labels",
+        bundle=ENCODER,
+    ),
+    _edit(
+        "classes without a number",
+        lambda m: m["outputs"][0].update(shape=["batch", "classes"]),
+        "one class for each of its labels",
+        bundle=ENCODER,
+    ),
+    _edit("another target", lambda m: m.update(target="abacus"), "'abacus'", error=InputError),
+]
+
+_OF_JSON = [
+    Damage(f"manifest: {name}", _manifest(content), "not a valid manifest", same_words=False)
+    for name, content in (
+        ("empty", b""),
+        ("cut short", b"{"),
+        ("a list", b"[]"),
+        ("null", b"null"),
+        ("no UTF-8", b"\xff\xfe"),
+        ("with a byte order mark", b"\xef\xbb\xbf{}"),
+        ("nested without end", b"[" * 100_000),
+        ("nested objects", b'{"a":' * 100_000),
+    )
+] + [
+    Damage(f"manifest: {name}", _text(old, new), "not a valid manifest", same_words=False)
+    for name, old, new in (
+        ("NaN", '"max_sequence": 59', '"max_sequence": NaN'),
+        ("a leading zero", '"max_sequence": 59', '"max_sequence": 059'),
+        ("a comment", '"target"', '/* x */ "target"'),
+        ("single quotes", '"target"', "'target'"),
+        ("a comma too many", '"target"', ', "target"'),
+        ("a control character", '"ort"', '"o\nrt"'),
+        ("a lone surrogate", '"ort"', '"o\\ud800"'),
+        ("a low surrogate", '"ort"', '"o\\udc00"'),
+        ("an unknown escape", '"ort"', '"o\\x41"'),
+        ("an overlong character", '"ort"', '"o\udcc0\udcaf"'),
+        ("a surrogate in UTF-8", '"ort"', '"o\udced\udca0\udc80"'),
+        ("half a character", '"ort"', '"o\udce2\udc82"'),
+        ("a key without quotes", '"target"', "target"),
+        ("more after its end", '"format"', '}{"format"'),
+    )
+]
+
+_OVERSIZE = Damage(
+    "manifest: oversize",
+    _manifest(b" " * (MAX_MANIFEST_BYTES + 1)),
+    "larger than 4194304 bytes, not a manifest",
+)
+
+DAMAGE = [*_OF_FILES, *_OF_PATHS, *_OF_FIELDS, *_OF_LAYOUT, *_OF_JSON, _OVERSIZE]

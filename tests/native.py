@@ -1,0 +1,200 @@
+"""What the C++ tests compile with and against: headers, library, builds, and the probe program.
+
+`python tests/native.py` prints the folder to give as ONNXRUNTIME_ROOT.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ptdeploy.rounding import Rounding
+
+REPOSITORY = Path(__file__).parents[1]
+TESTS = REPOSITORY / "tests" / "cpp"
+CACHE = REPOSITORY / ".cache"
+# ONNX Runtime's headers, API version 29; any library from 1.29 on runs what they compile.
+HEADERS_PACKAGE = "com.github.asus4.onnxruntime@0.4.9"
+HEADERS_SHA256 = "e59788788818fdde1b2e522e766a21ba0f7d8391de55737abf81e32cc801785d"
+SANITIZERS = {
+    "plain": "",
+    "address": "-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer",
+    "thread": "-fsanitize=thread",
+}
+
+
+ROWS = [[5, 6, 7], [40], [9, 10, 11, 12, 13, 14, 15, 16], [99, 100]]
+LOOSE = Rounding(min_agreement=0, max_perplexity_ratio=1e9)
+# Every kind of bundle: tiny models, the causal ones with room for 64 new tokens.
+KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "encoder classifier": ("bert", "SEQ_CLS", {}),
+    "encoder classifier without segments": ("distilbert", "SEQ_CLS", {}),
+    "token classifier": ("bert", "TOKEN_CLS", {}),
+    "decoder classifier": ("qwen2", "SEQ_CLS", {}),
+    "fused": ("qwen2", "CAUSAL_LM", {}),
+    "fused, learned positions": ("gpt2", "CAUSAL_LM", {}),
+    "fused, sliding window": ("mistral", "CAUSAL_LM", {}),
+    "plain": ("bloom", "CAUSAL_LM", {}),
+    "fused, not frozen": ("qwen2", "CAUSAL_LM", {"freeze_kv": False}),
+    "plain, not frozen": ("bloom", "CAUSAL_LM", {"freeze_kv": False}),
+    "int8": ("qwen2", "CAUSAL_LM", {"precision": "int8", "rounding": LOOSE}),
+    "int4": ("qwen2", "CAUSAL_LM", {"precision": "int4", "rounding": LOOSE}),
+    "int8 classifier": ("bert", "SEQ_CLS", {"precision": "int8", "rounding": LOOSE}),
+}
+CAUSAL = [kind for kind, (_, task, _) in KINDS.items() if task == "CAUSAL_LM"]
+
+
+def onnxruntime_root() -> Path:
+    """A folder with `include` and `lib`: $ONNXRUNTIME_ROOT, or one made from packages, kept."""
+    if given := os.environ.get("ONNXRUNTIME_ROOT"):
+        return Path(given)
+    root = CACHE / "onnxruntime-cpp"
+    if not (root / "include" / "onnxruntime_cxx_api.h").exists():
+        _fetch_headers(root / "include")
+    _link_library(root / "lib")
+    return root
+
+
+def _fetch_headers(include: Path) -> None:
+    include.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=include.parent) as folder:
+        command = ["npm", "pack", HEADERS_PACKAGE, "--silent"]
+        try:
+            subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=300)
+        except (OSError, subprocess.SubprocessError) as error:
+            raise RuntimeError(
+                f"The C++ tests need ONNX Runtime's headers, and `{' '.join(command)}` failed "
+                f"({error}). Set ONNXRUNTIME_ROOT to an unpacked official archive instead."
+            ) from error
+        (archive,) = Path(folder).glob("*.tgz")
+        with archive.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        assert digest == HEADERS_SHA256, f"{HEADERS_PACKAGE} has another SHA-256: {digest}"
+        new = Path(folder) / "include"
+        new.mkdir()
+        with tarfile.open(archive) as packed:
+            for member in packed:
+                # Several platforms carry the same headers.
+                if "/ios-arm64/" in member.name and member.name.endswith(".h"):
+                    source = packed.extractfile(member)
+                    assert source is not None
+                    (new / Path(member.name).name).write_bytes(source.read())
+        assert (new / "onnxruntime_cxx_api.h").exists(), "the package's layout has changed"
+        shutil.rmtree(include, ignore_errors=True)
+        new.rename(include)
+
+
+def _link_library(lib: Path) -> None:
+    """The library of the installed wheel, under the names that linkers and loaders ask for."""
+    import onnxruntime
+
+    (library,) = (Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so.*")
+    lib.mkdir(parents=True, exist_ok=True)
+    for name in ("libonnxruntime.so", "libonnxruntime.so.1"):
+        link = lib / name
+        if not link.is_symlink() or link.readlink() != library:
+            link.unlink(missing_ok=True)
+            link.symlink_to(library)
+
+
+def build(source: Path, flavour: str = "plain", **variables: str) -> Path:
+    """Configure and build a CMake project; gives its build folder, kept from run to run."""
+    key = hashlib.sha256(f"{source}{variables}".encode()).hexdigest()[:8]
+    folder = CACHE / "cpp" / f"{source.name}-{flavour}-{key}"
+    configure(source, folder, flavour, **variables)
+    compile_(folder)
+    return folder
+
+
+def configure(source: Path, folder: Path, flavour: str = "plain", **variables: str) -> None:
+    settings = {
+        "ptdeploy_DIR": str(REPOSITORY / "ptdeploy" / "cpp" / "cmake"),
+        "ONNXRUNTIME_ROOT": str(onnxruntime_root()),
+        "CMAKE_CXX_FLAGS": f"-O1 -g1 -Werror {SANITIZERS[flavour]}".strip(),
+        **variables,
+    }
+    defines = [f"-D{name}={value}" for name, value in settings.items()]
+    checked([tool("cmake"), "-S", str(source), "-B", str(folder), *defines])
+
+
+def compile_(folder: Path) -> None:
+    checked([tool("cmake"), "--build", str(folder), "--parallel", "2"])
+
+
+def tool(name: str) -> str:
+    """The path of a program that the C++ tests need."""
+    path = shutil.which(name)
+    assert path, f"The C++ tests need {name}. On Debian: apt-get install cmake g++ npm valgrind"
+    return path
+
+
+def checked(command: list[str], **options: Any) -> str:
+    """Run a command and give its output; on failure the output is the message."""
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, **options
+    )
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}"
+    return done.stdout
+
+
+class Probe:
+    """A running `probe`: one request a line, one JSON answer a line."""
+
+    def __init__(self, *command: str, env: dict[str, str] | None = None) -> None:
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **(env or {})},
+        )
+
+    def ask(self, *words: object) -> Any:
+        """One request, its words apart by tabs."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        line = "\t".join(str(word) for word in words)
+        try:
+            self._process.stdin.write(line + "\n")
+            self._process.stdin.flush()
+            answer = self._process.stdout.readline()
+        except BrokenPipeError:
+            answer = ""
+        if not answer:
+            raise AssertionError(f"the probe died at {line!r}:\n{self._process.communicate()[1]}")
+        return json.loads(answer)
+
+    def close(self) -> str:
+        """End it; gives what it wrote to standard error, where sanitizers report."""
+        _, errors = self._process.communicate()
+        assert self._process.returncode == 0, errors
+        return errors
+
+
+def text_of(rows: list[list[int]]) -> str:
+    return ";".join(",".join(map(str, row)) for row in rows)
+
+
+def options_text(options: dict[str, Any]) -> str:
+    def word(value: Any) -> str:
+        return ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
+
+    return " ".join(f"{name}={word(value)}" for name, value in options.items() if value is not None)
+
+
+def bits(array: np.ndarray) -> list[int]:
+    return array.astype(np.float32).view(np.uint32).ravel().tolist()
+
+
+if __name__ == "__main__":
+    print(onnxruntime_root())

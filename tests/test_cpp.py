@@ -1,0 +1,329 @@
+"""The C++ library gives what the Python runtime gives, and refuses what it refuses."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import native
+import numpy as np
+import pytest
+import tiny
+from damage import DAMAGE, edit, first_file
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from native import CAUSAL, KINDS, ROWS, bits, options_text, text_of
+
+import ptdeploy
+from ptdeploy.errors import PtdeployError
+
+
+@pytest.fixture(scope="module")
+def probe(built) -> Iterator[native.Probe]:
+    running = native.Probe(str(built / "probe"))
+    yield running
+    running.close()
+
+
+def opened(probe: native.Probe, bundle: Path) -> ptdeploy.runtime.Engine:
+    """Open a bundle as `e` in the probe, and in Python."""
+    assert probe.ask("open", "e", bundle) == {}
+    return ptdeploy.load(bundle)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_logits_equal_pythons_bit_for_bit(bundles, probe, kind):
+    engine = opened(probe, bundles(kind))
+    for rows in (ROWS, [ROWS[2]], [[1]], ROWS[::-1]):
+        theirs = probe.ask("logits", "e", text_of(rows))
+        assert theirs == [bits(array) for array in engine.logits(rows)]
+
+
+@pytest.mark.parametrize("kind", CAUSAL)
+def test_greedy_tokens_equal_pythons_over_64_steps_of_unequal_rows(bundles, probe, kind):
+    engine = opened(probe, bundles(kind))
+    for rows in (ROWS, [ROWS[1]]):
+        for options in ({"eos_token_ids": ()}, {"repetition_penalty": 1.3}, {"min_new_tokens": 9}):
+            ours = engine.generate(rows, 64, logprobs=True, **options)
+            asked = options_text({"max_new_tokens": 64, "logprobs": 1, **options})
+            theirs = probe.ask("generate", "e", text_of(rows), asked)
+            assert [one["token_ids"] for one in theirs] == [one.token_ids for one in ours]
+            assert [one["stopped"] for one in theirs] == [one.stopped for one in ours]
+            for one, other in zip(theirs, ours, strict=True):
+                assert one["logprobs"] == pytest.approx(other.logprobs, abs=1e-5)
+        assert any(len(one.token_ids) == 64 for one in ours)
+
+
+@pytest.mark.parametrize("kind", ["fused", "plain", "fused, not frozen"])
+def test_a_prefill_in_pieces_equals_pythons(bundles, probe, kind):
+    engine = opened(probe, bundles(kind))
+    rows = [[(7 * i) % tiny.VOCABULARY for i in range(600)], ROWS[0]]
+    assert probe.ask("logits", "e", text_of(rows)) == [bits(one) for one in engine.logits(rows)]
+    (long, short) = engine.generate(rows, 5, eos_token_ids=())
+    theirs = probe.ask("generate", "e", text_of(rows), "max_new_tokens=5 eos_token_ids=")
+    assert [one["token_ids"] for one in theirs] == [long.token_ids, short.token_ids]
+
+
+@pytest.mark.parametrize("kind", ["encoder classifier", "decoder classifier", "int8 classifier"])
+def test_classes_equal_pythons(bundles, probe, kind):
+    engine = opened(probe, bundles(kind))
+    rows = ROWS * 5  # more than one batch
+    for ours, theirs in zip(
+        engine.classify(rows), probe.ask("classify", "e", text_of(rows)), strict=True
+    ):
+        assert (theirs["label"], theirs["index"]) == (ours.label, ours.index)
+        # Of equal logits; the two exp() may differ in the last bits of a double.
+        assert theirs["probabilities"] == pytest.approx(ours.probabilities, rel=1e-14)
+
+
+def test_token_labels_equal_pythons(bundles, probe):
+    engine = opened(probe, bundles("token classifier"))
+    for ours, theirs in zip(engine.tag(ROWS), probe.ask("tag", "e", text_of(ROWS)), strict=True):
+        assert [one["token_id"] for one in theirs] == [one.token_id for one in ours]
+        assert [one["label"] for one in theirs] == [one.label for one in ours]
+        for one, other in zip(theirs, ours, strict=True):
+            assert one["probability"] == pytest.approx(other.probability, rel=1e-14)
+
+
+@pytest.mark.parametrize("kind", ["fused", "plain", "fused, not frozen"])
+def test_a_session_goes_on_where_pythons_does(bundles, probe, kind):
+    engine = opened(probe, bundles(kind))
+    ours = engine.session(200)
+    probe.ask("session-open", "s", "e 200")
+    free = {"eos_token_ids": ()}
+
+    def turn(name: str, conversation: Any) -> None:
+        want = conversation.generate(9, **free)
+        got = probe.ask(
+            "session-generate", name, options_text({"max_new_tokens": 9, "eos_token_ids": ()})
+        )
+        assert got["token_ids"] == want.token_ids
+        assert probe.ask("session-ids", name) == conversation.token_ids
+
+    ours.append([5, 6, 7])
+    probe.ask("session-append", "s", "5,6,7")
+    turn("s", ours)
+    fork = ours.fork()
+    probe.ask("session-fork", "s", "f")
+    ours.append([8])
+    probe.ask("session-append", "s", "8")
+    turn("s", ours)
+    ours.rollback(11)
+    probe.ask("session-rollback", "s", "11")
+    turn("s", ours)
+    turn("f", fork)
+    # And the whole equals the same tokens in one go.
+    (alone,) = engine.generate([ours.token_ids[:-9]], 9, **free)
+    assert alone.token_ids == ours.token_ids[-9:]
+
+
+def test_rows_end_when_the_caller_says_so_or_all_when_cancelled(bundles, probe):
+    opened(probe, bundles("fused"))
+    free = "max_new_tokens=20 eos_token_ids="
+    whole = [one["token_ids"] for one in probe.ask("generate", "e", text_of(ROWS), free)]
+    some = probe.ask("generate", "e", text_of(ROWS), f"{free} stop_after=3")
+    assert [one["token_ids"] for one in some] == [row[:3] for row in whole]
+    assert {one["stopped"] for one in some} == {"caller"}
+    some = probe.ask("generate", "e", text_of(ROWS), f"{free} cancel_after=4")
+    assert [one["token_ids"] for one in some] == [row[:4] for row in whole]
+    assert {one["stopped"] for one in some} == {"cancelled"}
+
+
+def test_sampling_is_repeatable_row_by_row_and_follows_the_distribution(bundles, probe):
+    from ptdeploy.runtime.sampling import distribution
+
+    engine = opened(probe, bundles("fused"))
+    asked = "max_new_tokens=12 eos_token_ids= temperature=0.9 top_k=20 top_p=0.95"
+    batch = probe.ask("generate", "e", text_of(ROWS), f"{asked} seed=3")
+    assert batch == probe.ask("generate", "e", text_of(ROWS), f"{asked} seed=3")
+    for i, row in enumerate(ROWS):
+        assert probe.ask("generate", "e", text_of([row]), f"{asked} seed={3 + i}") == [batch[i]]
+    # 2000 first tokens of one row, each with its own seed.
+    drawn = []
+    for seed in range(0, 2000, 100):
+        many = probe.ask(
+            "generate", "e", text_of([ROWS[0]] * 100), f"{asked} seed={seed} max_new_tokens=1"
+        )
+        drawn += [one["token_ids"][0] for one in many]
+    options = engine.options(
+        1, {"eos_token_ids": (), "temperature": 0.9, "top_k": 20, "top_p": 0.95}
+    )
+    tokens, probabilities = distribution(engine.logits([ROWS[0]])[0][-1], options)
+    assert set(drawn) <= set(tokens.tolist())
+    counts = np.array([drawn.count(token) for token in tokens])
+    spread = np.sqrt(2000 * probabilities * (1 - probabilities))
+    assert (np.abs(counts - 2000 * probabilities) <= 4.5 * spread + 1).all()
+
+
+def test_min_p_and_equal_scores_cut_as_in_python(bundles, probe):
+    engine = opened(probe, bundles("fused"))
+    for options in ({"min_p": 1.0}, {"top_k": 1}, {"top_p": 1e-9}, {"temperature": 0}):
+        (ours,) = engine.generate([ROWS[0]], 16, seed=1, eos_token_ids=(), **options)
+        asked = options_text({"max_new_tokens": 16, "seed": 1, "eos_token_ids": (), **options})
+        (theirs,) = probe.ask("generate", "e", text_of([ROWS[0]]), asked)
+        assert theirs["token_ids"] == ours.token_ids, options
+
+
+@pytest.mark.parametrize(
+    ("rows", "options"),
+    [
+        ([[5, 101]], {}),
+        ([[-1]], {}),
+        ([[5], [5] * 700], {}),
+        ([[5] * 600], {"max_new_tokens": 200}),
+        ([[5]], {"max_new_tokens": -1}),
+        ([[5]], {"top_p": 1.5}),
+        ([[5]], {"min_p": 2.0}),
+        ([[5]], {"top_k": -3}),
+        ([[5]], {"repetition_penalty": 0.0}),
+        ([[5]], {"min_new_tokens": -2}),
+    ],
+)
+def test_bad_requests_are_refused_in_pythons_words(bundles, probe, rows, options):
+    engine = opened(probe, bundles("fused"))
+    with pytest.raises(ptdeploy.InputError) as refusal:
+        engine.generate(rows, **options)
+    theirs = probe.ask("generate", "e", text_of(rows), options_text(options))
+    assert theirs["error"] == "InputError"
+    numbers = re.compile(r"(?<=\d)\.0\b")  # Python writes 0.0 where C++ writes 0
+    assert theirs["problem"] == numbers.sub("", refusal.value.problem)
+
+
+def test_a_method_for_another_task_is_refused(bundles, probe):
+    opened(probe, bundles("fused"))
+    assert "its task is CAUSAL_LM" in probe.ask("classify", "e", "5")["problem"]
+    opened(probe, bundles("encoder classifier"))
+    assert "its task is SEQ_CLS" in probe.ask("generate", "e", "5", "")["problem"]
+    assert probe.ask("session-open", "s", "e 5")["error"] == "InputError"
+
+
+def test_more_rows_than_the_bundle_allows_are_refused(bundles, probe, tmp_path):
+    shutil.copytree(bundles("fused"), tmp_path / "bundle")
+    edit(tmp_path / "bundle", lambda m: m["limits"].update(max_batch=2))
+    opened(probe, tmp_path / "bundle")
+    answer = probe.ask("generate", "e", text_of(ROWS), "")
+    assert answer["problem"] == "4 rows at once, but the bundle was compiled for 2."
+
+
+def test_another_device_or_an_unknown_one_is_refused(bundles, probe):
+    for device in ("cuda", "abacus"):
+        answer = probe.ask("open", "e", bundles("fused"), "", device)
+        assert answer["error"] == "TargetUnavailable"
+        assert f"not on '{device}'" in answer["problem"]
+
+
+def python_refusal(bundle: Path) -> PtdeployError | None:
+    try:
+        ptdeploy.load(bundle)
+    except PtdeployError as error:
+        return error
+    return None
+
+
+def same_refusal(theirs: dict[str, str], ours: PtdeployError | None, same_words: bool) -> bool:
+    """Whether both refused for one reason, or neither did."""
+    if ours is None:
+        return theirs == {}
+    if isinstance(ours, ptdeploy.TargetUnavailable):  # each names the devices it can run on
+        return theirs["error"] == "TargetUnavailable"
+    problems = [theirs.get("problem", ""), ours.problem]
+    if not same_words:
+        problems = [text.split(" (")[0] for text in problems]
+    found = {"kind": theirs.get("error"), "fix": theirs.get("fix")}
+    return problems[0] == problems[1] and found == {"kind": type(ours).__name__, "fix": ours.fix}
+
+
+@pytest.mark.parametrize("damage", DAMAGE, ids=str)
+def test_a_damaged_bundle_is_refused_as_in_python(compiled, probe, tmp_path, damage):
+    bundle = tmp_path / "bundle"
+    shutil.copytree(compiled(*damage.bundle).bundle, bundle)
+    damage.do(bundle)
+    theirs, ours = probe.ask("open", "d", bundle), python_refusal(bundle)
+    assert damage.reason in theirs["problem"].replace("\\\\", "\\")
+    assert same_refusal(theirs, ours, damage.same_words), (theirs, ours)
+
+
+def test_a_bundle_reached_through_links_and_odd_paths_opens(compiled, probe, tmp_path):
+    source = compiled("gpt2", "CAUSAL_LM").bundle
+    shutil.copytree(source, tmp_path / "bundle")
+    (tmp_path / "bundle" / "model.onnx.data").rename(tmp_path / "bundle" / "moved")
+    (tmp_path / "bundle" / "model.onnx.data").symlink_to("moved")
+    (tmp_path / "link").symlink_to(tmp_path / "bundle")
+    edit(tmp_path / "bundle", lambda m: first_file(m).update(path=".//./model.onnx"))
+    for path in (tmp_path / "link", f"{tmp_path}//link/./", f"{tmp_path}/bundle/../link"):
+        assert probe.ask("open", "e", path) == {}
+        assert python_refusal(Path(path)) is None
+    assert probe.ask("file", "e", "prompt") == f"{tmp_path}/bundle/../link/prompt.safetensors"
+
+
+JSON_ERROR = re.compile(r"malformed|truncated|codec can't|surrogate|Expected `object`, got")
+
+
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(place=st.floats(0, 1, exclude_max=True), byte=st.integers(0, 255))
+def test_any_changed_byte_of_the_manifest_is_judged_as_in_python(
+    compiled, probe, tmp_path, place, byte
+):
+    bundle = tmp_path / "bundle"
+    if not bundle.exists():
+        shutil.copytree(compiled("gpt2", "CAUSAL_LM").bundle, bundle)
+    original = (compiled("gpt2", "CAUSAL_LM").bundle / "manifest.json").read_bytes()
+    content = bytearray(original)
+    content[int(place * len(content))] = byte
+    (bundle / "manifest.json").write_bytes(content)
+    theirs, ours = probe.ask("open", "d", bundle), python_refusal(bundle)
+    same_words = ours is None or not JSON_ERROR.search(ours.problem)
+    assert same_refusal(theirs, ours, same_words), (theirs, ours)
+
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("abc_"), inner),
+    max_leaves=6,
+)
+
+
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_any_changed_field_is_judged_as_in_python(compiled, probe, tmp_path, data):
+    source = compiled("gpt2", "CAUSAL_LM").bundle
+    bundle = tmp_path / "bundle"
+    if not bundle.exists():
+        shutil.copytree(source, bundle)
+    manifest = json.loads((source / "manifest.json").read_text())
+    place: Any = manifest
+    while True:
+        keys = sorted(place) if isinstance(place, dict) else range(len(place))
+        key = data.draw(st.sampled_from(keys))
+        inner = place[key]
+        if isinstance(inner, (dict, list)) and inner and data.draw(st.booleans()):
+            place = inner
+            continue
+        place[key] = data.draw(VALUES)
+        break
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    theirs, ours = probe.ask("open", "d", bundle), python_refusal(bundle)
+    assert same_refusal(theirs, ours, True), (theirs, ours)
+
+
+def test_sha256_of_every_length_around_a_block(built, tmp_path):
+    """With the processor's instructions and without."""
+    for size in (0, 1, 55, 56, 57, 63, 64, 65, 119, 120, 127, 128, 1000, 3 << 20):
+        content = np.random.default_rng(size).bytes(size)
+        (tmp_path / "file").write_bytes(content)
+        got = native.checked([str(built / "hash"), str(tmp_path / "file")]).split()
+        assert set(got) == {hashlib.sha256(content).hexdigest()}
+        assert len(got) == 3

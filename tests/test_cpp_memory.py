@@ -1,0 +1,142 @@
+"""The C++ library under AddressSanitizer, UndefinedBehaviorSanitizer, ThreadSanitizer, valgrind."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import native
+import pytest
+from damage import DAMAGE
+from native import ROWS, text_of
+
+SOME = ["encoder classifier", "token classifier", "decoder classifier", "fused", "plain"]
+
+
+@pytest.fixture(scope="module")
+def address() -> Path:
+    return native.build(native.TESTS, "address")
+
+
+@pytest.fixture(scope="module")
+def thread() -> Path:
+    return native.build(native.TESTS, "thread")
+
+
+def exercise(probe: native.Probe, bundle: Path) -> None:
+    """All that a bundle of any task can be asked, refusals included."""
+    assert probe.ask("open", "e", bundle) == {}
+    rows = text_of(ROWS)
+    for method in ("logits", "classify", "tag"):
+        probe.ask(method, "e", rows)
+        probe.ask(method, "e", "5,101")
+        probe.ask(method, "e", "")
+    free = "max_new_tokens=9 eos_token_ids= logprobs=1"
+    for options in (
+        free,
+        f"{free} do_sample=True top_k=9 top_p=0.9 min_p=0.01 seed=1",
+        f"{free} repetition_penalty=1.2 min_new_tokens=3",
+        f"{free} stop_after=2",
+        f"{free} cancel_after=3",
+        "top_p=7",
+        "max_new_tokens=100000",
+    ):
+        probe.ask("generate", "e", rows, options)
+    if "error" not in probe.ask("session-open", "s", "e 50"):
+        for name, given in (
+            ("append", "5,6,7"),
+            ("generate", free),
+            ("fork", "f"),
+            ("rollback", "4"),
+            ("append", "8"),
+            ("generate", free),
+            ("append", ",".join(["5"] * 60)),
+            ("rollback", "1000"),
+            ("generate", "max_new_tokens=1000"),
+        ):
+            probe.ask(f"session-{name}", "s", given)
+        probe.ask("close", "e")  # sessions outlive their engine
+        probe.ask("session-generate", "f", free)
+
+
+@pytest.mark.parametrize("kind", [*SOME, "fused, not frozen", "int4"])
+def test_no_address_or_undefined_behaviour_error_and_no_leak(bundles, address, kind):
+    probe = native.Probe(str(address / "probe"))
+    exercise(probe, bundles(kind))
+    assert probe.close() == ""
+
+
+def test_none_while_refusing_every_damaged_bundle(compiled, address, tmp_path):
+    probe = native.Probe(str(address / "probe"))
+    for number, damage in enumerate(DAMAGE):
+        bundle = tmp_path / str(number) / "bundle"
+        shutil.copytree(compiled(*damage.bundle).bundle, bundle)
+        damage.do(bundle)
+        assert "error" in probe.ask("open", "d", bundle), damage.name
+    assert probe.close() == ""
+
+
+def test_none_in_the_c_abi(bundles, address):
+    for kind in ("token classifier", "fused"):
+        done = subprocess.run(
+            [address / "c_api", bundles(kind)], capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+def serve(thread: Path, bundle: Path, threads: int, suppressions: Path | None) -> None:
+    requests = "".join(f"r{i} 5,6,{i}\n" for i in range(30))
+    done = subprocess.run(
+        [thread / "ptdeploy-library" / "examples" / "server", bundle, "4", str(threads)],
+        input=requests,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"TSAN_OPTIONS": f"suppressions={suppressions}"} if suppressions else {},
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(done.stdout.splitlines()) == 30
+
+
+@pytest.mark.parametrize("kind", ["encoder classifier", "fused", "plain", "fused, not frozen"])
+def test_no_data_race_in_the_server_and_nothing_suppressed(bundles, thread, kind):
+    serve(thread, bundles(kind), 1, None)
+
+
+@pytest.mark.parametrize("kind", ["encoder classifier", "fused"])
+def test_no_data_race_of_ours_beside_the_engines_thread_pool(bundles, thread, kind):
+    serve(thread, bundles(kind), 2, native.TESTS / "thread.supp")
+
+
+VALGRIND = (
+    "--quiet",
+    "--leak-check=full",
+    "--errors-for-leak-kinds=definite,indirect,possible",
+    "--error-exitcode=9",
+    f"--suppressions={native.TESTS / 'valgrind.supp'}",
+)
+
+
+def test_valgrind_finds_no_error_and_no_leak(bundles, built):
+    probe = native.Probe(native.tool("valgrind"), *VALGRIND, str(built / "probe"))
+    for kind in ("encoder classifier", "fused", "plain"):
+        exercise(probe, bundles(kind))
+    assert probe.close() == ""
+
+
+def test_the_checkers_can_find_what_they_look_for(address, thread, built):
+    """A clean run would mean nothing if they could not."""
+
+    def report(*command: object) -> str:
+        words = [str(word) for word in command]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        assert done.returncode != 0
+        return done.stderr
+
+    assert "detected memory leaks" in report(address / "planted", "leak")
+    assert "insufficient space" in report(address / "planted", "overflow")
+    assert "signed integer overflow" in report(address / "planted", "undefined")
+    assert "data race" in report(thread / "planted", "race")
+    valgrind = native.tool("valgrind")
+    assert "1,234 bytes" in report(valgrind, *VALGRIND, built / "planted", "leak")

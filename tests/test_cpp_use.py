@@ -1,0 +1,280 @@
+"""The C++ examples, the C ABI and new projects, as a user meets them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+import zipfile
+from pathlib import Path
+
+import native
+import pytest
+from native import ROWS, bits, text_of
+
+import ptdeploy
+from ptdeploy.cli import main
+
+LIBRARY = native.REPOSITORY / "ptdeploy" / "cpp"
+
+
+@pytest.fixture(scope="module")
+def examples(built) -> Path:
+    return built / "ptdeploy-library" / "examples"
+
+
+def output(*command: object, code: int = 0, given: str = "") -> str:
+    done = subprocess.run(
+        [str(word) for word in command], input=given, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout if code == 0 else done.stderr
+
+
+def test_the_classifier_example(bundles, examples):
+    bundle = bundles("encoder classifier")
+    want = [f"{one.label} {one.probability:.3f}" for one in ptdeploy.load(bundle).classify(ROWS)]
+    assert output(examples / "classify", bundle, *text_of(ROWS).split(";")).splitlines() == want
+
+
+def test_the_classifier_example_labels_tokens(bundles, examples):
+    bundle = bundles("token classifier")
+    (tokens,) = ptdeploy.load(bundle).tag([ROWS[0]])
+    want = [f"{one.token_id}, {one.label} {one.probability:.3f}" for one in tokens]
+    assert output(examples / "classify", bundle, "5,6,7").splitlines() == want
+
+
+def test_the_streaming_example_writes_each_token_as_it_comes(bundles, examples):
+    bundle = bundles("fused")
+    (want,) = ptdeploy.load(bundle).generate([ROWS[0]], 10)
+    got = output(examples / "generate", bundle, "5,6,7", 10)
+    assert got == "".join(f"{token}," for token in want.token_ids) + "\n"
+
+
+def test_another_text_fits_behind_the_examples_seam(bundles, built):
+    bundle = bundles("fused")
+    ids = [byte % 101 for byte in b"some text"]
+    (want,) = ptdeploy.load(bundle).generate([ids], 10)
+    got = output(built / "generate_letters", bundle, "some text", 10)
+    assert got == "".join(chr(ord("!") + token % 90) for token in want.token_ids) + "\n"
+
+
+@pytest.mark.parametrize("kind", ["fused", "plain", "encoder classifier"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_server_example_answers_every_request_as_python_does(bundles, examples, kind, threads):
+    bundle = bundles(kind)
+    engine = ptdeploy.load(bundle, threads=threads)
+    rows = {f"r{i}": [5, 6, i % 101][: 1 + i % 3] for i in range(1, 41)}
+    asked = "".join(f"{name} {','.join(map(str, row))}\n" for name, row in rows.items())
+    answers = output(
+        examples / "server", bundle, 4, threads, given=asked + "bad 5,x\nout 5,101\n"
+    ).splitlines()
+    got = dict(line.split("\t") for line in answers)
+    assert got.pop("bad").startswith("error: 'x' is no token id")
+    assert got.pop("out") == "error: Row 0 holds a token id outside 0 to 100."
+    assert set(got) == set(rows)
+    for name, row in rows.items():
+        if kind == "encoder classifier":
+            assert got[name] == engine.classify([row])[0].label
+        else:
+            want = engine.generate([row])[0].token_ids
+            assert got[name] == "".join(f"{token}," for token in want)
+
+
+@pytest.mark.parametrize("name", ["classify", "generate", "server"])
+def test_examples_say_what_is_wrong_and_exit_2(bundles, examples, tmp_path, name):
+    assert "usage" in output(examples / name, code=2)
+    assert "no such bundle folder" in output(examples / name, tmp_path / "nothing", "5", code=2)
+
+
+def test_c99_calls_the_c_abi(bundles, built):
+    """Checked line by line: classes, tokens, a session, and the words of a refusal."""
+    rows = [[5, 6, 7], [40], [9, 10]]
+    bundle = bundles("encoder classifier")
+    lines = output(built / "c_api", bundle).splitlines()
+    assert lines[0].split() == [ptdeploy.__version__, "0", "59", "101"]
+    for line, one in zip(lines[1:], ptdeploy.load(bundle).classify(rows), strict=True):
+        assert [float(p) for p in line.split()[1::2]] == pytest.approx(one.probabilities, rel=1e-14)
+        assert line.split()[::2] == ["LABEL_0", "LABEL_1", "LABEL_2"]
+
+    bundle = bundles("token classifier")
+    lines = output(built / "c_api", bundle).splitlines()[1:]
+    tokens = [one for row in ptdeploy.load(bundle).tag(rows) for one in row]
+    for line, one in zip(lines, tokens, strict=True):
+        assert max(float(p) for p in line.split()[1::2]) == pytest.approx(one.probability)
+
+    bundle = bundles("fused")
+    lines = output(built / "c_api", bundle).splitlines()[1:]
+    engine = ptdeploy.load(bundle)
+    want = [one.token_ids for one in engine.generate(rows, 8, eos_token_ids=())]
+    spelt = [" ".join(map(str, row)) + " stopped 0" for row in want]
+    assert lines == [
+        *spelt,
+        "calls 24",
+        spelt[0],
+        spelt[0],
+        "lengths 3 11",
+        "2 top_p is 1.5; it must be more than 0 and at most 1.",
+        "2 ptdeploy_options.size is not sizeof(ptdeploy_options). | "
+        "Start from ptdeploy_default_options().",
+    ]
+
+
+def test_the_c_abi_refuses_with_a_status(built, tmp_path):
+    done = subprocess.run(
+        [built / "c_api", tmp_path / "none"], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == f"open: 1: {tmp_path / 'none'}: no such bundle folder.\n"
+
+
+def test_another_language_loads_the_shared_library(bundles, built):
+    bundle = bundles("encoder classifier")
+    (library,) = (built / "ptdeploy-library").glob("libptdeploy.so")
+    code = """
+        import ctypes, json, sys
+
+        library = ctypes.CDLL(sys.argv[1])
+        library.ptdeploy_last_error.restype = ctypes.c_char_p
+        engine = ctypes.c_void_p()
+        status = library.ptdeploy_open(sys.argv[2].encode(), None, 0, 0, ctypes.byref(engine))
+        assert status == 0, library.ptdeploy_last_error()
+        ids, lengths = (ctypes.c_int64 * 4)(5, 6, 7, 40), (ctypes.c_size_t * 2)(3, 1)
+        logits = (ctypes.c_float * 6)()
+        assert library.ptdeploy_logits(engine, ids, lengths, 2, logits) == 0
+        library.ptdeploy_close(engine)
+        print(json.dumps(list((ctypes.c_uint32 * 6).from_buffer(logits))))
+        """
+    got = output(sys.executable, "-c", textwrap.dedent(code), library, bundle)
+    first, second = ptdeploy.load(bundle).logits([[5, 6, 7], [40]])
+    assert json.loads(got) == bits(first) + bits(second)
+
+
+def test_a_shared_library_shows_its_api_alone(built):
+    (library,) = (built / "ptdeploy-library").glob("libptdeploy.so")
+    shown = native.checked([native.tool("nm"), "-DC", "--defined-only", str(library)])
+    assert "ptdeploy_open" in shown
+    assert "ptdeploy::Engine::open" in shown
+    assert "ptdeploy::detail::parse_json" not in shown
+
+
+@pytest.fixture(scope="module")
+def project(bundles, tmp_path_factory) -> Path:
+    """`ptdeploy cpp-new`, built as its own words say."""
+    folder = tmp_path_factory.mktemp("projects") / "my app"
+    assert main(["cpp-new", str(folder), str(bundles("fused"))]) == 0
+    native.checked(
+        [
+            *(native.tool("cmake"), "-S", str(folder), "-B", str(folder / "build")),
+            f"-DONNXRUNTIME_ROOT={native.onnxruntime_root()}",
+            # Faster to compile than the Release it would choose.
+            "-DCMAKE_BUILD_TYPE=Debug",
+            "-DCMAKE_CXX_FLAGS=-Werror",
+        ]
+    )
+    native.compile_(folder / "build")
+    return folder
+
+
+def test_a_new_project_builds_and_runs_its_bundle(bundles, project):
+    want = ptdeploy.load(bundles("fused")).generate([[5, 6, 7], [40]], 16)
+    got = [line.split() for line in output(project / "build" / "my_app", "5,6,7", 40).splitlines()]
+    for index, row in enumerate(want):
+        assert [int(token) for at, token in got if int(at) == index] == row.token_ids
+
+
+@pytest.mark.parametrize("kind", ["encoder classifier", "token classifier"])
+def test_a_new_project_for_a_classifier_runs(bundles, project, tmp_path, kind):
+    bundle = bundles(kind)
+    assert main(["cpp-new", str(tmp_path / "app"), str(bundle)]) == 0
+    # Linked with the library that the first project built.
+    (library,) = (project / "build").rglob("libptdeploy.a")
+    lib = native.onnxruntime_root() / "lib"
+    native.checked(
+        [
+            *(native.tool("c++"), "-std=c++17", "-Wall", "-Wextra", "-Werror", "-pthread"),
+            *(f"-I{LIBRARY / 'include'}", str(tmp_path / "app" / "main.cc"), str(library)),
+            *(f"-L{lib}", "-lonnxruntime", f"-Wl,-rpath,{lib}", "-o", str(tmp_path / "run")),
+        ]
+    )
+    engine = ptdeploy.load(bundle)
+    lines = [line.split() for line in output(tmp_path / "run", "5,6,7", "40").splitlines()]
+    rows = [[5, 6, 7], [40]]
+    if kind == "encoder classifier":
+        assert [line[0] for line in lines] == [one.label for one in engine.classify(rows)]
+    else:
+        tagged = [one for row in engine.tag(rows) for one in row]
+        assert [line[:2] for line in lines] == [[str(one.token_id), one.label] for one in tagged]
+
+
+def test_a_new_project_never_writes_over_anything(bundles, compiled, tmp_path, capsys):
+    bundle = str(compiled("bert", "SEQ_CLS").bundle)
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "main.cc").write_text("all my work")
+    assert main(["cpp-new", str(mine), bundle]) == 2
+    assert "is not empty" in capsys.readouterr().err
+    assert [path.read_text() for path in mine.iterdir()] == ["all my work"]
+    assert main(["cpp-new", str(mine / "main.cc"), bundle]) == 2
+    assert main(["cpp-new", str(tmp_path / "new"), str(tmp_path / "nothing")]) == 2
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "empty").mkdir()
+    assert main(["cpp-new", str(tmp_path / "empty"), bundle, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert sorted(facts["files"]) == sorted(os.listdir(tmp_path / "empty"))
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [("all", "run_all"), ("9lives", "run_9lives"), ("ünï", "n"), ("a.b-c", "a_b_c")],
+)
+def test_a_new_projects_target_has_a_name_that_cmake_takes(compiled, tmp_path, folder, name):
+    assert main(["cpp-new", str(tmp_path / folder), str(compiled("bert", "SEQ_CLS").bundle)]) == 0
+    assert f"project({name} " in (tmp_path / folder / "CMakeLists.txt").read_text()
+
+
+def test_cmake_dir_is_where_find_package_looks(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["--cmake-dir"])
+    assert exit_.value.code == 0
+    assert (Path(capsys.readouterr().out.strip()) / "ptdeployConfig.cmake").is_file()
+
+
+def test_a_missing_onnxruntime_is_named(tmp_path):
+    done = subprocess.run(
+        [
+            *(native.tool("cmake"), "-S", str(LIBRARY), "-B", str(tmp_path)),
+            f"-DONNXRUNTIME_ROOT={tmp_path / 'nowhere'}",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "-DONNXRUNTIME_ROOT=/path/to/onnxruntime" in " ".join(done.stderr.split())
+
+
+def test_the_wheel_holds_what_cmake_needs(tmp_path):
+    """Every file of ptdeploy/cpp is in the wheel, and find_package works on the unpacked wheel."""
+    native.checked(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
+        cwd=native.REPOSITORY,
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    unpacked = tmp_path / "site-packages"
+    with zipfile.ZipFile(wheel) as packed:
+        packed.extractall(unpacked)
+    ours = {
+        path.relative_to(native.REPOSITORY).as_posix()
+        for path in LIBRARY.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert len(ours) > 40
+    assert {name for name in ours if not (unpacked / name).is_file()} == set()
+    project = tmp_path / "project"
+    shutil.copytree(native.TESTS, project)
+    native.configure(
+        project, tmp_path / "build", ptdeploy_DIR=str(unpacked / "ptdeploy" / "cpp" / "cmake")
+    )
