@@ -217,6 +217,19 @@ def test_another_device_or_an_unknown_one_is_refused(bundles, probe):
         assert f"not on '{device}'" in answer["problem"]
 
 
+def test_keys_in_half_precision_are_refused_by_name(bundles, probe, tmp_path):
+    shutil.copytree(bundles("fused"), tmp_path / "bundle")
+
+    def halve(manifest: dict[str, Any]) -> None:
+        for spec in (*manifest["inputs"][3:], *manifest["outputs"][1:]):
+            spec["dtype"] = "float16"
+
+    edit(tmp_path / "bundle", halve)
+    answer = probe.ask("open", "e", tmp_path / "bundle")
+    assert answer["error"] == "TargetUnavailable"
+    assert "in float32, not in float16" in answer["problem"]
+
+
 def python_refusal(bundle: Path) -> PtdeployError | None:
     try:
         ptdeploy.load(bundle)

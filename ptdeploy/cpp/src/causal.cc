@@ -33,19 +33,21 @@ std::pair<std::int64_t, std::int64_t> heads_and_width(const std::vector<TensorSp
 bool describes_one_kv_buffer(const Manifest& manifest, KVLayout& layout) {
   const auto [heads, width] = heads_and_width(manifest.inputs);
   if (heads < 1 || width < 1) return false;
-  bool floats = true;
-  for (const TensorSpec& spec : manifest.inputs)
-    if (starts_with(spec.name, "past_key_values.")) {
-      layout.past.push_back(spec.name);
-      floats = floats && spec.dtype == "float32";
-    }
-  for (const TensorSpec& spec : manifest.outputs) {
-    if (starts_with(spec.name, "present.")) layout.present.push_back(spec.name);
-    floats = floats && spec.dtype == "float32";
-  }
+  std::set<std::string> types;
+  auto take = [&types](std::vector<std::string>& names, const TensorSpec& spec,
+                       const char* prefix) {
+    if (!starts_with(spec.name, prefix)) return;
+    names.push_back(spec.name);
+    types.insert(spec.dtype);
+  };
+  for (const TensorSpec& spec : manifest.inputs) take(layout.past, spec, "past_key_values.");
+  for (const TensorSpec& spec : manifest.outputs) take(layout.present, spec, "present.");
   const std::size_t count = layout.past.size();
-  if (!floats || layout.present.size() != count || manifest.outputs.size() != count + 1)
-    return false;
+  if (layout.present.size() != count || manifest.outputs.size() != count + 1) return false;
+  const bool one_type =
+      types.size() == 1 && (*types.begin() == "float32" || *types.begin() == "float16");
+  if (!one_type || manifest.outputs[0].dtype != "float32") return false;
+  layout.type = *types.begin();
   const auto& logits = manifest.outputs[0].shape;
   const auto* vocabulary = logits.empty() ? nullptr : std::get_if<std::int64_t>(&logits.back());
   if (!vocabulary || *vocabulary < manifest.limits.vocab_size) return false;
@@ -125,6 +127,9 @@ void prepare_causal(EngineState& state) {
     throw BundleError(
         state.bundle.path + ": its signature, prefix KV and limits do not describe one KV buffer.",
         "Compile the checkpoint again.");
+  if (state.layout.type != "float32")
+    throw TargetUnavailable("The C++ library keeps keys and values in float32, not in " +
+                            state.layout.type + ".");
   state.info.columns = state.layout.vocabulary;
   if (const auto& shape = manifest.prompt.prefix_kv) {
     const std::string file = state.bundle.file("prompt");

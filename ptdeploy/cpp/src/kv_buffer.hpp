@@ -14,6 +14,7 @@ namespace ptdeploy::detail {
 // What a manifest says of a KV buffer.
 struct KVLayout {
   std::vector<std::string> past, present;  // layer by layer, keys before values
+  std::string type;                        // of their elements
   std::size_t heads = 0, width = 0, vocabulary = 0;
   bool in_place = false;
   const FloatTensor* prefix_kv = nullptr;  // (layers, 2, heads, slots, width); null: not frozen
