@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH = 720
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 12, 40
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 22, 40
 _PLOT = WIDTH - _LEFT - _RIGHT
 
 
@@ -35,7 +35,7 @@ class Point:
 
 def histograms(bars: Sequence[Bar], edges: Sequence[float], allowed: float | None) -> str:
     """How many logits differ by how much: a row for each case, a column for each decade."""
-    left, row, bins = 190, 34, len(edges) + 1
+    left, row, bins = 216, 34, len(edges) + 1
     width = (WIDTH - left - _RIGHT) / bins
     height = _TOP + row * len(bars) + 40
     parts = []
@@ -118,9 +118,9 @@ def scatter(
     if allowed is not None:
         level = y(allowed)
         parts.append(_line(_LEFT, level, WIDTH - _RIGHT, level, "limit"))
-        parts.append(
-            _text(WIDTH - _RIGHT, level - 5, f"allowed {allowed:.2g}", "end", "limit-text")
-        )
+        # Beside the plot: on it, the bars would hide the words.
+        words = f"- - - allowed {allowed:.2g}"
+        parts.append(_text(WIDTH - _RIGHT, _TOP - 10, words, "end", "limit-text"))
     return _svg(height, parts, x_title)
 
 
