@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -95,12 +97,12 @@ def main() -> int:
             inject(fault, models[fault.model], folder / f"fault-{number}")
             for number, fault in enumerate(chosen)
         ]
-        print(f"{'fault':<42}{'model':<14}{'caught':<8}{'located':<52}likely cause")
+        print(f"{'fault':<42}{'model':<14}{'caught':<8}{'located':<54}likely cause")
         for one in outcomes:
             wrong = "" if one.right else f"  WRONG, should be {one.fault.module or 'none'}"
             print(
                 f"{one.fault.name:<42}{one.fault.model:<14}{'yes' if one.caught else 'NO':<8}"
-                f"{one.module or '-':<52}{one.cause}{wrong}"
+                f"{one.module or '-':<54}{one.cause}{wrong}"
             )
         caught = sum(one.caught for one in outcomes)
         located = sum(one.right for one in outcomes if one.fault.module)
@@ -109,7 +111,9 @@ def main() -> int:
         print(f"located {located} of {with_module} that have a module")
         if "qwen2" in models:
             print(smallest_visible_bit(models["qwen2"], folder))
-    print(f"{time.perf_counter() - start:.0f} s, {os.cpu_count()} cores")
+    cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    took = f"{time.perf_counter() - start:.0f} s"
+    print(f"{date.today()}, {cpu[1] if cpu else 'CPU'}, {os.cpu_count()} cores, {took}")
     return 0 if all(one.right for one in outcomes) else 1
 
 

@@ -17,7 +17,7 @@ from ptdeploy.parity.compare import ParityReport
 from ptdeploy.parity.graph import ModuleGraph, computes, read_graph, run_exposed
 from ptdeploy.parity.located import Located, ModuleError
 from ptdeploy.parity.measure import finite
-from ptdeploy.parity.reference import Reference
+from ptdeploy.parity.reference import Reference, Row
 from ptdeploy.parity.trace import Event, trace_row
 from ptdeploy.passes.name import common_module, module_of
 from ptdeploy.runtime import CausalLM, Engine
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 # A tensor departs if its largest difference, over its largest value, is above its type's rounding
 # and well above that of all tensors before it: rounding grows slowly, a fault shows at once.
+# Where PyTorch's module can be run on the engine's own input, what came before does not count.
 _ROUNDING = {"float16": 5e-3, "bfloat16": 4e-2}
 _FP32, _ROUNDED_WEIGHTS = 2e-5, 0.3
 _JUMP = 5.0
@@ -66,32 +67,36 @@ def locate_departure(
     between two of them is fused again.
     """
     graph = read_graph(bundle)
-    rows, row = _failing_rows(reference, report)
+    chosen, row = _failing_rows(reference, report)
+    rows = [one.ids for one in chosen]
+    lengths = tuple(int(one.size) for one in rows)
     events = trace_row(peft.model, rows[row])
     tolerance = _tolerance(engine)
     try:
         fed = _feed(engine, rows, row)
-        matches = list(_matches(graph, events, fed, tolerance, False))
+        matches = list(_matches(graph, events, fed, tolerance, peft, False))
     except PtdeployError:
         raise
     except Exception as error:  # engines' own errors share no base class
-        return _failed(str(error), tuple(int(one.size) for one in rows))
-    first = next((m for m in matches if m.departs), None)
-    fused = False
-    if first is None and any(not case.passed for case in report.cases):
-        coarse = list(_matches(graph, events, fed, tolerance, True))
-        first = next((m for m in coarse if m.departs), None)
-        fused = first is not None
-        matches = coarse if fused else matches
+        return _failed(str(error), lengths)
+    first, remark = next((m for m in matches if m.departs), None), ""
+    departs = any(not case.passed for case in report.cases)
+    if first is None and departs and matches:
+        if _logits_apart(matches[0].values, fed, chosen[row]) > (report.largest_allowed or np.inf):
+            first = max(matches, key=lambda m: m.jump)
+            remark = "no tensor departs by itself; the difference grows most here"
+        else:
+            coarse = list(_matches(graph, events, fed, tolerance, peft, True))
+            first = next((m for m in coarse if m.departs), None)
+            matches = coarse if first else matches
+            remark = "the engine's own fusion: with every value taken out of the graph it agrees"
     modules = tuple(
         ModuleError(m.event.module, m.event.what, m.value, finite(m.relative), m.departs)
         for m in matches
     )
-    lengths = tuple(int(one.size) for one in rows)
     if first is None:
         return Located("", "", "", (), _nothing(report), lengths, len(matches), modules)
-    known = {m.value for m in matches if not m.departs}
-    skipped = _never_arrived(graph, events, first, known)
+    known = {m.value for m in matches if not m.departs and m is not first}
     behind = [node for node in graph.behind(first.value, known) if computes(node)]
     operators = tuple(node.op_type for node in behind)
     suspect = Suspect(
@@ -108,9 +113,11 @@ def locate_departure(
         values=first.values,
         feed=fed.feed,
     )
-    cause = skipped or likely_cause(suspect, peft, bundle)
-    if fused:
-        cause = Cause("the engine's own fusion: with every value taken out of the graph it agrees")
+    if remark:
+        cause = Cause(remark)
+    else:
+        missing = _never_arrived(graph, events, first, known)
+        cause = missing or likely_cause(suspect, peft, bundle)
     return Located(
         cause.module or suspect.module,
         operators[-1] if operators else graph.producers[first.value].op_type,
@@ -125,19 +132,28 @@ def locate_departure(
 
 @dataclass(frozen=True)
 class _Match:
-    """A PyTorch tensor and the graph's value nearest to it, cut to the same positions."""
+    """A PyTorch tensor and the graph's value nearest to it, cut to the same positions.
+
+    `jump` is how many times as far apart they are as any tensors before them.
+    """
 
     event: Event
     value: str
     ours: NDArray[Any]
     theirs: NDArray[np.float32]
     relative: float
+    jump: float
     departs: bool
     values: Mapping[str, NDArray[Any]]
 
 
 def _matches(
-    graph: ModuleGraph, events: Sequence[Event], fed: Fed, tolerance: float, coarse: bool
+    graph: ModuleGraph,
+    events: Sequence[Event],
+    fed: Fed,
+    tolerance: float,
+    peft: PeftSource,
+    coarse: bool,
 ) -> Iterator[_Match]:
     """Each event with a value of the same shape, in PyTorch's order."""
     chosen = [e for e in events if not coarse or (e.what == "output" and _is_layer(e.module))]
@@ -153,7 +169,7 @@ def _matches(
             name for n in graph.model.graph.node if n.op_type == "Softmax" for name in n.output
         }
     values = run_exposed(graph, sorted(exposed), fed.feed)
-    noise = 0.0
+    noise, given = 0.0, dict[str, list[NDArray[Any]]]()
     for event in chosen:
         best: tuple[float, str, NDArray[Any], NDArray[np.float32]] | None = None
         for name in names[event.module, event.what]:
@@ -166,11 +182,48 @@ def _matches(
         if best is None:
             continue
         relative, name, ours, theirs = best
-        allowed = max(_ROUNDING.get(str(ours.dtype), tolerance), tolerance, _JUMP * noise)
-        departs = not relative <= allowed
+        rounding = max(_ROUNDING.get(str(ours.dtype), tolerance), tolerance)
+        if event.what == "input":
+            given.setdefault(event.module, []).append(ours)
+        own = None
+        if event.what == "output" and not coarse:
+            own = _own_error(peft, event.module, given.get(event.module, []), ours)
+        departs = not (relative <= max(rounding, _JUMP * noise) if own is None else own <= rounding)
+        jump = relative / max(noise, 1e-9)
         if not departs:
             noise = max(noise, relative)
-        yield _Match(event, name, ours, theirs, relative, departs, values)
+        yield _Match(event, name, ours, theirs, relative, jump, departs, values)
+
+
+def _own_error(
+    peft: PeftSource, path: str, given: Sequence[NDArray[Any]], ours: NDArray[Any]
+) -> float | None:
+    """What a module without parts adds by itself: PyTorch's, run on what the engine's was given."""
+    import torch
+
+    module = peft.model.get_base_model().get_submodule(path)
+    if len(given) != 1 or next(module.children(), None) is not None:
+        return None
+    try:
+        with torch.no_grad():
+            theirs = module(torch.from_numpy(given[0].astype(np.float32))).numpy()
+    except Exception:  # it needs more than its one float input
+        return None
+    return _relative(ours, theirs) if theirs.shape == ours.shape else None
+
+
+def _logits_apart(values: Mapping[str, NDArray[Any]], fed: Fed, row: Row) -> float:
+    """How far the row's logits are from the reference's in a run with all values taken out."""
+    ours = values["logits"][fed.row]
+    if row.logits.ndim == 1:
+        ours, wanted = ours[None], row.logits[None]
+    else:
+        ours = ours[: fed.taken]
+        kept = min(len(ours), len(row.logits))
+        ours, wanted = ours[len(ours) - kept :], row.logits[len(row.logits) - kept :]
+    with np.errstate(invalid="ignore"):
+        apart = float(np.abs(ours.astype(np.float64) - wanted).max())
+    return apart if np.isfinite(apart) else np.inf
 
 
 def _aligned(
@@ -215,18 +268,16 @@ def _relative(ours: NDArray[Any], theirs: NDArray[np.float32]) -> float:
     return float(np.where(np.isfinite(difference), difference, np.inf).max(initial=0)) / scale
 
 
-def _failing_rows(
-    reference: Reference, report: ParityReport
-) -> tuple[list[NDArray[np.int64]], int]:
+def _failing_rows(reference: Reference, report: ParityReport) -> tuple[list[Row], int]:
     """The failing case with the fewest rows and tokens, and which of its rows departs most."""
     failing = [case for case in report.cases if not case.passed]
     if not failing:
         index = min(_USUAL_ROW, len(reference.rows) - 1)
-        return [reference.rows[index].ids], 0
+        return [reference.rows[index]], 0
     case = min(failing, key=lambda one: (len(one.rows), sum(one.lengths)))
-    rows = [reference.rows[i].ids for i in case.rows]
+    rows = [reference.rows[i] for i in case.rows]
     # In a padded batch the shortest row has the most padding to go wrong with.
-    return rows, min(range(len(rows)), key=lambda i: rows[i].size)
+    return rows, min(range(len(rows)), key=lambda i: rows[i].ids.size)
 
 
 def _feed(engine: Engine, rows: Sequence[NDArray[np.int64]], row: int) -> Fed:

@@ -47,6 +47,28 @@ def test_topics_knows_its_subject(topics):
     assert one.probability > 0.5
 
 
+def test_a_fault_in_the_real_model_is_located(topics, tmp_path):
+    """A real model's activations have outliers, in whose noise a wrong GELU nearly drowns."""
+    from data import find_base_model
+
+    from benchmarks.faults import Editor
+
+    module = "bert.encoder.layer.3.intermediate.intermediate_act_fn"
+    editor = Editor.copy(topics, tmp_path / "bundle")
+    editor.attribute(f"{module}/Gelu", "approximate", "tanh")
+    editor.write()
+    report = ptdeploy.verify(
+        editor.folder,
+        checkpoint=MODELS / "topics" / "adapter",
+        base=str(find_base_model()),
+        locate=True,
+    )
+    assert not report.passed
+    assert report.located is not None
+    assert report.located.module == module
+    assert "GELU's tanh approximation" in report.located.cause
+
+
 def test_storyteller_continues_as_peft_does(tmp_path):
     bundle = ptdeploy.compile(
         MODELS / "storyteller" / "adapter",

@@ -118,9 +118,9 @@ def scatter(
     if allowed is not None:
         level = y(allowed)
         parts.append(_line(_LEFT, level, WIDTH - _RIGHT, level, "limit"))
-        parts.append(
-            _text(WIDTH - _RIGHT, level - 5, f"allowed {allowed:.2g}", "end", "limit-text")
-        )
+        # Beside the plot: on it, the bars would hide the words.
+        words = f"- - - allowed {allowed:.2g}"
+        parts.append(_text(WIDTH - _RIGHT, _TOP - 10, words, "end", "limit-text"))
     return _svg(height, parts, x_title)
 
 
