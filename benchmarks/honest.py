@@ -104,10 +104,10 @@ def check(number: int) -> dict[str, Any]:
                 folder,
                 one["architecture"],
                 one["task"],
-                one["encoder"],
-                one["virtual_tokens"],
-                number,
-                one["jitter"],
+                encoder=one["encoder"],
+                virtual_tokens=one["virtual_tokens"],
+                seed=number,
+                jitter=one["jitter"],
                 **one["shape"],
             )
             bundle = ptdeploy.compile(

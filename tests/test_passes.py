@@ -167,6 +167,19 @@ def test_a_rounded_product_is_the_product_of_the_rounded_weights(
     np.testing.assert_allclose(run(model, tmp_path, x=feed), want, atol=near)
 
 
+def test_a_square_weight_read_both_ways_round_is_rounded_for_each(tmp_path):
+    rows, wanted = random(32, 32), quantization(8)
+    x, w, b = given_rows(32), weight("w", rows), weight("b", random(32, seed=2))
+    first = ir.node("MatMul", [x, w])
+    last = ir.node("Gemm", [first.outputs[0], w, b], attributes={"transB": 1})
+    model = graph(first, last, inputs=[x], weights={"w": w, "b": b})
+    model = quantise_pass.run(model, PassContext(NOTHING, wanted))
+    feed = random(5, 32, seed=1)
+    once = feed @ dequantised(*quantise(np.ascontiguousarray(rows.T), wanted), 8, 32).T
+    want = once @ dequantised(*quantise(rows, wanted), 8, 32).T + random(32, seed=2)
+    np.testing.assert_allclose(run(model, tmp_path, x=feed), want, atol=2e-3)
+
+
 @pytest.mark.parametrize("changes", [{"alpha": 0.5}, {"transA": 1}])
 def test_other_products_are_left_alone(changes):
     x, w = given_rows(32), weight("w", random(32, 48))

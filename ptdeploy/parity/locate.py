@@ -169,7 +169,7 @@ def _matches(
             name for n in graph.model.graph.node if n.op_type == "Softmax" for name in n.output
         }
     values = run_exposed(graph, sorted(exposed), fed.feed)
-    noise, given = 0.0, dict[str, list[NDArray[Any]]]()
+    noise, departed, given = 0.0, False, dict[str, list[NDArray[Any]]]()
     for event in chosen:
         best: tuple[float, str, NDArray[Any], NDArray[np.float32]] | None = None
         for name in names[event.module, event.what]:
@@ -186,11 +186,13 @@ def _matches(
         if event.what == "input":
             given.setdefault(event.module, []).append(ours)
         own = None
-        if event.what == "output" and not coarse:
+        if event.what == "output" and not coarse and not departed:
             own = _own_error(peft, event.module, given.get(event.module, []), ours)
         departs = not (relative <= max(rounding, _JUMP * noise) if own is None else own <= rounding)
         jump = relative / max(noise, 1e-9)
-        if not departs:
+        # From the first departure on, differences are its consequence, and no rounding.
+        departed = departed or departs
+        if not departed:
             noise = max(noise, relative)
         yield _Match(event, name, ours, theirs, relative, jump, departs, values)
 

@@ -78,9 +78,11 @@ def bin_positions(found: Sequence[tuple[int, float]]) -> list[tuple[int, int, fl
 
 
 def _cosine(a: NDArray[np.floating], b: NDArray[np.floating]) -> NDArray[np.float64]:
-    norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    left, right = np.linalg.norm(a, axis=-1), np.linalg.norm(b, axis=-1)
+    norms = left * right
     result: NDArray[np.float64] = (a * b).sum(-1) / np.where(norms == 0, 1, norms)
-    return result
+    # A head that gives nothing points nowhere: two of them agree.
+    return np.where((left == 0) & (right == 0), 1.0, result)
 
 
 def _kl(want: NDArray[np.floating], got: NDArray[np.floating]) -> NDArray[np.float64]:

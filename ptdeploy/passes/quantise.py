@@ -43,9 +43,11 @@ def run(model: ir.Model, context: PassContext) -> ir.Model:
             packed, scales = quantise(columns if is_transposed else columns.T, wanted)
             # The operator wants them in the type of its activations.
             scales = scales.astype(columns.dtype)
+            # One tensor may be read both ways round, and is rounded along its columns in each.
+            name = f"{weight.name}.transposed" if is_transposed else str(weight.name)
             done[key] = (
-                _constant(graph, f"{weight.name}.q", packed),
-                _constant(graph, f"{weight.name}.scale", scales),
+                _constant(graph, f"{name}.q", packed),
+                _constant(graph, f"{name}.scale", scales),
             )
         n, k = constant.shape.numpy()[:: 1 if is_transposed else -1]
         product = ir.node(

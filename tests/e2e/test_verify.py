@@ -181,7 +181,7 @@ def test_exit_codes(texts, tmp_path, monkeypatch):
     assert main(["verify", str(bundle), "-q"]) == 3
 
 
-@pytest.mark.parametrize("count", [1, 5, 20])
+@pytest.mark.parametrize("count", [1, 12])
 def test_golden_stores_as_many_rows_as_asked(tmp_path, count):
     trained = tiny.make(tmp_path, "bert", "SEQ_CLS")
     add_tokenizer(trained.base, wrap=True)

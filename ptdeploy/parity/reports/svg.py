@@ -111,8 +111,8 @@ def scatter(
             parts.append(
                 f'<circle class="{kind}" cx="{x:.1f}" cy="{top:.1f}" r="3.2">{title}</circle>'
             )
-    every = max(1, -(-len(places) // 8))
-    for i in range(0, len(places), every):
+    named = [i for i, place in enumerate(places) if place]
+    for i in named[:: max(1, -(-len(named) // 8))]:
         parts.append(_text(_LEFT + step * (i + 0.5), base + 16, places[i], "middle", "tick"))
     parts.append(_text(_LEFT + _PLOT / 2, height - 4, x_title, "middle", "axis"))
     if allowed is not None:
