@@ -293,6 +293,8 @@ def _read_manifest(path: Path) -> Manifest:
         raise BundleError(f"{file}: larger than {MAX_MANIFEST_BYTES} bytes, not a manifest.")
     raw = file.read_bytes()
     try:
+        # msgspec does not look at the bytes of names it does not know.
+        raw.decode()
         header = msgspec.json.decode(raw, type=_Header)
         if header.format != FORMAT or header.format_version != FORMAT_VERSION:
             raise BundleError(

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import tiny
 from damage import DAMAGE, edit, first_file
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from native import CAUSAL, KINDS, ROWS, bits, options_text, text_of
 
@@ -281,6 +281,7 @@ JSON_ERROR = re.compile(r"malformed|truncated|codec can't|surrogate|Expected `ob
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(place=st.floats(0, 1, exclude_max=True), byte=st.integers(0, 255))
+@example(place=0.0078125, byte=128)
 def test_any_changed_byte_of_the_manifest_is_judged_as_in_python(
     compiled, probe, tmp_path, place, byte
 ):
