@@ -58,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _compile(arguments: argparse.Namespace) -> int:
     import ptdeploy
     from ptdeploy.inspect import inspect, megabytes
+    from ptdeploy.parity.reports.text import ratio_words
 
     bundle = ptdeploy.compile(
         arguments.checkpoint,
@@ -101,7 +102,7 @@ def _compile(arguments: argparse.Namespace) -> int:
         f"bundle    {bundle.path}, {megabytes(size)}, {manifest.target} {manifest.precision} on "
         f"{manifest.device}\n"
         f"parity    max abs {parity.max_abs:.2g} over {parity.cases} cases, top-1 agreement "
-        f"{parity.top1_agreement:.2%}{_ratio(parity.perplexity_ratio)}\n"
+        f"{parity.top1_agreement:.2%}{ratio_words(parity.perplexity_ratio)}\n"
         f"          against {parity.reference}\n"
         f"run it    ptdeploy run {bundle.path} {ask}\n"
         f'          ptdeploy.load("{bundle.path}") in Python, without torch'
@@ -165,10 +166,6 @@ def _diff(arguments: argparse.Namespace) -> int:
         for one in slow:
             print(f"TOO SLOW: {one.request} takes {one.ratio:.2f} times as long, allowed {most}")
     return 1 if slow else 0
-
-
-def _ratio(ratio: float | None) -> str:
-    return "" if ratio is None else f", perplexity {ratio:.3f} times the reference's"
 
 
 def _run(arguments: argparse.Namespace) -> int:

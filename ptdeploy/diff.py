@@ -19,6 +19,11 @@ from ptdeploy.parity.reference import load_reference
 from ptdeploy.runtime import CausalLM, Engine, open_engine
 
 _NEW_TOKENS, _ROWS, _TOKENS = 16, 8, 32
+# The manifest's fields that say what a bundle is, in the order they are shown.
+_SETTINGS = (
+    *("target", "device", "precision", "task", "labels", "inputs", "outputs"),
+    *("graph", "limits", "prompt", "source", "quantization", "generation"),
+)
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -74,12 +79,7 @@ def compare_bundles(
     if None in operators:
         notes.append("operators were not counted: that needs onnx (ptdeploy[compile]).")
     engines = open_engine(bundles[0]), open_engine(bundles[1])
-    settings = {
-        name: (_plain(getattr(a, name)), _plain(getattr(b, name)))
-        for name in ("target", "device", "precision", "task", "labels", "inputs", "outputs")
-    }
-    for name in ("graph", "limits", "prompt", "source", "quantization", "generation"):
-        settings[name] = (_plain(getattr(a, name)), _plain(getattr(b, name)))
+    settings = {name: (_plain(getattr(a, name)), _plain(getattr(b, name))) for name in _SETTINGS}
     return Difference(
         versions=_changes(a.versions, b.versions),
         settings=_flat(settings),

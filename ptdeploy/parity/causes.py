@@ -20,16 +20,14 @@ if TYPE_CHECKING:
 
     from ptdeploy.parity.peft_reference import PeftSource
 
-_FP16, _FUSED = (
-    10,
-    {
-        "GroupQueryAttention",
-        "RotaryEmbedding",
-        "SimplifiedLayerNormalization",
-        "MultiHeadAttention",
-        "Attention",
-    },
-)
+_FP16 = 10
+_FUSED = {
+    "GroupQueryAttention",
+    "RotaryEmbedding",
+    "SimplifiedLayerNormalization",
+    "MultiHeadAttention",
+    "Attention",
+}
 _NEAR = 1e-5
 
 

@@ -15,7 +15,7 @@ from ptdeploy.parity.data import DataRow, TaskMetric, task_metric
 from ptdeploy.parity.located import Located
 from ptdeploy.parity.measure import HISTOGRAM_EDGES, Measured, bin_positions, measure
 from ptdeploy.parity.quality import Quality, judge
-from ptdeploy.parity.reference import Reference
+from ptdeploy.parity.reference import Reference, Row
 from ptdeploy.parity.thresholds import Overrides, Thresholds
 from ptdeploy.runtime import CausalLM, Classifier, Engine
 
@@ -253,6 +253,15 @@ def shown(number: float | None) -> str:
     return "not finite" if number is None else f"{number:.3g}"
 
 
+def measure_rows(
+    rows: Sequence[Row], logits: Sequence[NDArray[np.float32]], allowed: float
+) -> tuple[Measured, NDArray[np.float64]]:
+    """Hold an engine's logits against a reference's rows, at the positions which that has."""
+    wanted = [np.atleast_2d(row.logits) for row in rows]
+    got = [np.atleast_2d(a)[-len(w) :] for a, w in zip(logits, wanted, strict=True)]
+    return measure(np.concatenate(wanted), np.concatenate(got), allowed)
+
+
 def case_passed(found: Measured, thresholds: Thresholds, allowed: float) -> bool:
     """Whether a case's numbers are within the thresholds; what is not finite never is."""
     return (
@@ -276,14 +285,12 @@ def _measure(
 ) -> tuple[CaseResult, list[tuple[int, float]]]:
     """A case's numbers, and (position in the row, largest difference) for each position."""
     rows = [reference.rows[i] for i in case.rows]
-    wanted = [np.atleast_2d(row.logits) for row in rows]
-    got = [np.atleast_2d(a)[-len(w) :] for a, w in zip(logits, wanted, strict=True)]
-    found, largest = measure(np.concatenate(wanted), np.concatenate(got), allowed)
+    found, largest = measure_rows(rows, logits, allowed)
     # A class is read off the whole row: it counts at the row's last token.
     where = [
         position
-        for row, w in zip(rows, wanted, strict=True)
-        for position in range(row.ids.size - len(w), row.ids.size)
+        for row in rows
+        for position in range(row.ids.size - len(np.atleast_2d(row.logits)), row.ids.size)
     ]
     result = CaseResult(
         name=case.name,

@@ -38,11 +38,8 @@ class ModuleGraph:
 
     def nodes(self, module: str, inside: bool = True) -> list[onnx.NodeProto]:
         """A module's nodes in order; `inside` counts those of the modules in it too."""
-        return [
-            node
-            for node in self.model.graph.node
-            if (path := module_of(node.name)) == module or (inside and _inside(path, module))
-        ]
+        belongs = _inside if inside else str.__eq__
+        return [n for n in self.model.graph.node if belongs(module_of(n.name), module)]
 
     def taken(self, module: str) -> list[str]:
         """The computed values a module's nodes take from outside of it.

@@ -13,8 +13,7 @@ import numpy as np
 
 from ptdeploy.errors import PtdeployError
 from ptdeploy.parity.cases import Padding, pad
-from ptdeploy.parity.compare import Failing, ParityReport, case_passed
-from ptdeploy.parity.measure import measure
+from ptdeploy.parity.compare import Failing, ParityReport, case_passed, measure_rows
 from ptdeploy.parity.reference import Reference, Row
 from ptdeploy.parity.thresholds import ROUNDED
 from ptdeploy.runtime import Engine
@@ -157,10 +156,8 @@ def _departs(engine: Engine, rows: Sequence[Row], padding: Padding, report: Pari
         raise
     except Exception:  # an engine that fails on a request it must take departs
         return True
-    wanted = [np.atleast_2d(row.logits) for row in rows]
-    got = [np.atleast_2d(a)[-len(w) :] for a, w in zip(logits, wanted, strict=True)]
     allowed = ROUNDED.max_abs if report.largest_allowed is None else report.largest_allowed
-    found, _ = measure(np.concatenate(wanted), np.concatenate(got), allowed)
+    found, _ = measure_rows(rows, logits, allowed)
     return not case_passed(found, report.thresholds or ROUNDED, allowed)
 
 

@@ -29,20 +29,18 @@ def run(model: ir.Model, context: PassContext) -> ir.Model:
     if context.activations == "float32":
         return model
     graph, wanted = model.graph, ir.DataType.FLOAT16
-    half: set[ir.Value] = set()
     casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
     for value in graph.inputs:
         if value.dtype == ir.DataType.FLOAT:
             value.dtype = wanted
-            half.add(value)
     for node in list(graph):
         if node.op_type == "Cast":
             continue
-        reads = [v for v in node.inputs if v is not None and v.dtype == ir.DataType.FLOAT]
-        reads += [v for v in node.inputs if v in half and v is not None]
+        floats = (ir.DataType.FLOAT, wanted)
+        reads = [v for v in node.inputs if v is not None and v.dtype in floats]
         computed = [v for v in reads if v.const_value is None]
         in_half = node.op_type not in _KEPT and (
-            any(v in half for v in computed) or (bool(reads) and not computed)
+            any(v.dtype == wanted for v in computed) or (bool(reads) and not computed)
         )
         dtype = wanted if in_half else ir.DataType.FLOAT
         for index, read in enumerate(node.inputs):
@@ -55,7 +53,6 @@ def run(model: ir.Model, context: PassContext) -> ir.Model:
             for output in node.outputs:
                 if output.dtype == ir.DataType.FLOAT:
                     output.dtype = wanted
-                    half.add(output)
     _widen_logits(graph)
     for name in [n for n, v in graph.initializers.items() if not v.uses()]:
         del graph.initializers[name]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ptdeploy.passes.layout import same_shape
 from ptdeploy.passes.name import MODULE_KEY, SUM_KEY
 
 if TYPE_CHECKING:
@@ -60,6 +61,4 @@ def run(model: ir.Model, context: PassContext) -> ir.Model:
 
 def _is_residual(a: ir.Value, b: ir.Value) -> bool:
     """Whether both are (batch, sequence, width): the operator adds no bias and broadcasts none."""
-    from ptdeploy.passes.layout import same_shape
-
     return a.shape is not None and len(a.shape) == 3 and same_shape(a, b)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ptdeploy.bundle import Manifest
 from ptdeploy.errors import InputError
-from ptdeploy.targets import Placed, Session
+from ptdeploy.targets import Session
 from ptdeploy.task import TensorSpec
 
 # A prefill longer than this runs in pieces: an engine's scratch space grows with its square.
@@ -100,13 +100,9 @@ class KVBuffer:
 
     def feed(self, ids: NDArray[np.int64], every_position: bool) -> dict[str, NDArray[Any]]:
         """What the engine would be given for tokens (rows, new), as arrays by input name."""
-        first = 0 if every_position else ids.shape[1] - 1
-        return {
-            "input_ids": np.ascontiguousarray(ids),
-            "past_lengths": self.lengths.copy(),
-            "logits_positions": np.arange(first, ids.shape[1]),
-            **{name: placed.read() for name, placed in self._placed.items()},
-        }
+        positions = np.arange(0 if every_position else ids.shape[1] - 1, ids.shape[1])
+        past = {name: placed.read() for name, placed in self._placed.items()}
+        return _inputs(np.ascontiguousarray(ids), self.lengths.copy(), positions, past)
 
     def copy_row(self, row: int, source: KVBuffer, source_row: int, first_slot: int = 0) -> None:
         """Make `row` what another buffer's row is, from `first_slot` on."""
@@ -126,12 +122,7 @@ class KVBuffer:
     ) -> Callable[[], None]:
         lengths = self.lengths[rows]
         past = {name: placed.rows(rows) for name, placed in self._placed.items()}
-        inputs: dict[str, NDArray[Any] | Placed] = {
-            "input_ids": ids,
-            "past_lengths": lengths,
-            "logits_positions": positions,
-            **past,
-        }
+        inputs = _inputs(ids, lengths, positions, past)
         if self._in_place:
             new: dict[str, Any] = past
         else:
@@ -153,6 +144,16 @@ class KVBuffer:
                 self._placed[name].write(buffer)
 
         return step
+
+
+def _inputs(
+    ids: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    positions: NDArray[np.int64],
+    past: Mapping[str, Any],
+) -> dict[str, Any]:
+    """A step's inputs by the names of a decoder's signature."""
+    return {"input_ids": ids, "past_lengths": lengths, "logits_positions": positions, **past}
 
 
 def _shape(spec: TensorSpec, rows: int, slots: int) -> tuple[int, int, int, int]:

@@ -108,12 +108,16 @@ def located_words(located: Located) -> list[str]:
 
 def rounded_words(quality: Quality) -> str:
     """What rounding the weights cost."""
-    ratio = quality.perplexity_ratio
     return (
         f"rounded weights on {quality.judged_on}: top-1 agreement {quality.top1_agreement:.2%} at "
         f"{quality.positions} positions of {quality.texts} texts"
-        + ("" if ratio is None else f", perplexity {ratio:.3f} times the reference's")
+        f"{ratio_words(quality.perplexity_ratio)}"
     )
+
+
+def ratio_words(ratio: float | None) -> str:
+    """What rounding did to the perplexity, to go on from other words; nothing where unknown."""
+    return "" if ratio is None else f", perplexity {ratio:.3f} times the reference's"
 
 
 def _largest(numbers: list[float | None]) -> float | None:
