@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ptdeploy.engine_options import EngineOptions
 from ptdeploy.errors import (
     BaseModelError,
     BundleError,
@@ -32,6 +33,7 @@ __all__ = [
     "BaseModelError",
     "BundleError",
     "CheckpointError",
+    "EngineOptions",
     "InputError",
     "OutputError",
     "ParityError",
@@ -50,7 +52,7 @@ def compile(
     target: str,
     base: str | None = None,
     output: str | Path | None = None,
-    device: str = "cpu",
+    device: str | None = None,
     precision: str | None = None,
     adapter: str | None = None,
     task: Task | None = None,
@@ -61,19 +63,24 @@ def compile(
     max_context: int | None = None,
     rounding: Rounding | None = None,
     golden: int | None = None,
+    engine: EngineOptions | None = None,
     progress: Progress | None = None,
 ) -> Bundle:
     """Compile a P-Tuned checkpoint into a verified bundle.
 
     `checkpoint` is a PEFT adapter folder, a Trainer checkpoint or a state dict file; `base`
-    overrides the base model it names (a local folder or a hub id). `target` is "ort"; `device`
-    "cpu" or "cuda"; `precision` the target's default unless told. `labels` names the classes.
+    overrides the base model it names (a local folder or a hub id). `target` is "ort" or "trt";
+    `device` "cpu" or "cuda", and `precision`, are the target's default unless told. `labels` names
+    the classes.
     For CAUSAL_LM the virtual tokens are frozen as prefix KV unless `freeze_kv` is False, and the
     KV buffer is bounded to `max_batch` rows of `max_context` tokens, virtual tokens included.
-    `rounding` has the options of the precisions "int8" and "int4", which are accepted or refused
-    on agreement and perplexity against the reference on text.
+    `rounding` has the options of the precisions "int8", "int4" and "fp8", which are accepted or
+    refused on agreement and perplexity against the reference on text.
     `golden` reference rows are stored, for verify without the checkpoint: random ones of unequal
     lengths and then text, 1 to 1000; all that were compared unless told.
+    `engine` has the options of the target "trt". Where its engine cannot run, the graph given to
+    its builder must show parity in ONNX Runtime, and the manifest says that the engine's is
+    pending.
     The bundle is written to `output` atomically, after parity with PEFT on PyTorch was shown.
     Raises CheckpointError, BaseModelError, BundleError, InputError, OutputError, ParityError or
     TargetUnavailable; then no bundle is written and an older one is kept.
@@ -96,6 +103,7 @@ def compile(
         max_context=max_context,
         rounding=rounding,
         golden=golden,
+        engine=engine,
         progress=progress or Progress(quiet=True),
     )
 

@@ -19,10 +19,21 @@ from ptdeploy.task import GenerationOptions, Graph, Task, TensorSpec
 
 MANIFEST_NAME = "manifest.json"
 FORMAT = "ptdeploy-bundle"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
 
-Role = Literal["model", "weights", "prompt", "tokenizer", "chat_template", "reference", "parity"]
+Role = Literal[
+    "model",
+    "weights",
+    "engine",
+    "engine_info",
+    "prompt",
+    "tokenizer",
+    "chat_template",
+    "reference",
+    "parity",
+    "graph_parity",
+]
 
 
 class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -58,20 +69,23 @@ class SourceInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a request may ask for, in tokens: `max_sequence` is text alone, `max_context` all.
 
-    `max_batch` bounds the rows of one request to a causal model; None leaves that to the memory.
+    `max_batch` bounds the rows of one run; None leaves that to the memory. `max_prefill` bounds the
+    tokens that one run of a causal model takes; None leaves that to the runtime.
     """
 
     max_sequence: int
     max_context: int
     vocab_size: int
     max_batch: int | None = None
+    max_prefill: int | None = None
 
 
 class Quantization(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How weights are stored: `bits` each, in blocks of `block_size` along a column with one scale.
 
-    `accuracy_level` is ONNX Runtime's for MatMulNBits: 1 computes in fp32, 4 in int8. The last two
-    are what the engine had to reach against the reference on text to be accepted.
+    A `block_size` of 0 is the whole column; `type` is what the bits are. `accuracy_level` is ONNX
+    Runtime's for MatMulNBits: 1 computes in fp32, 4 in int8, 0 means nothing. `min_agreement` and
+    `max_perplexity_ratio` are what the engine had to reach against the reference on text.
     """
 
     bits: int
@@ -79,10 +93,11 @@ class Quantization(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     accuracy_level: int
     min_agreement: float
     max_perplexity_ratio: float
+    type: Literal["int", "float8e4m3fn"] = "int"
 
 
 class ParitySummary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the parity check at compile time found; the whole report is in parity.json."""
+    """What a parity check at compile time found; the whole report is in the bundle too."""
 
     passed: bool
     cases: int
@@ -93,7 +108,11 @@ class ParitySummary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`manifest.json`, described in docs/bundle.md and docs/manifest.schema.json."""
+    """`manifest.json`, described in docs/bundle.md and docs/manifest.schema.json.
+
+    `parity` is of the engine, and null where it was built on a machine that cannot run it;
+    `graph_parity` is of the graph the engine was built from, run by another one.
+    """
 
     format: Literal["ptdeploy-bundle"] = "ptdeploy-bundle"
     format_version: int = FORMAT_VERSION
@@ -112,6 +131,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     quantization: Quantization | None = None
     generation: GenerationOptions | None = None
     parity: ParitySummary | None = None
+    graph_parity: ParitySummary | None = None
     files: tuple[FileEntry, ...]
 
 
@@ -160,9 +180,13 @@ def read_bundle(path: str | Path, hashes: bool = True) -> Bundle:
             raise BundleError(f"{path / MANIFEST_NAME}: lists {entry.path!r} twice.")
         seen.add(entry.path)
         _check_file(path, entry, hashes)
-    for role in ("model", "prompt"):
-        if not any(entry.role == role for entry in manifest.files):
-            raise BundleError(f"{path / MANIFEST_NAME}: lists no file with the role {role!r}.")
+    roles = {entry.role for entry in manifest.files}
+    for needed, words in (
+        ({"model", "engine"}, "'model' or 'engine'"),
+        ({"prompt"}, "'prompt'"),
+    ):
+        if not roles & needed:
+            raise BundleError(f"{path / MANIFEST_NAME}: lists no file with the role {words}.")
     return Bundle(path, manifest)
 
 

@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 parity departs, 2 bad input, 3 target not available here, 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
@@ -15,11 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ptdeploy import __version__
+from ptdeploy.engine_options import COMPATIBILITIES, FLAVORS, EngineOptions
 from ptdeploy.errors import InputError, PtdeployError
 from ptdeploy.progress import Progress
 from ptdeploy.targets import DEVICES, TARGETS
 
 if TYPE_CHECKING:
+    from ptdeploy.bundle import Manifest
     from ptdeploy.task import Task
 
 _TASKS = ("SEQ_CLS", "TOKEN_CLS", "CAUSAL_LM")
@@ -58,7 +61,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _compile(arguments: argparse.Namespace) -> int:
     import ptdeploy
     from ptdeploy.inspect import inspect, megabytes
-    from ptdeploy.parity.reports.text import ratio_words
 
     bundle = ptdeploy.compile(
         arguments.checkpoint,
@@ -82,10 +84,10 @@ def _compile(arguments: argparse.Namespace) -> int:
             quality_text=arguments.quality_text,
         ),
         golden=arguments.golden,
+        engine=_engine_options(arguments),
         progress=_progress(arguments),
     )
-    manifest, parity = bundle.manifest, bundle.manifest.parity
-    assert parity is not None, "compile checks parity before it writes"
+    manifest = bundle.manifest
     if arguments.json:
         return _print_json(inspect(bundle.path))
     prompt = manifest.prompt
@@ -101,13 +103,28 @@ def _compile(arguments: argparse.Namespace) -> int:
         f"graph     {manifest.graph.route}: {manifest.graph.reason}\n"
         f"bundle    {bundle.path}, {megabytes(size)}, {manifest.target} {manifest.precision} on "
         f"{manifest.device}\n"
-        f"parity    max abs {parity.max_abs:.2g} over {parity.cases} cases, top-1 agreement "
-        f"{parity.top1_agreement:.2%}{ratio_words(parity.perplexity_ratio)}\n"
-        f"          against {parity.reference}\n"
+        f"{_parity_lines(manifest)}"
         f"run it    ptdeploy run {bundle.path} {ask}\n"
         f'          ptdeploy.load("{bundle.path}") in Python, without torch'
     )
     return 0
+
+
+def _parity_lines(manifest: Manifest) -> str:
+    from ptdeploy.parity.reports.text import ratio_words
+
+    lines = ""
+    for found, of in ((manifest.parity, ""), (manifest.graph_parity, "of the engine's graph: ")):
+        if found is None or (lines and of):
+            continue
+        lines += (
+            f"parity    {of}max abs {found.max_abs:.2g} over {found.cases} cases, top-1 agreement "
+            f"{found.top1_agreement:.2%}{ratio_words(found.perplexity_ratio)}\n"
+            f"          against {found.reference}\n"
+        )
+    if manifest.parity is None:
+        lines += "          of the engine: PENDING, it cannot run here\n"
+    return lines
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
@@ -299,6 +316,11 @@ class _CMakeDir(argparse.Action):
         parser.exit()
 
 
+def _engine_options(arguments: argparse.Namespace) -> EngineOptions:
+    names = (field.name for field in dataclasses.fields(EngineOptions))
+    return EngineOptions(**{name: getattr(arguments, f"engine_{name}") for name in names})
+
+
 def _run_inputs(arguments: argparse.Namespace) -> list[Any]:
     given: list[Any] = list(arguments.text)
     if arguments.file:
@@ -334,8 +356,6 @@ def _progress(arguments: argparse.Namespace) -> Progress:
 
 
 def _fields(token: Any) -> dict[str, Any]:
-    import dataclasses
-
     return dataclasses.asdict(token)
 
 
@@ -376,9 +396,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--target", required=True, choices=sorted(TARGETS), help="what is to run it")
     sub.add_argument("-o", "--output", metavar="BUNDLE", help="default: ./NAME.TARGET.bundle")
-    sub.add_argument("--device", choices=DEVICES, default="cpu", help="default: cpu")
+    sub.add_argument("--device", choices=DEVICES, help="default: cpu for ort, cuda for trt")
     sub.add_argument(
-        "--precision", metavar="TYPE", help="fp32 (default), int8, int4; on cuda also fp16"
+        "--precision",
+        metavar="TYPE",
+        help="fp32 (default), int8, int4; on cuda also fp16; trt has tf32, bf16 and fp8 too",
     )
     sub.add_argument("--labels", metavar="A,B,C|FILE", help="class names, by index")
     sub.add_argument("--task", choices=_TASKS, help="for a state dict without adapter_config.json")
@@ -401,18 +423,20 @@ def _parser() -> argparse.ArgumentParser:
     causal.add_argument(
         "--max-context", type=int, metavar="N", help="most tokens of a row, with virtual tokens"
     )
+    _engine_group(sub)
     rounding = sub.add_argument_group(
-        "int8 and int4", "Rounded weights are accepted or refused on text, against PyTorch in fp32."
+        "int8, int4, fp8",
+        "Rounded weights are accepted or refused on text, against PyTorch in fp32.",
     )
-    rounding.add_argument("--block-size", type=int, metavar="N", help="weights a scale; default 32")
+    rounding.add_argument("--block-size", type=int, metavar="N", help="weights a scale")
     rounding.add_argument(
         "--accuracy-level", type=int, metavar="L", help="1 computes in fp32, 4 in int8 (default)"
     )
     rounding.add_argument(
-        "--min-agreement", type=float, metavar="A", help="top-1; default: int8 0.97, int4 0.80"
+        "--min-agreement", type=float, metavar="A", help="top-1; default: 0.97, 0.80, 0.93"
     )
     rounding.add_argument(
-        "--max-perplexity-ratio", type=float, metavar="R", help="default: int8 1.02, int4 1.15"
+        "--max-perplexity-ratio", type=float, metavar="R", help="default: 1.02, 1.15, 1.05"
     )
     rounding.add_argument(
         "--quality-text", metavar="FILE", help="judge on this, a text a line; default: our own"
@@ -495,6 +519,53 @@ def _parser() -> argparse.ArgumentParser:
 
     command("doctor", _doctor, "Say what is installed and which targets can run here.")
     return parser
+
+
+def _engine_group(sub: argparse.ArgumentParser) -> None:
+    """The options of EngineOptions, by the names of its fields."""
+    group = sub.add_argument_group(
+        "target trt", "What is not given is TensorRT's default, or follows the model's limits."
+    )
+
+    def option(flag: str, name: str, **settings: Any) -> None:
+        group.add_argument(flag, dest=f"engine_{name}", **settings)
+
+    option("--trt-flavor", "flavor", choices=FLAVORS, default="auto", help="default: auto")
+    option(
+        "--profile",
+        "profile",
+        metavar="RANGES",
+        help="sizes it takes, MIN:OPT:MAX: batch=1:8:32,seq=1:128:512",
+    )
+    option("--keep-onnx", "keep_onnx", action="store_true", help="so that it can be rebuilt")
+    option("--strip-weights", "strip_weights", action="store_true", help="take them from the ONNX")
+    option(
+        "--version-compatible",
+        "version_compatible",
+        action="store_true",
+        help="run with newer TensorRT of the same major version",
+    )
+    option(
+        "--hardware-compatibility",
+        "hardware_compatibility",
+        choices=COMPATIBILITIES,
+        default="none",
+        help="run on other GPUs than the one it is built on; default: none",
+    )
+    option(
+        "--compute-capability",
+        "compute_capability",
+        metavar="8.6,8.9",
+        help="TensorRT-RTX: the GPUs to build for, or current; default: all it supports",
+    )
+    option("--workspace", "workspace", type=int, metavar="MIB", help="scratch memory at most")
+    option("--optimization-level", "optimization_level", type=int, metavar="0-5", help="default: 3")
+    option(
+        "--no-engine-cache",
+        "cache",
+        action="store_false",
+        help="build although the same engine was built before",
+    )
 
 
 if __name__ == "__main__":

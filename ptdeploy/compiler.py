@@ -11,13 +11,14 @@ import msgspec
 from ptdeploy.base import load_model, resolve_base
 from ptdeploy.bundle import (
     Bundle,
-    FileEntry,
+    Role,
     check_destination,
     publish,
     stage_bundle,
     staged,
 )
 from ptdeploy.checkpoint import read_checkpoint
+from ptdeploy.engine_options import EngineOptions
 from ptdeploy.errors import (
     BaseModelError,
     BundleError,
@@ -27,12 +28,13 @@ from ptdeploy.errors import (
 )
 from ptdeploy.parity.cases import check_golden, compared_rows
 from ptdeploy.parity.compare import ParityReport, compare
-from ptdeploy.parity.reference import save_reference
+from ptdeploy.parity.reference import Reference, save_reference
 from ptdeploy.parity.reports import report_json
+from ptdeploy.parity.stand_in import open_stand_in
 from ptdeploy.progress import REFERENCE_STAGE, Progress
 from ptdeploy.rounding import Rounding, quantization_for, read_texts
 from ptdeploy.runtime import open_engine
-from ptdeploy.targets import Target, get_target
+from ptdeploy.targets import BuildRequest, Target, get_target
 from ptdeploy.task import Task
 
 if TYPE_CHECKING:
@@ -46,7 +48,7 @@ def compile_checkpoint(
     target: str,
     base: str | None = None,
     output: str | Path | None = None,
-    device: str = "cpu",
+    device: str | None = None,
     precision: str | None = None,
     adapter: str | None = None,
     task: Task | None = None,
@@ -57,13 +59,19 @@ def compile_checkpoint(
     max_context: int | None = None,
     rounding: Rounding | None = None,
     golden: int | None = None,
+    engine: EngineOptions | None = None,
     progress: Progress,
 ) -> Bundle:
     """See ptdeploy.compile."""
     check_golden(golden)
-    engine_target, precision = _check_target(target, device, precision)
+    engine_options = engine or EngineOptions()
+    engine_target = get_target(target)
+    device = device or engine_target.DEVICES[0]
+    precision = _check_target(target, device, precision, engine_options)
     numerics = engine_target.numerics(device, precision)
-    quantization = quantization_for(precision, rounding or Rounding())
+    quantization = quantization_for(
+        precision, rounding or Rounding(), numerics.block_size, numerics.custom_operators
+    )
     texts = read_texts(rounding.quality_text) if rounding and rounding.quality_text else None
     destination = Path(output) if output else default_destination(checkpoint, target)
     check_destination(destination, force)
@@ -93,9 +101,8 @@ def compile_checkpoint(
         prompt = freeze(source, model, needs_prefix_kv(source.task, found))
     with progress.stage("export to ONNX"):
         program, route = build_program(
-            source.task, model, found, prompt, freeze_kv, numerics.fused_attention
+            source.task, model, found, prompt, freeze_kv, numerics.operators
         )
-        signature = program.signature.computed_in(numerics.activations)
         bounds = limits(
             found,
             route,
@@ -104,12 +111,23 @@ def compile_checkpoint(
             max_batch,
             max_context,
         )
+        causal = source.task is Task.CAUSAL_LM
+        bounds = engine_target.limit(bounds, engine_options, causal, max_context)
+        signature = program.signature.computed_in(numerics.activations)
+        if numerics.fixed_slots and route.route == "fused":
+            signature = signature.with_slots(bounds.max_context)
         graph = to_onnx(program)
     with progress.stage("optimise the graph"):
-        graph = run_passes(graph, PassContext(signature, quantization, numerics.activations))
+        context = PassContext(
+            signature, quantization, numerics.activations, numerics.custom_operators
+        )
+        graph = run_passes(graph, context)
     with stage_bundle(destination) as staging:
         with progress.stage(f"build the {target} engine"):
-            files: tuple[FileEntry, ...] = engine_target.build(graph, staging)
+            built = engine_target.build(
+                BuildRequest(graph, signature, bounds, precision, staging, engine_options)
+            )
+            files = built.files
             files += (staged(save_prompt(prompt, staging), "prompt"),)
             if tokenizer is not None:
                 files += save_text_files(tokenizer, staging)
@@ -141,16 +159,23 @@ def compile_checkpoint(
             reference = with_texts(computed, tokenizer)
             files += (staged(save_reference(reference, staging, golden), "reference"),)
         gc.collect()
-        with progress.stage("check parity"):
-            report = compare(_open_new(Bundle(staging, manifest), found), reference)
-        _refuse_departure(report)
-        (staging / "parity.json").write_bytes(report_json(report))
-        files += (staged("parity.json", "parity"),)
+        new = Bundle(staging, msgspec.structs.replace(manifest, files=(*files, *built.working)))
+        reports = _check_parity(new, found, reference, engine_target.STAND_IN, progress)
+        for role, report in reports.items():
+            name = f"{role.replace('_', '-')}.json"
+            (staging / name).write_bytes(report_json(report))
+            files += (staged(name, role),)
+        for entry in built.working:
+            (staging / entry.path).unlink()
         with progress.stage("write the bundle"):
-            manifest = msgspec.structs.replace(manifest, parity=report.summary(), files=files)
+            summaries = {role: report.summary() for role, report in reports.items()}
+            manifest = msgspec.structs.replace(manifest, files=files, **summaries)
             bundle = publish(staging, manifest, destination)
-    for note in report.notes:
+    notes = [*built.notes, *(note for report in reports.values() for note in report.notes)]
+    for note in dict.fromkeys(notes):
         progress.note(note)
+    if "parity" not in reports:
+        progress.note(PENDING)
     if tokenizer is None:
         progress.note("no tokenizer was found: the bundle takes token ids only.")
     return bundle
@@ -162,9 +187,19 @@ def default_destination(checkpoint: str | Path, target: str) -> Path:
     return Path(f"{path.stem if path.is_file() else path.name}.{target}.bundle")
 
 
-def _check_target(target: str, device: str, precision: str | None) -> tuple[Target, str]:
-    """The target, if it can do what is asked; nothing is ever replaced by something near it."""
+PENDING = (
+    "parity of the engine is pending, as it cannot run here; ptdeploy verify BUNDLE completes it "
+    "on a machine with a GPU."
+)
+
+
+def _check_target(target: str, device: str, precision: str | None, options: EngineOptions) -> str:
+    """The precision, if the target can do what is asked; nothing is replaced by something near."""
     engine_target = get_target(target)
+    if problem := engine_target.unbuildable(device, options):
+        raise TargetUnavailable(*problem)
+    if problem := _unprovable(engine_target, device):
+        raise TargetUnavailable(*problem)
     precisions = engine_target.precisions(device)
     precision = precision or precisions[0]
     if precision not in precisions:
@@ -172,9 +207,41 @@ def _check_target(target: str, device: str, precision: str | None) -> tuple[Targ
             f"Target {target} has no precision {precision!r} on {device}; "
             f"there is {', '.join(precisions)}."
         )
-    if problem := engine_target.unavailable(device):
-        raise TargetUnavailable(*problem)
-    return engine_target, precision
+    return precision
+
+
+def _unprovable(target: Target, device: str) -> tuple[str, str] | None:
+    """Why neither the engine nor its graph can be compared with PEFT here, or None."""
+    problem = target.unavailable(device)
+    if problem is None or not target.STAND_IN:
+        return problem
+    stand_in = get_target(target.STAND_IN)
+    if stand_in.unavailable(stand_in.DEVICES[0]) is None:
+        return None
+    return f"Nothing here could show parity: {problem[0]}", "pip install 'ptdeploy[cpu]'"
+
+
+def _check_parity(
+    new: Bundle, base: BaseModel, reference: Reference, stand_in: str, progress: Progress
+) -> dict[Role, ParityReport]:
+    """Compare what can run here with the reference: the engine, and the graph that it is built of.
+
+    Raises ParityError if either departs.
+    """
+    reports: dict[Role, ParityReport] = {}
+    manifest = new.manifest
+    if stand_in and get_target(stand_in).unavailable(get_target(stand_in).DEVICES[0]) is None:
+        with (
+            progress.stage(f"check parity of the graph, with {stand_in}"),
+            open_stand_in(new, stand_in) as engine,
+        ):
+            reports["graph_parity"] = compare(engine, reference)
+        _refuse_departure(reports["graph_parity"])
+    if get_target(manifest.target).unavailable(manifest.device) is None:
+        with progress.stage("check parity"):
+            reports["parity"] = compare(_open_new(new, base), reference)
+        _refuse_departure(reports["parity"])
+    return reports
 
 
 def _check_causal(

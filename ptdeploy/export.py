@@ -12,9 +12,15 @@ from ptdeploy.errors import BaseModelError
 from ptdeploy.lowering import fused
 from ptdeploy.passes.name import MODULE_KEY
 from ptdeploy.program import Program
+from ptdeploy.task import Operators
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+
+
+# The first that has RotaryEmbedding, and the first that has TensorScatter; older operators mean the
+# same in them.
+_OPSETS: dict[Operators, int] = {"onnxruntime": 23, "standard": 24}
 
 
 def to_onnx(program: Program) -> ir.Model:
@@ -31,7 +37,10 @@ def to_onnx(program: Program) -> ir.Model:
     )
     # A decoder takes its past as *past, which torch.export sees as one tuple.
     fixed = sum(not spec.name.startswith("past_key_values.") for spec in inputs)
-    lowered = contextlib.nullcontext() if program.lowered is None else fused(program.lowered)
+    lowering = program.lowered
+    lowered = (
+        contextlib.nullcontext() if lowering is None else fused(lowering.model, lowering.operators)
+    )
     try:
         with lowered, quiet_libraries(), contextlib.redirect_stdout(io.StringIO()):
             exported = torch.onnx.export(
@@ -43,8 +52,7 @@ def to_onnx(program: Program) -> ir.Model:
                 output_names=[spec.name for spec in outputs],
                 verbose=False,
                 optimize=False,
-                # The first that has RotaryEmbedding; older operators mean the same in it.
-                opset_version=None if program.lowered is None else 23,
+                opset_version=None if lowering is None else _OPSETS[lowering.operators],
             )
     except Exception as error:  # torch wraps whatever the model's own code raised
         reason = str(error.__cause__ or error).strip().splitlines()

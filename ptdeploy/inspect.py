@@ -10,6 +10,7 @@ import msgspec
 from ptdeploy.bundle import Bundle, is_bundle, read_bundle
 from ptdeploy.checkpoint.types import Checkpoint
 from ptdeploy.errors import InputError
+from ptdeploy.targets import TARGETS, get_target
 from ptdeploy.task import Task
 
 
@@ -62,11 +63,13 @@ def _checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _bundle(bundle: Bundle) -> dict[str, Any]:
     manifest: dict[str, Any] = msgspec.to_builtins(bundle.manifest)
+    target = bundle.manifest.target
     return {
         "kind": "bundle",
         "path": str(bundle.path),
         "bytes": sum(entry.size for entry in bundle.manifest.files),
         **manifest,
+        "engine": get_target(target).facts(bundle) if target in TARGETS else {},
     }
 
 
@@ -118,8 +121,8 @@ def _describe_checkpoint(facts: dict[str, Any]) -> str:
 
 
 def _describe_bundle(facts: dict[str, Any]) -> str:
-    prompt, source, limits, parity = (
-        facts[name] for name in ("prompt", "source", "limits", "parity")
+    prompt, source, limits, parity, graph = (
+        facts[name] for name in ("prompt", "source", "limits", "parity", "graph_parity")
     )
     prefix = f", prefix KV {prompt['prefix_kv']}" if prompt["prefix_kv"] else ""
     lines = [
@@ -139,19 +142,9 @@ def _describe_bundle(facts: dict[str, Any]) -> str:
             f"{limits['max_sequence']} tokens of text beside the prompt, "
             f"{limits['max_batch'] or 'any number of'} rows, vocabulary {limits['vocab_size']}",
         ),
-        (
-            "parity",
-            "not checked"
-            if parity is None
-            else f"{'passed' if parity['passed'] else 'FAILED'}: max abs {parity['max_abs']:.2g} "
-            f"over {parity['cases']} cases, top-1 agreement {parity['top1_agreement']:.2%}, "
-            + (
-                f"perplexity {parity['perplexity_ratio']:.3f} times the reference's, "
-                if parity["perplexity_ratio"] is not None
-                else ""
-            )
-            + f"against {parity['reference']}",
-        ),
+        *_engine_lines(facts["engine"]),
+        ("parity", "pending: verify completes it on a GPU" if parity is None else _parity(parity)),
+        *([("graph parity", _parity(graph))] if graph else []),
         ("made with", ", ".join(f"{name} {v}" for name, v in facts["versions"].items())),
     ]
     for side in ("inputs", "outputs"):
@@ -167,6 +160,37 @@ def _describe_bundle(facts: dict[str, Any]) -> str:
         for file in facts["files"]
     ]
     return _table(lines)
+
+
+def _parity(found: dict[str, Any]) -> str:
+    ratio = found["perplexity_ratio"]
+    return (
+        f"{'passed' if found['passed'] else 'FAILED'}: max abs {found['max_abs']:.2g} "
+        f"over {found['cases']} cases, top-1 agreement {found['top1_agreement']:.2%}, "
+        + (f"perplexity {ratio:.3f} times the reference's, " if ratio is not None else "")
+        + f"against {found['reference']}"
+    )
+
+
+def _engine_lines(engine: dict[str, Any]) -> list[tuple[str, Any]]:
+    """What was built, for which GPUs and shapes, and what each type computes."""
+    if not engine:
+        return []
+    capabilities = ", ".join(engine["compute_capabilities"]) or "every GPU it supports"
+    place = engine["gpu"] or "ahead of time, without a GPU"
+    lines = [
+        ("engine", f"{engine['flavor']} {engine['version']}, built on {place}"),
+        ("", f"for compute capability {capabilities}"),
+    ]
+    for profile in engine["profiles"]:
+        ranges = profile["shapes"]["input_ids"]
+        words = "input_ids {}, usually {}, to {}".format(*(list(shape) for shape in ranges))
+        lines.append(("profile", f"{profile['name']}: {words}"))
+    for dtype, counts in engine["precisions"].items():
+        most = sorted(counts.items(), key=lambda item: -item[1])
+        shown = ", ".join(f"{count} {operator}" for operator, count in most[:6])
+        lines.append((f"in {dtype}", f"{sum(counts.values())} operators: {shown}"))
+    return lines
 
 
 def megabytes(size: int) -> str:

@@ -1,7 +1,9 @@
-"""Parts of a transformers model traced as the fused operators that engines have kernels for.
+"""Parts of a transformers model traced as what engines have kernels for.
 
-A decoder's attention, rotary embedding and RMSNorm become one node each while it is traced,
-whatever its architecture, instead of being searched for in the exported graph afterwards.
+A decoder's attention updates the KV buffer in place, whatever its architecture, instead of being
+searched for in the exported graph afterwards. With ONNX Runtime's own operators, attention, rotary
+embedding and RMSNorm become one node each. With standard ones, attention is a TensorScatter into
+the buffer and products over all of it, and the rest stays the model's own arithmetic.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from torch import nn
 from transformers.cache_utils import Cache
 
 from ptdeploy.base import quiet_libraries
+from ptdeploy.task import Operators
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -27,7 +30,7 @@ _HARMLESS = {"dropout", "position_ids", "use_cache", "is_causal", "output_attent
 
 
 class SharedCache(Cache):  # type: ignore[misc]
-    """Past and present KV in one buffer, as GroupQueryAttention updates it.
+    """Past and present KV in one buffer, which attention updates where it lies.
 
     `past` holds keys and values by turns, each (batch, kv heads, slots, head dim). A row's slots
     are filled from the first one on, `past_lengths` of them, int64 (batch,); slots and tokens
@@ -39,6 +42,8 @@ class SharedCache(Cache):  # type: ignore[misc]
     ) -> None:
         self.past = past
         self.present: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.past_lengths = past_lengths
+        self.positions = past_lengths[:, None] + torch.arange(new_tokens)[None]
         self.last_slot = (past_lengths + new_tokens - 1).to(torch.int32)
         self.filled = (past_lengths.max() + new_tokens).to(torch.int32)
         self.layers: list[Any] = []
@@ -63,6 +68,7 @@ class _Trace:
     """The cache of the trace in progress, and why a layer could not be fused."""
 
     cache: SharedCache | None = None
+    operators: Operators = "onnxruntime"
     refused: str | None = None
     # The last position that masks are tried at; none while exporting, when tensors have no values.
     last_position: int | None = None
@@ -146,22 +152,55 @@ def _attention(
         why := _why_not_masked(attention_mask, sliding_window, _TRACE.last_position)
     ):
         _TRACE.refused = why
-    batch, heads, new, head_dim = query.shape
-    if value.shape[-1] != head_dim:
+    if value.shape[-1] != query.shape[-1]:
         _TRACE.refused = "its values are narrower than its keys"
+    past = cache.past[2 * layer], cache.past[2 * layer + 1]
+    scale = float(query.shape[-1] ** -0.5 if scaling is None else scaling)
+    rule = _Rule(scale, int(sliding_window or 0), float(softcap or 0), s_aux)
+    compute = _grouped_query if _TRACE.operators == "onnxruntime" else _over_buffer
+    output, cache.present[layer] = compute(query, key, value, past, cache, rule)
+    _TRACE.layers.add(layer)
+    return output, None
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """How scores become weights: a window in tokens and a soft cap, 0 for none.
+
+    `sinks` (heads,) are scores that take part in the softmax and belong to no token.
+    """
+
+    scale: float
+    window: int
+    softcap: float
+    sinks: torch.Tensor | None
+
+
+_Pair = tuple[torch.Tensor, torch.Tensor]
+
+
+def _grouped_query(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    past: _Pair,
+    cache: SharedCache,
+    rule: _Rule,
+) -> tuple[torch.Tensor, _Pair]:
+    """Attention and the update of the buffer as ONNX Runtime's one operator."""
+    batch, heads, new, head_dim = query.shape
 
     def flat(states: torch.Tensor) -> torch.Tensor:
         return states.transpose(1, 2).reshape(batch, new, -1)
 
     attributes: dict[str, Any] = {"num_heads": heads, "kv_num_heads": key.shape[1]}
-    attributes["scale"] = float(head_dim**-0.5 if scaling is None else scaling)
-    if sliding_window:
-        attributes["local_window_size"] = int(sliding_window)
-    if softcap:
-        attributes["softcap"] = float(softcap)
-    past = cache.past[2 * layer], cache.past[2 * layer + 1]
+    attributes["scale"] = rule.scale
+    if rule.window:
+        attributes["local_window_size"] = rule.window
+    if rule.softcap:
+        attributes["softcap"] = rule.softcap
     # After four inputs that are not used: what each head may look at besides the text.
-    sinks = () if s_aux is None else (None, None, None, None, s_aux)
+    sinks = () if rule.sinks is None else (None, None, None, None, rule.sinks)
     output, *present = torch.onnx.ops.symbolic_multi_out(
         "com.microsoft::GroupQueryAttention",
         (flat(query), flat(key), flat(value), *past, cache.last_slot, cache.filled, *sinks),
@@ -170,15 +209,55 @@ def _attention(
         shapes=((batch, new, heads * head_dim), past[0].shape, past[1].shape),
         version=1,
     )
-    cache.present[layer] = (present[0], present[1])
-    _TRACE.layers.add(layer)
-    return output.view(batch, new, heads, head_dim), None
+    return output.view(batch, new, heads, head_dim), (present[0], present[1])
 
 
-def why_not_fused(model: PreTrainedModel, program: nn.Module, inputs: tuple[Any, ...]) -> str:
+def _over_buffer(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    past: _Pair,
+    cache: SharedCache,
+    rule: _Rule,
+) -> tuple[torch.Tensor, _Pair]:
+    """Attention over all slots of the buffer, after the new tokens were written into it."""
+    batch, heads, new, head_dim = query.shape
+    kv_heads, slots = past[0].shape[1:3]
+    keys, values = (
+        torch.onnx.ops.symbolic(
+            "TensorScatter",
+            (buffer, states, cache.past_lengths),
+            {"axis": 2, "mode": "linear"},
+            dtype=buffer.dtype,
+            shape=buffer.shape,
+            version=24,
+        )
+        for buffer, states in zip(past, (key, value), strict=True)
+    )
+    # Queries of one group share a key: side by side they are one product, and no key is repeated.
+    grouped = (query * rule.scale).reshape(batch, kv_heads, heads // kv_heads * new, head_dim)
+    scores = (grouped @ keys.transpose(2, 3)).reshape(batch, heads, new, slots)
+    if rule.softcap:
+        scores = torch.tanh(scores / rule.softcap) * rule.softcap
+    back = cache.positions[:, :, None] - torch.arange(slots)[None, None]
+    visible = back >= 0
+    if rule.window:
+        visible = visible & (back < rule.window)
+    scores = torch.where(visible[:, None], scores, torch.finfo(scores.dtype).min)
+    if rule.sinks is not None:
+        sinks = rule.sinks.reshape(1, heads, 1, 1).expand(batch, heads, new, 1)
+        scores = torch.cat([scores, sinks], dim=-1)
+    weights = torch.softmax(scores, dim=-1)[..., :slots]
+    output = weights.reshape(batch, kv_heads, heads // kv_heads * new, slots) @ values
+    return output.reshape(batch, heads, new, head_dim).transpose(1, 2), (keys, values)
+
+
+def why_not_fused(
+    model: PreTrainedModel, program: nn.Module, inputs: tuple[Any, ...], operators: Operators
+) -> str:
     """Why a program with a SharedCache cannot be traced fused, or "" if all its layers can."""
     _TRACE.last_position = int(getattr(model.config, "max_position_embeddings", 0) or 1 << 17) - 1
-    with torch.no_grad(), quiet_libraries(), fused(model):
+    with torch.no_grad(), quiet_libraries(), fused(model, operators):
         try:
             program(*inputs)
         except Exception as error:  # transformers' own code, on an attention it does not know
@@ -192,24 +271,27 @@ def why_not_fused(model: PreTrainedModel, program: nn.Module, inputs: tuple[Any,
 
 
 @contextmanager
-def fused(model: PreTrainedModel) -> Iterator[None]:
-    """Trace `model` with fused attention, rotary embedding and RMSNorm inside this block.
+def fused(model: PreTrainedModel, operators: Operators) -> Iterator[None]:
+    """Trace `model` with attention over a SharedCache inside this block.
 
-    A rotary function or a norm is replaced only if the operator gives what it gives, tried on
-    random numbers; any other stays as the model computes it.
+    With ONNX Runtime's operators its rotary embedding and RMSNorm are fused too: a rotary function
+    or a norm is replaced only if the operator gives what it gives, tried on random numbers; any
+    other stays as the model computes it.
     """
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+    _TRACE.operators = operators
     ALL_ATTENTION_FUNCTIONS.register(ATTENTION, _attention)
     ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, _mask)
     before = model.config._attn_implementation
     model.set_attn_implementation(ATTENTION)
     code = sys.modules[type(model).__module__]
     rotary = getattr(code, "apply_rotary_pos_emb", None)
-    if rotary is not None and _is_half_rotary(rotary):
+    own = operators == "onnxruntime"
+    if own and rotary is not None and _is_half_rotary(rotary):
         code.apply_rotary_pos_emb = _partial_rotary  # type: ignore[attr-defined]
-    norms = [m for m in model.modules() if type(m).__name__.endswith("RMSNorm")]
+    norms = [m for m in model.modules() if own and type(m).__name__.endswith("RMSNorm")]
     for norm in norms:
         if (operator := _norm_operator(norm)) is not None:
             norm.forward = operator

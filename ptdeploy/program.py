@@ -14,7 +14,7 @@ from ptdeploy.decoder import DecoderClassifier, FusedDecoder, PlainDecoder
 from ptdeploy.errors import BaseModelError
 from ptdeploy.lowering import why_not_fused
 from ptdeploy.prompt import Prompt
-from ptdeploy.task import Activations, Graph, Task, TensorSpec
+from ptdeploy.task import Activations, Graph, Operators, Task, TensorSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -39,17 +39,34 @@ class Signature:
 
         return Signature(tuple(map(typed, self.inputs)), tuple(map(typed, self.outputs)))
 
+    def with_slots(self, slots: int) -> Signature:
+        """The signature of an engine whose KV buffer has that many slots and no other number."""
+
+        def fixed(spec: TensorSpec) -> TensorSpec:
+            shape = tuple(slots if axis == SLOTS else axis for axis in spec.shape)
+            return msgspec.structs.replace(spec, shape=shape)
+
+        return Signature(tuple(map(fixed, self.inputs)), tuple(map(fixed, self.outputs)))
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A model, and the operators that its attention is traced as."""
+
+    model: PreTrainedModel
+    operators: Operators
+
 
 @dataclass(frozen=True)
 class Program:
     """A traceable module with its signature; its inputs are positional and in that order.
 
-    `lowered` is the model whose parts become fused operators while the module is traced.
+    `lowered` is the model whose attention updates the buffer in place while the module is traced.
     """
 
     module: nn.Module = field(repr=False)
     signature: Signature
-    lowered: PreTrainedModel | None = field(repr=False, default=None)
+    lowered: Lowered | None = field(repr=False, default=None)
 
     def example_inputs(self) -> tuple[torch.Tensor, ...]:
         """Small inputs of the declared shapes, every axis larger than one."""
@@ -71,15 +88,16 @@ def build_program(
     base: BaseModel,
     prompt: Prompt,
     freeze_kv: bool = True,
-    fuse: bool = True,
+    operators: Operators | None = "onnxruntime",
 ) -> tuple[Program, Graph]:
     """Choose the task's program: an encoder, a decoder that classifies, or one that writes.
 
-    A decoder that writes is `fused` where its architecture allows and `plain` otherwise; the Graph
-    says which and why. Without `freeze_kv` the virtual tokens stay in it as embeddings.
+    A decoder that writes is `fused`, with `operators`, where its architecture allows and `plain`
+    otherwise; the Graph says which and why. Without `freeze_kv` the virtual tokens stay in it as
+    embeddings.
     """
     if task is Task.CAUSAL_LM:
-        return _decoder(model, base, prompt, freeze_kv, fuse)
+        return _decoder(model, base, prompt, freeze_kv, operators)
     if base.last_token_head:
         program = _decoder_classifier(model, prompt, base.num_labels)
         return program, Graph("plain", "a class needs no KV buffer")
@@ -149,8 +167,18 @@ _LENGTHS = TensorSpec(
 )
 
 
+_FUSED: dict[Operators, str] = {
+    "onnxruntime": "every layer's attention is one GroupQueryAttention",
+    "standard": "every layer writes into the KV buffer in place and reads all of it",
+}
+
+
 def _decoder(
-    model: PreTrainedModel, base: BaseModel, prompt: Prompt, freeze_kv: bool, fuse: bool
+    model: PreTrainedModel,
+    base: BaseModel,
+    prompt: Prompt,
+    freeze_kv: bool,
+    operators: Operators | None,
 ) -> tuple[Program, Graph]:
     assert prompt.prefix_kv is not None
     layers, _, heads, _, head_dim = prompt.prefix_kv.shape
@@ -160,14 +188,16 @@ def _decoder(
     kept = None if freeze_kv else prompt
     program = FusedDecoder(model, kept).eval()
     inputs = (_IDS, _LENGTHS, _KEPT, *past)
-    why = "the target has no fused attention"
-    if fuse:
-        why = why_not_fused(model, program, _examples(inputs))
+    why = ""
+    if operators is None:
+        why = "the target has no attention over a buffer"
+    else:
+        why = why_not_fused(model, program, _examples(inputs), operators)
     vocabulary = int(model.get_output_embeddings().weight.shape[0])
     logits = TensorSpec(
         "logits", "float32", (BATCH, KEPT, vocabulary), "next-token scores before softmax"
     )
-    if why:
+    if why or operators is None:
         new = (BATCH, heads, SEQUENCE, head_dim)
         present = tuple(
             TensorSpec(f"present.{n}", "float32", new, "the new tokens' KV") for n in names
@@ -176,8 +206,8 @@ def _decoder(
         _check_free_slots(plain, prompt, base.context(route))
         return Program(plain, Signature(inputs, (logits, *present))), route
     present = tuple(TensorSpec(f"present.{n}", "float32", buffer, "KV buffer") for n in names)
-    route = Graph("fused", "every layer's attention is one GroupQueryAttention")
-    return Program(program, Signature(inputs, (logits, *present)), model), route
+    route = Graph("fused", _FUSED[operators])
+    return Program(program, Signature(inputs, (logits, *present)), Lowered(model, operators)), route
 
 
 # Trying more would need as much memory as a long text does.

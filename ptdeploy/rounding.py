@@ -8,16 +8,16 @@ from pathlib import Path
 from ptdeploy.bundle import Quantization
 from ptdeploy.errors import InputError
 
-_BITS = {"int8": 8, "int4": 4}
+_BITS = {"int8": 8, "int4": 4, "fp8": 8}
 # What round-to-nearest in blocks of 32 keeps on models that were trained, with some room.
-_KEEPS = {"int8": (0.97, 1.02), "int4": (0.80, 1.15)}
+_KEEPS = {"int8": (0.97, 1.02), "int4": (0.80, 1.15), "fp8": (0.93, 1.05)}
 _BLOCK_SIZES = (16, 32, 64, 128, 256)
 _ACCURACY_LEVELS = (1, 4)
 
 
 @dataclass(frozen=True)
 class Rounding:
-    """Options of the precisions int8 and int4; None is the precision's own default.
+    """Options of the precisions int8, int4 and fp8; None is the precision's own default.
 
     `quality_text` is a UTF-8 file with one text a line, to judge the engine on instead of ours.
     """
@@ -29,9 +29,13 @@ class Rounding:
     quality_text: str | Path | None = None
 
 
-def quantization_for(precision: str, rounding: Rounding) -> Quantization | None:
+def quantization_for(
+    precision: str, rounding: Rounding, block_size: int = 32, matmul_nbits: bool = True
+) -> Quantization | None:
     """How a precision stores weights; None if it rounds none.
 
+    `block_size` is the target's own, 0 where a scale is for a whole column; `matmul_nbits` says
+    whether its products are ONNX Runtime's operator, which has accuracy levels.
     Raises InputError if an option is out of range or the precision has none.
     """
     if precision not in _BITS:
@@ -43,19 +47,29 @@ def quantization_for(precision: str, rounding: Rounding) -> Quantization | None:
                     "Choose --precision int8 or int4.",
                 )
         return None
+    is_float = precision == "fp8"
+    if rounding.accuracy_level is not None and not matmul_nbits:
+        raise InputError("--accuracy-level is ONNX Runtime's; this target has none.")
+    if rounding.block_size is not None and (is_float or not block_size):
+        raise InputError(f"--block-size: this target's {precision} has a scale for each column.")
     agreement, ratio = _KEEPS[precision]
     found = Quantization(
         bits=_BITS[precision],
-        block_size=32 if rounding.block_size is None else rounding.block_size,
-        accuracy_level=4 if rounding.accuracy_level is None else rounding.accuracy_level,
+        block_size=block_size if rounding.block_size is None else rounding.block_size,
+        accuracy_level=rounding.accuracy_level or (4 if matmul_nbits else 0),
         min_agreement=agreement if rounding.min_agreement is None else rounding.min_agreement,
         max_perplexity_ratio=ratio
         if rounding.max_perplexity_ratio is None
         else rounding.max_perplexity_ratio,
+        type="float8e4m3fn" if is_float else "int",
     )
     for option, holds, wanted in (
-        ("--block-size", found.block_size in _BLOCK_SIZES, _one_of(_BLOCK_SIZES)),
-        ("--accuracy-level", found.accuracy_level in _ACCURACY_LEVELS, _one_of(_ACCURACY_LEVELS)),
+        ("--block-size", rounding.block_size in (None, *_BLOCK_SIZES), _one_of(_BLOCK_SIZES)),
+        (
+            "--accuracy-level",
+            rounding.accuracy_level in (None, *_ACCURACY_LEVELS),
+            _one_of(_ACCURACY_LEVELS),
+        ),
         ("--min-agreement", 0 <= found.min_agreement <= 1, "from 0 to 1"),
         ("--max-perplexity-ratio", found.max_perplexity_ratio > 0, "more than 0"),
     ):

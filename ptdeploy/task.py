@@ -7,7 +7,9 @@ from typing import Literal
 
 import msgspec
 
-Activations = Literal["float32", "float16"]
+Activations = Literal["float32", "float16", "bfloat16"]
+# What attention over a KV buffer is traced as: ONNX Runtime's own operators, or ONNX's alone.
+Operators = Literal["onnxruntime", "standard"]
 
 
 class Task(StrEnum):

@@ -33,7 +33,8 @@ def run_passes(model: ir.Model, context: PassContext) -> ir.Model:
     fold: constants folded, dead nodes and repeated work dropped. layout: no transposes and reshapes
     that undo each other. residual: sums with the norm after them. half: float16 but where it would
     lose. deduplicate: one copy of equal weights. head: large weights are read the way round they
-    lie. quantise: constant matrices in a few bits. declare: inputs and outputs get the signature's
+    lie. quantise, dequantize: constant matrices in a few bits, with ONNX Runtime's own operator or
+    with standard ones. declare: inputs and outputs get the signature's
     names, types and axes. name: nodes are named after their modules. anonymise: nothing of the
     machine that exported stays.
     """
@@ -41,6 +42,7 @@ def run_passes(model: ir.Model, context: PassContext) -> ir.Model:
         anonymise,
         declare,
         deduplicate,
+        dequantize,
         fold,
         half,
         head,
@@ -50,7 +52,7 @@ def run_passes(model: ir.Model, context: PassContext) -> ir.Model:
         residual,
     )
 
-    before = (fold, layout, residual, half, deduplicate, head, quantise)
+    before = (fold, layout, residual, half, deduplicate, head, quantise, dequantize)
     for one in (*before, declare, name, anonymise):
         model = one.run(model, context)
     return model

@@ -1,8 +1,8 @@
-"""Activations and weights in half precision, but for what would lose by it."""
+"""Activations and weights in 16 bits, but for what would lose by it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,16 +19,16 @@ _KEPT |= {"Pow", "Exp", "Log", "Cos", "Sin"}
 
 
 def run(model: ir.Model, context: PassContext) -> ir.Model:
-    """Compute in float16 if the context says so; `logits` are widened to fp32 again.
+    """Compute in float16 or bfloat16 if the context says so; `logits` are widened to fp32 again.
 
-    A node computes in float16 if anything it reads does. What is reckoned from whole numbers, such
+    A node computes in 16 bits if anything it reads does. What is reckoned from whole numbers, such
     as rotary angles from positions, stays fp32 up to where it meets the model's own values.
     """
     import onnx_ir as ir
 
     if context.activations == "float32":
         return model
-    graph, wanted = model.graph, ir.DataType.FLOAT16
+    graph, wanted = model.graph, ir.DataType[context.activations.upper()]
     casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
     for value in graph.inputs:
         if value.dtype == ir.DataType.FLOAT:
@@ -53,7 +53,7 @@ def run(model: ir.Model, context: PassContext) -> ir.Model:
             for output in node.outputs:
                 if output.dtype == ir.DataType.FLOAT:
                     output.dtype = wanted
-    _widen_logits(graph)
+    _widen_logits(graph, wanted)
     for name in [n for n, v in graph.initializers.items() if not v.uses()]:
         del graph.initializers[name]
     return model
@@ -78,19 +78,21 @@ def _cast(graph: ir.Graph, before: ir.Node, value: ir.Value, dtype: ir.DataType)
 
 def _rounded(array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
     # Masks hold the most negative fp32 number, which must not become minus infinity.
-    largest = np.finfo(dtype).max
+    import ml_dtypes
+
+    largest = float(cast("Any", ml_dtypes).finfo(dtype).max)
     finite = np.where(np.isfinite(array), np.clip(array, -largest, largest), array)
     return np.ascontiguousarray(finite.astype(dtype))
 
 
-def _widen_logits(graph: ir.Graph) -> None:
+def _widen_logits(graph: ir.Graph, narrow: ir.DataType) -> None:
     import onnx_ir as ir
 
     for index, value in enumerate(graph.outputs):
-        if value.name == "logits" and value.dtype == ir.DataType.FLOAT16:
+        if value.name == "logits" and value.dtype == narrow:
             node = ir.node("Cast", [value], attributes={"to": ir.DataType.FLOAT.value})
             graph.append(node)
             wide = node.outputs[0]
             wide.dtype, wide.shape = ir.DataType.FLOAT, value.shape
-            value.name, wide.name = "logits.float16", "logits"
+            value.name, wide.name = f"logits.{narrow.name.lower()}", "logits"
             graph.outputs[index] = wide

@@ -22,7 +22,7 @@ def run(model: ir.Model, context: PassContext) -> ir.Model:
 
     graph = model.graph
     for node in list(graph):
-        found = _transposed_weight(node)
+        found = transposed_weight(node)
         if found is None:
             continue
         transpose, weight, constant = found
@@ -66,7 +66,7 @@ def replace(graph: ir.Graph, old: ir.Node, *new: ir.Node) -> None:
     after.name = name
 
 
-def _transposed_weight(node: ir.Node) -> tuple[ir.Node, ir.Value, ir.TensorProtocol] | None:
+def transposed_weight(node: ir.Node) -> tuple[ir.Node, ir.Value, ir.TensorProtocol] | None:
     """The Transpose of a weight's two axes that a MatMul reads, the weight, its tensor; or None."""
     if node.op_type != "MatMul" or node.inputs[1] is None:
         return None

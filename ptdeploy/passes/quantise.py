@@ -23,17 +23,17 @@ def run(model: ir.Model, context: PassContext) -> ir.Model:
     """Quantise the constant side of every MatMul, Gemm and FusedMatMul; all else stays fp32.
 
     Embeddings, biases, norms and the virtual tokens' KV are not touched. Without a quantization
-    in the context the model stays as it is.
+    in the context, or for an engine without this operator, the model stays as it is.
     """
     import onnx_ir as ir
 
     wanted = context.quantization
-    if wanted is None:
+    if wanted is None or not context.custom_operators:
         return model
     graph = model.graph
     done: dict[tuple[int, bool], tuple[ir.Value, ir.Value]] = {}
     for node in list(graph):
-        found = _product(node)
+        found = constant_product(node)
         if found is None:
             continue
         weight, constant, is_transposed = found
@@ -103,7 +103,7 @@ def _round(block: NDArray[np.float32], bits: int) -> tuple[NDArray[np.uint8], ND
     return codes, scale[..., 0]
 
 
-def _product(node: ir.Node) -> tuple[ir.Value, ir.TensorProtocol, bool] | None:
+def constant_product(node: ir.Node) -> tuple[ir.Value, ir.TensorProtocol, bool] | None:
     """The constant matrix of a product, and whether its rows are the output's columns."""
     if node.op_type not in ("MatMul", "FusedMatMul", "Gemm") or any(
         _number(node, name) for name in ("transA", "transBatchA")

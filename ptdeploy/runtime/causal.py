@@ -247,6 +247,9 @@ def stops(stop: str | Sequence[str]) -> tuple[str, ...]:
     return strings
 
 
+_CACHES = ({"float32"}, {"float16"}, {"bfloat16"})
+
+
 def _check_layout(bundle: Bundle) -> None:
     """Raises BundleError unless the signature is a KV buffer's and the prefix KV fits it."""
     manifest = bundle.manifest
@@ -258,6 +261,7 @@ def _check_layout(bundle: Bundle) -> None:
         )
     )
     shapes = {(len(s.shape), s.shape[1], s.shape[3]) for s in past if len(s.shape) == 4}
+    slots = [s.shape[2] for s in past if len(s.shape) == 4]
     prefix, count = manifest.prompt.prefix_kv, manifest.prompt.num_virtual_tokens
     limits = manifest.limits
     # One shape for all layers, of numbers alone.
@@ -267,7 +271,8 @@ def _check_layout(bundle: Bundle) -> None:
         not (isinstance(heads, int) and heads > 0)
         or not (isinstance(width, int) and width > 0)
         or not len(past) == len(present) == len(manifest.outputs) - 1
-        or {spec.dtype for spec in (*past, *present)} not in ({"float32"}, {"float16"})
+        or {spec.dtype for spec in (*past, *present)} not in _CACHES
+        or {size for size in slots if isinstance(size, int)} - {limits.max_context}
         or manifest.outputs[0].dtype != "float32"
         or not _at_least(manifest.outputs[0].shape[-1:], limits.vocab_size)
         or (prefix is not None and prefix != (len(past) // 2, 2, heads, count, width))

@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 
 from ptdeploy.bundle import Manifest
 from ptdeploy.errors import InputError
+from ptdeploy.runtime.bfloat16 import stored, to_stored
 from ptdeploy.targets import Session
 from ptdeploy.task import TensorSpec
 
-# A prefill longer than this runs in pieces: an engine's scratch space grows with its square.
+# A prefill longer than this, or than the engine takes, runs in pieces: an engine's scratch space
+# grows with its square.
 PREFILL = 512
 
 
@@ -34,9 +36,11 @@ class KVBuffer:
         slots: int,
     ) -> None:
         self._session = session
-        self.slots = slots
+        self._piece = min(PREFILL, manifest.limits.max_prefill or PREFILL)
         past = [spec for spec in manifest.inputs if spec.name.startswith("past_key_values.")]
         present = [spec.name for spec in manifest.outputs if spec.name.startswith("present.")]
+        fixed = past[0].shape[2]
+        self.slots = slots = fixed if isinstance(fixed, int) else slots
         self._in_place = manifest.graph.route == "fused"
         vocabulary = int(manifest.outputs[0].shape[-1])
         self.prefix = 0 if prefix_kv is None else prefix_kv.shape[3]
@@ -76,8 +80,8 @@ class KVBuffer:
         One row at a time: a row's tokens never wait for a longer row's padding.
         """
         kept: list[NDArray[np.float32]] = []
-        for start in range(0, ids.size, PREFILL):
-            piece = ids[start : start + PREFILL]
+        for start in range(0, ids.size, self._piece):
+            piece = ids[start : start + self._piece]
             first = 0 if every_position else piece.size - 1
             positions = np.arange(first, piece.size)
             logits = np.empty((1, positions.size, self._logits.shape[2]), np.float32)
@@ -127,7 +131,9 @@ class KVBuffer:
             new: dict[str, Any] = past
         else:
             new = {
-                name: np.empty(_shape(spec, lengths.size, ids.shape[1]), spec.dtype)
+                name: self._session.place(
+                    np.zeros(_shape(spec, lengths.size, ids.shape[1]), stored(spec.dtype))
+                )
                 for name, spec in self._specs.items()
             }
         present = {self._present[name]: array for name, array in new.items()}
@@ -137,11 +143,8 @@ class KVBuffer:
 
         def step() -> None:
             run()
-            for name, array in new.items():
-                buffer = self._placed[name].read()
-                for row, length, tokens in zip(buffer[rows], lengths, array, strict=True):
-                    row[:, length : length + ids.shape[1]] = tokens
-                self._placed[name].write(buffer)
+            for name, tokens in new.items():
+                past[name].write_slots(lengths, tokens)
 
         return step
 
@@ -165,7 +168,7 @@ def _filled(
     spec: TensorSpec, rows: int, slots: int, prefix: NDArray[np.float32] | None
 ) -> NDArray[Any]:
     """Zeros, and in each row's first slots the prefix (kv heads, virtual tokens, head dim)."""
-    array = np.zeros(_shape(spec, rows, slots), spec.dtype)
+    array = np.zeros(_shape(spec, rows, slots), stored(spec.dtype))
     if prefix is not None:
-        array[:, :, : prefix.shape[1]] = prefix
+        array[:, :, : prefix.shape[1]] = to_stored(prefix, spec.dtype)
     return array

@@ -8,25 +8,58 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from ptdeploy.engine_options import EngineOptions
 from ptdeploy.errors import InputError
-from ptdeploy.task import Activations
+from ptdeploy.task import Activations, Operators
 
 if TYPE_CHECKING:
+    import numpy as np
     import onnx_ir as ir
     from numpy.typing import NDArray
 
-    from ptdeploy.bundle import Bundle, FileEntry
+    from ptdeploy.bundle import Bundle, FileEntry, Limits
+    from ptdeploy.program import Signature
 
-TARGETS = {"ort": "ptdeploy.targets.ort"}
+TARGETS = {"ort": "ptdeploy.targets.ort", "trt": "ptdeploy.targets.trt"}
 DEVICES = ("cpu", "cuda")
 
 
 @dataclass(frozen=True)
 class Numerics:
-    """What a target computes a precision with: the activations' type, and if attention is fused."""
+    """What a target computes a precision with.
+
+    `operators` are those that attention over a KV buffer is traced as; None leaves attention to the
+    model. `custom_operators` says whether the engine knows ONNX Runtime's own. `fixed_slots` is for
+    engines whose buffer must have a fixed number of slots. `block_size` is how many weights share
+    a scale unless told, 0 for a whole column.
+    """
 
     activations: Activations
-    fused_attention: bool
+    operators: Operators | None
+    custom_operators: bool = True
+    fixed_slots: bool = False
+    block_size: int = 32
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """What an engine is built from: a graph, what goes in and out of it, and how to build it."""
+
+    model: ir.Model
+    signature: Signature
+    limits: Limits
+    precision: str
+    folder: Path
+    options: EngineOptions
+
+
+@dataclass(frozen=True)
+class Built:
+    """The files of an engine; `working` ones were needed to make it and stay out of the bundle."""
+
+    files: tuple[FileEntry, ...]
+    working: tuple[FileEntry, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 class Placed(Protocol):
@@ -42,6 +75,14 @@ class Placed(Protocol):
 
     def write(self, array: NDArray[Any]) -> None:
         """Replace what it holds. `array` has its shape and type."""
+        ...
+
+    def write_slots(self, lengths: NDArray[np.int64], tokens: Any) -> None:
+        """Put new tokens behind each row's filled slots.
+
+        `tokens` (rows, heads, new, width) was placed by the same session, and this memory is
+        (rows, heads, slots, width), of which `lengths` (rows,) are filled.
+        """
         ...
 
 
@@ -66,7 +107,14 @@ class Session(Protocol):
 
 
 class Target(Protocol):
-    """What a target's module offers."""
+    """What a target's module offers.
+
+    `DEVICES` are those it runs on, the default first. `STAND_IN` is the target that can run the
+    very graph an engine is built from, where the engine itself cannot run; "" if there is none.
+    """
+
+    DEVICES: tuple[str, ...]
+    STAND_IN: str
 
     def precisions(self, device: str) -> tuple[str, ...]:
         """The precisions it builds for a device, the default first."""
@@ -80,8 +128,25 @@ class Target(Protocol):
         """Why it cannot run on `device` here and how to change that, or None if it can."""
         ...
 
-    def build(self, model: ir.Model, folder: Path) -> tuple[FileEntry, ...]:
-        """Write the engine files into `folder` and list them."""
+    def unbuildable(self, device: str, options: EngineOptions) -> tuple[str, str] | None:
+        """Why it cannot build for `device` here and how to change that, or None if it can.
+
+        Raises InputError if the options do not fit each other or the target.
+        """
+        ...
+
+    def limit(
+        self, limits: Limits, options: EngineOptions, causal: bool, max_context: int | None
+    ) -> Limits:
+        """The limits as its engines have them; `max_context` is what was asked for."""
+        ...
+
+    def build(self, request: BuildRequest) -> Built:
+        """Write the engine files and list them."""
+        ...
+
+    def facts(self, bundle: Bundle) -> dict[str, Any]:
+        """What a bundle's engine files say of themselves, as plain data; {} if nothing."""
         ...
 
     def load(self, bundle: Bundle, device: str, threads: int | None, map_weights: bool) -> Session:

@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ptdeploy.bundle import Bundle, FileEntry, staged
-from ptdeploy.errors import BundleError, TargetUnavailable
-from ptdeploy.targets import Numerics, Placed
+from ptdeploy.bundle import Bundle, FileEntry, Limits, staged
+from ptdeploy.engine_options import EngineOptions
+from ptdeploy.errors import BundleError, InputError, TargetUnavailable
+from ptdeploy.targets import BuildRequest, Built, Numerics, Placed
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+DEVICES = ("cpu", "cuda")
+STAND_IN = ""
 MODEL, WEIGHTS = "model.onnx", "model.onnx.data"
 # Smaller constants stay inside the model file.
 _INLINE = 256
@@ -33,10 +36,10 @@ def precisions(device: str) -> tuple[str, ...]:
 def numerics(device: str, precision: str) -> Numerics:
     """In fp32 on a CPU; on CUDA in fp16, or in fp32 without fused attention, which has none."""
     if device == "cpu":
-        return Numerics("float32", fused_attention=True)
+        return Numerics("float32", "onnxruntime")
     if precision == "fp32":
-        return Numerics("float32", fused_attention=False)
-    return Numerics("float16", fused_attention=True)
+        return Numerics("float32", None)
+    return Numerics("float16", "onnxruntime")
 
 
 def unavailable(device: str) -> tuple[str, str] | None:
@@ -56,8 +59,25 @@ def unavailable(device: str) -> tuple[str, str] | None:
     return None
 
 
-def build(model: ir.Model, folder: Path) -> tuple[FileEntry, ...]:
+def unbuildable(device: str, options: EngineOptions) -> tuple[str, str] | None:
+    """Its engine file is the graph, and it is shown to be right before it is written."""
+    if given := options.given():
+        raise InputError(f"{given[0]} is about TensorRT's engines; the target ort has none.")
+    return unavailable(device)
+
+
+def limit(limits: Limits, options: EngineOptions, causal: bool, max_context: int | None) -> Limits:
+    """Its graphs take any size that the model does."""
+    return limits
+
+
+def build(request: BuildRequest) -> Built:
     """Write `model.onnx` and its external data."""
+    return Built(write_model(request.model, request.folder))
+
+
+def write_model(model: ir.Model, folder: Path) -> tuple[FileEntry, ...]:
+    """Write a graph, with all but its smallest constants as external data beside it."""
     import onnx_ir as ir
 
     large = [
@@ -90,6 +110,11 @@ def build(model: ir.Model, folder: Path) -> tuple[FileEntry, ...]:
     return tuple(entries)
 
 
+def facts(bundle: Bundle) -> dict[str, Any]:
+    """The graph says it all."""
+    return {}
+
+
 def load(
     bundle: Bundle, device: str, threads: int | None = None, map_weights: bool = False
 ) -> OrtSession:
@@ -109,7 +134,8 @@ def load(
     if threads is not None:
         options.intra_op_num_threads = threads
     model = bundle.file("model")
-    assert model is not None, "read_bundle checks it"
+    if model is None:
+        raise BundleError(f"{bundle.path}: lists no file with the role 'model'.")
     try:
         session = onnxruntime.InferenceSession(
             str(model), sess_options=options, providers=[_PROVIDERS[device]]
@@ -130,32 +156,53 @@ def load(
 
 @dataclass(frozen=True)
 class OrtMemory:
-    """Memory on a device. `value` keeps it: a host array itself, or an OrtValue."""
+    """Memory on a device. `value` keeps it: a host array itself, or an OrtValue.
+
+    The memory is `shape[0]` of the value's rows, from `first` on.
+    """
 
     device: str
     pointer: int
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     value: Any
+    first: int = 0
 
     def rows(self, rows: slice) -> OrtMemory:
         start, stop, step = rows.indices(self.shape[0])
         assert step == 1
         size = math.prod(self.shape[1:]) * self.dtype.itemsize
         shape = (stop - start, *self.shape[1:])
-        return replace(self, pointer=self.pointer + start * size, shape=shape)
+        first = self.first + start
+        return replace(self, pointer=self.pointer + start * size, shape=shape, first=first)
 
     def read(self) -> NDArray[Any]:
-        if isinstance(self.value, np.ndarray):
-            return self.value
-        copy: NDArray[Any] = self.value.numpy()
-        return copy
+        return self._of(self._whole())
 
     def write(self, array: NDArray[Any]) -> None:
-        if not isinstance(self.value, np.ndarray):
-            self.value.update_inplace(np.ascontiguousarray(array))
-        elif array is not self.value:
-            self.value[...] = array
+        whole = self._whole()
+        mine = self._of(whole)
+        if array.ctypes.data != mine.ctypes.data:
+            mine[...] = array
+        if whole is not self.value:
+            self.value.update_inplace(whole)
+
+    def write_slots(self, lengths: NDArray[np.int64], tokens: OrtMemory) -> None:
+        # Elsewhere than on a CPU ONNX Runtime copies whole values only.
+        buffer, new = self.read(), tokens.read()
+        for row, length, states in zip(buffer, lengths, new, strict=True):
+            row[:, length : length + new.shape[2]] = states
+        self.write(buffer)
+
+    def _whole(self) -> NDArray[Any]:
+        whole: NDArray[Any] = (
+            self.value if isinstance(self.value, np.ndarray) else self.value.numpy()
+        )
+        return whole
+
+    def _of(self, whole: NDArray[Any]) -> NDArray[Any]:
+        part: NDArray[Any] = whole[self.first : self.first + self.shape[0]]
+        return part
 
 
 class OrtSession:

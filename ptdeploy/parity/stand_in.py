@@ -1,0 +1,113 @@
+"""The very graph that an engine was built from, run by another engine that can run here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from ptdeploy.bundle import Bundle
+from ptdeploy.runtime import Engine, open_engine
+from ptdeploy.targets import get_target
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+
+@contextmanager
+def open_stand_in(bundle: Bundle, target: str) -> Iterator[Engine]:
+    """Open the graph of a bundle that still has its ONNX, with `target` on its default device.
+
+    Its precision stays what it is judged by, but for TF32: a stand-in multiplies in fp32.
+    bfloat16, for which no CPU has kernels, is emulated: fp32 arithmetic, and every value rounded
+    to bfloat16.
+    """
+    manifest = bundle.manifest
+    device = get_target(target).DEVICES[0]
+    precision = "fp32" if manifest.precision == "tf32" else manifest.precision
+    changes = {"target": target, "device": device, "precision": precision}
+    if all(spec.dtype != "bfloat16" for spec in (*manifest.inputs, *manifest.outputs)) and (
+        precision != "bf16"
+    ):
+        yield open_engine(Bundle(bundle.path, msgspec.structs.replace(manifest, **changes)))
+        return
+    with TemporaryDirectory(dir=bundle.path, prefix=".stand-in.") as folder:
+        files = _emulated(bundle, Path(folder))
+        wide = {
+            side: tuple(
+                msgspec.structs.replace(spec, dtype="float32") if spec.dtype == "bfloat16" else spec
+                for spec in getattr(manifest, side)
+            )
+            for side in ("inputs", "outputs")
+        }
+        others = tuple(one for one in manifest.files if one.role not in ("model", "weights"))
+        changed = msgspec.structs.replace(manifest, files=(*files, *others), **changes, **wide)
+        yield open_engine(Bundle(bundle.path, changed))
+
+
+def _emulated(bundle: Bundle, folder: Path) -> tuple[msgspec.Struct, ...]:
+    import onnx_ir as ir
+
+    from ptdeploy.targets.ort import write_model
+
+    source = bundle.file("model")
+    assert source is not None, "the caller's bundle has its ONNX"
+    model = emulate_bfloat16(ir.load(source))
+    return tuple(
+        msgspec.structs.replace(entry, path=f"{folder.name}/{entry.path}")
+        for entry in write_model(model, folder)
+    )
+
+
+def emulate_bfloat16(model: ir.Model) -> ir.Model:
+    """The graph in float32, with a rounding to bfloat16 wherever a value was bfloat16."""
+    import numpy as np
+    import onnx_ir as ir
+
+    narrow, wide = ir.DataType.BFLOAT16, ir.DataType.FLOAT
+    graph = model.graph
+    for value in graph.initializers.values():
+        if value.const_value is not None and value.const_value.dtype == narrow:
+            array = value.const_value.numpy().astype(np.float32)
+            value.const_value = ir.tensor(array, name=value.name)
+            value.dtype = wide
+    for value in graph.inputs:
+        if value.dtype == narrow:
+            value.dtype = wide
+    for node in list(graph):
+        target = node.attributes.get("to")
+        to_narrow = node.op_type == "Cast" and target is not None and target.as_int() == narrow
+        for output in node.outputs:
+            if output.dtype != narrow:
+                continue
+            output.dtype = wide
+            if to_narrow:
+                node.attributes["to"] = ir.AttrInt64("to", wide.value)
+            _round(graph, node, output)
+    return model
+
+
+def _round(graph: ir.Graph, node: ir.Node, value: ir.Value) -> None:
+    """Put Cast to bfloat16 and back behind a value, and give the result its name."""
+    import onnx_ir as ir
+
+    users = list(value.uses())
+    casts = []
+    read = value
+    for dtype in (ir.DataType.BFLOAT16, ir.DataType.FLOAT):
+        cast = ir.node("Cast", [read], attributes={"to": dtype.value})
+        read = cast.outputs[0]
+        read.dtype = dtype
+        casts.append(cast)
+    graph.insert_after(node, casts)
+    for user, index in users:
+        user.replace_input_with(index, read)
+    for index, output in enumerate(graph.outputs):
+        if output is value:
+            read.shape, name = value.shape, value.name
+            value.name, read.name = f"{name}.exact", name
+            graph.outputs[index] = read

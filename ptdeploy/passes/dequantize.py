@@ -1,0 +1,130 @@
+"""Weights in a few bits with standard operators: each large constant matrix is dequantized."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptdeploy.errors import InputError
+from ptdeploy.passes.head import transposed_weight
+from ptdeploy.passes.quantise import constant_product
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from ptdeploy.bundle import Quantization
+    from ptdeploy.passes import PassContext
+
+_LARGEST_FLOAT8 = 448.0
+
+
+def run(model: ir.Model, context: PassContext) -> ir.Model:
+    """Read the constant side of products through DequantizeLinear, in the type of the activations.
+
+    Symmetric, rounded to nearest, a scale for each column or for each block along it. A matrix
+    whose columns are no whole number of blocks stays as it is. Does nothing for engines with
+    ONNX Runtime's own operators: those have MatMulNBits.
+    Raises InputError if no matrix fits.
+    """
+    import onnx_ir as ir
+
+    wanted = context.quantization
+    if wanted is None or context.custom_operators:
+        return model
+    graph = model.graph
+    done: dict[tuple[int, bool], ir.Value] = {}
+    for node in list(graph):
+        found = _matrix(node)
+        if found is None:
+            continue
+        weight, tensor, is_transposed, transpose = found
+        matrix = tensor.numpy().T if is_transposed else tensor.numpy()
+        if wanted.block_size and matrix.shape[0] % wanted.block_size:
+            continue
+        key = id(tensor), is_transposed
+        if key not in done:
+            name = f"{weight.name}.transposed" if is_transposed else str(weight.name)
+            codes, scales = quantise(matrix, wanted)
+            parts = [
+                _constant(graph, f"{name}.q", codes),
+                _constant(graph, f"{name}.scale", scales.astype(matrix.dtype)),
+            ]
+            attributes = {"axis": 0, "block_size": wanted.block_size}
+            read = ir.node(
+                "DequantizeLinear",
+                parts,
+                attributes=attributes if wanted.block_size else {"axis": 1},
+                metadata_props=dict(node.metadata_props),
+            )
+            graph.insert_before(node, read)
+            done[key] = read.outputs[0]
+            done[key].name, done[key].type = f"{name}.read", ir.TensorType(tensor.dtype)
+        node.replace_input_with(1, done[key])
+        if node.op_type == "Gemm":
+            node.attributes.pop("transB", None)
+        if transpose is not None and not transpose.outputs[0].uses():
+            graph.remove(transpose, safe=True)
+        if not weight.uses():
+            del graph.initializers[str(weight.name)]
+    if not done:
+        raise InputError(
+            f"No weight has columns of a whole number of blocks of {wanted.block_size}.",
+            "Choose a smaller --block-size.",
+        )
+    return model
+
+
+def quantise(
+    matrix: NDArray[Any], quantization: Quantization
+) -> tuple[NDArray[Any], NDArray[np.float32]]:
+    """Codes (K, N) as int8, int4 or float8e4m3fn, and scales (blocks, N), or (N,) for columns.
+
+    A value is its code times its scale. Source: ONNX's DequantizeLinear, version 21 and later.
+    """
+    import ml_dtypes
+
+    rows, columns = matrix.shape
+    block = quantization.block_size or rows
+    blocks = matrix.astype(np.float32).reshape(rows // block, block, columns)
+    if quantization.type == "float8e4m3fn":
+        largest, dtype = _LARGEST_FLOAT8, np.dtype(ml_dtypes.float8_e4m3fn)
+    else:
+        largest = float((1 << (quantization.bits - 1)) - 1)
+        dtype = np.dtype(np.int8 if quantization.bits == 8 else ml_dtypes.int4)
+    scales = np.abs(blocks).max(axis=1) / largest
+    # Scales are stored in the matrix's type; codes are for what is stored. A column of zeros has
+    # codes of zero whatever its scale, and one that underflows must not divide by zero.
+    stored = scales.astype(matrix.dtype).astype(np.float32)
+    stored[stored == 0] = 1
+    codes = blocks / stored[:, None]
+    if quantization.type == "int":
+        codes = np.clip(np.rint(codes), -largest, largest)
+    else:
+        codes = np.clip(codes, -largest, largest)
+    packed = codes.reshape(rows, columns).astype(dtype)
+    return packed, stored if quantization.block_size else stored[0]
+
+
+def _matrix(
+    node: ir.Node,
+) -> tuple[ir.Value, ir.TensorProtocol, bool, ir.Node | None] | None:
+    """The constant matrix of a product, whether its rows are output columns, and its Transpose."""
+    found = constant_product(node)
+    if found is not None:
+        return (*found, None)
+    turned = transposed_weight(node)
+    if turned is None:
+        return None
+    transpose, weight, tensor = turned
+    return weight, tensor, True, transpose
+
+
+def _constant(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
+    import onnx_ir as ir
+
+    tensor = ir.tensor(array, name=name)
+    value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype))
+    graph.register_initializer(value)
+    return value

@@ -1,0 +1,130 @@
+"""TensorRT and TensorRT-RTX: the engine file is a plan, with what it was built for beside it."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from ptdeploy.bundle import Bundle, Limits, staged
+from ptdeploy.engine_options import EngineOptions, check_options
+from ptdeploy.errors import BaseModelError, InputError, TargetUnavailable
+from ptdeploy.targets import BuildRequest, Built, Numerics
+from ptdeploy.targets.ort import write_model
+from ptdeploy.targets.trt import cuda
+from ptdeploy.targets.trt.build import check_flavor
+from ptdeploy.targets.trt.engine_file import INFO, PLAN, read_info
+from ptdeploy.targets.trt.make import Job, count_precisions, make_engine
+from ptdeploy.targets.trt.plan import bounded
+from ptdeploy.targets.trt.vendor import INSTALL, MODULES, NAMES, choose_builder, is_installed
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from ptdeploy.targets.trt.session import TrtSession
+
+DEVICES = ("cuda",)
+# Where the graph itself can be run without a GPU.
+STAND_IN = "ort"
+
+
+def precisions(device: str) -> tuple[str, ...]:
+    return ("fp32", "tf32", "fp16", "bf16", "int8", "int4", "fp8")
+
+
+def numerics(device: str, precision: str) -> Numerics:
+    """Rounded weights multiply float16 activations; TF32 is a way to multiply float32."""
+    activations = {"fp32": "float32", "tf32": "float32", "bf16": "bfloat16"}
+    return Numerics(
+        activations.get(precision, "float16"),  # type: ignore[arg-type]
+        operators="standard",
+        custom_operators=False,
+        fixed_slots=True,
+        block_size=64 if precision == "int4" else 0,
+    )
+
+
+def unbuildable(device: str, options: EngineOptions) -> tuple[str, str] | None:
+    """Why no engine can be built here, or None if one can."""
+    if device not in DEVICES:
+        return f"The target trt runs on cuda, not on {device!r}.", ""
+    check_options(options)
+    try:
+        check_flavor(choose_builder(options.flavor)[0], options)
+    except TargetUnavailable as error:
+        return error.problem, error.fix
+    return None
+
+
+def unavailable(device: str) -> tuple[str, str] | None:
+    """Why no engine can run on `device` here, or None if one can."""
+    if device not in DEVICES:
+        return f"The target trt runs on cuda, not on {device!r}.", ""
+    if not any(is_installed(flavor) for flavor in MODULES):
+        return (
+            f"Neither {' nor '.join(NAMES.values())} is installed here.",
+            " or ".join(INSTALL.values()),
+        )
+    if problem := cuda.unavailable():
+        return f"The target trt needs an NVIDIA GPU to run ({problem}).", ""
+    return None
+
+
+def limit(limits: Limits, options: EngineOptions, causal: bool, max_context: int | None) -> Limits:
+    return bounded(limits, options, causal, max_context)
+
+
+def build(request: BuildRequest) -> Built:
+    """Write `engine.plan` and `engine.json`; the ONNX that the parser got is a working file.
+
+    It is kept in the bundle on request, or where the engine gets its weights from it.
+    """
+    _refuse_unknown_operators(request.model)
+    counted = count_precisions(request.model)
+    onnx = write_model(request.model, request.folder)
+    job = Job(
+        request.folder / onnx[0].path,
+        tuple(request.folder / entry.path for entry in onnx),
+        request.signature,
+        request.limits,
+        request.precision == "tf32",
+        counted,
+        request.options,
+    )
+    notes = make_engine(job, request.folder)
+    files = (staged(PLAN, "engine"), staged(INFO, "engine_info"))
+    if request.options.keep_onnx or request.options.strip_weights:
+        return Built((*files, *onnx), (), notes)
+    return Built(files, onnx, notes)
+
+
+def facts(bundle: Bundle) -> dict[str, Any]:
+    """What `engine.json` says."""
+    found: dict[str, Any] = msgspec.to_builtins(read_info(bundle.file("engine_info")))
+    return found
+
+
+def load(bundle: Bundle, device: str, threads: int | None, map_weights: bool) -> TrtSession:
+    """Open a bundle's engine on the current GPU. Raises TargetUnavailable where it cannot run."""
+    if threads is not None or map_weights:
+        option = "map_weights" if map_weights else "threads"
+        raise InputError(f"{option} is about a CPU; this engine runs on a GPU.")
+    if problem := unavailable(device):
+        raise TargetUnavailable(*problem)
+    from ptdeploy.targets.trt.load import open_session
+
+    return open_session(bundle, allow_host_code=os.environ.get("PTDEPLOY_ALLOW_HOST_CODE") == "1")
+
+
+def _refuse_unknown_operators(model: ir.Model) -> None:
+    """Raises BaseModelError on an operator that is not ONNX's own: no parser would know it."""
+    import onnx
+
+    for node in model.graph.all_nodes():
+        if node.domain or not onnx.defs.has(node.op_type, ""):
+            raise BaseModelError(
+                f"The graph has {node.domain or 'ONNX Runtime'}'s operator {node.op_type} at "
+                f"{node.name}, which TensorRT does not have.",
+                "Compile with --target ort, or report this with the model's name.",
+            )

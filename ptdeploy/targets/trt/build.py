@@ -1,0 +1,237 @@
+"""ONNX to a plan: parsed, checked against the signature, and built."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ptdeploy.engine_options import EngineOptions, read_compute_capabilities
+from ptdeploy.errors import BaseModelError, InputError, TargetUnavailable
+from ptdeploy.targets.trt import cache
+from ptdeploy.targets.trt.plan import Profile
+from ptdeploy.targets.trt.vendor import Vendor
+
+if TYPE_CHECKING:
+    from ptdeploy.program import Signature
+
+_TYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16", "int64": "INT64"}
+# What the libraries say where they look for a driver in a build that needs one.
+_WANTS_GPU = ("cudaError", "CUDA_SUCCESS", "myelinSuccess")
+
+
+@dataclass(frozen=True)
+class Request:
+    """A build: the ONNX file, what it must be, and how to build it."""
+
+    onnx: Path
+    signature: Signature
+    profiles: tuple[Profile, ...]
+    tf32: bool
+    options: EngineOptions
+
+
+def build_plan(vendor: Vendor, request: Request, timing: str | None) -> Any:
+    """The serialized engine, as a buffer. `timing` names the timing cache; None for no cache.
+
+    Raises BaseModelError if the parser refuses the graph, with the node and the module it came
+    from; InputError if an option cannot be had with this flavor; TargetUnavailable if it needs a
+    GPU and there is none.
+    """
+    trt = vendor.module
+    vendor.errors.clear()
+    builder = trt.Builder(vendor.logger)
+    network, parser = _parse(vendor, builder, request.onnx)
+    check_network(vendor, network, request.signature)
+    config = builder.create_builder_config()
+    _configure(vendor, config, request.options, request.tf32)
+    for profile in request.profiles:
+        shapes = builder.create_optimization_profile()
+        for name, (least, usual, most) in profile.shapes.items():
+            shapes.set_shape(name, least, usual, most)
+        if config.add_optimization_profile(shapes) < 0:
+            raise BaseModelError(f"{vendor.name} refuses the profile {profile}: {_first(vendor)}.")
+    kept = _timing_cache(config, timing)
+    plan = builder.build_serialized_network(network, config)
+    # The network's weights lie in the parser.
+    del parser
+    if plan is None:
+        raise _failed(vendor, request.options)
+    if kept is not None and timing is not None:
+        _keep_timing(timing, bytes(kept.serialize()))
+    return plan
+
+
+def _parse(vendor: Vendor, builder: Any, onnx: Path) -> tuple[Any, Any]:
+    trt = vendor.module
+    flags = trt.NetworkDefinitionCreationFlag
+    # TensorRT 11 knows no other kind of network and may drop the flag.
+    typed = getattr(flags, "STRONGLY_TYPED", None)
+    network = builder.create_network(0 if typed is None else 1 << int(typed))
+    parser = trt.OnnxParser(network, vendor.logger)
+    if not parser.parse_from_file(str(onnx)):
+        raise BaseModelError(
+            f"{vendor.name} cannot parse the graph:\n  "
+            + "\n  ".join(_parser_errors(parser) or vendor.errors[:3]),
+            "A node is named after the model's module that it came from. Compile with "
+            "--target ort, which runs more operators, or report this with the model's name.",
+        )
+    return network, parser
+
+
+def _parser_errors(parser: Any) -> list[str]:
+    found = [parser.get_error(i) for i in range(parser.num_errors)]
+    lines = []
+    for error in found:
+        name, operator = error.node_name(), error.node_operator()
+        module, _, _ = name.rpartition("/")
+        node = f"node {name} ({operator})" + (f" of module {module}" if module else "")
+        lines.append(f"{node}: {error.desc().strip()}")
+    return lines
+
+
+def check_network(vendor: Vendor, network: Any, signature: Signature) -> None:
+    """Hold the parsed network against the signature: names, types, shapes, what is in place.
+
+    Raises BaseModelError on the first difference; that is a fault of ours or of the parser's.
+    """
+    trt = vendor.module
+    inputs = [network.get_input(i) for i in range(network.num_inputs)]
+    outputs = [network.get_output(i) for i in range(network.num_outputs)]
+    for side, tensors, specs in (
+        ("inputs", inputs, signature.inputs),
+        ("outputs", outputs, signature.outputs),
+    ):
+        names = [tensor.name for tensor in tensors]
+        if sorted(names) != sorted(spec.name for spec in specs):
+            raise BaseModelError(
+                f"{vendor.name} parsed the {side} {names}, which are not declared."
+            )
+        by_name = {tensor.name: tensor for tensor in tensors}
+        for spec in specs:
+            tensor = by_name[spec.name]
+            wanted = getattr(trt.DataType, _TYPES[spec.dtype])
+            if tensor.dtype != wanted:
+                raise BaseModelError(
+                    f"{vendor.name} parsed {spec.name} as {tensor.dtype}, not {spec.dtype}."
+                )
+            shape = tuple(tensor.shape)
+            if len(shape) != len(spec.shape) or any(
+                size != axis and not (size == -1 and (isinstance(axis, str) or side == "outputs"))
+                for size, axis in zip(shape, spec.shape, strict=True)
+            ):
+                raise BaseModelError(
+                    f"{vendor.name} parsed {spec.name} as {list(shape)}, not {list(spec.shape)}."
+                )
+            if side == "inputs" and tensor.is_shape_tensor:
+                raise BaseModelError(
+                    f"{vendor.name} needs the values of {spec.name} on the host, as shapes."
+                )
+    updated = {
+        layer.get_output(0).name
+        for layer in (network.get_layer(i) for i in range(network.num_layers))
+        if layer.type == getattr(trt.LayerType, "KV_CACHE_UPDATE", None)
+    }
+    in_place = {spec.name for spec in signature.outputs if _is_buffer(spec.shape, spec.name)}
+    if missing := sorted(in_place - updated):
+        raise BaseModelError(f"{vendor.name} does not update {missing[0]} in place.")
+
+
+def _is_buffer(shape: tuple[int | str, ...], name: str) -> bool:
+    """Whether an output is the KV buffer itself: a fixed number of slots, not the new tokens."""
+    return name.startswith("present.") and isinstance(shape[2], int)
+
+
+def _configure(vendor: Vendor, config: Any, options: EngineOptions, tf32: bool) -> None:
+    trt = vendor.module
+    # Layer names are the modules'; details are what `inspect --layers` shows.
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    (config.set_flag if tf32 else config.clear_flag)(trt.BuilderFlag.TF32)
+    if options.workspace is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace << 20)
+    if options.optimization_level is not None:
+        config.builder_optimization_level = options.optimization_level
+    if options.strip_weights:
+        config.set_flag(trt.BuilderFlag.STRIP_PLAN)
+        # The weights come back from the bundle's own ONNX, so they are the same ones.
+        same = vendor.flavor == "tensorrt"
+        config.set_flag(trt.BuilderFlag.REFIT_IDENTICAL if same else trt.BuilderFlag.REFIT)
+    if vendor.flavor == "tensorrt":
+        if options.version_compatible:
+            config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+        level = trt.HardwareCompatibilityLevel
+        config.hardware_compatibility_level = getattr(level, options.hardware_compatibility.upper())
+    capabilities = read_compute_capabilities(options.compute_capability)
+    if capabilities:
+        config.num_compute_capabilities = len(capabilities)
+    for index, capability in enumerate(capabilities):
+        name = "CURRENT" if capability == "current" else f"SM{capability.replace('.', '')}"
+        known = trt.ComputeCapability.__members__
+        if name not in known:
+            raise InputError(
+                f"--compute-capability {capability}: {vendor.name} builds for "
+                f"{', '.join(_decimal(one) for one in known if one.startswith('SM'))} or current."
+            )
+        config.set_compute_capability(known[name], index)
+
+
+def check_flavor(vendor: Vendor, options: EngineOptions) -> None:
+    """Raises InputError if this flavor does not have what the options ask for."""
+    if vendor.flavor == "tensorrt" and options.compute_capability:
+        raise InputError(
+            "--compute-capability is TensorRT-RTX's; full TensorRT builds for the GPU at hand.",
+            "Leave it out, ask for --hardware-compatibility, or build with --trt-flavor rtx.",
+        )
+    if vendor.flavor == "rtx":
+        if options.hardware_compatibility != "none":
+            raise InputError(
+                "--hardware-compatibility is full TensorRT's; TensorRT-RTX's engines run on every "
+                "GPU that it supports.",
+                "Leave it out, or narrow the GPUs with --compute-capability.",
+            )
+        if options.version_compatible:
+            raise InputError(
+                "--version-compatible needs the lean runtime, which TensorRT-RTX does not have.",
+                "Leave it out, and keep the ONNX (--keep-onnx): ptdeploy rebuild makes the engine "
+                "anew for another version.",
+            )
+
+
+def _decimal(name: str) -> str:
+    return f"{name[2:-1]}.{name[-1]}"
+
+
+def _timing_cache(config: Any, timing: str | None) -> Any:
+    """TensorRT's own record of kernel timings, from earlier builds on this GPU."""
+    if timing is None:
+        return None
+    found = config.create_timing_cache(cache.find(timing, "timing") or b"")
+    return found if config.set_timing_cache(found, ignore_mismatch=False) else None
+
+
+def _keep_timing(timing: str, content: bytes) -> None:
+    try:
+        cache.keep(timing, "timing", content)
+    except OSError:
+        # Only the next build is slower for it.
+        return
+
+
+def _first(vendor: Vendor) -> str:
+    return (vendor.errors or ["it gives no reason"])[0].rstrip(".")
+
+
+def _failed(vendor: Vendor, options: EngineOptions) -> Exception:
+    reason = _first(vendor)
+    if any(words in error for error in vendor.errors for words in _WANTS_GPU):
+        what = "--strip-weights" if options.strip_weights else "this engine"
+        return TargetUnavailable(
+            f"{vendor.name} needs a GPU to build {what} ({reason}).",
+            "Build it on a machine with an NVIDIA GPU, or leave the option out.",
+        )
+    fix = "Compile with --target ort, or report this with the model's name."
+    if options.workspace is not None:
+        fix = f"Give it more than --workspace {options.workspace}, or leave that out."
+    elif "SM75" in reason:
+        fix = "Leave 7.5 out of --compute-capability: it has no kernels for this precision."
+    return BaseModelError(f"{vendor.name} cannot build the graph: {reason}.", fix)

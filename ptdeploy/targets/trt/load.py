@@ -1,0 +1,166 @@
+"""A bundle's plan to a session, or why it cannot run here and how to make one that can."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable
+from typing import Any
+
+from ptdeploy.bundle import Bundle
+from ptdeploy.errors import BundleError, InputError, TargetUnavailable
+from ptdeploy.targets.trt import cache, cuda
+from ptdeploy.targets.trt.engine_file import EngineInfo, read_info
+from ptdeploy.targets.trt.session import TrtSession
+from ptdeploy.targets.trt.vendor import NAMES, Vendor, open_vendor
+
+
+def open_session(bundle: Bundle, allow_host_code: bool = False) -> TrtSession:
+    """Deserialize a bundle's engine on the current GPU.
+
+    A version compatible engine brings code that runs on the host: only with `allow_host_code`.
+    Raises TargetUnavailable if the flavor is not installed, there is no GPU, or the engine was
+    built for another version or GPU; BundleError if the plan cannot be read.
+    """
+    plan = bundle.file("engine")
+    if plan is None:
+        raise BundleError(f"{bundle.path}: lists no file with the role 'engine'.")
+    info = read_info(bundle.file("engine_info"))
+    vendor = open_vendor(info.flavor)
+    if problem := cuda.unavailable():
+        raise TargetUnavailable(
+            f"An engine of {NAMES[info.flavor]} needs an NVIDIA GPU ({problem})."
+        )
+    device = cuda.device()
+    if wrong := why_not_here(info, vendor.version, device):
+        raise TargetUnavailable(wrong, how_to_rebuild(bundle))
+    runtime = vendor.module.Runtime(vendor.logger)
+    if info.version_compatible:
+        if not allow_host_code:
+            raise InputError(
+                f"{bundle.path}: a version compatible engine holds code that runs on the host.",
+                "If you trust whoever made the bundle, set PTDEPLOY_ALLOW_HOST_CODE=1.",
+            )
+        runtime.engine_host_code_allowed = True
+    content = plan.read_bytes()
+    vendor.errors.clear()
+    engine = runtime.deserialize_cuda_engine(content)
+    if engine is None:
+        raise TargetUnavailable(
+            f"{plan}: {vendor.name} cannot load it on {device.name} "
+            f"({_reason(vendor, runtime, content)}).",
+            how_to_rebuild(bundle),
+        )
+    if info.strip_weights:
+        _refit(vendor, engine, bundle)
+    if engine.num_optimization_profiles != len(info.profiles):
+        raise BundleError(
+            f"{bundle.path}: its engine has {engine.num_optimization_profiles} optimization "
+            f"profiles, engine.json {len(info.profiles)}.",
+            "Compile the checkpoint again.",
+        )
+    contexts, keep = _contexts(vendor, engine, content, device)
+    return TrtSession(vendor, engine, info.profiles, contexts, keep)
+
+
+def why_not_here(info: EngineInfo, version: str, device: cuda.Device) -> str | None:
+    """Why an engine cannot run with this version on this GPU, or None if it may."""
+    name = NAMES[info.flavor]
+    built = f"The engine was built by {name} {info.version}"
+    if info.version != version:
+        same_major = _numbers(info.version)[0] == _numbers(version)[0]
+        newer = _numbers(version) > _numbers(info.version)
+        if not (info.version_compatible and same_major and newer):
+            return f"{built}; {name} {version} is installed here."
+    wanted = info.compute_capabilities
+    here = device.compute_capability
+    major = here.split(".")[0]
+    fits = {
+        "none": here in wanted,
+        "same_compute_capability": here in wanted,
+        "ampere_plus": int(major) >= 8,
+    }[info.hardware_compatibility]
+    if wanted and not fits:
+        return (
+            f"{built} for compute capability {', '.join(wanted)}"
+            + (f" ({info.gpu})" if info.gpu else "")
+            + f"; here is {here} ({device.name})."
+        )
+    return None
+
+
+def how_to_rebuild(bundle: Bundle) -> str:
+    if bundle.file("model") is not None:
+        return f"Build it for this machine: ptdeploy rebuild {bundle.path}"
+    return (
+        "Compile the checkpoint here: ptdeploy compile CHECKPOINT --target trt. (With --keep-onnx "
+        "a bundle can be rebuilt without the checkpoint.)"
+    )
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)) or (0,)
+
+
+def _reason(vendor: Vendor, runtime: Any, content: bytes) -> str:
+    """What the engine's own check says, where this flavor has one, or the first error."""
+    check = getattr(runtime, "get_engine_validity", None)
+    if check is not None:
+        _, found = check(content)
+        flags = vendor.module.EngineInvalidityDiagnostics.__members__
+        words = [name.lower().replace("_", " ") for name, bit in flags.items() if found & int(bit)]
+        if words:
+            return ", ".join(words)
+    return (vendor.errors or ["it gives no reason"])[0].rstrip(".")
+
+
+def _refit(vendor: Vendor, engine: Any, bundle: Bundle) -> None:
+    """Give a stripped engine its weights, from the bundle's ONNX."""
+    onnx = bundle.file("model")
+    if onnx is None:
+        raise BundleError(f"{bundle.path}: its engine has no weights, and there is no ONNX.")
+    refitter = vendor.module.Refitter(engine, vendor.logger)
+    parser = vendor.module.OnnxParserRefitter(refitter, vendor.logger)
+    if not parser.refit_from_file(str(onnx)) or not refitter.refit_cuda_engine():
+        reason = (vendor.errors or ["it gives no reason"])[0].rstrip(".")
+        raise BundleError(f"{onnx}: {vendor.name} cannot refit the engine from it ({reason}).")
+
+
+def _contexts(
+    vendor: Vendor, engine: Any, content: bytes, device: cuda.Device
+) -> tuple[Callable[[], Any], Callable[[], None]]:
+    """How to make an execution context, and how to keep what making it has compiled.
+
+    Scratch space is that of the context's own profile. TensorRT-RTX compiles kernels when it first
+    needs them: at once for the shapes asked, so that a recorded step runs the final ones, and kept
+    for the next process.
+    """
+    trt = vendor.module
+    own = trt.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
+    if vendor.flavor == "tensorrt":
+        return lambda: engine.create_execution_context(own), lambda: None
+    config = engine.create_runtime_config()
+    config.set_execution_context_allocation_strategy(own)
+    strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+    config.dynamic_shapes_kernel_specialization_strategy = strategy
+    kernels = config.create_runtime_cache()
+    name = cache.key(
+        {
+            "plan": hashlib.sha256(content).hexdigest(),
+            "version": vendor.version,
+            "gpu": [device.name, device.compute_capability],
+        }
+    )
+    if found := cache.find(name, "kernels"):
+        # What does not fit this driver is refused, and compiled anew.
+        kernels.deserialize(found)
+    config.set_runtime_cache(kernels)
+
+    def keep() -> None:
+        try:
+            cache.keep(name, "kernels", bytes(kernels.serialize()))
+        except OSError:
+            # Only the next start is slower for it.
+            return
+
+    return lambda: engine.create_execution_context(config), keep

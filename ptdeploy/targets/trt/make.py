@@ -1,0 +1,112 @@
+"""An ONNX file to engine.plan and engine.json, or the same from the cache."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from ptdeploy.bundle import Limits
+from ptdeploy.engine_options import EngineOptions, read_compute_capabilities
+from ptdeploy.targets.trt import cache, cuda
+from ptdeploy.targets.trt.build import Request, build_plan, check_flavor
+from ptdeploy.targets.trt.engine_file import PLAN, EngineInfo, write_info
+from ptdeploy.targets.trt.plan import profiles
+from ptdeploy.targets.trt.vendor import Vendor, choose_builder
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from ptdeploy.program import Signature
+
+_FLOATS = {"FLOAT": "float32", "FLOAT16": "float16", "BFLOAT16": "bfloat16"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """An engine to make: the ONNX file and all its parts, what it must be, and how to build it."""
+
+    onnx: Path
+    parts: tuple[Path, ...]
+    signature: Signature
+    limits: Limits
+    tf32: bool
+    precisions: dict[str, dict[str, int]]
+    options: EngineOptions
+
+
+def make_engine(job: Job, folder: Path) -> tuple[str, ...]:
+    """Write `engine.plan` and `engine.json` into `folder`; gives what the user should know.
+
+    Raises what `choose_builder`, `check_flavor` and `build_plan` raise.
+    """
+    options = job.options
+    vendor, why = choose_builder(options.flavor)
+    check_flavor(vendor, options)
+    info = _describe(job, vendor)
+    name = cache.key({"info": msgspec.to_builtins(info)})
+    notes = [f"built with {vendor.name} ({why})."]
+    plan = cache.find(name, "plan") if options.cache else None
+    if plan is not None:
+        notes.append(f"engine cache hit {name[:12]}: the same engine was built before.")
+    else:
+        timing = None
+        if options.cache and vendor.flavor == "tensorrt":
+            timing = cache.key({"version": vendor.version, "gpu": info.gpu})
+        request = Request(job.onnx, job.signature, info.profiles, job.tf32, options)
+        plan = build_plan(vendor, request, timing)
+        if options.cache:
+            try:
+                cache.keep(name, "plan", bytes(plan))
+            except OSError as error:
+                notes.append(f"the engine was not cached: {cache.folder()} ({error.strerror}).")
+    (folder / PLAN).write_bytes(plan)
+    write_info(info, folder)
+    return tuple(notes)
+
+
+def _describe(job: Job, vendor: Vendor) -> EngineInfo:
+    options = job.options
+    capabilities = read_compute_capabilities(options.compute_capability)
+    gpu = ""
+    if vendor.flavor == "tensorrt" or capabilities == ("current",):
+        device = cuda.device()
+        gpu, capabilities = device.name, (device.compute_capability,)
+    return EngineInfo(
+        flavor=vendor.flavor,
+        version=vendor.version,
+        gpu=gpu,
+        compute_capabilities=capabilities,
+        profiles=profiles(job.signature, job.limits, options),
+        tf32=job.tf32,
+        strip_weights=options.strip_weights,
+        version_compatible=options.version_compatible,
+        hardware_compatibility=options.hardware_compatibility,
+        workspace=options.workspace,
+        optimization_level=options.optimization_level,
+        precisions=job.precisions,
+        onnx_sha256=_hash(job.parts),
+    )
+
+
+def count_precisions(model: ir.Model) -> dict[str, dict[str, int]]:
+    """How many operators of each kind give each floating type, Cast left out."""
+    found: dict[str, Counter[str]] = defaultdict(Counter)
+    for node in model.graph.all_nodes():
+        given = {out.dtype.name for out in node.outputs if out.dtype is not None}
+        for dtype in given & _FLOATS.keys():
+            if node.op_type != "Cast":
+                found[_FLOATS[dtype]][node.op_type] += 1
+    return {dtype: dict(sorted(found[dtype].items())) for dtype in sorted(found)}
+
+
+def _hash(paths: tuple[Path, ...]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()

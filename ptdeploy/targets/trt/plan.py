@@ -1,0 +1,121 @@
+"""Which shapes an engine takes: limits, and one optimization profile or a decoder's two."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+
+from ptdeploy.bundle import Limits
+from ptdeploy.engine_options import EngineOptions, Range, read_profile
+from ptdeploy.errors import InputError
+
+if TYPE_CHECKING:
+    from ptdeploy.program import Signature
+
+# An in-place buffer has a fixed number of slots, each of which every step reads.
+DEFAULT_CONTEXT = 4096
+_BATCH = Range(1, 8, 32)
+_ROWS = Range(1, 1, 8)
+_TOKENS = 128
+# A prefill longer than this runs in pieces: scratch space grows with its square.
+_PREFILL = 512
+
+
+class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An optimization profile: for each input its least, usual and largest shape."""
+
+    name: Literal["requests", "decode", "prefill"]
+    shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
+
+    def takes(self, shapes: dict[str, tuple[int, ...]]) -> bool:
+        """Whether every input's shape is within its range."""
+        return all(
+            len(shapes[name]) == len(least)
+            and all(a <= b <= c for a, b, c in zip(least, shapes[name], most, strict=True))
+            for name, (least, _, most) in self.shapes.items()
+        )
+
+
+def bounded(
+    limits: Limits, options: EngineOptions, causal: bool, max_context: int | None
+) -> Limits:
+    """The limits as an engine with profiles has them: everything has a largest size.
+
+    Raises InputError if the asked profile is larger than the model.
+    """
+    ranges = read_profile(options.profile)
+    batch, sequence = ranges.get("batch"), ranges.get("seq")
+    if not causal:
+        longest = limits.max_sequence if sequence is None else sequence.max
+        _check("seq", longest, limits.max_sequence, "tokens of text beside the virtual tokens")
+        return msgspec.structs.replace(
+            limits,
+            max_sequence=longest,
+            max_context=longest + limits.max_context - limits.max_sequence,
+            max_batch=(batch or _BATCH).max,
+        )
+    virtual = limits.max_context - limits.max_sequence
+    context = limits.max_context if max_context else min(limits.max_context, DEFAULT_CONTEXT)
+    if batch and limits.max_batch not in (None, batch.max):
+        raise InputError(
+            f"--profile has batches of {batch.max}, --max-batch {limits.max_batch}: "
+            "give one of them, or the same in both."
+        )
+    prefill = min(_PREFILL, context) if sequence is None else sequence.max
+    _check("seq", prefill, context, "tokens of context, virtual tokens included")
+    return msgspec.structs.replace(
+        limits,
+        max_context=context,
+        max_sequence=context - virtual,
+        max_batch=batch.max if batch else limits.max_batch or _ROWS.max,
+        max_prefill=prefill,
+    )
+
+
+def profiles(signature: Signature, limits: Limits, options: EngineOptions) -> tuple[Profile, ...]:
+    """The optimization profiles for a signature, in the order they are looked through.
+
+    An engine without past KV has one. A decoder has two: `decode`, a token for each row of a batch,
+    and `prefill`, many tokens of one row.
+    """
+    ranges = read_profile(options.profile)
+    assert limits.max_batch is not None
+    if limits.max_prefill is None:
+        sizes = {
+            "batch": _up_to(ranges.get("batch", _BATCH), limits.max_batch),
+            "sequence": _up_to(ranges.get("seq", Range(1, _TOKENS, 1 << 30)), limits.max_sequence),
+        }
+        return (Profile("requests", _shapes(signature, sizes)),)
+    slots = Range(1, min(1024, limits.max_context), limits.max_context)
+    one = Range(1, 1, 1)
+    rows = _up_to(ranges.get("batch", _ROWS), limits.max_batch)
+    tokens = _up_to(ranges.get("seq", Range(1, _TOKENS, 1 << 30)), limits.max_prefill)
+    kept = Range(1, 1, tokens.max)
+    decode = {"batch": rows, "sequence": one, "kept": one, "slots": slots}
+    prefill = {"batch": one, "sequence": tokens, "kept": kept, "slots": slots}
+    return (
+        Profile("decode", _shapes(signature, decode)),
+        Profile("prefill", _shapes(signature, prefill)),
+    )
+
+
+def _up_to(wanted: Range, most: int) -> Range:
+    return Range(wanted.min, min(wanted.opt, most), most)
+
+
+def _shapes(
+    signature: Signature, sizes: dict[str, Range]
+) -> dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]:
+    def shape(axes: tuple[int | str, ...], end: Literal["min", "opt", "max"]) -> tuple[int, ...]:
+        return tuple(getattr(sizes[a], end) if isinstance(a, str) else a for a in axes)
+
+    return {
+        spec.name: (shape(spec.shape, "min"), shape(spec.shape, "opt"), shape(spec.shape, "max"))
+        for spec in signature.inputs
+    }
+
+
+def _check(axis: str, asked: int, most: int, what: str) -> None:
+    if asked > most:
+        raise InputError(f"--profile: {axis} goes to {asked}, but the model has {most} {what}.")

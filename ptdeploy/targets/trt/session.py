@@ -1,0 +1,252 @@
+"""A loaded TensorRT engine: contexts, device memory, and decode steps as CUDA graphs."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptdeploy.errors import BundleError, InputError
+from ptdeploy.targets import Placed
+from ptdeploy.targets.trt import cuda
+from ptdeploy.targets.trt.plan import Profile
+from ptdeploy.targets.trt.vendor import Vendor
+
+# Enqueued plainly this often before it is recorded: the first runs may still prepare kernels.
+_BEFORE_CAPTURE = 2
+
+
+@dataclass
+class _Lane:
+    """An execution context in one profile, with its own stream: what one run uses at a time."""
+
+    profile: int
+    context: Any
+    stream: cuda.Stream
+    runs: int = 0
+
+
+class TrtSession:
+    """A deserialized engine. Any number of threads may bind and run, each on a lane of its own."""
+
+    def __init__(
+        self,
+        vendor: Vendor,
+        engine: Any,
+        profiles: tuple[Profile, ...],
+        contexts: Callable[[], Any],
+        keep: Callable[[], None],
+    ) -> None:
+        self._vendor, self.engine, self._profiles = vendor, engine, profiles
+        self._contexts, self._keep = contexts, keep
+        self._free: dict[int, list[_Lane]] = {}
+        self._lanes = 0
+        self._lock = threading.Lock()
+        self._stream = cuda.Stream()
+        trt = vendor.module
+        names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+        modes = {name: engine.get_tensor_mode(name) for name in names}
+        self.inputs = [name for name in names if modes[name] == trt.TensorIOMode.INPUT]
+        self.outputs = [name for name in names if modes[name] == trt.TensorIOMode.OUTPUT]
+        self._dtypes = {name: _numpy(trt, engine.get_tensor_dtype(name)) for name in names}
+        for name in names:
+            if engine.get_tensor_location(name) != trt.TensorLocation.DEVICE:
+                raise BundleError(f"The engine wants {name} on the host, which is not supported.")
+
+    def memory(self) -> dict[str, int]:
+        """Bytes on the GPU: the weights, and the scratch space of the contexts made so far."""
+        scratch = [
+            int(self.engine.get_device_memory_size_for_profile_v2(i))
+            for i in range(len(self._profiles))
+        ]
+        with self._lock:
+            made = self._lanes
+        return {
+            "weights": int(self.engine.get_engine_stat()),
+            "scratch of a context": max(scratch),
+            "contexts": made,
+        }
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        shapes = {name: array.shape for name, array in inputs.items()}
+        lane = self._take(self._profile(shapes))
+        try:
+            for name, shape in shapes.items():
+                self._shape(lane, name, shape)
+            outputs = {
+                name: np.empty(tuple(lane.context.get_tensor_shape(name)), self._dtypes[name])
+                for name in self.outputs
+            }
+        finally:
+            self._give_back(lane)
+        self.bind(inputs, outputs)()
+        return outputs
+
+    def place(self, array: NDArray[Any]) -> cuda.Memory:
+        """A copy of an array in the GPU's memory. Raises MemoryError if it does not fit."""
+        return cuda.place(np.ascontiguousarray(array), self._stream)
+
+    def bind(
+        self,
+        inputs: Mapping[str, NDArray[Any] | Placed],
+        outputs: Mapping[str, NDArray[Any] | Placed],
+    ) -> Callable[[], None]:
+        """A function that runs over these arrays: those on the host are copied at each run.
+
+        It keeps a lane from its first run on, until it is dropped. Run again and again, it becomes
+        one CUDA graph: copies, engine and copies back.
+        """
+        return _Step(self, inputs, outputs)
+
+    def _profile(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
+        for index, profile in enumerate(self._profiles):
+            if profile.takes(dict(shapes)):
+                return index
+        raise InputError(
+            "The engine was not built for this request: its shapes are "
+            f"{ {name: list(shape) for name, shape in list(shapes.items())[:3]} }.",
+            "Send fewer rows or tokens at once, or compile with a larger --profile.",
+        )
+
+    def _take(self, profile: int) -> _Lane:
+        with self._lock:
+            free = self._free.setdefault(profile, [])
+            if free:
+                return free.pop()
+            self._lanes += 1
+        stream = cuda.Stream()
+        context = self._contexts()
+        if context is None:
+            raise MemoryError("TensorRT cannot make another execution context")
+        if not context.set_optimization_profile_async(profile, stream.handle):
+            raise BundleError("The engine lacks an optimization profile that engine.json lists.")
+        stream.wait()
+        return _Lane(profile, context, stream)
+
+    def _give_back(self, lane: _Lane) -> None:
+        with self._lock:
+            self._free[lane.profile].append(lane)
+
+    def _shape(self, lane: _Lane, name: str, shape: tuple[int, ...]) -> None:
+        if not lane.context.set_input_shape(name, shape):
+            raise InputError(f"The engine refuses {name} of shape {list(shape)}.")
+
+    def _enqueue(self, lane: _Lane) -> None:
+        if not lane.context.execute_async_v3(lane.stream.handle):
+            reason = (self._vendor.errors or ["it gives no reason"])[-1]
+            raise RuntimeError(f"{self._vendor.name} could not run: {reason}")
+
+
+@dataclass
+class _Host:
+    """An array on the host, the pinned memory it is copied through, and its place on the GPU."""
+
+    array: NDArray[Any]
+    pinned: NDArray[Any]
+    block: cuda.Block = field(repr=False)
+
+
+class _Step:
+    """A run over memory that stays. Not for two threads at once, as its arrays are not either."""
+
+    def __init__(
+        self,
+        session: TrtSession,
+        inputs: Mapping[str, NDArray[Any] | Placed],
+        outputs: Mapping[str, NDArray[Any] | Placed],
+    ) -> None:
+        self._session = session
+        shapes = {name: tuple(array.shape) for name, array in inputs.items()}  # type: ignore[union-attr]
+        self._profile, self._shapes = session._profile(shapes), shapes
+        self._placed: dict[str, cuda.Memory] = {}
+        self._in: list[_Host] = []
+        self._out: list[_Host] = []
+        self._addresses: dict[str, int] = {}
+        for arrays, hosts in ((inputs, self._in), (outputs, self._out)):
+            for name, array in arrays.items():
+                if isinstance(array, cuda.Memory):
+                    self._placed[name] = array
+                    self._addresses[name] = array.pointer
+                    continue
+                host = self._host(name, np.asarray(array))
+                hosts.append(host)
+                self._addresses[name] = host.block.pointer
+        for name in session.outputs:
+            aliased = session.engine.get_aliased_input_tensor(name)
+            if aliased and self._addresses[name] != self._addresses[aliased]:
+                raise BundleError(
+                    f"The engine updates {aliased} in place, but {name} lies elsewhere."
+                )
+        self._lane: _Lane | None = None
+        self._graph: cuda.Graph | None = None
+        self._runs = 0
+
+    def __call__(self) -> None:
+        if self._lane is None:
+            self._lane = self._prepare()
+        lane = self._lane
+        for host in self._in:
+            np.copyto(host.pinned, host.array)
+        if self._graph is None and self._runs == _BEFORE_CAPTURE and self._capturable(lane):
+            self._graph = lane.stream.capture(lambda: self._work(lane))
+        if self._graph is not None:
+            self._graph.launch(lane.stream)
+        else:
+            self._work(lane)
+        lane.stream.wait()
+        self._runs += 1
+        lane.runs += 1
+        if lane.runs == 1:
+            self._session._keep()
+        for host in self._out:
+            np.copyto(host.array, host.pinned)
+
+    def _work(self, lane: _Lane) -> None:
+        for host in self._in:
+            cuda.upload(host.block.pointer, host.pinned, lane.stream)
+        self._session._enqueue(lane)
+        for host in self._out:
+            cuda.download(host.pinned, host.block.pointer, lane.stream)
+
+    def _prepare(self) -> _Lane:
+        session = self._session
+        lane = session._take(self._profile)
+        # Whoever drops this step gives its lane to the next one.
+        weakref.finalize(self, session._give_back, lane)
+        for name, shape in self._shapes.items():
+            session._shape(lane, name, shape)
+        for name, address in self._addresses.items():
+            if not lane.context.set_tensor_address(name, address):
+                raise BundleError(f"The engine has no tensor {name}, which the manifest lists.")
+        return lane
+
+    def _capturable(self, lane: _Lane) -> bool:
+        asked = getattr(lane.context, "is_stream_capturable", None)
+        return asked is None or bool(asked(lane.stream.handle))
+
+    def _host(self, name: str, array: NDArray[Any]) -> _Host:
+        wanted = self._session._dtypes.get(name)
+        if wanted is None:
+            raise BundleError(f"The engine has no tensor {name}, which the manifest lists.")
+        assert array.dtype == wanted
+        return _Host(array, cuda.pinned(array.shape, array.dtype), cuda.Block(array.nbytes))
+
+
+def _numpy(trt: Any, dtype: Any) -> np.dtype[Any]:
+    types = trt.DataType
+    known = {
+        types.FLOAT: np.float32,
+        types.HALF: np.float16,
+        # numpy has no such type: its bits.
+        types.BF16: np.uint16,
+        types.INT64: np.int64,
+        types.INT32: np.int32,
+    }
+    if dtype not in known:
+        raise BundleError(f"The engine has tensors of {dtype}, which this version cannot give it.")
+    return np.dtype(known[dtype])

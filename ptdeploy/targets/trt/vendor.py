@@ -1,0 +1,120 @@
+"""TensorRT's two Python modules behind one seam: which are here, and the one that is taken.
+
+`tensorrt` (10.15 and later) and `tensorrt_rtx` have the same API where this project uses it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from ptdeploy.engine_options import Flavor
+from ptdeploy.errors import TargetUnavailable
+from ptdeploy.targets.trt import cuda
+
+MODULES: dict[Flavor, str] = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
+NAMES: dict[Flavor, str] = {"tensorrt": "TensorRT", "rtx": "TensorRT-RTX"}
+INSTALL: dict[Flavor, str] = {
+    "tensorrt": "pip install 'ptdeploy[trt]'",
+    "rtx": "pip install 'ptdeploy[rtx]'",
+}
+# The first full TensorRT with KVCacheUpdate, which a decoder's buffer is updated by.
+_OLDEST = (10, 15)
+
+
+@dataclass(frozen=True)
+class Vendor:
+    """One of the two modules, and what it logged: `errors` since they were last cleared."""
+
+    flavor: Flavor
+    module: Any = field(repr=False)
+    version: str
+    logger: Any = field(repr=False)
+    errors: list[str] = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        return f"{NAMES[self.flavor]} {self.version}"
+
+
+def open_vendor(flavor: Flavor) -> Vendor:
+    """Import a flavor. Raises TargetUnavailable, with the pip command, if it is not installed."""
+    try:
+        module = importlib.import_module(MODULES[flavor])
+    except (ImportError, OSError) as error:
+        raise TargetUnavailable(
+            f"{NAMES[flavor]} is not installed here ({error}).", INSTALL[flavor]
+        ) from None
+    version = str(module.__version__)
+    numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+    if flavor == "tensorrt" and numbers < _OLDEST:
+        raise TargetUnavailable(
+            f"TensorRT {version} is too old: 10.15 is the first that updates a KV buffer in place.",
+            "pip install --upgrade 'ptdeploy[trt]'",
+        )
+    logger, errors = _logger(module)
+    return Vendor(flavor, module, version, logger, errors)
+
+
+def choose_builder(asked: str) -> tuple[Vendor, str]:
+    """The flavor to build with, and why in words. `asked` is "auto", "tensorrt" or "rtx".
+
+    "auto" takes full TensorRT where it can build, which needs a GPU, and TensorRT-RTX otherwise.
+    Raises TargetUnavailable if the one that was asked for, or with "auto" any, cannot build here.
+    """
+    for flavor in MODULES:
+        if asked == flavor:
+            vendor = open_vendor(flavor)
+            if problem := _cannot_build(flavor):
+                raise TargetUnavailable(*problem)
+            return vendor, "as asked"
+    reasons = []
+    for flavor in MODULES:
+        try:
+            vendor = open_vendor(flavor)
+        except TargetUnavailable as error:
+            reasons.append(error.problem.rstrip("."))
+            continue
+        if problem := _cannot_build(flavor):
+            reasons.append(problem[0].rstrip("."))
+            continue
+        return vendor, "; ".join([*reasons, f"{NAMES[flavor]} builds here"])
+    raise TargetUnavailable(
+        f"No TensorRT can build here: {'; '.join(reasons)}.",
+        f"{INSTALL['rtx']} builds without a GPU; {INSTALL['tensorrt']} needs one.",
+    )
+
+
+def is_installed(flavor: Flavor) -> bool:
+    """Whether the module is there, without importing it."""
+    return importlib.util.find_spec(MODULES[flavor]) is not None
+
+
+def _cannot_build(flavor: Flavor) -> tuple[str, str] | None:
+    if flavor == "rtx":
+        return None
+    if problem := cuda.unavailable():
+        return (
+            f"TensorRT times kernels on the GPU it builds for, and there is none ({problem})",
+            "Build on a machine with that GPU, or without one with --trt-flavor rtx.",
+        )
+    return None
+
+
+def _logger(module: Any) -> tuple[Any, list[str]]:
+    """The vendor's logger, kept silent: its errors become the messages of ours."""
+    errors: list[str] = []
+    worst = module.ILogger.Severity
+
+    class Quiet(module.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            module.ILogger.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (worst.INTERNAL_ERROR, worst.ERROR):
+                errors.append(message.strip())
+
+    return Quiet(), errors
