@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from ptdeploy.bundle import Bundle, Limits, staged
 from ptdeploy.engine_options import EngineOptions, check_options
-from ptdeploy.errors import BaseModelError, InputError, TargetUnavailable
+from ptdeploy.errors import BaseModelError, BundleError, InputError, TargetUnavailable
 from ptdeploy.targets import BuildRequest, Built, Numerics
 from ptdeploy.targets.ort import write_model
 from ptdeploy.targets.trt import cuda
 from ptdeploy.targets.trt.build import check_flavor
 from ptdeploy.targets.trt.engine_file import INFO, PLAN, read_info
 from ptdeploy.targets.trt.make import Job, count_precisions, make_engine
-from ptdeploy.targets.trt.plan import bounded
+from ptdeploy.targets.trt.plan import bounded, profiles
 from ptdeploy.targets.trt.vendor import INSTALL, MODULES, NAMES, choose_builder, is_installed
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ def numerics(device: str, precision: str) -> Numerics:
         operators="standard",
         custom_operators=False,
         fixed_slots=True,
+        # The first with TensorScatter, and with DequantizeLinear in blocks.
+        opset=24,
         block_size=64 if precision == "int4" else 0,
     )
 
@@ -87,7 +90,7 @@ def build(request: BuildRequest) -> Built:
         request.folder / onnx[0].path,
         tuple(request.folder / entry.path for entry in onnx),
         request.signature,
-        request.limits,
+        profiles(request.signature, request.limits, request.options),
         request.precision == "tf32",
         counted,
         request.options,
@@ -97,6 +100,46 @@ def build(request: BuildRequest) -> Built:
     if request.options.keep_onnx or request.options.strip_weights:
         return Built((*files, *onnx), (), notes)
     return Built(files, onnx, notes)
+
+
+def rebuild(bundle: Bundle, flavor: str | None) -> tuple[str, ...]:
+    """Write `engine.plan` and `engine.json` again, with the profiles and options they had.
+
+    An engine that was built for the GPU at hand is built for the one that is at hand now.
+    Raises BundleError if the bundle keeps no ONNX.
+    """
+    from ptdeploy.signature import Signature
+
+    manifest, info = bundle.manifest, read_info(bundle.file("engine_info"))
+    onnx = bundle.file("model")
+    if onnx is None:
+        raise BundleError(
+            f"{bundle.path}: holds no ONNX to build from.",
+            "Compile the checkpoint here, or compile it with --keep-onnx.",
+        )
+    ahead = ",".join(info.compute_capabilities) or None
+    options = EngineOptions(
+        flavor=flavor or info.flavor,
+        strip_weights=info.strip_weights,
+        version_compatible=info.version_compatible,
+        hardware_compatibility=info.hardware_compatibility,
+        workspace=info.workspace,
+        optimization_level=info.optimization_level,
+        compute_capability="current" if info.gpu and info.flavor == "rtx" else ahead,
+    )
+    if info.flavor == "tensorrt" or flavor == "tensorrt":
+        options = replace(options, compute_capability=None)
+    parts = [entry.path for entry in manifest.files if entry.role in ("model", "weights")]
+    job = Job(
+        onnx,
+        tuple(bundle.path / part for part in parts),
+        Signature(manifest.inputs, manifest.outputs),
+        info.profiles,
+        info.tf32,
+        info.precisions,
+        options,
+    )
+    return make_engine(job, bundle.path)
 
 
 def facts(bundle: Bundle) -> dict[str, Any]:
