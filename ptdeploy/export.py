@@ -40,6 +40,8 @@ def to_onnx(program: Program, opset: int | None = None) -> ir.Model:
     # A decoder takes its past as *past, which torch.export sees as one tuple.
     fixed = sum(not spec.name.startswith("past_key_values.") for spec in inputs)
     lowering = program.lowered
+    if lowering is not None:
+        opset = max(opset or 0, _OPSETS[lowering.operators])
     lowered = (
         contextlib.nullcontext() if lowering is None else fused(lowering.model, lowering.operators)
     )
@@ -54,7 +56,7 @@ def to_onnx(program: Program, opset: int | None = None) -> ir.Model:
                 output_names=[spec.name for spec in outputs],
                 verbose=False,
                 optimize=False,
-                opset_version=opset or (lowering and _OPSETS[lowering.operators]),
+                opset_version=opset,
             )
     except Exception as error:  # torch wraps whatever the model's own code raised
         reason = str(error.__cause__ or error).strip().splitlines()

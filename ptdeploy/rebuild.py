@@ -8,12 +8,11 @@ from pathlib import Path
 import msgspec
 
 from ptdeploy.bundle import Bundle, check_destination, publish, read_bundle, stage_bundle, staged
-from ptdeploy.compiler import PENDING
 from ptdeploy.errors import InputError, ParityError
 from ptdeploy.parity.compare import compare
 from ptdeploy.parity.reference import load_reference
 from ptdeploy.parity.reports import report_json
-from ptdeploy.progress import Progress
+from ptdeploy.progress import PENDING, Progress
 from ptdeploy.runtime import open_engine
 from ptdeploy.targets import get_target
 
@@ -34,6 +33,11 @@ def rebuild_bundle(
     if not target.STAND_IN:
         raise InputError(
             f"{path}: an engine of {manifest.target} is its graph: nothing to rebuild."
+        )
+    if bundle.file("model") is None:
+        raise InputError(
+            f"{path}: holds no ONNX to build from.",
+            "Compile the checkpoint here, or compile it with --keep-onnx.",
         )
     destination = Path(output) if output else bundle.path
     check_destination(destination, force or output is None)

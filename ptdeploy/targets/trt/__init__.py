@@ -10,7 +10,8 @@ import msgspec
 
 from ptdeploy.bundle import Bundle, Limits, staged
 from ptdeploy.engine_options import EngineOptions, check_options
-from ptdeploy.errors import BaseModelError, BundleError, InputError, TargetUnavailable
+from ptdeploy.errors import BaseModelError, InputError, TargetUnavailable
+from ptdeploy.signature import Signature
 from ptdeploy.targets import BuildRequest, Built, Numerics
 from ptdeploy.targets.ort import write_model
 from ptdeploy.targets.trt import cuda
@@ -106,17 +107,10 @@ def rebuild(bundle: Bundle, flavor: str | None) -> tuple[str, ...]:
     """Write `engine.plan` and `engine.json` again, with the profiles and options they had.
 
     An engine that was built for the GPU at hand is built for the one that is at hand now.
-    Raises BundleError if the bundle keeps no ONNX.
     """
-    from ptdeploy.signature import Signature
-
     manifest, info = bundle.manifest, read_info(bundle.file("engine_info"))
     onnx = bundle.file("model")
-    if onnx is None:
-        raise BundleError(
-            f"{bundle.path}: holds no ONNX to build from.",
-            "Compile the checkpoint here, or compile it with --keep-onnx.",
-        )
+    assert onnx is not None, "the caller checks it"
     ahead = ",".join(info.compute_capabilities) or None
     options = EngineOptions(
         flavor=flavor or info.flavor,
