@@ -163,7 +163,7 @@ def rebuild(
     Raises BundleError if the bundle is damaged or keeps no ONNX, InputError if its target has
     nothing to build, TargetUnavailable if it cannot build here, ParityError if the new one departs.
     """
-    from ptdeploy.rebuild import rebuild_bundle
+    from ptdeploy.rebuilder import rebuild_bundle
 
     return rebuild_bundle(
         bundle,

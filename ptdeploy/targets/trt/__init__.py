@@ -96,7 +96,7 @@ def build(request: BuildRequest) -> Built:
         counted,
         request.options,
     )
-    notes = make_engine(job, request.folder)
+    notes = (*make_engine(job, request.folder), *_unrounded(request.model))
     files = (staged(PLAN, "engine"), staged(INFO, "engine_info"))
     if request.options.keep_onnx or request.options.strip_weights:
         return Built((*files, *onnx), (), notes)
@@ -152,6 +152,22 @@ def load(bundle: Bundle, device: str, threads: int | None, map_weights: bool) ->
     from ptdeploy.targets.trt.load import open_session
 
     return open_session(bundle, allow_host_code=os.environ.get("PTDEPLOY_ALLOW_HOST_CODE") == "1")
+
+
+def _unrounded(model: ir.Model) -> list[str]:
+    """A note where some weight matrices of a rounded engine are not rounded."""
+    from ptdeploy.passes.dequantize import constant_matrix
+
+    nodes = list(model.graph.all_nodes())
+    left = [found for node in nodes if (found := constant_matrix(node)) is not None]
+    rounded = sum(node.op_type == "DequantizeLinear" for node in nodes)
+    if not rounded or not left:
+        return []
+    dtype = left[0][1].dtype.name.lower()
+    return [
+        f"{len(left)} of {len(left) + rounded} weight matrices stay in {dtype}: their columns are "
+        "no whole number of blocks (--block-size)."
+    ]
 
 
 def _refuse_unknown_operators(model: ir.Model) -> None:
