@@ -11,7 +11,8 @@ import numpy as np
 import onnx
 import pytest
 import tiny
-from test_parity import SUPPORTED, peft_alone, random_rows
+from alone import peft_alone, random_rows
+from test_parity import SUPPORTED
 
 import ptdeploy
 from ptdeploy import EngineOptions, Rounding
