@@ -116,15 +116,17 @@ bool read_fused(const Json& json, const Where& where) {
   return fused;
 }
 
-void read_quantization(const Json& json, const Where& where) {
-  if (is_null(json)) return;
+std::optional<Quantization> read_quantization(const Json& json, const Where& where) {
+  if (is_null(json)) return std::nullopt;
+  Quantization out;
   read_object(json, where,
               {{"bits", true, skip_int},
                {"block_size", true, skip_int},
                {"accuracy_level", true, skip_int},
-               {"min_agreement", true, skip_float},
-               {"max_perplexity_ratio", true, skip_float}},
+               {"min_agreement", true, into(out.min_agreement)},
+               {"max_perplexity_ratio", true, into(out.max_perplexity_ratio)}},
               "object | null");
+  return out;
 }
 
 std::optional<GenerationOptions> read_generation(const Json& json, const Where& where) {
@@ -196,7 +198,7 @@ Manifest read_manifest(const Json& json) {
                {"limits", true, into(out.limits, read_limits)},
                {"labels", false, array_into(out.labels, read_string)},
                {"graph", true, into(out.fused, read_fused)},
-               {"quantization", false, read_quantization},
+               {"quantization", false, into(out.quantization, read_quantization)},
                {"generation", false, into(out.generation, read_generation)},
                {"parity", false, read_parity},
                {"files", true, array_into(out.files, read_file)}});

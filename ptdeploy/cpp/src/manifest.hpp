@@ -39,6 +39,11 @@ struct Limits {
   std::optional<std::int64_t> max_batch;
 };
 
+// What rounded weights must keep on text, against the reference.
+struct Quantization {
+  double min_agreement = 0, max_perplexity_ratio = 0;
+};
+
 // What a request chooses tokens with; the defaults are the manifest's own.
 struct GenerationOptions {
   std::int64_t max_new_tokens = 128, min_new_tokens = 0;
@@ -58,6 +63,7 @@ struct Manifest {
   Limits limits;
   std::vector<std::string> labels;
   bool fused = false;
+  std::optional<Quantization> quantization;
   std::optional<GenerationOptions> generation;
   std::vector<FileEntry> files;
 };
