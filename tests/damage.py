@@ -28,6 +28,13 @@ FILES = (
     "parity.json",
 )
 DECODER, ENCODER = ("gpt2", "CAUSAL_LM"), ("bert", "SEQ_CLS")
+QUANTIZED = {
+    "bits": 8,
+    "block_size": 0,
+    "accuracy_level": 0,
+    "min_agreement": 0.9,
+    "max_perplexity_ratio": 1.1,
+}
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,13 @@ def edit(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
 def first_file(manifest: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = manifest["files"][0]
     return found
+
+
+def fix_slots(manifest: dict[str, Any], slots: int) -> None:
+    """Say that every KV buffer has this many slots."""
+    for spec in manifest["inputs"]:
+        if spec["name"].startswith("past_key_values."):
+            spec["shape"][2] = slots
 
 
 def replace(bundle: Path, name: str, content: bytes) -> None:
@@ -213,19 +227,24 @@ _OF_PATHS = [
     _edit("endless path", lambda m: first_file(m).update(path="a" * 5000), "is missing"),
     _edit("quoted path", lambda m: first_file(m).update(path="it's\n../\\"), "leaves the bundle"),
     _edit("a file twice", lambda m: m["files"].append(first_file(m)), "twice"),
-    _edit("no model", lambda m: m["files"].pop(0), "role 'model'"),
+    _edit("no model", lambda m: m["files"].pop(0), "role 'model' or 'engine'"),
+    _edit(
+        "an engine where the target needs a model",
+        lambda m: first_file(m).update(role="engine"),
+        "bundle: lists no file with the role 'model'.",
+    ),
     _edit(
         "no prompt",
         lambda m: m.update(files=[one for one in m["files"] if one["role"] != "prompt"]),
         "role 'prompt'",
     ),
-    _edit("no files", lambda m: m.update(files=[]), "role 'model'"),
+    _edit("no files", lambda m: m.update(files=[]), "role 'model' or 'engine'"),
 ]
 
 _OF_FIELDS = [
-    _edit("version 3", lambda m: m.update(format_version=3), "version 3"),
-    _edit("version 1", lambda m: m.update(format_version=1), "version 1"),
-    _edit("version in words", lambda m: m.update(format_version="2"), "Expected `int`, got `str`"),
+    _edit("the next version", lambda m: m.update(format_version=4), "version 4; this ptdeploy"),
+    _edit("the last version", lambda m: m.update(format_version=2), "version 2; this ptdeploy"),
+    _edit("version in words", lambda m: m.update(format_version="3"), "Expected `int`, got `str`"),
     _edit("no version", lambda m: m.pop("format_version"), "required field `format_version`"),
     _edit("no format", lambda m: m.pop("format"), "required field `format`"),
     _edit("another format", lambda m: m.update(format="zip"), "is 'zip'"),
@@ -260,6 +279,11 @@ _OF_FIELDS = [
     _edit("a truth", lambda m: m["limits"].update(max_sequence=True), "got `bool`"),
     _edit("a batch in words", lambda m: m["limits"].update(max_batch="x"), "Expected `int | null`"),
     _edit(
+        "a prefill in fractions",
+        lambda m: m["limits"].update(max_prefill=0.5),
+        "Expected `int | null`, got `float` - at `$.limits.max_prefill`",
+    ),
+    _edit(
         "an axis that is null",
         lambda m: m["inputs"][0]["shape"].append(None),
         "Expected `int | str`, got `null`",
@@ -274,6 +298,22 @@ _OF_FIELDS = [
     _edit("labels as null", lambda m: m.update(labels=None), "Expected `array`, got `null`"),
     _edit("a label's number", lambda m: m.update(labels=[1]), "at `$.labels[0]`"),
     _edit("quantized by list", lambda m: m.update(quantization=[]), "Expected `object | null`"),
+    _edit(
+        "quantized to another type",
+        lambda m: m.update(quantization={**QUANTIZED, "type": "float3"}),
+        "Invalid enum value 'float3' - at `$.quantization.type`",
+    ),
+    _edit(
+        "quantized without bits",
+        lambda m: m.update(quantization={"type": "float8e4m3fn"}),
+        "required field `bits` - at `$.quantization`",
+    ),
+    _edit("a graph's parity by list", lambda m: m.update(graph_parity=[]), "Expected `object | n"),
+    _edit(
+        "a graph's parity in part",
+        lambda m: m.update(graph_parity={"passed": True, "cases": 1, "max_abs": 0}),
+        "required field `top1_agreement` - at `$.graph_parity`",
+    ),
     _edit("generation in words", lambda m: m.update(generation="x"), "Expected `object | null`"),
     _edit(
         "an EOS in words",
@@ -318,6 +358,9 @@ _OF_LAYOUT = [
             ("heads by name", lambda m: m["inputs"][3].update(shape=["b", "heads", "slots", 8])),
             ("another number of heads", lambda m: m["inputs"][3].update(shape=["b", 7, "s", 8])),
             ("another element type", lambda m: m["inputs"][3].update(dtype="object")),
+            ("one cache in bfloat16", lambda m: m["inputs"][3].update(dtype="bfloat16")),
+            ("fixed slots that are too few", lambda m: fix_slots(m, 7)),
+            ("a prefill of no tokens", lambda m: m["limits"].update(max_prefill=0)),
             ("an output less", lambda m: m["outputs"].pop()),
             ("no outputs", lambda m: m["outputs"].clear()),
             ("logits of no shape", lambda m: m["outputs"][0].update(shape=[])),

@@ -36,7 +36,7 @@ struct PromptInfo {
 
 struct Limits {
   std::int64_t max_sequence = 0, max_context = 0, vocab_size = 0;
-  std::optional<std::int64_t> max_batch;
+  std::optional<std::int64_t> max_batch, max_prefill;
 };
 
 // What rounded weights must keep on text, against the reference.
