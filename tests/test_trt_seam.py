@@ -14,6 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
+import ptdeploy
+from ptdeploy import targets
 from ptdeploy.bundle import Limits
 from ptdeploy.engine_options import (
     EngineOptions,
@@ -24,10 +26,11 @@ from ptdeploy.engine_options import (
 )
 from ptdeploy.errors import BaseModelError, BundleError, InputError, TargetUnavailable
 from ptdeploy.signature import Signature
+from ptdeploy.targets import trt
 from ptdeploy.targets.trt import cache, cuda
-from ptdeploy.targets.trt.build import Request, build_plan, check_flavor
+from ptdeploy.targets.trt.builder import Request, build_plan, check_flavor
+from ptdeploy.targets.trt.deserialize import why_not_here
 from ptdeploy.targets.trt.engine_file import EngineInfo, read_info, write_info
-from ptdeploy.targets.trt.load import why_not_here
 from ptdeploy.targets.trt.plan import DEFAULT_CONTEXT, Profile, bounded, profiles
 from ptdeploy.targets.trt.vendor import choose_builder, open_vendor
 from ptdeploy.task import TensorSpec
@@ -483,3 +486,12 @@ def memory(shape=(2, 3, 5, 4)) -> cuda.Memory:
 def test_rows_of_memory_begin_where_the_row_does():
     part = memory().rows(slice(1, 2))
     assert (part.pointer, part.shape, part.nbytes) == (4096 + 240, (1, 3, 5, 4), 240)
+
+
+def test_no_module_hides_a_function_of_its_package():
+    """Importing `package.name` sets the package's attribute `name` to the module."""
+    for package in (ptdeploy, targets, trt):
+        folder = Path(package.__file__).parent
+        modules = {path.stem for path in folder.glob("*.py")}
+        functions = {name for name, value in vars(package).items() if callable(value)}
+        assert not modules & functions

@@ -15,7 +15,7 @@ from ptdeploy.signature import Signature
 from ptdeploy.targets import BuildRequest, Built, Numerics
 from ptdeploy.targets.ort import write_model
 from ptdeploy.targets.trt import cuda
-from ptdeploy.targets.trt.build import check_flavor
+from ptdeploy.targets.trt.builder import check_flavor
 from ptdeploy.targets.trt.engine_file import INFO, PLAN, read_info
 from ptdeploy.targets.trt.make import Job, count_precisions, make_engine
 from ptdeploy.targets.trt.plan import bounded, profiles
@@ -149,7 +149,7 @@ def load(bundle: Bundle, device: str, threads: int | None, map_weights: bool) ->
         raise InputError(f"{option} is about a CPU; this engine runs on a GPU.")
     if problem := unavailable(device):
         raise TargetUnavailable(*problem)
-    from ptdeploy.targets.trt.load import open_session
+    from ptdeploy.targets.trt.deserialize import open_session
 
     return open_session(bundle, allow_host_code=os.environ.get("PTDEPLOY_ALLOW_HOST_CODE") == "1")
 

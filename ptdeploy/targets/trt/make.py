@@ -12,7 +12,7 @@ import msgspec
 
 from ptdeploy.engine_options import EngineOptions, read_compute_capabilities
 from ptdeploy.targets.trt import cache, cuda
-from ptdeploy.targets.trt.build import Request, build_plan, check_flavor
+from ptdeploy.targets.trt.builder import Request, build_plan, check_flavor
 from ptdeploy.targets.trt.engine_file import PLAN, EngineInfo, write_info
 from ptdeploy.targets.trt.plan import Profile
 from ptdeploy.targets.trt.vendor import Vendor, choose_builder
