@@ -44,3 +44,26 @@ def qwen2_05b(virtual_tokens: int) -> tuple[Path, Path]:
         )
         tuned.save_pretrained(adapter)
     return base, adapter
+
+
+def bert_base(virtual_tokens: int) -> tuple[Path, Path]:
+    """BERT-base's shape with four classes: 109 million weights. Gives (base, adapter) folders."""
+    base = CACHE / "bert-base"
+    adapter = CACHE / f"bert-base-p{virtual_tokens}"
+    if not (adapter / "adapter_config.json").exists():
+        torch.manual_seed(0)
+        config = transformers.BertConfig(num_labels=4)
+        model = transformers.AutoModelForSequenceClassification.from_config(config).eval()
+        if not (base / "config.json").exists():
+            model.save_pretrained(base)
+        tuned = get_peft_model(
+            model,
+            PromptEncoderConfig(
+                task_type="SEQ_CLS",
+                num_virtual_tokens=virtual_tokens,
+                encoder_hidden_size=128,
+                encoder_reparameterization_type="MLP",
+            ),
+        )
+        tuned.save_pretrained(adapter)
+    return base, adapter
