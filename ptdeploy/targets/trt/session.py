@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from ptdeploy.errors import BundleError, InputError
 from ptdeploy.targets import Placed
+from ptdeploy.targets.layers import EngineLayers
 from ptdeploy.targets.trt import cuda
+from ptdeploy.targets.trt.inspector import read_layers
 from ptdeploy.targets.trt.plan import Profile
 from ptdeploy.targets.trt.vendor import Vendor
 
@@ -33,6 +35,9 @@ class _Lane:
 
 class TrtSession:
     """A deserialized engine. Any number of threads may bind and run, each on a lane of its own."""
+
+    # Whether steps become CUDA graphs.
+    captures = True
 
     def __init__(
         self,
@@ -71,6 +76,11 @@ class TrtSession:
             "scratch of a context": max(scratch),
             "contexts": made,
         }
+
+    def layers(self) -> EngineLayers:
+        """What the engine inspector says of it."""
+        names = [profile.name for profile in self._profiles]
+        return read_layers(self._vendor, self.engine, names)
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         shapes = {name: array.shape for name, array in inputs.items()}
@@ -226,6 +236,8 @@ class _Step:
         return lane
 
     def _capturable(self, lane: _Lane) -> bool:
+        if not self._session.captures:
+            return False
         asked = getattr(lane.context, "is_stream_capturable", None)
         return asked is None or bool(asked(lane.stream.handle))
 
