@@ -130,7 +130,9 @@ def _parity_lines(manifest: Manifest) -> str:
 def _inspect(arguments: argparse.Namespace) -> int:
     from ptdeploy.inspect import describe, inspect
 
-    facts = inspect(arguments.path, arguments.adapter, _task(arguments.task))
+    facts = inspect(
+        arguments.path, arguments.adapter, _task(arguments.task), layers=arguments.layers
+    )
     if arguments.json:
         return _print_json(facts)
     print(describe(facts))
@@ -199,6 +201,26 @@ def _rebuild(arguments: argparse.Namespace) -> int:
     if arguments.json:
         return _print_json(inspect(bundle.path))
     print(f"bundle    {bundle.path}\n{_parity_lines(bundle.manifest)}", end="")
+    return 0
+
+
+def _profile(arguments: argparse.Namespace) -> int:
+    from ptdeploy.profile import describe, profile_bundle
+
+    if arguments.top < 1:
+        raise InputError(f"--top {arguments.top}: must be at least 1.")
+    found = profile_bundle(
+        arguments.bundle,
+        batch=arguments.batch,
+        tokens=arguments.tokens,
+        rounds=arguments.rounds,
+        device=arguments.device,
+        threads=arguments.threads,
+        progress=_progress(arguments),
+    )
+    if arguments.json:
+        return _print_json(dataclasses.asdict(found))
+    print(describe(found, arguments.top))
     return 0
 
 
@@ -535,7 +557,32 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("inspect", _inspect, "Say what a checkpoint or a bundle is.")
     sub.add_argument("path")
     sub.add_argument("--task", choices=_TASKS, help="for a state dict without adapter_config.json")
+    sub.add_argument(
+        "--layers",
+        action="store_true",
+        help="open the bundle's engine, and list the layers it runs, their types and its memory",
+    )
     checkpoint_options(sub)
+
+    sub = command("profile", _profile, "Time each layer of a bundle's engine.")
+    sub.add_argument("bundle")
+    sub.add_argument(
+        "--batch",
+        type=int,
+        default=1,
+        metavar="N",
+        help="rows of a request, or of a decode step; default: 1",
+    )
+    sub.add_argument("--tokens", type=int, metavar="N", help="in each row; default: 32")
+    sub.add_argument(
+        "--rounds", type=int, default=20, metavar="N", help="timed runs, after a few; default: 20"
+    )
+    sub.add_argument("--device", choices=DEVICES, help="default: the bundle's")
+    sub.add_argument("--threads", type=int, metavar="N", help="default: the engine's")
+    sub.add_argument(
+        "--top", type=int, default=20, metavar="N", help="lines of each table; default: 20"
+    )
+    sub.add_argument("-q", "--quiet", action="store_true", help="no progress")
 
     sub = command("cpp-new", _cpp_new, "Write a C++ project that runs a bundle.")
     sub.add_argument("folder", metavar="DIR", help="a new or empty folder")

@@ -15,17 +15,21 @@ from ptdeploy.task import Task
 
 
 def inspect(
-    path: str | Path, adapter: str | None = None, task: Task | None = None
+    path: str | Path, adapter: str | None = None, task: Task | None = None, layers: bool = False
 ) -> dict[str, Any]:
     """Describe a checkpoint or a bundle as nested plain data, ready for JSON.
 
-    Raises CheckpointError or BundleError if it is damaged, InputError if there is nothing.
+    `layers` opens a bundle's engine and adds what it runs. Raises CheckpointError or BundleError if
+    it is damaged, InputError if there is nothing, and with `layers` TargetUnavailable if the
+    engine cannot run here.
     """
     path = Path(path)
     if not path.exists():
         raise InputError(f"{path}: no such file or folder.")
     if path.is_dir() and is_bundle(path):
-        return _bundle(read_bundle(path))
+        return _bundle(read_bundle(path), layers)
+    if layers:
+        raise InputError(f"{path}: is no bundle, and only an engine has --layers.")
     from ptdeploy.checkpoint import read_checkpoint
 
     return _checkpoint(read_checkpoint(path, adapter, task))
@@ -61,16 +65,31 @@ def _checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def _bundle(bundle: Bundle) -> dict[str, Any]:
+def _bundle(bundle: Bundle, layers: bool) -> dict[str, Any]:
     manifest: dict[str, Any] = msgspec.to_builtins(bundle.manifest)
     target = bundle.manifest.target
-    return {
+    facts = {
         "kind": "bundle",
         "path": str(bundle.path),
         "bytes": sum(entry.size for entry in bundle.manifest.files),
         **manifest,
+        "completed_parity": _completed(bundle),
         "engine": get_target(target).facts(bundle) if target in TARGETS else {},
     }
+    if layers:
+        found = get_target(target).layers(bundle, bundle.manifest.device)
+        facts["engine_layers"] = msgspec.to_builtins(found)
+    return facts
+
+
+def _completed(bundle: Bundle) -> dict[str, Any] | None:
+    """What verify found where the engine can run, if the manifest leaves that open."""
+    if bundle.manifest.parity is not None:
+        return None
+    from ptdeploy.parity.completed import read_completed
+
+    report = read_completed(bundle)
+    return None if report is None else msgspec.to_builtins(report.summary())
 
 
 def describe(facts: dict[str, Any]) -> str:
@@ -143,7 +162,7 @@ def _describe_bundle(facts: dict[str, Any]) -> str:
             f"{limits['max_batch'] or 'any number of'} rows, vocabulary {limits['vocab_size']}",
         ),
         *_engine_lines(facts["engine"]),
-        ("parity", "pending: verify completes it on a GPU" if parity is None else _parity(parity)),
+        ("parity", _parity_words(parity, facts["completed_parity"])),
         *([("graph parity", _parity(graph))] if graph else []),
         ("made with", ", ".join(f"{name} {v}" for name, v in facts["versions"].items())),
     ]
@@ -159,7 +178,36 @@ def _describe_bundle(facts: dict[str, Any]) -> str:
         ("file", f"{file['path']}  {file['role']}, {megabytes(file['size'])}")
         for file in facts["files"]
     ]
+    if "engine_layers" in facts:
+        lines += _layer_lines(facts["engine_layers"])
     return _table(lines)
+
+
+def _layer_lines(found: dict[str, Any]) -> list[tuple[str, Any]]:
+    """The engine's memory, and each of its layers: what it does, in which types, its name."""
+    layers = found["layers"]
+    fused = sum(layer["fused"] for layer in layers)
+    memory = ", ".join(f"{name} {megabytes(size)}" for name, size in found["memory"].items())
+    lines = [("memory", memory), ("layers", f"{len(layers)}, {fused} of them fused")]
+    for layer in layers:
+        inputs, outputs = (
+            ", ".join(dict.fromkeys(layer[side])) or "?" for side in ("inputs", "outputs")
+        )
+        words = f"{layer['operator'] or '?'}  {inputs} -> {outputs}  {layer['name']}"
+        if layer["fused"]:
+            words += f"  fused, of {layer['module'] or 'several modules'}"
+        if layer["kernel"]:
+            words += f"  kernel {layer['kernel']}"
+        lines.append(("layer", words))
+    return lines
+
+
+def _parity_words(parity: dict[str, Any] | None, completed: dict[str, Any] | None) -> str:
+    if parity is not None:
+        return _parity(parity)
+    if completed is not None:
+        return f"{_parity(completed)} (pending when compiled, completed by verify)"
+    return "pending: verify completes it on a GPU"
 
 
 def _parity(found: dict[str, Any]) -> str:

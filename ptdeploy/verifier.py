@@ -72,6 +72,10 @@ def verify_bundle(
             found = msgspec.structs.replace(
                 found, located=locate_departure(bundle, engine, peft, reference, found)
             )
+    if bundle.manifest.parity is None:
+        from ptdeploy.parity.completed import keep_completed
+
+        progress.note(keep_completed(bundle, found))
     if report is not None:
         from ptdeploy.parity.reports import write_reports
         from ptdeploy.parity.shrink import FAILING_NAME, write_failing

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ptdeploy.bundle import Bundle
 from ptdeploy.errors import PtdeployError
+from ptdeploy.modules import common_module
 from ptdeploy.parity.causes import Cause, Suspect, likely_cause
 from ptdeploy.parity.compare import ParityReport
 from ptdeploy.parity.graph import ModuleGraph, computes, read_graph, run_exposed
@@ -19,7 +20,7 @@ from ptdeploy.parity.located import Located, ModuleError
 from ptdeploy.parity.measure import finite
 from ptdeploy.parity.reference import Reference, Row
 from ptdeploy.parity.trace import Event, trace_row
-from ptdeploy.passes.name import common_module, module_of
+from ptdeploy.passes.name import module_of
 from ptdeploy.runtime import CausalLM, Engine
 from ptdeploy.runtime.batching import pack
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+from ptdeploy.modules import common_module
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -55,16 +56,3 @@ def _neighbours(node: ir.Node) -> list[ir.Node]:
     before = [value.producer() for value in node.inputs if value is not None]
     after = [use.node for output in node.outputs for use in output.uses()]
     return [one for one in (*before, *after) if one is not None]
-
-
-def common_module(paths: Sequence[str]) -> str:
-    """The innermost module that all of some modules are in."""
-    parts = [path.split(".") for path in paths if path]
-    if not parts:
-        return ""
-    shared = []
-    for level in zip(*parts, strict=False):
-        if len(set(level)) > 1:
-            break
-        shared.append(level[0])
-    return ".".join(shared)

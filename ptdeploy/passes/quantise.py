@@ -65,6 +65,8 @@ def run(model: ir.Model, context: PassContext) -> ir.Model:
         )
         bias = node.inputs[2] if len(node.inputs) > 2 else None
         nodes = [product] if bias is None else [product, ir.node("Add", [product.outputs[0], bias])]
+        for new in nodes:
+            new.metadata_props.update(node.metadata_props)
         replace(graph, node, *nodes)
         if not weight.uses():
             del graph.initializers[str(weight.name)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from ptdeploy.bundle import Bundle, FileEntry, Limits
     from ptdeploy.signature import Signature
+    from ptdeploy.targets.layers import EngineLayers, Profiled
 
 TARGETS = {"ort": "ptdeploy.targets.ort", "trt": "ptdeploy.targets.trt"}
 DEVICES = ("cpu", "cuda")
@@ -160,6 +162,16 @@ class Target(Protocol):
 
     def load(self, bundle: Bundle, device: str, threads: int | None, map_weights: bool) -> Session:
         """Open a bundle's engine. Raises TargetUnavailable, never falls back to another device."""
+        ...
+
+    def layers(self, bundle: Bundle, device: str) -> EngineLayers:
+        """What a bundle's engine runs on `device`, layer by layer. Raises as `load` does."""
+        ...
+
+    def profiled(
+        self, bundle: Bundle, device: str, threads: int | None
+    ) -> AbstractContextManager[Profiled]:
+        """Open a bundle's engine so that it times its layers. Raises as `load` does."""
         ...
 
 

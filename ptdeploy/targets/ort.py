@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,8 @@ from ptdeploy.targets import BuildRequest, Built, Numerics, Placed
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+
+    from ptdeploy.targets.layers import EngineLayers, Profiled
 
 DEVICES = ("cpu", "cuda")
 STAND_IN = ""
@@ -127,6 +130,26 @@ def load(
     ONNX Runtime copies a CPU's weights into the layout its products are fastest with, unless
     `map_weights` leaves them in the file, mapped.
     """
+    options = session_options(device, threads, map_weights)
+    return OrtSession(start(bundle, device, options), device)
+
+
+def layers(bundle: Bundle, device: str) -> EngineLayers:
+    """The graph as ONNX Runtime optimises it on this machine."""
+    from ptdeploy.targets.ort_layers import read_layers
+
+    return read_layers(bundle, device)
+
+
+def profiled(bundle: Bundle, device: str, threads: int | None) -> AbstractContextManager[Profiled]:
+    """Open the engine with ONNX Runtime's profiler on."""
+    from ptdeploy.targets.ort_profile import open_profiled
+
+    return open_profiled(bundle, device, threads)
+
+
+def session_options(device: str, threads: int | None = None, map_weights: bool = False) -> Any:
+    """The options that every session has. Raises TargetUnavailable where none can be opened."""
     if problem := unavailable(device):
         raise TargetUnavailable(*problem)
     import onnxruntime
@@ -137,6 +160,13 @@ def load(
         options.add_session_config_entry("session.disable_prepacking", "1")
     if threads is not None:
         options.intra_op_num_threads = threads
+    return options
+
+
+def start(bundle: Bundle, device: str, options: Any) -> Any:
+    """An InferenceSession over a bundle's model, on `device` and no other."""
+    import onnxruntime
+
     model = bundle.file("model")
     if model is None:
         raise BundleError(f"{bundle.path}: lists no file with the role 'model'.")
@@ -155,7 +185,7 @@ def load(
             f"{_PROVIDERS[device]} did not start on this machine.",
             "Check the GPU driver and the CUDA and cuDNN versions that onnxruntime-gpu needs.",
         )
-    return OrtSession(session, device)
+    return session
 
 
 @dataclass(frozen=True)

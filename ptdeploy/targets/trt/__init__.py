@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +15,7 @@ from ptdeploy.engine_options import EngineOptions, check_options
 from ptdeploy.errors import BaseModelError, InputError, TargetUnavailable
 from ptdeploy.signature import Signature
 from ptdeploy.targets import BuildRequest, Built, Numerics
+from ptdeploy.targets.layers import EngineLayers, Profiled
 from ptdeploy.targets.ort import write_model
 from ptdeploy.targets.trt import cuda
 from ptdeploy.targets.trt.builder import check_flavor
@@ -24,6 +27,7 @@ from ptdeploy.targets.trt.vendor import INSTALL, MODULES, NAMES, choose_builder,
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from ptdeploy.targets.trt.deserialize import Opened
     from ptdeploy.targets.trt.session import TrtSession
 
 DEVICES = ("cuda",)
@@ -144,6 +148,28 @@ def facts(bundle: Bundle) -> dict[str, Any]:
 
 def load(bundle: Bundle, device: str, threads: int | None, map_weights: bool) -> TrtSession:
     """Open a bundle's engine on the current GPU. Raises TargetUnavailable where it cannot run."""
+    from ptdeploy.targets.trt.session import TrtSession
+
+    return _open(bundle, device, threads, map_weights, TrtSession)
+
+
+def layers(bundle: Bundle, device: str) -> EngineLayers:
+    """What the engine inspector says of a bundle's engine; it reads engines only on a GPU."""
+    return load(bundle, device, None, False).layers()
+
+
+@contextmanager
+def profiled(bundle: Bundle, device: str, threads: int | None) -> Iterator[Profiled]:
+    """Open the engine with a profiler on each of its execution contexts."""
+    from ptdeploy.targets.trt.profile import ProfiledSession
+
+    session = _open(bundle, device, threads, False, ProfiledSession)
+    yield Profiled(session, session.runs, session.NOTES)
+
+
+def _open(
+    bundle: Bundle, device: str, threads: int | None, map_weights: bool, kind: type[Opened]
+) -> Opened:
     if threads is not None or map_weights:
         option = "map_weights" if map_weights else "threads"
         raise InputError(f"{option} is about a CPU; this engine runs on a GPU.")
@@ -151,7 +177,8 @@ def load(bundle: Bundle, device: str, threads: int | None, map_weights: bool) ->
         raise TargetUnavailable(*problem)
     from ptdeploy.targets.trt.deserialize import open_session
 
-    return open_session(bundle, allow_host_code=os.environ.get("PTDEPLOY_ALLOW_HOST_CODE") == "1")
+    allowed = os.environ.get("PTDEPLOY_ALLOW_HOST_CODE") == "1"
+    return open_session(bundle, allowed, kind)
 
 
 def _unrounded(model: ir.Model) -> list[str]:

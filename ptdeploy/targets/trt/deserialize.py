@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from ptdeploy.bundle import Bundle
 from ptdeploy.errors import BundleError, InputError, TargetUnavailable
@@ -14,9 +14,11 @@ from ptdeploy.targets.trt.engine_file import EngineInfo, read_info
 from ptdeploy.targets.trt.session import TrtSession
 from ptdeploy.targets.trt.vendor import NAMES, Vendor, open_vendor
 
+Opened = TypeVar("Opened", bound=TrtSession)
 
-def open_session(bundle: Bundle, allow_host_code: bool = False) -> TrtSession:
-    """Deserialize a bundle's engine on the current GPU.
+
+def open_session(bundle: Bundle, allow_host_code: bool, kind: type[Opened]) -> Opened:
+    """Deserialize a bundle's engine on the current GPU, as a session of this kind.
 
     A version compatible engine brings code that runs on the host: only with `allow_host_code`.
     Raises TargetUnavailable if the flavor is not installed, there is no GPU, or the engine was
@@ -61,7 +63,7 @@ def open_session(bundle: Bundle, allow_host_code: bool = False) -> TrtSession:
             "Compile the checkpoint again.",
         )
     contexts, keep = _contexts(vendor, engine, _digest(bundle), device)
-    return TrtSession(vendor, engine, info.profiles, contexts, keep)
+    return kind(vendor, engine, info.profiles, contexts, keep)
 
 
 def why_not_here(info: EngineInfo, version: str, device: cuda.Device) -> str | None:

@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 
 from ptdeploy.errors import BundleError, InputError
 from ptdeploy.targets import Placed
+from ptdeploy.targets.layers import EngineLayers
 from ptdeploy.targets.trt import cuda
+from ptdeploy.targets.trt.inspector import read_layers
 from ptdeploy.targets.trt.plan import Profile
 from ptdeploy.targets.trt.vendor import Vendor
 
@@ -56,6 +58,9 @@ class _Lane:
 class TrtSession:
     """A deserialized engine. Any number of threads may bind and run, each on a lane of its own."""
 
+    # Whether steps become CUDA graphs.
+    captures = True
+
     def __init__(
         self,
         vendor: Vendor,
@@ -67,7 +72,6 @@ class TrtSession:
         self._vendor, self.engine, self._profiles = vendor, engine, profiles
         self._contexts, self._keep = contexts, keep
         self._free: dict[int, list[_Lane]] = {}
-        self._lanes = 0
         self._lock = threading.Lock()
         self._stream = cuda.Stream()
         trt = vendor.module
@@ -80,19 +84,10 @@ class TrtSession:
             if engine.get_tensor_location(name) != trt.TensorLocation.DEVICE:
                 raise BundleError(f"The engine wants {name} on the host, which is not supported.")
 
-    def memory(self) -> dict[str, int]:
-        """Bytes on the GPU: the weights, and the scratch space of the contexts made so far."""
-        scratch = [
-            int(self.engine.get_device_memory_size_for_profile_v2(i))
-            for i in range(len(self._profiles))
-        ]
-        with self._lock:
-            made = self._lanes
-        return {
-            "weights": int(self.engine.get_engine_stat()),
-            "scratch of a context": max(scratch),
-            "contexts": made,
-        }
+    def layers(self) -> EngineLayers:
+        """What the engine inspector says of it."""
+        names = [profile.name for profile in self._profiles]
+        return read_layers(self._vendor, self.engine, names)
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         lane = self._take(self._profile({name: array.shape for name, array in inputs.items()}))
@@ -148,7 +143,6 @@ class TrtSession:
             free = self._free.setdefault(profile, [])
             if free:
                 return free.pop()
-            self._lanes += 1
         stream = cuda.Stream()
         context = self._contexts()
         if context is None:
@@ -266,6 +260,8 @@ class _Step:
         return None if memory is None else memory.pointer
 
     def _capturable(self, lane: _Lane) -> bool:
+        if not self._session.captures:
+            return False
         asked = getattr(lane.context, "is_stream_capturable", None)
         return asked is None or bool(asked(lane.stream.handle))
 

@@ -1,0 +1,62 @@
+"""parity.json beside the manifest: the parity of an engine that could not run where it was built.
+
+A bundle is never changed, so that the manifest goes on saying that this parity is pending.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from ptdeploy.bundle import Bundle
+from ptdeploy.errors import BundleError, OutputError
+from ptdeploy.parity.compare import ParityReport
+from ptdeploy.parity.reports import report_json, write_whole
+
+NAME = "parity.json"
+_MAX_BYTES = 16 * 1024 * 1024
+
+
+def keep_completed(bundle: Bundle, report: ParityReport) -> str:
+    """Write the report beside the manifest; gives a note of where it is or why it is not there."""
+    path = bundle.path / NAME
+    if any(entry.path == NAME for entry in bundle.manifest.files):
+        return f"the report was not kept: the bundle has another file {NAME}."
+    try:
+        write_whole(bundle.path, NAME, report_json(report))
+    except OutputError as error:
+        return f"the report was not kept: {error.problem}"
+    return f"this completes the bundle's parity, and was kept as {path}."
+
+
+def read_completed(bundle: Bundle) -> ParityReport | None:
+    """The report that verify left beside the manifest, if parity was pending and there is one.
+
+    Nothing vouches for this file. Raises BundleError if it is too large, not a report, or one of
+    an engine that the manifest does not describe.
+    """
+    path = bundle.path / NAME
+    if bundle.manifest.parity is not None or not path.is_file():
+        return None
+    fix = f"Remove it, and complete the parity again: ptdeploy verify {bundle.path}"
+    report = _decode(path, fix)
+    manifest = bundle.manifest
+    described = (manifest.target, manifest.device, manifest.precision)
+    reported = (report.target, report.device, report.precision)
+    if reported != described:
+        raise BundleError(
+            f"{path}: is a report on {' '.join(reported)}, but the bundle is for "
+            f"{' '.join(described)}.",
+            fix,
+        )
+    return report
+
+
+def _decode(path: Path, fix: str) -> ParityReport:
+    if path.stat().st_size > _MAX_BYTES:
+        raise BundleError(f"{path}: larger than {_MAX_BYTES} bytes, not a parity report.", fix)
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=ParityReport)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BundleError(f"{path}: not a parity report ({error}).", fix) from None
