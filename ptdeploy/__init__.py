@@ -42,6 +42,7 @@ __all__ = [
     "TargetUnavailable",
     "compile",
     "load",
+    "rebuild",
     "verify",
 ]
 
@@ -142,6 +143,33 @@ def verify(
         thresholds=thresholds,
         locate=locate,
         report=report,
+        progress=progress or Progress(quiet=True),
+    )
+
+
+def rebuild(
+    bundle: str | Path,
+    *,
+    output: str | Path | None = None,
+    flavor: str | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Bundle:
+    """Build a TensorRT bundle's engine again, for this machine, from the ONNX that it keeps.
+
+    It needs neither the checkpoint nor torch. The bundle is replaced, or a new one written to
+    `output` (`force` replaces what is there). `flavor` is "tensorrt" or "rtx" instead of its own.
+    Where the engine can run, parity with the stored reference is shown before anything is written.
+    Raises BundleError if the bundle is damaged or keeps no ONNX, InputError if its target has
+    nothing to build, TargetUnavailable if it cannot build here, ParityError if the new one departs.
+    """
+    from ptdeploy.rebuilder import rebuild_bundle
+
+    return rebuild_bundle(
+        bundle,
+        output=output,
+        flavor=flavor,
+        force=force,
         progress=progress or Progress(quiet=True),
     )
 

@@ -207,6 +207,23 @@ def _profile(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _rebuild(arguments: argparse.Namespace) -> int:
+    import ptdeploy
+    from ptdeploy.inspect import inspect
+
+    bundle = ptdeploy.rebuild(
+        arguments.bundle,
+        output=arguments.output,
+        flavor=arguments.trt_flavor,
+        force=arguments.force,
+        progress=_progress(arguments),
+    )
+    if arguments.json:
+        return _print_json(inspect(bundle.path))
+    print(f"bundle    {bundle.path}\n{_parity_lines(bundle.manifest)}", end="")
+    return 0
+
+
 def _run(arguments: argparse.Namespace) -> int:
     import ptdeploy
     from ptdeploy.runtime import CausalLM, Classifier, TokenClassifier
@@ -529,6 +546,13 @@ def _parser() -> argparse.ArgumentParser:
     causal = sub.add_argument_group("causal models", "What is not given is the model's default.")
     for name, settings in _GENERATION.items():
         causal.add_argument(f"--{name.replace('_', '-')}", **settings)
+
+    sub = command("rebuild", _rebuild, "Build a TensorRT bundle's engine again, for this machine.")
+    sub.add_argument("bundle", help="one with its ONNX (compile --keep-onnx)")
+    sub.add_argument("-o", "--output", metavar="BUNDLE", help="default: the bundle is replaced")
+    sub.add_argument("--trt-flavor", choices=FLAVORS, help="default: the bundle's")
+    sub.add_argument("--force", action="store_true", help="replace a bundle that is there")
+    sub.add_argument("-q", "--quiet", action="store_true", help="no progress")
 
     sub = command("inspect", _inspect, "Say what a checkpoint or a bundle is.")
     sub.add_argument("path")

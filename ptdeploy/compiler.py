@@ -31,7 +31,7 @@ from ptdeploy.parity.compare import ParityReport, compare
 from ptdeploy.parity.reference import Reference, save_reference
 from ptdeploy.parity.reports import report_json
 from ptdeploy.parity.stand_in import open_stand_in
-from ptdeploy.progress import REFERENCE_STAGE, Progress
+from ptdeploy.progress import PENDING, REFERENCE_STAGE, Progress
 from ptdeploy.rounding import Rounding, quantization_for, read_texts
 from ptdeploy.runtime import open_engine
 from ptdeploy.targets import BuildRequest, Target, get_target
@@ -116,7 +116,7 @@ def compile_checkpoint(
         signature = program.signature.computed_in(numerics.activations)
         if numerics.fixed_slots and route.route == "fused":
             signature = signature.with_slots(bounds.max_context)
-        graph = to_onnx(program)
+        graph = to_onnx(program, numerics.opset)
     with progress.stage("optimise the graph"):
         context = PassContext(
             signature, quantization, numerics.activations, numerics.custom_operators
@@ -185,12 +185,6 @@ def default_destination(checkpoint: str | Path, target: str) -> Path:
     """Where compile writes unless told: `<checkpoint's name>.<target>.bundle`, in this folder."""
     path = Path(checkpoint).resolve()
     return Path(f"{path.stem if path.is_file() else path.name}.{target}.bundle")
-
-
-PENDING = (
-    "parity of the engine is pending, as it cannot run here; ptdeploy verify BUNDLE completes it "
-    "on a machine with a GPU."
-)
 
 
 def _check_target(target: str, device: str, precision: str | None, options: EngineOptions) -> str:

@@ -7,10 +7,12 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from ptdeploy.targets import DEVICES, TARGETS, get_target
+from ptdeploy.engine_options import EngineOptions
+from ptdeploy.targets import TARGETS, get_target
 
 _RUNTIME = ("numpy", "tokenizers", "safetensors", "msgspec")
 _ENGINES = ("onnxruntime", "onnxruntime-gpu")
+_TENSORRT = ("tensorrt", "tensorrt-rtx-cu13", "cuda-bindings")
 _COMPILE = ("torch", "transformers", "peft", "onnx", "onnx-ir", "onnxscript")
 
 
@@ -18,7 +20,12 @@ def examine() -> dict[str, Any]:
     """Versions by group, problems found, and for each target and device why it is unavailable."""
     packages = {
         group: {name: _version(name) for name in names}
-        for group, names in (("runtime", _RUNTIME), ("engines", _ENGINES), ("compile", _COMPILE))
+        for group, names in (
+            ("runtime", _RUNTIME),
+            ("engines", _ENGINES),
+            ("tensorrt", _TENSORRT),
+            ("compile", _COMPILE),
+        )
     }
     problems = []
     if all(packages["engines"].values()):
@@ -27,15 +34,19 @@ def examine() -> dict[str, Any]:
             "pip uninstall onnxruntime onnxruntime-gpu, then install one of them."
         )
     targets: dict[str, dict[str, str | None]] = {}
+    builds: dict[str, str | None] = {}
     for name in TARGETS:
-        reasons = {device: get_target(name).unavailable(device) for device in DEVICES}
-        targets[name] = {d: " ".join(r).strip() if r else None for d, r in reasons.items()}
+        target = get_target(name)
+        targets[name] = {d: _words(target.unavailable(d)) for d in target.DEVICES}
+        if target.STAND_IN:
+            builds[name] = _words(target.unbuildable(target.DEVICES[0], EngineOptions()))
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": packages,
         "can_compile": all(packages["compile"].values()),
         "targets": targets,
+        "builds": builds,
         "problems": problems,
     }
 
@@ -55,8 +66,15 @@ def describe(facts: dict[str, Any]) -> str:
         for device, reason in devices.items():
             state = "available" if reason is None else f"unavailable: {reason}"
             lines.append(f"{target} on {device:<5}{state}")
+    for target, reason in facts["builds"].items():
+        state = "can build here" if reason is None else f"cannot build here: {reason}"
+        lines.append(f"{target:<11}{state}")
     lines += [f"PROBLEM: {problem}" for problem in facts["problems"]]
     return "\n".join(lines)
+
+
+def _words(problem: tuple[str, str] | None) -> str | None:
+    return " ".join(problem).strip() if problem else None
 
 
 def _version(package: str) -> str | None:

@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 _OPSETS: dict[Operators, int] = {"onnxruntime": 23, "standard": 24}
 
 
-def to_onnx(program: Program) -> ir.Model:
+def to_onnx(program: Program, opset: int | None = None) -> ir.Model:
     """Export a program to an ONNX model whose inputs and outputs are its signature.
+
+    `opset` is the version of ONNX's operators; None takes what the program needs.
 
     Raises BaseModelError if torch cannot trace the architecture, with torch's reason.
     """
@@ -38,6 +40,8 @@ def to_onnx(program: Program) -> ir.Model:
     # A decoder takes its past as *past, which torch.export sees as one tuple.
     fixed = sum(not spec.name.startswith("past_key_values.") for spec in inputs)
     lowering = program.lowered
+    if lowering is not None:
+        opset = max(opset or 0, _OPSETS[lowering.operators])
     lowered = (
         contextlib.nullcontext() if lowering is None else fused(lowering.model, lowering.operators)
     )
@@ -52,7 +56,7 @@ def to_onnx(program: Program) -> ir.Model:
                 output_names=[spec.name for spec in outputs],
                 verbose=False,
                 optimize=False,
-                opset_version=None if lowering is None else _OPSETS[lowering.operators],
+                opset_version=opset,
             )
     except Exception as error:  # torch wraps whatever the model's own code raised
         reason = str(error.__cause__ or error).strip().splitlines()

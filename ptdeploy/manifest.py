@@ -22,9 +22,9 @@ from ptdeploy.bundle import (
 )
 from ptdeploy.checkpoint import Checkpoint
 from ptdeploy.errors import BaseModelError, InputError
-from ptdeploy.program import Signature
 from ptdeploy.prompt import Prompt
 from ptdeploy.runtime.sampling import check
+from ptdeploy.signature import Signature
 from ptdeploy.task import GenerationOptions, Graph, Task
 
 _PACKAGES = ("ptdeploy", "numpy", "onnx", "onnxruntime", "onnxscript", "peft", "torch")

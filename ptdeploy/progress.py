@@ -8,6 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
+PENDING = (
+    "parity of the engine is pending, as it cannot run here; ptdeploy verify BUNDLE completes it "
+    "on a machine with a GPU."
+)
 REFERENCE_STAGE = "run PEFT on PyTorch, each row alone"
 
 

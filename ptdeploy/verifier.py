@@ -14,7 +14,8 @@ from ptdeploy.errors import InputError
 from ptdeploy.parity.cases import edge_note
 from ptdeploy.parity.compare import ParityReport, compare
 from ptdeploy.parity.data import DataRow, read_data
-from ptdeploy.parity.reference import Reference, Row, load_reference
+from ptdeploy.parity.reference import Reference, Row
+from ptdeploy.parity.stored import stored_reference
 from ptdeploy.parity.thresholds import Overrides, read_thresholds
 from ptdeploy.progress import REFERENCE_STAGE, Progress
 from ptdeploy.runtime import Engine, open_engine
@@ -52,7 +53,7 @@ def verify_bundle(
     notes: list[str] = []
     peft: PeftSource | None = None
     if checkpoint is None:
-        reference = _with_own_logits(_stored_reference(bundle), given)
+        reference = _with_own_logits(stored_reference(bundle), given)
     else:
         with progress.stage("read the checkpoint"):
             from ptdeploy.parity.peft_reference import open_peft
@@ -91,15 +92,6 @@ def verify_bundle(
     return found
 
 
-def _stored_reference(bundle: Bundle) -> Reference:
-    stored = bundle.file("reference")
-    if stored is None:
-        raise InputError(
-            f"{bundle.path}: holds no stored reference.", "Pass the checkpoint with --checkpoint."
-        )
-    return load_reference(stored)
-
-
 def _computed_reference(peft: PeftSource, engine: Engine, given: Sequence[DataRow]) -> Reference:
     from ptdeploy.parity.cases import AskedRow, golden_rows
     from ptdeploy.parity.peft_reference import compute_reference
@@ -123,7 +115,7 @@ def _judged(bundle: Bundle, given: Sequence[DataRow]) -> JudgedText:
     rows = tuple(row.ids for row in given if row.ids.size > 1)
     if rows:
         return JudgedText(rows, "the given data")
-    stored = _stored_reference(bundle)
+    stored = stored_reference(bundle)
     return JudgedText(tuple(row.ids for row in stored.judged), stored.judged_on)
 
 

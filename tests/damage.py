@@ -13,6 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save
+
 from ptdeploy.bundle import MAX_MANIFEST_BYTES
 from ptdeploy.errors import BundleError, InputError, PtdeployError
 
@@ -24,6 +28,13 @@ FILES = (
     "parity.json",
 )
 DECODER, ENCODER = ("gpt2", "CAUSAL_LM"), ("bert", "SEQ_CLS")
+QUANTIZED = {
+    "bits": 8,
+    "block_size": 0,
+    "accuracy_level": 0,
+    "min_agreement": 0.9,
+    "max_perplexity_ratio": 1.1,
+}
 
 
 @dataclass(frozen=True)
@@ -56,6 +67,13 @@ def edit(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
 def first_file(manifest: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = manifest["files"][0]
     return found
+
+
+def fix_slots(manifest: dict[str, Any], slots: int) -> None:
+    """Say that every KV buffer has this many slots."""
+    for spec in manifest["inputs"]:
+        if spec["name"].startswith("past_key_values."):
+            spec["shape"][2] = slots
 
 
 def replace(bundle: Path, name: str, content: bytes) -> None:
@@ -209,19 +227,24 @@ _OF_PATHS = [
     _edit("endless path", lambda m: first_file(m).update(path="a" * 5000), "is missing"),
     _edit("quoted path", lambda m: first_file(m).update(path="it's\n../\\"), "leaves the bundle"),
     _edit("a file twice", lambda m: m["files"].append(first_file(m)), "twice"),
-    _edit("no model", lambda m: m["files"].pop(0), "role 'model'"),
+    _edit("no model", lambda m: m["files"].pop(0), "role 'model' or 'engine'"),
+    _edit(
+        "an engine where the target needs a model",
+        lambda m: first_file(m).update(role="engine"),
+        "bundle: lists no file with the role 'model'.",
+    ),
     _edit(
         "no prompt",
         lambda m: m.update(files=[one for one in m["files"] if one["role"] != "prompt"]),
         "role 'prompt'",
     ),
-    _edit("no files", lambda m: m.update(files=[]), "role 'model'"),
+    _edit("no files", lambda m: m.update(files=[]), "role 'model' or 'engine'"),
 ]
 
 _OF_FIELDS = [
-    _edit("version 3", lambda m: m.update(format_version=3), "version 3"),
-    _edit("version 1", lambda m: m.update(format_version=1), "version 1"),
-    _edit("version in words", lambda m: m.update(format_version="2"), "Expected `int`, got `str`"),
+    _edit("the next version", lambda m: m.update(format_version=4), "version 4; this ptdeploy"),
+    _edit("the last version", lambda m: m.update(format_version=2), "version 2; this ptdeploy"),
+    _edit("version in words", lambda m: m.update(format_version="3"), "Expected `int`, got `str`"),
     _edit("no version", lambda m: m.pop("format_version"), "required field `format_version`"),
     _edit("no format", lambda m: m.pop("format"), "required field `format`"),
     _edit("another format", lambda m: m.update(format="zip"), "is 'zip'"),
@@ -256,6 +279,11 @@ _OF_FIELDS = [
     _edit("a truth", lambda m: m["limits"].update(max_sequence=True), "got `bool`"),
     _edit("a batch in words", lambda m: m["limits"].update(max_batch="x"), "Expected `int | null`"),
     _edit(
+        "a prefill in fractions",
+        lambda m: m["limits"].update(max_prefill=0.5),
+        "Expected `int | null`, got `float` - at `$.limits.max_prefill`",
+    ),
+    _edit(
         "an axis that is null",
         lambda m: m["inputs"][0]["shape"].append(None),
         "Expected `int | str`, got `null`",
@@ -270,6 +298,22 @@ _OF_FIELDS = [
     _edit("labels as null", lambda m: m.update(labels=None), "Expected `array`, got `null`"),
     _edit("a label's number", lambda m: m.update(labels=[1]), "at `$.labels[0]`"),
     _edit("quantized by list", lambda m: m.update(quantization=[]), "Expected `object | null`"),
+    _edit(
+        "quantized to another type",
+        lambda m: m.update(quantization={**QUANTIZED, "type": "float3"}),
+        "Invalid enum value 'float3' - at `$.quantization.type`",
+    ),
+    _edit(
+        "quantized without bits",
+        lambda m: m.update(quantization={"type": "float8e4m3fn"}),
+        "required field `bits` - at `$.quantization`",
+    ),
+    _edit("a graph's parity by list", lambda m: m.update(graph_parity=[]), "Expected `object | n"),
+    _edit(
+        "a graph's parity in part",
+        lambda m: m.update(graph_parity={"passed": True, "cases": 1, "max_abs": 0}),
+        "required field `top1_agreement` - at `$.graph_parity`",
+    ),
     _edit("generation in words", lambda m: m.update(generation="x"), "Expected `object | null`"),
     _edit(
         "an EOS in words",
@@ -314,6 +358,9 @@ _OF_LAYOUT = [
             ("heads by name", lambda m: m["inputs"][3].update(shape=["b", "heads", "slots", 8])),
             ("another number of heads", lambda m: m["inputs"][3].update(shape=["b", 7, "s", 8])),
             ("another element type", lambda m: m["inputs"][3].update(dtype="object")),
+            ("one cache in bfloat16", lambda m: m["inputs"][3].update(dtype="bfloat16")),
+            ("fixed slots that are too few", lambda m: fix_slots(m, 7)),
+            ("a prefill of no tokens", lambda m: m["limits"].update(max_prefill=0)),
             ("an output less", lambda m: m["outputs"].pop()),
             ("no outputs", lambda m: m["outputs"].clear()),
             ("logits of no shape", lambda m: m["outputs"][0].update(shape=[])),
@@ -384,3 +431,184 @@ _OVERSIZE = Damage(
 )
 
 DAMAGE = [*_OF_FILES, *_OF_PATHS, *_OF_FIELDS, *_OF_LAYOUT, *_OF_JSON, _OVERSIZE]
+
+
+def rewrite_reference(
+    bundle: Path, change: Callable[[dict[str, np.ndarray], dict[str, Any]], object]
+) -> None:
+    """Change the stored reference's tensors and metadata; its hash then fits."""
+    path = bundle / "reference.safetensors"
+    with safe_open(path, framework="np") as file:
+        metadata = json.loads(file.metadata()["ptdeploy"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    change(tensors, metadata)
+    content = save({k: np.ascontiguousarray(v) for k, v in tensors.items()}, _packed(metadata))
+    replace(bundle, path.name, content)
+
+
+def _packed(metadata: dict[str, Any]) -> dict[str, str]:
+    return {"ptdeploy": json.dumps(metadata)}
+
+
+def _reference(name: str, change: Callable[[Any, Any], object], reason: str, **more: Any) -> Damage:
+    return Damage(
+        f"reference: {name}", lambda bundle: rewrite_reference(bundle, change), reason, **more
+    )
+
+
+def _reference_bytes(name: str, change: Callable[[bytes], bytes]) -> Damage:
+    file = "reference.safetensors"
+    return Damage(
+        f"reference: {name}",
+        lambda bundle: replace(bundle, file, change((bundle / file).read_bytes())),
+        "not a stored reference (",
+        same_words=False,
+    )
+
+
+def _header(change: Callable[[dict[str, Any]], object]) -> Callable[[bytes], bytes]:
+    def changed(content: bytes) -> bytes:
+        size = int.from_bytes(content[:8], "little")
+        header = json.loads(content[8 : 8 + size])
+        change(header)
+        text = json.dumps(header).encode()
+        return len(text).to_bytes(8, "little") + text + content[8 + size :]
+
+    return changed
+
+
+# Bundles that open, and have a stored reference that verify cannot go by.
+REFERENCE_DAMAGE = [
+    _reference_bytes("empty", lambda _: b""),
+    _reference_bytes("cut in its data", lambda content: content[:-4]),
+    _reference_bytes("cut in its header", lambda content: content[:40]),
+    _reference_bytes("with a byte more", lambda content: content + b"\0"),
+    _reference_bytes("with an endless header", lambda c: b"\xff" * 8 + c[8:]),
+    _reference_bytes(
+        "with a header longer than itself", lambda c: (1 << 26).to_bytes(8, "little") + c[8:]
+    ),
+    _reference_bytes("whose header is no JSON", lambda c: c[:8] + b"x" + c[9:]),
+    _reference_bytes("without metadata", _header(lambda h: h.pop("__metadata__"))),
+    _reference_bytes(
+        "whose metadata is no text", _header(lambda h: h.update(__metadata__={"ptdeploy": 1}))
+    ),
+    _reference_bytes(
+        "with another's metadata", _header(lambda h: h.update(__metadata__={"other": "{}"}))
+    ),
+    _reference_bytes(
+        "whose metadata is no JSON", _header(lambda h: h.update(__metadata__={"ptdeploy": "{"}))
+    ),
+    _reference_bytes(
+        "with a tensor behind its end",
+        _header(lambda h: h["rows.000.ids"].update(data_offsets=[1 << 40, (1 << 40) + 8])),
+    ),
+    _reference_bytes(
+        "with a tensor that ends before it begins",
+        _header(lambda h: h["rows.001.ids"].update(data_offsets=[16, 0])),
+    ),
+    _reference_bytes(
+        "with a tensor before its start",
+        _header(lambda h: h["rows.000.ids"].update(data_offsets=[-8, 0])),
+    ),
+    _reference_bytes(
+        "with tensors over one another",
+        _header(lambda h: h["rows.001.ids"].update(data_offsets=h["rows.002.ids"]["data_offsets"])),
+    ),
+    _reference_bytes(
+        "with a shape larger than memory",
+        _header(lambda h: h["rows.001.logits"].update(shape=[1 << 31, 1 << 31, 1 << 31])),
+    ),
+    _reference_bytes(
+        "with a shape less than none", _header(lambda h: h["rows.001.ids"].update(shape=[-2]))
+    ),
+    _reference("without its first row", lambda t, _: t.pop("rows.000.ids"), "rows.000.ids"),
+    _reference("without a row's logits", lambda t, _: t.pop("rows.003.logits"), "rows.003.logits"),
+    _reference("of no rows", lambda _, m: m.update(rows=0), "it holds no rows"),
+    _reference(
+        "of more rows than it has",
+        lambda _, m: m.update(rows=1 << 60, sources=[]),
+        "File does not contain tensor rows.",
+    ),
+    _reference("of less than no rows", lambda _, m: m.update(rows=-1), "`int` >= 0 - at `$.rows`"),
+    _reference("of less than no greedy rows", lambda _, m: m.update(greedy=-1), "`$.greedy`"),
+    _reference("of rows in words", lambda _, m: m.update(rows="9"), "Expected `int`, got `str`"),
+    _reference("of an unknown field", lambda _, m: m.update(surprise=1), "field `surprise`"),
+    _reference("of an unknown source", lambda _, m: m.update(sources=["rumour"]), "'rumour'"),
+    _reference("of too few sources", lambda _, m: m.update(sources=["text"]), "has 1 sources for"),
+    _reference(
+        "with an id behind the vocabulary",
+        lambda t, _: t["rows.002.ids"].put(0, 101),
+        "rows.002.ids holds a token id outside 0 to 100",
+    ),
+    _reference(
+        "with an id before the vocabulary",
+        lambda t, _: t["rows.002.ids"].put(0, -1),
+        "rows.002.ids holds a token id outside 0 to 100",
+    ),
+    _reference(
+        "with a row of no tokens",
+        lambda t, _: t.update({"rows.001.ids": np.zeros(0, np.int64)}),
+        "rows.001.ids has 0 tokens, but the bundle takes 1 to 59",
+    ),
+    _reference(
+        "with a row longer than the bundle takes",
+        lambda t, _: t.update({"rows.001.ids": np.zeros(60, np.int64)}),
+        "rows.001.ids has 60 tokens, but the bundle takes 1 to 59",
+    ),
+    _reference(
+        "with ids in a table",
+        lambda t, _: t.update({"rows.001.ids": np.zeros((1, 2), np.int64)}),
+        "rows.001.ids has shape (1, 2), but is a list",
+    ),
+    _reference(
+        "with ids that are fractions",
+        lambda t, _: t.update({"rows.001.ids": np.zeros(2, np.float32)}),
+        "rows.001.ids is F32, not I64",
+    ),
+    _reference(
+        "with more positions than tokens",
+        lambda t, _: t.update({"rows.001.logits": np.zeros((3, 101), np.float32)}),
+        "rows.001.logits has shape (3, 101), but the engine gives (2, 101)",
+    ),
+    _reference(
+        "with fewer scores than the engine",
+        lambda t, _: t.update({"rows.001.logits": np.zeros((2, 7), np.float32)}),
+        "rows.001.logits has shape (2, 7), but the engine gives (2, 101)",
+    ),
+    _reference(
+        "with no positions",
+        lambda t, _: t.update({"rows.001.logits": np.zeros((0, 101), np.float32)}),
+        "rows.001.logits has shape (0, 101)",
+    ),
+    _reference(
+        "with logits that are whole numbers",
+        lambda t, _: t.update({"rows.001.logits": np.zeros((2, 101), np.int64)}),
+        "rows.001.logits is I64, not F32",
+    ),
+    _reference(
+        "with logits of no number",
+        lambda t, _: t["rows.001.logits"].put(5, np.nan),
+        "rows.001.logits holds a number that is not finite",
+    ),
+    _reference(
+        "with a class too many",
+        lambda t, _: t.update({"rows.001.logits": np.zeros(4, np.float32)}),
+        "rows.001.logits has shape (4,), but the engine gives (3,)",
+        bundle=ENCODER,
+    ),
+    _reference(
+        "with a greedy row past the context",
+        lambda t, _: t.update({"greedy.000.tokens": np.zeros(59, np.int64)}),
+        "greedy.000.tokens has 59 tokens, but its text leaves room for 58",
+    ),
+    _reference(
+        "with a greedy row of no tokens",
+        lambda t, _: t.update({"greedy.000.tokens": np.zeros(0, np.int64)}),
+        "greedy.000.tokens has 0 tokens",
+    ),
+    _reference(
+        "with a margin too few",
+        lambda t, _: t.update({"greedy.000.margins": np.zeros(15, np.float32)}),
+        "greedy.000.margins has 15 entries, not 16",
+    ),
+]

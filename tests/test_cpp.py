@@ -14,7 +14,7 @@ import native
 import numpy as np
 import pytest
 import tiny
-from damage import DAMAGE, edit, first_file
+from damage import DAMAGE, edit, first_file, fix_slots, replace
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from native import CAUSAL, KINDS, ROWS, bits, options_text, text_of
@@ -210,6 +210,70 @@ def test_more_rows_than_the_bundle_allows_are_refused(bundles, probe, tmp_path):
     assert answer["problem"] == "4 rows at once, but the bundle was compiled for 2."
 
 
+def narrowed(source: Path, folder: Path, axes: dict[str, tuple[int, int]]) -> Path:
+    """A copy of a bundle whose graph takes one size of an axis: inputs by the start of their name.
+
+    ONNX Runtime then refuses every run of another size.
+    """
+    import onnx
+
+    shutil.copytree(source, folder)
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    for value in model.graph.input:
+        for start, (axis, size) in axes.items():
+            if value.name.startswith(start):
+                value.type.tensor_type.shape.dim[axis].dim_value = size
+    replace(folder, "model.onnx", model.SerializeToString())
+    return folder
+
+
+def test_a_buffer_of_fixed_slots_has_that_many(bundles, probe, tmp_path):
+    context = ptdeploy.load(bundles("fused")).manifest.limits.max_context
+    bundle = narrowed(bundles("fused"), tmp_path / "bundle", {"past_key_values.": (2, context)})
+    edit(bundle, lambda m: fix_slots(m, context))
+    engine = opened(probe, bundle)
+    ours = [one.token_ids for one in engine.generate(ROWS, 9, eos_token_ids=())]
+    theirs = probe.ask("generate", "e", text_of(ROWS), "max_new_tokens=9 eos_token_ids=")
+    assert [one["token_ids"] for one in theirs] == ours
+    assert probe.ask("logits", "e", text_of(ROWS)) == [bits(one) for one in engine.logits(ROWS)]
+    probe.ask("session-open", "s", "e 20")
+    probe.ask("session-append", "s", "5,6,7")
+    assert "error" not in probe.ask("session-generate", "s", "max_new_tokens=9")
+
+
+def test_a_prefill_runs_as_many_tokens_as_the_engine_takes(bundles, probe, tmp_path):
+    bundle = narrowed(bundles("fused"), tmp_path / "bundle", {"input_ids": (1, 1)})
+    edit(bundle, lambda m: m["limits"].update(max_prefill=1))
+    engine = opened(probe, bundle)
+    assert probe.ask("logits", "e", text_of(ROWS)) == [bits(one) for one in engine.logits(ROWS)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "method"), [("encoder classifier", "classify"), ("token classifier", "tag")]
+)
+def test_a_classifier_runs_as_many_rows_as_the_engine_takes(bundles, probe, tmp_path, kind, method):
+    whole = opened(probe, bundles(kind))
+    bundle = narrowed(
+        bundles(kind),
+        tmp_path / "bundle",
+        {"input_ids": (0, 2), "attention_mask": (0, 2), "token_type_ids": (0, 2)},
+    )
+    edit(bundle, lambda m: m["limits"].update(max_batch=2))
+    assert probe.ask("open", "e", bundle) == {}
+    theirs = probe.ask("logits", "e", text_of(ROWS))
+    pairs = [*whole.logits(ROWS[:2]), *whole.logits(ROWS[2:])]
+    assert theirs == [bits(one) for one in pairs]
+    assert len(probe.ask(method, "e", text_of(ROWS))) == len(ROWS)
+
+
+def test_a_bundle_for_another_engine_is_refused(bundles, probe, tmp_path):
+    shutil.copytree(bundles("fused"), tmp_path / "bundle")
+    edit(tmp_path / "bundle", lambda m: m.update(target="trt", device="cuda"))
+    answer = probe.ask("open", "e", tmp_path / "bundle")
+    assert answer["error"] == "TargetUnavailable"
+    assert "target trt" in answer["problem"]
+
+
 def test_another_device_or_an_unknown_one_is_refused(bundles, probe):
     for device in ("cuda", "abacus"):
         answer = probe.ask("open", "e", bundles("fused"), "", device)
@@ -217,17 +281,18 @@ def test_another_device_or_an_unknown_one_is_refused(bundles, probe):
         assert f"not on '{device}'" in answer["problem"]
 
 
-def test_keys_in_half_precision_are_refused_by_name(bundles, probe, tmp_path):
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_keys_in_half_precision_are_refused_by_name(bundles, probe, tmp_path, dtype):
     shutil.copytree(bundles("fused"), tmp_path / "bundle")
 
     def halve(manifest: dict[str, Any]) -> None:
         for spec in (*manifest["inputs"][3:], *manifest["outputs"][1:]):
-            spec["dtype"] = "float16"
+            spec["dtype"] = dtype
 
     edit(tmp_path / "bundle", halve)
     answer = probe.ask("open", "e", tmp_path / "bundle")
     assert answer["error"] == "TargetUnavailable"
-    assert "in float32, not in float16" in answer["problem"]
+    assert f"in float32, not in {dtype}" in answer["problem"]
 
 
 def python_refusal(bundle: Path) -> PtdeployError | None:

@@ -7,8 +7,9 @@ import subprocess
 from pathlib import Path
 
 import native
+import numpy as np
 import pytest
-from damage import DAMAGE
+from damage import DAMAGE, REFERENCE_DAMAGE
 from native import ROWS, text_of
 
 SOME = ["encoder classifier", "token classifier", "decoder classifier", "fused", "plain"]
@@ -43,6 +44,7 @@ def exercise(probe: native.Probe, bundle: Path) -> None:
         "max_new_tokens=100000",
     ):
         probe.ask("generate", "e", rows, options)
+    assert probe.ask("verify", "e")["passed"]
     if "error" not in probe.ask("session-open", "s", "e 50"):
         for name, given in (
             ("append", "5,6,7"),
@@ -77,12 +79,47 @@ def test_none_while_refusing_every_damaged_bundle(compiled, address, tmp_path):
     assert probe.close() == ""
 
 
+def test_none_while_refusing_every_damaged_reference(compiled, address, tmp_path):
+    probe = native.Probe(str(address / "probe"))
+    for number, damage in enumerate(REFERENCE_DAMAGE):
+        bundle = tmp_path / str(number) / "bundle"
+        shutil.copytree(compiled(*damage.bundle).bundle, bundle)
+        damage.do(bundle)
+        assert probe.ask("open", "d", bundle) == {}, damage.name
+        assert "error" in probe.ask("verify", "d"), damage.name
+    assert probe.close() == ""
+
+
+def test_none_whatever_byte_of_the_reference_changed(compiled, address, tmp_path):
+    """The bundle stays open while its file is changed: hashes are checked when it opens."""
+    probe = native.Probe(str(address / "probe"))
+    bundle = tmp_path / "bundle"
+    shutil.copytree(compiled("bert", "SEQ_CLS").bundle, bundle)
+    assert probe.ask("open", "d", bundle) == {}
+    file = bundle / "reference.safetensors"
+    whole = file.read_bytes()
+    header = int.from_bytes(whole[:8], "little")
+    random = np.random.default_rng(1)
+    refused = 0
+    for _ in range(300):
+        content = bytearray(whole)
+        content[random.integers(8 + header)] = random.integers(256)
+        file.write_bytes(content)
+        refused += "error" in probe.ask("verify", "d")
+    assert refused > 100
+    assert probe.close() == ""
+
+
 def test_none_in_the_c_abi(bundles, address):
     for kind in ("token classifier", "fused"):
-        done = subprocess.run(
-            [address / "c_api", bundles(kind)], capture_output=True, text=True, check=False
-        )
-        assert (done.returncode, done.stderr) == (0, "")
+        for more in ((), ("verify",)):
+            done = subprocess.run(
+                [address / "c_api", bundles(kind), *more],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert (done.returncode, done.stderr) == (0, "")
 
 
 def serve(thread: Path, bundle: Path, threads: int, suppressions: Path | None) -> None:

@@ -14,8 +14,8 @@ from ptdeploy.errors import InputError
 from ptdeploy.passes import PassContext, head, layout, residual
 from ptdeploy.passes import quantise as quantise_pass
 from ptdeploy.passes.quantise import quantise
-from ptdeploy.program import Signature
 from ptdeploy.rounding import Rounding, quantization_for, read_texts
+from ptdeploy.signature import Signature
 from ptdeploy.targets import ort
 
 NOTHING = Signature((), ())

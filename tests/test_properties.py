@@ -23,10 +23,10 @@ from ptdeploy.errors import CheckpointError
 from ptdeploy.parity.cases import pad
 from ptdeploy.parity.reference import Greedy, Reference, Row, load_reference, save_reference
 from ptdeploy.passes import PassContext, run_passes
-from ptdeploy.program import Signature
 from ptdeploy.prompt import evaluate_prompt_encoder
 from ptdeploy.runtime.batching import pack, rows_of
 from ptdeploy.runtime.engine import softmax
+from ptdeploy.signature import Signature
 from ptdeploy.task import TensorSpec
 
 MODEST = settings(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 import numpy as np
@@ -66,13 +67,16 @@ class Reference:
     judged_on: str = ""
 
 
+_Count = Annotated[int, msgspec.Meta(ge=0)]
+
+
 class _Metadata(msgspec.Struct, forbid_unknown_fields=True):
     texts: tuple[str, ...]
     made_by: str
     padded_departure: float | None
-    rows: int
-    greedy: int
-    judged: int
+    rows: _Count
+    greedy: _Count
+    judged: _Count
     judged_on: str
     sources: tuple[Source, ...] = ()
 
@@ -124,6 +128,10 @@ def load_reference(path: Path) -> Reference:
     try:
         with safe_open(path, framework="np") as file:
             metadata = msgspec.json.decode(file.metadata()["ptdeploy"], type=_Metadata)
+            if 0 < len(metadata.sources) < metadata.rows:
+                raise IndexError(
+                    f"its metadata has {len(metadata.sources)} sources for {metadata.rows} rows"
+                )
             get = file.get_tensor
             return Reference(
                 rows=tuple(
@@ -166,7 +174,9 @@ def load_reference(path: Path) -> Reference:
         OSError,
         msgspec.DecodeError,
     ) as error:
-        raise BundleError(f"{path}: not a stored reference ({error}).") from None
+        raise BundleError(
+            f"{path}: not a stored reference ({error}).", "Compile the checkpoint again."
+        ) from None
 
 
 def _trimmed(row: Row) -> Row:

@@ -36,7 +36,7 @@ THRESHOLDS = {
     "tf32": Thresholds(max_abs=5e-3, relative=5e-3, cosine=0.9999, kl=1e-4),
     "fp16": Thresholds(max_abs=1e-2, relative=1e-2, cosine=0.999, kl=1e-3),
     # 8 bits of mantissa, 7 of them stored: eight times fp16's steps.
-    "bf16": Thresholds(max_abs=8e-2, relative=8e-2, cosine=0.99, kl=1e-2),
+    "bf16": Thresholds(max_abs=8e-2, relative=8e-2, cosine=0.95, kl=1e-2),
 }
 # Rounded weights are judged by what they do to text; the cases only have to be finite.
 ROUNDED = Thresholds(max_abs=1e30, relative=0, cosine=-1, kl=1e30)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ptdeploy.bundle import Quantization
-from ptdeploy.program import Signature
+from ptdeploy.signature import Signature
 from ptdeploy.task import Activations
 
 if TYPE_CHECKING:

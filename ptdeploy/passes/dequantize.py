@@ -36,7 +36,7 @@ def run(model: ir.Model, context: PassContext) -> ir.Model:
     graph = model.graph
     done: dict[tuple[int, bool], ir.Value] = {}
     for node in list(graph):
-        found = _matrix(node)
+        found = constant_matrix(node)
         if found is None:
             continue
         weight, tensor, is_transposed, transpose = found
@@ -107,7 +107,7 @@ def quantise(
     return packed, stored if quantization.block_size else stored[0]
 
 
-def _matrix(
+def constant_matrix(
     node: ir.Node,
 ) -> tuple[ir.Value, ir.TensorProtocol, bool, ir.Node | None] | None:
     """The constant matrix of a product, whether its rows are output columns, and its Transpose."""

@@ -273,6 +273,7 @@ def _check_layout(bundle: Bundle) -> None:
         or not len(past) == len(present) == len(manifest.outputs) - 1
         or {spec.dtype for spec in (*past, *present)} not in _CACHES
         or {size for size in slots if isinstance(size, int)} - {limits.max_context}
+        or (limits.max_prefill is not None and limits.max_prefill < 1)
         or manifest.outputs[0].dtype != "float32"
         or not _at_least(manifest.outputs[0].shape[-1:], limits.vocab_size)
         or (prefix is not None and prefix != (len(past) // 2, 2, heads, count, width))

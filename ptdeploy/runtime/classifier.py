@@ -51,6 +51,11 @@ class _Labelling(Engine):
                 "Compile the checkpoint again.",
             )
 
+    def _parts(self, rows: Sequence[Row]) -> list[Sequence[Row]]:
+        """The rows in batches that one run of the engine takes."""
+        size = self.manifest.limits.max_batch or len(rows)
+        return [rows[i : i + size] for i in range(0, len(rows), size)]
+
 
 class Classifier(_Labelling):
     """An engine for SEQ_CLS."""
@@ -74,7 +79,7 @@ class Classifier(_Labelling):
         return results
 
     def _row_logits(self, rows: Sequence[Row]) -> list[NDArray[np.float32]]:
-        return list(self._run_rows(rows)[1])
+        return [row for part in self._parts(rows) for row in self._run_rows(part)[1]]
 
 
 class TokenClassifier(_Labelling):
@@ -113,13 +118,17 @@ class TokenClassifier(_Labelling):
         return labels
 
     def _row_logits(self, rows: Sequence[Row]) -> list[NDArray[np.float32]]:
-        logits = self._run_rows(rows)[1]
-        return [logits[i, : row.size] for i, row in enumerate(rows)]
+        return [
+            logits[: row.size]
+            for part in self._parts(rows)
+            for row, logits in zip(part, self._run_rows(part)[1], strict=True)
+        ]
 
 
 def _batches(
     engine: Engine, encodings: list[Encoding], size: int
 ) -> list[tuple[list[Encoding], NDArray[np.float32]]]:
+    size = min(size, engine.manifest.limits.max_batch or size)
     parts = [encodings[i : i + size] for i in range(0, len(encodings), size)]
     return [
         (

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ptdeploy.bundle import Bundle, FileEntry, Limits
-    from ptdeploy.program import Signature
+    from ptdeploy.signature import Signature
     from ptdeploy.targets.layers import EngineLayers, Profiled
 
 TARGETS = {"ort": "ptdeploy.targets.ort", "trt": "ptdeploy.targets.trt"}
@@ -32,14 +32,16 @@ class Numerics:
 
     `operators` are those that attention over a KV buffer is traced as; None leaves attention to the
     model. `custom_operators` says whether the engine knows ONNX Runtime's own. `fixed_slots` is for
-    engines whose buffer must have a fixed number of slots. `block_size` is how many weights share
-    a scale unless told, 0 for a whole column.
+    engines whose buffer must have a fixed number of slots. `opset` is what graphs are exported to,
+    None for whatever their operators need. `block_size` is how many weights share a scale unless
+    told, 0 for a whole column.
     """
 
     activations: Activations
     operators: Operators | None
     custom_operators: bool = True
     fixed_slots: bool = False
+    opset: int | None = None
     block_size: int = 32
 
 
@@ -145,6 +147,13 @@ class Target(Protocol):
 
     def build(self, request: BuildRequest) -> Built:
         """Write the engine files and list them."""
+        ...
+
+    def rebuild(self, bundle: Bundle, flavor: str | None) -> tuple[str, ...]:
+        """Make the engine files anew from the ONNX beside them, where they lie; gives notes.
+
+        `flavor` replaces the one they were built with. Only for targets with a STAND_IN.
+        """
         ...
 
     def facts(self, bundle: Bundle) -> dict[str, Any]:

@@ -92,6 +92,24 @@ static int continuation(const ptdeploy_engine* engine) {
   return 0;
 }
 
+static int parity(const ptdeploy_engine* engine) {
+  ptdeploy_report* report = NULL;
+  ptdeploy_parity_case one;
+  size_t i, runs = 0;
+  ptdeploy_status status = ptdeploy_verify(engine, &report);
+  if (status != PTDEPLOY_OK) return failed("verify", status);
+  printf("parity %d\n", ptdeploy_report_passed(report));
+  for (i = 0; ptdeploy_report_case(report, i, &one) == PTDEPLOY_OK; ++i, ++runs)
+    printf("%s|%.17g|%.17g|%d\n", one.name, one.max_abs, one.top1_agreement, one.passed);
+  printf("%d %s\n", runs == ptdeploy_report_cases(report), ptdeploy_last_error());
+  for (i = 0; ptdeploy_report_failure(report, i); ++i)
+    printf("%s\n", ptdeploy_report_failure(report, i));
+  for (i = 0; ptdeploy_report_note(report, i); ++i) printf("%s\n", ptdeploy_report_note(report, i));
+  ptdeploy_report_close(report);
+  return 0;
+}
+
+/* With a second argument: holds it against its stored reference instead. */
 int main(int argc, char** argv) {
   ptdeploy_engine* engine = NULL;
   int code;
@@ -99,7 +117,10 @@ int main(int argc, char** argv) {
   if (status != PTDEPLOY_OK) return failed("open", status);
   printf("%s %d %lld %lld\n", ptdeploy_version(), (int)ptdeploy_get_task(engine),
          (long long)ptdeploy_max_sequence(engine), (long long)ptdeploy_vocab_size(engine));
-  code = ptdeploy_get_task(engine) == PTDEPLOY_CAUSAL_LM ? continuation(engine) : classes(engine);
+  if (argc > 2)
+    code = parity(engine);
+  else
+    code = ptdeploy_get_task(engine) == PTDEPLOY_CAUSAL_LM ? continuation(engine) : classes(engine);
   ptdeploy_close(engine);
   return code;
 }

@@ -1,5 +1,6 @@
 // Answers requests on standard input, one a line, words apart by tabs, with one line of JSON each.
 // Rows are "5,6,7;8,9"; floats go out as their bits, so that equal means equal.
+#include <cmath>
 #include <cstring>
 #include <iostream>
 #include <map>
@@ -54,6 +55,7 @@ std::string list(const Items& items, Write write) {
 }
 
 std::string number(double value) {
+  if (std::isnan(value)) return "NaN";
   std::ostringstream out;
   out.precision(17);
   out << value;
@@ -73,6 +75,42 @@ std::string written(const ptdeploy::Generated& one) {
   return "{\"token_ids\":" + list(one.token_ids, integer) + ",\"stopped\":\"" +
          kStopped[static_cast<int>(one.stopped)] + "\",\"logprobs\":" + list(one.logprobs, number) +
          "}";
+}
+
+std::string truth(bool value) { return value ? "true" : "false"; }
+
+std::string measure(const std::optional<double>& value) { return value ? number(*value) : "null"; }
+
+std::string report_text(const ptdeploy::ParityReport& report) {
+  std::string out = "{\"passed\":" + truth(report.passed) +
+                    ",\"reference\":" + quoted(report.reference) +
+                    ",\"largest_allowed\":" + measure(report.largest_allowed) +
+                    ",\"texts_not_compared\":" + std::to_string(report.texts_not_compared) +
+                    ",\"failures\":" + list(report.failures, quoted) +
+                    ",\"notes\":" + list(report.notes, quoted) + ",\"quality\":";
+  if (const auto& quality = report.quality)
+    out += "{\"judged_on\":" + quoted(quality->judged_on) +
+           ",\"texts\":" + std::to_string(quality->texts) +
+           ",\"positions\":" + std::to_string(quality->positions) +
+           ",\"top1_agreement\":" + number(quality->top1_agreement) +
+           ",\"perplexity_ratio\":" + measure(quality->perplexity_ratio) + "}";
+  else
+    out += "null";
+  auto size = [](std::size_t n) { return std::to_string(n); };
+  auto one_case = [&](const ptdeploy::ParityCase& one) {
+    return "{\"name\":" + quoted(one.name) + ",\"lengths\":" + list(one.lengths, size) +
+           ",\"max_abs\":" + measure(one.max_abs) + ",\"mean_abs\":" + measure(one.mean_abs) +
+           ",\"cosine\":" + measure(one.cosine) + ",\"kl\":" + measure(one.kl) +
+           ",\"top1_agreement\":" + number(one.top1_agreement) +
+           ",\"passed\":" + truth(one.passed) + "}";
+  };
+  auto one_row = [](const ptdeploy::ParityGreedy& one) {
+    return "{\"length\":" + std::to_string(one.length) +
+           ",\"agreed\":" + std::to_string(one.agreed) + ",\"total\":" + std::to_string(one.total) +
+           ",\"passed\":" + truth(one.passed) + "}";
+  };
+  return out + ",\"cases\":" + list(report.cases, one_case) +
+         ",\"greedy\":" + list(report.greedy, one_row) + "}";
 }
 
 // Options are "max_new_tokens=5 eos_token_ids=1,2 ...".
@@ -127,6 +165,7 @@ struct Open {
     if (what.rfind("session", 0) == 0) return session(what, word(1), word(2));
     const Engine& engine = engines.at(word(1));
     if (what == "file") return quoted(engine.file(word(2)));
+    if (what == "verify") return report_text(engine.verify());
     if (what == "logits")
       return list(engine.logits(rows_of(word(2))),
                   [](const ptdeploy::Logits& one) { return list(one.values, bits); });

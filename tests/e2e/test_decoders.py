@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from test_parity import NEAR, peft_alone
+from alone import peft_alone
+from test_parity import NEAR
 
 import ptdeploy
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from alone import peft_alone, random_rows
 
 import ptdeploy
 from ptdeploy.parity.cases import pad
@@ -21,21 +22,7 @@ SUPPORTED = [
         for task in ("SEQ_CLS", "TOKEN_CLS")
     ),
 ]
-LENGTHS = (1, 2, 5, 9, 16, 23, 3, 12)
 NEAR = 1e-5
-
-
-def random_rows(seed: int = 7) -> list[np.ndarray]:
-    random = np.random.default_rng(seed)
-    return [random.integers(0, tiny.VOCABULARY, length) for length in LENGTHS]
-
-
-def peft_alone(model, row: np.ndarray, task: str) -> np.ndarray:
-    """PEFT's logits for one unpadded row, without those of the virtual tokens."""
-    ids = torch.from_numpy(row)[None]
-    with torch.no_grad():
-        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0]
-    return (logits if task == "SEQ_CLS" else logits[-row.size :]).numpy()
 
 
 @pytest.mark.parametrize(("architecture", "task"), SUPPORTED)

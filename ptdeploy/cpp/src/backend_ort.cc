@@ -95,6 +95,7 @@ std::unique_ptr<Backend> open_ort(const Bundle& bundle, const OpenOptions& optio
             std::to_string(ORT_API_VERSION) + ").",
         "Install one of at least their version.");
   const std::string model = bundle.file("model");
+  if (model.empty()) throw BundleError(bundle.path + ": lists no file with the role 'model'.");
   try {
     return std::make_unique<OrtBackend>(model, options);
   } catch (const Ort::Exception& error) {

@@ -96,9 +96,10 @@ Bundle read_bundle(const std::string& given) {
       throw BundleError(manifest + ": lists " + quoted(entry.path) + " twice.");
     check_file(path, entry);
   }
-  for (const char* role : {"model", "prompt"})
-    if (bundle.file(role).empty())
-      throw BundleError(manifest + ": lists no file with the role " + quoted(role) + ".");
+  const std::string lacks = manifest + ": lists no file with the role ";
+  if (bundle.file("model").empty() && bundle.file("engine").empty())
+    throw BundleError(lacks + "'model' or 'engine'.");
+  if (bundle.file("prompt").empty()) throw BundleError(lacks + "'prompt'.");
   return bundle;
 }
 

@@ -1,6 +1,7 @@
 // The C ABI on top of the C++ API. No exception leaves it.
 #include <algorithm>
 #include <exception>
+#include <limits>
 #include <new>
 
 #include "ptdeploy/ptdeploy.h"
@@ -12,6 +13,10 @@ struct ptdeploy_engine {
 
 struct ptdeploy_session {
   ptdeploy::Session session;
+};
+
+struct ptdeploy_report {
+  ptdeploy::ParityReport report;
 };
 
 namespace {
@@ -109,6 +114,14 @@ void give(const ptdeploy::Generated& from, size_t capacity, int64_t* tokens, siz
   if (logprobs) std::copy_n(from.logprobs.begin(), *count, logprobs);
   const bool full = from.stopped == ptdeploy::Stopped::caller && *count == capacity;
   *stopped = full ? PTDEPLOY_LENGTH : static_cast<ptdeploy_stopped>(from.stopped);
+}
+
+const char* line_of(const std::vector<std::string>& lines, size_t index) {
+  return index < lines.size() ? lines[index].c_str() : nullptr;
+}
+
+double or_nan(const std::optional<double>& number) {
+  return number.value_or(std::numeric_limits<double>::quiet_NaN());
 }
 
 }  // namespace
@@ -238,6 +251,41 @@ ptdeploy_status ptdeploy_session_fork(const ptdeploy_session* session, ptdeploy_
 
 size_t ptdeploy_session_length(const ptdeploy_session* session) {
   return session->session.token_ids().size();
+}
+
+ptdeploy_status ptdeploy_verify(const ptdeploy_engine* engine, ptdeploy_report** report) {
+  return guarded([&] {
+    *report = nullptr;
+    *report = new ptdeploy_report{engine->engine.verify()};
+  });
+}
+
+void ptdeploy_report_close(ptdeploy_report* report) { delete report; }
+
+int ptdeploy_report_passed(const ptdeploy_report* report) { return report->report.passed; }
+
+const char* ptdeploy_report_failure(const ptdeploy_report* report, size_t index) {
+  return line_of(report->report.failures, index);
+}
+
+const char* ptdeploy_report_note(const ptdeploy_report* report, size_t index) {
+  return line_of(report->report.notes, index);
+}
+
+size_t ptdeploy_report_cases(const ptdeploy_report* report) { return report->report.cases.size(); }
+
+ptdeploy_status ptdeploy_report_case(const ptdeploy_report* report, size_t index,
+                                     ptdeploy_parity_case* one) {
+  return guarded([&] {
+    const auto& cases = report->report.cases;
+    if (index >= cases.size())
+      throw ptdeploy::InputError("The report has " + std::to_string(cases.size()) +
+                                 " cases; there is none with index " + std::to_string(index) + ".");
+    const ptdeploy::ParityCase& from = cases[index];
+    *one = {from.name.c_str(),   or_nan(from.max_abs), or_nan(from.mean_abs),
+            or_nan(from.cosine), or_nan(from.kl),      from.top1_agreement,
+            from.passed};
+  });
 }
 
 }  // extern "C"

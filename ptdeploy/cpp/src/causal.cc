@@ -14,6 +14,9 @@ namespace {
 
 // Buffers of nearly the same size are kept for one another.
 constexpr std::int64_t kSlots = 64;
+// A prefill longer than this, or than the engine takes, runs in pieces: an engine's scratch space
+// grows with its square.
+constexpr std::int64_t kPrefill = 512;
 
 bool starts_with(const std::string& text, const char* prefix) { return text.rfind(prefix, 0) == 0; }
 
@@ -30,6 +33,16 @@ std::pair<std::int64_t, std::int64_t> heads_and_width(const std::vector<TensorSp
   return {*heads, *width};
 }
 
+// Whether every fixed number of slots is the context; names stand for any number.
+bool slots_fit(const std::vector<TensorSpec>& inputs, const Limits& limits) {
+  for (const TensorSpec& spec : inputs) {
+    if (!starts_with(spec.name, "past_key_values.") || spec.shape.size() != 4) continue;
+    const auto* slots = std::get_if<std::int64_t>(&spec.shape[2]);
+    if (slots && *slots != limits.max_context) return false;
+  }
+  return true;
+}
+
 bool describes_one_kv_buffer(const Manifest& manifest, KVLayout& layout) {
   const auto [heads, width] = heads_and_width(manifest.inputs);
   if (heads < 1 || width < 1) return false;
@@ -44,8 +57,8 @@ bool describes_one_kv_buffer(const Manifest& manifest, KVLayout& layout) {
   for (const TensorSpec& spec : manifest.outputs) take(layout.present, spec, "present.");
   const std::size_t count = layout.past.size();
   if (layout.present.size() != count || manifest.outputs.size() != count + 1) return false;
-  const bool one_type =
-      types.size() == 1 && (*types.begin() == "float32" || *types.begin() == "float16");
+  static const std::set<std::string> kCaches{"float32", "float16", "bfloat16"};
+  const bool one_type = types.size() == 1 && kCaches.count(*types.begin()) == 1;
   if (!one_type || manifest.outputs[0].dtype != "float32") return false;
   layout.type = *types.begin();
   const auto& logits = manifest.outputs[0].shape;
@@ -58,6 +71,7 @@ bool describes_one_kv_buffer(const Manifest& manifest, KVLayout& layout) {
       return false;
   const Limits& limits = manifest.limits;
   constexpr std::int64_t kMost = std::int64_t{1} << 48;
+  if (!slots_fit(manifest.inputs, limits) || limits.max_prefill.value_or(1) < 1) return false;
   if (prompt < 0 || limits.vocab_size < 1 || limits.max_sequence < 1 ||
       limits.max_sequence > kMost || prompt > kMost ||
       limits.max_sequence + prompt != limits.max_context)
@@ -66,6 +80,12 @@ bool describes_one_kv_buffer(const Manifest& manifest, KVLayout& layout) {
   layout.width = static_cast<std::size_t>(width);
   layout.vocabulary = static_cast<std::size_t>(*vocabulary);
   layout.in_place = manifest.fused;
+  layout.prefill =
+      static_cast<std::size_t>(std::min(kPrefill, limits.max_prefill.value_or(kPrefill)));
+  for (const TensorSpec& spec : manifest.inputs)
+    if (spec.name == layout.past[0] && spec.shape.size() == 4 &&
+        std::holds_alternative<std::int64_t>(spec.shape[2]))
+      layout.fixed_slots = static_cast<std::size_t>(limits.max_context);
   return true;
 }
 

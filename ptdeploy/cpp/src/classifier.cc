@@ -46,10 +46,13 @@ std::vector<float> run_rows(const EngineState& state, Batch& batch) {
   return logits;
 }
 
-// Rows in batches of `size`; gives each row's logits to `take`, for TOKEN_CLS all its tokens'.
+// Rows in batches of `size`, or of as many as the engine takes; gives each row's logits to `take`,
+// for TOKEN_CLS all its tokens'.
 template <class Take>
 void in_batches(const EngineState& state, const std::vector<Ids>& rows, std::size_t size,
                 Take take) {
+  if (const auto& most = state.info.max_batch)
+    size = std::min(size, static_cast<std::size_t>(std::max<std::int64_t>(*most, 1)));
   size = std::max<std::size_t>(size, 1);
   for (std::size_t start = 0; start < rows.size(); start += size) {
     const std::size_t count = std::min(size, rows.size() - start);

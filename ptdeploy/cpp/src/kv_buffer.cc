@@ -9,9 +9,6 @@
 namespace ptdeploy::detail {
 namespace {
 
-// A prefill longer than this runs in pieces: an engine's scratch space grows with its square.
-constexpr std::size_t kPrefill = 512;
-
 std::size_t product(std::initializer_list<std::size_t> sizes) {
   std::size_t result = 1;
   for (std::size_t size : sizes) {
@@ -30,14 +27,14 @@ Zeros::Zeros(std::size_t count)
 }
 
 KVBuffer::KVBuffer(Backend& backend, const KVLayout& layout, std::size_t rows, std::size_t slots)
-    : backend_(backend), layout_(layout), slots_(slots) {
+    : backend_(backend), layout_(layout), slots_(layout.fixed_slots ? layout.fixed_slots : slots) {
   try {
     for (std::size_t i = 0; i < layout.past.size(); ++i)
-      arrays_.emplace_back(product({rows, layout.heads, slots, layout.width}));
+      arrays_.emplace_back(product({rows, layout.heads, slots_, layout.width}));
     logits_.resize(product({rows, layout.vocabulary}));
   } catch (const std::bad_alloc&) {
     throw InputError("The KV buffer for " + std::to_string(rows) + " rows of " +
-                         std::to_string(slots) + " tokens does not fit in memory.",
+                         std::to_string(slots_) + " tokens does not fit in memory.",
                      "Send fewer rows at once, or ask for fewer tokens.");
   }
   if (const FloatTensor* prefix = layout.prefix_kv) {
@@ -72,8 +69,8 @@ std::vector<float> KVBuffer::prefill(std::size_t row, const std::int64_t* ids, s
                                      bool every_position) {
   const std::size_t vocabulary = layout_.vocabulary;
   std::vector<float> kept(every_position ? product({count, vocabulary}) : vocabulary);
-  for (std::size_t start = 0; start < count; start += kPrefill) {
-    std::vector<std::int64_t> piece(ids + start, ids + std::min(count, start + kPrefill));
+  for (std::size_t start = 0; start < count; start += layout_.prefill) {
+    std::vector<std::int64_t> piece(ids + start, ids + std::min(count, start + layout_.prefill));
     const std::size_t first = every_position ? 0 : piece.size() - 1;
     std::vector<std::int64_t> positions(piece.size() - first);
     std::iota(positions.begin(), positions.end(), static_cast<std::int64_t>(first));

@@ -16,6 +16,8 @@ struct KVLayout {
   std::vector<std::string> past, present;  // layer by layer, keys before values
   std::string type;                        // of their elements
   std::size_t heads = 0, width = 0, vocabulary = 0;
+  std::size_t fixed_slots = 0;             // of every buffer; 0: as many as are asked for
+  std::size_t prefill = 0;                 // most tokens of one run
   bool in_place = false;
   const FloatTensor* prefix_kv = nullptr;  // (layers, 2, heads, slots, width); null: not frozen
 };
@@ -37,7 +39,8 @@ class Zeros {
 // lengths()[i] slots are filled: the virtual tokens, then its text.
 class KVBuffer {
  public:
-  // Throws InputError if it does not fit in memory. `backend` and `layout` must outlive it.
+  // Has `slots` slots, or as many as the layout fixes. Throws InputError if it does not fit in
+  // memory. `backend` and `layout` must outlive it.
   KVBuffer(Backend& backend, const KVLayout& layout, std::size_t rows, std::size_t slots);
 
   KVBuffer(const KVBuffer&) = delete;  // the engine is bound to this one's memory

@@ -6,7 +6,7 @@ namespace ptdeploy::detail {
 namespace {
 
 constexpr const char* kFormat = "ptdeploy-bundle";
-constexpr std::int64_t kFormatVersion = 2;
+constexpr std::int64_t kFormatVersion = 3;
 
 template <class T>
 auto into(T& place, T (*read)(const Json&, const Where&)) {
@@ -38,6 +38,11 @@ void skip_string_map(const Json& json, const Where& where) { read_string_map(jso
 
 std::int64_t number(const Json& json, const Where& where) { return read_int(json, where); }
 
+std::optional<std::int64_t> number_or_null(const Json& json, const Where& where) {
+  if (is_null(json)) return std::nullopt;
+  return read_int(json, where, "int | null");
+}
+
 Axis read_axis(const Json& json, const Where& where) {
   if (auto* name = std::get_if<std::string>(&json.value)) return *name;
   return read_int(json, where, "int | str");
@@ -57,7 +62,8 @@ FileEntry read_file(const Json& json, const Where& where) {
   FileEntry out;
   auto role = [&out](const Json& value, const Where& at) {
     read_word(value, at,
-              {"model", "weights", "prompt", "tokenizer", "chat_template", "reference", "parity"});
+              {"model", "weights", "engine", "engine_info", "prompt", "tokenizer", "chat_template",
+               "reference", "parity", "graph_parity"});
     out.role = read_string(value, at);
   };
   read_object(json, where,
@@ -95,15 +101,12 @@ void read_source(const Json& json, const Where& where) {
 
 Limits read_limits(const Json& json, const Where& where) {
   Limits out;
-  auto max_batch = [&out](const Json& value, const Where& at) {
-    out.max_batch.reset();
-    if (!is_null(value)) out.max_batch = read_int(value, at, "int | null");
-  };
   read_object(json, where,
               {{"max_sequence", true, into(out.max_sequence)},
                {"max_context", true, into(out.max_context)},
                {"vocab_size", true, into(out.vocab_size)},
-               {"max_batch", false, max_batch}});
+               {"max_batch", false, into(out.max_batch, number_or_null)},
+               {"max_prefill", false, into(out.max_prefill, number_or_null)}});
   return out;
 }
 
@@ -116,15 +119,21 @@ bool read_fused(const Json& json, const Where& where) {
   return fused;
 }
 
-void read_quantization(const Json& json, const Where& where) {
-  if (is_null(json)) return;
+std::optional<Quantization> read_quantization(const Json& json, const Where& where) {
+  if (is_null(json)) return std::nullopt;
+  Quantization out;
+  auto type = [](const Json& value, const Where& at) {
+    read_word(value, at, {"int", "float8e4m3fn"});
+  };
   read_object(json, where,
               {{"bits", true, skip_int},
                {"block_size", true, skip_int},
                {"accuracy_level", true, skip_int},
-               {"min_agreement", true, skip_float},
-               {"max_perplexity_ratio", true, skip_float}},
+               {"min_agreement", true, into(out.min_agreement)},
+               {"max_perplexity_ratio", true, into(out.max_perplexity_ratio)},
+               {"type", false, type}},
               "object | null");
+  return out;
 }
 
 std::optional<GenerationOptions> read_generation(const Json& json, const Where& where) {
@@ -196,9 +205,10 @@ Manifest read_manifest(const Json& json) {
                {"limits", true, into(out.limits, read_limits)},
                {"labels", false, array_into(out.labels, read_string)},
                {"graph", true, into(out.fused, read_fused)},
-               {"quantization", false, read_quantization},
+               {"quantization", false, into(out.quantization, read_quantization)},
                {"generation", false, into(out.generation, read_generation)},
                {"parity", false, read_parity},
+               {"graph_parity", false, read_parity},
                {"files", true, array_into(out.files, read_file)}});
   return out;
 }

@@ -36,7 +36,12 @@ struct PromptInfo {
 
 struct Limits {
   std::int64_t max_sequence = 0, max_context = 0, vocab_size = 0;
-  std::optional<std::int64_t> max_batch;
+  std::optional<std::int64_t> max_batch, max_prefill;
+};
+
+// What rounded weights must keep on text, against the reference.
+struct Quantization {
+  double min_agreement = 0, max_perplexity_ratio = 0;
 };
 
 // What a request chooses tokens with; the defaults are the manifest's own.
@@ -58,6 +63,7 @@ struct Manifest {
   Limits limits;
   std::vector<std::string> labels;
   bool fused = false;
+  std::optional<Quantization> quantization;
   std::optional<GenerationOptions> generation;
   std::vector<FileEntry> files;
 };

@@ -1,6 +1,6 @@
 #include "safetensors.hpp"
 
-#include <fstream>
+#include <algorithm>
 
 #include "ptdeploy/ptdeploy.hpp"
 #include "schema.hpp"
@@ -9,49 +9,30 @@ namespace ptdeploy::detail {
 namespace {
 
 constexpr std::uint64_t kMaxHeader = 100'000'000;
+constexpr const char* kMetadata = "__metadata__";
 
-struct Entry {
-  std::string dtype;
-  std::vector<std::int64_t> shape, offsets;
-};
+std::int64_t number(const Json& json, const Where& where) { return read_int(json, where); }
 
-Entry find(const Json& header, const std::string& name) {
-  auto* members = std::get_if<Json::Object>(&header.value);
-  if (!members) throw SchemaError("its header is no object");
-  auto number = [](const Json& json, const Where& where) { return read_int(json, where); };
-  for (const auto& [key, value] : *members) {
-    if (key != name) continue;
-    Entry entry;
-    const Where where;
-    read_object(
-        value, where,
-        {{"dtype", true,
-          [&](const Json& json, const Where& at) { entry.dtype = read_string(json, at); }},
-         {"shape", true,
-          [&](const Json& json, const Where& at) { entry.shape = read_array(json, at, number); }},
-         {"data_offsets", true, [&](const Json& json, const Where& at) {
-            entry.offsets = read_array(json, at, number);
-          }}});
-    return entry;
-  }
-  throw SchemaError(quoted(name));
-}
-
-// Bytes of a float32 tensor of that shape. Throws SchemaError if no file could hold them.
-std::uint64_t bytes_of(const std::vector<std::int64_t>& shape, std::uint64_t most) {
-  std::uint64_t bytes = sizeof(float);
+// Bytes of the named tensor. Throws SchemaError if they are over `most`.
+std::uint64_t bytes_of(const std::string& name, const std::vector<std::int64_t>& shape,
+                       std::uint64_t element, std::uint64_t most) {
+  std::uint64_t bytes = element;
   for (std::int64_t size : shape) {
     if (size < 0 || (size > 0 && bytes > most / static_cast<std::uint64_t>(size)))
-      throw SchemaError("its shape does not fit the file");
+      throw SchemaError(name + " has a shape that does not fit the file");
     bytes *= static_cast<std::uint64_t>(size);
   }
   return bytes;
 }
 
-FloatTensor read(std::ifstream& stream, const std::string& name) {
-  stream.seekg(0, std::ios::end);
-  const auto size = static_cast<std::uint64_t>(stream.tellg());
-  stream.seekg(0);
+// Bytes of an element; 0 for types that nothing here reads.
+std::uint64_t size_of(const std::string& dtype) {
+  if (dtype == "F32") return sizeof(float);
+  if (dtype == "I64") return sizeof(std::int64_t);
+  return 0;
+}
+
+std::string read_header(std::ifstream& stream, std::uint64_t size) {
   unsigned char length[8];
   if (size < sizeof length || !stream.read(reinterpret_cast<char*>(length), sizeof length))
     throw SchemaError("header too small");
@@ -60,33 +41,104 @@ FloatTensor read(std::ifstream& stream, const std::string& name) {
   if (header_size > kMaxHeader || header_size > size - sizeof length)
     throw SchemaError("invalid header length");
   std::string header(header_size, '\0');
-  stream.read(header.data(), static_cast<std::streamsize>(header_size));
-  const Entry entry = find(parse_json(header), name);
-  const std::uint64_t room = size - sizeof length - header_size;
-  if (entry.dtype != "F32") throw SchemaError("it is " + entry.dtype + ", not F32");
-  const std::uint64_t bytes = bytes_of(entry.shape, room);
-  if (entry.offsets.size() != 2 || entry.offsets[0] < 0 || entry.offsets[1] < entry.offsets[0] ||
-      static_cast<std::uint64_t>(entry.offsets[1]) > room ||
-      static_cast<std::uint64_t>(entry.offsets[1] - entry.offsets[0]) != bytes)
-    throw SchemaError("its offsets do not fit its shape");
-  FloatTensor tensor{entry.shape, std::vector<float>(bytes / sizeof(float))};
-  stream.seekg(static_cast<std::streamoff>(sizeof length + header_size) +
-               static_cast<std::streamoff>(entry.offsets[0]));
-  if (bytes > 0)
-    stream.read(reinterpret_cast<char*>(tensor.values.data()), static_cast<std::streamsize>(bytes));
-  if (!stream) throw SchemaError("the file is cut short");
-  return tensor;
+  if (!stream.read(header.data(), static_cast<std::streamsize>(header_size)))
+    throw SchemaError("the file is cut short");
+  return header;
 }
 
 }  // namespace
 
-FloatTensor read_float_tensor(const std::string& file, const std::string& name) {
+Safetensors::Safetensors(const std::string& file) : stream_(file, std::ios::binary) {
+  if (!stream_) throw SchemaError("it cannot be read");
+  stream_.seekg(0, std::ios::end);
+  const auto size = static_cast<std::uint64_t>(stream_.tellg());
+  stream_.seekg(0);
+  const std::string text = read_header(stream_, size);
+  const std::uint64_t start = 8 + text.size(), room = size - start;
+  const Json header = parse_json(text);
+  auto* members = std::get_if<Json::Object>(&header.value);
+  if (!members) throw SchemaError("its header is no object");
+  for (const auto& [name, value] : *members) {
+    if (name == kMetadata) {
+      metadata_ = read_string_map(value, Where());
+      continue;
+    }
+    Entry entry;
+    std::vector<std::int64_t> offsets;
+    read_object(
+        value, Where(),
+        {{"dtype", true,
+          [&](const Json& json, const Where& at) { entry.dtype = read_string(json, at); }},
+         {"shape", true,
+          [&](const Json& json, const Where& at) { entry.shape = read_array(json, at, number); }},
+         {"data_offsets", true,
+          [&](const Json& json, const Where& at) { offsets = read_array(json, at, number); }}});
+    if (offsets.size() != 2 || offsets[0] < 0 || offsets[1] < offsets[0] ||
+        static_cast<std::uint64_t>(offsets[1]) > room)
+      throw SchemaError(name + " has offsets that leave the file");
+    entry.begin = start + static_cast<std::uint64_t>(offsets[0]);
+    entry.end = start + static_cast<std::uint64_t>(offsets[1]);
+    const std::uint64_t element = size_of(entry.dtype);
+    if (element > 0 && entry.end - entry.begin != bytes_of(name, entry.shape, element, room))
+      throw SchemaError(name + " has offsets that do not fit its shape");
+    entries_.insert_or_assign(name, std::move(entry));
+  }
+  std::vector<std::pair<std::uint64_t, std::uint64_t>> places;
+  for (const auto& [name, entry] : entries_) places.emplace_back(entry.begin, entry.end);
+  std::sort(places.begin(), places.end());
+  std::uint64_t at = start;
+  for (const auto& [begin, end] : places) {
+    if (begin != at) throw SchemaError("tensors do not lie side by side");
+    at = end;
+  }
+  if (at != size) throw SchemaError("tensors do not fill the file");
+}
+
+const std::string& Safetensors::metadata(const std::string& key) const {
+  for (const auto& [name, text] : metadata_)
+    if (name == key) return text;
+  throw SchemaError(quoted(key));
+}
+
+const Safetensors::Entry& Safetensors::entry(const std::string& name,
+                                             const std::string& dtype) const {
+  const auto found = entries_.find(name);
+  if (found == entries_.end()) throw SchemaError("File does not contain tensor " + name);
+  if (found->second.dtype != dtype)
+    throw SchemaError(name + " is " + found->second.dtype + ", not " + dtype);
+  return found->second;
+}
+
+const std::vector<std::int64_t>& Safetensors::shape(const std::string& name,
+                                                    const std::string& dtype) const {
+  return entry(name, dtype).shape;
+}
+
+template <class T>
+std::vector<T> Safetensors::read(const Entry& entry) {
+  std::vector<T> values((entry.end - entry.begin) / sizeof(T));
+  stream_.seekg(static_cast<std::streamoff>(entry.begin));
+  if (!values.empty())
+    stream_.read(reinterpret_cast<char*>(values.data()),
+                 static_cast<std::streamsize>(values.size() * sizeof(T)));
+  if (!stream_) throw SchemaError("the file is cut short");
+  return values;
+}
+
+std::vector<float> Safetensors::floats(const std::string& name) {
   static_assert(sizeof(float) == 4, "safetensors' F32 is read as it lies");
+  return read<float>(entry(name, "F32"));
+}
+
+std::vector<std::int64_t> Safetensors::integers(const std::string& name) {
+  return read<std::int64_t>(entry(name, "I64"));
+}
+
+FloatTensor read_float_tensor(const std::string& file, const std::string& name) {
   std::string reason;
   try {
-    std::ifstream stream(file, std::ios::binary);
-    if (!stream) throw SchemaError("it cannot be read");
-    return read(stream, name);
+    Safetensors tensors(file);
+    return {tensors.shape(name, "F32"), tensors.floats(name)};
   } catch (const SchemaError& error) {
     reason = error.what();
   } catch (const JsonError& error) {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -12,20 +13,21 @@ import msgspec
 from ptdeploy.bundle import Bundle, Limits, staged
 from ptdeploy.engine_options import EngineOptions, check_options
 from ptdeploy.errors import BaseModelError, InputError, TargetUnavailable
+from ptdeploy.signature import Signature
 from ptdeploy.targets import BuildRequest, Built, Numerics
 from ptdeploy.targets.layers import EngineLayers, Profiled
 from ptdeploy.targets.ort import write_model
 from ptdeploy.targets.trt import cuda
-from ptdeploy.targets.trt.build import check_flavor
+from ptdeploy.targets.trt.builder import check_flavor
 from ptdeploy.targets.trt.engine_file import INFO, PLAN, read_info
 from ptdeploy.targets.trt.make import Job, count_precisions, make_engine
-from ptdeploy.targets.trt.plan import bounded
+from ptdeploy.targets.trt.plan import bounded, profiles
 from ptdeploy.targets.trt.vendor import INSTALL, MODULES, NAMES, choose_builder, is_installed
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from ptdeploy.targets.trt.load import Opened
+    from ptdeploy.targets.trt.deserialize import Opened
     from ptdeploy.targets.trt.session import TrtSession
 
 DEVICES = ("cuda",)
@@ -45,6 +47,8 @@ def numerics(device: str, precision: str) -> Numerics:
         operators="standard",
         custom_operators=False,
         fixed_slots=True,
+        # The first with TensorScatter, and with DequantizeLinear in blocks.
+        opset=24,
         block_size=64 if precision == "int4" else 0,
     )
 
@@ -91,16 +95,49 @@ def build(request: BuildRequest) -> Built:
         request.folder / onnx[0].path,
         tuple(request.folder / entry.path for entry in onnx),
         request.signature,
-        request.limits,
+        profiles(request.signature, request.limits, request.options),
         request.precision == "tf32",
         counted,
         request.options,
     )
-    notes = make_engine(job, request.folder)
+    notes = (*make_engine(job, request.folder), *_unrounded(request.model))
     files = (staged(PLAN, "engine"), staged(INFO, "engine_info"))
     if request.options.keep_onnx or request.options.strip_weights:
         return Built((*files, *onnx), (), notes)
     return Built(files, onnx, notes)
+
+
+def rebuild(bundle: Bundle, flavor: str | None) -> tuple[str, ...]:
+    """Write `engine.plan` and `engine.json` again, with the profiles and options they had.
+
+    An engine that was built for the GPU at hand is built for the one that is at hand now.
+    """
+    manifest, info = bundle.manifest, read_info(bundle.file("engine_info"))
+    onnx = bundle.file("model")
+    assert onnx is not None, "the caller checks it"
+    ahead = ",".join(info.compute_capabilities) or None
+    options = EngineOptions(
+        flavor=flavor or info.flavor,
+        strip_weights=info.strip_weights,
+        version_compatible=info.version_compatible,
+        hardware_compatibility=info.hardware_compatibility,
+        workspace=info.workspace,
+        optimization_level=info.optimization_level,
+        compute_capability="current" if info.gpu and info.flavor == "rtx" else ahead,
+    )
+    if info.flavor == "tensorrt" or flavor == "tensorrt":
+        options = replace(options, compute_capability=None)
+    parts = [entry.path for entry in manifest.files if entry.role in ("model", "weights")]
+    job = Job(
+        onnx,
+        tuple(bundle.path / part for part in parts),
+        Signature(manifest.inputs, manifest.outputs),
+        info.profiles,
+        info.tf32,
+        info.precisions,
+        options,
+    )
+    return make_engine(job, bundle.path)
 
 
 def facts(bundle: Bundle) -> dict[str, Any]:
@@ -138,10 +175,26 @@ def _open(
         raise InputError(f"{option} is about a CPU; this engine runs on a GPU.")
     if problem := unavailable(device):
         raise TargetUnavailable(*problem)
-    from ptdeploy.targets.trt.load import open_session
+    from ptdeploy.targets.trt.deserialize import open_session
 
     allowed = os.environ.get("PTDEPLOY_ALLOW_HOST_CODE") == "1"
     return open_session(bundle, allowed, kind)
+
+
+def _unrounded(model: ir.Model) -> list[str]:
+    """A note where some weight matrices of a rounded engine are not rounded."""
+    from ptdeploy.passes.dequantize import constant_matrix
+
+    nodes = list(model.graph.all_nodes())
+    left = [found for node in nodes if (found := constant_matrix(node)) is not None]
+    rounded = sum(node.op_type == "DequantizeLinear" for node in nodes)
+    if not rounded or not left:
+        return []
+    dtype = left[0][1].dtype.name.lower()
+    return [
+        f"{len(left)} of {len(left) + rounded} weight matrices stay in {dtype}: their columns are "
+        "no whole number of blocks (--block-size)."
+    ]
 
 
 def _refuse_unknown_operators(model: ir.Model) -> None:

@@ -190,7 +190,7 @@ class Memory:
     def write_slots(self, lengths: NDArray[np.int64], tokens: Memory) -> None:
         """Put `tokens` (rows, heads, new, width) behind the filled slots of each row.
 
-        One strided copy a row, on the GPU.
+        One strided copy a row, on the GPU; whoever runs over this memory waits for the stream.
         """
         api = runtime()
         _, heads, slots, width = self.shape
@@ -208,7 +208,6 @@ class Memory:
                 api.cudaMemcpyKind.cudaMemcpyDeviceToDevice,
                 self.stream.handle,
             )
-        self.stream.wait()
 
 
 def place(array: NDArray[Any], stream: Stream) -> Memory:

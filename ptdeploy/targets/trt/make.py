@@ -10,18 +10,17 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from ptdeploy.bundle import Limits
 from ptdeploy.engine_options import EngineOptions, read_compute_capabilities
 from ptdeploy.targets.trt import cache, cuda
-from ptdeploy.targets.trt.build import Request, build_plan, check_flavor
+from ptdeploy.targets.trt.builder import Request, build_plan, check_flavor
 from ptdeploy.targets.trt.engine_file import PLAN, EngineInfo, write_info
-from ptdeploy.targets.trt.plan import profiles
+from ptdeploy.targets.trt.plan import Profile
 from ptdeploy.targets.trt.vendor import Vendor, choose_builder
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from ptdeploy.program import Signature
+    from ptdeploy.signature import Signature
 
 _FLOATS = {"FLOAT": "float32", "FLOAT16": "float16", "BFLOAT16": "bfloat16"}
 
@@ -33,7 +32,7 @@ class Job:
     onnx: Path
     parts: tuple[Path, ...]
     signature: Signature
-    limits: Limits
+    profiles: tuple[Profile, ...]
     tf32: bool
     precisions: dict[str, dict[str, int]]
     options: EngineOptions
@@ -81,7 +80,7 @@ def _describe(job: Job, vendor: Vendor) -> EngineInfo:
         version=vendor.version,
         gpu=gpu,
         compute_capabilities=capabilities,
-        profiles=profiles(job.signature, job.limits, options),
+        profiles=job.profiles,
         tf32=job.tf32,
         strip_weights=options.strip_weights,
         version_compatible=options.version_compatible,

@@ -11,7 +11,7 @@ from ptdeploy.engine_options import EngineOptions, Range, read_profile
 from ptdeploy.errors import InputError
 
 if TYPE_CHECKING:
-    from ptdeploy.program import Signature
+    from ptdeploy.signature import Signature
 
 # An in-place buffer has a fixed number of slots, each of which every step reads.
 DEFAULT_CONTEXT = 4096

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import weakref
 from collections.abc import Callable, Mapping
@@ -23,6 +24,15 @@ from ptdeploy.targets.trt.vendor import Vendor
 _BEFORE_CAPTURE = 2
 
 
+@dataclass(frozen=True)
+class _Host:
+    """Memory that the GPU copies by itself, its counterpart there, and the part that is in use."""
+
+    bytes: NDArray[np.uint8]
+    block: cuda.Block = field(repr=False)
+    view: NDArray[Any]
+
+
 @dataclass
 class _Lane:
     """An execution context in one profile, with its own stream: what one run uses at a time."""
@@ -31,6 +41,18 @@ class _Lane:
     context: Any
     stream: cuda.Stream
     runs: int = 0
+    hosts: dict[str, _Host] = field(default_factory=dict)
+
+    def host(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> _Host:
+        """Memory to copy a tensor through, the last run's if that is as large."""
+        size = math.prod(shape) * dtype.itemsize
+        known = self.hosts.get(name)
+        if known is None or known.bytes.size < size:
+            block = cuda.Block(size)
+            known = _Host(cuda.pinned((size,), np.dtype(np.uint8)), block, np.empty(0))
+        view = known.bytes[:size].view(dtype).reshape(shape)
+        self.hosts[name] = _Host(known.bytes, known.block, view)
+        return self.hosts[name]
 
 
 class TrtSession:
@@ -83,19 +105,27 @@ class TrtSession:
         return read_layers(self._vendor, self.engine, names)
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        shapes = {name: array.shape for name, array in inputs.items()}
-        lane = self._take(self._profile(shapes))
+        lane = self._take(self._profile({name: array.shape for name, array in inputs.items()}))
         try:
-            for name, shape in shapes.items():
-                self._shape(lane, name, shape)
-            outputs = {
-                name: np.empty(tuple(lane.context.get_tensor_shape(name)), self._dtypes[name])
-                for name in self.outputs
-            }
+            for name, array in inputs.items():
+                self._shape(lane, name, array.shape)
+                host = lane.host(name, array.shape, self._dtypes[name])
+                np.copyto(host.view, array, casting="no")
+                self._address(lane, name, host.block.pointer)
+                cuda.upload(host.block.pointer, host.view, lane.stream)
+            hosts = {}
+            for name in self.outputs:
+                shape = tuple(lane.context.get_tensor_shape(name))
+                hosts[name] = lane.host(name, shape, self._dtypes[name])
+                self._address(lane, name, hosts[name].block.pointer)
+            self._enqueue(lane)
+            for host in hosts.values():
+                cuda.download(host.view, host.block.pointer, lane.stream)
+            lane.stream.wait()
+            self._ran(lane)
+            return {name: host.view.copy() for name, host in hosts.items()}
         finally:
             self._give_back(lane)
-        self.bind(inputs, outputs)()
-        return outputs
 
     def place(self, array: NDArray[Any]) -> cuda.Memory:
         """A copy of an array in the GPU's memory. Raises MemoryError if it does not fit."""
@@ -146,19 +176,19 @@ class TrtSession:
         if not lane.context.set_input_shape(name, shape):
             raise InputError(f"The engine refuses {name} of shape {list(shape)}.")
 
+    def _address(self, lane: _Lane, name: str, address: int) -> None:
+        if not lane.context.set_tensor_address(name, address):
+            raise BundleError(f"The engine has no tensor {name}, which the manifest lists.")
+
+    def _ran(self, lane: _Lane) -> None:
+        lane.runs += 1
+        if lane.runs == 1:
+            self._keep()
+
     def _enqueue(self, lane: _Lane) -> None:
         if not lane.context.execute_async_v3(lane.stream.handle):
             reason = (self._vendor.errors or ["it gives no reason"])[-1]
             raise RuntimeError(f"{self._vendor.name} could not run: {reason}")
-
-
-@dataclass
-class _Host:
-    """An array on the host, the pinned memory it is copied through, and its place on the GPU."""
-
-    array: NDArray[Any]
-    pinned: NDArray[Any]
-    block: cuda.Block = field(repr=False)
 
 
 class _Step:
@@ -171,28 +201,25 @@ class _Step:
         outputs: Mapping[str, NDArray[Any] | Placed],
     ) -> None:
         self._session = session
-        shapes = {name: tuple(array.shape) for name, array in inputs.items()}  # type: ignore[union-attr]
-        self._profile, self._shapes = session._profile(shapes), shapes
-        self._placed: dict[str, cuda.Memory] = {}
-        self._in: list[_Host] = []
-        self._out: list[_Host] = []
-        self._addresses: dict[str, int] = {}
-        for arrays, hosts in ((inputs, self._in), (outputs, self._out)):
-            for name, array in arrays.items():
-                if isinstance(array, cuda.Memory):
-                    self._placed[name] = array
-                    self._addresses[name] = array.pointer
-                    continue
-                host = self._host(name, np.asarray(array))
-                hosts.append(host)
-                self._addresses[name] = host.block.pointer
+        self._placed = {
+            name: memory
+            for name, memory in (*inputs.items(), *outputs.items())
+            if isinstance(memory, cuda.Memory)
+        }
+        self._inputs, self._outputs = (
+            {name: np.asarray(array) for name, array in side.items() if name not in self._placed}
+            for side in (inputs, outputs)
+        )
+        given: dict[str, Any] = {**self._placed, **self._inputs}
+        self._shapes = {name: tuple(given[name].shape) for name in inputs}
+        self._profile = session._profile(self._shapes)
         for name in session.outputs:
             aliased = session.engine.get_aliased_input_tensor(name)
-            if aliased and self._addresses[name] != self._addresses[aliased]:
-                raise BundleError(
-                    f"The engine updates {aliased} in place, but {name} lies elsewhere."
-                )
+            if aliased and self._pointer(name) != self._pointer(aliased):
+                raise BundleError(f"The engine updates {aliased} where {name} does not lie.")
         self._lane: _Lane | None = None
+        self._uploads: list[tuple[_Host, NDArray[Any]]] = []
+        self._downloads: list[tuple[_Host, NDArray[Any]]] = []
         self._graph: cuda.Graph | None = None
         self._runs = 0
 
@@ -200,8 +227,10 @@ class _Step:
         if self._lane is None:
             self._lane = self._prepare()
         lane = self._lane
-        for host in self._in:
-            np.copyto(host.pinned, host.array)
+        # What was placed or written between two runs is there before this one.
+        self._session._stream.wait()
+        for host, array in self._uploads:
+            np.copyto(host.view, array)
         if self._graph is None and self._runs == _BEFORE_CAPTURE and self._capturable(lane):
             self._graph = lane.stream.capture(lambda: self._work(lane))
         if self._graph is not None:
@@ -210,18 +239,16 @@ class _Step:
             self._work(lane)
         lane.stream.wait()
         self._runs += 1
-        lane.runs += 1
-        if lane.runs == 1:
-            self._session._keep()
-        for host in self._out:
-            np.copyto(host.array, host.pinned)
+        self._session._ran(lane)
+        for host, array in self._downloads:
+            np.copyto(array, host.view)
 
     def _work(self, lane: _Lane) -> None:
-        for host in self._in:
-            cuda.upload(host.block.pointer, host.pinned, lane.stream)
+        for host, _ in self._uploads:
+            cuda.upload(host.block.pointer, host.view, lane.stream)
         self._session._enqueue(lane)
-        for host in self._out:
-            cuda.download(host.pinned, host.block.pointer, lane.stream)
+        for host, _ in self._downloads:
+            cuda.download(host.view, host.block.pointer, lane.stream)
 
     def _prepare(self) -> _Lane:
         session = self._session
@@ -230,23 +257,29 @@ class _Step:
         weakref.finalize(self, session._give_back, lane)
         for name, shape in self._shapes.items():
             session._shape(lane, name, shape)
-        for name, address in self._addresses.items():
-            if not lane.context.set_tensor_address(name, address):
-                raise BundleError(f"The engine has no tensor {name}, which the manifest lists.")
+        for name, memory in self._placed.items():
+            session._address(lane, name, memory.pointer)
+        for arrays, copies in (
+            (self._inputs, self._uploads),
+            (self._outputs, self._downloads),
+        ):
+            for name, array in arrays.items():
+                if array.dtype != session._dtypes.get(name):
+                    raise BundleError(f"The engine has no {name} of {array.dtype}.")
+                host = lane.host(name, array.shape, array.dtype)
+                copies.append((host, array))
+                session._address(lane, name, host.block.pointer)
         return lane
+
+    def _pointer(self, name: str) -> int | None:
+        memory = self._placed.get(name)
+        return None if memory is None else memory.pointer
 
     def _capturable(self, lane: _Lane) -> bool:
         if not self._session.captures:
             return False
         asked = getattr(lane.context, "is_stream_capturable", None)
         return asked is None or bool(asked(lane.stream.handle))
-
-    def _host(self, name: str, array: NDArray[Any]) -> _Host:
-        wanted = self._session._dtypes.get(name)
-        if wanted is None:
-            raise BundleError(f"The engine has no tensor {name}, which the manifest lists.")
-        assert array.dtype == wanted
-        return _Host(array, cuda.pinned(array.shape, array.dtype), cuda.Block(array.nbytes))
 
 
 def _numpy(trt: Any, dtype: Any) -> np.dtype[Any]:

@@ -19,6 +19,7 @@ extern "C" {
 
 typedef struct ptdeploy_engine ptdeploy_engine;
 typedef struct ptdeploy_session ptdeploy_session;
+typedef struct ptdeploy_report ptdeploy_report;
 
 typedef enum ptdeploy_status {
   PTDEPLOY_OK = 0,
@@ -113,6 +114,27 @@ PTDEPLOY_API ptdeploy_status ptdeploy_session_rollback(ptdeploy_session* session
 PTDEPLOY_API ptdeploy_status ptdeploy_session_fork(const ptdeploy_session* session,
                                                    ptdeploy_session** fork);
 PTDEPLOY_API size_t ptdeploy_session_length(const ptdeploy_session* session);
+
+/* Runs the inputs stored in the bundle and holds the answers against those stored beside them. A
+ * departure is no failure of the call: ask ptdeploy_report_passed(). */
+PTDEPLOY_API ptdeploy_status ptdeploy_verify(const ptdeploy_engine* engine,
+                                             ptdeploy_report** report);
+PTDEPLOY_API void ptdeploy_report_close(ptdeploy_report* report);
+PTDEPLOY_API int ptdeploy_report_passed(const ptdeploy_report* report);
+/* What departs, and what there is to know besides, in words; null from the last index on. Good
+ * until the report is closed, as is a case's name. */
+PTDEPLOY_API const char* ptdeploy_report_failure(const ptdeploy_report* report, size_t index);
+PTDEPLOY_API const char* ptdeploy_report_note(const ptdeploy_report* report, size_t index);
+
+/* One batch, held against the reference; a measure that is not finite is NaN. */
+typedef struct ptdeploy_parity_case {
+  const char* name;
+  double max_abs, mean_abs, cosine, kl, top1_agreement;
+  int passed;
+} ptdeploy_parity_case;
+PTDEPLOY_API size_t ptdeploy_report_cases(const ptdeploy_report* report);
+PTDEPLOY_API ptdeploy_status ptdeploy_report_case(const ptdeploy_report* report, size_t index,
+                                                  ptdeploy_parity_case* one);
 
 #ifdef __cplusplus
 }

@@ -134,6 +134,42 @@ struct Generated {
   std::vector<double> logprobs;  // one for each token id if asked for
 };
 
+// One batch of rows, held against the reference at every position; a measure is empty where a
+// number was not finite.
+struct ParityCase {
+  std::string name;
+  std::vector<std::size_t> lengths;  // of its rows, in tokens
+  std::optional<double> max_abs, mean_abs, cosine, kl;
+  double top1_agreement = 0;
+  bool passed = false;
+};
+
+// One row's greedy tokens: how many agree before one departs.
+struct ParityGreedy {
+  std::size_t length = 0, agreed = 0, total = 0;
+  bool passed = false;
+};
+
+// What int8 and int4 are judged by instead of the cases' numbers: agreement on text.
+struct ParityQuality {
+  std::string judged_on;
+  std::size_t texts = 0, positions = 0;
+  double top1_agreement = 0;
+  std::optional<double> perplexity_ratio;  // to the reference's; for causal_lm
+};
+
+// The outcome of Engine::verify().
+struct ParityReport {
+  bool passed = false;
+  std::string reference;                  // what made it
+  std::optional<double> largest_allowed;  // of max_abs; empty for int8 and int4
+  std::vector<ParityCase> cases;
+  std::vector<ParityGreedy> greedy;
+  std::optional<ParityQuality> quality;
+  std::size_t texts_not_compared = 0;  // for the tokenizer, which this library does not have
+  std::vector<std::string> failures, notes;
+};
+
 // Called with each new token of a row as soon as it is chosen; false ends that row after it.
 using OnToken = std::function<bool(std::size_t row, std::int64_t token)>;
 
@@ -181,6 +217,11 @@ class PTDEPLOY_API Engine {
                                   const OnToken& on_token = {}) const;
   // For causal_lm: a sequence of at most `max_tokens` tokens of text; 0: the model's own limit.
   Session session(std::size_t max_tokens = 0) const;
+
+  // Runs the inputs stored in the bundle and holds the answers against those stored beside them,
+  // as `ptdeploy verify BUNDLE` does. A departure is no error: ask the report. Throws InputError if
+  // the bundle holds none, BundleError if what it holds is damaged.
+  ParityReport verify() const;
 
  private:
   explicit Engine(std::shared_ptr<const detail::EngineState> state);

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import mmap
 import re
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -44,13 +44,14 @@ def open_session(bundle: Bundle, allow_host_code: bool, kind: type[Opened]) -> O
                 "If you trust whoever made the bundle, set PTDEPLOY_ALLOW_HOST_CODE=1.",
             )
         runtime.engine_host_code_allowed = True
-    content = plan.read_bytes()
     vendor.errors.clear()
-    engine = runtime.deserialize_cuda_engine(content)
+    # Mapped: what is copied to the GPU need not be copied on the host first.
+    with plan.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        engine = runtime.deserialize_cuda_engine(content)
+        reason = "" if engine is not None else _reason(vendor, runtime, content)
     if engine is None:
         raise TargetUnavailable(
-            f"{plan}: {vendor.name} cannot load it on {device.name} "
-            f"({_reason(vendor, runtime, content)}).",
+            f"{plan}: {vendor.name} cannot load it on {device.name} ({reason}).",
             how_to_rebuild(bundle),
         )
     if info.strip_weights:
@@ -61,7 +62,7 @@ def open_session(bundle: Bundle, allow_host_code: bool, kind: type[Opened]) -> O
             f"profiles, engine.json {len(info.profiles)}.",
             "Compile the checkpoint again.",
         )
-    contexts, keep = _contexts(vendor, engine, content, device)
+    contexts, keep = _contexts(vendor, engine, _digest(bundle), device)
     return kind(vendor, engine, info.profiles, contexts, keep)
 
 
@@ -91,6 +92,11 @@ def why_not_here(info: EngineInfo, version: str, device: cuda.Device) -> str | N
     return None
 
 
+def _digest(bundle: Bundle) -> str:
+    (digest,) = (one.sha256 for one in bundle.manifest.files if one.role == "engine")
+    return digest
+
+
 def how_to_rebuild(bundle: Bundle) -> str:
     if bundle.file("model") is not None:
         return f"Build it for this machine: ptdeploy rebuild {bundle.path}"
@@ -104,7 +110,7 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", version)) or (0,)
 
 
-def _reason(vendor: Vendor, runtime: Any, content: bytes) -> str:
+def _reason(vendor: Vendor, runtime: Any, content: mmap.mmap) -> str:
     """What the engine's own check says, where this flavor has one, or the first error."""
     check = getattr(runtime, "get_engine_validity", None)
     if check is not None:
@@ -129,7 +135,7 @@ def _refit(vendor: Vendor, engine: Any, bundle: Bundle) -> None:
 
 
 def _contexts(
-    vendor: Vendor, engine: Any, content: bytes, device: cuda.Device
+    vendor: Vendor, engine: Any, plan: str, device: cuda.Device
 ) -> tuple[Callable[[], Any], Callable[[], None]]:
     """How to make an execution context, and how to keep what making it has compiled.
 
@@ -148,7 +154,7 @@ def _contexts(
     kernels = config.create_runtime_cache()
     name = cache.key(
         {
-            "plan": hashlib.sha256(content).hexdigest(),
+            "plan": plan,
             "version": vendor.version,
             "gpu": [device.name, device.compute_capability],
         }

@@ -1,0 +1,87 @@
+// verify BUNDLE: whether the engine still gives, on this machine, what the bundle says it must.
+// Exit codes: 0 within thresholds, 1 departs, 2 bad input or bundle, 3 target not available here.
+#include <algorithm>
+#include <cstdio>
+
+#include "ptdeploy/ptdeploy.hpp"
+
+namespace {
+
+using ptdeploy::ParityCase;
+using ptdeploy::ParityReport;
+
+// All cases of one name, at their worst.
+struct Group {
+  ParityCase worst;
+  std::size_t runs = 0, longest = 0;
+};
+
+void keep_larger(std::optional<double>& largest, const std::optional<double>& other) {
+  if (largest && (!other || *other > *largest)) largest = other;
+}
+
+std::vector<Group> grouped(const std::vector<ParityCase>& cases) {
+  std::vector<Group> groups;
+  for (const ParityCase& one : cases) {
+    auto found = std::find_if(groups.begin(), groups.end(),
+                              [&](const Group& group) { return group.worst.name == one.name; });
+    if (found == groups.end()) found = groups.insert(found, {one, 0, 0});
+    ++found->runs;
+    for (std::size_t length : one.lengths) found->longest = std::max(found->longest, length);
+    keep_larger(found->worst.max_abs, one.max_abs);
+    keep_larger(found->worst.mean_abs, one.mean_abs);
+    keep_larger(found->worst.kl, one.kl);
+    found->worst.top1_agreement = std::min(found->worst.top1_agreement, one.top1_agreement);
+    found->worst.passed = found->worst.passed && one.passed;
+  }
+  return groups;
+}
+
+std::string short_text(const std::optional<double>& number) {
+  if (!number) return "not finite";
+  char text[32];
+  std::snprintf(text, sizeof text, "%.2g", *number);
+  return text;
+}
+
+void print(const ParityReport& report) {
+  std::printf("%-28s%5s%8s%10s%10s%10s%9s\n", "case", "runs", "longest", "max abs", "mean abs",
+              "KL", "top-1");
+  for (const Group& group : grouped(report.cases))
+    std::printf("%-28s%5zu%8zu%10s%10s%10s%8.2f%%%s\n", group.worst.name.c_str(), group.runs,
+                group.longest, short_text(group.worst.max_abs).c_str(),
+                short_text(group.worst.mean_abs).c_str(), short_text(group.worst.kl).c_str(),
+                100 * group.worst.top1_agreement, group.worst.passed ? "" : "  DEPARTS");
+  for (const auto& one : report.greedy)
+    std::printf("greedy tokens, row of %zu: %zu of %zu agree\n", one.length, one.agreed, one.total);
+  if (const auto& quality = report.quality) {
+    std::printf("rounded weights on %s: top-1 agreement %.2f%% at %zu positions of %zu texts",
+                quality->judged_on.c_str(), 100 * quality->top1_agreement, quality->positions,
+                quality->texts);
+    if (quality->perplexity_ratio)
+      std::printf(", perplexity %.3f times the reference's", *quality->perplexity_ratio);
+    std::puts("");
+  }
+  if (report.largest_allowed) std::printf("allowed max abs %.2g; ", *report.largest_allowed);
+  std::printf("reference: %s\n", report.reference.c_str());
+  for (const std::string& failure : report.failures) std::printf("departs: %s\n", failure.c_str());
+  for (const std::string& note : report.notes) std::printf("note: %s\n", note.c_str());
+  std::puts(report.passed ? "parity holds" : "PARITY DEPARTS");
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc != 2) return std::fprintf(stderr, "usage: verify BUNDLE\n"), 2;
+  try {
+    const ParityReport report = ptdeploy::Engine::open(argv[1]).verify();
+    print(report);
+    return report.passed ? 0 : 1;
+  } catch (const ptdeploy::TargetUnavailable& error) {
+    std::fprintf(stderr, "verify: %s\n", error.what());
+    return 3;
+  } catch (const ptdeploy::Error& error) {
+    std::fprintf(stderr, "verify: %s\n", error.what());
+    return 2;
+  }
+}

@@ -1,0 +1,72 @@
+#include "failures.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+
+namespace ptdeploy::detail {
+namespace {
+
+std::string shown(const std::optional<double>& number) {
+  return number ? formatted(*number, 3, 'g') : "not finite";
+}
+
+// In the fewest digits that read back as the same number.
+std::string shortest(double number) {
+  int digits = 1;
+  while (digits < 17 && std::strtod(formatted(number, digits, 'g').c_str(), nullptr) != number)
+    ++digits;
+  return formatted(number, digits, 'g');
+}
+
+std::string words_of(const ParityCase& one) {
+  std::string lengths;
+  for (std::size_t length : one.lengths)
+    lengths += (lengths.empty() ? "" : ", ") + std::to_string(length);
+  return one.name + ", lengths [" + lengths + "]: max abs " + shown(one.max_abs) + ", KL " +
+         shown(one.kl) + ", top-1 agreement " + formatted(one.top1_agreement, 4, 'f');
+}
+
+void add_rounding(std::vector<std::string>& lines, const std::optional<ParityQuality>& quality,
+                  const Quantization& allowed) {
+  if (!quality) {
+    lines.push_back("the reference holds no text to judge rounded weights on");
+    return;
+  }
+  // NaN compares false with everything, so each bound is written as what must hold.
+  if (!(quality->top1_agreement >= allowed.min_agreement))
+    lines.push_back("top-1 agreement " + formatted(quality->top1_agreement, 4, 'f') + " on " +
+                    quality->judged_on + ", but " + shortest(allowed.min_agreement) +
+                    " is asked for (--min-agreement)");
+  const auto& ratio = quality->perplexity_ratio;
+  if (ratio && !(*ratio <= allowed.max_perplexity_ratio))
+    lines.push_back("perplexity " + formatted(*ratio, 4, 'f') + " times the reference's on " +
+                    quality->judged_on + ", but at most " + shortest(allowed.max_perplexity_ratio) +
+                    " is asked for (--max-perplexity-ratio)");
+}
+
+}  // namespace
+
+std::string formatted(double number, int digits, char format) {
+  if (std::isnan(number)) return "nan";  // whatever its sign
+  const char pattern[] = {'%', '.', '*', format, '\0'};
+  char text[64];
+  const int size = std::snprintf(text, sizeof text, pattern, digits, number);
+  return size > 0 ? std::string(text, std::min<std::size_t>(static_cast<std::size_t>(size), 63))
+                  : "";
+}
+
+std::vector<std::string> failures_of(const ParityReport& report, const Manifest& manifest) {
+  std::vector<std::string> lines;
+  for (const ParityCase& one : report.cases)
+    if (!one.passed) lines.push_back(words_of(one));
+  for (const ParityGreedy& one : report.greedy)
+    if (!one.passed)
+      lines.push_back("greedy tokens of a row of " + std::to_string(one.length) + ": " +
+                      std::to_string(one.agreed) + " of " + std::to_string(one.total) + " agree");
+  if (manifest.quantization) add_rounding(lines, report.quality, *manifest.quantization);
+  return lines;
+}
+
+}  // namespace ptdeploy::detail

@@ -1,0 +1,17 @@
+// What rounding costs: top-1 agreement and perplexity against the reference, on text.
+#pragma once
+
+#include <functional>
+#include <optional>
+
+#include "reference.hpp"
+
+namespace ptdeploy::detail {
+
+// An engine's logits of some rows.
+using RunRows = std::function<std::vector<Logits>(const std::vector<Ids>&)>;
+
+// Runs the reference's texts, each alone; nothing where the reference has none.
+std::optional<ParityQuality> judge(Reference& reference, Task task, const RunRows& run);
+
+}  // namespace ptdeploy::detail

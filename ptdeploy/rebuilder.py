@@ -1,0 +1,74 @@
+"""rebuild(): a bundle's engine made anew from its own ONNX, for this machine and its versions."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import msgspec
+
+from ptdeploy.bundle import Bundle, check_destination, publish, read_bundle, stage_bundle, staged
+from ptdeploy.errors import InputError, ParityError
+from ptdeploy.parity.compare import compare
+from ptdeploy.parity.reference import load_reference
+from ptdeploy.parity.reports import report_json
+from ptdeploy.progress import PENDING, Progress
+from ptdeploy.runtime import open_engine
+from ptdeploy.targets import get_target
+
+
+def rebuild_bundle(
+    path: str | Path,
+    *,
+    output: str | Path | None = None,
+    flavor: str | None = None,
+    force: bool = False,
+    progress: Progress,
+) -> Bundle:
+    """See ptdeploy.rebuild."""
+    with progress.stage("check the bundle's files"):
+        bundle = read_bundle(path)
+    manifest = bundle.manifest
+    target = get_target(manifest.target)
+    if not target.STAND_IN:
+        raise InputError(
+            f"{path}: an engine of {manifest.target} is its graph: nothing to rebuild."
+        )
+    if bundle.file("model") is None:
+        raise InputError(
+            f"{path}: holds no ONNX to build from.",
+            "Compile the checkpoint here, or compile it with --keep-onnx.",
+        )
+    destination = Path(output) if output else bundle.path
+    check_destination(destination, force or output is None)
+    stored = bundle.file("reference")
+    reference = load_reference(stored) if stored else None
+    with stage_bundle(destination) as staging:
+        # What was shown of the engine before says nothing of this one.
+        files = tuple(entry for entry in manifest.files if entry.role != "parity")
+        for entry in files:
+            (staging / entry.path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(bundle.path / entry.path, staging / entry.path)
+        copied = Bundle(staging, manifest)
+        with progress.stage(f"build the {manifest.target} engine"):
+            notes = target.rebuild(copied, flavor)
+        manifest = msgspec.structs.replace(manifest, parity=None, files=files)
+        if target.unavailable(manifest.device) is None and reference is not None:
+            with progress.stage("check parity"):
+                report = compare(open_engine(Bundle(staging, manifest)), reference)
+            if not report.passed:
+                raise ParityError(
+                    f"The rebuilt engine departs from {report.reference}; {destination} is as it "
+                    "was.\n  " + "\n  ".join(report.failures()[:8])
+                )
+            (staging / "parity.json").write_bytes(report_json(report))
+            manifest = msgspec.structs.replace(
+                manifest, parity=report.summary(), files=(*files, staged("parity.json", "parity"))
+            )
+        with progress.stage("write the bundle"):
+            rebuilt = publish(staging, manifest, destination)
+    for note in notes:
+        progress.note(note)
+    if manifest.parity is None:
+        progress.note(PENDING)
+    return rebuilt

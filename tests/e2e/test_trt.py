@@ -1,0 +1,320 @@
+"""Compiling for TensorRT without a GPU: real plans, and parity of the graph the parser got."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import tiny
+from alone import peft_alone, random_rows
+from test_parity import SUPPORTED
+
+import ptdeploy
+from ptdeploy import EngineOptions, Rounding
+from ptdeploy.bundle import Bundle, read_bundle
+from ptdeploy.cli import main
+from ptdeploy.parity.stand_in import open_stand_in
+from ptdeploy.targets.trt import cuda
+from ptdeploy.targets.trt.engine_file import read_info
+
+NO_GPU = pytest.mark.skipif(cuda.unavailable() is None, reason="there is a GPU here")
+# The other decoders of the support table; the first are in SUPPORTED.
+MORE_DECODERS = (
+    *("cohere2", "falcon", "gemma2", "gemma3", "gpt_bigcode", "gpt_neox", "gpt_oss", "gptj"),
+    *("mixtral", "nemotron", "olmo2", "phi", "phi3", "phimoe", "qwen3", "smollm3", "stablelm"),
+)
+PLAIN = {"bloom", "falcon", "gptj", "phimoe"}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def own_cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PTDEPLOY_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """`trained(architecture, task)`: the same tiny model however often it is asked for."""
+    made: dict[tuple[str, str], tiny.Trained] = {}
+
+    def get(architecture: str, task: str) -> tiny.Trained:
+        key = architecture, task
+        if key not in made:
+            made[key] = tiny.make(tmp_path_factory.mktemp("-".join(key)), architecture, task)
+        return made[key]
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory, trained) -> Path:
+    """A decoder's bundle with its ONNX."""
+    one = trained("qwen2", "CAUSAL_LM")
+    output = tmp_path_factory.mktemp("kept") / "bundle"
+    return compiled(one, output, engine=EngineOptions(keep_onnx=True)).path
+
+
+def compiled(one: tiny.Trained, output: Path, **options) -> Bundle:
+    return ptdeploy.compile(one.adapter, target="trt", base=str(one.base), output=output, **options)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "task"), [*SUPPORTED, *((one, "CAUSAL_LM") for one in MORE_DECODERS)]
+)
+def test_every_architecture_becomes_a_plan_whose_graph_is_in_parity(
+    trained, tmp_path, architecture, task
+):
+    bundle = compiled(trained(architecture, task), tmp_path / "bundle")
+    manifest = read_bundle(bundle.path).manifest
+    assert manifest.graph_parity.passed
+    assert manifest.graph_parity.max_abs < 2e-5
+    assert manifest.parity is None or manifest.parity.passed
+    in_place = task == "CAUSAL_LM" and architecture not in PLAIN
+    assert manifest.graph.route == ("fused" if in_place else "plain")
+    assert bundle.file("engine").stat().st_size > 100_000
+    assert bundle.file("model") is None
+    info = read_info(bundle.file("engine_info"))
+    names = ["decode", "prefill"] if task == "CAUSAL_LM" else ["requests"]
+    assert [one.name for one in info.profiles] == names
+    assert set(info.precisions) == {"float32"}
+
+
+@pytest.mark.parametrize(
+    ("precision", "architecture", "task"),
+    [
+        ("fp16", "bert", "SEQ_CLS"),
+        ("fp16", "qwen2", "CAUSAL_LM"),
+        ("bf16", "qwen2", "CAUSAL_LM"),
+        ("bf16", "bloom", "CAUSAL_LM"),
+    ],
+)
+def test_16_bits_keep_softmax_and_logits_in_fp32(trained, tmp_path, precision, architecture, task):
+    one = trained(architecture, task)
+    bundle = compiled(
+        one, tmp_path / "b", precision=precision, engine=EngineOptions(keep_onnx=True)
+    )
+    assert 1e-5 < bundle.manifest.graph_parity.max_abs < 0.2
+    narrow = {"fp16": "float16", "bf16": "bfloat16"}[precision]
+    counted = read_info(bundle.file("engine_info")).precisions
+    assert counted["float32"]["Softmax"] == 2
+    assert "Softmax" not in counted[narrow]
+    assert counted[narrow]["MatMul"] + counted[narrow].get("Gemm", 0) >= 8
+    assert bundle.manifest.outputs[0].dtype == "float32"
+    caches = {spec.dtype for spec in bundle.manifest.inputs if "past_key" in spec.name}
+    assert caches == ({narrow} if task == "CAUSAL_LM" else set())
+
+
+def test_tf32_is_a_flag_over_the_same_graph(trained, kept, tmp_path):
+    tf32 = compiled(trained("qwen2", "CAUSAL_LM"), tmp_path / "b", precision="tf32")
+    plain = read_bundle(kept)
+    infos = [read_info(bundle.file("engine_info")) for bundle in (plain, tf32)]
+    assert [info.tf32 for info in infos] == [False, True]
+    assert infos[0].onnx_sha256 == infos[1].onnx_sha256
+    assert plain.file("engine").read_bytes() != tf32.file("engine").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("precision", "stored", "options"),
+    [
+        ("int8", onnx.TensorProto.INT8, {}),
+        ("int4", onnx.TensorProto.INT4, {"block_size": 16}),
+        ("fp8", onnx.TensorProto.FLOAT8E4M3FN, {}),
+    ],
+)
+def test_rounded_weights_are_read_through_dequantize_linear(
+    trained, tmp_path, precision, stored, options
+):
+    rounding = Rounding(min_agreement=0, max_perplexity_ratio=1e9, **options)
+    one = trained("qwen2", "CAUSAL_LM")
+    engine = EngineOptions(keep_onnx=True)
+    bundle = compiled(one, tmp_path / "b", precision=precision, rounding=rounding, engine=engine)
+    assert bundle.manifest.graph_parity.perplexity_ratio < 1.1
+    graph = onnx.load(bundle.file("model"), load_external_data=False).graph
+    weights = {one.name: one for one in graph.initializer}
+    reads = [node for node in graph.node if node.op_type == "DequantizeLinear"]
+    # Seven matrices a layer; the output layer is tied to the embeddings and read through a
+    # transpose of its own.
+    assert len(reads) == 15
+    assert {weights[node.input[0]].data_type for node in reads} == {stored}
+    assert {node.domain for node in graph.node} == {""}
+
+
+def test_a_block_that_fits_no_weight_is_refused_and_one_that_fits_few_is_noted(
+    trained, tmp_path, capsys
+):
+    one = trained("qwen2", "CAUSAL_LM")
+    with pytest.raises(ptdeploy.InputError, match="blocks of 128"):
+        compiled(one, tmp_path / "b", precision="int4", rounding=Rounding(block_size=128))
+    assert list(tmp_path.iterdir()) == []
+    command = ["compile", str(one.adapter), "--base", str(one.base), "--target", "trt"]
+    loose = ["--min-agreement", "0", "--max-perplexity-ratio", "9"]
+    assert main([*command, "-o", str(tmp_path / "b"), "--precision", "int4", *loose]) == 0
+    assert "13 of 15 weight matrices stay in float16" in capsys.readouterr().err
+
+
+def test_the_graph_of_a_batch_equals_peft_row_by_row(kept, trained):
+    """The graph that was parsed, run by ONNX Runtime, against PEFT itself."""
+    model = trained("qwen2", "CAUSAL_LM").model
+    rows = random_rows()
+    with open_stand_in(read_bundle(kept), "ort") as engine:
+        for got, row in zip(engine.logits(rows), rows, strict=True):
+            assert np.abs(got - peft_alone(model, row, "CAUSAL_LM")).max() < 1e-5
+        together = engine.generate([row.tolist() for row in rows], 12, eos_token_ids=())
+        alone = [engine.generate([row.tolist()], 12, eos_token_ids=())[0] for row in rows]
+    assert [one.token_ids for one in together] == [one.token_ids for one in alone]
+
+
+def test_a_prompt_that_is_not_frozen_is_compiled_too(trained, tmp_path):
+    bundle = compiled(trained("gpt2", "CAUSAL_LM"), tmp_path / "b", freeze_kv=False)
+    assert bundle.manifest.prompt.prefix_kv is None
+    assert bundle.manifest.graph_parity.passed
+
+
+def test_profiles_follow_what_was_asked_for(trained, tmp_path):
+    options = EngineOptions(profile="batch=1:2:4,seq=1:8:16")
+    one = trained("qwen2", "CAUSAL_LM")
+    bundle = compiled(one, tmp_path / "b", engine=options, max_context=40)
+    decode, prefill = read_info(bundle.file("engine_info")).profiles
+    assert decode.shapes["input_ids"] == ((1, 1), (2, 1), (4, 1))
+    assert prefill.shapes["input_ids"] == ((1, 1), (1, 8), (1, 16))
+    assert bundle.manifest.inputs[-1].shape == ("batch", 2, 40, 8)
+    limits = bundle.manifest.limits
+    assert (limits.max_batch, limits.max_prefill, limits.max_context) == (4, 16, 40)
+
+
+def test_a_classifier_runs_more_rows_than_its_engine_takes_at_once(trained, tmp_path):
+    one = trained("bert", "SEQ_CLS")
+    engine = EngineOptions(profile="batch=1:1:2", keep_onnx=True)
+    bundle = compiled(one, tmp_path / "b", engine=engine)
+    rows = [[1, 2, 3], [4], [5, 6], [7, 8, 9, 10], [11]]
+    with open_stand_in(bundle, "ort") as opened:
+        sizes = []
+        run = opened._session.run
+        opened._session.run = lambda feed: sizes.append(len(feed["input_ids"])) or run(feed)
+        assert len(opened.classify(rows)) == 5
+        assert len(opened.logits(rows)) == 5
+    assert sizes == [2, 2, 1] * 2
+
+
+def test_a_second_compile_is_a_cache_hit_and_says_so(trained, tmp_path, capsys):
+    one = trained("distilbert", "SEQ_CLS")
+    command = ["compile", str(one.adapter), "--base", str(one.base), "--target", "trt"]
+    for name, hit, options in (("a", False, []), ("b", True, []), ("c", False, ["--workspace=99"])):
+        assert main([*command, "-o", str(tmp_path / name), *options]) == 0
+        assert ("engine cache hit" in capsys.readouterr().err) is hit
+    for name in ("engine.plan", "engine.json", "manifest.json"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+
+
+def test_compile_says_what_is_pending_and_what_it_took(trained, tmp_path, capsys):
+    one = trained("bert", "SEQ_CLS")
+    bundle = tmp_path / "bundle"
+    command = ["compile", str(one.adapter), "--base", str(one.base), "--target", "trt"]
+    assert main([*command, "-o", str(bundle), "--trt-flavor", "rtx", "--precision", "fp16"]) == 0
+    out, err = capsys.readouterr()
+    assert "built with TensorRT-RTX" in err
+    assert "of the engine's graph: max abs" in out
+    assert main(["inspect", str(bundle)]) == 0
+    shown = capsys.readouterr().out
+    assert "in float16" in shown
+    assert "in float32" in shown
+    assert "input_ids [1, 1]" in shown
+    assert main(["inspect", str(bundle), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["engine"]["flavor"] == "rtx"
+    assert facts["graph_parity"]["passed"] is True
+
+
+@NO_GPU
+@pytest.mark.parametrize("command", [["verify"], ["run", "--ids", "1,2"]])
+def test_what_cannot_run_here_exits_3(kept, command, capsys):
+    name, *options = command
+    code = main([name, str(kept), *options])
+    said = capsys.readouterr().err
+    assert code == 3, said
+    assert "needs an NVIDIA GPU to run" in said
+
+
+@NO_GPU
+def test_the_engines_parity_is_pending_where_it_cannot_run(kept, capsys):
+    assert read_bundle(kept).manifest.parity is None
+    assert main(["inspect", str(kept)]) == 0
+    assert "pending" in capsys.readouterr().out
+
+
+def test_rebuild_needs_neither_torch_nor_the_checkpoint(kept, tmp_path):
+    program = (
+        "import sys\n"
+        "sys.modules.update(torch=None, transformers=None, peft=None, onnx=None, onnx_ir=None)\n"
+        "from ptdeploy.cli import main\n"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    output = tmp_path / "again"
+    done = subprocess.run(
+        [sys.executable, "-c", program, "rebuild", str(kept), "-o", str(output)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    first, again = read_bundle(kept), read_bundle(output)
+    assert again.file("engine").read_bytes() == first.file("engine").read_bytes()
+    assert again.manifest.graph_parity == first.manifest.graph_parity
+    assert read_info(again.file("engine_info")) == read_info(first.file("engine_info"))
+
+
+def test_a_rebuild_that_fails_leaves_the_bundle_as_it_was(kept, capsys):
+    before = {path.name: path.read_bytes() for path in kept.iterdir()}
+    if cuda.unavailable() is None:
+        pytest.skip("there is a GPU here")
+    assert main(["rebuild", str(kept), "--trt-flavor", "tensorrt"]) == 3
+    assert {path.name: path.read_bytes() for path in kept.iterdir()} == before
+    assert [path.name for path in kept.parent.iterdir()] == ["bundle"]
+
+
+def test_a_bundle_without_onnx_or_of_another_target_is_not_rebuilt(compiled_ort, trained, tmp_path):
+    with pytest.raises(ptdeploy.InputError, match="nothing to rebuild"):
+        ptdeploy.rebuild(compiled_ort)
+    bundle = compiled(trained("bert", "SEQ_CLS"), tmp_path / "b")
+    with pytest.raises(ptdeploy.InputError, match="holds no ONNX"):
+        ptdeploy.rebuild(bundle.path)
+
+
+@pytest.fixture
+def compiled_ort(request):
+    return request.getfixturevalue("compiled")("bert", "SEQ_CLS").bundle
+
+
+def test_options_of_tensorrt_are_refused_for_another_target(trained, tmp_path):
+    one = trained("bert", "SEQ_CLS")
+    with pytest.raises(ptdeploy.InputError, match="--keep-onnx is about TensorRT"):
+        ptdeploy.compile(
+            one.adapter,
+            target="ort",
+            base=str(one.base),
+            output=tmp_path / "b",
+            engine=EngineOptions(keep_onnx=True),
+        )
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"precision": "fp64"}, "no precision 'fp64'"),
+        ({"device": "cpu"}, "runs on cuda, not on 'cpu'"),
+        ({"precision": "int8", "rounding": Rounding(block_size=32)}, "a scale for each column"),
+        ({"precision": "int4", "rounding": Rounding(accuracy_level=4)}, "ONNX Runtime's"),
+        ({"engine": EngineOptions(profile="seq=1:2:9999")}, "goes to 9999"),
+        ({"engine": EngineOptions(version_compatible=True, flavor="rtx")}, "lean runtime"),
+    ],
+)
+def test_what_the_target_cannot_do_is_refused(trained, tmp_path, options, words):
+    with pytest.raises(ptdeploy.PtdeployError, match=words):
+        compiled(trained("bert", "SEQ_CLS"), tmp_path / "b", **options)
+    assert list(tmp_path.iterdir()) == []

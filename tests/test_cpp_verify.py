@@ -1,0 +1,388 @@
+"""The C++ library's verify judges a bundle as Python's does, and refuses what that refuses."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import damage
+import native
+import numpy as np
+import pytest
+from damage import REFERENCE_DAMAGE, edit
+from onnx import numpy_helper
+
+import ptdeploy
+from benchmarks.faults import Editor
+from ptdeploy.errors import PtdeployError
+from ptdeploy.parity.compare import ParityReport, compare
+from ptdeploy.parity.reference import Reference, Row, load_reference, save_reference
+from ptdeploy.parity.reports.text import describe
+
+KINDS = [
+    "encoder classifier",
+    "token classifier",
+    "decoder classifier",
+    "fused",
+    "plain",
+    "fused, not frozen",
+    "int4",
+    "int8 classifier",
+]
+
+
+@pytest.fixture(scope="module")
+def probe(built) -> Iterator[native.Probe]:
+    running = native.Probe(str(built / "probe"))
+    yield running
+    running.close()
+
+
+@pytest.fixture(scope="module")
+def example(built) -> Callable[..., subprocess.CompletedProcess[str]]:
+    program = built / "ptdeploy-library" / "examples" / "verify"
+
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        command = [str(program), *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    return run
+
+
+def verified(probe: native.Probe, bundle: Path) -> Any:
+    assert probe.ask("open", "v", bundle) == {}
+    return probe.ask("verify", "v")
+
+
+def assert_same(theirs: Any, ours: ParityReport) -> None:
+    """Both ran the same cases on the same engine: the numbers are the same."""
+    assert [*map(without_tiny_kl, theirs["failures"])] == [*map(without_tiny_kl, ours.failures())]
+    assert theirs["passed"] == ours.passed
+    assert theirs["reference"] == ours.reference
+    assert theirs["largest_allowed"] == ours.largest_allowed
+    assert [one["name"] for one in theirs["cases"]] == [one.name for one in ours.cases]
+    for got, want in zip(theirs["cases"], ours.cases, strict=True):
+        assert got["lengths"] == list(want.lengths)
+        # A difference of equal logits is exact; sums and exponentials round in another order.
+        assert got["max_abs"] == want.max_abs
+        assert got["mean_abs"] == near(want.mean_abs)
+        assert got["cosine"] == near(want.cosine)
+        assert got["kl"] == near(want.kl)
+        assert got["top1_agreement"] == want.top1_agreement
+        assert got["passed"] == want.passed
+    assert theirs["greedy"] == [
+        {"length": one.length, "agreed": one.agreed, "total": one.total, "passed": one.passed}
+        for one in ours.greedy
+    ]
+    if ours.quality is None:
+        assert theirs["quality"] is None
+    else:
+        assert theirs["quality"] == {
+            "judged_on": ours.quality.judged_on,
+            "texts": ours.quality.texts,
+            "positions": ours.quality.positions,
+            "top1_agreement": ours.quality.top1_agreement,
+            "perplexity_ratio": near(ours.quality.perplexity_ratio),
+        }
+
+
+def without_tiny_kl(failure: str) -> str:
+    """Near zero its last digits are rounding's."""
+    return re.sub(r"KL -?[\d.]+e-1\d", "KL of rounding", failure)
+
+
+def near(number: float | None) -> Any:
+    return None if number is None else pytest.approx(number, rel=1e-9, abs=1e-14, nan_ok=True)
+
+
+def change_weights(bundle: Path, how: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Change every matrix of the engine; hashes fit, and rounded weights have bounds to miss."""
+    editor = Editor(bundle)
+    for tensor in editor.model.graph.initializer:
+        array = numpy_helper.to_array(tensor)
+        if array.ndim > 1 and array.dtype in (np.float32, np.uint8):
+            tensor.CopyFrom(numpy_helper.from_array(how(array), tensor.name))
+    if editor.manifest["quantization"]:
+        editor.manifest["quantization"].update(min_agreement=0.97, max_perplexity_ratio=1.02)
+    editor.write()
+
+
+def other(array: np.ndarray) -> np.ndarray:
+    return array ^ 0x55 if array.dtype == np.uint8 else array * np.float32(1.01)
+
+
+def store(bundle: Path, reference: Reference) -> None:
+    save_reference(reference, bundle)
+    damage.replace(bundle, "reference.safetensors", (bundle / "reference.safetensors").read_bytes())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_verify_finds_pythons_numbers(bundles, probe, kind):
+    bundle = bundles(kind)
+    ours = ptdeploy.verify(bundle)
+    assert ours.passed
+    assert max(one.max_abs for one in ours.cases) > 0
+    theirs = verified(probe, bundle)
+    assert_same(theirs, ours)
+    assert theirs["notes"] == list(ours.notes)
+    assert theirs["texts_not_compared"] == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_changed_weights_depart_in_pythons_words(bundles, probe, tmp_path, kind):
+    bundle = Path(shutil.copytree(bundles(kind), tmp_path / "bundle"))
+    change_weights(bundle, other)
+    ours = ptdeploy.verify(bundle)
+    assert not ours.passed
+    assert_same(verified(probe, bundle), ours)
+
+
+@pytest.mark.parametrize("kind", ["encoder classifier", "fused", "int4"])
+def test_what_is_not_finite_never_passes(bundles, probe, tmp_path, kind):
+    bundle = Path(shutil.copytree(bundles(kind), tmp_path / "bundle"))
+    change_weights(bundle, lambda a: a if a.dtype == np.uint8 else a * np.float32(np.nan))
+    ours = ptdeploy.verify(bundle)
+    assert all(one.max_abs is None for one in ours.cases)
+    theirs = verified(probe, bundle)
+    assert_same(theirs, ours)
+    assert "max abs not finite, KL not finite" in theirs["failures"][0]
+    if kind == "int4":
+        assert "perplexity nan times the reference's" in theirs["failures"][-1]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_each_measure_has_pythons_threshold(bundles, probe, tmp_path, precision):
+    """One row's huge logits allow the others any difference: cosine and KL decide on them."""
+    bundle = Path(shutil.copytree(bundles("encoder classifier"), tmp_path / "bundle"))
+    edit(bundle, lambda m: m.update(precision=precision))
+    reference = load_reference(bundle / "reference.safetensors")
+    ids = reference.rows[0].ids
+    logits = ptdeploy.load(bundle).logits([ids])[0]
+    rows = [Row(ids, logits * np.float32(1e9))]
+    for power in np.arange(0, 6, 0.25):
+        step = np.float32(10**-power)
+        # Another scale has the same cosine, a shift of all scores the same probabilities.
+        rows += [Row(ids, logits * (1 + step)), Row(ids, logits + step)]
+    store(bundle, replace(reference, rows=tuple(rows)))
+    ours = ptdeploy.verify(bundle)
+    bounds, cases = ours.thresholds, ours.cases[1 : len(rows)]
+    assert bounds is not None
+    assert all(one.max_abs <= ours.largest_allowed for one in cases)
+    by_cosine = {one.cosine >= bounds.cosine for one in cases if one.kl <= bounds.kl}
+    by_kl = {one.kl <= bounds.kl for one in cases if one.cosine >= bounds.cosine}
+    assert by_cosine == by_kl == {one.passed for one in cases} == {False, True}
+    assert_same(verified(probe, bundle), ours)
+
+
+def test_an_engine_that_fails_on_a_stored_row_departs_and_says_why(bundles, probe, tmp_path):
+    bundle = Path(shutil.copytree(bundles("encoder classifier"), tmp_path / "bundle"))
+    edit(bundle, lambda m: m["limits"].update(vocab_size=1000))
+    damage.rewrite_reference(bundle, lambda t, _: t["rows.003.ids"].put(0, 900))
+    ours = ptdeploy.verify(bundle)
+    theirs = verified(probe, bundle)
+    assert_same(theirs, ours)
+    assert sum(one["max_abs"] is None for one in theirs["cases"]) >= 2
+    (note,) = theirs["notes"]
+    assert note.startswith("the engine failed: ONNX Runtime failed (")
+    assert "indices element out of data bounds" in note
+
+
+@pytest.mark.parametrize("max_batch", [None, 1, 2, 5, 8, 70])
+def test_batches_are_pythons_for_every_source_and_bound(bundles, probe, tmp_path, max_batch):
+    bundle = Path(shutil.copytree(bundles("fused"), tmp_path / "bundle"))
+    edit(bundle, lambda m: m["limits"].update(max_batch=max_batch))
+    engine = ptdeploy.load(bundle)
+    random = np.random.default_rng(3)
+    sources = ["random", "text", "data"] * 11
+    rows = [
+        Row(ids, engine.logits([ids])[0], source)
+        for source in sources
+        if (ids := random.integers(0, 101, random.integers(1, 6))) is not None
+    ]
+    stored = replace(load_reference(bundle / "reference.safetensors"), rows=tuple(rows))
+    store(bundle, stored)
+    ours = compare(engine, stored)
+    assert ours.passed
+    assert_same(verified(probe, bundle), ours)
+
+
+def test_rows_whose_last_positions_alone_were_stored_are_compared_there(bundles, probe, tmp_path):
+    bundle = Path(shutil.copytree(bundles("fused"), tmp_path / "bundle"))
+
+    def keep_two(tensors: dict[str, np.ndarray], _: Any) -> None:
+        for name in tensors:
+            if name.endswith("logits"):
+                tensors[name] = tensors[name][-2:]
+
+    damage.rewrite_reference(bundle, keep_two)
+    ours = ptdeploy.verify(bundle)
+    assert ours.passed
+    assert_same(verified(probe, bundle), ours)
+
+
+def test_a_greedy_row_may_depart_at_a_near_tie_alone(bundles, probe, tmp_path):
+    bundle = Path(shutil.copytree(bundles("fused"), tmp_path / "bundle"))
+
+    def depart(tensors: dict[str, np.ndarray], margin: float) -> None:
+        tensors["greedy.001.tokens"][4] += 1
+        tensors["greedy.001.margins"][4] = margin
+
+    damage.rewrite_reference(bundle, lambda t, _: depart(t, 1e-9))
+    ours = ptdeploy.verify(bundle)
+    assert (ours.greedy[1].agreed, ours.passed) == (4, True)
+    assert_same(verified(probe, bundle), ours)
+    damage.rewrite_reference(bundle, lambda t, _: depart(t, 1.0))
+    theirs = verified(probe, bundle)
+    assert theirs["failures"] == ["greedy tokens of a row of 8: 4 of 16 agree"]
+    assert theirs["failures"] == ptdeploy.verify(bundle).failures()
+
+
+def test_texts_for_the_tokenizer_are_said_to_be_left_out(bundles, probe, tmp_path):
+    bundle = Path(shutil.copytree(bundles("encoder classifier"), tmp_path / "bundle"))
+    reference = load_reference(bundle / "reference.safetensors")
+    store(bundle, replace(reference, texts=("a", "b"), text_ids=((1,), (2,))))
+    (bundle / "tokenizer.json").write_text("{}")
+    entry = {"path": "tokenizer.json", "role": "tokenizer", "size": 2, "sha256": ""}
+    edit(bundle, lambda m: m["files"].append(entry))
+    damage.replace(bundle, "tokenizer.json", b"{}")
+    theirs = verified(probe, bundle)
+    assert theirs["passed"]
+    assert theirs["texts_not_compared"] == 2
+    (note,) = theirs["notes"]
+    assert note.startswith("the tokenizer was not compared (2 texts)")
+
+
+def test_a_padded_batch_of_pefts_own_that_departs_is_noted(bundles, probe, tmp_path):
+    bundle = Path(shutil.copytree(bundles("fused"), tmp_path / "bundle"))
+    damage.rewrite_reference(bundle, lambda _, m: m.update(padded_departure=0.125))
+    theirs = verified(probe, bundle)
+    assert theirs["notes"] == list(ptdeploy.verify(bundle).notes)
+    assert "by 0.12;" in theirs["notes"][0]
+
+
+def test_rounded_weights_without_text_to_judge_them_depart(bundles, probe, tmp_path):
+    bundle = Path(shutil.copytree(bundles("int4"), tmp_path / "bundle"))
+    damage.rewrite_reference(bundle, lambda _, m: m.update(judged=0))
+    theirs = verified(probe, bundle)
+    assert theirs["failures"] == ["the reference holds no text to judge rounded weights on"]
+    assert theirs["failures"] == ptdeploy.verify(bundle).failures()
+
+
+@pytest.mark.parametrize("one", REFERENCE_DAMAGE, ids=str)
+def test_a_damaged_reference_is_refused_as_in_python(compiled, probe, tmp_path, one):
+    bundle = Path(shutil.copytree(compiled(*one.bundle).bundle, tmp_path / "bundle"))
+    one.do(bundle)
+    theirs = verified(probe, bundle)
+    with pytest.raises(one.error) as refused:
+        ptdeploy.verify(bundle)
+    ours: PtdeployError = refused.value
+    assert one.reason in ours.problem
+    assert one.reason in theirs["problem"]
+    assert (theirs["error"], theirs["fix"]) == (type(ours).__name__, ours.fix)
+    if one.same_words:
+        assert theirs["problem"] == ours.problem
+
+
+def test_a_judged_text_that_does_not_fit_is_refused(bundles, probe, tmp_path):
+    for name, array, reason in (
+        ("judged.000.top1", np.zeros(3, np.int64), "judged.000.top1 has 3 entries, not"),
+        ("judged.000.nll", np.zeros(3, np.float32), "judged.000.nll has 3 entries, not"),
+        ("judged.000.ids", np.full(1, 101), "judged.000.ids holds a token id outside 0 to 100"),
+    ):
+        bundle = Path(shutil.copytree(bundles("int4"), tmp_path / name))
+        damage.rewrite_reference(bundle, lambda t, _, n=name, a=array: t.update({n: a}))
+        assert reason in verified(probe, bundle)["problem"]
+        with pytest.raises(ptdeploy.BundleError, match=reason):
+            ptdeploy.verify(bundle)
+
+
+def without_kl(text: str) -> list[str]:
+    """Lines without the table's column of KL: near zero its last digits are rounding's."""
+    return [
+        line[:61] + line[71:] if line.endswith(("%", "DEPARTS")) else line
+        for line in text.splitlines()
+    ]
+
+
+@pytest.mark.parametrize("kind", ["token classifier", "fused", "int4"])
+def test_the_example_prints_what_ptdeploy_verify_prints(bundles, example, tmp_path, kind):
+    done = example(bundles(kind))
+    want = describe(ptdeploy.verify(bundles(kind)))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert without_kl(done.stdout) == without_kl(want)
+    bundle = Path(shutil.copytree(bundles(kind), tmp_path / "bundle"))
+    change_weights(bundle, other)
+    done = example(bundle)
+    lines = without_kl(done.stdout)
+    assert done.returncode == 1
+    assert lines[-1] == "PARITY DEPARTS"
+    # Python shortens the list of what departs.
+    wanted = without_kl(describe(ptdeploy.verify(bundle)))
+    assert [one for one in wanted if one not in lines] in (
+        [],
+        [one for one in wanted if one.startswith("departs: and ")],
+    )
+
+
+def test_the_example_says_what_is_wrong_by_its_exit_code(compiled, example, tmp_path):
+    source = compiled("bert", "SEQ_CLS").bundle
+    bundle = Path(shutil.copytree(source, tmp_path / "no reference"))
+    edit(
+        bundle,
+        lambda m: m.update(files=[one for one in m["files"] if one["role"] != "reference"]),
+    )
+    done = example(bundle)
+    assert done.returncode == 2
+    assert "holds no stored reference.\nCompile the checkpoint again" in done.stderr
+    bundle = Path(shutil.copytree(source, tmp_path / "damaged"))
+    damage.replace(bundle, "reference.safetensors", b"no reference")
+    done = example(bundle)
+    assert done.returncode == 2
+    assert "not a stored reference" in done.stderr
+    bundle = Path(shutil.copytree(source, tmp_path / "elsewhere"))
+    edit(bundle, lambda m: m.update(device="cuda"))
+    done = example(bundle)
+    assert done.returncode == 3
+    assert "on cpu, not on 'cuda'" in done.stderr
+    assert example(tmp_path / "nothing").returncode == 2
+    assert example().returncode == 2
+
+
+def test_c99_reads_the_report(bundles, built, tmp_path):
+    bundle = Path(shutil.copytree(bundles("encoder classifier"), tmp_path / "bundle"))
+
+    def run() -> list[str]:
+        return native.checked([str(built / "c_api"), str(bundle), "verify"]).splitlines()[1:]
+
+    def wanted(report: ParityReport) -> list[str]:
+        cases = [
+            f"{one.name}|{one.max_abs:.17g}|{one.top1_agreement:.17g}|{one.passed:d}"
+            for one in report.cases
+        ]
+        count = len(cases)
+        past = f"1 The report has {count} cases; there is none with index {count}."
+        return [f"parity {report.passed:d}", *cases, past, *report.failures(), *report.notes]
+
+    assert run() == wanted(ptdeploy.verify(bundle))
+    change_weights(bundle, other)
+    departed = wanted(ptdeploy.verify(bundle))
+    assert departed[0] == "parity 0"
+    assert run() == departed
+    damage.replace(bundle, "reference.safetensors", b"")
+    done = subprocess.run(
+        [built / "c_api", bundle, "verify"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "verify: 1: " in done.stdout
+    assert "not a stored reference" in done.stdout
+
+
+def test_a_precision_without_thresholds_is_named(bundles, probe, tmp_path):
+    bundle = Path(shutil.copytree(bundles("encoder classifier"), tmp_path / "bundle"))
+    edit(bundle, lambda m: m.update(precision="fp1"))
+    assert "for the precision 'fp1'" in verified(probe, bundle)["problem"]
