@@ -44,14 +44,14 @@ def rebuild_bundle(
     stored = bundle.file("reference")
     reference = load_reference(stored) if stored else None
     with stage_bundle(destination) as staging:
-        for entry in manifest.files:
+        # What was shown of the engine before says nothing of this one.
+        files = tuple(entry for entry in manifest.files if entry.role != "parity")
+        for entry in files:
             (staging / entry.path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(bundle.path / entry.path, staging / entry.path)
         copied = Bundle(staging, manifest)
         with progress.stage(f"build the {manifest.target} engine"):
             notes = target.rebuild(copied, flavor)
-        # What was shown of the engine before says nothing of this one.
-        files = tuple(entry for entry in manifest.files if entry.role != "parity")
         manifest = msgspec.structs.replace(manifest, parity=None, files=files)
         if target.unavailable(manifest.device) is None and reference is not None:
             with progress.stage("check parity"):

@@ -16,6 +16,7 @@ import tiny
 
 import ptdeploy
 from ptdeploy.cli import main
+from ptdeploy.engine_options import EngineOptions
 from ptdeploy.targets import get_target
 from ptdeploy.targets.trt.inspector import read_layer
 
@@ -34,7 +35,11 @@ def trt_bundle(tmp_path_factory) -> Iterator[Path]:
         patch.setenv("PTDEPLOY_CACHE", str(folder / "cache"))
         trained = tiny.make(folder, "bert", "SEQ_CLS")
         yield ptdeploy.compile(
-            trained.adapter, target="trt", base=str(trained.base), output=folder / "bundle"
+            trained.adapter,
+            target="trt",
+            base=str(trained.base),
+            output=folder / "bundle",
+            engine=EngineOptions(keep_onnx=True),
         ).path
 
 
@@ -246,6 +251,27 @@ def test_a_pending_parity_that_departs_is_kept_as_that(pending, tmp_path, capsys
     capsys.readouterr()
     assert main(["inspect", str(pending)]) == 0
     assert "parity          FAILED" in capsys.readouterr().out
+
+
+@needs_rtx
+@needs_no_gpu
+def test_a_rebuilt_engine_does_not_inherit_the_parity_of_the_one_before(
+    trt_bundle, tmp_path, capsys
+):
+    bundle = tmp_path / "shown"
+    shutil.copytree(trt_bundle, bundle)
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    (graph,) = (entry for entry in manifest["files"] if entry["role"] == "graph_parity")
+    shutil.copyfile(bundle / graph["path"], bundle / "parity.json")
+    manifest["files"].append({**graph, "role": "parity", "path": "parity.json"})
+    manifest["parity"] = manifest["graph_parity"]
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    assert as_json(capsys, "inspect", str(bundle))["parity"]["passed"]
+    assert main(["rebuild", str(bundle)]) == 0
+    capsys.readouterr()
+    rebuilt = as_json(capsys, "inspect", str(bundle))
+    assert (rebuilt["parity"], rebuilt["completed_parity"]) == (None, None)
+    assert not (bundle / "parity.json").exists()
 
 
 def test_a_parity_that_was_not_pending_is_left_alone(compiled, tmp_path):
