@@ -119,6 +119,7 @@ def verify(
     thresholds: str | Path | None = None,
     locate: bool = False,
     report: str | Path | None = None,
+    graph: bool = False,
     progress: Progress | None = None,
 ) -> ParityReport:
     """Check a bundle's files, and its engine against the reference.
@@ -128,7 +129,9 @@ def verify(
     `data` is a JSONL file of your own texts or token ids, compared too, and scored where it has
     labels. `thresholds` is a JSON file of bounds over the precision's own. `locate` names the first
     module that departs (needs `checkpoint`). `report` is a folder for report.json, junit.xml,
-    report.md, report.html and, where parity departs, the smallest failing input.
+    report.md, report.html and, where parity departs, the smallest failing input. `graph` holds the
+    graph that a TensorRT engine was built from against the reference, in ONNX Runtime, instead of
+    the engine itself: it needs no GPU, and the bundle's ONNX.
     The caller asks `report.passed`. Raises BundleError if the bundle is damaged, InputError if an
     option or a file does not fit, and what compile raises for a checkpoint.
     """
@@ -143,6 +146,7 @@ def verify(
         thresholds=thresholds,
         locate=locate,
         report=report,
+        graph=graph,
         progress=progress or Progress(quiet=True),
     )
 

@@ -153,6 +153,7 @@ def _verify(arguments: argparse.Namespace) -> int:
         thresholds=arguments.thresholds,
         locate=arguments.locate,
         report=arguments.report,
+        graph=arguments.graph,
         progress=_progress(arguments),
     )
     if arguments.json:
@@ -508,6 +509,11 @@ def _parser() -> argparse.ArgumentParser:
         "--report",
         metavar="DIR",
         help="write report.json, junit.xml, report.md, report.html and the smallest failing input",
+    )
+    sub.add_argument(
+        "--graph",
+        action="store_true",
+        help="without a GPU: not a TensorRT engine but the graph it was built from (--keep-onnx)",
     )
     checkpoint_options(sub)
     long_options(sub)

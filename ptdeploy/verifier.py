@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,10 +16,12 @@ from ptdeploy.parity.cases import edge_note
 from ptdeploy.parity.compare import ParityReport, compare
 from ptdeploy.parity.data import DataRow, read_data
 from ptdeploy.parity.reference import Reference, Row
+from ptdeploy.parity.stand_in import open_stand_in
 from ptdeploy.parity.stored import stored_reference
 from ptdeploy.parity.thresholds import Overrides, read_thresholds
 from ptdeploy.progress import REFERENCE_STAGE, Progress
 from ptdeploy.runtime import Engine, open_engine
+from ptdeploy.targets import get_target
 
 if TYPE_CHECKING:
     from ptdeploy.parity.peft_reference import PeftSource
@@ -35,6 +38,7 @@ def verify_bundle(
     thresholds: str | Path | None = None,
     locate: bool = False,
     report: str | Path | None = None,
+    graph: bool = False,
     progress: Progress,
 ) -> ParityReport:
     """See ptdeploy.verify."""
@@ -42,37 +46,58 @@ def verify_bundle(
         raise InputError(
             "--locate compares with PyTorch, layer by layer.", "Pass the checkpoint (--checkpoint)."
         )
-    with progress.stage("check the bundle's files"):
-        bundle = read_bundle(path)
-        engine = open_engine(bundle)
-    overrides = Overrides()
-    if thresholds is not None:
-        overrides = read_thresholds(thresholds, bundle.manifest.precision)
-    given = read_data(data, engine) if data is not None else ()
-    _check_accuracy(overrides, given)
-    notes: list[str] = []
-    peft: PeftSource | None = None
-    if checkpoint is None:
-        reference = _with_own_logits(stored_reference(bundle), given)
-    else:
-        with progress.stage("read the checkpoint"):
-            from ptdeploy.parity.peft_reference import open_peft
+    with ExitStack() as opened:
+        with progress.stage("check the bundle's files"):
+            bundle = read_bundle(path)
+            engine = opened.enter_context(_open_graph(bundle) if graph else _open(bundle))
+        overrides = Overrides()
+        if thresholds is not None:
+            overrides = read_thresholds(thresholds, bundle.manifest.precision)
+        given = read_data(data, engine) if data is not None else ()
+        _check_accuracy(overrides, given)
+        peft: PeftSource | None = None
+        if checkpoint is not None:
+            with progress.stage("read the checkpoint"):
+                from ptdeploy.parity.peft_reference import open_peft
 
-            peft = open_peft(checkpoint, adapter, base, bundle.manifest.task)
-        notes += _notes(peft, bundle)
+                peft = open_peft(checkpoint, adapter, base, bundle.manifest.task)
+        run = _Run(engine, peft, given, overrides, thresholds)
+        return _compare(run, locate, report, graph, progress)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """An open engine, and what it is held against."""
+
+    engine: Engine
+    peft: PeftSource | None
+    given: Sequence[DataRow]
+    overrides: Overrides
+    thresholds: str | Path | None
+
+
+def _compare(
+    run: _Run, locate: bool, report: str | Path | None, graph: bool, progress: Progress
+) -> ParityReport:
+    engine, bundle = run.engine, run.engine.bundle
+    notes: list[str] = []
+    if run.peft is None:
+        reference = _with_own_logits(stored_reference(bundle), run.given)
+    else:
+        notes += _notes(run.peft, bundle)
         with progress.stage(REFERENCE_STAGE):
-            reference = _computed_reference(peft, engine, given)
+            reference = _computed_reference(run.peft, engine, run.given)
     with progress.stage("check parity"):
-        found = compare(engine, reference, notes, overrides, given)
+        found = compare(engine, reference, notes, run.overrides, run.given)
     if locate:
-        assert peft is not None, "checked above"
+        assert run.peft is not None, "checked before"
         with progress.stage("locate the first module that departs"):
             from ptdeploy.parity.locate import locate_departure
 
             found = msgspec.structs.replace(
-                found, located=locate_departure(bundle, engine, peft, reference, found)
+                found, located=locate_departure(bundle, engine, run.peft, reference, found)
             )
-    if bundle.manifest.parity is None:
+    if bundle.manifest.parity is None and not graph:
         from ptdeploy.parity.completed import keep_completed
 
         progress.note(keep_completed(bundle, found))
@@ -86,10 +111,35 @@ def verify_bundle(
             (folder / FAILING_NAME).unlink(missing_ok=True)
         else:
             with progress.stage("shrink the failing input"):
-                failing = write_failing(folder, engine, reference, found, thresholds, peft)
+                failing = write_failing(
+                    folder, engine, reference, found, run.thresholds, run.peft, graph
+                )
                 found = msgspec.structs.replace(found, failing=failing)
         write_reports(found, bundle.manifest, folder)
     return found
+
+
+@contextmanager
+def _open(bundle: Bundle) -> Iterator[Engine]:
+    yield open_engine(bundle)
+
+
+@contextmanager
+def _open_graph(bundle: Bundle) -> Iterator[Engine]:
+    """The graph that the bundle's engine was built from, run by the target that stands in."""
+    stand_in = get_target(bundle.manifest.target).STAND_IN
+    if not stand_in:
+        raise InputError(
+            f"{bundle.path}: an engine of the target {bundle.manifest.target} is its graph.",
+            "Leave --graph out.",
+        )
+    if bundle.file("model") is None:
+        raise InputError(
+            f"{bundle.path}: holds no ONNX, so its graph cannot be run.",
+            "Compile it with --keep-onnx.",
+        )
+    with open_stand_in(bundle, stand_in) as engine:
+        yield engine
 
 
 def _computed_reference(peft: PeftSource, engine: Engine, given: Sequence[DataRow]) -> Reference:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import ml_dtypes
 import msgspec
 import numpy as np
 import onnx
@@ -26,12 +27,14 @@ from ptdeploy.engine_options import (
     read_profile,
 )
 from ptdeploy.errors import BaseModelError, BundleError, InputError, TargetUnavailable
+from ptdeploy.runtime.bfloat16 import from_stored, stored, to_stored
 from ptdeploy.signature import Signature
 from ptdeploy.targets import trt
 from ptdeploy.targets.trt import cache, cuda
 from ptdeploy.targets.trt.builder import Request, build_plan, check_flavor
 from ptdeploy.targets.trt.deserialize import why_not_here
 from ptdeploy.targets.trt.engine_file import EngineInfo, read_info, write_info
+from ptdeploy.targets.trt.exposed import build_exposed, shapes_of
 from ptdeploy.targets.trt.plan import DEFAULT_CONTEXT, Profile, bounded, profiles
 from ptdeploy.targets.trt.vendor import choose_builder, open_vendor
 from ptdeploy.task import TensorSpec
@@ -496,3 +499,31 @@ def test_no_module_hides_a_function_of_its_package():
         modules = {path.stem for path in source.parent.glob("*.py")}
         body = ast.parse(source.read_text()).body
         assert not modules & {node.name for node in body if isinstance(node, ast.FunctionDef)}
+
+
+# Inner values
+
+
+def test_a_graph_with_inner_values_as_outputs_is_built_too(vendor, tmp_path):
+    nodes = (
+        helper.make_node("Neg", ["x"], ["h"], name="layer.0/Neg"),
+        helper.make_node("Relu", ["h"], ["y"], name="layer.1/Relu"),
+    )
+    file = save(tmp_path, *nodes)
+    profile = shapes_of({"x": np.zeros((2, 4), np.float32)})
+    assert profile.shapes == {"x": ((2, 4),) * 3}
+    plain = bytes(build_exposed(vendor, INFO, file, (), profile))
+    exposed = bytes(build_exposed(vendor, INFO, file, ("h", "no such value"), profile))
+    assert exposed != plain
+
+
+@given(st.lists(st.floats(width=32), min_size=1))
+def test_bfloat16_is_kept_as_ml_dtypes_rounds_it(values):
+    array = np.array(values, np.float32)
+    bits = to_stored(array, "bfloat16")
+    want = array.astype(ml_dtypes.bfloat16)
+    assert bits.dtype == stored("bfloat16") == np.uint16
+    back = from_stored(bits)
+    assert np.array_equal(back, want.astype(np.float32), equal_nan=True)
+    finite = ~np.isnan(array)
+    assert np.array_equal(bits[finite], want.view(np.uint16)[finite])

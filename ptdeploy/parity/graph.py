@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 from numpy.typing import NDArray
 
 from ptdeploy.bundle import Bundle
 from ptdeploy.errors import InputError
 from ptdeploy.passes.name import module_of
+from ptdeploy.targets import get_target
 
 # They move numbers or change their type, and compute none.
 _MOVES = {"Reshape", "Transpose", "Cast", "Identity", "Slice", "Squeeze", "Unsqueeze", "Expand"}
@@ -24,6 +24,7 @@ _MOVES = {"Reshape", "Transpose", "Cast", "Identity", "Slice", "Squeeze", "Unsqu
 class ModuleGraph:
     """An ONNX model read without its weights; nodes are known by the values they give."""
 
+    bundle: Bundle
     path: Path
     model: onnx.ModelProto
     producers: Mapping[str, onnx.NodeProto]
@@ -108,7 +109,11 @@ def _inside(path: str, module: str) -> bool:
 def read_graph(bundle: Bundle) -> ModuleGraph:
     """Read a bundle's graph. Raises InputError if its nodes are not named after modules."""
     path = bundle.file("model")
-    assert path is not None, "read_bundle checks it"
+    if path is None:
+        raise InputError(
+            f"{bundle.path}: holds no ONNX, whose modules could be compared.",
+            "Compile it with --keep-onnx.",
+        )
     model = onnx.load(path, load_external_data=False)
     if not any(module_of(node.name) for node in model.graph.node):
         raise InputError(
@@ -120,6 +125,7 @@ def read_graph(bundle: Bundle) -> ModuleGraph:
         for name in node.input:
             users[name].append(node)
     return ModuleGraph(
+        bundle,
         path,
         model,
         {name: node for node in model.graph.node for name in node.output if name},
@@ -136,21 +142,10 @@ def computes(node: onnx.NodeProto) -> bool:
 def run_exposed(
     graph: ModuleGraph, names: Iterable[str], feed: Mapping[str, NDArray[Any]]
 ) -> dict[str, NDArray[Any]]:
-    """Run the graph on a CPU with inner values as outputs too; its weights stay in their file."""
-    import onnxruntime
+    """Run the graph with inner values as outputs too, by the bundle's own target.
 
-    model = onnx.ModelProto()
-    model.CopyFrom(graph.model)
-    there = {output.name for output in model.graph.output}
-    added = [name for name in dict.fromkeys(names) if name not in there]
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in added)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.add_session_config_entry(
-        "session.model_external_initializers_file_folder_path", str(graph.path.parent.resolve())
-    )
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    outputs = [output.name for output in session.get_outputs()]
-    return dict(zip(outputs, map(np.asarray, session.run(outputs, dict(feed))), strict=True))
+    A value that the target does not give out is left out.
+    """
+    there = {output.name for output in graph.model.graph.output}
+    added = tuple(name for name in dict.fromkeys(names) if name not in there)
+    return get_target(graph.bundle.manifest.target).run_graph(graph.bundle, added, feed)

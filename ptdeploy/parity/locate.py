@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 # Where PyTorch's module can be run on the engine's own input, what came before does not count.
 _ROUNDING = {"float16": 5e-3, "bfloat16": 4e-2}
 _FP32, _ROUNDED_WEIGHTS = 2e-5, 0.3
+# Precisions whose values come out of the engine as float32.
+_INNER = {"tf32": 5e-3, "bf16": 4e-2}
 _JUMP = 5.0
 _USUAL_ROW = 4
 
@@ -174,7 +176,7 @@ def _matches(
     for event in chosen:
         best: tuple[float, str, NDArray[Any], NDArray[np.float32]] | None = None
         for name in names[event.module, event.what]:
-            pair = _aligned(values[name], event.tensor, fed)
+            pair = _aligned(values[name], event.tensor, fed) if name in values else None
             if pair is None:
                 continue
             relative = _relative(*pair)
@@ -330,7 +332,9 @@ def _failed(error: str, lengths: tuple[int, ...]) -> Located:
 
 
 def _tolerance(engine: Engine) -> float:
-    return _ROUNDED_WEIGHTS if engine.manifest.quantization else _FP32
+    if engine.manifest.quantization:
+        return _ROUNDED_WEIGHTS
+    return _INNER.get(engine.manifest.precision, _FP32)
 
 
 def _is_layer(module: str) -> bool:

@@ -42,9 +42,11 @@ def write_failing(
     report: ParityReport,
     thresholds: str | Path | None,
     peft: PeftSource | None,
+    graph: bool = False,
 ) -> Failing | None:
     """Shrink what departs and write it as `failing.jsonl`; None where no input can show it.
 
+    `graph` says that what was run is the graph that an engine was built from.
     What only a score over much text shows (a task metric, rounded weights) has no such input.
     """
     from ptdeploy.parity.reports import write_whole
@@ -64,6 +66,8 @@ def write_failing(
     command = ["ptdeploy", "verify", str(engine.bundle.path), "--data", str(path)]
     if thresholds is not None:
         command += ["--thresholds", str(thresholds)]
+    if graph:
+        command.append("--graph")
     return Failing(lengths, str(path), shlex.join(command))
 
 

@@ -35,7 +35,8 @@ def open_stand_in(bundle: Bundle, target: str) -> Iterator[Engine]:
     ):
         yield open_engine(Bundle(bundle.path, msgspec.structs.replace(manifest, **changes)))
         return
-    with TemporaryDirectory(dir=bundle.path, prefix=".stand-in.") as folder:
+    # Not beside the bundle's files: those may be on a disk that is only read.
+    with TemporaryDirectory() as folder:
         files = _emulated(bundle, Path(folder))
         wide = {
             side: tuple(
@@ -58,7 +59,7 @@ def _emulated(bundle: Bundle, folder: Path) -> tuple[msgspec.Struct, ...]:
     assert source is not None, "the caller's bundle has its ONNX"
     model = emulate_bfloat16(ir.load(source))
     return tuple(
-        msgspec.structs.replace(entry, path=f"{folder.name}/{entry.path}")
+        msgspec.structs.replace(entry, path=str(folder / entry.path))
         for entry in write_model(model, folder)
     )
 

@@ -156,6 +156,15 @@ class Target(Protocol):
         """
         ...
 
+    def run_graph(
+        self, bundle: Bundle, inner: tuple[str, ...], feed: Mapping[str, NDArray[Any]]
+    ) -> dict[str, NDArray[Any]]:
+        """Run a bundle's ONNX once, values by name: its outputs, and the inner ones if it can.
+
+        bfloat16 is given as float32.
+        """
+        ...
+
     def facts(self, bundle: Bundle) -> dict[str, Any]:
         """What a bundle's engine files say of themselves, as plain data; {} if nothing."""
         ...

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -248,6 +251,52 @@ def test_the_engines_parity_is_pending_where_it_cannot_run(kept, capsys):
     assert "pending" in capsys.readouterr().out
 
 
+def test_the_graph_is_verified_without_a_gpu(kept, capsys):
+    assert main(["verify", str(kept), "--graph"]) == 0
+    assert "parity holds" in capsys.readouterr().out
+    assert not (kept / "parity.json").exists()
+
+
+def test_a_changed_graph_departs_and_its_module_is_named(kept, trained, tmp_path, capsys):
+    broken = Path(shutil.copytree(kept, tmp_path / "bundle"))
+    model = onnx.load(broken / "model.onnx")
+    (node,) = [n for n in model.graph.node if n.name == "model.layers.1.mlp.up_proj/MatMul"]
+    (weight,) = [one for one in model.graph.initializer if one.name == node.input[1]]
+    weight.CopyFrom(
+        onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * 1.01, weight.name)
+    )
+    onnx.save(model, broken / "model.onnx")
+    manifest = read_bundle(kept).manifest
+    entries = tuple(
+        msgspec.structs.replace(
+            entry,
+            size=(broken / entry.path).stat().st_size,
+            sha256=hashlib.sha256((broken / entry.path).read_bytes()).hexdigest(),
+        )
+        for entry in manifest.files
+    )
+    changed = msgspec.structs.replace(manifest, files=entries)
+    (broken / "manifest.json").write_bytes(msgspec.json.encode(changed))
+    one = trained("qwen2", "CAUSAL_LM")
+    command = ["verify", str(broken), "--graph", "--checkpoint", str(one.adapter)]
+    report = tmp_path / "report"
+    options = ["--base", str(one.base), "--locate", "--report", str(report), "--json"]
+    assert main([*command, *options]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["located"]["module"] == "model.layers.1.mlp.up_proj"
+    assert found["failing"]["command"].endswith("--graph")
+
+
+def test_a_graph_that_is_not_there_is_not_verified(compiled_ort, trained, tmp_path):
+    with pytest.raises(ptdeploy.InputError, match="is its graph"):
+        ptdeploy.verify(compiled_ort, graph=True)
+    bundle = compiled(trained("bert", "SEQ_CLS"), tmp_path / "b")
+    with pytest.raises(ptdeploy.InputError, match="--keep-onnx"):
+        ptdeploy.verify(bundle.path, graph=True)
+    with pytest.raises(ptdeploy.InputError, match="holds no ONNX"):
+        ptdeploy.rebuild(bundle.path)
+
+
 def test_rebuild_needs_neither_torch_nor_the_checkpoint(kept, tmp_path):
     program = (
         "import sys\n"
@@ -278,12 +327,9 @@ def test_a_rebuild_that_fails_leaves_the_bundle_as_it_was(kept, capsys):
     assert [path.name for path in kept.parent.iterdir()] == ["bundle"]
 
 
-def test_a_bundle_without_onnx_or_of_another_target_is_not_rebuilt(compiled_ort, trained, tmp_path):
+def test_a_bundle_of_another_target_is_not_rebuilt(compiled_ort):
     with pytest.raises(ptdeploy.InputError, match="nothing to rebuild"):
         ptdeploy.rebuild(compiled_ort)
-    bundle = compiled(trained("bert", "SEQ_CLS"), tmp_path / "b")
-    with pytest.raises(ptdeploy.InputError, match="holds no ONNX"):
-        ptdeploy.rebuild(bundle.path)
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from ptdeploy.targets.trt.vendor import INSTALL, MODULES, NAMES, choose_builder,
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+    from numpy.typing import NDArray
 
     from ptdeploy.targets.trt.deserialize import Opened
     from ptdeploy.targets.trt.session import TrtSession
@@ -138,6 +139,19 @@ def rebuild(bundle: Bundle, flavor: str | None) -> tuple[str, ...]:
         options,
     )
     return make_engine(job, bundle.path)
+
+
+def run_graph(
+    bundle: Bundle, inner: tuple[str, ...], feed: Mapping[str, NDArray[Any]]
+) -> dict[str, NDArray[Any]]:
+    """Build an engine of the graph, for the shapes of `feed` alone, and run it on the GPU."""
+    if problem := unavailable(bundle.manifest.device):
+        raise TargetUnavailable(*problem)
+    from ptdeploy.targets.trt.exposed import run_exposed
+
+    onnx = bundle.file("model")
+    assert onnx is not None, "the caller read it"
+    return run_exposed(read_info(bundle.file("engine_info")), onnx, inner, feed)
 
 
 def facts(bundle: Bundle) -> dict[str, Any]:
