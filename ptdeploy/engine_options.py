@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Literal, get_args
 
 from ptdeploy.errors import InputError
 
 Flavor = Literal["tensorrt", "rtx"]
 FLAVORS = ("auto", "tensorrt", "rtx")
-COMPATIBILITIES = ("none", "ampere_plus", "same_compute_capability")
+Compatibility = Literal["none", "ampere_plus", "same_compute_capability"]
+COMPATIBILITIES = get_args(Compatibility)
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,10 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tarfile
 import tempfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,12 @@ CACHE = REPOSITORY / ".cache"
 # ONNX Runtime's headers, API version 29; any library from 1.29 on runs what they compile.
 HEADERS_PACKAGE = "com.github.asus4.onnxruntime@0.4.9"
 HEADERS_SHA256 = "e59788788818fdde1b2e522e766a21ba0f7d8391de55737abf81e32cc801785d"
+# CUDA's headers and runtime library, from PyPI.
+CUDA_VERSION = "13.5.37"
+CUDA_WHEELS = {
+    "nvidia-cuda-runtime": "df2b79a8852f10d1fef8c848489c49eebb5754051bf870202a862831412b179d",
+    "nvidia-cuda-crt": "e898b7f73d3035fa89915a3f7bf3b54a73e90249746111aed295822c4729bb29",
+}
 SANITIZERS = {
     "plain": "",
     "address": "-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer",
@@ -104,6 +112,52 @@ def _link_library(lib: Path) -> None:
         if not link.is_symlink() or link.readlink() != library:
             link.unlink(missing_ok=True)
             link.symlink_to(library)
+
+
+def cuda_root() -> Path:
+    """A folder with `include` and `lib`: $CUDA_ROOT, or one made from packages, kept."""
+    if given := os.environ.get("CUDA_ROOT"):
+        return Path(given)
+    root = CACHE / "cuda"
+    if not root.exists():
+        CACHE.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=CACHE) as folder:
+            for name, sha256 in CUDA_WHEELS.items():
+                _fetch_wheel(f"{name}=={CUDA_VERSION}", sha256, Path(folder))
+            found = Path(folder) / "nvidia" / "cu13"
+            (found / "lib" / "libcudart.so").symlink_to("libcudart.so.13")
+            found.rename(root)
+    return root
+
+
+def _fetch_wheel(wheel: str, sha256: str, folder: Path) -> None:
+    """Unpack a wheel of PyPI into a folder."""
+    fetched = folder / "wheels"
+    shutil.rmtree(fetched, ignore_errors=True)
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", wheel]
+    checked([*command, "--only-binary=:all:", "-d", str(fetched)])
+    (archive,) = fetched.iterdir()
+    with archive.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    assert digest == sha256, f"{archive.name} has another SHA-256: {digest}. Set CUDA_ROOT instead."
+    with zipfile.ZipFile(archive) as packed:
+        packed.extractall(folder)
+
+
+# TensorRT's own headers where they are at hand, else declarations of what is used of either flavor.
+TENSORRT = ["given"] if os.environ.get("TENSORRT_ROOT") else ["full", "rtx"]
+
+
+def tensorrt_root(flavor: str, folder: Path) -> Path:
+    """A folder with `include` and `lib`: $TENSORRT_ROOT, or one made of declarations."""
+    if flavor == "given":
+        return Path(os.environ["TENSORRT_ROOT"])
+    (folder / "lib").mkdir(parents=True)
+    name = {"full": "libnvinfer.so", "rtx": "libtensorrt_rtx.so"}[flavor]
+    (folder / "lib" / name).touch()  # nothing is ever linked with it
+    shutil.copytree(TESTS / "tensorrt" / flavor, folder / "include")
+    shutil.copy(TESTS / "tensorrt" / "NvInferRuntime.h", folder / "include")
+    return folder
 
 
 def build(source: Path, flavour: str = "plain", **variables: str) -> Path:

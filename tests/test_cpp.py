@@ -271,7 +271,8 @@ def test_a_bundle_for_another_engine_is_refused(bundles, probe, tmp_path):
     edit(tmp_path / "bundle", lambda m: m.update(target="trt", device="cuda"))
     answer = probe.ask("open", "e", tmp_path / "bundle")
     assert answer["error"] == "TargetUnavailable"
-    assert "target trt" in answer["problem"]
+    assert "no backend for the target trt" in answer["problem"]
+    assert "-DPTDEPLOY_TENSORRT=ON" in answer["fix"]
 
 
 def test_another_device_or_an_unknown_one_is_refused(bundles, probe):

@@ -1,8 +1,11 @@
 // ONNX Runtime: the engine file is the ONNX model, its weights beside it as external data.
 #include <onnxruntime_cxx_api.h>
 
+#include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
+#include <new>
 
 #include "backend.hpp"
 #include "schema.hpp"
@@ -65,6 +68,22 @@ class OrtBackend final : public Backend {
       throw EngineFault(std::string("ONNX Runtime failed (") + first_line(error.what()) + ").");
     }
   }
+
+  // calloc's zeros cost no memory until they are touched, which a large buffer's last slots seldom
+  // are.
+  Placed place(std::size_t bytes) override {
+    char* data = static_cast<char*>(std::calloc(std::max<std::size_t>(bytes, 1), 1));
+    if (!data) throw std::bad_alloc();
+    return Placed(data, [](char* memory) { std::free(memory); });
+  }
+
+  void copy(const std::vector<LineCopy>& copies) override {
+    for (const LineCopy& one : copies)
+      for (std::size_t i = 0; i < one.lines; ++i)
+        std::memcpy(one.to + i * one.to_pitch, one.from + i * one.from_pitch, one.bytes);
+  }
+
+  bool caches(ElementType type) const override { return type == ElementType::float32; }
 
  private:
   static Ort::SessionOptions settings(const OpenOptions& options) {

@@ -7,6 +7,7 @@
 #include "engine_state.hpp"
 #include "generation.hpp"
 #include "rows.hpp"
+#include "safetensors.hpp"
 
 namespace ptdeploy {
 namespace detail {
@@ -57,10 +58,9 @@ bool describes_one_kv_buffer(const Manifest& manifest, KVLayout& layout) {
   for (const TensorSpec& spec : manifest.outputs) take(layout.present, spec, "present.");
   const std::size_t count = layout.past.size();
   if (layout.present.size() != count || manifest.outputs.size() != count + 1) return false;
-  static const std::set<std::string> kCaches{"float32", "float16", "bfloat16"};
-  const bool one_type = types.size() == 1 && kCaches.count(*types.begin()) == 1;
-  if (!one_type || manifest.outputs[0].dtype != "float32") return false;
-  layout.type = *types.begin();
+  const auto type = types.size() == 1 ? element_type(*types.begin()) : std::nullopt;
+  if (!type || *type == ElementType::int64 || manifest.outputs[0].dtype != "float32") return false;
+  layout.type = *type;
   const auto& logits = manifest.outputs[0].shape;
   const auto* vocabulary = logits.empty() ? nullptr : std::get_if<std::int64_t>(&logits.back());
   if (!vocabulary || *vocabulary < manifest.limits.vocab_size) return false;
@@ -147,20 +147,22 @@ void prepare_causal(EngineState& state) {
     throw BundleError(
         state.bundle.path + ": its signature, prefix KV and limits do not describe one KV buffer.",
         "Compile the checkpoint again.");
-  if (state.layout.type != "float32")
-    throw TargetUnavailable("The C++ library keeps keys and values in float32, not in " +
-                            state.layout.type + ".");
+  if (!state.backend->caches(state.layout.type))
+    throw TargetUnavailable("With the target " + manifest.target +
+                            " the C++ library keeps keys and values in float32, not in " +
+                            name_of(state.layout.type) + ".");
   state.info.columns = state.layout.vocabulary;
   if (const auto& shape = manifest.prompt.prefix_kv) {
     const std::string file = state.bundle.file("prompt");
-    state.prefix_kv = read_float_tensor(file, "prefix_kv");
-    if (state.prefix_kv.shape != *shape) {
+    const FloatTensor prefix_kv = read_float_tensor(file, "prefix_kv");
+    if (prefix_kv.shape != *shape) {
       std::string found;
-      for (std::int64_t size : state.prefix_kv.shape)
+      for (std::int64_t size : prefix_kv.shape)
         found += (found.empty() ? "" : ", ") + std::to_string(size);
       throw BundleError(file + ": prefix KV has shape (" + found + "), not the manifest's.");
     }
-    state.layout.prefix_kv = &state.prefix_kv;
+    state.layout.prefix = static_cast<std::size_t>(prefix_kv.shape[3]);
+    state.layout.prefix_kv = rounded(prefix_kv.values, state.layout.type);
   } else {
     state.virtual_ids.resize(static_cast<std::size_t>(manifest.prompt.num_virtual_tokens));
     std::iota(state.virtual_ids.begin(), state.virtual_ids.end(), manifest.limits.vocab_size);

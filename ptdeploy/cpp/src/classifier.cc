@@ -34,14 +34,14 @@ std::vector<float> run_rows(const EngineState& state, Batch& batch) {
   for (std::int64_t axis : out_shape) count *= static_cast<std::size_t>(axis);
   std::vector<float> logits(count);
   std::vector<Bound> inputs{
-      {"input_ids", ElementType::int64, shape, batch.input_ids.data()},
-      {"attention_mask", ElementType::int64, shape, batch.attention_mask.data()}};
+      {"input_ids", ElementType::int64, shape, batch.input_ids.data(), false},
+      {"attention_mask", ElementType::int64, shape, batch.attention_mask.data(), false}};
   if (state.takes_type_ids) {
     type_ids.resize(batch.input_ids.size());
-    inputs.push_back({"token_type_ids", ElementType::int64, shape, type_ids.data()});
+    inputs.push_back({"token_type_ids", ElementType::int64, shape, type_ids.data(), false});
   }
-  auto run =
-      state.backend->bind(inputs, {{"logits", ElementType::float32, out_shape, logits.data()}});
+  auto run = state.backend->bind(
+      inputs, {{"logits", ElementType::float32, out_shape, logits.data(), false}});
   (*run)();
   return logits;
 }

@@ -20,7 +20,6 @@ struct EngineState {
   bool takes_type_ids = false;
 
   // Causal models. A prompt that is not frozen is fed like text, under ids behind the vocabulary.
-  FloatTensor prefix_kv;
   KVLayout layout;
   Ids virtual_ids;
   // The last request's buffer, taken out while it is used: two threads never share one.

@@ -1,7 +1,6 @@
 #include "kv_buffer.hpp"
 
 #include <algorithm>
-#include <cstring>
 #include <limits>
 #include <new>
 #include <numeric>
@@ -12,7 +11,7 @@ namespace {
 std::size_t product(std::initializer_list<std::size_t> sizes) {
   std::size_t result = 1;
   for (std::size_t size : sizes) {
-    if (size > 0 && result > std::numeric_limits<std::size_t>::max() / sizeof(float) / size)
+    if (size > 0 && result > std::size_t{std::numeric_limits<std::ptrdiff_t>::max()} / size)
       throw std::bad_alloc();
     result *= size;
   }
@@ -21,44 +20,44 @@ std::size_t product(std::initializer_list<std::size_t> sizes) {
 
 }  // namespace
 
-Zeros::Zeros(std::size_t count)
-    : data_(static_cast<float*>(std::calloc(std::max<std::size_t>(count, 1), sizeof(float)))) {
-  if (!data_) throw std::bad_alloc();
-}
-
 KVBuffer::KVBuffer(Backend& backend, const KVLayout& layout, std::size_t rows, std::size_t slots)
-    : backend_(backend), layout_(layout), slots_(layout.fixed_slots ? layout.fixed_slots : slots) {
+    : backend_(backend),
+      layout_(layout),
+      slots_(layout.fixed_slots ? layout.fixed_slots : slots),
+      line_(layout.width * bytes_of(layout.type)),
+      pitch_(slots_ * line_) {
+  lengths_.assign(rows, static_cast<std::int64_t>(layout.prefix));
+  ids_.assign(rows, 0);
   try {
-    for (std::size_t i = 0; i < layout.past.size(); ++i)
-      arrays_.emplace_back(product({rows, layout.heads, slots_, layout.width}));
-    logits_.resize(product({rows, layout.vocabulary}));
+    const std::size_t bytes = product({rows, layout.heads, slots_, line_});
+    for (std::size_t i = 0; i < layout.past.size(); ++i) arrays_.push_back(backend.place(bytes));
+    logits_.resize(product({rows, layout.vocabulary, sizeof(float)}) / sizeof(float));
+    fill_prefix();
+    decode_ = bind(0, rows, ids_.data(), 1, positions_, logits_.data());
   } catch (const std::bad_alloc&) {
     throw InputError("The KV buffer for " + std::to_string(rows) + " rows of " +
                          std::to_string(slots_) + " tokens does not fit in memory.",
                      "Send fewer rows at once, or ask for fewer tokens.");
   }
-  if (const FloatTensor* prefix = layout.prefix_kv) {
-    prefix_ = static_cast<std::size_t>(prefix->shape[3]);
-    const std::size_t count = prefix_ * layout.width;
-    for (std::size_t array = 0; array < arrays_.size(); ++array)
-      for (std::size_t row = 0; row < rows; ++row)
-        for (std::size_t head = 0; head < layout.heads; ++head) {
-          const float* from = prefix->values.data() + (array * layout.heads + head) * count;
-          std::copy(from, from + count, slot(array, row, head, 0));
-        }
-  }
-  lengths_.assign(rows, static_cast<std::int64_t>(prefix_));
-  ids_.assign(rows, 0);
-  decode_ = bind(0, rows, ids_.data(), 1, positions_, logits_.data());
 }
 
-float* KVBuffer::slot(std::size_t array, std::size_t row, std::size_t head,
-                      std::size_t slot) const {
-  return arrays_[array].data() + ((row * layout_.heads + head) * slots_ + slot) * layout_.width;
+void KVBuffer::fill_prefix() {
+  if (layout_.prefix == 0) return;
+  const std::size_t count = layout_.prefix * line_;
+  const char* from = layout_.prefix_kv.data();
+  std::vector<LineCopy> copies;
+  for (std::size_t array = 0; array < arrays_.size(); ++array, from += layout_.heads * count)
+    for (std::size_t row = 0; row < rows(); ++row)
+      copies.push_back({slot(array, row, 0), pitch_, from, count, count, layout_.heads});
+  backend_.copy(copies);
+}
+
+char* KVBuffer::slot(std::size_t array, std::size_t row, std::size_t slot) const {
+  return arrays_[array].get() + row * layout_.heads * pitch_ + slot * line_;
 }
 
 void KVBuffer::reset() {
-  std::fill(lengths_.begin(), lengths_.end(), static_cast<std::int64_t>(prefix_));
+  std::fill(lengths_.begin(), lengths_.end(), static_cast<std::int64_t>(layout_.prefix));
 }
 
 void KVBuffer::cut(std::size_t row, std::size_t length) {
@@ -92,12 +91,14 @@ const float* KVBuffer::decode(const std::vector<std::int64_t>& tokens) {
 void KVBuffer::copy_row(std::size_t row, const KVBuffer& source, std::size_t source_row,
                         std::size_t first_slot) {
   const std::size_t length = source.length(source_row);
-  for (std::size_t array = 0; array < arrays_.size(); ++array)
-    for (std::size_t head = 0; head < layout_.heads; ++head)
-      std::copy(source.slot(array, source_row, head, first_slot),
-                source.slot(array, source_row, head, std::max(first_slot, length)),
-                slot(array, row, head, first_slot));
   lengths_[row] = source.lengths_[source_row];
+  if (length <= first_slot) return;
+  std::vector<LineCopy> copies;
+  for (std::size_t array = 0; array < arrays_.size(); ++array)
+    copies.push_back({slot(array, row, first_slot), pitch_,
+                      source.slot(array, source_row, first_slot), source.pitch_,
+                      (length - first_slot) * line_, layout_.heads});
+  backend_.copy(copies);
 }
 
 KVBuffer::Step KVBuffer::bind(std::size_t row, std::size_t rows, std::int64_t* ids, std::size_t fed,
@@ -105,24 +106,25 @@ KVBuffer::Step KVBuffer::bind(std::size_t row, std::size_t rows, std::int64_t* i
   auto size = [](std::size_t n) { return static_cast<std::int64_t>(n); };
   Step step{row, rows, fed, {}, nullptr};
   std::vector<Bound> inputs{
-      {"input_ids", ElementType::int64, {size(rows), size(fed)}, ids},
-      {"past_lengths", ElementType::int64, {size(rows)}, lengths_.data() + row},
-      {"logits_positions", ElementType::int64, {size(positions.size())}, positions.data()}};
+      {"input_ids", ElementType::int64, {size(rows), size(fed)}, ids, false},
+      {"past_lengths", ElementType::int64, {size(rows)}, lengths_.data() + row, false},
+      {"logits_positions", ElementType::int64, {size(positions.size())}, positions.data(), false}};
   std::vector<Bound> outputs{{"logits",
                               ElementType::float32,
                               {size(rows), size(positions.size()), size(layout_.vocabulary)},
-                              logits}};
+                              logits,
+                              false}};
   for (std::size_t array = 0; array < arrays_.size(); ++array) {
     std::vector<std::int64_t> shape{size(rows), size(layout_.heads), size(slots_),
                                     size(layout_.width)};
-    float* data = slot(array, row, 0, 0);
-    inputs.push_back({layout_.past[array], ElementType::float32, shape, data});
+    char* data = slot(array, row, 0);
+    inputs.push_back({layout_.past[array], layout_.type, shape, data, true});
     if (!layout_.in_place) {
       shape[2] = size(fed);
-      step.fresh.emplace_back(product({rows, layout_.heads, fed, layout_.width}));
-      data = step.fresh.back().data();
+      step.fresh.push_back(backend_.place(product({rows, layout_.heads, fed, line_})));
+      data = step.fresh.back().get();
     }
-    outputs.push_back({layout_.present[array], ElementType::float32, shape, data});
+    outputs.push_back({layout_.present[array], layout_.type, shape, data, true});
   }
   step.run = backend_.bind(inputs, outputs);
   return step;
@@ -130,13 +132,17 @@ KVBuffer::Step KVBuffer::bind(std::size_t row, std::size_t rows, std::int64_t* i
 
 void KVBuffer::run(Step& step) {
   (*step.run)();
-  const std::size_t count = step.fed * layout_.width;
+  if (step.fresh.empty()) return;
+  const std::size_t count = step.fed * line_;
+  std::vector<LineCopy> copies;
   for (std::size_t array = 0; array < step.fresh.size(); ++array) {
-    const float* from = step.fresh[array].data();
-    for (std::size_t row = step.row; row < step.row + step.rows; ++row)
-      for (std::size_t head = 0; head < layout_.heads; ++head, from += count)
-        std::copy(from, from + count, slot(array, row, head, length(row)));
+    const char* from = step.fresh[array].get();
+    for (std::size_t row = step.row; row < step.row + step.rows; ++row) {
+      copies.push_back({slot(array, row, length(row)), pitch_, from, count, count, layout_.heads});
+      from += layout_.heads * count;
+    }
   }
+  backend_.copy(copies);
 }
 
 }  // namespace ptdeploy::detail

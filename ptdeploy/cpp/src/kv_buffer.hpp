@@ -1,42 +1,28 @@
 // The KV buffer: allocated once, its first slots the frozen prefix, updated where it lies.
 #pragma once
 
-#include <cstdlib>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "backend.hpp"
-#include "safetensors.hpp"
 
 namespace ptdeploy::detail {
 
 // What a manifest says of a KV buffer.
 struct KVLayout {
   std::vector<std::string> past, present;  // layer by layer, keys before values
-  std::string type;                        // of their elements
+  ElementType type{};                      // of their elements
   std::size_t heads = 0, width = 0, vocabulary = 0;
-  std::size_t fixed_slots = 0;             // of every buffer; 0: as many as are asked for
-  std::size_t prefill = 0;                 // most tokens of one run
+  std::size_t fixed_slots = 0;  // of every buffer; 0: as many as are asked for
+  std::size_t prefill = 0;      // most tokens of one run
   bool in_place = false;
-  const FloatTensor* prefix_kv = nullptr;  // (layers, 2, heads, slots, width); null: not frozen
+  std::size_t prefix = 0;       // slots that the frozen prefix fills; 0: not frozen
+  std::vector<char> prefix_kv;  // (layers, 2, heads, prefix, width) of that type
 };
 
-// Zeros that cost no memory until they are touched, which a large buffer's last slots seldom are.
-class Zeros {
- public:
-  explicit Zeros(std::size_t count);
-  float* data() const { return data_.get(); }
-
- private:
-  struct Free {
-    void operator()(float* data) const { std::free(data); }
-  };
-  std::unique_ptr<float[], Free> data_;
-};
-
-// Keys and values of a few rows in `slots` slots each, and the engine bound to them. Row i's first
-// lengths()[i] slots are filled: the virtual tokens, then its text.
+// Keys and values of a few rows in `slots` slots each, where the engine computes, and the engine
+// bound to them. Row i's first length(i) slots are filled: the virtual tokens, then its text.
 class KVBuffer {
  public:
   // Has `slots` slots, or as many as the layout fixes. Throws InputError if it does not fit in
@@ -48,7 +34,7 @@ class KVBuffer {
 
   std::size_t rows() const { return lengths_.size(); }
   std::size_t slots() const { return slots_; }
-  std::size_t prefix() const { return prefix_; }
+  std::size_t prefix() const { return layout_.prefix; }
   std::size_t length(std::size_t row) const { return static_cast<std::size_t>(lengths_[row]); }
 
   // Forgets all but the virtual tokens, which stay where they are.
@@ -69,18 +55,20 @@ class KVBuffer {
   // One run over bound arrays; where the engine gives new KV apart, it is put into the buffer.
   struct Step {
     std::size_t row = 0, rows = 0, fed = 0;
-    std::vector<std::vector<float>> fresh;
+    std::vector<Placed> fresh;
     std::unique_ptr<Run> run;
   };
   Step bind(std::size_t row, std::size_t rows, std::int64_t* ids, std::size_t fed,
             std::vector<std::int64_t>& positions, float* logits);
   void run(Step& step);
-  float* slot(std::size_t array, std::size_t row, std::size_t head, std::size_t slot) const;
+  void fill_prefix();
+  // A row's slot of its first head; the next head's is `pitch_` bytes on.
+  char* slot(std::size_t array, std::size_t row, std::size_t slot) const;
 
   Backend& backend_;
   const KVLayout& layout_;
-  std::size_t slots_, prefix_ = 0;
-  std::vector<Zeros> arrays_;
+  std::size_t slots_, line_, pitch_;  // line_: bytes of one head's slot
+  std::vector<Placed> arrays_;
   std::vector<std::int64_t> lengths_, ids_, positions_{0};
   std::vector<float> logits_;
   Step decode_;

@@ -1,47 +1,12 @@
 #include "manifest.hpp"
 
-#include "schema.hpp"
+#include "fields.hpp"
 
 namespace ptdeploy::detail {
 namespace {
 
 constexpr const char* kFormat = "ptdeploy-bundle";
 constexpr std::int64_t kFormatVersion = 3;
-
-template <class T>
-auto into(T& place, T (*read)(const Json&, const Where&)) {
-  return [&place, read](const Json& json, const Where& where) { place = read(json, where); };
-}
-
-auto into(std::string& place) { return into(place, read_string); }
-auto into(bool& place) { return into(place, read_bool); }
-auto into(std::int64_t& place) {
-  return [&place](const Json& json, const Where& where) { place = read_int(json, where); };
-}
-auto into(double& place) {
-  return [&place](const Json& json, const Where& where) { place = read_float(json, where); };
-}
-
-template <class Read>
-auto array_into(std::vector<std::invoke_result_t<Read, const Json&, const Where&>>& place,
-                Read read) {
-  return [&place, read](const Json& json, const Where& where) {
-    place = read_array(json, where, read);
-  };
-}
-
-// Checked as the Python reader does, and not kept.
-void skip_string(const Json& json, const Where& where) { read_string(json, where); }
-void skip_int(const Json& json, const Where& where) { read_int(json, where); }
-void skip_float(const Json& json, const Where& where) { read_float(json, where); }
-void skip_string_map(const Json& json, const Where& where) { read_string_map(json, where); }
-
-std::int64_t number(const Json& json, const Where& where) { return read_int(json, where); }
-
-std::optional<std::int64_t> number_or_null(const Json& json, const Where& where) {
-  if (is_null(json)) return std::nullopt;
-  return read_int(json, where, "int | null");
-}
 
 Axis read_axis(const Json& json, const Where& where) {
   if (auto* name = std::get_if<std::string>(&json.value)) return *name;
@@ -158,9 +123,8 @@ void read_parity(const Json& json, const Where& where) {
   auto ratio = [](const Json& value, const Where& at) {
     if (!is_null(value)) read_float(value, at, "float | null");
   };
-  auto passed = [](const Json& value, const Where& at) { read_bool(value, at); };
   read_object(json, where,
-              {{"passed", true, passed},
+              {{"passed", true, skip_bool},
                {"cases", true, skip_int},
                {"max_abs", true, skip_float},
                {"top1_agreement", true, skip_float},

@@ -72,13 +72,19 @@ void read_object(const Json& json, const Where& where, const std::vector<Field>&
       where.fail(std::string("Object missing required field `") + fields[i].name + "`");
 }
 
-std::vector<std::pair<std::string, std::string>> read_string_map(const Json& json,
-                                                                 const Where& where) {
+void read_map(const Json& json, const Where& where,
+              const std::function<void(const std::string&, const Json&, const Where&)>& read) {
   auto* members = std::get_if<Json::Object>(&json.value);
   if (!members) where.expected("object", json);
+  for (const auto& [name, value] : *members) read(name, value, where.any());
+}
+
+std::vector<std::pair<std::string, std::string>> read_string_map(const Json& json,
+                                                                 const Where& where) {
   std::vector<std::pair<std::string, std::string>> map;
-  for (const auto& [name, value] : *members)
-    map.emplace_back(name, read_string(value, where.any()));
+  read_map(json, where, [&map](const std::string& name, const Json& value, const Where& at) {
+    map.emplace_back(name, read_string(value, at));
+  });
   return map;
 }
 

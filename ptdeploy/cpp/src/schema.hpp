@@ -67,6 +67,9 @@ struct Field {
 enum class Unknown { refused, skipped };
 void read_object(const Json& json, const Where& where, const std::vector<Field>& fields,
                  const char* type = "object", Unknown unknown = Unknown::refused);
+// An object of any names; each value is given to `read` with its name.
+void read_map(const Json& json, const Where& where,
+              const std::function<void(const std::string&, const Json&, const Where&)>& read);
 std::vector<std::pair<std::string, std::string>> read_string_map(const Json& json,
                                                                  const Where& where);
 

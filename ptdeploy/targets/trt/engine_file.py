@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 
-from ptdeploy.engine_options import Flavor
+from ptdeploy.engine_options import Compatibility, Flavor
 from ptdeploy.errors import BundleError
 from ptdeploy.targets.trt.plan import Profile
 
@@ -30,7 +30,7 @@ class EngineInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     tf32: bool
     strip_weights: bool
     version_compatible: bool
-    hardware_compatibility: str
+    hardware_compatibility: Compatibility
     workspace: int | None
     optimization_level: int | None
     precisions: dict[str, dict[str, int]]

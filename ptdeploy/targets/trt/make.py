@@ -6,7 +6,7 @@ import hashlib
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import msgspec
 
@@ -20,6 +20,7 @@ from ptdeploy.targets.trt.vendor import Vendor, choose_builder
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from ptdeploy.engine_options import Compatibility
     from ptdeploy.signature import Signature
 
 _FLOATS = {"FLOAT": "float32", "FLOAT16": "float16", "BFLOAT16": "bfloat16"}
@@ -84,7 +85,7 @@ def _describe(job: Job, vendor: Vendor) -> EngineInfo:
         tf32=job.tf32,
         strip_weights=options.strip_weights,
         version_compatible=options.version_compatible,
-        hardware_compatibility=options.hardware_compatibility,
+        hardware_compatibility=cast("Compatibility", options.hardware_compatibility),
         workspace=options.workspace,
         optimization_level=options.optimization_level,
         precisions=job.precisions,

@@ -1,0 +1,47 @@
+// What manifest.json and engine.json have in common: fields into places, and fields checked only.
+#pragma once
+
+#include <optional>
+#include <type_traits>
+
+#include "schema.hpp"
+
+namespace ptdeploy::detail {
+
+template <class T>
+auto into(T& place, T (*read)(const Json&, const Where&)) {
+  return [&place, read](const Json& json, const Where& where) { place = read(json, where); };
+}
+
+inline auto into(std::string& place) { return into(place, read_string); }
+inline auto into(bool& place) { return into(place, read_bool); }
+inline auto into(std::int64_t& place) {
+  return [&place](const Json& json, const Where& where) { place = read_int(json, where); };
+}
+inline auto into(double& place) {
+  return [&place](const Json& json, const Where& where) { place = read_float(json, where); };
+}
+
+template <class Read>
+auto array_into(std::vector<std::invoke_result_t<Read, const Json&, const Where&>>& place,
+                Read read) {
+  return [&place, read](const Json& json, const Where& where) {
+    place = read_array(json, where, read);
+  };
+}
+
+inline std::int64_t number(const Json& json, const Where& where) { return read_int(json, where); }
+
+inline std::optional<std::int64_t> number_or_null(const Json& json, const Where& where) {
+  if (is_null(json)) return std::nullopt;
+  return read_int(json, where, "int | null");
+}
+
+// Checked as the Python reader does, and not kept.
+inline void skip_string(const Json& json, const Where& where) { read_string(json, where); }
+inline void skip_int(const Json& json, const Where& where) { read_int(json, where); }
+inline void skip_float(const Json& json, const Where& where) { read_float(json, where); }
+inline void skip_bool(const Json& json, const Where& where) { read_bool(json, where); }
+inline void skip_string_map(const Json& json, const Where& where) { read_string_map(json, where); }
+
+}  // namespace ptdeploy::detail

@@ -1,0 +1,344 @@
+"""The TensorRT backend in C++: compiled, and what it decides without a GPU compared with Python.
+
+No test here runs an engine. The backend itself is compiled only, against TensorRT's headers where
+TENSORRT_ROOT names them and against declarations otherwise.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shlex
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import native
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from ptdeploy.targets.trt.load import how_to_rebuild, why_not_here
+from test_cpp import VALUES
+
+from ptdeploy.bundle import read_bundle
+from ptdeploy.errors import BundleError
+from ptdeploy.runtime.bfloat16 import to_stored
+from ptdeploy.targets.trt import cuda
+from ptdeploy.targets.trt.engine_file import EngineInfo, read_info
+
+LIBRARY = native.REPOSITORY / "ptdeploy" / "cpp"
+SOURCES = ("backend", "backend_trt", "cuda", "engine_fit", "engine_info", "trt_engine", "trt_run")
+
+
+def configured(folder: Path, **variables: str) -> list[dict[str, str]]:
+    """How CMake would compile each file of the library with the backend."""
+    native.configure(
+        LIBRARY,
+        folder,
+        PTDEPLOY_TENSORRT="ON",
+        CUDA_ROOT=str(native.cuda_root()),
+        CMAKE_EXPORT_COMPILE_COMMANDS="ON",
+        CMAKE_CXX_FLAGS="-Werror",
+        **variables,
+    )
+    commands: list[dict[str, str]] = json.loads((folder / "compile_commands.json").read_text())
+    return commands
+
+
+@pytest.mark.parametrize("flavor", native.TENSORRT)
+def test_the_backend_compiles_without_a_warning(tmp_path, flavor):
+    root = native.tensorrt_root(flavor, tmp_path / "tensorrt")
+    commands = configured(tmp_path / "build", TENSORRT_ROOT=str(root))
+    by_name = {Path(one["file"]).stem: one for one in commands}
+    for name in SOURCES:
+        native.checked(shlex.split(by_name[name]["command"]), cwd=by_name[name]["directory"])
+    symbols = native.checked(
+        [native.tool("nm"), "-C", *map(str, (tmp_path / "build").rglob("backend*.o"))]
+    )
+    # Asked for where bundles are opened, and there.
+    assert "U ptdeploy::detail::open_trt(" in symbols
+    assert "T ptdeploy::detail::open_trt(" in symbols
+
+
+def test_too_old_a_tensorrt_is_refused_when_it_is_compiled(tmp_path):
+    root = native.tensorrt_root("full", tmp_path / "tensorrt")
+    version = root / "include" / "NvInferVersion.h"
+    version.write_text(version.read_text().replace("MINOR 15", "MINOR 14"))
+    commands = configured(tmp_path / "build", TENSORRT_ROOT=str(root))
+    (one,) = (one for one in commands if one["file"].endswith("trt_engine.cc"))
+    done = subprocess.run(
+        shlex.split(one["command"]),
+        cwd=one["directory"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "ptdeploy needs TensorRT 10.15 or later" in done.stderr
+
+
+def test_a_missing_tensorrt_or_cuda_is_named(tmp_path):
+    def refusal(**variables: str) -> str:
+        defines = {
+            "PTDEPLOY_TENSORRT": "ON",
+            "ONNXRUNTIME_ROOT": str(native.onnxruntime_root()),
+            "CMAKE_DISABLE_FIND_PACKAGE_CUDAToolkit": "ON",
+            **variables,
+        }
+        done = subprocess.run(
+            [
+                *(native.tool("cmake"), "-S", str(LIBRARY), "-B", str(tmp_path / "build")),
+                *(f"-D{name}={value}" for name, value in defines.items()),
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode != 0
+        return " ".join(done.stderr.split())
+
+    nowhere = str(tmp_path / "nowhere")
+    assert "-DTENSORRT_ROOT=/path/to/TensorRT" in refusal(TENSORRT_ROOT=nowhere)
+    root = native.tensorrt_root(native.TENSORRT[0], tmp_path / "tensorrt")
+    assert "-DCUDA_ROOT=/path/to/cuda" in refusal(TENSORRT_ROOT=str(root), CUDA_ROOT=nowhere)
+
+
+def test_the_cuda_part_links_with_the_real_runtime_and_says_why_there_is_no_gpu(tmp_path):
+    root = native.cuda_root()
+    sources = (native.TESTS / "gpu.cc", LIBRARY / "src" / "cuda.cc", LIBRARY / "src" / "errors.cc")
+    native.checked(
+        [
+            *(native.tool("c++"), "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror"),
+            *(f"-I{LIBRARY / 'include'}", f"-I{LIBRARY / 'src'}", '-DPTDEPLOY_VERSION=""'),
+            *("-isystem", str(root / "include"), *map(str, sources)),
+            *(f"-L{root / 'lib'}", "-lcudart", f"-Wl,-rpath,{root / 'lib'}"),
+            *("-o", str(tmp_path / "gpu")),
+        ]
+    )
+    said = native.checked([str(tmp_path / "gpu")])
+    assert said == "works" or said.startswith("CUDA")
+
+
+INFO: dict[str, Any] = {
+    "flavor": "tensorrt",
+    "version": "10.15.1.29",
+    "gpu": "NVIDIA L4",
+    "compute_capabilities": ["8.9", "8.6"],
+    "profiles": [
+        {
+            "name": "decode",
+            "shapes": {
+                "input_ids": [[1, 1], [1, 1], [8, 1]],
+                "past_lengths": [[1], [1], [8]],
+                "past_key_values.0.key": [[1, 2, 64, 8], [1, 2, 64, 8], [8, 2, 64, 8]],
+            },
+        },
+        {
+            "name": "prefill",
+            "shapes": {
+                "input_ids": [[1, 1], [1, 128], [1, 512]],
+                "past_lengths": [[1], [1], [1]],
+                "past_key_values.0.key": [[1, 2, 64, 8], [1, 2, 64, 8], [1, 2, 64, 8]],
+            },
+        },
+    ],
+    "tf32": False,
+    "strip_weights": False,
+    "version_compatible": False,
+    "hardware_compatibility": "none",
+    "workspace": None,
+    "optimization_level": 3,
+    "precisions": {"float16": {"MatMul": 7}},
+    "onnx_sha256": "00",
+}
+
+
+def engine(built: Path, *words: object, code: int = 0) -> str:
+    done = subprocess.run(
+        [built / "engine", *map(str, words)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout
+
+
+def written(folder: Path, info: dict[str, Any]) -> Path:
+    (folder / "engine.json").write_text(json.dumps(info))
+    return folder / "engine.json"
+
+
+def text_of(info: EngineInfo) -> str:
+    """As the program `engine` prints it."""
+    names = {"tensorrt": "TensorRT", "rtx": "TensorRT-RTX"}
+    order = ("none", "ampere_plus", "same_compute_capability")
+    flags = (info.strip_weights, info.version_compatible, order.index(info.hardware_compatibility))
+    lines = [
+        names[info.flavor],
+        info.version,
+        info.gpu,
+        "".join(f"{one} " for one in info.compute_capabilities),
+        "".join(str(int(flag)) for flag in flags),
+    ]
+    for profile in info.profiles:
+        for name, (least, _, most) in profile.shapes.items():
+            lines.append(f"{name} {','.join(map(str, least))} {','.join(map(str, most))}")
+    return "".join(f"{line}\n" for line in lines)
+
+
+def same_reading(built: Path, file: Path) -> bool:
+    """Asserts that C++ reads an engine.json, or refuses it, as Python does; gives which."""
+    refused = False
+    try:
+        want = text_of(read_info(file))
+    except BundleError as error:
+        refused, want = True, f"{error.problem}\n{error.fix}"
+    assert engine(built, "info", file, code=2 if refused else 0) == want
+    return not refused
+
+
+def test_an_engines_description_is_read_as_in_python(built, tmp_path):
+    assert same_reading(built, written(tmp_path, INFO))
+    rtx = {**INFO, "flavor": "rtx", "version": "1.7.1.116", "gpu": "", "compute_capabilities": []}
+    assert same_reading(built, written(tmp_path, rtx))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"flavor": "abacus"},
+        {"hardware_compatibility": "all"},
+        {"surprise": 1},
+        {"workspace": "much"},
+        {"precisions": {"float16": {"MatMul": "x"}}},
+        {"precisions": {"float16": 3}},
+        {"profiles": [{"name": "idle", "shapes": {}}]},
+        {"profiles": [{"name": "decode", "shapes": {"input_ids": [[1], [1]]}}]},
+        {"profiles": [{"name": "decode", "shapes": {"input_ids": [[1], [1], [1], "x"]}}]},
+        {"profiles": [{"name": "decode", "shapes": {"input_ids": [[1], ["x"]]}}]},
+        {"profiles": [{"shapes": {}}]},
+        {"tf32": 1},
+    ],
+    ids=str,
+)
+def test_another_description_is_refused_in_pythons_words(built, tmp_path, change):
+    assert not same_reading(built, written(tmp_path, {**INFO, **change}))
+
+
+@settings(
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_any_changed_field_is_judged_as_in_python(built, tmp_path, data):
+    info = json.loads(json.dumps(INFO))
+    place: Any = info
+    while True:
+        keys = sorted(place) if isinstance(place, dict) else range(len(place))
+        key = data.draw(st.sampled_from(keys))
+        if isinstance(place[key], (dict, list)) and place[key] and data.draw(st.booleans()):
+            place = place[key]
+            continue
+        place[key] = data.draw(VALUES)
+        break
+    same_reading(built, written(tmp_path, info))
+
+
+def test_a_missing_or_endless_description_is_refused(built, tmp_path):
+    with pytest.raises(BundleError) as refusal:
+        read_info(None)
+    assert engine(built, "info", "", code=2) == refusal.value.problem + "\n"
+    (tmp_path / "engine.json").write_bytes(b" " * (4 * 1024 * 1024 + 1))
+    assert not same_reading(built, tmp_path / "engine.json")
+
+
+def test_an_engine_of_another_version_or_gpu_is_refused_in_pythons_words(built, tmp_path):
+    gpus = {"NVIDIA L4": "8.9", "NVIDIA A100": "8.0", "NVIDIA T4": "7.5"}
+    found = set()
+    for (name, here), compatibility, capabilities, built_on in itertools.product(
+        gpus.items(),
+        ("none", "ampere_plus", "same_compute_capability"),
+        (["8.9", "8.6"], []),
+        ("NVIDIA L4", ""),
+    ):
+        changes = {
+            "hardware_compatibility": compatibility,
+            "compute_capabilities": capabilities,
+            "gpu": built_on,
+        }
+        file = written(tmp_path, {**INFO, **changes})
+        for version in ("10.15.1.29", "10.16.0.1"):
+            want = why_not_here(read_info(file), version, cuda.Device(name, here, 1)) or ""
+            words = ("tensorrt", version, name, *here.split("."))
+            assert engine(built, "fit", file, *words) == want
+            found.add(want)
+    # It fits; the version; and two GPUs that it does not fit, with its own GPU's name and without.
+    assert len(found) == 6
+
+
+def test_an_engine_of_the_other_flavor_is_refused(built, tmp_path):
+    said = engine(built, "fit", written(tmp_path, INFO), "rtx", "1.7.1.116", "NVIDIA L4", 8, 9)
+    assert said == (
+        "The engine was built by TensorRT 10.15.1.29; this build of ptdeploy's C++ library runs "
+        "those of TensorRT-RTX."
+    )
+
+
+@pytest.mark.parametrize("model", [True, False])
+def test_how_to_make_an_engine_that_fits_is_said_as_in_python(compiled, built, model):
+    bundle = read_bundle(compiled("gpt2", "CAUSAL_LM").bundle)
+    if not model:
+        bundle = replace(bundle, manifest=msgspec.structs.replace(bundle.manifest, files=()))
+    assert engine(built, "rebuild", bundle.path, int(model)) == how_to_rebuild(bundle)
+
+
+def test_a_run_takes_the_profile_that_python_takes(built, tmp_path):
+    file = written(tmp_path, INFO)
+    profiles = read_info(file).profiles
+    found = set()
+    for rows, tokens, slots in itertools.product((1, 2, 8, 9), (1, 2, 512, 513), (64, 63)):
+        shapes = {
+            "input_ids": (rows, tokens),
+            "past_lengths": (rows,),
+            "past_key_values.0.key": (rows, 2, slots, 8),
+        }
+        want = [i for i, profile in enumerate(profiles) if profile.takes(shapes)]
+        words = [f"{name}={','.join(map(str, shape))}" for name, shape in shapes.items()]
+        said = engine(built, "profile", file, *words, code=0 if want else 2)
+        if want:
+            assert said == str(want[0])
+        else:
+            names = {name: list(shape) for name, shape in shapes.items()}
+            assert said.startswith(
+                f"The engine was not built for this request: its shapes are {names}."
+            )
+        found.add(want[0] if want else None)
+    assert found == {0, 1, None}
+    assert engine(built, "profile", file, "input_ids=1,1", code=2)
+    assert engine(built, "profile", file, "input_ids=1", "past_lengths=1", code=2)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_a_prefix_is_rounded_as_numpy_rounds(built, dtype):
+    random = np.random.default_rng(0)
+    bits = random.integers(0, 1 << 32, 1 << 20, dtype=np.uint32)
+    # Each float16 and bfloat16, what lies halfway between two, and a bit to either side of that.
+    halves = np.arange(1 << 16, dtype=np.uint16)
+    exact = np.concatenate(
+        [halves.view(np.float16).astype(np.float32).view(np.uint32), halves.astype(np.uint32) << 16]
+    )
+    near = [exact + np.uint32(step) for step in (0, 0xFFF, 0x1000, 0x1001, 0x7FFF, 0x8000, 0x8001)]
+    tiny = (np.arange(1 << 12) / np.float32(1 << 27)).astype(np.float32).view(np.uint32)
+    values = np.concatenate([bits, *near, tiny]).view(np.float32)
+    with np.errstate(over="ignore"):
+        want = to_stored(values, dtype)
+    done = subprocess.run(
+        [built / "engine", "round", dtype], input=values.tobytes(), capture_output=True, check=True
+    )
+    got = np.frombuffer(done.stdout, want.dtype)
+    plain = ~np.isnan(values)
+    assert np.array_equal(got[plain].view(np.uint8), want[plain].view(np.uint8))
+    if dtype == "float16":
+        assert np.isnan(got[~plain]).all()
+    elif dtype == "bfloat16":
+        assert (got[~plain] == 0x7FC0).all()
