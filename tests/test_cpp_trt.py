@@ -20,13 +20,13 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from ptdeploy.targets.trt.load import how_to_rebuild, why_not_here
 from test_cpp import VALUES
 
 from ptdeploy.bundle import read_bundle
 from ptdeploy.errors import BundleError
 from ptdeploy.runtime.bfloat16 import to_stored
 from ptdeploy.targets.trt import cuda
+from ptdeploy.targets.trt.deserialize import how_to_rebuild, why_not_here
 from ptdeploy.targets.trt.engine_file import EngineInfo, read_info
 
 LIBRARY = native.REPOSITORY / "ptdeploy" / "cpp"
