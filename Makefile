@@ -11,7 +11,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python models/demo.py
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

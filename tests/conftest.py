@@ -18,7 +18,8 @@ import torch
 
 import ptdeploy
 
-torch.set_num_threads(2)
+# Two cores, and as many processes as pytest-xdist was asked for.
+torch.set_num_threads(max(2 // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")), 1))
 
 
 @dataclass(frozen=True)

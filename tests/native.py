@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -14,6 +15,8 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -61,14 +64,24 @@ KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
 CAUSAL = [kind for kind, (_, task, _) in KINDS.items() if task == "CAUSAL_LM"]
 
 
+@contextmanager
+def one_process(name: str) -> Iterator[None]:
+    """What several test processes would make at once is made by one, while the others wait."""
+    CACHE.mkdir(exist_ok=True)
+    with (CACHE / f".{name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def onnxruntime_root() -> Path:
     """A folder with `include` and `lib`: $ONNXRUNTIME_ROOT, or one made from packages, kept."""
     if given := os.environ.get("ONNXRUNTIME_ROOT"):
         return Path(given)
     root = CACHE / "onnxruntime-cpp"
-    if not (root / "include" / "onnxruntime_cxx_api.h").exists():
-        _fetch_headers(root / "include")
-    _link_library(root / "lib")
+    with one_process("onnxruntime"):
+        if not (root / "include" / "onnxruntime_cxx_api.h").exists():
+            _fetch_headers(root / "include")
+        _link_library(root / "lib")
     return root
 
 
@@ -119,8 +132,9 @@ def cuda_root() -> Path:
     if given := os.environ.get("CUDA_ROOT"):
         return Path(given)
     root = CACHE / "cuda"
-    if not root.exists():
-        CACHE.mkdir(exist_ok=True)
+    with one_process("cuda"):
+        if root.exists():
+            return root
         with tempfile.TemporaryDirectory(dir=CACHE) as folder:
             for name, sha256 in CUDA_WHEELS.items():
                 _fetch_wheel(f"{name}=={CUDA_VERSION}", sha256, Path(folder))
@@ -164,8 +178,9 @@ def build(source: Path, flavour: str = "plain", **variables: str) -> Path:
     """Configure and build a CMake project; gives its build folder, kept from run to run."""
     key = hashlib.sha256(f"{source}{variables}".encode()).hexdigest()[:8]
     folder = CACHE / "cpp" / f"{source.name}-{flavour}-{key}"
-    configure(source, folder, flavour, **variables)
-    compile_(folder)
+    with one_process(folder.name):
+        configure(source, folder, flavour, **variables)
+        compile_(folder)
     return folder
 
 

@@ -15,7 +15,6 @@ import onnx
 import pytest
 import tiny
 from alone import peft_alone, random_rows
-from test_parity import SUPPORTED
 
 import ptdeploy
 from ptdeploy import EngineOptions, Rounding
@@ -26,12 +25,6 @@ from ptdeploy.targets.trt import cuda
 from ptdeploy.targets.trt.engine_file import read_info
 
 NO_GPU = pytest.mark.skipif(cuda.unavailable() is None, reason="there is a GPU here")
-# The other decoders of the support table; the first are in SUPPORTED.
-MORE_DECODERS = (
-    *("cohere2", "falcon", "gemma2", "gemma3", "gpt_bigcode", "gpt_neox", "gpt_oss", "gptj"),
-    *("mixtral", "nemotron", "olmo2", "phi", "phi3", "phimoe", "qwen3", "smollm3", "stablelm"),
-)
-PLAIN = {"bloom", "falcon", "gptj", "phimoe"}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -65,27 +58,6 @@ def kept(tmp_path_factory, trained) -> Path:
 
 def compiled(one: tiny.Trained, output: Path, **options) -> Bundle:
     return ptdeploy.compile(one.adapter, target="trt", base=str(one.base), output=output, **options)
-
-
-@pytest.mark.parametrize(
-    ("architecture", "task"), [*SUPPORTED, *((one, "CAUSAL_LM") for one in MORE_DECODERS)]
-)
-def test_every_architecture_becomes_a_plan_whose_graph_is_in_parity(
-    trained, tmp_path, architecture, task
-):
-    bundle = compiled(trained(architecture, task), tmp_path / "bundle")
-    manifest = read_bundle(bundle.path).manifest
-    assert manifest.graph_parity.passed
-    assert manifest.graph_parity.max_abs < 2e-5
-    assert manifest.parity is None or manifest.parity.passed
-    in_place = task == "CAUSAL_LM" and architecture not in PLAIN
-    assert manifest.graph.route == ("fused" if in_place else "plain")
-    assert bundle.file("engine").stat().st_size > 100_000
-    assert bundle.file("model") is None
-    info = read_info(bundle.file("engine_info"))
-    names = ["decode", "prefill"] if task == "CAUSAL_LM" else ["requests"]
-    assert [one.name for one in info.profiles] == names
-    assert set(info.precisions) == {"float32"}
 
 
 @pytest.mark.parametrize(
