@@ -22,6 +22,8 @@ from ptdeploy.targets.trt.vendor import Vendor
 
 # Enqueued plainly this often before it is recorded: the first runs may still prepare kernels.
 _BEFORE_CAPTURE = 2
+# What set_tensor_address asks for.
+_ALIGNMENT = 256
 
 
 @dataclass(frozen=True)
@@ -162,6 +164,12 @@ class TrtSession:
             raise InputError(f"The engine refuses {name} of shape {list(shape)}.")
 
     def _address(self, lane: _Lane, name: str, address: int) -> None:
+        if address % _ALIGNMENT:
+            raise InputError(
+                f"A row of the KV buffer does not begin at a multiple of {_ALIGNMENT} bytes, as "
+                "TensorRT needs it to.",
+                "Send one row at once, or compile with an even --max-context.",
+            )
         if not lane.context.set_tensor_address(name, address):
             raise BundleError(f"The engine has no tensor {name}, which the manifest lists.")
 
@@ -242,6 +250,11 @@ class _Step:
         weakref.finalize(self, session._give_back, lane)
         for name, shape in self._shapes.items():
             session._shape(lane, name, shape)
+        given: dict[str, Any] = {**self._placed, **self._outputs}
+        for name in session.outputs:
+            # Memory of another shape would be written past its end.
+            if tuple(lane.context.get_tensor_shape(name)) != tuple(given[name].shape):
+                raise BundleError(f"The engine gives {name} in another shape than the manifest.")
         for name, memory in self._placed.items():
             session._address(lane, name, memory.pointer)
         for arrays, copies in (
