@@ -151,7 +151,11 @@ def run_graph(
 
     onnx = bundle.file("model")
     assert onnx is not None, "the caller read it"
-    return run_exposed(read_info(bundle.file("engine_info")), onnx, inner, feed)
+    manifest = bundle.manifest
+    narrow = frozenset(spec.name for spec in manifest.inputs if spec.dtype == "bfloat16")
+    outputs = tuple(spec.name for spec in manifest.outputs)
+    info = read_info(bundle.file("engine_info"))
+    return run_exposed(info, onnx, inner, outputs, feed, narrow)
 
 
 def facts(bundle: Bundle) -> dict[str, Any]:

@@ -22,18 +22,13 @@ _WANTS_GPU = ("cudaError", "CUDA_SUCCESS", "myelinSuccess")
 
 @dataclass(frozen=True)
 class Request:
-    """A build: the ONNX file, what it must be, and how to build it.
-
-    Without a signature the parsed network is not held against one. `inner` are values that become
-    outputs too, as far as the network has them.
-    """
+    """A build: the ONNX file, what it must be, and how to build it."""
 
     onnx: Path
-    signature: Signature | None
+    signature: Signature
     profiles: tuple[Profile, ...]
     tf32: bool
     options: EngineOptions
-    inner: tuple[str, ...] = ()
 
 
 def build_plan(vendor: Vendor, request: Request, timing: str | None) -> Any:
@@ -47,9 +42,7 @@ def build_plan(vendor: Vendor, request: Request, timing: str | None) -> Any:
     vendor.errors.clear()
     builder = trt.Builder(vendor.logger)
     network, parser = _parse(vendor, builder, request.onnx)
-    _expose(network, set(request.inner))
-    if request.signature is not None:
-        check_network(vendor, network, request.signature)
+    check_network(vendor, network, request.signature)
     config = builder.create_builder_config()
     _configure(vendor, config, request.options, request.tf32)
     for profile in request.profiles:
@@ -84,14 +77,6 @@ def _parse(vendor: Vendor, builder: Any, onnx: Path) -> tuple[Any, Any]:
             "--target ort, which runs more operators, or report this with the model's name.",
         )
     return network, parser
-
-
-def _expose(network: Any, names: set[str]) -> None:
-    layers = (network.get_layer(i) for i in range(network.num_layers) if names)
-    for layer in layers:
-        for tensor in (layer.get_output(i) for i in range(layer.num_outputs)):
-            if tensor.name in names and not tensor.is_network_output:
-                network.mark_output(tensor)
 
 
 def _parser_errors(parser: Any) -> list[str]:

@@ -1,58 +1,114 @@
-"""A graph whose inner values are outputs too, as an engine that is built, run once and dropped.
-
-Polygraphy marks outputs and compares them as well, but its runner gives every output memory of its
-own, and an engine that updates a KV buffer in place needs the input's.
-"""
+"""A graph whose inner values are outputs too, built, run once and dropped: Polygraphy's work."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ptdeploy.engine_options import EngineOptions
-from ptdeploy.errors import TargetUnavailable
-from ptdeploy.runtime.bfloat16 import from_stored
-from ptdeploy.targets.trt.builder import Request, build_plan
+from ptdeploy.errors import BaseModelError, TargetUnavailable
 from ptdeploy.targets.trt.engine_file import EngineInfo
-from ptdeploy.targets.trt.plan import Profile
-from ptdeploy.targets.trt.session import TrtSession
-from ptdeploy.targets.trt.vendor import Vendor, open_vendor
+from ptdeploy.targets.trt.vendor import INSTALL, NAMES
 
 
 def run_exposed(
-    info: EngineInfo, onnx: Path, inner: tuple[str, ...], feed: Mapping[str, NDArray[Any]]
+    info: EngineInfo,
+    onnx: Path,
+    inner: tuple[str, ...],
+    outputs: tuple[str, ...],
+    feed: Mapping[str, NDArray[Any]],
+    narrow: frozenset[str],
 ) -> dict[str, NDArray[Any]]:
-    """Outputs and inner values by name, from an engine of the flavor that `info` names."""
-    vendor = open_vendor(info.flavor)
-    profile = shapes_of(feed)
-    plan = build_exposed(vendor, info, onnx, inner, profile)
-    engine = vendor.module.Runtime(vendor.logger).deserialize_cuda_engine(plan)
-    if engine is None:
-        reason = (vendor.errors or ["it gives no reason"])[0]
-        raise TargetUnavailable(f"{vendor.name} cannot load an engine here ({reason}).")
-    session = TrtSession(vendor, engine, (profile,), engine.create_execution_context, _keep_nothing)
-    narrow = vendor.module.DataType.BF16
-    return {
-        name: from_stored(array) if engine.get_tensor_dtype(name) == narrow else array
-        for name, array in session.run(feed).items()
+    """`outputs` and `inner` values by name, from an engine of the flavor that `info` names.
+
+    The inputs in `narrow` are bfloat16, as bits; what comes out in it is given as float32.
+    """
+    import torch
+    from polygraphy.backend.trt import EngineFromBytes, TrtRunner
+
+    plan = build_exposed(info, onnx, inner, outputs, shapes_of(feed))
+    # Of all array libraries that Polygraphy takes only torch has bfloat16.
+    given = {
+        name: torch.from_numpy(np.ascontiguousarray(array).view(np.int16)).view(torch.bfloat16)
+        if name in narrow
+        else torch.from_numpy(np.ascontiguousarray(array))
+        for name, array in feed.items()
     }
+    with _quiet(), TrtRunner(EngineFromBytes(plan)) as runner:
+        found = runner.infer(given)
+        return {name: _float32(array) for name, array in found.items()}
 
 
 def build_exposed(
-    vendor: Vendor, info: EngineInfo, onnx: Path, inner: tuple[str, ...], profile: Profile
+    info: EngineInfo,
+    onnx: Path,
+    inner: tuple[str, ...],
+    outputs: tuple[str, ...],
+    shapes: Mapping[str, tuple[int, ...]],
 ) -> Any:
-    """The plan of a graph with inner values as outputs. TensorRT-RTX builds it without a GPU."""
-    request = Request(onnx, None, (profile,), info.tf32, EngineOptions(), inner)
-    return build_plan(vendor, request, None)
+    """The plan of a graph with inner values as outputs. TensorRT-RTX builds it without a GPU.
+
+    Raises TargetUnavailable if Polygraphy is not installed, BaseModelError if the graph cannot be
+    built so.
+    """
+    rtx = info.flavor == "rtx"
+    # Read when Polygraphy is imported, and by what it imports later.
+    os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = str(int(rtx))
+    try:
+        from polygraphy.backend import trt
+        from polygraphy.exception import PolygraphyException
+    except ImportError:
+        raise TargetUnavailable(
+            f"--locate on an engine of {NAMES[info.flavor]} needs Polygraphy.", INSTALL[info.flavor]
+        ) from None
+    profile = trt.Profile()
+    for name, shape in shapes.items():
+        profile.add(name, shape, shape, shape)
+    network = trt.NetworkFromOnnxPath(str(onnx), strongly_typed=True)
+    marked = trt.ModifyNetworkOutputs(network, outputs=[*outputs, *inner])
+    try:
+        with _quiet():
+            return trt.EngineBytesFromNetwork(marked, config=_config(profile, info))()
+    except PolygraphyException as error:
+        raise BaseModelError(
+            f"{onnx}: cannot be built with its inner values as outputs "
+            f"({str(error).splitlines()[0]})."
+        ) from None
 
 
-def shapes_of(feed: Mapping[str, NDArray[Any]]) -> Profile:
-    return Profile("requests", {name: (np.shape(array),) * 3 for name, array in feed.items()})
+def shapes_of(feed: Mapping[str, NDArray[Any]]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(np.shape(array)) for name, array in feed.items()}
 
 
-def _keep_nothing() -> None:
-    """Kernels compiled for one run are of no use to another."""
+def _config(profile: Any, info: EngineInfo) -> Callable[[Any, Any], Any]:
+    def create(builder: Any, network: Any) -> Any:
+        from polygraphy.backend import tensorrt_rtx, trt
+        from polygraphy.mod.trt_importer import lazy_import_trt
+
+        kind = tensorrt_rtx.CreateConfigRTX if info.flavor == "rtx" else trt.CreateConfig
+        config = kind(profiles=[profile])(builder, network)
+        flag = lazy_import_trt().BuilderFlag.TF32
+        (config.set_flag if info.tf32 else config.clear_flag)(flag)
+        return config
+
+    return create
+
+
+def _quiet() -> Any:
+    from polygraphy.logger import G_LOGGER
+
+    return G_LOGGER.verbosity(G_LOGGER.CRITICAL + 1)
+
+
+def _float32(array: Any) -> NDArray[Any]:
+    """A result as numpy has it: from torch, and bfloat16 widened."""
+    import torch
+
+    if not isinstance(array, torch.Tensor):
+        return np.asarray(array)
+    wide = array.float() if array.dtype == torch.bfloat16 else array
+    return np.asarray(wide.cpu().numpy())

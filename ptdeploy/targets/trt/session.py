@@ -103,8 +103,7 @@ class TrtSession:
             hosts = {}
             for name in self.outputs:
                 shape = tuple(lane.context.get_tensor_shape(name))
-                place = self.engine.get_aliased_input_tensor(name) or name
-                hosts[name] = lane.host(place, shape, self._dtypes[name])
+                hosts[name] = lane.host(name, shape, self._dtypes[name])
                 self._address(lane, name, hosts[name].block.pointer)
             self._enqueue(lane)
             for host in hosts.values():
