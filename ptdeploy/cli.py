@@ -19,7 +19,7 @@ from ptdeploy import __version__
 from ptdeploy.engine_options import COMPATIBILITIES, FLAVORS, EngineOptions
 from ptdeploy.errors import InputError, PtdeployError
 from ptdeploy.progress import Progress
-from ptdeploy.targets import DEVICES, TARGETS
+from ptdeploy.targets import DEVICES, TARGETS, get_target
 
 if TYPE_CHECKING:
     from ptdeploy.bundle import Manifest
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _compile(arguments: argparse.Namespace) -> int:
     import ptdeploy
-    from ptdeploy.inspect import inspect, megabytes
+    from ptdeploy.inspect import inspect, megabytes, precision_lines
 
     bundle = ptdeploy.compile(
         arguments.checkpoint,
@@ -95,6 +95,8 @@ def _compile(arguments: argparse.Namespace) -> int:
     frozen = f"{prompt.num_virtual_tokens} virtual tokens"
     if prompt.prefix_kv:
         frozen += f" as prefix KV {list(prompt.prefix_kv)}"
+    computed = precision_lines(get_target(manifest.target).facts(bundle))
+    types = "".join(f"          {dtype}: {words}\n" for dtype, words in computed)
     ask = '"text"' if bundle.file("tokenizer") else "--ids 1,2,3"
     print(
         f"read      {manifest.source.format}, {manifest.task.value} on "
@@ -102,7 +104,7 @@ def _compile(arguments: argparse.Namespace) -> int:
         f"frozen    {frozen} ({prompt.kind})\n"
         f"graph     {manifest.graph.route}: {manifest.graph.reason}\n"
         f"bundle    {bundle.path}, {megabytes(size)}, {manifest.target} {manifest.precision} on "
-        f"{manifest.device}\n"
+        f"{manifest.device}\n{types}"
         f"{_parity_lines(manifest)}"
         f"run it    ptdeploy run {bundle.path} {ask}\n"
         f'          ptdeploy.load("{bundle.path}") in Python, without torch'

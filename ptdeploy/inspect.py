@@ -225,16 +225,22 @@ def _engine_lines(engine: dict[str, Any]) -> list[tuple[str, Any]]:
     if not engine:
         return []
     capabilities = ", ".join(engine["compute_capabilities"]) or "every GPU it supports"
-    place = engine["gpu"] or "ahead of time, without a GPU"
+    place = f"on {engine['gpu']}" if engine["gpu"] else "ahead of time, without a GPU"
     lines = [
-        ("engine", f"{engine['flavor']} {engine['version']}, built on {place}"),
+        ("engine", f"{engine['flavor']} {engine['version']}, built {place}"),
         ("", f"for compute capability {capabilities}"),
     ]
     for profile in engine["profiles"]:
         ranges = profile["shapes"]["input_ids"]
         words = "input_ids {}, usually {}, to {}".format(*(list(shape) for shape in ranges))
         lines.append(("profile", f"{profile['name']}: {words}"))
-    for dtype, counts in engine["precisions"].items():
+    return lines + precision_lines(engine)
+
+
+def precision_lines(engine: dict[str, Any]) -> list[tuple[str, str]]:
+    """What an engine's graph computes in which type, the commonest operators first."""
+    lines = []
+    for dtype, counts in engine.get("precisions", {}).items():
         most = sorted(counts.items(), key=lambda item: -item[1])
         shown = ", ".join(f"{count} {operator}" for operator, count in most[:6])
         lines.append((f"in {dtype}", f"{sum(counts.values())} operators: {shown}"))
