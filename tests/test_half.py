@@ -41,11 +41,13 @@ def compiled_in_half(
     base = resolve_base(checkpoint, str(trained.base))
     model = load_model(checkpoint, base)
     prompt = freeze(checkpoint, model, needs_prefix_kv(checkpoint.task, base))
-    program, route = build_program(checkpoint.task, model, base, prompt, fuse=fuse)
+    program, route = build_program(
+        checkpoint.task, model, base, prompt, operators="onnxruntime" if fuse else None
+    )
     signature = program.signature.computed_in("float16")
     graph = run_passes(to_onnx(program), PassContext(signature, quantization, "float16"))
     folder.mkdir()
-    files = (*ort.build(graph, folder), staged(save_prompt(prompt, folder), "prompt"))
+    files = (*ort.write_model(graph, folder), staged(save_prompt(prompt, folder), "prompt"))
     manifest = build_manifest(
         checkpoint=checkpoint,
         base=base,

@@ -128,8 +128,7 @@ def run_graph(
     assert path is not None, "the caller read it"
     model = onnx.load(path, load_external_data=False)
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in inner)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options = session_options("cpu")
     options.add_session_config_entry(
         "session.model_external_initializers_file_folder_path", str(path.parent.resolve())
     )
@@ -179,6 +178,8 @@ def session_options(device: str, threads: int | None = None, map_weights: bool =
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    # Products with dequantized weights would round the other side too, by default.
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     if map_weights:
         options.add_session_config_entry("session.disable_prepacking", "1")
     if threads is not None:
