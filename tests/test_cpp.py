@@ -248,6 +248,25 @@ def test_a_prefill_runs_as_many_tokens_as_the_engine_takes(bundles, probe, tmp_p
     assert probe.ask("logits", "e", text_of(ROWS)) == [bits(one) for one in engine.logits(ROWS)]
 
 
+def test_logits_of_every_token_come_in_small_pieces_where_sizes_are_fixed(
+    bundles, probe, tmp_path, monkeypatch
+):
+    bundle = Path(shutil.copytree(bundles("fused"), tmp_path / "bundle"))
+    edit(bundle, lambda m: m["limits"].update(max_prefill=512))
+    engine = opened(probe, bundle)
+    kept = []
+    bind = engine._session.bind
+
+    def recorded(inputs, outputs):
+        kept.append(inputs["logits_positions"].size)
+        return bind(inputs, outputs)
+
+    monkeypatch.setattr(engine._session, "bind", recorded)
+    rows = [list(range(100)) * 2]
+    assert probe.ask("logits", "e", text_of(rows)) == [bits(one) for one in engine.logits(rows)]
+    assert sorted(kept) == [1, 7, 64, 64, 64]
+
+
 @pytest.mark.parametrize(
     ("kind", "method"), [("encoder classifier", "classify"), ("token classifier", "tag")]
 )

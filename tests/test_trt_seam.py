@@ -186,7 +186,7 @@ def test_a_decoder_gets_a_decode_and_a_prefill_profile():
     assert decode.name == "decode"
     assert decode.shapes["input_ids"] == ((1, 1), (1, 1), (8, 1))
     assert prefill.shapes["input_ids"] == ((1, 1), (1, 128), (1, 512))
-    assert prefill.shapes["logits_positions"] == ((1,), (1,), (512,))
+    assert prefill.shapes["logits_positions"] == ((1,), (1,), (64,))
     assert prefill.shapes["past_key_values.0.key"] == ((1, 2, 4096, 8),) * 3
     assert decode.takes({"input_ids": (3, 1), "logits_positions": (1,)} | kv(3))
     assert not decode.takes({"input_ids": (9, 1), "logits_positions": (1,)} | kv(9))

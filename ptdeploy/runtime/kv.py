@@ -17,6 +17,9 @@ from ptdeploy.task import TensorSpec
 # A prefill longer than this, or than the engine takes, runs in pieces: an engine's scratch space
 # grows with its square.
 PREFILL = 512
+# An engine built for fixed sizes has room for the logits of so many positions of one run: a large
+# vocabulary's are many times as large as all else that a prefill needs.
+KEPT = 64
 
 
 class KVBuffer:
@@ -36,7 +39,9 @@ class KVBuffer:
         slots: int,
     ) -> None:
         self._session = session
-        self._piece = min(PREFILL, manifest.limits.max_prefill or PREFILL)
+        most = manifest.limits.max_prefill
+        self._piece = min(PREFILL, most or PREFILL)
+        self._kept = self._piece if most is None else min(self._piece, KEPT)
         past = [spec for spec in manifest.inputs if spec.name.startswith("past_key_values.")]
         present = [spec.name for spec in manifest.outputs if spec.name.startswith("present.")]
         fixed = past[0].shape[2]
@@ -80,8 +85,9 @@ class KVBuffer:
         One row at a time: a row's tokens never wait for a longer row's padding.
         """
         kept: list[NDArray[np.float32]] = []
-        for start in range(0, ids.size, self._piece):
-            piece = ids[start : start + self._piece]
+        size = self._kept if every_position else self._piece
+        for start in range(0, ids.size, size):
+            piece = ids[start : start + size]
             first = 0 if every_position else piece.size - 1
             positions = np.arange(first, piece.size)
             logits = np.empty((1, positions.size, self._logits.shape[2]), np.float32)

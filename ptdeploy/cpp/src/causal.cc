@@ -18,6 +18,8 @@ constexpr std::int64_t kSlots = 64;
 // A prefill longer than this, or than the engine takes, runs in pieces: an engine's scratch space
 // grows with its square.
 constexpr std::int64_t kPrefill = 512;
+// An engine built for fixed sizes has room for the logits of so many positions of one run.
+constexpr std::size_t kKept = 64;
 
 bool starts_with(const std::string& text, const char* prefix) { return text.rfind(prefix, 0) == 0; }
 
@@ -82,6 +84,7 @@ bool describes_one_kv_buffer(const Manifest& manifest, KVLayout& layout) {
   layout.in_place = manifest.fused;
   layout.prefill =
       static_cast<std::size_t>(std::min(kPrefill, limits.max_prefill.value_or(kPrefill)));
+  layout.kept = limits.max_prefill ? std::min(kKept, layout.prefill) : layout.prefill;
   for (const TensorSpec& spec : manifest.inputs)
     if (spec.name == layout.past[0] && spec.shape.size() == 4 &&
         std::holds_alternative<std::int64_t>(spec.shape[2]))

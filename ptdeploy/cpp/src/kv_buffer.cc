@@ -68,8 +68,9 @@ std::vector<float> KVBuffer::prefill(std::size_t row, const std::int64_t* ids, s
                                      bool every_position) {
   const std::size_t vocabulary = layout_.vocabulary;
   std::vector<float> kept(every_position ? product({count, vocabulary}) : vocabulary);
-  for (std::size_t start = 0; start < count; start += layout_.prefill) {
-    std::vector<std::int64_t> piece(ids + start, ids + std::min(count, start + layout_.prefill));
+  const std::size_t most = every_position ? layout_.kept : layout_.prefill;
+  for (std::size_t start = 0; start < count; start += most) {
+    std::vector<std::int64_t> piece(ids + start, ids + std::min(count, start + most));
     const std::size_t first = every_position ? 0 : piece.size() - 1;
     std::vector<std::int64_t> positions(piece.size() - first);
     std::iota(positions.begin(), positions.end(), static_cast<std::int64_t>(first));

@@ -16,6 +16,7 @@ struct KVLayout {
   std::size_t heads = 0, width = 0, vocabulary = 0;
   std::size_t fixed_slots = 0;  // of every buffer; 0: as many as are asked for
   std::size_t prefill = 0;      // most tokens of one run
+  std::size_t kept = 0;         // most tokens of one run that gives logits of each
   bool in_place = false;
   std::size_t prefix = 0;       // slots that the frozen prefix fills; 0: not frozen
   std::vector<char> prefix_kv;  // (layers, 2, heads, prefix, width) of that type

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import mmap
 import re
 from collections.abc import Callable
@@ -93,8 +94,12 @@ def why_not_here(info: EngineInfo, version: str, device: cuda.Device) -> str | N
 
 
 def _digest(bundle: Bundle) -> str:
-    (digest,) = (one.sha256 for one in bundle.manifest.files if one.role == "engine")
-    return digest
+    """The plan's SHA-256; a bundle that is still being made does not say it."""
+    (entry,) = (one for one in bundle.manifest.files if one.role == "engine")
+    if entry.sha256:
+        return entry.sha256
+    with (bundle.path / entry.path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def how_to_rebuild(bundle: Bundle) -> str:

@@ -9,6 +9,7 @@ import msgspec
 from ptdeploy.bundle import Limits
 from ptdeploy.engine_options import EngineOptions, Range, read_profile
 from ptdeploy.errors import InputError
+from ptdeploy.runtime.kv import KEPT, PREFILL
 
 if TYPE_CHECKING:
     from ptdeploy.signature import Signature
@@ -18,8 +19,6 @@ DEFAULT_CONTEXT = 4096
 _BATCH = Range(1, 8, 32)
 _ROWS = Range(1, 1, 8)
 _TOKENS = 128
-# A prefill longer than this runs in pieces: scratch space grows with its square.
-_PREFILL = 512
 
 
 class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -62,7 +61,7 @@ def bounded(
             f"--profile has batches of {batch.max}, --max-batch {limits.max_batch}: "
             "give one of them, or the same in both."
         )
-    prefill = min(_PREFILL, context) if sequence is None else sequence.max
+    prefill = min(PREFILL, context) if sequence is None else sequence.max
     _check("seq", prefill, context, "tokens of context, virtual tokens included")
     return msgspec.structs.replace(
         limits,
@@ -91,7 +90,7 @@ def profiles(signature: Signature, limits: Limits, options: EngineOptions) -> tu
     one = Range(1, 1, 1)
     rows = _up_to(ranges.get("batch", _ROWS), limits.max_batch)
     tokens = _up_to(ranges.get("seq", Range(1, _TOKENS, 1 << 30)), limits.max_prefill)
-    kept = Range(1, 1, tokens.max)
+    kept = Range(1, 1, min(KEPT, tokens.max))
     decode = {"batch": rows, "sequence": one, "kept": one, "slots": slots}
     prefill = {"batch": one, "sequence": tokens, "kept": kept, "slots": slots}
     return (
