@@ -17,6 +17,8 @@ import tiny
 import ptdeploy
 from ptdeploy.cli import main
 from ptdeploy.engine_options import EngineOptions
+from ptdeploy.parity import thresholds
+from ptdeploy.parity.thresholds import Thresholds
 from ptdeploy.targets import get_target
 from ptdeploy.targets.trt.inspector import read_layer
 
@@ -243,14 +245,22 @@ def test_verify_completes_a_pending_parity(pending, capsys):
     assert "completed by verify" in out
 
 
-def test_a_pending_parity_that_departs_is_kept_as_that(pending, tmp_path, capsys):
-    bounds = tmp_path / "bounds.json"
-    bounds.write_text('{"max_abs": 0, "relative": 0}')
-    assert main(["verify", str(pending), "--thresholds", str(bounds)]) == 1
+def test_a_pending_parity_that_departs_is_kept_as_that(pending, monkeypatch, capsys):
+    none = Thresholds(max_abs=0, relative=0, cosine=1, kl=0)
+    monkeypatch.setitem(thresholds.THRESHOLDS, "fp32", none)
+    assert main(["verify", str(pending)]) == 1
     assert not json.loads((pending / "parity.json").read_text())["passed"]
     capsys.readouterr()
     assert main(["inspect", str(pending)]) == 0
     assert "parity          FAILED" in capsys.readouterr().out
+
+
+def test_bounds_of_ones_own_complete_no_parity(pending, tmp_path, capsys):
+    bounds = tmp_path / "bounds.json"
+    bounds.write_text('{"max_abs": 9}')
+    assert main(["verify", str(pending), "--thresholds", str(bounds)]) == 0
+    assert "stays pending" in capsys.readouterr().err
+    assert not (pending / "parity.json").exists()
 
 
 @needs_rtx
