@@ -233,7 +233,15 @@ def _check_parity(
         _refuse_departure(reports["graph_parity"])
     if get_target(manifest.target).unavailable(manifest.device) is None:
         with progress.stage("check parity"):
-            reports["parity"] = compare(_open_new(new, base), reference)
+            try:
+                engine = _open_new(new, base)
+            except TargetUnavailable as error:
+                # Built for another GPU than the one that is here.
+                if not reports:
+                    raise
+                progress.note(f"the engine cannot run here: {error.problem}")
+                return reports
+            reports["parity"] = compare(engine, reference)
         _refuse_departure(reports["parity"])
     return reports
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from ptdeploy.bundle import Bundle, check_destination, publish, read_bundle, stage_bundle, staged
-from ptdeploy.errors import InputError, ParityError
+from ptdeploy.errors import InputError, ParityError, TargetUnavailable
 from ptdeploy.parity.compare import compare
 from ptdeploy.parity.reference import load_reference
 from ptdeploy.parity.reports import report_json
@@ -52,10 +52,19 @@ def rebuild_bundle(
         copied = Bundle(staging, manifest)
         with progress.stage(f"build the {manifest.target} engine"):
             notes = target.rebuild(copied, flavor)
+        made = ("engine", "engine_info")
+        files = tuple(staged(one.path, one.role) if one.role in made else one for one in files)
         manifest = msgspec.structs.replace(manifest, parity=None, files=files)
-        if target.unavailable(manifest.device) is None and reference is not None:
+        engine = None
+        if target.unavailable(manifest.device) is None:
+            try:
+                engine = open_engine(Bundle(staging, manifest))
+            except TargetUnavailable as error:
+                # Built for another GPU than the one that is here.
+                notes = (*notes, f"the engine cannot run here: {error.problem}")
+        if engine is not None and reference is not None:
             with progress.stage("check parity"):
-                report = compare(open_engine(Bundle(staging, manifest)), reference)
+                report = compare(engine, reference)
             if not report.passed:
                 raise ParityError(
                     f"The rebuilt engine departs from {report.reference}; {destination} is as it "

@@ -278,6 +278,15 @@ def test_what_needs_a_gpu_to_build_says_so(vendor, tmp_path, options):
         build_plan(vendor, request(save(tmp_path, node, constants=(weights,)), None, options), None)
 
 
+@NO_GPU
+def test_the_gpu_at_hand_cannot_be_built_for_where_there_is_none():
+    """Said before any work, not by the builder."""
+    problem, fix = trt.unbuildable("cuda", EngineOptions(compute_capability="current"))
+    assert "needs a GPU" in problem
+    assert "8.9" in fix
+    assert trt.unbuildable("cuda", EngineOptions(flavor="rtx", compute_capability="8.9")) is None
+
+
 def test_too_little_workspace_is_said(vendor, tmp_path):
     weights = helper.make_tensor("w", TensorProto.FLOAT, (4, 4096), np.ones(4 * 4096, np.float32))
     back = helper.make_tensor("v", TensorProto.FLOAT, (4096, 4), np.ones(4 * 4096, np.float32))
@@ -434,6 +443,16 @@ def test_a_changed_engine_is_not_taken_from_the_cache():
     file.write_bytes(b"another")
     assert cache.find("a" * 64, "plan") is None
     assert not file.exists()
+
+
+def test_a_cache_that_cannot_be_touched_is_still_read(monkeypatch):
+    cache.keep("a" * 64, "plan", b"one")
+    monkeypatch.setattr(cache.os, "utime", refused)
+    assert cache.find("a" * 64, "plan") == b"one"
+
+
+def refused(*_):
+    raise PermissionError(1, "Operation not permitted")
 
 
 def test_the_oldest_go_where_the_cache_is_full(monkeypatch):

@@ -72,7 +72,7 @@ class CausalLM(Engine):
             logits = [with_kv.prefill(i, self.fed(row))[0] for i, row in enumerate(ids)]
             for _ in decode(with_kv, logits, rows, budget, cancel):
                 pass
-            self._spare = [with_kv]
+            self._keep(with_kv)
         return [row.result() for row in rows]
 
     def stream(
@@ -102,7 +102,7 @@ class CausalLM(Engine):
             for (token,) in steps:
                 if row.stopped != "eos":
                     yield token
-            self._spare = [kv]
+            self._keep(kv)
 
         yield from without_stop(tokenizer.decode_stream(tokens()), stops(stop))
 
@@ -171,6 +171,10 @@ class CausalLM(Engine):
             return spare
         slots = min(-(-needed // _SLOTS) * _SLOTS, limits.max_context)
         return KVBuffer(self._session, self.manifest, self._prefix_kv, rows, slots)
+
+    def _keep(self, kv: KVBuffer) -> None:
+        """Leave a buffer to the next request."""
+        self._spare = [kv] if kv.is_sound else []
 
     def fed(self, ids: Ids) -> Ids:
         """What is prefilled for a row: its ids, after virtual tokens that are not frozen."""

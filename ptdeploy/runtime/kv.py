@@ -64,6 +64,7 @@ class KVBuffer:
             ) from None
         self._specs = {spec.name: spec for spec in past}
         self._present = dict(zip(self._placed, present, strict=True))
+        self._prefilled_well = True
         self.lengths = np.full(rows, self.prefix, np.int64)
         self._ids = np.zeros((rows, 1), np.int64)
         self._logits = np.zeros((rows, 1, vocabulary), np.float32)
@@ -72,6 +73,14 @@ class KVBuffer:
     @property
     def rows(self) -> int:
         return len(self.lengths)
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether nothing it was filled with overflowed.
+
+        An engine that reads all slots under a mask would carry a NaN into the next request.
+        """
+        return self._prefilled_well and bool(np.isfinite(self._logits).all())
 
     def reset(self) -> None:
         """Forget all but the virtual tokens, which stay where they are."""
@@ -93,6 +102,7 @@ class KVBuffer:
             logits = np.empty((1, positions.size, self._logits.shape[2]), np.float32)
             self._bind(slice(row, row + 1), np.ascontiguousarray(piece[None]), positions, logits)()
             self.lengths[row] += piece.size
+            self._prefilled_well &= bool(np.isfinite(logits[0, -1]).all())
             kept.append(logits[0])
         if not every_position:
             return kept[-1]

@@ -145,6 +145,18 @@ def test_the_graph_of_a_batch_equals_peft_row_by_row(kept, trained):
     assert [one.token_ids for one in together] == [one.token_ids for one in alone]
 
 
+def test_a_buffer_with_an_overflow_is_not_used_again(kept):
+    """Attention reads all slots under a mask, and nothing times infinity is no number."""
+    with open_stand_in(read_bundle(kept), "ort") as engine:
+        want = engine.logits([[1, 2, 3]])[0]
+        engine.generate([[5, 6]], 3, eos_token_ids=())
+        (spare,) = engine._spare
+        spare._placed["past_key_values.0.value"].value[:, :, 20] = np.inf
+        assert np.isnan(spare.decode([7])).any()
+        engine._keep(spare)
+        assert np.array_equal(engine.logits([[1, 2, 3]])[0], want)
+
+
 def test_a_prompt_that_is_not_frozen_is_compiled_too(trained, tmp_path):
     bundle = compiled(trained("gpt2", "CAUSAL_LM"), tmp_path / "b", freeze_kv=False)
     assert bundle.manifest.prompt.prefix_kv is None

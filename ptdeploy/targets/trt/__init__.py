@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from ptdeploy.bundle import Bundle, Limits, staged
-from ptdeploy.engine_options import EngineOptions, check_options
+from ptdeploy.engine_options import EngineOptions, check_options, read_compute_capabilities
 from ptdeploy.errors import BaseModelError, InputError, TargetUnavailable
 from ptdeploy.signature import Signature
 from ptdeploy.targets import BuildRequest, Built, Numerics
@@ -63,6 +63,13 @@ def unbuildable(device: str, options: EngineOptions) -> tuple[str, str] | None:
         check_flavor(choose_builder(options.flavor)[0], options)
     except TargetUnavailable as error:
         return error.problem, error.fix
+    if read_compute_capabilities(options.compute_capability) == ("current",) and (
+        problem := cuda.unavailable()
+    ):
+        return (
+            f"--compute-capability current needs a GPU ({problem}).",
+            "Name the GPUs instead, such as 8.9, or leave it out.",
+        )
     return None
 
 
@@ -126,8 +133,13 @@ def rebuild(bundle: Bundle, flavor: str | None) -> tuple[str, ...]:
         optimization_level=info.optimization_level,
         compute_capability="current" if info.gpu and info.flavor == "rtx" else ahead,
     )
-    if info.flavor == "tensorrt" or flavor == "tensorrt":
+    if options.flavor == "tensorrt":
         options = replace(options, compute_capability=None)
+    notes: tuple[str, ...] = ()
+    if options.flavor == "rtx" and info.flavor == "tensorrt":
+        # What TensorRT-RTX does not have, and for compatibility does not need.
+        options = replace(options, version_compatible=False, hardware_compatibility="none")
+        notes = ("compatibility options of full TensorRT were left out.",)
     parts = [entry.path for entry in manifest.files if entry.role in ("model", "weights")]
     job = Job(
         onnx,
@@ -138,7 +150,7 @@ def rebuild(bundle: Bundle, flavor: str | None) -> tuple[str, ...]:
         info.precisions,
         options,
     )
-    return make_engine(job, bundle.path)
+    return (*make_engine(job, bundle.path), *notes)
 
 
 def run_graph(

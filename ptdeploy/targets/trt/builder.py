@@ -15,7 +15,7 @@ from ptdeploy.targets.trt.vendor import Vendor
 if TYPE_CHECKING:
     from ptdeploy.signature import Signature
 
-_TYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16", "int64": "INT64"}
+TYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16", "int64": "INT64"}
 # What the libraries say where they look for a driver in a build that needs one.
 _WANTS_GPU = ("cudaError", "CUDA_SUCCESS", "myelinSuccess")
 
@@ -110,7 +110,7 @@ def check_network(vendor: Vendor, network: Any, signature: Signature) -> None:
         by_name = {tensor.name: tensor for tensor in tensors}
         for spec in specs:
             tensor = by_name[spec.name]
-            wanted = getattr(trt.DataType, _TYPES[spec.dtype])
+            wanted = getattr(trt.DataType, TYPES[spec.dtype])
             if tensor.dtype != wanted:
                 raise BaseModelError(
                     f"{vendor.name} parsed {spec.name} as {tensor.dtype}, not {spec.dtype}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -31,12 +32,14 @@ def find(name: str, kind: str) -> bytes | None:
     for path in sorted(folder().glob(f"{name}-*.{kind}")):
         try:
             content = path.read_bytes()
+            whole = path.stem == f"{name}-{hashlib.sha256(content).hexdigest()}"
+            # When it was last of use; another user's cache cannot be told.
+            with contextlib.suppress(OSError):
+                os.utime(path) if whole else path.unlink(missing_ok=True)
         except OSError:
             continue
-        if path.stem == f"{name}-{hashlib.sha256(content).hexdigest()}":
-            os.utime(path)
+        if whole:
             return content
-        path.unlink(missing_ok=True)
     return None
 
 

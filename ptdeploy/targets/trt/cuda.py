@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import math
 import weakref
 from collections.abc import Callable
@@ -93,13 +94,20 @@ class Stream:
         api = runtime()
         # Only this thread's calls count: another may allocate meanwhile.
         mode = api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        call(api.cudaStreamBeginCapture, self.handle, mode)
+        # Memory that a collection frees meanwhile would end the capture.
+        collects = gc.isenabled()
+        gc.disable()
         try:
-            work()
-        except BaseException:
-            # An open capture would make the stream useless to whoever comes next.
-            api.cudaStreamEndCapture(self.handle)
-            raise
+            call(api.cudaStreamBeginCapture, self.handle, mode)
+            try:
+                work()
+            except BaseException:
+                # An open capture would make the stream useless to whoever comes next.
+                api.cudaStreamEndCapture(self.handle)
+                raise
+        finally:
+            if collects:
+                gc.enable()
         return Graph(call(api.cudaStreamEndCapture, self.handle))
 
 
@@ -184,7 +192,9 @@ class Memory:
         return array
 
     def write(self, array: NDArray[Any]) -> None:
-        upload(self.pointer, np.ascontiguousarray(array, self.dtype), self.stream)
+        # Kept until the copy has run: it may be an array of its own.
+        contiguous = np.ascontiguousarray(array, self.dtype)
+        upload(self.pointer, contiguous, self.stream)
         self.stream.wait()
 
     def write_slots(self, lengths: NDArray[np.int64], tokens: Memory) -> None:

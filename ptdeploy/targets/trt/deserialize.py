@@ -9,8 +9,9 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from ptdeploy.bundle import Bundle
-from ptdeploy.errors import BundleError, InputError, TargetUnavailable
+from ptdeploy.errors import BundleError, TargetUnavailable
 from ptdeploy.targets.trt import cache, cuda
+from ptdeploy.targets.trt.builder import TYPES
 from ptdeploy.targets.trt.engine_file import EngineInfo, read_info
 from ptdeploy.targets.trt.session import TrtSession
 from ptdeploy.targets.trt.vendor import NAMES, Vendor, open_vendor
@@ -40,12 +41,14 @@ def open_session(bundle: Bundle, allow_host_code: bool, kind: type[Opened]) -> O
     runtime = vendor.module.Runtime(vendor.logger)
     if info.version_compatible:
         if not allow_host_code:
-            raise InputError(
+            raise TargetUnavailable(
                 f"{bundle.path}: a version compatible engine holds code that runs on the host.",
                 "If you trust whoever made the bundle, set PTDEPLOY_ALLOW_HOST_CODE=1.",
             )
         runtime.engine_host_code_allowed = True
     vendor.errors.clear()
+    if not plan.stat().st_size:
+        raise BundleError(f"{plan}: is empty.", "Compile the checkpoint again.")
     # Mapped: what is copied to the GPU need not be copied on the host first.
     with plan.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         engine = runtime.deserialize_cuda_engine(content)
@@ -63,7 +66,8 @@ def open_session(bundle: Bundle, allow_host_code: bool, kind: type[Opened]) -> O
             f"profiles, engine.json {len(info.profiles)}.",
             "Compile the checkpoint again.",
         )
-    contexts, keep = _contexts(vendor, engine, _digest(bundle), device)
+    _check_tensors(vendor, engine, bundle, info)
+    contexts, keep = _contexts(vendor, engine, info, _digest(bundle), device)
     return kind(vendor, engine, info.profiles, contexts, keep)
 
 
@@ -112,7 +116,7 @@ def how_to_rebuild(bundle: Bundle) -> str:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", version)) or (0,)
+    return tuple(int(part) for part in re.findall(r"\d{1,6}", version)) or (0,)
 
 
 def _reason(vendor: Vendor, runtime: Any, content: mmap.mmap) -> str:
@@ -140,23 +144,27 @@ def _refit(vendor: Vendor, engine: Any, bundle: Bundle) -> None:
 
 
 def _contexts(
-    vendor: Vendor, engine: Any, plan: str, device: cuda.Device
-) -> tuple[Callable[[], Any], Callable[[], None]]:
-    """How to make an execution context, and how to keep what making it has compiled.
+    vendor: Vendor, engine: Any, info: EngineInfo, plan: str, device: cuda.Device
+) -> tuple[Callable[[int], Any], Callable[[], None]]:
+    """How to make a profile's execution context, and how to keep the kernels compiled since.
 
     Scratch space is that of the context's own profile. TensorRT-RTX compiles kernels when it first
-    needs them: at once for the shapes asked, so that a recorded step runs the final ones, and kept
-    for the next process.
+    needs them. A decode step has few shapes and is recorded, so that it waits for the final ones;
+    texts have many, and run on general ones until theirs are there.
     """
     trt = vendor.module
     own = trt.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
     if vendor.flavor == "tensorrt":
-        return lambda: engine.create_execution_context(own), lambda: None
-    config = engine.create_runtime_config()
-    config.set_execution_context_allocation_strategy(own)
-    strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
-    config.dynamic_shapes_kernel_specialization_strategy = strategy
-    kernels = config.create_runtime_cache()
+        return lambda _: engine.create_execution_context(own), lambda: None
+    strategy = trt.DynamicShapesKernelSpecializationStrategy
+    configs = []
+    for profile in info.profiles:
+        config = engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(own)
+        kind = strategy.EAGER if profile.name == "decode" else strategy.LAZY
+        config.dynamic_shapes_kernel_specialization_strategy = kind
+        configs.append(config)
+    kernels = configs[0].create_runtime_cache()
     name = cache.key(
         {
             "plan": plan,
@@ -167,13 +175,47 @@ def _contexts(
     if found := cache.find(name, "kernels"):
         # What does not fit this driver is refused, and compiled anew.
         kernels.deserialize(found)
-    config.set_runtime_cache(kernels)
+    for config in configs:
+        config.set_runtime_cache(kernels)
 
     def keep() -> None:
+        content = kernels.serialize()
         try:
-            cache.keep(name, "kernels", bytes(kernels.serialize()))
+            if content is not None:
+                cache.keep(name, "kernels", bytes(content))
         except OSError:
             # Only the next start is slower for it.
             return
 
-    return lambda: engine.create_execution_context(config), keep
+    return lambda index: engine.create_execution_context(configs[index]), keep
+
+
+def _check_tensors(vendor: Vendor, engine: Any, bundle: Bundle, info: EngineInfo) -> None:
+    """Raises BundleError unless the engine's tensors and its profiles' are the manifest's.
+
+    Memory is made by the manifest and written by the engine: they must mean the same sizes.
+    """
+    dtypes = vendor.module.DataType
+    given = {
+        name: (engine.get_tensor_dtype(name), len(engine.get_tensor_shape(name)))
+        for name in (engine.get_tensor_name(i) for i in range(engine.num_io_tensors))
+    }
+    inputs, outputs = (
+        {
+            spec.name: (getattr(dtypes, TYPES.get(spec.dtype, ""), None), len(spec.shape))
+            for spec in side
+        }
+        for side in (bundle.manifest.inputs, bundle.manifest.outputs)
+    )
+    if given != {**inputs, **outputs}:
+        raise BundleError(
+            f"{bundle.path}: its engine has other inputs or outputs than its manifest lists.",
+            "Compile the checkpoint again.",
+        )
+    wanted = {name: {rank} for name, (_, rank) in inputs.items()}
+    for profile in info.profiles:
+        if {name: set(map(len, shapes)) for name, shapes in profile.shapes.items()} != wanted:
+            raise BundleError(
+                f"{bundle.path}: a profile of its engine.json is not one of its inputs.",
+                "Compile the checkpoint again.",
+            )

@@ -28,9 +28,11 @@ def run_exposed(
     The inputs in `narrow` are bfloat16, as bits; what comes out in it is given as float32.
     """
     import torch
-    from polygraphy.backend.trt import EngineFromBytes, TrtRunner
 
     plan = build_exposed(info, onnx, inner, outputs, shapes_of(feed))
+    from polygraphy.backend.trt import EngineFromBytes, TrtRunner
+    from polygraphy.exception import PolygraphyException
+
     # Of all array libraries that Polygraphy takes only torch has bfloat16.
     given = {
         name: torch.from_numpy(np.ascontiguousarray(array).view(np.int16)).view(torch.bfloat16)
@@ -38,9 +40,16 @@ def run_exposed(
         else torch.from_numpy(np.ascontiguousarray(array))
         for name, array in feed.items()
     }
-    with _quiet(), TrtRunner(EngineFromBytes(plan)) as runner:
-        found = runner.infer(given)
-        return {name: _float32(array) for name, array in found.items()}
+    try:
+        with _quiet(), TrtRunner(EngineFromBytes(plan)) as runner:
+            found = runner.infer(given)
+            return {name: _float32(array) for name, array in found.items()}
+    except PolygraphyException as error:
+        raise TargetUnavailable(
+            f"{NAMES[info.flavor]} could not run the graph with its inner values as outputs "
+            f"({str(error).splitlines()[0]}).",
+            "verify --graph --locate compares the graph itself, without a GPU.",
+        ) from None
 
 
 def build_exposed(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Sequence
@@ -38,7 +39,10 @@ def read_layers(vendor: Vendor, engine: Any, profiles: Sequence[str]) -> EngineL
     """
     inspector = engine.create_engine_inspector()
     as_json = vendor.module.LayerInformationFormat.JSON
-    memory = {"weights": int(engine.get_engine_stat())}
+    memory: dict[str, int] = {}
+    # Some versions' bindings cannot give a plain number here.
+    with contextlib.suppress(TypeError):
+        memory["weights"] = int(engine.get_engine_stat())
     for index, name in enumerate(profiles):
         size = int(engine.get_device_memory_size_for_profile_v2(index))
         memory[f"scratch of a context in profile {name}"] = size

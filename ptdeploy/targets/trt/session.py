@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +25,8 @@ from ptdeploy.targets.trt.vendor import Vendor
 _BEFORE_CAPTURE = 2
 # What set_tensor_address asks for.
 _ALIGNMENT = 256
+# Runs of a lane after which newly compiled kernels are kept: more shapes came up by then.
+_KEEP_AFTER = (1, 16, 256)
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class _Lane:
     profile: int
     context: Any
     stream: cuda.Stream
+    # What the context was made by must not go before it.
+    made_by: object = field(repr=False)
     runs: int = 0
     hosts: dict[str, _Host] = field(default_factory=dict)
 
@@ -68,13 +73,14 @@ class TrtSession:
         vendor: Vendor,
         engine: Any,
         profiles: tuple[Profile, ...],
-        contexts: Callable[[], Any],
+        contexts: Callable[[int], Any],
         keep: Callable[[], None],
     ) -> None:
         self._vendor, self.engine, self._profiles = vendor, engine, profiles
         self._contexts, self._keep = contexts, keep
         self._free: dict[int, list[_Lane]] = {}
-        self._lock = threading.Lock()
+        # A step that is dropped gives its lane back, whatever this thread is just doing.
+        self._lock = threading.RLock()
         self._stream = cuda.Stream()
         trt = vendor.module
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
@@ -92,7 +98,11 @@ class TrtSession:
         return read_layers(self._vendor, self.engine, names)
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        lane = self._take(self._profile({name: array.shape for name, array in inputs.items()}))
+        profile = self._profile({name: array.shape for name, array in inputs.items()})
+        with _room():
+            return self._run(self._take(profile), inputs)
+
+    def _run(self, lane: _Lane, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         try:
             for name, array in inputs.items():
                 self._shape(lane, name, array.shape)
@@ -146,13 +156,13 @@ class TrtSession:
             if free:
                 return free.pop()
         stream = cuda.Stream()
-        context = self._contexts()
+        context = self._contexts(profile)
         if context is None:
             raise MemoryError("TensorRT cannot make another execution context")
         if not context.set_optimization_profile_async(profile, stream.handle):
-            raise BundleError("The engine lacks an optimization profile that engine.json lists.")
+            raise MemoryError("TensorRT cannot make the profile's scratch space")
         stream.wait()
-        return _Lane(profile, context, stream)
+        return _Lane(profile, context, stream, self._contexts)
 
     def _give_back(self, lane: _Lane) -> None:
         with self._lock:
@@ -174,7 +184,7 @@ class TrtSession:
 
     def _ran(self, lane: _Lane) -> None:
         lane.runs += 1
-        if lane.runs == 1:
+        if lane.runs in _KEEP_AFTER:
             self._keep()
 
     def _enqueue(self, lane: _Lane) -> None:
@@ -209,22 +219,29 @@ class _Step:
             aliased = session.engine.get_aliased_input_tensor(name)
             if aliased and self._pointer(name) != self._pointer(aliased):
                 raise BundleError(f"The engine updates {aliased} where {name} does not lie.")
+            shared = name in self._placed and any(
+                self._pointer(one) == self._pointer(name) for one in inputs
+            )
+            if shared and not aliased:
+                raise BundleError(f"The engine does not update {name} in place.")
         self._lane: _Lane | None = None
         self._uploads: list[tuple[_Host, NDArray[Any]]] = []
         self._downloads: list[tuple[_Host, NDArray[Any]]] = []
         self._graph: cuda.Graph | None = None
         self._runs = 0
+        self._records = session.captures
 
     def __call__(self) -> None:
         if self._lane is None:
-            self._lane = self._prepare()
+            with _room():
+                self._lane = self._prepare()
         lane = self._lane
         # What was placed or written between two runs is there before this one.
         self._session._stream.wait()
         for host, array in self._uploads:
             np.copyto(host.view, array)
-        if self._graph is None and self._runs == _BEFORE_CAPTURE and self._capturable(lane):
-            self._graph = lane.stream.capture(lambda: self._work(lane))
+        if self._records and self._runs == _BEFORE_CAPTURE:
+            self._graph = self._recorded(lane)
         if self._graph is not None:
             self._graph.launch(lane.stream)
         else:
@@ -256,27 +273,47 @@ class _Step:
                 raise BundleError(f"The engine gives {name} in another shape than the manifest.")
         for name, memory in self._placed.items():
             session._address(lane, name, memory.pointer)
-        for arrays, copies in (
-            (self._inputs, self._uploads),
-            (self._outputs, self._downloads),
-        ):
+        uploads: list[tuple[_Host, NDArray[Any]]] = []
+        downloads: list[tuple[_Host, NDArray[Any]]] = []
+        for arrays, copies in ((self._inputs, uploads), (self._outputs, downloads)):
             for name, array in arrays.items():
                 if array.dtype != session._dtypes.get(name):
                     raise BundleError(f"The engine has no {name} of {array.dtype}.")
                 host = lane.host(name, array.shape, array.dtype)
                 copies.append((host, array))
                 session._address(lane, name, host.block.pointer)
+        self._uploads, self._downloads = uploads, downloads
         return lane
+
+    def _recorded(self, lane: _Lane) -> cuda.Graph | None:
+        """The step as one graph, or None where it cannot be one: then it goes on step by step."""
+        self._records = False
+        try:
+            if self._capturable(lane):
+                return lane.stream.capture(lambda: self._work(lane))
+        except RuntimeError:
+            return None
+        return None
 
     def _pointer(self, name: str) -> int | None:
         memory = self._placed.get(name)
         return None if memory is None else memory.pointer
 
     def _capturable(self, lane: _Lane) -> bool:
-        if not self._session.captures:
-            return False
         asked = getattr(lane.context, "is_stream_capturable", None)
         return asked is None or bool(asked(lane.stream.handle))
+
+
+@contextmanager
+def _room() -> Iterator[None]:
+    """Memory that runs out is about the request's size."""
+    try:
+        yield
+    except MemoryError as error:
+        raise InputError(
+            f"The request does not fit in the GPU's memory ({error}).",
+            "Send fewer rows at once, or fewer requests side by side.",
+        ) from None
 
 
 def _numpy(trt: Any, dtype: Any) -> np.dtype[Any]:

@@ -116,5 +116,7 @@ def _logger(module: Any) -> tuple[Any, list[str]]:
         def log(self, severity: Any, message: str) -> None:
             if severity in (worst.INTERNAL_ERROR, worst.ERROR):
                 errors.append(message.strip())
+                # The first are why a build failed; a process that runs for long keeps the last.
+                del errors[16:-16]
 
     return Quiet(), errors
