@@ -84,9 +84,8 @@ class TrtSession:
         self._stream = cuda.Stream()
         trt = vendor.module
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
-        modes = {name: engine.get_tensor_mode(name) for name in names}
-        self.inputs = [name for name in names if modes[name] == trt.TensorIOMode.INPUT]
-        self.outputs = [name for name in names if modes[name] == trt.TensorIOMode.OUTPUT]
+        output = trt.TensorIOMode.OUTPUT
+        self.outputs = [name for name in names if engine.get_tensor_mode(name) == output]
         self._dtypes = {name: _numpy(trt, engine.get_tensor_dtype(name)) for name in names}
         for name in names:
             if engine.get_tensor_location(name) != trt.TensorLocation.DEVICE:
