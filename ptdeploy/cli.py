@@ -334,16 +334,23 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 
 def _cpp_new(arguments: argparse.Namespace) -> int:
+    from ptdeploy.bundle import read_bundle
     from ptdeploy.cpp import new_project
 
     folder = Path(arguments.folder)
     names = new_project(folder, Path(arguments.bundle))
+    tensorrt = read_bundle(arguments.bundle, hashes=False).manifest.target == "trt"
+    more = (
+        " \\\n          -DPTDEPLOY_TENSORRT=ON -DTENSORRT_ROOT=/path/to/TensorRT"
+        if tensorrt
+        else ""
+    )
     if arguments.json:
         return _print_json({"folder": str(folder), "files": names})
     print(
         f"wrote     {', '.join(str(folder / name) for name in names)}\n"
         f"build it  cmake -S {folder} -B {folder / 'build'} -DONNXRUNTIME_ROOT=/path/to/onnxruntime"
-        f"\n          cmake --build {folder / 'build'}"
+        f"{more}\n          cmake --build {folder / 'build'}"
     )
     return 0
 

@@ -13,10 +13,11 @@ import msgspec
 import numpy as np
 
 from ptdeploy.bundle import Bundle, read_bundle
-from ptdeploy.errors import InputError
+from ptdeploy.errors import InputError, TargetUnavailable
 from ptdeploy.parity.measure import finite
 from ptdeploy.parity.reference import load_reference
 from ptdeploy.runtime import CausalLM, Engine, open_engine
+from ptdeploy.targets import TARGETS, get_target
 
 _NEW_TOKENS, _ROWS, _TOKENS = 16, 8, 32
 # The manifest's fields that say what a bundle is, in the order they are shown.
@@ -51,7 +52,7 @@ class Difference(msgspec.Struct, frozen=True):
     """Two bundles beside each other. Everything that is equal in both is left out.
 
     `logits_max_abs` is the largest difference of the two engines' logits on the first one's stored
-    rows; null where they do not give the same kind of logits.
+    rows; null where they do not give the same kind of logits, or were not run (`ran`).
     """
 
     versions: tuple[Change, ...]
@@ -59,6 +60,7 @@ class Difference(msgspec.Struct, frozen=True):
     parity: tuple[Change, ...]
     files: tuple[Change, ...]
     operators: tuple[Change, ...] | None
+    ran: bool
     logits_max_abs: float | None
     speed: tuple[Speed, ...]
     notes: tuple[str, ...]
@@ -70,26 +72,35 @@ def compare_bundles(
     """Read two bundles, run both on the same rows, and say what differs.
 
     `speed` measures both engines in turns, `rounds` times each after one that does not count.
-    Raises BundleError if one is damaged, TargetUnavailable if its engine cannot run here.
+    Where an engine cannot run here the rest is compared, and a note says so.
+    Raises BundleError if one is damaged, TargetUnavailable if an engine that cannot run here is to
+    be timed.
     """
     bundles = read_bundle(before), read_bundle(after)
     a, b = (bundle.manifest for bundle in bundles)
     notes = []
     operators = tuple(_operators(bundle) for bundle in bundles)
     if None in operators:
-        notes.append("operators were not counted: that needs onnx (ptdeploy[compile]).")
-    engines = open_engine(bundles[0]), open_engine(bundles[1])
+        notes.append(
+            "operators were not counted: that needs onnx (ptdeploy[compile]), and bundles with "
+            "their ONNX."
+        )
+    engines = _open(bundles, speed, notes)
     settings = {name: (_plain(getattr(a, name)), _plain(getattr(b, name))) for name in _SETTINGS}
+    settings["engine"] = _engine_facts(bundles[0]), _engine_facts(bundles[1])
     return Difference(
         versions=_changes(a.versions, b.versions),
         settings=_flat(settings),
-        parity=_changes(_plain(a.parity) or {}, _plain(b.parity) or {}),
+        parity=_changes(
+            _plain(a.parity or a.graph_parity) or {}, _plain(b.parity or b.graph_parity) or {}
+        ),
         files=_changes(_sizes(bundles[0]), _sizes(bundles[1])),
         operators=None
         if operators[0] is None or operators[1] is None
         else _changes(operators[0], operators[1]),
-        logits_max_abs=_apart(bundles[0], *engines),
-        speed=_speeds(*engines, rounds) if speed else (),
+        ran=engines is not None,
+        logits_max_abs=_apart(bundles[0], *engines) if engines else None,
+        speed=_speeds(*engines, rounds) if speed and engines else (),
         notes=tuple(notes),
     )
 
@@ -110,7 +121,9 @@ def describe(found: Difference) -> str:
         lines += [f"  {one.name}: {_short(one.before)} -> {_short(one.after)}" for one in changes]
     apart = found.logits_max_abs
     lines.append(
-        "logits: of another kind"
+        "logits: not compared"
+        if not found.ran
+        else "logits: of another kind"
         if apart is None
         else f"logits: at most {apart:.2g} apart on the first bundle's stored rows"
     )
@@ -129,9 +142,33 @@ def _operators(bundle: Bundle) -> dict[str, int] | None:
     except ImportError:
         return None
     path = bundle.file("model")
-    assert path is not None, "read_bundle checks it"
+    if path is None:
+        return None
     model = onnx.load(path, load_external_data=False)
     return dict(sorted(Counter(node.op_type for node in model.graph.node).items()))
+
+
+def _open(
+    bundles: tuple[Bundle, Bundle], speed: bool, notes: list[str]
+) -> tuple[Engine, Engine] | None:
+    try:
+        return open_engine(bundles[0]), open_engine(bundles[1])
+    except TargetUnavailable as error:
+        if speed:
+            raise
+        notes.append(f"the engines were not run: {error.problem}")
+        return None
+
+
+def _engine_facts(bundle: Bundle) -> dict[str, Any]:
+    """What an engine was built for and how; what it is called follows from that."""
+    target = bundle.manifest.target
+    facts = get_target(target).facts(bundle) if target in TARGETS else {}
+    profiles = facts.pop("profiles", ())
+    shapes = {
+        one["name"]: [list(shape) for shape in one["shapes"]["input_ids"]] for one in profiles
+    }
+    return {**facts, **{f"profile {name}": shown for name, shown in shapes.items()}}
 
 
 def _sizes(bundle: Bundle) -> dict[str, int]:

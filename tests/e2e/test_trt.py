@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -279,6 +280,26 @@ def test_a_graph_that_is_not_there_is_not_verified(compiled_ort, trained, tmp_pa
         ptdeploy.verify(bundle.path, graph=True)
     with pytest.raises(ptdeploy.InputError, match="holds no ONNX"):
         ptdeploy.rebuild(bundle.path)
+
+
+@NO_GPU
+def test_diff_says_what_changed_where_the_engines_cannot_run(kept, trained, tmp_path, capsys):
+    one = trained("qwen2", "CAUSAL_LM")
+    options = EngineOptions(profile="batch=1:1:2", workspace=99)
+    other = compiled(one, tmp_path / "b", engine=options).path
+    assert main(["diff", str(kept), str(other)]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"engine\.workspace: .* -> 99", out)
+    assert "engine.profile decode: [[1, 1], [1, 1], [8, 1]] -> [[1, 1], [1, 1], [2, 1]]" in out
+    assert "limits.max_batch" in out
+    assert "logits: not compared" in out
+    assert "the engines were not run" in out
+    assert main(["diff", str(kept), str(other), "--speed"]) == 3
+
+
+def test_a_project_for_a_tensorrt_bundle_is_told_how_to_build(kept, tmp_path, capsys):
+    assert main(["cpp-new", str(tmp_path / "app"), str(kept)]) == 0
+    assert "-DPTDEPLOY_TENSORRT=ON" in capsys.readouterr().out
 
 
 def test_rebuild_needs_neither_torch_nor_the_checkpoint(kept, tmp_path):
