@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import ml_dtypes
@@ -222,6 +224,30 @@ def test_an_engine_is_built_and_is_the_same_bytes_again(vendor, tmp_path):
     one, two = (bytes(build_plan(vendor, request(relu(tmp_path)), None)) for _ in range(2))
     assert len(one) > 1000
     assert one == two
+
+
+def test_an_interrupt_while_an_engine_is_built_is_not_lost(tmp_path):
+    """TensorRT drops what is raised in its calls to a logger."""
+    file, before = relu(tmp_path), signal.getsignal(signal.SIGINT)
+    pressing = open_vendor("rtx")
+
+    class Pressing(pressing.module.ILogger):
+        pressed = False
+
+        def __init__(self):
+            pressing.module.ILogger.__init__(self)
+
+        def log(self, severity, message):
+            # Not while it parses, when Python's own handler is still there.
+            if signal.getsignal(signal.SIGINT) is not before and not self.pressed:
+                self.pressed = True
+                signal.raise_signal(signal.SIGINT)
+
+    logger = Pressing()
+    with pytest.raises(KeyboardInterrupt):
+        build_plan(replace(pressing, logger=logger), request(file), None)
+    assert logger.pressed
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_an_operator_the_parser_refuses_is_named_with_its_module(vendor, tmp_path):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,7 +56,8 @@ def build_plan(vendor: Vendor, request: Request, timing: str | None) -> Any:
         if config.add_optimization_profile(shapes) < 0:
             raise BaseModelError(f"{vendor.name} refuses the profile {profile}: {_first(vendor)}.")
     kept = _timing_cache(config, timing)
-    plan = builder.build_serialized_network(network, config)
+    with _interruptible():
+        plan = builder.build_serialized_network(network, config)
     # The network's weights lie in the parser.
     del parser
     if plan is None:
@@ -60,6 +65,26 @@ def build_plan(vendor: Vendor, request: Request, timing: str | None) -> Any:
     if kept is not None and timing is not None:
         _keep_timing(timing, bytes(kept.serialize()))
     return plan
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let Ctrl-C end a build: raised inside TensorRT's calls to our logger, it would be dropped.
+
+    It takes effect when the builder returns.
+    """
+    of_python = signal.getsignal(signal.SIGINT) is not None
+    if threading.current_thread() is not threading.main_thread() or not of_python:
+        yield
+        return
+    pressed: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pressed:
+        raise KeyboardInterrupt
 
 
 def _parse(vendor: Vendor, builder: Any, onnx: Path) -> tuple[Any, Any]:
