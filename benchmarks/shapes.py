@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -13,53 +14,45 @@ CACHE = Path(__file__).parents[1] / ".cache" / "shapes"
 
 def qwen2_05b(virtual_tokens: int) -> tuple[Path, Path]:
     """Qwen2.5-0.5B's shape: 494 million weights, 2.0 GB in fp32. Gives (base, adapter) folders."""
-    base = CACHE / "qwen2-0.5b"
-    adapter = CACHE / f"qwen2-0.5b-p{virtual_tokens}"
-    if not (adapter / "adapter_config.json").exists():
-        torch.manual_seed(0)
-        config = transformers.Qwen2Config(
-            vocab_size=151_936,
-            hidden_size=896,
-            intermediate_size=4864,
-            num_hidden_layers=24,
-            num_attention_heads=14,
-            num_key_value_heads=2,
-            max_position_embeddings=32_768,
-            rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
-            rms_norm_eps=1e-6,
-            tie_word_embeddings=True,
-            use_sliding_window=False,
-        )
-        model = transformers.AutoModelForCausalLM.from_config(config).eval()
-        if not (base / "config.json").exists():
-            model.save_pretrained(base)
-        tuned = get_peft_model(
-            model,
-            PromptEncoderConfig(
-                task_type="CAUSAL_LM",
-                num_virtual_tokens=virtual_tokens,
-                encoder_hidden_size=128,
-                encoder_reparameterization_type="MLP",
-            ),
-        )
-        tuned.save_pretrained(adapter)
-    return base, adapter
+    config = transformers.Qwen2Config(
+        vocab_size=151_936,
+        hidden_size=896,
+        intermediate_size=4864,
+        num_hidden_layers=24,
+        num_attention_heads=14,
+        num_key_value_heads=2,
+        max_position_embeddings=32_768,
+        rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
+        rms_norm_eps=1e-6,
+        tie_word_embeddings=True,
+        use_sliding_window=False,
+    )
+    return _saved("qwen2-0.5b", config, "CAUSAL_LM", virtual_tokens)
 
 
 def bert_base(virtual_tokens: int) -> tuple[Path, Path]:
     """BERT-base's shape with four classes: 109 million weights. Gives (base, adapter) folders."""
-    base = CACHE / "bert-base"
-    adapter = CACHE / f"bert-base-p{virtual_tokens}"
+    return _saved("bert-base", transformers.BertConfig(num_labels=4), "SEQ_CLS", virtual_tokens)
+
+
+_KINDS = {
+    "CAUSAL_LM": transformers.AutoModelForCausalLM,
+    "SEQ_CLS": transformers.AutoModelForSequenceClassification,
+}
+
+
+def _saved(name: str, config: Any, task: str, virtual_tokens: int) -> tuple[Path, Path]:
+    """Make a shape's base and adapter where they are not there yet."""
+    base, adapter = CACHE / name, CACHE / f"{name}-p{virtual_tokens}"
     if not (adapter / "adapter_config.json").exists():
         torch.manual_seed(0)
-        config = transformers.BertConfig(num_labels=4)
-        model = transformers.AutoModelForSequenceClassification.from_config(config).eval()
+        model = _KINDS[task].from_config(config).eval()
         if not (base / "config.json").exists():
             model.save_pretrained(base)
         tuned = get_peft_model(
             model,
             PromptEncoderConfig(
-                task_type="SEQ_CLS",
+                task_type=task,
                 num_virtual_tokens=virtual_tokens,
                 encoder_hidden_size=128,
                 encoder_reparameterization_type="MLP",

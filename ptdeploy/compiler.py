@@ -209,10 +209,14 @@ def _unprovable(target: Target, device: str) -> tuple[str, str] | None:
     problem = target.unavailable(device)
     if problem is None or not target.STAND_IN:
         return problem
-    stand_in = get_target(target.STAND_IN)
-    if stand_in.unavailable(stand_in.DEVICES[0]) is None:
+    if _runs_on_default(target.STAND_IN):
         return None
     return f"Nothing here could show parity: {problem[0]}", "pip install 'ptdeploy[cpu]'"
+
+
+def _runs_on_default(name: str) -> bool:
+    target = get_target(name)
+    return target.unavailable(target.DEVICES[0]) is None
 
 
 def _check_parity(
@@ -224,7 +228,7 @@ def _check_parity(
     """
     reports: dict[Role, ParityReport] = {}
     manifest = new.manifest
-    if stand_in and get_target(stand_in).unavailable(get_target(stand_in).DEVICES[0]) is None:
+    if stand_in and _runs_on_default(stand_in):
         with (
             progress.stage(f"check parity of the graph, with {stand_in}"),
             open_stand_in(new, stand_in) as engine,

@@ -30,9 +30,7 @@ def open_stand_in(bundle: Bundle, target: str) -> Iterator[Engine]:
     device = get_target(target).DEVICES[0]
     precision = "fp32" if manifest.precision == "tf32" else manifest.precision
     changes = {"target": target, "device": device, "precision": precision}
-    if all(spec.dtype != "bfloat16" for spec in (*manifest.inputs, *manifest.outputs)) and (
-        precision != "bf16"
-    ):
+    if precision != "bf16":
         yield open_engine(Bundle(bundle.path, msgspec.structs.replace(manifest, **changes)))
         return
     # Not beside the bundle's files: those may be on a disk that is only read.
