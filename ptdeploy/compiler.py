@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -101,7 +102,13 @@ def compile_checkpoint(
         prompt = freeze(source, model, needs_prefix_kv(source.task, found))
     with progress.stage("export to ONNX"):
         program, route = build_program(
-            source.task, model, found, prompt, freeze_kv, numerics.operators
+            source.task,
+            model,
+            found,
+            prompt,
+            freeze_kv,
+            numerics.operators,
+            partial(engine_target.refuses, device, numerics.activations),
         )
         bounds = limits(
             found,

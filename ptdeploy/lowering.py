@@ -19,6 +19,7 @@ from torch import nn
 from transformers.cache_utils import Cache
 
 from ptdeploy.base import quiet_libraries
+from ptdeploy.targets import Attention
 from ptdeploy.task import Operators
 
 if TYPE_CHECKING:
@@ -73,6 +74,8 @@ class _Trace:
     # The last position that masks are tried at; none while exporting, when tensors have no values.
     last_position: int | None = None
     layers: set[int] = field(default_factory=set)
+    # What the layers ask of the operator, each kind once, in their order.
+    asked: dict[Attention, None] = field(default_factory=dict)
 
 
 _TRACE = _Trace()
@@ -82,6 +85,7 @@ def start(cache: SharedCache) -> None:
     """Make `cache` the one that the fused attention reads and writes from here on."""
     _TRACE.cache = cache
     _TRACE.layers.clear()
+    _TRACE.asked.clear()
     _TRACE.refused = None
 
 
@@ -157,6 +161,16 @@ def _attention(
     past = cache.past[2 * layer], cache.past[2 * layer + 1]
     scale = float(query.shape[-1] ** -0.5 if scaling is None else scaling)
     rule = _Rule(scale, int(sliding_window or 0), float(softcap or 0), s_aux)
+    _TRACE.asked[
+        Attention(
+            heads=query.shape[1],
+            kv_heads=key.shape[1],
+            head_dim=query.shape[-1],
+            window=rule.window,
+            softcap=rule.softcap,
+            sinks=s_aux is not None,
+        )
+    ] = None
     compute = _grouped_query if _TRACE.operators == "onnxruntime" else _over_buffer
     output, cache.present[layer] = compute(query, key, value, past, cache, rule)
     _TRACE.layers.add(layer)
@@ -253,9 +267,16 @@ def _over_buffer(
 
 
 def why_not_fused(
-    model: PreTrainedModel, program: nn.Module, inputs: tuple[Any, ...], operators: Operators
+    model: PreTrainedModel,
+    program: nn.Module,
+    inputs: tuple[Any, ...],
+    operators: Operators,
+    refuses: Callable[[Attention], str],
 ) -> str:
-    """Why a program with a SharedCache cannot be traced fused, or "" if all its layers can."""
+    """Why a program with a SharedCache cannot be traced fused, or "" if all its layers can.
+
+    `refuses` says why the engine cannot compute an attention, "" if it can.
+    """
     _TRACE.last_position = int(getattr(model.config, "max_position_embeddings", 0) or 1 << 17) - 1
     with torch.no_grad(), quiet_libraries(), fused(model, operators):
         try:
@@ -267,7 +288,9 @@ def why_not_fused(
     if _TRACE.refused:
         return _TRACE.refused
     missing = int(model.config.num_hidden_layers) - len(_TRACE.layers)
-    return f"{missing} of its layers compute attention their own way" if missing else ""
+    if missing:
+        return f"{missing} of its layers compute attention their own way"
+    return next((why for attention in _TRACE.asked if (why := refuses(attention))), "")
 
 
 @contextmanager

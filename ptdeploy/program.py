@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from ptdeploy.errors import BaseModelError
 from ptdeploy.lowering import why_not_fused
 from ptdeploy.prompt import Prompt
 from ptdeploy.signature import BATCH, KEPT, SEQUENCE, SLOTS, Signature
+from ptdeploy.targets import Attention
 from ptdeploy.task import Graph, Operators, Task, TensorSpec
 
 if TYPE_CHECKING:
@@ -60,15 +62,17 @@ def build_program(
     prompt: Prompt,
     freeze_kv: bool = True,
     operators: Operators | None = "onnxruntime",
+    refuses: Callable[[Attention], str] = lambda _: "",
 ) -> tuple[Program, Graph]:
     """Choose the task's program: an encoder, a decoder that classifies, or one that writes.
 
-    A decoder that writes is `fused`, with `operators`, where its architecture allows and `plain`
-    otherwise; the Graph says which and why. Without `freeze_kv` the virtual tokens stay in it as
+    A decoder that writes is `fused`, with `operators`, where its architecture allows and the engine
+    does not refuse what its layers ask for, and `plain` otherwise; the Graph says which and why.
+    Without `freeze_kv` the virtual tokens stay in it as
     embeddings.
     """
     if task is Task.CAUSAL_LM:
-        return _decoder(model, base, prompt, freeze_kv, operators)
+        return _decoder(model, base, prompt, freeze_kv, operators, refuses)
     if base.last_token_head:
         program = _decoder_classifier(model, prompt, base.num_labels)
         return program, Graph("plain", "a class needs no KV buffer")
@@ -150,6 +154,7 @@ def _decoder(
     prompt: Prompt,
     freeze_kv: bool,
     operators: Operators | None,
+    refuses: Callable[[Attention], str],
 ) -> tuple[Program, Graph]:
     assert prompt.prefix_kv is not None
     layers, _, heads, _, head_dim = prompt.prefix_kv.shape
@@ -163,7 +168,7 @@ def _decoder(
     if operators is None:
         why = "the target has no attention over a buffer"
     else:
-        why = why_not_fused(model, program, _examples(inputs), operators)
+        why = why_not_fused(model, program, _examples(inputs), operators, refuses)
     vocabulary = int(model.get_output_embeddings().weight.shape[0])
     logits = TensorSpec(
         "logits", "float32", (BATCH, KEPT, vocabulary), "next-token scores before softmax"

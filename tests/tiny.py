@@ -270,7 +270,7 @@ def make(
         PromptEncoderConfig(
             task_type=task,
             num_virtual_tokens=virtual_tokens,
-            token_dim=32,
+            token_dim=base.get_input_embeddings().weight.shape[1],
             num_layers=2,
             num_attention_heads=4,
             encoder_hidden_size=24,

@@ -46,6 +46,22 @@ class Numerics:
 
 
 @dataclass(frozen=True)
+class Attention:
+    """What one layer's attention over a KV buffer is asked to compute.
+
+    `window` is in tokens and `softcap` a score, 0 for none; `sinks` says whether each head has a
+    score that belongs to no token.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    window: int = 0
+    softcap: float = 0
+    sinks: bool = False
+
+
+@dataclass(frozen=True)
 class BuildRequest:
     """What an engine is built from: a graph, what goes in and out of it, and how to build it."""
 
@@ -126,6 +142,10 @@ class Target(Protocol):
 
     def numerics(self, device: str, precision: str) -> Numerics:
         """How it computes one of them."""
+        ...
+
+    def refuses(self, device: str, activations: Activations, attention: Attention) -> str:
+        """Why its fused attention cannot compute that, in the engine's words, or "" if it can."""
         ...
 
     def unavailable(self, device: str) -> tuple[str, str] | None:

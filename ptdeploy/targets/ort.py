@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from ptdeploy.bundle import Bundle, FileEntry, Limits, staged
 from ptdeploy.engine_options import EngineOptions
 from ptdeploy.errors import BundleError, InputError, TargetUnavailable
-from ptdeploy.targets import BuildRequest, Built, Numerics, Placed
+from ptdeploy.targets import Attention, BuildRequest, Built, Numerics, Placed
+from ptdeploy.task import Activations
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -43,6 +44,13 @@ def numerics(device: str, precision: str) -> Numerics:
     if precision == "fp32":
         return Numerics("float32", None)
     return Numerics("float16", "onnxruntime")
+
+
+def refuses(device: str, activations: Activations, attention: Attention) -> str:
+    """Why GroupQueryAttention cannot compute that on `device`, found by running it."""
+    from ptdeploy.targets.ort_attention import try_attention
+
+    return try_attention(session_options(device), _PROVIDERS[device], activations, attention)
 
 
 def unavailable(device: str) -> tuple[str, str] | None:

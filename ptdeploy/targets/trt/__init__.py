@@ -14,7 +14,7 @@ from ptdeploy.bundle import Bundle, Limits, staged
 from ptdeploy.engine_options import EngineOptions, check_options, read_compute_capabilities
 from ptdeploy.errors import BaseModelError, InputError, TargetUnavailable
 from ptdeploy.signature import Signature
-from ptdeploy.targets import BuildRequest, Built, Numerics
+from ptdeploy.targets import Attention, BuildRequest, Built, Numerics
 from ptdeploy.targets.layers import EngineLayers, Profiled
 from ptdeploy.targets.ort import write_model
 from ptdeploy.targets.trt import cuda
@@ -23,6 +23,7 @@ from ptdeploy.targets.trt.engine_file import INFO, PLAN, read_info
 from ptdeploy.targets.trt.make import Job, count_precisions, make_engine
 from ptdeploy.targets.trt.plan import bounded, profiles
 from ptdeploy.targets.trt.vendor import INSTALL, MODULES, NAMES, choose_builder, is_installed
+from ptdeploy.task import Activations
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -52,6 +53,11 @@ def numerics(device: str, precision: str) -> Numerics:
         opset=24,
         block_size=64 if precision == "int4" else 0,
     )
+
+
+def refuses(device: str, activations: Activations, attention: Attention) -> str:
+    """Nothing: its attention is products and a softmax, which take any shape."""
+    return ""
 
 
 def unbuildable(device: str, options: EngineOptions) -> tuple[str, str] | None:
