@@ -1,0 +1,107 @@
+"""One object, several requests: none changes what another one gets."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+
+import families
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ptdeploy.errors import InputError
+from ptdeploy.runtime.tokenizer import Tokenizer
+
+PARTS = [*"abcdehnost .,'é東🙂\n", " the cat", "</s>", "[SEP]"]
+TEXT = st.lists(st.sampled_from(PARTS), max_size=40).map("".join)
+
+
+@pytest.fixture(scope="module")
+def tokenizers(tmp_path_factory) -> Callable[[str], tuple[object, Tokenizer]]:
+    """`tokenizers(family)`: transformers' and ours, made once."""
+    folder = tmp_path_factory.mktemp("tokenizers")
+    made = {}
+    for family in families.FAMILIES:
+        theirs = families.make(family)
+        file = folder / f"{family}.json"
+        theirs.backend_tokenizer.save(str(file))
+        made[family] = theirs, Tokenizer(file)
+    return made.__getitem__
+
+
+@pytest.fixture
+def switching() -> Iterator[None]:
+    """Threads take turns as often as they do on a busy machine."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(before)
+
+
+def together(*calls: Callable[[], object], rounds: int = 40) -> list[list[object]]:
+    """What each call gave in a thread of its own, every time."""
+    given: list[list[object]] = [[] for _ in calls]
+    start = threading.Barrier(len(calls))
+
+    def repeat(call: Callable[[], object], answers: list[object]) -> None:
+        start.wait()
+        for _ in range(rounds):
+            try:
+                answers.append(call())
+            except Exception as error:
+                answers.append(error)
+
+    threads = [threading.Thread(target=repeat, args=one) for one in zip(calls, given, strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return given
+
+
+@pytest.mark.parametrize("family", families.FAMILIES)
+@given(text=TEXT, pair=st.none() | TEXT, limit=st.integers(3, 60))
+@settings(max_examples=60, deadline=None)
+def test_cut_text_is_what_the_library_itself_cuts(tokenizers, family, text, pair, limit):
+    theirs, ours = tokenizers(family)
+    theirs.backend_tokenizer.enable_truncation(limit)
+    want = theirs.backend_tokenizer.encode(text, pair)
+    cut = ours.encode_truncated(text, limit, pair)
+    assert cut.ids == want.ids
+    assert cut.type_ids == want.type_ids
+    assert cut.offsets == want.offsets
+    assert cut.tokens == want.tokens
+
+
+def test_text_is_cut_on_the_side_that_tokenizer_json_names(tmp_path):
+    theirs = families.make("wordpiece")
+    theirs.backend_tokenizer.enable_truncation(9, direction="left")
+    theirs.backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
+    theirs.truncation_side = "left"
+    text = "the cat sat on the mat and the dog ran"
+    cut = Tokenizer(tmp_path / "tokenizer.json").encode_truncated(text, 6)
+    assert cut.ids == theirs(text, truncation=True, max_length=6)["input_ids"]
+
+
+def test_fewer_tokens_than_the_special_ones_are_refused(tokenizers):
+    _, ours = tokenizers("wordpiece")
+    assert len(ours.encode_truncated("the cat", 2).ids) == 2
+    with pytest.raises(InputError, match="too few for the special tokens"):
+        ours.encode_truncated("the cat", 1)
+
+
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_one_threads_cut_is_no_other_threads(tokenizers, switching, family):
+    _, ours = tokenizers(family)
+    text = "the dog ran over a hill " * 9
+    calls = [
+        lambda: ours.encode(text).ids,
+        lambda: ours.encode_truncated(text, 9).ids,
+        lambda: ours.encode_truncated(text, 30, "a pair").ids,
+        lambda: ours.decode(ours.encode(text).ids),
+    ]
+    alone = [call() for call in calls]
+    for want, got in zip(alone * 2, together(*calls, *calls), strict=True):
+        assert got == [want] * len(got)
