@@ -56,6 +56,7 @@ def compile(
     device: str | None = None,
     precision: str | None = None,
     adapter: str | None = None,
+    tokenizer: str | None = None,
     task: Task | None = None,
     labels: str | None = None,
     force: bool = False,
@@ -72,7 +73,8 @@ def compile(
     `checkpoint` is a PEFT adapter folder, a Trainer checkpoint or a state dict file; `base`
     overrides the base model it names (a local folder or a hub id). `target` is "ort" or "trt";
     `device` "cpu" or "cuda", and `precision`, are the target's default unless told. `labels` names
-    the classes.
+    the classes. `tokenizer` is a folder or a hub id to take the tokenizer from, or "none" for a
+    bundle that takes token ids only; unless told it is the checkpoint's own, else the base model's.
     For CAUSAL_LM the virtual tokens are frozen as prefix KV unless `freeze_kv` is False, and the
     KV buffer is bounded to `max_batch` rows of `max_context` tokens, virtual tokens included.
     `rounding` has the options of the precisions "int8", "int4" and "fp8", which are accepted or
@@ -96,6 +98,7 @@ def compile(
         device=device,
         precision=precision,
         adapter=adapter,
+        tokenizer=tokenizer,
         task=task,
         labels=labels,
         force=force,
@@ -115,6 +118,7 @@ def verify(
     checkpoint: str | Path | None = None,
     base: str | None = None,
     adapter: str | None = None,
+    tokenizer: str | None = None,
     data: str | Path | None = None,
     thresholds: str | Path | None = None,
     locate: bool = False,
@@ -125,7 +129,8 @@ def verify(
     """Check a bundle's files, and its engine against the reference.
 
     The reference is the one stored in the bundle at compile time, which needs no torch; with
-    `checkpoint` it is computed again with PEFT on PyTorch, each row alone.
+    `checkpoint` it is computed again with PEFT on PyTorch, each row alone; `tokenizer` is then as
+    for compile.
     `data` is a JSONL file of your own texts or token ids, compared too, and scored where it has
     labels. `thresholds` is a JSON file of bounds over the precision's own. `locate` names the first
     module that departs (needs `checkpoint`). `report` is a folder for report.json, junit.xml,
@@ -142,6 +147,7 @@ def verify(
         checkpoint=checkpoint,
         base=base,
         adapter=adapter,
+        tokenizer=tokenizer,
         data=data,
         thresholds=thresholds,
         locate=locate,

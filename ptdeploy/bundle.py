@@ -96,6 +96,23 @@ class Quantization(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     type: Literal["int", "float8e4m3fn"] = "int"
 
 
+class TokenizerInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The tokenizer, as transformers had it: whose it is, its class, and its tokens.
+
+    `origin` is "checkpoint" where it was saved with the adapter, "base" where it is the base
+    model's, "given" where compile was told. The flags are transformers' settings of those names
+    that a tokenizer.json cannot hold: with `split_special_tokens` a special token's name in a text
+    is text like any other, with `clean_up_tokenization_spaces` decoded text loses the blanks before
+    punctuation.
+    """
+
+    origin: Literal["checkpoint", "base", "given"]
+    type: str
+    size: int
+    split_special_tokens: bool = False
+    clean_up_tokenization_spaces: bool = False
+
+
 class ParitySummary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a parity check at compile time found; the whole report is in the bundle too."""
 
@@ -130,6 +147,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     graph: Graph
     quantization: Quantization | None = None
     generation: GenerationOptions | None = None
+    tokenizer: TokenizerInfo | None = None
     parity: ParitySummary | None = None
     graph_parity: ParitySummary | None = None
     files: tuple[FileEntry, ...]

@@ -59,8 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _compile(arguments: argparse.Namespace) -> int:
+    import msgspec
+
     import ptdeploy
-    from ptdeploy.inspect import inspect, megabytes, precision_lines
+    from ptdeploy.inspect import inspect, megabytes, precision_lines, tokenizer_words
 
     bundle = ptdeploy.compile(
         arguments.checkpoint,
@@ -70,6 +72,7 @@ def _compile(arguments: argparse.Namespace) -> int:
         device=arguments.device,
         precision=arguments.precision,
         adapter=arguments.adapter,
+        tokenizer=arguments.tokenizer,
         task=_task(arguments.task),
         labels=arguments.labels,
         force=arguments.force,
@@ -97,11 +100,13 @@ def _compile(arguments: argparse.Namespace) -> int:
         frozen += f" as prefix KV {list(prompt.prefix_kv)}"
     computed = precision_lines(get_target(manifest.target).facts(bundle))
     types = "".join(f"          {dtype}: {words}\n" for dtype, words in computed)
+    tokenizer = None if manifest.tokenizer is None else msgspec.to_builtins(manifest.tokenizer)
     ask = '"text"' if bundle.file("tokenizer") else "--ids 1,2,3"
     print(
         f"read      {manifest.source.format}, {manifest.task.value} on "
         f"{manifest.source.architecture} ({manifest.source.base_model})\n"
         f"frozen    {frozen} ({prompt.kind})\n"
+        f"tokenizer {tokenizer_words(tokenizer)}\n"
         f"graph     {manifest.graph.route}: {manifest.graph.reason}\n"
         f"bundle    {bundle.path}, {megabytes(size)}, {manifest.target} {manifest.precision} on "
         f"{manifest.device}\n{types}"
@@ -151,6 +156,7 @@ def _verify(arguments: argparse.Namespace) -> int:
         checkpoint=arguments.checkpoint,
         base=arguments.base,
         adapter=arguments.adapter,
+        tokenizer=arguments.tokenizer,
         data=arguments.data,
         thresholds=arguments.thresholds,
         locate=arguments.locate,
@@ -437,6 +443,11 @@ def _parser() -> argparse.ArgumentParser:
 
     def long_options(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--base", metavar="PATH_OR_ID", help="base model, over the adapter's own")
+        sub.add_argument(
+            "--tokenizer",
+            metavar="PATH_OR_ID",
+            help="default: the checkpoint's own, else the base model's; none: token ids only",
+        )
         sub.add_argument("-q", "--quiet", action="store_true", help="no progress")
 
     sub = command("compile", _compile, "Compile a P-Tuned checkpoint into a verified bundle.")

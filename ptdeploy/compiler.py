@@ -52,6 +52,7 @@ def compile_checkpoint(
     device: str | None = None,
     precision: str | None = None,
     adapter: str | None = None,
+    tokenizer: str | None = None,
     task: Task | None = None,
     labels: str | None = None,
     force: bool = False,
@@ -86,18 +87,15 @@ def compile_checkpoint(
         from ptdeploy.passes import PassContext, run_passes
         from ptdeploy.program import build_program, needs_prefix_kv
         from ptdeploy.prompt import freeze, save_prompt
-        from ptdeploy.texts import (
-            find_tokenizer,
-            golden_texts,
-            judged_text,
-            save_text_files,
-            with_texts,
-        )
+        from ptdeploy.texts import golden_texts, judged_text, save_text_files, with_texts
+        from ptdeploy.tokenizer_choice import check_embedded, choose_tokenizer
 
         found = resolve_base(source, base)
+        chosen = choose_tokenizer(source, found, tokenizer)
     with progress.stage(f"load the base model {found.name}"):
         model = load_model(source, found)
-        tokenizer = find_tokenizer(source, found)
+        rows = int(model.get_input_embeddings().weight.shape[0])
+        chosen = check_embedded(chosen, base=found, rows=rows)
     with progress.stage(f"freeze {source.num_virtual_tokens} virtual tokens"):
         prompt = freeze(source, model, needs_prefix_kv(source.task, found))
     with progress.stage("export to ONNX"):
@@ -114,7 +112,7 @@ def compile_checkpoint(
             found,
             route,
             source.num_virtual_tokens,
-            int(model.get_input_embeddings().weight.shape[0]),
+            rows,
             max_batch,
             max_context,
         )
@@ -136,8 +134,8 @@ def compile_checkpoint(
             )
             files = built.files
             files += (staged(save_prompt(prompt, staging), "prompt"),)
-            if tokenizer is not None:
-                files += save_text_files(tokenizer, staging)
+            if chosen.tokenizer is not None:
+                files += save_text_files(chosen.tokenizer, staging)
         manifest = build_manifest(
             checkpoint=source,
             base=found,
@@ -151,6 +149,7 @@ def compile_checkpoint(
             quantization=quantization,
             freeze_kv=freeze_kv,
             limits=bounds,
+            tokenizer=chosen.info,
             files=files,
         )
         # The reference loads the model a second time, its own way; two at once would be one too
@@ -160,10 +159,10 @@ def compile_checkpoint(
         with progress.stage(REFERENCE_STAGE):
             judged = None
             if quantization is not None:
-                judged = judged_text(tokenizer, manifest.limits, texts)
-            rows = compared_rows(bounds, golden_texts(tokenizer, bounds), golden)
-            computed = compute_reference(source, found, bounds, judged, rows)
-            reference = with_texts(computed, tokenizer)
+                judged = judged_text(chosen.tokenizer, manifest.limits, texts)
+            compared = compared_rows(bounds, golden_texts(chosen.tokenizer, bounds), golden)
+            computed = compute_reference(source, found, bounds, judged, compared)
+            reference = with_texts(computed, chosen)
             files += (staged(save_reference(reference, staging, golden), "reference"),)
         gc.collect()
         new = Bundle(staging, msgspec.structs.replace(manifest, files=(*files, *built.working)))
@@ -183,8 +182,8 @@ def compile_checkpoint(
         progress.note(note)
     if "parity" not in reports:
         progress.note(PENDING)
-    if tokenizer is None:
-        progress.note("no tokenizer was found: the bundle takes token ids only.")
+    for note in chosen.notes:
+        progress.note(note)
     return bundle
 
 

@@ -156,6 +156,7 @@ def _describe_bundle(facts: dict[str, Any]) -> str:
         ("graph", f"{facts['graph']['route']}: {facts['graph']['reason']}"),
         ("made from", f"{source['format']} on base model {source['base_model']}"),
         ("labels", ", ".join(facts["labels"]) or "none"),
+        ("tokenizer", tokenizer_words(facts["tokenizer"])),
         (
             "limits",
             f"{limits['max_sequence']} tokens of text beside the prompt, "
@@ -181,6 +182,14 @@ def _describe_bundle(facts: dict[str, Any]) -> str:
     if "engine_layers" in facts:
         lines += _layer_lines(facts["engine_layers"])
     return _table(lines)
+
+
+def tokenizer_words(found: dict[str, Any] | None) -> str:
+    """Whose tokenizer a bundle has, from its manifest's `tokenizer` as plain data."""
+    if found is None:
+        return "none: it takes token ids only"
+    whose = {"checkpoint": "the checkpoint's", "base": "the base model's", "given": "as told, a"}
+    return f"{whose[found['origin']]} {found['type']}, {found['size']} tokens"
 
 
 def _layer_lines(found: dict[str, Any]) -> list[tuple[str, Any]]:

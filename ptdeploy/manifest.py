@@ -19,6 +19,7 @@ from ptdeploy.bundle import (
     PromptInfo,
     Quantization,
     SourceInfo,
+    TokenizerInfo,
 )
 from ptdeploy.checkpoint import Checkpoint
 from ptdeploy.errors import BaseModelError, InputError
@@ -55,6 +56,7 @@ def build_manifest(
     quantization: Quantization | None,
     freeze_kv: bool,
     limits: Limits,
+    tokenizer: TokenizerInfo | None,
     files: tuple[FileEntry, ...],
 ) -> Manifest:
     """Say what the bundle is; sizes, hashes and parity are filled in later."""
@@ -90,6 +92,7 @@ def build_manifest(
         limits=limits,
         labels=_labels(checkpoint, base),
         generation=_generation(checkpoint, base, generation_config),
+        tokenizer=tokenizer,
         files=files,
     )
 

@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ptdeploy.base import BaseModel, quiet_libraries
 from ptdeploy.bundle import FileEntry, Limits, staged
-from ptdeploy.checkpoint import Checkpoint
 from ptdeploy.errors import InputError
 from ptdeploy.parity.prose import PROSE
 from ptdeploy.parity.quality import JudgedText
@@ -20,42 +18,10 @@ from ptdeploy.runtime import chat
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+    from ptdeploy.tokenizer_choice import ChosenTokenizer
+
 TOKENIZER_NAME = "tokenizer.json"
 _JUDGED_TEXTS, _JUDGED_TOKENS = 64, 128
-
-_TEXTS = (
-    "The engine starts on the first try.",
-    "  two  spaces, a tab\tand a\nnew line ",
-    "Prices: 3.50 EUR (was 4,00)! e-mail: a.b@example.org",
-    "naïve café, Straße, Ελλάδα, 東京, 🙂",
-    "don't STOP",
-)
-
-
-def find_tokenizer(checkpoint: Checkpoint, base: BaseModel) -> PreTrainedTokenizerFast | None:
-    """The tokenizer saved with the checkpoint, else the base model's, else None.
-
-    Only tokenizers that the `tokenizers` library can run are found: a bundle has no transformers.
-    """
-    from transformers import AutoTokenizer
-
-    folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
-    places: list[tuple[str, str | None]] = [(base.name, base.revision)]
-    if (folder / TOKENIZER_NAME).is_file():
-        places.insert(0, (str(folder), None))
-    for name, revision in places:
-        if Path(name).is_dir() and not any(Path(name).glob("*token*")):
-            continue
-        try:
-            with quiet_libraries():
-                tokenizer = AutoTokenizer.from_pretrained(
-                    name, revision=revision, trust_remote_code=False
-                )
-        except (OSError, ValueError, KeyError, ImportError):
-            continue
-        if getattr(tokenizer, "is_fast", False):
-            return tokenizer
-    return None
 
 
 def save_text_files(tokenizer: PreTrainedTokenizerFast, folder: Path) -> tuple[FileEntry, ...]:
@@ -89,6 +55,13 @@ def judged_text(
         return JudgedText(tuple(ids), "random tokens (no tokenizer was found)")
     encoded = [np.asarray(tokenizer(text)["input_ids"], np.int64) for text in texts or PROSE]
     rows = tuple(row[:longest] for row in encoded if row.size > 1)[:_JUDGED_TEXTS]
+    for row in rows:
+        largest = int(row.max())
+        if largest >= limits.vocab_size:
+            token = tokenizer.convert_ids_to_tokens(largest)
+            raise InputError(
+                f"--quality-text: holds {token!r} ({largest}), which has no embedding."
+            )
     if not rows:
         raise InputError("--quality-text: no line is at least two tokens long.")
     return JudgedText(rows, "the given text" if texts else "ptdeploy's own text")
@@ -100,9 +73,6 @@ def golden_texts(tokenizer: PreTrainedTokenizerFast | None, limits: Limits) -> l
     return [ids for ids in encoded if ids and max(ids) < limits.vocab_size]
 
 
-def with_texts(reference: Reference, tokenizer: PreTrainedTokenizerFast | None) -> Reference:
+def with_texts(reference: Reference, chosen: ChosenTokenizer) -> Reference:
     """The reference with what transformers makes of a few texts; unchanged without a tokenizer."""
-    if tokenizer is None:
-        return reference
-    ids = tuple(tuple(tokenizer(text)["input_ids"]) for text in _TEXTS)
-    return replace(reference, texts=_TEXTS, text_ids=ids)
+    return replace(reference, texts=chosen.texts, text_ids=chosen.text_ids)

@@ -26,6 +26,12 @@ from ptdeploy.targets import get_target
 if TYPE_CHECKING:
     from ptdeploy.parity.peft_reference import PeftSource
     from ptdeploy.parity.quality import JudgedText
+    from ptdeploy.tokenizer_choice import ChosenTokenizer
+
+_STORED_TEXTS = (
+    "the bundle's tokenizer was compared with what compile stored: it was given with --tokenizer, "
+    "or is in neither the checkpoint nor its base any more. Pass --tokenizer to compare it anew."
+)
 
 
 def verify_bundle(
@@ -34,6 +40,7 @@ def verify_bundle(
     checkpoint: str | Path | None = None,
     base: str | None = None,
     adapter: str | None = None,
+    tokenizer: str | None = None,
     data: str | Path | None = None,
     thresholds: str | Path | None = None,
     locate: bool = False,
@@ -46,6 +53,10 @@ def verify_bundle(
         raise InputError(
             "--locate compares with PyTorch, layer by layer.", "Pass the checkpoint (--checkpoint)."
         )
+    if tokenizer is not None and checkpoint is None:
+        raise InputError(
+            "--tokenizer is compared as transformers has it.", "Pass the checkpoint (--checkpoint)."
+        )
     with ExitStack() as opened:
         with progress.stage("check the bundle's files"):
             bundle = read_bundle(path)
@@ -56,12 +67,14 @@ def verify_bundle(
         given = read_data(data, engine) if data is not None else ()
         _check_accuracy(overrides, given)
         peft: PeftSource | None = None
+        chosen: ChosenTokenizer | None = None
         if checkpoint is not None:
             with progress.stage("read the checkpoint"):
                 from ptdeploy.parity.peft_reference import open_peft
 
                 peft = open_peft(checkpoint, adapter, base, bundle.manifest.task)
-        run = _Run(engine, peft, given, overrides, thresholds)
+                chosen = _choose_tokenizer(peft, engine, tokenizer)
+        run = _Run(engine, peft, chosen, given, overrides, thresholds)
         return _compare(run, locate, report, graph, progress)
 
 
@@ -71,6 +84,7 @@ class _Run:
 
     engine: Engine
     peft: PeftSource | None
+    chosen: ChosenTokenizer | None
     given: Sequence[DataRow]
     overrides: Overrides
     thresholds: str | Path | None
@@ -85,8 +99,10 @@ def _compare(
         reference = _with_own_logits(stored_reference(bundle), run.given)
     else:
         notes += _notes(run.peft, bundle)
+        if engine.tokenizer and run.chosen is None:
+            notes.append(_STORED_TEXTS)
         with progress.stage(REFERENCE_STAGE):
-            reference = _computed_reference(run.peft, engine, run.given)
+            reference = _computed_reference(run.peft, run.chosen, engine, run.given)
     with progress.stage("check parity"):
         found = compare(engine, reference, notes, run.overrides, run.given)
     if locate:
@@ -144,20 +160,46 @@ def _open_graph(bundle: Bundle) -> Iterator[Engine]:
         yield engine
 
 
-def _computed_reference(peft: PeftSource, engine: Engine, given: Sequence[DataRow]) -> Reference:
+def _choose_tokenizer(
+    peft: PeftSource, engine: Engine, asked: str | None
+) -> ChosenTokenizer | None:
+    """The tokenizer that the bundle's is held against; None if only what is stored can tell."""
+    from ptdeploy.tokenizer_choice import check_embedded, choose_tokenizer
+
+    if engine.tokenizer is None:
+        if asked is not None:
+            raise InputError(f"--tokenizer {asked}: {engine.bundle.path} has no tokenizer.")
+        return None
+    info = engine.manifest.tokenizer
+    if asked is None and info is not None and info.origin == "given":
+        return None
+    chosen = choose_tokenizer(peft.checkpoint, peft.base, asked)
+    if chosen.tokenizer is None:
+        return None
+    return check_embedded(chosen, peft.base, engine.manifest.limits.vocab_size)
+
+
+def _computed_reference(
+    peft: PeftSource, chosen: ChosenTokenizer | None, engine: Engine, given: Sequence[DataRow]
+) -> Reference:
     from ptdeploy.parity.cases import AskedRow, golden_rows
     from ptdeploy.parity.peft_reference import compute_reference
-    from ptdeploy.texts import find_tokenizer, golden_texts, with_texts
+    from ptdeploy.texts import golden_texts, with_texts
 
     manifest = engine.manifest
-    tokenizer = find_tokenizer(peft.checkpoint, peft.base) if engine.tokenizer else None
+    tokenizer = chosen.tokenizer if chosen else None
     rows = golden_rows(manifest.limits, golden_texts(tokenizer, manifest.limits))
     rows += [AskedRow(row.ids, "data") for row in given]
     judged = _judged(engine.bundle, given) if manifest.quantization else None
     computed = compute_reference(
         peft.checkpoint, peft.base, manifest.limits, judged, rows, peft.model
     )
-    return with_texts(computed, tokenizer)
+    if chosen is not None:
+        return with_texts(computed, chosen)
+    if engine.tokenizer is None:
+        return computed
+    stored = stored_reference(engine.bundle)
+    return replace(computed, texts=stored.texts, text_ids=stored.text_ids)
 
 
 def _judged(bundle: Bundle, given: Sequence[DataRow]) -> JudgedText:

@@ -330,6 +330,24 @@ _OF_FIELDS = [
         lambda m: m["generation"].update(do_sample=1),
         "Expected `bool`, got `int`",
     ),
+    _edit("a tokenizer by list", lambda m: m.update(tokenizer=[]), "Expected `object | null`"),
+    _edit(
+        "a tokenizer of nobody's",
+        lambda m: m.update(tokenizer={"origin": "nobody", "type": "x", "size": 1}),
+        "Invalid enum value 'nobody' - at `$.tokenizer.origin`",
+    ),
+    _edit(
+        "a tokenizer in part",
+        lambda m: m.update(tokenizer={"origin": "base", "type": "x"}),
+        "required field `size` - at `$.tokenizer`",
+    ),
+    _edit(
+        "a tokenizer's flag by number",
+        lambda m: m.update(
+            tokenizer={"origin": "base", "type": "x", "size": 1, "split_special_tokens": 1}
+        ),
+        "Expected `bool`, got `int`",
+    ),
     _edit(
         "a ratio in words",
         lambda m: m["parity"].update(perplexity_ratio="x"),

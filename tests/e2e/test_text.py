@@ -58,7 +58,7 @@ def test_text_becomes_the_ids_that_transformers_gives(bundles):
         ids = theirs(text, padding=False, truncation=False)["input_ids"]
         assert engine.encode(text)[0].ids == ids
         assert engine.classify(text) == engine.classify([ids])
-    assert ptdeploy.verify(bundle).texts_agreed == 5
+    assert ptdeploy.verify(bundle).texts_agreed == ptdeploy.verify(bundle).texts_total > 20
 
 
 def test_many_texts_are_classified_in_order_and_as_if_alone(bundles):
@@ -128,4 +128,4 @@ def test_another_tokenizer_departs(bundles):
     other = replace(reference, text_ids=((1, 2), *reference.text_ids[1:]))
     report = compare(ptdeploy.load(bundle), other)
     assert not report.passed
-    assert "1 of 5 texts" in report.failures()[-1]
+    assert "tokenizer: 1 of " in report.failures()[-1]

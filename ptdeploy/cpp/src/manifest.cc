@@ -118,6 +118,21 @@ std::optional<GenerationOptions> read_generation(const Json& json, const Where& 
   return out;
 }
 
+// A bundle's C++ side takes token ids: what makes them is checked, and used by nobody.
+void read_tokenizer(const Json& json, const Where& where) {
+  if (is_null(json)) return;
+  auto origin = [](const Json& value, const Where& at) {
+    read_word(value, at, {"checkpoint", "base", "given"});
+  };
+  read_object(json, where,
+              {{"origin", true, origin},
+               {"type", true, skip_string},
+               {"size", true, skip_int},
+               {"split_special_tokens", false, skip_bool},
+               {"clean_up_tokenization_spaces", false, skip_bool}},
+              "object | null");
+}
+
 void read_parity(const Json& json, const Where& where) {
   if (is_null(json)) return;
   auto ratio = [](const Json& value, const Where& at) {
@@ -171,6 +186,7 @@ Manifest read_manifest(const Json& json) {
                {"graph", true, into(out.fused, read_fused)},
                {"quantization", false, into(out.quantization, read_quantization)},
                {"generation", false, into(out.generation, read_generation)},
+               {"tokenizer", false, read_tokenizer},
                {"parity", false, read_parity},
                {"graph_parity", false, read_parity},
                {"files", true, array_into(out.files, read_file)}});
