@@ -6,9 +6,8 @@ Exit codes: 0 done, 1 parity departs, 2 bad input, 3 target not available here, 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
-import json
-import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -16,8 +15,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ptdeploy import __version__
+from ptdeploy.cli_run import GENERATION
+from ptdeploy.console import (
+    abandon,
+    complain,
+    complain_of,
+    finish,
+    open_streams,
+    show,
+    show_json,
+    show_json_text,
+)
 from ptdeploy.engine_options import COMPATIBILITIES, FLAVORS, EngineOptions
-from ptdeploy.errors import InputError, PtdeployError
+from ptdeploy.errors import InputError, OutputError, PtdeployError
+from ptdeploy.printable import printable, printable_fields
 from ptdeploy.progress import Progress
 from ptdeploy.targets import DEVICES, TARGETS, get_target
 
@@ -30,31 +41,40 @@ _TASKS = ("SEQ_CLS", "TOKEN_CLS", "CAUSAL_LM")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    arguments = _parser().parse_args(argv)
+    open_streams()
+    arguments = argparse.Namespace(json=False)
     try:
+        arguments = _parser().parse_args(argv)
         code: int = arguments.command(arguments)
-        sys.stdout.flush()
+        finish()
         return code
+    except SystemExit:
+        # --help and --version end so; a console that takes neither is no reason to fail.
+        with contextlib.suppress(OutputError):
+            finish()
+        raise
     except PtdeployError as error:
         if getattr(arguments, "json", False):
-            print(json.dumps({"error": error.problem, "fix": error.fix, "exit": error.exit_code}))
-        print(f"ptdeploy: {error}", file=sys.stderr)
+            with contextlib.suppress(OutputError, BrokenPipeError):
+                show_json({"error": error.problem, "fix": error.fix, "exit": error.exit_code})
+                finish()
+        complain_of(error)
         return error.exit_code
     except KeyboardInterrupt:
-        print("ptdeploy: interrupted; nothing was written.", file=sys.stderr)
+        complain("ptdeploy: interrupted; nothing was written.")
         return 130
     except BrokenPipeError:
         # Whoever read our output has gone; Python would complain again while it shuts down.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        abandon(sys.stdout)
         return 141
     except OSError as error:
         # A path too long, a disk full, a device that fails: the system's reason is the message.
-        print(f"ptdeploy: {error.filename or 'input'}: {error.strerror or error}.", file=sys.stderr)
+        complain(f"ptdeploy: {error.filename or 'input'}: {error.strerror or error}.")
         return 2
     except Exception:
         # Python's own exit code for a traceback is 1, which a gate would read as a departure.
-        traceback.print_exc()
-        print("ptdeploy: this is a fault in ptdeploy; please report the above.", file=sys.stderr)
+        complain(traceback.format_exc())
+        complain("ptdeploy: this is a fault in ptdeploy; please report the above.")
         return 4
 
 
@@ -90,9 +110,9 @@ def _compile(arguments: argparse.Namespace) -> int:
         engine=_engine_options(arguments),
         progress=_progress(arguments),
     )
-    manifest = bundle.manifest
     if arguments.json:
         return _print_json(inspect(bundle.path))
+    manifest, path = printable_fields(bundle.manifest), printable(str(bundle.path))
     prompt = manifest.prompt
     size = sum(entry.size for entry in manifest.files)
     frozen = f"{prompt.num_virtual_tokens} virtual tokens"
@@ -102,17 +122,17 @@ def _compile(arguments: argparse.Namespace) -> int:
     types = "".join(f"          {dtype}: {words}\n" for dtype, words in computed)
     tokenizer = None if manifest.tokenizer is None else msgspec.to_builtins(manifest.tokenizer)
     ask = '"text"' if bundle.file("tokenizer") else "--ids 1,2,3"
-    print(
+    show(
         f"read      {manifest.source.format}, {manifest.task.value} on "
         f"{manifest.source.architecture} ({manifest.source.base_model})\n"
         f"frozen    {frozen} ({prompt.kind})\n"
         f"tokenizer {tokenizer_words(tokenizer)}\n"
         f"graph     {manifest.graph.route}: {manifest.graph.reason}\n"
-        f"bundle    {bundle.path}, {megabytes(size)}, {manifest.target} {manifest.precision} on "
+        f"bundle    {path}, {megabytes(size)}, {manifest.target} {manifest.precision} on "
         f"{manifest.device}\n{types}"
         f"{_parity_lines(manifest)}"
-        f"run it    ptdeploy run {bundle.path} {ask}\n"
-        f'          ptdeploy.load("{bundle.path}") in Python, without torch'
+        f"run it    ptdeploy run {path} {ask}\n"
+        f'          ptdeploy.load("{path}") in Python, without torch'
     )
     return 0
 
@@ -120,7 +140,7 @@ def _compile(arguments: argparse.Namespace) -> int:
 def _parity_lines(manifest: Manifest) -> str:
     from ptdeploy.parity.reports.text import ratio_words
 
-    lines = ""
+    manifest, lines = printable_fields(manifest), ""
     for found, of in ((manifest.parity, ""), (manifest.graph_parity, "of the engine's graph: ")):
         if found is None or (lines and of):
             continue
@@ -142,7 +162,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
     )
     if arguments.json:
         return _print_json(facts)
-    print(describe(facts))
+    show(describe(facts))
     return 0
 
 
@@ -165,11 +185,11 @@ def _verify(arguments: argparse.Namespace) -> int:
         progress=_progress(arguments),
     )
     if arguments.json:
-        sys.stdout.write(report_json(report).decode())
+        show_json_text(report_json(report).decode())
     else:
-        print(describe(report))
+        show(describe(report))
         if arguments.report:
-            print(f"report: {arguments.report}/report.html")
+            show(f"report: {printable(arguments.report)}/report.html")
     return 0 if report.passed else 1
 
 
@@ -190,9 +210,9 @@ def _diff(arguments: argparse.Namespace) -> int:
 
         _print_json(msgspec.to_builtins(found))
     else:
-        print(describe(found))
+        show(describe(found))
         for one in slow:
-            print(f"TOO SLOW: {one.request} takes {one.ratio:.2f} times as long, allowed {most}")
+            show(f"TOO SLOW: {one.request} takes {one.ratio:.2f} times as long, allowed {most}")
     return 1 if slow else 0
 
 
@@ -209,7 +229,7 @@ def _rebuild(arguments: argparse.Namespace) -> int:
     )
     if arguments.json:
         return _print_json(inspect(bundle.path))
-    print(f"bundle    {bundle.path}\n{_parity_lines(bundle.manifest)}", end="")
+    show(f"bundle    {printable(str(bundle.path))}\n{_parity_lines(bundle.manifest)}", end="")
     return 0
 
 
@@ -229,103 +249,14 @@ def _profile(arguments: argparse.Namespace) -> int:
     )
     if arguments.json:
         return _print_json(dataclasses.asdict(found))
-    print(describe(found, arguments.top))
+    show(describe(found, arguments.top))
     return 0
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    import ptdeploy
-    from ptdeploy.runtime import CausalLM, Classifier, TokenClassifier
+    from ptdeploy.cli_run import run
 
-    inputs = _run_inputs(arguments)
-    engine = ptdeploy.load(
-        arguments.bundle,
-        device=arguments.device,
-        threads=arguments.threads,
-        map_weights=arguments.map_weights,
-    )
-    if isinstance(engine, CausalLM):
-        return _run_causal(arguments, engine, inputs)
-    for name, value in _generation(arguments).items():
-        if value:
-            option = f"--{name.replace('_', '-')}"
-            raise InputError(f"{arguments.bundle}: is a classifier; {option} does not apply.")
-    results: list[Any]
-    if isinstance(engine, TokenClassifier):
-        results = [[_fields(t) for t in row] for row in engine.tag(inputs, arguments.truncate)]
-    else:
-        assert isinstance(engine, Classifier)
-        results = [
-            {
-                "label": one.label,
-                "probability": one.probability,
-                "probabilities": dict(zip(engine.manifest.labels, one.probabilities, strict=True)),
-            }
-            for one in engine.classify(inputs, arguments.truncate)
-        ]
-    for given, result in zip(inputs, results, strict=True):
-        if arguments.json:
-            print(json.dumps({"input": given, "result": result}, ensure_ascii=False))
-        elif isinstance(result, list):
-            for token in result:
-                print(f"{token['token']:<20} {token['label']:<16} {token['probability']:.3f}")
-        else:
-            ranked = sorted(result["probabilities"].items(), key=lambda item: -item[1])
-            print("  ".join(f"{label} {probability:.3f}" for label, probability in ranked))
-    return 0
-
-
-def _run_causal(arguments: argparse.Namespace, engine: Any, inputs: list[Any]) -> int:
-    options = _generation(arguments)
-    options["stop"] = tuple(options["stop"])
-    chat, logprobs = options.pop("chat"), options.pop("logprobs")
-    if arguments.truncate:
-        raise InputError("--truncate is for classifiers: a cut text would be continued elsewhere.")
-    for given in inputs:
-        asked = given
-        if chat:
-            if not isinstance(given, str):
-                raise InputError("--chat needs text, not --ids.")
-            asked = engine.chat_ids([{"role": "user", "content": given}])
-        if arguments.json or not isinstance(given, str):
-            (one,) = engine.generate([asked], logprobs=logprobs, **options)
-            if arguments.json:
-                result = {"text": one.text, "token_ids": one.token_ids, "stopped": one.stopped}
-                if logprobs:
-                    result["logprobs"] = one.logprobs
-                print(json.dumps({"input": given, "result": result}, ensure_ascii=False))
-            else:
-                print(one.text or ",".join(map(str, one.token_ids)))
-            continue
-        if logprobs:
-            raise InputError("--logprobs needs --json.")
-        pieces = engine.stream(asked, **options)
-        # The first piece before anything is printed: a refused request prints its error alone.
-        first = next(pieces, "")
-        print(first if chat else given + first, end="", flush=True)
-        for piece in pieces:
-            print(piece, end="", flush=True)
-        print()
-    return 0
-
-
-_GENERATION: dict[str, dict[str, Any]] = {
-    "max_new_tokens": {"type": int, "metavar": "N", "help": "default: the model's"},
-    "min_new_tokens": {"type": int, "metavar": "N", "help": "no EOS before"},
-    "temperature": {"type": float, "metavar": "T", "help": "sample; 0 takes the likeliest token"},
-    "top_k": {"type": int, "metavar": "K", "help": "sample from the K likeliest"},
-    "top_p": {"type": float, "metavar": "P", "help": "sample from the likeliest with P together"},
-    "min_p": {"type": float, "metavar": "P", "help": "drop tokens under P times the likeliest"},
-    "repetition_penalty": {"type": float, "metavar": "R", "help": "over 1 avoids repeats"},
-    "seed": {"type": int, "metavar": "S", "help": "makes sampling repeatable"},
-    "stop": {"action": "append", "default": [], "metavar": "TEXT", "help": "end before this text"},
-    "chat": {"action": "store_true", "help": "ask through the model's chat template"},
-    "logprobs": {"action": "store_true", "help": "log probabilities of the tokens, with --json"},
-}
-
-
-def _generation(arguments: argparse.Namespace) -> dict[str, Any]:
-    return {name: getattr(arguments, name) for name in _GENERATION}
+    return run(arguments)
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
@@ -335,7 +266,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
     if arguments.json:
         _print_json(facts)
     else:
-        print(describe(facts))
+        show(describe(facts))
     return 3 if facts["problems"] else 0
 
 
@@ -353,7 +284,7 @@ def _cpp_new(arguments: argparse.Namespace) -> int:
     )
     if arguments.json:
         return _print_json({"folder": str(folder), "files": names})
-    print(
+    show(
         f"wrote     {', '.join(str(folder / name) for name in names)}\n"
         f"build it  cmake -S {folder} -B {folder / 'build'} -DONNXRUNTIME_ROOT=/path/to/onnxruntime"
         f"{more}\n          cmake --build {folder / 'build'}"
@@ -367,37 +298,13 @@ class _CMakeDir(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         from ptdeploy.cpp import cmake_dir
 
-        print(cmake_dir())
+        show(str(cmake_dir()))
         parser.exit()
 
 
 def _engine_options(arguments: argparse.Namespace) -> EngineOptions:
     names = (field.name for field in dataclasses.fields(EngineOptions))
     return EngineOptions(**{name: getattr(arguments, f"engine_{name}") for name in names})
-
-
-def _run_inputs(arguments: argparse.Namespace) -> list[Any]:
-    given: list[Any] = list(arguments.text)
-    if arguments.file:
-        try:
-            text = (
-                sys.stdin.read()
-                if arguments.file == "-"
-                else Path(arguments.file).read_text(encoding="utf-8")
-            )
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"--file {arguments.file}: cannot be read ({error}).") from None
-        given += [line for line in text.splitlines() if line.strip()]
-    for ids in arguments.ids:
-        try:
-            given.append([int(part) for part in ids.split(",")])
-        except ValueError:
-            raise InputError(f"--ids {ids}: not whole numbers with commas between.") from None
-    if not given:
-        raise InputError("Nothing to run.", 'Give text: ptdeploy run BUNDLE "text", or --file.')
-    if len({type(one) for one in given}) > 1:
-        raise InputError("Give either text or --ids, not both.")
-    return given
 
 
 def _task(name: str | None) -> Task | None:
@@ -410,12 +317,8 @@ def _progress(arguments: argparse.Namespace) -> Progress:
     return Progress(quiet=arguments.quiet)
 
 
-def _fields(token: Any) -> dict[str, Any]:
-    return dataclasses.asdict(token)
-
-
 def _print_json(facts: dict[str, Any]) -> int:
-    print(json.dumps(facts, indent=2, ensure_ascii=False))
+    show_json(facts, indent=2)
     return 0
 
 
@@ -570,7 +473,7 @@ def _parser() -> argparse.ArgumentParser:
         help="leave weights in the file: opens fast, runs slower",
     )
     causal = sub.add_argument_group("causal models", "What is not given is the model's default.")
-    for name, settings in _GENERATION.items():
+    for name, settings in GENERATION.items():
         causal.add_argument(f"--{name.replace('_', '-')}", **settings)
 
     sub = command("rebuild", _rebuild, "Build a TensorRT bundle's engine again, for this machine.")

@@ -37,6 +37,7 @@ from ptdeploy.rounding import Rounding, quantization_for, read_texts
 from ptdeploy.runtime import open_engine
 from ptdeploy.targets import BuildRequest, Target, get_target
 from ptdeploy.task import Task
+from ptdeploy.text_files import library_path
 
 if TYPE_CHECKING:
     from ptdeploy.base import BaseModel
@@ -76,6 +77,8 @@ def compile_checkpoint(
     )
     texts = read_texts(rounding.quality_text) if rounding and rounding.quality_text else None
     destination = Path(output) if output else default_destination(checkpoint, target)
+    for place in (checkpoint, base or "", destination):
+        library_path(place)
     check_destination(destination, force)
 
     with progress.stage("read the checkpoint"):

@@ -16,6 +16,7 @@ from ptdeploy.bundle import Bundle, read_bundle
 from ptdeploy.errors import InputError, TargetUnavailable
 from ptdeploy.parity.measure import finite
 from ptdeploy.parity.reference import load_reference
+from ptdeploy.printable import printable_fields
 from ptdeploy.runtime import CausalLM, Engine, open_engine
 from ptdeploy.targets import TARGETS, get_target
 
@@ -107,7 +108,7 @@ def compare_bundles(
 
 def describe(found: Difference) -> str:
     """The difference in lines of text."""
-    lines = []
+    found, lines = printable_fields(found), []
     for title, changes in (
         ("versions", found.versions),
         ("settings", found.settings),

@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from ptdeploy.engine_options import EngineOptions
+from ptdeploy.printable import printable_fields
 from ptdeploy.targets import TARGETS, get_target
 
 _RUNTIME = ("numpy", "tokenizers", "safetensors", "msgspec")
@@ -53,6 +54,7 @@ def examine() -> dict[str, Any]:
 
 def describe(facts: dict[str, Any]) -> str:
     """The same in words, for a terminal."""
+    facts = printable_fields(facts)
     lines = [f"Python {facts['python']} on {facts['platform']}"]
     for group, names in facts["packages"].items():
         found = [f"{name} {v or 'not installed'}" for name, v in names.items()]

@@ -10,6 +10,7 @@ import msgspec
 from ptdeploy.bundle import Bundle, is_bundle, read_bundle
 from ptdeploy.checkpoint.types import Checkpoint
 from ptdeploy.errors import InputError
+from ptdeploy.printable import printable_fields
 from ptdeploy.targets import TARGETS, get_target
 from ptdeploy.task import Task
 
@@ -94,6 +95,7 @@ def _completed(bundle: Bundle) -> dict[str, Any] | None:
 
 def describe(facts: dict[str, Any]) -> str:
     """The same in words, for a terminal."""
+    facts = printable_fields(facts)
     return _describe_bundle(facts) if facts["kind"] == "bundle" else _describe_checkpoint(facts)
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ptdeploy.bundle import read_bundle
 from ptdeploy.errors import InputError
 from ptdeploy.modules import layer_of, part_of
+from ptdeploy.printable import printable_fields
 from ptdeploy.progress import Progress
 from ptdeploy.runtime import ENGINES, CausalLM, Engine
 from ptdeploy.targets import Placed, Session, get_target
@@ -294,6 +295,7 @@ def _grouped(
 
 def describe(found: Profile, top: int) -> str:
     """The profile in tables, of `top` lines each."""
+    found = printable_fields(found)
     threads = f", {found.threads} threads" if found.threads else ""
     lines = [
         f"{found.bundle}: {found.target} {found.precision} on {found.device}{threads}, "

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
+from ptdeploy.printable import printable
+
 PENDING = (
     "parity of the engine is pending, as it cannot run here; ptdeploy verify BUNDLE completes it "
     "on a machine with a GPU."
@@ -29,7 +31,7 @@ class Progress:
     @contextmanager
     def stage(self, title: str) -> Iterator[None]:
         start = time.perf_counter()
-        self._say(f"  {title} ...", end="")
+        self._say(f"  {printable(title)} ...", end="")
         try:
             yield
         except BaseException:
@@ -38,8 +40,16 @@ class Progress:
         self._say(f" {time.perf_counter() - start:.1f} s")
 
     def note(self, text: str) -> None:
-        self._say(f"  note: {text}")
+        self._say(f"  note: {printable(text)}")
 
     def _say(self, text: str, end: str = "\n") -> None:
-        if not self._quiet:
-            print(text, end=end, file=self._stream or sys.stderr, flush=True)
+        # Without a standard error sys.stderr is None, which print takes for standard output.
+        stream = self._stream or sys.stderr
+        if self._quiet or stream is None:
+            return
+        try:
+            print(text, end=end, file=stream, flush=True)
+        except UnicodeEncodeError:
+            print(ascii(text)[1:-1], end=end, file=stream, flush=True)
+        except (OSError, ValueError):  # full, or closed: no work ends because nobody reads of it
+            self._quiet = True

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ptdeploy.bundle import Quantization
 from ptdeploy.errors import InputError
+from ptdeploy.text_files import read_lines
 
 _BITS = {"int8": 8, "int4": 4, "fp8": 8}
 # What round-to-nearest in blocks of 32 keeps on models that were trained, with some room.
@@ -80,11 +81,7 @@ def quantization_for(
 
 def read_texts(path: str | Path) -> tuple[str, ...]:
     """The lines of a text file that are not blank. Raises InputError if there are none."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--quality-text {path}: cannot be read ({error}).") from None
-    texts = tuple(line for line in lines if line.strip())
+    texts = tuple(line for line in read_lines(path, "--quality-text") if line.strip())
     if not texts:
         raise InputError(f"--quality-text {path}: holds no text.")
     return texts

@@ -17,6 +17,7 @@ from ptdeploy.parity.quality import text_row
 from ptdeploy.parity.thresholds import Overrides
 from ptdeploy.runtime import Engine
 from ptdeploy.task import Task
+from ptdeploy.text_files import read_lines
 
 _MOST_ROWS = 100_000
 
@@ -63,11 +64,7 @@ def read_data(path: str | Path, engine: Engine) -> tuple[DataRow, ...]:
     Raises InputError, naming the line, if it is not such a file or a row does not fit the bundle.
     """
     rows = []
-    try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--data {path}: cannot be read ({error}).") from None
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_lines(path, "--data"), 1):
         if not line.strip():
             continue
         try:

@@ -10,6 +10,7 @@ import msgspec
 
 from ptdeploy.bundle import Quantization
 from ptdeploy.errors import InputError
+from ptdeploy.text_files import read_text
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -79,8 +80,8 @@ def read_thresholds(path: str | Path, precision: str) -> Overrides:
     for this precision.
     """
     try:
-        given = msgspec.json.decode(Path(path).read_bytes(), type=Overrides)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        given = msgspec.json.decode(read_text(path, "--thresholds"), type=Overrides)
+    except (msgspec.DecodeError, RecursionError) as error:
         raise InputError(
             f"--thresholds {path}: not a thresholds file ({error}).",
             f"It is a JSON object with any of: {', '.join(Overrides.__struct_fields__)}.",

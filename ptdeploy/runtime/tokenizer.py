@@ -9,6 +9,7 @@ from typing import Any
 
 from ptdeploy.bundle import Bundle
 from ptdeploy.errors import BundleError, InputError
+from ptdeploy.text_files import library_path
 
 # What the library takes for a token id.
 _IDS = range(2**32)
@@ -39,8 +40,9 @@ class Tokenizer:
     def __init__(self, path: Path) -> None:
         import tokenizers
 
+        name = library_path(path)
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+            self._tokenizer = tokenizers.Tokenizer.from_file(name)
         except Exception as error:  # the Rust side raises plain Exception
             raise BundleError(f"{path}: not a tokenizer ({error}).") from None
         cut = self._tokenizer.truncation or {}

@@ -17,6 +17,7 @@ from ptdeploy.engine_options import EngineOptions
 from ptdeploy.errors import BundleError, InputError, TargetUnavailable
 from ptdeploy.targets import Attention, BuildRequest, Built, Numerics, Placed
 from ptdeploy.task import Activations
+from ptdeploy.text_files import library_path
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -202,9 +203,10 @@ def start(bundle: Bundle, device: str, options: Any) -> Any:
     model = bundle.file("model")
     if model is None:
         raise BundleError(f"{bundle.path}: lists no file with the role 'model'.")
+    path = library_path(model)
     try:
         session = onnxruntime.InferenceSession(
-            str(model), sess_options=options, providers=[_PROVIDERS[device]]
+            path, sess_options=options, providers=[_PROVIDERS[device]]
         )
     except Exception as error:  # onnxruntime's own errors share no public base class
         raise BundleError(

@@ -109,7 +109,7 @@ def test_texts_from_a_file_are_answered_line_by_line(bundles, tmp_path, capsys):
         main(["run", str(bundles["SEQ_CLS"][1]), "--file", str(tmp_path / "texts"), "--json"]) == 0
     )
     answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [answer["input"] for answer in answers] == ["one", "two"]
+    assert [answer["input"] for answer in answers] == ["one", "", "two"]
 
 
 def test_empty_text_is_refused(bundles):

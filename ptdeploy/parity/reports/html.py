@@ -10,6 +10,7 @@ from ptdeploy.parity.compare import ParityReport, shown
 from ptdeploy.parity.located import Located, ModuleError
 from ptdeploy.parity.reports import svg
 from ptdeploy.parity.reports.text import grouped, rounded_words
+from ptdeploy.printable import printable_fields
 
 _STYLE = """
 :root { color-scheme: light dark; --page: #f6f7f9; --card: #fff; --ink: #1b2430; --soft: #5c6878;
@@ -59,6 +60,7 @@ dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 
 def render(report: ParityReport, manifest: Manifest) -> str:
     """The whole page."""
+    report, manifest = printable_fields(report), printable_fields(manifest)
     verdict = "Parity holds" if report.passed else "Parity departs"
     title = f"{verdict}: {manifest.source.base_model}"
     parts = [

@@ -5,10 +5,12 @@ from __future__ import annotations
 import xml.etree.ElementTree as ElementTree
 
 from ptdeploy.parity.compare import ParityReport, rounding_failures, shown
+from ptdeploy.printable import printable_fields
 
 
 def render(report: ParityReport) -> bytes:
     """A test suite whose failures are what departs."""
+    report = printable_fields(report)
     found: list[tuple[str, str, str]] = []
     for case in report.cases:
         said = f"max abs {shown(case.max_abs)}, KL {shown(case.kl)}"

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import re
+
 from ptdeploy.bundle import Manifest
 from ptdeploy.parity.compare import ParityReport, shown
 from ptdeploy.parity.reports.text import grouped, located_words, rounded_words
+from ptdeploy.printable import printable_fields
+
+# What starts markup within a line; a heading, a list or a fence starts a line, and no line of the
+# report starts with words of others.
+_MARKUP = re.compile(r"([\\`*_\[\]<>|~&@#])")
 
 
 def render(report: ParityReport, manifest: Manifest) -> str:
     """The verdict first, then the numbers; what does not fit a glance is folded away."""
+    report, manifest = printable_fields(report), printable_fields(manifest)
     verdict = "✅ Parity holds" if report.passed else "❌ Parity departs"
     lines = [
-        f"### {verdict}: {manifest.source.base_model}",
+        f"### {verdict}: {_plain(manifest.source.base_model)}",
         "",
         f"{manifest.task.value}, {report.target} {report.precision} on {report.device}, "
-        f"against {report.reference}",
+        f"against {_plain(report.reference)}",
         "",
         "| case | runs | longest | max abs | KL | top-1 | |",
         "|---|--:|--:|--:|--:|--:|---|",
     ]
     lines += [
-        f"| {g.name} | {g.count} | {g.longest} | {shown(g.max_abs)} | {shown(g.kl)} "
+        f"| {_plain(g.name)} | {g.count} | {g.longest} | {shown(g.max_abs)} | {shown(g.kl)} "
         f"| {g.top1_agreement:.2%} | {'ok' if g.passed else '**departs**'} |"
         for g in grouped(report)
     ]
@@ -35,7 +43,7 @@ def render(report: ParityReport, manifest: Manifest) -> str:
     if report.texts_total:
         facts.append(f"Tokenizer: {report.texts_agreed} of {report.texts_total} texts alike.")
     if report.quality is not None:
-        facts.append(f"{rounded_words(report.quality).capitalize()}.")
+        facts.append(f"{_plain(rounded_words(report.quality).capitalize())}.")
     if report.data is not None:
         theirs = "" if report.data.reference is None else f" (PEFT {report.data.reference:.4f})"
         facts.append(
@@ -45,7 +53,7 @@ def render(report: ParityReport, manifest: Manifest) -> str:
     lines += [" ".join(facts), ""]
     if not report.passed:
         failures = report.failures()
-        lines += [f"- {failure}" for failure in failures[:10]]
+        lines += [f"- {_plain(failure)}" for failure in failures[:10]]
         if len(failures) > 10:
             lines.append(f"- and {len(failures) - 10} more")
         lines.append("")
@@ -55,6 +63,15 @@ def render(report: ParityReport, manifest: Manifest) -> str:
         lines += ["Reproduce the smallest failing input:", "", "```sh", report.failing.command]
         lines += ["```", ""]
     if report.notes:
-        lines += ["<details><summary>Notes</summary>", "", *(f"- {n}" for n in report.notes)]
+        lines += [
+            "<details><summary>Notes</summary>",
+            "",
+            *(f"- {_plain(n)}" for n in report.notes),
+        ]
         lines += ["", "</details>", ""]
     return "\n".join(lines)
+
+
+def _plain(text: str) -> str:
+    """Words of others, so that they stand there as they are: no link, table cell or mention."""
+    return _MARKUP.sub(r"\\\1", text)

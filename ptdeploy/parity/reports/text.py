@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ptdeploy.parity.compare import ParityReport, shown
 from ptdeploy.parity.located import Located
 from ptdeploy.parity.quality import Quality
+from ptdeploy.printable import printable_fields
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ def grouped(report: ParityReport) -> list[CaseGroup]:
 
 def describe(report: ParityReport) -> str:
     """The report in lines of text, the verdict last."""
+    report = printable_fields(report)
     lines = [
         f"{'case':<28}{'runs':>5}{'longest':>8}{'max abs':>10}{'mean abs':>10}{'KL':>10}"
         f"{'top-1':>9}"

@@ -1,0 +1,228 @@
+"""The command `run`: texts, lines of a file or token ids in, an answer or an error for each out."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ptdeploy.console import complain, show, show_json, show_raw
+from ptdeploy.errors import InputError
+from ptdeploy.printable import printable
+from ptdeploy.text_files import argument_text, lines_of, read_content
+
+GENERATION: dict[str, dict[str, Any]] = {
+    "max_new_tokens": {"type": int, "metavar": "N", "help": "default: the model's"},
+    "min_new_tokens": {"type": int, "metavar": "N", "help": "no EOS before"},
+    "temperature": {"type": float, "metavar": "T", "help": "sample; 0 takes the likeliest token"},
+    "top_k": {"type": int, "metavar": "K", "help": "sample from the K likeliest"},
+    "top_p": {"type": float, "metavar": "P", "help": "sample from the likeliest with P together"},
+    "min_p": {"type": float, "metavar": "P", "help": "drop tokens under P times the likeliest"},
+    "repetition_penalty": {"type": float, "metavar": "R", "help": "over 1 avoids repeats"},
+    "seed": {"type": int, "metavar": "S", "help": "makes sampling repeatable"},
+    "stop": {"action": "append", "default": [], "metavar": "TEXT", "help": "end before this text"},
+    "chat": {"action": "store_true", "help": "ask through the model's chat template"},
+    "logprobs": {"action": "store_true", "help": "log probabilities of the tokens, with --json"},
+}
+# As many lines are run together as a classifier takes at once anyway.
+_TOGETHER = 16
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One input. `line` is its number in --file, 0 elsewhere; `problem` is why it cannot be run."""
+
+    given: str | list[int]
+    line: int = 0
+    problem: str = ""
+
+    def of(self) -> dict[str, Any]:
+        """The fields of its answer that say which it is."""
+        line = {"line": self.line} if self.line else {}
+        return {**line, "input": self.given}
+
+
+Answered = tuple[Asked, Any | InputError]
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Answer each input. With --file a line that is refused gets its error, and all others run."""
+    import ptdeploy
+    from ptdeploy.runtime import CausalLM, Classifier, TokenClassifier
+
+    inputs = _inputs(arguments)
+    engine = ptdeploy.load(
+        arguments.bundle,
+        device=arguments.device,
+        threads=arguments.threads,
+        map_weights=arguments.map_weights,
+    )
+    if isinstance(engine, CausalLM):
+        return _run_causal(arguments, engine, inputs)
+    for name, value in _generation(arguments).items():
+        if value:
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(f"{arguments.bundle}: is a classifier; {option} does not apply.")
+
+    def answer(given: Sequence[Any]) -> list[Any]:
+        if isinstance(engine, TokenClassifier):
+            rows = engine.tag(given, arguments.truncate)
+            return [[dataclasses.asdict(token) for token in row] for row in rows]
+        assert isinstance(engine, Classifier)
+        return [
+            {
+                "label": one.label,
+                "probability": one.probability,
+                "probabilities": dict(zip(engine.manifest.labels, one.probabilities, strict=True)),
+            }
+            for one in engine.classify(given, arguments.truncate)
+        ]
+
+    refused = _Refused()
+    for number, (asked, result) in enumerate(_answers(inputs, answer, bool(arguments.file))):
+        if isinstance(result, InputError):
+            refused.show(asked, result, arguments.json)
+        elif arguments.json:
+            show_json({**asked.of(), "result": result})
+        elif isinstance(result, list):
+            if number:
+                show()
+            for token in result:
+                name, label = printable(token["token"]), printable(token["label"])
+                show(f"{name:<20} {label:<16} {token['probability']:.3f}")
+        else:
+            ranked = sorted(result["probabilities"].items(), key=lambda item: -item[1])
+            show(
+                "  ".join(f"{printable(label)} {probability:.3f}" for label, probability in ranked)
+            )
+    return refused.end(len(inputs))
+
+
+def _run_causal(arguments: argparse.Namespace, engine: Any, inputs: list[Asked]) -> int:
+    options = _generation(arguments)
+    options["stop"] = tuple(argument_text(one) for one in options["stop"])
+    chat, logprobs = options.pop("chat"), options.pop("logprobs")
+    if arguments.truncate:
+        raise InputError("--truncate is for classifiers: a cut text would be continued elsewhere.")
+    if logprobs and not arguments.json:
+        raise InputError("--logprobs needs --json.")
+    if chat and arguments.ids:
+        raise InputError("--chat needs text, not --ids.")
+    # An option that is wrong is wrong for all: it is said once, before any answer.
+    general = {name: options[name] for name in options if name not in ("stop", "seed")}
+    engine.options(general.pop("max_new_tokens"), general)
+
+    def answer(asked: Asked) -> None:
+        given: Any = asked.given
+        if chat:
+            given = engine.chat_ids([{"role": "user", "content": given}])
+        if arguments.json or not isinstance(asked.given, str):
+            (one,) = engine.generate([given], logprobs=logprobs, **options)
+            if arguments.json:
+                result = {"text": one.text, "token_ids": one.token_ids, "stopped": one.stopped}
+                if logprobs:
+                    result["logprobs"] = one.logprobs
+                show_json({**asked.of(), "result": result})
+            else:
+                show_raw(one.text or ",".join(map(str, one.token_ids)))
+            return
+        pieces = engine.stream(given, **options)
+        # The first piece before anything is printed: a refused request prints its error alone.
+        first = next(pieces, "")
+        show_raw(first if chat else asked.given + first, end="", flush=True)
+        for piece in pieces:
+            show_raw(piece, end="", flush=True)
+        show()
+
+    refused = _Refused()
+    for asked in inputs:
+        try:
+            if asked.problem:
+                raise InputError(asked.problem)
+            answer(asked)
+        except InputError as error:
+            if not arguments.file:
+                raise
+            refused.show(asked, error, arguments.json)
+    return refused.end(len(inputs))
+
+
+class _Refused:
+    """The inputs that got an error instead of an answer."""
+
+    def __init__(self) -> None:
+        self._count, self._first = 0, ""
+
+    def show(self, asked: Asked, error: InputError, as_json: bool) -> None:
+        """Print an error in its answer's place, so that what follows keeps its row."""
+        where = f"line {asked.line}" if asked.line else printable(repr(asked.given)[:40])
+        words = f"{where}: {printable(error.problem)}"
+        self._count += 1
+        self._first = self._first or f"{words}\n{error.fix}".strip()
+        if as_json:
+            show_json({**asked.of(), "error": error.problem, "fix": error.fix})
+        else:
+            show(f"error: {words}")
+
+    def end(self, inputs: int) -> int:
+        """Say how many there were; gives the exit code."""
+        if not self._count:
+            return 0
+        complain(
+            f"ptdeploy: {self._count} of {inputs} inputs have no answer. The first is {self._first}"
+        )
+        return InputError.exit_code
+
+
+def _answers(
+    inputs: Sequence[Asked], answer: Callable[[Sequence[Any]], list[Any]], each: bool
+) -> Iterator[Answered]:
+    """Answers in order. With `each` one that is refused has its error, without it all are."""
+    if not each:
+        yield from zip(inputs, answer([one.given for one in inputs]), strict=True)
+        return
+    for start in range(0, len(inputs), _TOGETHER):
+        yield from _part(inputs[start : start + _TOGETHER], answer)
+
+
+def _part(inputs: Sequence[Asked], answer: Callable[[Sequence[Any]], list[Any]]) -> list[Answered]:
+    sound = [one.given for one in inputs if not one.problem]
+    try:
+        results = iter(answer(sound) if sound else [])
+    except InputError:
+        # Somebody's line is refused; who it is shows when each runs alone.
+        results = iter([_alone(one, answer) for one in sound])
+    return [(one, InputError(one.problem) if one.problem else next(results)) for one in inputs]
+
+
+def _alone(given: Any, answer: Callable[[Sequence[Any]], list[Any]]) -> Any | InputError:
+    try:
+        (result,) = answer([given])
+    except InputError as error:
+        return error
+    return result
+
+
+def _inputs(arguments: argparse.Namespace) -> list[Asked]:
+    found = [Asked(argument_text(text)) for text in arguments.text]
+    if arguments.file:
+        found += [
+            Asked(line.text, line.number, f"The line {line.problem}." if line.problem else "")
+            for line in lines_of(read_content(arguments.file, "--file"))
+        ]
+    for ids in arguments.ids:
+        try:
+            found.append(Asked([int(part) for part in ids.split(",")]))
+        except ValueError:
+            raise InputError(f"--ids {ids}: not whole numbers with commas between.") from None
+    if not found:
+        raise InputError("Nothing to run.", 'Give text: ptdeploy run BUNDLE "text", or --file.')
+    if len({type(one.given) for one in found}) > 1:
+        raise InputError("Give either text or --ids, not both.")
+    return found
+
+
+def _generation(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(arguments, name) for name in GENERATION}
