@@ -1,4 +1,4 @@
-"""The base model: found, checked against the checkpoint before any work, then loaded."""
+"""The base model: found, and checked against the checkpoint before any weight is read."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from ptdeploy.buffers import is_computed, is_kept_no_more
 from ptdeploy.checkpoint import Checkpoint
+from ptdeploy.checkpoint.peft_config import CONFIG_NAME
 from ptdeploy.errors import BaseModelError, TargetUnavailable
+from ptdeploy.quantized_base import check_quantization, is_quantization
 from ptdeploy.task import Graph, Task
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ class BaseModel:
     `max_positions` counts the positions left for virtual tokens and text together;
     `sliding_window` is how far back, in tokens, a writing decoder's layers that have one see.
     `last_token_head` says that the class logits are read at the last token (decoders), not at the
-    first.
+    first. `notes` say what was made to fit, for the user to read.
     """
 
     name: str
@@ -39,6 +41,7 @@ class BaseModel:
     num_labels: int
     last_token_head: bool
     token_type_ids: bool
+    notes: tuple[str, ...] = ()
 
     def context(self, graph: Graph) -> int:
         """Positions for virtual tokens and text together in that graph."""
@@ -81,11 +84,15 @@ def resolve_base(checkpoint: Checkpoint, override: str | None = None) -> BaseMod
     if name is None:
         raise BaseModelError(
             f"{checkpoint.path}: does not name its base model.",
-            "Pass the folder or hub id of the model it was trained on with --base.",
+            "Pass the folder or hub id of the model it was trained on with --base."
+            + _model_beside(checkpoint),
         )
+    if name.startswith("~"):
+        name = str(Path(name).expanduser())
     revision = None if override else checkpoint.base.revision
-    config = _load_config(name, revision)
-    skeleton, num_labels = _skeleton(checkpoint, config, name)
+    config = _load_config(checkpoint, name, revision, override)
+    quantized = check_quantization(config, name)
+    skeleton, num_labels, resized = _skeleton(checkpoint, config, name)
     table = skeleton.get_input_embeddings().weight
     embedding_dim = int(table.shape[1])
     if checkpoint.token_dim != embedding_dim:
@@ -94,7 +101,7 @@ def resolve_base(checkpoint: Checkpoint, override: str | None = None) -> BaseMod
             f"but the embeddings of base model {name} have {embedding_dim}.",
             "The checkpoint was trained on another base model. Pass the right one with --base.",
         )
-    _check_names(checkpoint, skeleton, name)
+    dropped = _check_names(checkpoint, skeleton, name)
     max_positions = _max_positions(config, skeleton)
     if checkpoint.num_virtual_tokens >= max_positions:
         raise BaseModelError(
@@ -117,64 +124,13 @@ def resolve_base(checkpoint: Checkpoint, override: str | None = None) -> BaseMod
         last_token_head=checkpoint.task is Task.SEQ_CLS and hasattr(skeleton, "score"),
         token_type_ids=_is_encoder(checkpoint, skeleton)
         and int(getattr(config, "type_vocab_size", 0) or 0) > 1,
+        notes=tuple(note for note in (quantized, resized, dropped) if note),
     )
 
 
-def load_pretrained(checkpoint: Checkpoint, base: BaseModel, **options: Any) -> PreTrainedModel:
-    """Load the base model alone, in float32 and for evaluation, without the checkpoint's weights.
-
-    Where the base has a configuration but no weights, a full state dict brings all of them, and
-    the model is built from the configuration.
-    """
-    from safetensors import SafetensorError
-
-    auto = _auto_class(checkpoint.task)
-    config = base.config
-    try:
-        with quiet_libraries():
-            model = auto.from_pretrained(
-                base.name,
-                revision=base.revision,
-                config=config,
-                dtype="float32",
-                ignore_mismatched_sizes=True,
-                trust_remote_code=False,
-                **options,
-            )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        if not isinstance(error, OSError) or not _covers(checkpoint, base):
-            raise BaseModelError(
-                f"{base.name}: the base model's weights cannot be loaded "
-                f"({str(error).splitlines()[0]}).",
-                "Pass a folder that holds its weights with --base.",
-            ) from None
-        with quiet_libraries():
-            model = auto.from_config(config, **options).float()
-    return model.eval()
-
-
-def load_model(checkpoint: Checkpoint, base: BaseModel) -> PreTrainedModel:
-    """Load the base model with the checkpoint's head, or with all of its weights, laid over it.
-
-    Attention is the eager kind: it exports to the plain operators that passes work on.
-    """
-    import torch
-
-    from ptdeploy.experts import use_dense_experts
-
-    model = load_pretrained(checkpoint, base, attn_implementation="eager")
-    _fix_frequencies(model)
-    use_dense_experts(model)
-    result = model.load_state_dict(
-        {name: torch.from_numpy(np.array(value)) for name, value in checkpoint.weights.items()},
-        strict=False,
-    )
-    assert not result.unexpected_keys, "resolve_base checks every name"
-    model.tie_weights()
-    return model
-
-
-def _load_config(name: str, revision: str | None) -> PretrainedConfig:
+def _load_config(
+    checkpoint: Checkpoint, name: str, revision: str | None, override: str | None
+) -> PretrainedConfig:
     try:
         from transformers import AutoConfig
     except ImportError:
@@ -182,18 +138,45 @@ def _load_config(name: str, revision: str | None) -> PretrainedConfig:
             "Compiling needs transformers, which is not installed here.",
             "pip install 'ptdeploy[compile]'",
         ) from None
+    named = "" if override else f", which {checkpoint.path} names"
+    if _is_path(name) and not Path(name).exists():
+        raise BaseModelError(
+            f"{name}: the base model{named}, is not on this machine."
+            if named
+            else f"{name}: the base model is not on this machine.",
+            "Pass the folder where it is here, or its hub id, with --base."
+            + _model_beside(checkpoint),
+        )
     try:
         with quiet_libraries():
             return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     except Exception as error:  # transformers checks untrusted fields by raising anything
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        fix = "Pass the folder or hub id of the base model with --base." + _model_beside(checkpoint)
+        if Path(name).suffix == ".gguf" or (Path(name).is_dir() and any(Path(name).glob("*.gguf"))):
+            fix = "GGUF is not read: pass the model as transformers saves it with --base."
+        elif Path(name).is_dir() and (Path(name) / CONFIG_NAME).is_file():
+            fix = f"It holds an adapter. {fix}"
+        elif Path(name).is_file():
+            fix = "Pass the folder that the model was saved to, not one of its files."
         raise BaseModelError(
-            f"{name}: the base model's configuration cannot be read "
-            f"({str(error).splitlines()[0]}).",
-            "Pass the folder or hub id of the base model with --base.",
+            f"{name}: the base model's configuration cannot be read ({reason}).", fix
         ) from None
 
 
-def _auto_class(task: Task) -> Any:
+def _is_path(name: str) -> bool:
+    """Whether a base model's name can be no hub id, but a path here or on another system."""
+    return Path(name).is_absolute() or "\\" in name or name[:1] in ".~" or name.count("/") > 1
+
+
+def _model_beside(checkpoint: Checkpoint) -> str:
+    """Advice where the base model lies in the adapter's own folder."""
+    folder = checkpoint.weights_file.parent
+    return f" {folder} holds a model itself." if (folder / "config.json").is_file() else ""
+
+
+def auto_class(task: Task) -> Any:
+    """transformers' class that makes a model for the task."""
     import transformers
 
     return {
@@ -203,66 +186,142 @@ def _auto_class(task: Task) -> Any:
     }[task]
 
 
-def _skeleton(
-    checkpoint: Checkpoint, config: PretrainedConfig, name: str
-) -> tuple[PreTrainedModel, int]:
-    """The model without memory (on torch's meta device), with as many classes as the head has."""
+def build_skeleton(task: Task, config: PretrainedConfig, name: str) -> PreTrainedModel:
+    """The model without memory, on torch's meta device.
+
+    Raises BaseModelError if transformers makes no such model of the configuration.
+    """
     import torch
 
-    auto = _auto_class(checkpoint.task)
+    try:
+        with torch.device("meta"), quiet_libraries():
+            model: PreTrainedModel = auto_class(task).from_config(config)
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise BaseModelError(
+            f"{name}: a {config.model_type} model cannot do {task.value} with its "
+            f"configuration ({reason[:200]}).",
+            "Pass the base model that the checkpoint was trained on with --base.",
+        ) from None
+    return model
 
-    def build() -> PreTrainedModel:
-        try:
-            with torch.device("meta"), quiet_libraries():
-                return auto.from_config(config)
-        except Exception as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise BaseModelError(
-                f"{name}: a {config.model_type} model cannot do {checkpoint.task.value} with its "
-                f"configuration ({reason[:200]}).",
-                "Pass the base model that the checkpoint was trained on with --base.",
-            ) from None
 
+def _skeleton(
+    checkpoint: Checkpoint, config: PretrainedConfig, name: str
+) -> tuple[PreTrainedModel, int, str | None]:
+    """The model without memory, with the vocabulary and the classes that the checkpoint brings.
+
+    Returns its number of classes too, and a note where the vocabulary is not the base's.
+    """
+    skeleton = build_skeleton(checkpoint.task, config, name)
+    rows = _vocabulary(checkpoint, skeleton)
+    note = None
+    if rows is not None:
+        text = config.get_text_config()
+        note = (
+            f"{checkpoint.weights_file.name} brings its own token embeddings, of {rows} tokens; "
+            f"the base model has {text.vocab_size}"
+        )
+        text.vocab_size = rows
+        skeleton = build_skeleton(checkpoint.task, config, name)
     if checkpoint.task is Task.CAUSAL_LM:
-        return build(), 0
+        return skeleton, 0, note
     # The adapter's config does not say how many classes there are: the head's own shape does.
-    head = {n: checkpoint.weights[n].shape for n in checkpoint.heads}
-    for num_labels in sorted({shape[0] for shape in head.values() if shape}):
-        config.num_labels = num_labels
-        model = build()
-        shapes = _shapes(model)
+    head = {n: checkpoint.weights[n].shape for n in _heads(checkpoint, skeleton)}
+    for num_labels in (None, *sorted({shape[0] for shape in head.values() if shape})):
+        if num_labels is not None:
+            config.num_labels = num_labels
+            skeleton = build_skeleton(checkpoint.task, config, name)
+        shapes = _shapes(skeleton)
         if all(shapes.get(n) == shape for n, shape in head.items()):
-            return model, num_labels
-    return build(), int(config.num_labels)
+            break
+    return skeleton, int(config.num_labels), note
+
+
+def _vocabulary(checkpoint: Checkpoint, skeleton: PreTrainedModel) -> int | None:
+    """The rows of the checkpoint's own token embeddings, where the base has more or fewer."""
+    table = skeleton.get_input_embeddings().weight
+    for name, parameter in skeleton.named_parameters():
+        own = checkpoint.weights.get(name)
+        if parameter is table and own is not None:
+            same_width = own.ndim == 2 and own.shape[1] == table.shape[1]
+            return own.shape[0] if same_width and own.shape != table.shape else None
+    return None
+
+
+def _heads(checkpoint: Checkpoint, skeleton: PreTrainedModel) -> tuple[str, ...]:
+    """The trained head: what PEFT marks as such, or what stands beside the model's body."""
+    body = f"{skeleton.base_model_prefix}."
+    return checkpoint.heads or tuple(n for n in checkpoint.weights if not n.startswith(body))
 
 
 def _shapes(model: torch.nn.Module) -> Mapping[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
-def _check_names(checkpoint: Checkpoint, skeleton: PreTrainedModel, name: str) -> None:
-    if not checkpoint.heads and checkpoint.task is not Task.CAUSAL_LM:
+def _check_names(checkpoint: Checkpoint, skeleton: PreTrainedModel, name: str) -> str | None:
+    """Refuse what the base model has no place for; a note on buffers that were left out."""
+    if not _heads(checkpoint, skeleton) and checkpoint.task is not Task.CAUSAL_LM:
         raise BaseModelError(
             f"{checkpoint.weights_file}: holds no trained head, but {checkpoint.task.value} "
             "needs one.",
             "Save the adapter again with PEFT's save_pretrained: it keeps the classifier.",
         )
     shapes = _shapes(skeleton)
-    for key, value in checkpoint.weights.items():
-        if key not in shapes:
-            heads = [n for n in shapes if not n.startswith(f"{skeleton.base_model_prefix}.")]
+    dropped = []
+    found = {key: value.shape for key, value in checkpoint.weights.items()}
+    found.update({key: tensor.shape for key, tensor in checkpoint.unusable.items()})
+    for key, shape in found.items():
+        if key not in shapes and is_kept_no_more(key, shape, skeleton):
+            dropped.append(key)
+        elif key not in shapes:
+            raise _foreign(checkpoint, key, skeleton, name)
+        elif key in checkpoint.unusable:
+            if not is_computed(key, shape):
+                raise checkpoint.unusable[key].error
+            dropped.append(key)
+        elif shapes[key] != shape and is_computed(key, shape):
+            dropped.append(key)
+        elif shapes[key] != shape:
             raise BaseModelError(
-                f"{checkpoint.weights_file}: holds {key!r}, which base model {name} "
-                f"({skeleton.config.model_type}) does not have; its head is "
-                f"{', '.join(heads) or 'absent'}.",
-                "The checkpoint was trained on another base model. Pass the right one with --base.",
-            )
-        if shapes[key] != value.shape:
-            raise BaseModelError(
-                f"{checkpoint.weights_file}: {key} has shape {value.shape}, but base model {name} "
+                f"{checkpoint.weights_file}: {key} has shape {shape}, but base model {name} "
                 f"expects {shapes[key]}.",
                 "The checkpoint was trained on another base model. Pass the right one with --base.",
             )
+    if not dropped:
+        return None
+    more = f" and {len(dropped) - 2} more" if len(dropped) > 2 else ""
+    return (
+        f"left out {', '.join(sorted(dropped)[:2])}{more}: this transformers reckons "
+        f"{'it' if len(dropped) == 1 else 'them'} itself"
+    )
+
+
+def _foreign(
+    checkpoint: Checkpoint, key: str, skeleton: PreTrainedModel, name: str
+) -> BaseModelError:
+    """The error for a tensor that the base model has no place for."""
+    where = f"{checkpoint.weights_file}: holds {key!r}"
+    if ".lora_" in key or key.endswith("lora_magnitude_vector"):
+        return BaseModelError(
+            f"{where}: LoRA was trained beside the prompt.",
+            "Merge it into the base model with merge_and_unload, save that, and pass it with "
+            "--base; save the prompt's adapter alone.",
+        )
+    if is_quantization(key):
+        return BaseModelError(
+            f"{where}: the base model was quantized in training, and its weights are no numbers "
+            "alone.",
+            "Compile the adapter that save_pretrained wrote, with the base model in full precision "
+            "as --base.",
+        )
+    body = f"{skeleton.base_model_prefix}."
+    heads = [n for n in _shapes(skeleton) if not n.startswith(body)]
+    return BaseModelError(
+        f"{where}, which base model {name} ({skeleton.config.model_type}) does not have; its head "
+        f"is {', '.join(heads) or 'absent'}.",
+        "The checkpoint was trained on another base model. Pass the right one with --base.",
+    )
 
 
 def _is_encoder(checkpoint: Checkpoint, skeleton: PreTrainedModel) -> bool:
@@ -295,23 +354,6 @@ def _rope_parameters(config: PretrainedConfig) -> list[Mapping[str, Any]]:
     return kinds or [found]
 
 
-def _fix_frequencies(model: PreTrainedModel) -> None:
-    """Keep rotary frequencies that depend on the text's length at those of a short text.
-
-    Within `max_positions` they never change, and a graph cannot ask.
-    """
-    for module in model.modules():
-        kinds = getattr(module, "rope_type", None)
-        if isinstance(kinds, dict):
-            module.rope_type = {name: _constant(kind) for name, kind in kinds.items()}
-        elif isinstance(kinds, str):
-            module.rope_type = _constant(kinds)
-
-
-def _constant(rope_type: str) -> str:
-    return "default" if "dynamic" in rope_type or rope_type == "longrope" else rope_type
-
-
 def _sliding_window(config: PretrainedConfig) -> int | None:
     """The window of the layers that have one, in tokens."""
     window = getattr(config, "sliding_window", None)
@@ -319,10 +361,3 @@ def _sliding_window(config: PretrainedConfig) -> int | None:
     if not window or "sliding_attention" not in kinds:
         return None
     return int(window) if getattr(config, "use_sliding_window", True) else None
-
-
-def _covers(checkpoint: Checkpoint, base: BaseModel) -> bool:
-    """Whether the checkpoint brings every weight of the model itself."""
-    skeleton, _ = _skeleton(checkpoint, base.config, base.name)
-    tied = set(getattr(skeleton, "all_tied_weights_keys", {}) or {})
-    return set(_shapes(skeleton)) - tied <= set(checkpoint.weights)

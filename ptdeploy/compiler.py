@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from ptdeploy.base import load_model, resolve_base
+from ptdeploy.base import resolve_base
+from ptdeploy.base_weights import load_model
 from ptdeploy.bundle import (
     Bundle,
     Role,
@@ -95,6 +96,8 @@ def compile_checkpoint(
 
         found = resolve_base(source, base)
         chosen = choose_tokenizer(source, found, tokenizer)
+    for note in found.notes:
+        progress.note(note)
     with progress.stage(f"load the base model {found.name}"):
         model = load_model(source, found)
         rows = int(model.get_input_embeddings().weight.shape[0])

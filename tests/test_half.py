@@ -10,7 +10,8 @@ import pytest
 import tiny
 from e2e.test_parity import peft_alone, random_rows
 
-from ptdeploy.base import load_model, resolve_base
+from ptdeploy.base import resolve_base
+from ptdeploy.base_weights import load_model
 from ptdeploy.bundle import Bundle, Quantization, staged
 from ptdeploy.checkpoint import read_checkpoint
 from ptdeploy.export import to_onnx

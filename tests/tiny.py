@@ -204,6 +204,8 @@ _SHAPES: dict[str, tuple[type[Any], dict[str, Any]]] = {
         {**_GROUPED, "layer_types": ["conv", "full_attention"], "conv_L_cache": 3},
     ),
 }
+ARCHITECTURES = tuple(_SHAPES)
+ENCODERS = ("bert", "distilbert", "electra", "roberta")
 _AUTO = {
     "SEQ_CLS": transformers.AutoModelForSequenceClassification,
     "TOKEN_CLS": transformers.AutoModelForTokenClassification,

@@ -11,7 +11,13 @@ from numpy.typing import NDArray
 
 from ptdeploy.checkpoint.peft_config import PeftConfig
 from ptdeploy.checkpoint.tensors import sha256_file
-from ptdeploy.checkpoint.types import BaseReference, Checkpoint, EncoderKind, PromptEncoderState
+from ptdeploy.checkpoint.types import (
+    BaseReference,
+    Checkpoint,
+    EncoderKind,
+    PromptEncoderState,
+    Unusable,
+)
 from ptdeploy.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -51,6 +57,16 @@ def assemble(
             "Pass the file or folder that PEFT's save_pretrained, torch.save(model.state_dict()) "
             "or ptdeploy.checkpoint.save_full wrote.",
         )
+    heads = tuple(sorted(heads))
+    usable: dict[str, NDArray[np.float32]] = {}
+    unusable: dict[str, Unusable] = {}
+    for name, tensor in weights.items():
+        try:
+            usable[name] = _finite(where, name, tensor)
+        except CheckpointError as error:
+            if name in heads:
+                raise
+            unusable[name] = Unusable(tuple(tensor.shape), error)
     first = prompt if prompt is not None else encoder["embedding.weight"]
     return Checkpoint(
         path=path,
@@ -62,11 +78,12 @@ def assemble(
         token_dim=int(first.shape[1]),
         virtual_tokens=virtual_tokens,
         encoder=state,
-        weights={name: _finite(where, name, tensor) for name, tensor in weights.items()},
-        heads=tuple(sorted(heads)),
+        weights=usable,
+        heads=heads,
         base=BaseReference(config.base_name, config.base_revision),
         dtype=str(first.dtype).removeprefix("torch."),
         files={file.name: sha256_file(file) for file in files},
+        unusable=unusable,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ptdeploy.checkpoint.assemble import assemble
+from ptdeploy.checkpoint.names import EVALUATED, unwrap
 from ptdeploy.checkpoint.peft_config import CONFIG_NAME, read_peft_config
 from ptdeploy.checkpoint.tensors import read_tensors
 from ptdeploy.checkpoint.types import Checkpoint
@@ -17,8 +18,12 @@ TRAINER_STATE = "trainer_state.json"
 
 
 def matches(path: Path) -> bool:
-    """Whether `path` is a folder with adapter weights, in itself or one folder further down."""
-    return path.is_dir() and bool(_adapters(path))
+    """Whether `path` is a folder with adapter weights, in itself or one folder further down.
+
+    One of an adapter's own files stands for its folder.
+    """
+    folder = _folder(path)
+    return folder.is_dir() and bool(_adapters(folder))
 
 
 def read(path: Path, adapter: str | None = None, task: Task | None = None) -> Checkpoint:
@@ -27,6 +32,7 @@ def read(path: Path, adapter: str | None = None, task: Task | None = None) -> Ch
     A `prompt_encoder.safetensors` beside it, as `save_full` writes, brings the MLP or LSTM too.
     Raises CheckpointError if there are several and none is named, or if anything is broken.
     """
+    path = _folder(path)
     folders = _adapters(path)
     if adapter is None:
         if len(folders) > 1:
@@ -48,7 +54,8 @@ def read(path: Path, adapter: str | None = None, task: Task | None = None) -> Ch
         )
     config = read_peft_config(config_file, task)
     weights_file = next(folder / name for name in WEIGHT_NAMES if (folder / name).is_file())
-    tensors = read_tensors(weights_file)
+    stored = read_tensors(weights_file)
+    tensors = unwrap(weights_file, stored, EVALUATED) or stored
     files = [config_file, weights_file]
     encoder = {}
     if (folder / ENCODER_NAME).is_file():
@@ -74,6 +81,10 @@ def read(path: Path, adapter: str | None = None, task: Task | None = None) -> Ch
         files=files,
         encoder_file=folder / ENCODER_NAME,
     )
+
+
+def _folder(path: Path) -> Path:
+    return path.parent if path.name in (*WEIGHT_NAMES, ENCODER_NAME, CONFIG_NAME) else path
 
 
 def _adapters(path: Path) -> dict[str, Path]:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ptdeploy.checkpoint.assemble import assemble
-from ptdeploy.checkpoint.peft_adapter import TRAINER_STATE
+from ptdeploy.checkpoint.names import ENCODER, unwrap
+from ptdeploy.checkpoint.peft_adapter import TRAINER_STATE, WEIGHT_NAMES
 from ptdeploy.checkpoint.peft_config import CONFIG_NAME, PeftConfig, read_peft_config
 from ptdeploy.checkpoint.tensors import TENSOR_SUFFIXES, read_tensors
 from ptdeploy.checkpoint.types import Checkpoint
@@ -23,10 +24,7 @@ FILE_NAMES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-_ENCODER = re.compile(r"prompt_encoder\.([^.]+)\.(.+)")
 _SAVED = re.compile(r"(.+)\.modules_to_save\.([^.]+)\.(.+)")
-# What wrappers put in front of every name: DistributedDataParallel and torch.compile.
-_WRAPPERS = ("module.", "_orig_mod.")
 
 
 def matches(path: Path) -> bool:
@@ -44,14 +42,8 @@ def read(path: Path, adapter: str | None = None, task: Task | None = None) -> Ch
     Raises CheckpointError if it is no state dict of a P-Tuned PeftModel.
     """
     file = path if path.is_file() else next(path / n for n in FILE_NAMES if (path / n).is_file())
-    tensors = {_unwrapped(name): tensor for name, tensor in read_tensors(file).items()}
+    tensors = read_state(file)
     encoders = _encoders(tensors)
-    if not encoders:
-        raise CheckpointError(
-            f"{file}: has no 'prompt_encoder.*' tensors: it is not the state dict of a P-Tuned "
-            "model.",
-            "Save the PeftModel's own model.state_dict(), or its adapter with save_pretrained.",
-        )
     adapter = _choose(file, adapter, sorted(encoders))
     encoder = encoders[adapter]
     weights, heads = _base_weights(tensors, adapter)
@@ -78,16 +70,41 @@ def read(path: Path, adapter: str | None = None, task: Task | None = None) -> Ch
     )
 
 
-def _unwrapped(name: str) -> str:
-    for wrapper in _WRAPPERS:
-        name = name.removeprefix(wrapper)
-    return name
+def read_state(file: Path) -> dict[str, torch.Tensor]:
+    """A P-Tuned PeftModel's state dict, under PEFT's own names, whatever wrapped the model.
+
+    Raises CheckpointError if the file holds none, or more than one.
+    """
+    stored = read_tensors(file)
+    tensors = unwrap(file, stored, ENCODER)
+    if not tensors:
+        raise _no_prompt_encoder(file, stored)
+    return tensors
+
+
+def _no_prompt_encoder(file: Path, stored: dict[str, torch.Tensor]) -> CheckpointError:
+    fix = "Save the PeftModel's own model.state_dict(), or its adapter with save_pretrained."
+    if any(name.rpartition(".")[2] in ("flat_param", "_flat_param") for name in stored):
+        return CheckpointError(
+            f"{file}: holds FSDP's flat parameters, one rank's share of them.",
+            "Save the whole of it: get_model_state_dict with StateDictOptions(full_state_dict=True)"
+            ", or Accelerate's state_dict_type FULL_STATE_DICT.",
+        )
+    if "prompt_embeddings" in stored:
+        return CheckpointError(
+            f"{file}: holds an adapter, not a full state dict.",
+            f"Name it {WEIGHT_NAMES[0]}, put its {CONFIG_NAME} beside it, and pass the folder.",
+        )
+    return CheckpointError(
+        f"{file}: has no 'prompt_encoder.*' tensors: it is not the state dict of a P-Tuned model.",
+        fix,
+    )
 
 
 def _encoders(tensors: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
     encoders: dict[str, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
-        if match := _ENCODER.fullmatch(name):
+        if match := ENCODER.fullmatch(name):
             encoders.setdefault(match[1], {})[match[2]] = tensor
     return encoders
 

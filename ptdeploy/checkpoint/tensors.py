@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import re
 import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +16,17 @@ from ptdeploy.errors import CheckpointError, TargetUnavailable
 if TYPE_CHECKING:
     import torch
 
-TENSOR_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+TENSOR_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 MAX_JSON_BYTES = 16 * 1024 * 1024
+_MAX_DEPTH = 8
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Read every tensor of a `.safetensors`, `.bin`, `.pt` or `.pth` file, or a sharded index.
+    """Read every tensor of a safetensors or torch file, or of a sharded index.
 
     Torch files are read with `weights_only=True`, memory mapped where their format allows it.
+    Tensors in dictionaries there have the dictionaries' keys before their names, joined by dots:
+    what a training loop saves beside its state dict is then told apart by name.
     Raises CheckpointError if the file is truncated, or if reading it would need to unpickle
     anything other than tensors.
     """
@@ -90,24 +95,44 @@ def _read_torch(path: Path) -> dict[str, torch.Tensor]:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         if "Unsupported" in str(error) or "WeightsUnpickler" in str(error):
-            raise CheckpointError(
-                f"{path}: holds pickled Python objects, not only tensors. It was not unpickled, "
-                "because that runs code from the file.",
-                "Save torch.save(model.state_dict(), path) or "
-                "ptdeploy.checkpoint.save_full(model, path) instead of the whole model.",
-            ) from None
+            raise _pickled(path, error) from None
         raise _damaged(path, error) from None
     except Exception as error:  # a damaged file makes torch's reader raise anything
+        if "TorchScript" in str(error):
+            raise CheckpointError(
+                f"{path}: is a TorchScript program, not a state dict.",
+                "Save torch.save(model.state_dict(), path) from the model that was trained.",
+            ) from None
         raise _damaged(path, error) from None
-    for wrapper in ("state_dict", "model_state_dict"):
-        if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
-            loaded = loaded[wrapper]
     if not isinstance(loaded, dict):
         raise CheckpointError(f"{path}: holds a {type(loaded).__name__}, not a state dict.")
-    tensors = {str(k): v for k, v in loaded.items() if isinstance(v, torch.Tensor)}
+    tensors = dict(_named(loaded, "", _MAX_DEPTH))
     if not tensors:
         raise CheckpointError(f"{path}: holds no tensor.")
     return tensors
+
+
+def _named(loaded: Mapping[Any, Any], before: str, depth: int) -> Iterator[tuple[str, Any]]:
+    import torch
+
+    for key, value in loaded.items():
+        if isinstance(value, torch.Tensor):
+            yield f"{before}{key}", value
+        elif isinstance(value, dict) and depth > 1:
+            yield from _named(value, f"{before}{key}.", depth - 1)
+
+
+def _pickled(path: Path, error: Exception) -> CheckpointError:
+    found = re.search(r"GLOBAL ([\w.]+)", str(error))
+    what = f" ({found[1]})" if found else ""
+    return CheckpointError(
+        f"{path}: holds pickled Python objects{what}, not only tensors. It was not unpickled, "
+        "because that runs code from the file.",
+        "Where it was trained, save its tensors alone: "
+        "torch.save(torch.load(path, weights_only=False)['state_dict'], new_path) for a trainer's "
+        "checkpoint, torch.save(model.state_dict(), path) or "
+        "ptdeploy.checkpoint.save_full(model, path) for a model.",
+    )
 
 
 def _read_shards(index: Path) -> dict[str, torch.Tensor]:

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ptdeploy.errors import CheckpointError
 from ptdeploy.task import Task
 
 EncoderKind = Literal["MLP", "LSTM"]
@@ -45,6 +46,17 @@ class PromptEncoderState:
 
 
 @dataclass(frozen=True)
+class Unusable:
+    """A tensor that can be no weight, for its element type or its values, and why.
+
+    Buffers that older versions of transformers kept in state dicts are such, and are left out.
+    """
+
+    shape: tuple[int, ...]
+    error: CheckpointError
+
+
+@dataclass(frozen=True)
 class BaseReference:
     """The base model as the checkpoint names it: a local folder, a hub id, or nothing."""
 
@@ -59,7 +71,8 @@ class Checkpoint:
     At least one of `virtual_tokens` (the evaluated prompt, shape (num_virtual_tokens, token_dim),
     float32) and `encoder` (from which it is evaluated) is there. `weights` holds the base model's
     tensors that the checkpoint overrides, by their name in the base model: the trained head at
-    least, every weight for a full state dict.
+    least, every weight for a full state dict. `unusable` are tensors under such names that are no
+    finite floating point numbers: only the base model says whether any of them matters.
     """
 
     path: Path
@@ -77,6 +90,7 @@ class Checkpoint:
     dtype: str
     files: Mapping[str, str] = field(repr=False)
     labels: tuple[str, ...] = ()
+    unusable: Mapping[str, Unusable] = field(default_factory=dict, repr=False)
 
     @property
     def resumable(self) -> bool:

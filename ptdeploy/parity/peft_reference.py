@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ptdeploy.base import BaseModel, load_pretrained, quiet_libraries, resolve_base
+from ptdeploy.base import BaseModel, quiet_libraries, resolve_base
+from ptdeploy.base_weights import load_pretrained
 from ptdeploy.bundle import Limits
 from ptdeploy.checkpoint import Checkpoint, read_checkpoint
 from ptdeploy.checkpoint.peft_adapter import WEIGHT_NAMES
-from ptdeploy.checkpoint.tensors import read_tensors
+from ptdeploy.checkpoint.state_dict import read_state
+from ptdeploy.errors import CheckpointError
 from ptdeploy.parity.cases import AskedRow, golden_rows, pad
 from ptdeploy.parity.quality import JudgedText, text_row
 from ptdeploy.parity.reference import Greedy, Reference, Row
@@ -22,6 +24,7 @@ from ptdeploy.task import Task
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from transformers import PreTrainedModel
 
 _GREEDY_ROWS = (0, 4, 6)
 _GREEDY_TOKENS = 16
@@ -46,36 +49,101 @@ def open_peft(
 
 
 def peft_model(checkpoint: Checkpoint, base: BaseModel) -> PeftModel:
-    """The checkpoint as PEFT loads it, on the base model as transformers loads it; fp32, eval."""
-    import torch
-    from peft import PeftModel, PromptEncoderConfig, get_peft_model
+    """The checkpoint as PEFT loads it, on the base model as transformers loads it; fp32, eval.
 
+    Raises BaseModelError as load_pretrained does, and CheckpointError if PEFT leaves out a tensor
+    that the checkpoint brings.
+    """
     model = load_pretrained(checkpoint, base)
     with quiet_libraries():
         if checkpoint.weights_file.name in WEIGHT_NAMES:
-            folder = str(checkpoint.weights_file.parent)
-            return PeftModel.from_pretrained(model, folder, checkpoint.adapter).eval()
-        encoder = checkpoint.encoder
-        assert encoder is not None, "a full state dict holds the prompt encoder"
-        config = PromptEncoderConfig(
-            task_type=checkpoint.task.value,
-            num_virtual_tokens=checkpoint.num_virtual_tokens,
-            token_dim=checkpoint.token_dim,
-            # P-Tuning ignores these two, but PEFT refuses bases whose config names them otherwise.
-            num_layers=1,
-            num_attention_heads=1,
-            encoder_reparameterization_type=encoder.kind,
-            encoder_hidden_size=encoder.hidden_size,
-            encoder_num_layers=encoder.num_layers,
-        )
-        peft = get_peft_model(model, config, checkpoint.adapter)
-        state = {
-            name.removeprefix("module.").removeprefix("_orig_mod."): tensor.to(torch.float32)
-            for name, tensor in read_tensors(checkpoint.weights_file).items()
-        }
-        peft.load_state_dict(_for_one_adapter(state, checkpoint.adapter), strict=False)
+            peft = _from_adapter(checkpoint, model)
+        else:
+            peft = _from_state_dict(checkpoint, model)
         peft.get_base_model().tie_weights()
-        return peft.eval()
+    _check_taken(checkpoint, peft)
+    return peft.eval()
+
+
+def _from_adapter(checkpoint: Checkpoint, model: PreTrainedModel) -> PeftModel:
+    from peft import PeftModel, PromptEncoderConfig
+
+    folder = str(checkpoint.weights_file.parent)
+    config = PromptEncoderConfig.from_pretrained(folder)
+    # The file may name none, and PEFT then puts no prompt before the text.
+    config.task_type = checkpoint.task.value
+    return PeftModel.from_pretrained(model, folder, checkpoint.adapter, config=config)
+
+
+def _from_state_dict(checkpoint: Checkpoint, model: PreTrainedModel) -> PeftModel:
+    import torch
+    from peft import PromptEncoderConfig, get_peft_model
+
+    encoder = checkpoint.encoder
+    assert encoder is not None, "a full state dict holds the prompt encoder"
+    config = PromptEncoderConfig(
+        task_type=checkpoint.task.value,
+        num_virtual_tokens=checkpoint.num_virtual_tokens,
+        token_dim=checkpoint.token_dim,
+        # P-Tuning ignores these two, but PEFT refuses bases whose config names them otherwise.
+        num_layers=1,
+        num_attention_heads=1,
+        encoder_reparameterization_type=encoder.kind,
+        encoder_hidden_size=encoder.hidden_size,
+        encoder_num_layers=encoder.num_layers,
+    )
+    peft = get_peft_model(model, config, checkpoint.adapter)
+    places = _places(peft, checkpoint.adapter)
+    state = {}
+    for name, tensor in read_state(checkpoint.weights_file).items():
+        if name.startswith("base_model."):
+            name = places.get(_own_name(name, checkpoint.adapter) or "", "")
+        if name in places.values() or name.startswith(f"prompt_encoder.{checkpoint.adapter}."):
+            state[name] = tensor.to(torch.float32)
+    peft.load_state_dict(state, strict=False)
+    return peft
+
+
+def _own_name(name: str, adapter: str) -> str | None:
+    """A tensor's name in the base model, by its name in PEFT's; None for a copy that is not used.
+
+    Which modules PEFT copies for an adapter differs by its version.
+    """
+    if ".original_module." in name:
+        return None
+    return name.removeprefix("base_model.").replace(f".modules_to_save.{adapter}.", ".")
+
+
+def _places(peft: PeftModel, adapter: str) -> dict[str, str]:
+    """PEFT's name for each of the base model's tensors."""
+    found = {}
+    for name in peft.state_dict():
+        own = _own_name(name, adapter) if name.startswith("base_model.") else None
+        if own is not None:
+            found[own] = name
+    return found
+
+
+def _check_taken(checkpoint: Checkpoint, peft: PeftModel) -> None:
+    """Refuse a reference without the checkpoint's own weights: it would be of another model.
+
+    PEFT says nothing where it leaves a tensor of the file out.
+    """
+    import torch
+
+    live = peft.state_dict()
+    places = _places(peft, checkpoint.adapter)
+    for name, value in checkpoint.weights.items():
+        taken = live.get(places.get(name, ""))
+        # What is not among the model's own is a buffer of another version: see resolve_base.
+        if taken is None or tuple(taken.shape) != value.shape:
+            continue
+        if not torch.equal(taken.float(), torch.from_numpy(np.array(value))):
+            raise CheckpointError(
+                f"{checkpoint.weights_file}: PEFT does not load {name} from it, so nothing here "
+                "shows what an engine of it should give.",
+                "Save the full state dict, torch.save(model.state_dict(), PATH), and compile that.",
+            )
 
 
 def compute_reference(
@@ -118,14 +186,6 @@ def compute_reference(
         judged=texts,
         judged_on=judged.source if judged else "",
     )
-
-
-def _for_one_adapter(state: dict[str, Any], adapter: str) -> dict[str, Any]:
-    return {
-        name: tensor
-        for name, tensor in state.items()
-        if not name.startswith("prompt_encoder.") or name.startswith(f"prompt_encoder.{adapter}.")
-    }
 
 
 def row_logits(model: PeftModel, task: Task, ids: NDArray[np.int64]) -> NDArray[np.float32]:
