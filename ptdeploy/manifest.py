@@ -91,7 +91,7 @@ def build_manifest(
         quantization=quantization,
         limits=limits,
         labels=_labels(checkpoint, base),
-        generation=_generation(checkpoint, base, generation_config),
+        generation=_generation(checkpoint, base, generation_config, limits.vocab_size),
         tokenizer=tokenizer,
         files=files,
     )
@@ -141,14 +141,17 @@ def limits(
     return Limits(context - virtual_tokens, context, vocab_size, max_batch)
 
 
-def _generation(checkpoint: Checkpoint, base: BaseModel, config: Any) -> GenerationOptions | None:
+def _generation(
+    checkpoint: Checkpoint, base: BaseModel, config: Any, vocab_size: int
+) -> GenerationOptions | None:
     if checkpoint.task is not Task.CAUSAL_LM:
         return None
     eos = getattr(config, "eos_token_id", None)
     if eos is None:
         eos = base.config.eos_token_id
     ids = tuple(eos) if isinstance(eos, (list, tuple)) else () if eos is None else (int(eos),)
-    fields: dict[str, Any] = {"eos_token_ids": ids}
+    # An id that the model has no score for, as -1 in old configurations, never ends anything.
+    fields: dict[str, Any] = {"eos_token_ids": tuple(i for i in ids if 0 <= i < vocab_size)}
     for name in GenerationOptions.__struct_fields__:
         value = getattr(config, name, None)
         if value is not None and name not in fields:
@@ -158,7 +161,7 @@ def _generation(checkpoint: Checkpoint, base: BaseModel, config: Any) -> Generat
         fields.setdefault("top_k", 50)
     try:
         options = msgspec.convert(fields, GenerationOptions, strict=False)
-        check(options)
+        check(options, vocab_size)
     except (msgspec.ValidationError, InputError) as error:
         raise BaseModelError(f"{base.name}: generation_config.json: {error}.") from None
     return options

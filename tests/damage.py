@@ -320,6 +320,14 @@ _OF_FIELDS = [
         lambda m: m["generation"].update(eos_token_ids=[1, "x"]),
         "at `$.generation.eos_token_ids[1]`",
     ),
+    *(
+        _edit(
+            f"an EOS of no token, {token}",
+            lambda m, token=token: m["generation"].update(eos_token_ids=[1, token]),
+            f"its generation defaults: eos_token_ids is {token}; it must be token ids from 0 to",
+        )
+        for token in (-1, 101, 1 << 40)
+    ),
     _edit(
         "a temperature in words",
         lambda m: m["generation"].update(temperature="x"),

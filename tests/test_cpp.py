@@ -182,6 +182,8 @@ def test_min_p_and_equal_scores_cut_as_in_python(bundles, probe):
         ([[5]], {"top_k": -3}),
         ([[5]], {"repetition_penalty": 0.0}),
         ([[5]], {"min_new_tokens": -2}),
+        ([[5]], {"eos_token_ids": (5, 101), "min_new_tokens": 2}),
+        ([[5]], {"eos_token_ids": (-1,)}),
     ],
 )
 def test_bad_requests_are_refused_in_pythons_words(bundles, probe, rows, options):

@@ -152,8 +152,9 @@ def test_log_probabilities_are_the_models_own():
         ("max_new_tokens", -1),
         ("min_new_tokens", -1),
         ("eos_token_ids", (-1,)),
+        ("eos_token_ids", (5, 100)),
     ],
 )
 def test_an_option_out_of_range_is_named(name, value):
     with pytest.raises(InputError, match=f"{name} is .* must be"):
-        check(GenerationOptions(**{name: value}))
+        check(GenerationOptions(**{name: value}), 100)

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ptdeploy.bundle import Limits
 from ptdeploy.errors import InputError
+from ptdeploy.runtime.tokenizer import Encoding
 
 Row = NDArray[np.int64]
 
@@ -57,6 +58,21 @@ def rows_of(
                 "Shorten the text, or cut it with truncate=True (--truncate).",
             )
     return [row[: limits.max_sequence] for row in rows]
+
+
+def embedded(encoding: Encoding, limits: Limits) -> Encoding:
+    """A text's encoding. Raises InputError, naming the token, if the model has no embedding for it.
+
+    A tokenizer may have more tokens than its model: an engine would read beyond the table.
+    """
+    if not encoding.ids or max(encoding.ids) < limits.vocab_size:
+        return encoding
+    place = next(i for i, one in enumerate(encoding.ids) if one >= limits.vocab_size)
+    raise InputError(
+        f"The text holds the token {encoding.tokens[place]!r} ({encoding.ids[place]}), which the "
+        f"model has no embedding for: its ids are 0 to {limits.vocab_size - 1}.",
+        "Leave that token out of the text.",
+    )
 
 
 def pack(rows: Sequence[Row]) -> Batch:

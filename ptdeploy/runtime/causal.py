@@ -14,6 +14,7 @@ from ptdeploy.bundle import Bundle
 from ptdeploy.errors import BundleError, InputError
 from ptdeploy.runtime import chat, sampling
 from ptdeploy.runtime.batching import Row as Ids
+from ptdeploy.runtime.batching import embedded
 from ptdeploy.runtime.conversation import Conversation
 from ptdeploy.runtime.engine import Engine, Inputs
 from ptdeploy.runtime.generation import Generated, Row, decode, without_stop
@@ -35,6 +36,7 @@ class CausalLM(Engine):
         if self.manifest.generation is None:
             raise BundleError(f"{bundle.path}: the manifest has no generation defaults.")
         _check_layout(bundle)
+        _check_defaults(bundle, self.manifest.generation)
         prompt, vocabulary = self.manifest.prompt, self.manifest.limits.vocab_size
         self._prefix_kv = None if prompt.prefix_kv is None else _prefix_kv(bundle)
         # A prompt that is not frozen is fed like text, under ids behind the vocabulary.
@@ -128,7 +130,8 @@ class CausalLM(Engine):
         The template writes all special tokens itself, so the tokenizer adds none.
         """
         text = self.chat_text(messages)
-        return self._text_tokenizer().encode(text, add_special_tokens=False).ids
+        encoding = self._text_tokenizer().encode(text, add_special_tokens=False)
+        return embedded(encoding, self.manifest.limits).ids
 
     def options(self, max_new_tokens: int | None, given: Mapping[str, Any]) -> GenerationOptions:
         """The model's defaults with what a request changes. Raises InputError on a bad value."""
@@ -146,7 +149,7 @@ class CausalLM(Engine):
             options = msgspec.convert(fields, GenerationOptions)
         except msgspec.ValidationError as error:
             raise InputError(f"Generation options: {error}.") from None
-        sampling.check(options)
+        sampling.check(options, self.manifest.limits.vocab_size)
         return options
 
     def buffer(self, rows: int, tokens: int) -> KVBuffer:
@@ -288,6 +291,16 @@ def _check_layout(bundle: Bundle) -> None:
             f"{bundle.path}: its signature, prefix KV and limits do not describe one KV buffer.",
             "Compile the checkpoint again.",
         )
+
+
+def _check_defaults(bundle: Bundle, generation: GenerationOptions) -> None:
+    try:
+        sampling.check(generation, bundle.manifest.limits.vocab_size)
+    except InputError as error:
+        raise BundleError(
+            f"{bundle.path}: its generation defaults: {error.problem}",
+            "Compile the checkpoint again.",
+        ) from None
 
 
 def _at_least(sizes: Sequence[int | str], least: int) -> bool:

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ptdeploy.bundle import Bundle, Manifest
 from ptdeploy.errors import InputError
-from ptdeploy.runtime.batching import Batch, Row, pack, rows_of
+from ptdeploy.runtime.batching import Batch, Row, embedded, pack, rows_of
 from ptdeploy.runtime.tokenizer import Encoding, Tokenizer
 from ptdeploy.targets import Session
 
@@ -76,7 +76,7 @@ class Engine(ABC):
                     "Shorten it, or cut it with truncate=True (--truncate).",
                 )
             encoding = self.tokenizer.encode_truncated(text, limit)
-        return encoding
+        return embedded(encoding, self.manifest.limits)
 
     def _run_rows(
         self, rows: Sequence[Row], type_ids: Sequence[Sequence[int]] | None = None

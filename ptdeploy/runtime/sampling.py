@@ -12,9 +12,10 @@ from ptdeploy.errors import InputError
 from ptdeploy.task import GenerationOptions
 
 
-def check(options: GenerationOptions) -> None:
+def check(options: GenerationOptions, vocab_size: int) -> None:
     """Raises InputError naming the first option that is out of its range."""
     finite = math.isfinite
+    wrong = [i for i in options.eos_token_ids if not 0 <= i < vocab_size]
     for name, holds, range_ in (
         ("max_new_tokens", options.max_new_tokens >= 0, "at least 0"),
         ("min_new_tokens", options.min_new_tokens >= 0, "at least 0"),
@@ -27,10 +28,11 @@ def check(options: GenerationOptions) -> None:
             finite(options.repetition_penalty) and options.repetition_penalty > 0,
             "more than 0",
         ),
-        ("eos_token_ids", all(i >= 0 for i in options.eos_token_ids), "token ids"),
+        ("eos_token_ids", not wrong, f"token ids from 0 to {vocab_size - 1}"),
     ):
         if not holds:
-            raise InputError(f"{name} is {getattr(options, name)}; it must be {range_}.")
+            value = wrong[0] if name == "eos_token_ids" else getattr(options, name)
+            raise InputError(f"{name} is {value}; it must be {range_}.")
 
 
 class Sampler:

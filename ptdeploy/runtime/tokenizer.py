@@ -34,10 +34,11 @@ class Encoding:
 class Tokenizer:
     """The base model's tokenizer, as its tokenizer.json says, without its padding or truncation.
 
-    No call changes it, so that any number of threads may use it at once.
+    No call changes it, so that any number of threads may use it at once. `split_special_tokens` is
+    transformers': a special token's name in a text is text.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, split_special_tokens: bool = False) -> None:
         import tokenizers
 
         name = library_path(path)
@@ -49,16 +50,17 @@ class Tokenizer:
         self._cuts_left = cut.get("direction", "right").lower() == "left"
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
+        self._tokenizer.encode_special_tokens = split_special_tokens
 
     def encode(
         self, text: str, add_special_tokens: bool = True, pair: str | None = None
     ) -> Encoding:
-        """Token ids of a text, or of two. Raises InputError if one is no Unicode."""
-        encoding = self._tokenizer.encode(
-            unicode_text(text),
-            None if pair is None else unicode_text(pair, "The second text"),
-            add_special_tokens=add_special_tokens,
-        )
+        """Token ids of a text, or of two. Raises InputError if one is no Unicode or has no ids."""
+        texts = unicode_text(text), None if pair is None else unicode_text(pair, "The second text")
+        try:
+            encoding = self._tokenizer.encode(*texts, add_special_tokens=add_special_tokens)
+        except Exception as error:  # plain, as of an unknown word where no token stands for those
+            raise InputError(f"The tokenizer has no ids for {text[:40]!r} ({error}).") from None
         return Encoding(
             encoding.ids,
             encoding.type_ids,
@@ -111,7 +113,10 @@ class Tokenizer:
 def load_tokenizer(bundle: Bundle) -> Tokenizer | None:
     """The bundle's tokenizer, or None if it was compiled without one."""
     path = bundle.file("tokenizer")
-    return Tokenizer(path) if path else None
+    info = bundle.manifest.tokenizer
+    if path is None:
+        return None
+    return Tokenizer(path, split_special_tokens=info is not None and info.split_special_tokens)
 
 
 def unicode_text(text: str, what: str = "The text") -> str:

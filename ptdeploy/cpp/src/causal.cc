@@ -150,6 +150,12 @@ void prepare_causal(EngineState& state) {
     throw BundleError(
         state.bundle.path + ": its signature, prefix KV and limits do not describe one KV buffer.",
         "Compile the checkpoint again.");
+  try {
+    check(*manifest.generation, manifest.limits.vocab_size);
+  } catch (const InputError& error) {
+    throw BundleError(state.bundle.path + ": its generation defaults: " + error.problem(),
+                      "Compile the checkpoint again.");
+  }
   if (!state.backend->caches(state.layout.type))
     throw TargetUnavailable("With the target " + manifest.target +
                             " the C++ library keeps keys and values in float32, not in " +
@@ -193,7 +199,7 @@ GenerationOptions chosen_options(const EngineState& state, const GenerateOptions
     const bool samples = given.temperature || given.top_k || given.top_p || given.min_p;
     if (samples && !given.do_sample) options.do_sample = true;
   }
-  check(options);
+  check(options, state.manifest().limits.vocab_size);
   return options;
 }
 

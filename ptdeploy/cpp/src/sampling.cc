@@ -5,12 +5,13 @@
 #include <functional>
 #include <limits>
 #include <sstream>
+#include <string>
 
 namespace ptdeploy::detail {
 namespace {
 
 template <class Value>
-void require(bool holds, const char* name, const Value& value, const char* range) {
+void require(bool holds, const char* name, const Value& value, const std::string& range) {
   if (holds) return;
   std::ostringstream problem;
   problem << name << " is " << value << "; it must be " << range << ".";
@@ -58,7 +59,7 @@ void cut_unlikely(std::vector<Choice>& choices, double min_p) {
 
 }  // namespace
 
-void check(const GenerationOptions& o) {
+void check(const GenerationOptions& o, std::int64_t vocab_size) {
   require(o.max_new_tokens >= 0, "max_new_tokens", o.max_new_tokens, "at least 0");
   require(o.min_new_tokens >= 0, "min_new_tokens", o.min_new_tokens, "at least 0");
   require(std::isfinite(o.temperature) && o.temperature > 0, "temperature", o.temperature,
@@ -68,7 +69,9 @@ void check(const GenerationOptions& o) {
   require(o.min_p >= 0 && o.min_p <= 1, "min_p", o.min_p, "from 0 to 1");
   require(std::isfinite(o.repetition_penalty) && o.repetition_penalty > 0, "repetition_penalty",
           o.repetition_penalty, "more than 0");
-  for (std::int64_t id : o.eos_token_ids) require(id >= 0, "eos_token_ids", id, "token ids");
+  for (std::int64_t id : o.eos_token_ids)
+    require(id >= 0 && id < vocab_size, "eos_token_ids", id,
+            "token ids from 0 to " + std::to_string(vocab_size - 1));
 }
 
 Sampler::Sampler(const GenerationOptions& options, const Ids& prompt_ids,

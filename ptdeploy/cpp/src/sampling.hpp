@@ -12,7 +12,7 @@
 namespace ptdeploy::detail {
 
 // Throws InputError naming the first option that is out of its range.
-void check(const GenerationOptions& options);
+void check(const GenerationOptions& options, std::int64_t vocab_size);
 
 // Chooses one row's tokens. The penalty counts the text's own tokens too, not the virtual ones.
 class Sampler {
