@@ -88,6 +88,9 @@ def compile(
     Raises CheckpointError, BaseModelError, BundleError, InputError, OutputError, ParityError or
     TargetUnavailable; then no bundle is written and an older one is kept.
     """
+    from ptdeploy.telemetry import switch_off
+
+    switch_off()
     from ptdeploy.compiler import compile_checkpoint
 
     return compile_checkpoint(
@@ -140,6 +143,9 @@ def verify(
     The caller asks `report.passed`. Raises BundleError if the bundle is damaged, InputError if an
     option or a file does not fit, and what compile raises for a checkpoint.
     """
+    from ptdeploy.telemetry import switch_off
+
+    switch_off()
     from ptdeploy.verifier import verify_bundle
 
     return verify_bundle(

@@ -31,6 +31,7 @@ from ptdeploy.errors import InputError, OutputError, PtdeployError
 from ptdeploy.printable import printable, printable_fields
 from ptdeploy.progress import Progress
 from ptdeploy.targets import DEVICES, TARGETS, get_target
+from ptdeploy.telemetry import switch_off
 
 if TYPE_CHECKING:
     from ptdeploy.bundle import Manifest
@@ -42,6 +43,7 @@ _TASKS = ("SEQ_CLS", "TOKEN_CLS", "CAUSAL_LM")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     open_streams()
+    switch_off()
     arguments = argparse.Namespace(json=False)
     try:
         arguments = _parser().parse_args(argv)

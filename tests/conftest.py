@@ -6,6 +6,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 from collections.abc import Callable
 from dataclasses import dataclass

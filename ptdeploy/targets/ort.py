@@ -17,6 +17,7 @@ from ptdeploy.engine_options import EngineOptions
 from ptdeploy.errors import BundleError, InputError, TargetUnavailable
 from ptdeploy.targets import Attention, BuildRequest, Built, Numerics, Placed
 from ptdeploy.task import Activations
+from ptdeploy.telemetry import import_onnxruntime
 from ptdeploy.text_files import library_path
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def unavailable(device: str) -> tuple[str, str] | None:
     if device not in _PROVIDERS:
         return f"The target ort runs on {' or '.join(_PROVIDERS)}, not on {device!r}.", ""
     try:
-        import onnxruntime
+        onnxruntime = import_onnxruntime()
     except ImportError:
         return "ONNX Runtime is not installed here.", _EXTRAS[device]
     provider = _PROVIDERS[device]
@@ -131,7 +132,8 @@ def run_graph(
 ) -> dict[str, NDArray[Any]]:
     """Run it on a CPU, whatever the bundle's device; its weights stay in their file."""
     import onnx
-    import onnxruntime
+
+    onnxruntime = import_onnxruntime()
 
     path = bundle.file("model")
     assert path is not None, "the caller read it"
@@ -183,7 +185,7 @@ def session_options(device: str, threads: int | None = None, map_weights: bool =
     """The options that every session has. Raises TargetUnavailable where none can be opened."""
     if problem := unavailable(device):
         raise TargetUnavailable(*problem)
-    import onnxruntime
+    onnxruntime = import_onnxruntime()
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
@@ -198,7 +200,7 @@ def session_options(device: str, threads: int | None = None, map_weights: bool =
 
 def start(bundle: Bundle, device: str, options: Any) -> Any:
     """An InferenceSession over a bundle's model, on `device` and no other."""
-    import onnxruntime
+    onnxruntime = import_onnxruntime()
 
     model = bundle.file("model")
     if model is None:
@@ -288,7 +290,7 @@ class OrtSession:
         """Put an array on the session's device; on a CPU it stays where it is."""
         if self._device == "cpu":
             return _host(array)
-        import onnxruntime
+        onnxruntime = import_onnxruntime()
 
         value = onnxruntime.OrtValue.ortvalue_from_numpy(array, self._device, 0)
         return OrtMemory(self._device, value.data_ptr(), array.shape, array.dtype, value)

@@ -8,6 +8,7 @@ import numpy as np
 
 from ptdeploy.targets import Attention
 from ptdeploy.task import Activations
+from ptdeploy.telemetry import import_onnxruntime
 
 OPERATOR = "GroupQueryAttention"
 # Of a text's tokens those that the buffer holds already, the new ones, and the buffer's slots.
@@ -21,7 +22,7 @@ def try_attention(
 
     The operator's limits are nowhere to be asked for, and differ between devices and versions.
     """
-    import onnxruntime
+    onnxruntime = import_onnxruntime()
 
     # On a GPU: a node that its provider does not have would be run by the CPU, unseen.
     if provider != "CPUExecutionProvider":

@@ -1,10 +1,14 @@
 // generate BUNDLE TEXT [MAX_NEW_TOKENS]: continues a text, printing each piece as it comes.
+#include <stdlib.h>
+
 #include <cstdio>
 #include <cstdlib>
 
 #include "text.hpp"
 
 int main(int argc, char** argv) {
+  // Before ONNX Runtime starts: it reports its use otherwise. Set it yourself to choose.
+  setenv("ORT_DISABLE_TELEMETRY", "1", 0);
   if (argc < 3) return std::fprintf(stderr, "usage: generate BUNDLE TEXT [MAX_NEW_TOKENS]\n"), 2;
   try {
     const auto engine = ptdeploy::Engine::open(argv[1]);

@@ -1,6 +1,8 @@
 // server BUNDLE [WORKERS [THREADS]]: reads a request a line, ID TEXT, and answers ID TAB RESULT as
 // each is done. One engine serves all workers: its weights and the prompt's prefix KV are there
 // once.
+#include <stdlib.h>
+
 #include <algorithm>
 #include <condition_variable>
 #include <cstdlib>
@@ -68,6 +70,8 @@ std::string answer(const ptdeploy::Engine& engine, const Text& text, const std::
 }  // namespace
 
 int main(int argc, char** argv) {
+  // Before ONNX Runtime starts: it reports its use otherwise. Set it yourself to choose.
+  setenv("ORT_DISABLE_TELEMETRY", "1", 0);
   if (argc < 2) return std::cerr << "usage: server BUNDLE [WORKERS [THREADS]]\n", 2;
   const int workers = argc > 2 ? std::max(1, std::atoi(argv[2])) : 2;
   try {

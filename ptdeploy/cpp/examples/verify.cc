@@ -1,5 +1,7 @@
 // verify BUNDLE: whether the engine still gives, on this machine, what the bundle says it must.
 // Exit codes: 0 within thresholds, 1 departs, 2 bad input or bundle, 3 target not available here.
+#include <stdlib.h>
+
 #include <algorithm>
 #include <cstdio>
 
@@ -72,6 +74,8 @@ void print(const ParityReport& report) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  // Before ONNX Runtime starts: it reports its use otherwise. Set it yourself to choose.
+  setenv("ORT_DISABLE_TELEMETRY", "1", 0);
   if (argc != 2) return std::fprintf(stderr, "usage: verify BUNDLE\n"), 2;
   try {
     const ParityReport report = ptdeploy::Engine::open(argv[1]).verify();

@@ -1,9 +1,13 @@
 // Continues rows of token ids, printing each row's tokens as they come: @NAME@ 5,6,7 8,9
+#include <stdlib.h>
+
 #include <iostream>
 
 #include "arguments.hpp"
 
 int main(int argc, char** argv) try {
+  // Before ONNX Runtime starts: it reports its use otherwise. Set it yourself to choose.
+  setenv("ORT_DISABLE_TELEMETRY", "1", 0);
   const auto engine = ptdeploy::Engine::open(@BUNDLE@);
   std::vector<ptdeploy::Ids> rows;
   for (int i = 1; i < argc; ++i) rows.push_back(ids_of(argv[i]));
