@@ -10,6 +10,7 @@ from ptdeploy.checkpoint import peft_adapter, state_dict
 from ptdeploy.checkpoint.full import load_full, save_full
 from ptdeploy.checkpoint.labels import read_labels
 from ptdeploy.checkpoint.peft_config import CONFIG_NAME
+from ptdeploy.checkpoint.tensors import TENSOR_SUFFIXES
 from ptdeploy.checkpoint.types import BaseReference, Checkpoint, PromptEncoderState
 from ptdeploy.errors import CheckpointError
 from ptdeploy.task import Task
@@ -66,8 +67,33 @@ def read_checkpoint(
             f"{path}: has {CONFIG_NAME} but no adapter weights.",
             f"Copy {' or '.join(peft_adapter.WEIGHT_NAMES)} beside it.",
         )
-    raise CheckpointError(
-        f"{path}: not a checkpoint that ptdeploy reads.",
+    raise _unknown(path)
+
+
+def _unknown(path: Path) -> CheckpointError:
+    """What to do with a path that no reader takes."""
+    problem = f"{path}: not a checkpoint that ptdeploy reads."
+    files = {p.name: p for p in path.rglob("*") if p.is_file()} if path.is_dir() else {}
+    if "zero_to_fp32.py" in files:
+        return CheckpointError(
+            f"{path}: holds DeepSpeed's shards, one for each process.",
+            f"Join them first: python {files['zero_to_fp32.py']} {path} OUT, and pass OUT.",
+        )
+    if any(name.endswith(".distcp") for name in files):
+        return CheckpointError(
+            f"{path}: holds the shards of torch.distributed.checkpoint, one for each process.",
+            "Join them first: python -m torch.distributed.checkpoint.format_utils dcp_to_torch "
+            f"{path} FILE.pt, and pass FILE.pt.",
+        )
+    whole = sorted(str(p) for p in files.values() if p.suffix in TENSOR_SUFFIXES)
+    if whole:
+        more = f" and {len(whole) - 3} more" if len(whole) > 3 else ""
+        return CheckpointError(
+            f"{problem} It holds {', '.join(whole[:3])}{more}, and nothing says which is meant.",
+            "Pass the file itself, if it is a P-Tuned model's state dict.",
+        )
+    return CheckpointError(
+        problem,
         "Expected a PEFT adapter folder, a Trainer checkpoint, or a state dict file "
-        "(.safetensors, .bin, .pt, .pth).",
+        f"({', '.join(TENSOR_SUFFIXES)}).",
     )

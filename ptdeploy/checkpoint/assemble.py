@@ -115,7 +115,8 @@ def _encoder_state(
     if missing:
         raise CheckpointError(
             f"{where}: the {kind} prompt encoder misses {', '.join(missing)}.",
-            "Save the whole model.state_dict(), not a part of it.",
+            "Save the whole model.state_dict() of the model that was trained; of one loaded for "
+            "inference, save the adapter with save_pretrained.",
         )
     unknown = sorted(set(tensors) - needed - {"embedding.weight"})
     if unknown:
@@ -127,6 +128,8 @@ def _encoder_state(
 
 
 def _check_table(where: Path, name: str, table: NDArray[np.float32], config: PeftConfig) -> None:
+    if not table.size:
+        raise emptied(where, name)
     if table.ndim != 2:
         raise CheckpointError(f"{where}: {name} has shape {table.shape}, not two dimensions.")
     rows, columns = table.shape
@@ -142,6 +145,14 @@ def _check_table(where: Path, name: str, table: NDArray[np.float32], config: Pef
             f"token_dim = {config.token_dim}.",
             "The config and the tensors come from two trainings. Save both again together.",
         )
+
+
+def emptied(where: Path, name: str) -> CheckpointError:
+    """The error for a tensor whose values are elsewhere."""
+    return CheckpointError(
+        f"{where}: {name} is empty, as where DeepSpeed or FSDP keeps the values in shards.",
+        "Save the gathered state dict: zero_to_fp32.py for DeepSpeed, FULL_STATE_DICT for FSDP.",
+    )
 
 
 def _finite(where: Path, name: str, tensor: torch.Tensor) -> NDArray[np.float32]:

@@ -64,9 +64,7 @@ def _prefixes(names: Iterable[str], prompt: re.Pattern[str]) -> set[str]:
     found = set()
     for name in names:
         parts = name.split(".")
-        if first not in parts:
-            continue
-        at = parts.index(first)
-        if prompt.fullmatch(plain(".".join(parts[at:]))):
-            found.add("".join(f"{part}." for part in parts[:at]))
+        for at, part in enumerate(parts):
+            if part == first and prompt.fullmatch(plain(".".join(parts[at:]))):
+                found.add("".join(f"{one}." for one in parts[:at]))
     return found

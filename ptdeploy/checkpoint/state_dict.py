@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ptdeploy.checkpoint.assemble import assemble
+from ptdeploy.checkpoint.assemble import assemble, emptied
 from ptdeploy.checkpoint.names import ENCODER, unwrap
 from ptdeploy.checkpoint.peft_adapter import TRAINER_STATE, WEIGHT_NAMES
 from ptdeploy.checkpoint.peft_config import CONFIG_NAME, PeftConfig, read_peft_config
@@ -156,6 +156,8 @@ def _config_from_shapes(
             "beside it.",
         )
     table = encoder.get("embedding.weight")
+    if table is not None and not table.numel():
+        raise emptied(file, "embedding.weight")
     if table is None or table.ndim != 2:
         raise CheckpointError(f"{file}: the prompt encoder has no two-dimensional embedding table.")
     is_lstm = any(name.startswith("lstm_head.") for name in encoder)
