@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from ptdeploy.bundle import Bundle
 from ptdeploy.errors import BundleError, InputError
 from ptdeploy.runtime import chat, sampling
+from ptdeploy.runtime.answer import stop_strings
 from ptdeploy.runtime.batching import Row as Ids
 from ptdeploy.runtime.batching import embedded
 from ptdeploy.runtime.conversation import Conversation
-from ptdeploy.runtime.engine import Engine, Inputs
-from ptdeploy.runtime.generation import Generated, Row, decode, without_stop
+from ptdeploy.runtime.engine import Engine, Inputs, one_row
+from ptdeploy.runtime.generation import Generated, Row, decode
 from ptdeploy.runtime.kv import KVBuffer
 from ptdeploy.runtime.tokenizer import Tokenizer
 from ptdeploy.targets import Session
@@ -87,26 +88,24 @@ class CausalLM(Engine):
         cancel: Event | None = None,
         **options: Any,
     ) -> Iterator[str]:
-        """Continue one text in pieces, each as soon as it is there. Options as for `generate`.
+        """Continue one text in pieces, each as soon as no later token can change it.
 
-        Closing the iterator ends the request.
+        Together they are the `text` of `generate`, whose options it takes. Closing the iterator
+        ends the request.
         """
-        (encoding,) = self.encode([inputs] if isinstance(inputs, str) else [list(inputs)])
+        (encoding,) = self.encode(one_row(inputs))
         ids = np.asarray(encoding.ids, np.int64)
         chosen = self.options(max_new_tokens, options)
         budget = self._budget(ids.size, max_new_tokens, chosen)
-        tokenizer = self._text_tokenizer()
-        (row,) = self._rows([ids], chosen, seed, stop, False)
+        self._text_tokenizer()
+        (row,) = self._rows([ids], chosen, seed, stop, False, streamed=True)
         kv = self.buffer(1, ids.size + budget)
-
-        def tokens() -> Iterator[int]:
-            steps = decode(kv, [kv.prefill(0, self.fed(ids))[0]], [row], budget, cancel)
-            for (token,) in steps:
-                if row.stopped != "eos":
-                    yield token
-            self._keep(kv)
-
-        yield from without_stop(tokenizer.decode_stream(tokens()), stops(stop))
+        for _ in decode(kv, [kv.prefill(0, self.fed(ids))[0]], [row], budget, cancel):
+            if piece := row.piece():
+                yield piece
+        self._keep(kv)
+        if rest := row.rest():
+            yield rest
 
     def session(self, max_tokens: int | None = None) -> Conversation:
         """A sequence that keeps its KV between turns, of at most `max_tokens` tokens of text."""
@@ -203,8 +202,9 @@ class CausalLM(Engine):
         seed: int | None,
         stop: str | Sequence[str],
         logprobs: bool,
+        streamed: bool = False,
     ) -> list[Row]:
-        strings = stops(stop)
+        strings = stop_strings(stop)
         if strings:
             self._text_tokenizer()
         return [
@@ -215,6 +215,7 @@ class CausalLM(Engine):
                 strings,
                 logprobs,
                 self.tokenizer,
+                streamed,
             )
             for index, row in enumerate(ids)
         ]
@@ -244,14 +245,6 @@ class CausalLM(Engine):
         if max_tokens is not None and not 1 <= max_tokens <= limit:
             raise InputError(f"max_tokens is {max_tokens}; it must be from 1 to {limit}.")
         return max_tokens or limit
-
-
-def stops(stop: str | Sequence[str]) -> tuple[str, ...]:
-    """Stop strings as a tuple. Raises InputError on an empty one, which every text holds."""
-    strings = (stop,) if isinstance(stop, str) else tuple(stop)
-    if any(not isinstance(one, str) or not one for one in strings):
-        raise InputError("A stop string is empty or not text.")
-    return strings
 
 
 _CACHES = ({"float32"}, {"float16"}, {"bfloat16"})

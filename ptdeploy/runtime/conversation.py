@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ptdeploy.errors import InputError
+from ptdeploy.runtime.engine import one_row
 from ptdeploy.runtime.generation import Generated, decode
 from ptdeploy.runtime.kv import KVBuffer
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 class Conversation:
     """One sequence whose KV stays: text is appended, continued, rolled back and forked.
 
-    `token_ids` is its text so far, virtual tokens left out.
+    `token_ids` is its text so far, virtual tokens left out. It belongs to one thread at a time.
     """
 
     def __init__(self, engine: CausalLM, room: int) -> None:
@@ -35,18 +36,25 @@ class Conversation:
             self._kv.prefill(0, engine._virtual)
         self._start = int(self._kv.lengths[0])
         self.token_ids: list[int] = []
+        # How many of the last tokens are special ones behind the text before them.
+        self._ending = 0
 
     def append(self, inputs: str | Sequence[int]) -> None:
-        """Add text, or token ids, to the sequence. Raises InputError if it does not fit."""
-        given = [inputs] if isinstance(inputs, str) else [list(inputs)]
-        (encoding,) = self._engine.encode(given)
-        if len(self.token_ids) + len(encoding.ids) > self._room:
+        """Add text, or token ids, to the sequence. Raises InputError if it does not fit.
+
+        Special tokens stand around the session's text as around one text: those in front come
+        once, and those behind stand behind the last text appended, until tokens follow them.
+        """
+        ids, ending = self._encoded(inputs)
+        kept = len(self.token_ids) - (self._ending if isinstance(inputs, str) else 0)
+        if kept + len(ids) > self._room:
             raise InputError(
-                f"{len(encoding.ids)} more tokens do not fit: the session has "
-                f"{len(self.token_ids)} of {self._room}.",
+                f"{len(ids)} more tokens do not fit: the session has {kept} of {self._room}.",
                 "Roll it back, or open one with a larger max_tokens.",
             )
-        self.token_ids += encoding.ids
+        self._cut(kept)
+        self.token_ids[kept:] = ids
+        self._ending = ending
         # All but the last are run now; that one runs when the sequence is continued.
         self._feed(self.token_ids[:-1])
 
@@ -77,6 +85,7 @@ class Conversation:
         for _ in decode(self._kv, logits, [row], min(chosen.max_new_tokens, room), cancel):
             pass
         self.token_ids += row.token_ids
+        self._ending = 0 if row.token_ids else self._ending
         self._cut(len(self.token_ids))
         return row.result()
 
@@ -86,6 +95,7 @@ class Conversation:
             raise InputError(f"The session has {len(self.token_ids)} tokens, not {tokens}.")
         if tokens:
             del self.token_ids[-tokens:]
+        self._ending = max(self._ending - tokens, 0)
         self._cut(len(self.token_ids))
 
     def fork(self) -> Conversation:
@@ -95,8 +105,23 @@ class Conversation:
         engine = self._engine
         other._kv = KVBuffer(engine._session, engine.manifest, engine._prefix_kv, 1, self._kv.slots)
         other._kv.copy_row(0, self._kv, 0, self._kv.prefix)
-        other.token_ids = list(self.token_ids)
+        other.token_ids, other._ending = list(self.token_ids), self._ending
         return other
+
+    def _encoded(self, inputs: str | Sequence[int]) -> tuple[list[int], int]:
+        """Token ids to append, and how many of the last are special ones behind a text."""
+        tokenizer = self._engine.tokenizer
+        if not isinstance(inputs, str) or tokenizer is None:
+            (encoding,) = self._engine.encode(one_row(inputs))
+            return encoding.ids, 0
+        ending = tokenizer.ending()
+        if not self.token_ids:
+            (encoding,) = self._engine.encode(inputs)
+            return encoding.ids, len(ending)
+        ids = tokenizer.encode_more(inputs).ids
+        if not ids:
+            raise InputError("The text is empty.", "Give it some text.")
+        return [*ids, *ending], len(ending)
 
     def _feed(self, ids: Sequence[int]) -> None:
         rest = ids[int(self._kv.lengths[0]) - self._start :]

@@ -48,6 +48,8 @@ class Engine(ABC):
         """Tokenise text, or wrap token ids, one Encoding for each row."""
         if isinstance(inputs, str):
             inputs = [inputs]
+        if any(isinstance(item, bytes | bytearray) for item in (inputs, *inputs)):
+            raise InputError("The text is bytes, not a string.", "Decode it: text.decode('utf-8').")
         texts = [item for item in inputs if isinstance(item, str)]
         if texts and len(texts) == len(inputs):
             return [self._encode_text(text, truncate) for text in texts]
@@ -97,6 +99,11 @@ class Engine(ABC):
     @abstractmethod
     def _row_logits(self, rows: Sequence[Row]) -> list[NDArray[np.float32]]:
         """Logits of checked rows, padding left out."""
+
+
+def one_row(inputs: str | Sequence[int]) -> Inputs:
+    """One text, or one row's token ids, as `encode` takes them."""
+    return inputs if isinstance(inputs, str | bytes) else [list(inputs)]
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:

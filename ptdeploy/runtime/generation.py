@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ptdeploy.runtime.answer import Answer
 from ptdeploy.runtime.kv import KVBuffer
 from ptdeploy.runtime.sampling import Sampler, log_probability
 from ptdeploy.runtime.tokenizer import Tokenizer
@@ -22,8 +23,11 @@ Stopped = Literal["eos", "length", "stop", "cancelled"]
 class Generated:
     """What a row was continued with: without the text it was given, and without the EOS token.
 
-    `text` ends before a stop string. `logprobs` are natural logs of the model's own probabilities,
-    before temperature and cuts, one for each of `token_ids`; empty unless asked for.
+    `text` is what the new tokens add to the decoding of the row's own, blanks included, so that
+    the text before and this one are the decoding of all; special tokens have no text. It ends
+    before a stop string, whose tokens stay in `token_ids`. `logprobs` are natural logs of the
+    model's own probabilities, before temperature and cuts, one for each of `token_ids`; empty
+    unless asked for.
     """
 
     text: str
@@ -43,10 +47,13 @@ class Row:
         stop: tuple[str, ...],
         logprobs: bool,
         tokenizer: Tokenizer | None,
+        streamed: bool = False,
     ) -> None:
         self._sampler = Sampler(options, prompt_ids, seed)
         self._eos = frozenset(options.eos_token_ids)
-        self._stop, self._logprobs, self._tokenizer = stop, logprobs, tokenizer
+        self._logprobs = logprobs
+        self._answer = Answer(tokenizer, prompt_ids, stop) if tokenizer else None
+        self._watched = streamed or bool(stop)
         self.token_ids: list[int] = []
         self.logprobs: list[float] = []
         self.stopped: Stopped | None = None
@@ -60,18 +67,21 @@ class Row:
         self.token_ids.append(token)
         if self._logprobs:
             self.logprobs.append(log_probability(logits, token))
-        if self._stop and first_stop(self._text(), self._stop) is not None:
+        if self._answer and self._watched and self._answer.push(token):
             self.stopped = "stop"
         return token
 
-    def result(self) -> Generated:
-        text = self._text()
-        if self.stopped == "stop":
-            text = text[: first_stop(text, self._stop)]
-        return Generated(text, self.token_ids, self.stopped or "length", self.logprobs)
+    def piece(self) -> str:
+        """The text since the last piece, as far as no later token can change it."""
+        return self._answer.piece() if self._answer and self.stopped is None else ""
 
-    def _text(self) -> str:
-        return self._tokenizer.decode(self.token_ids) if self._tokenizer else ""
+    def rest(self) -> str:
+        """The text behind all pieces, once the row has ended."""
+        return self._answer.rest(self.token_ids) if self._answer else ""
+
+    def result(self) -> Generated:
+        text = self._answer.text(self.token_ids) if self._answer else ""
+        return Generated(text, self.token_ids, self.stopped or "length", self.logprobs)
 
 
 def decode(
@@ -100,29 +110,3 @@ def decode(
         yield tokens
         if all(row.stopped for row in rows):
             return
-
-
-def first_stop(text: str, stop: Sequence[str]) -> int | None:
-    """Where the first stop string begins, or None."""
-    found = [place for place in (text.find(one) for one in stop) if place >= 0]
-    return min(found) if found else None
-
-
-def without_stop(pieces: Iterator[str], stop: Sequence[str]) -> Iterator[str]:
-    """Pieces of text up to the first stop string, holding back what may be the start of one."""
-    held = ""
-    for piece in pieces:
-        held += piece
-        place = first_stop(held, stop)
-        if place is not None:
-            if place:
-                yield held[:place]
-            return
-        keep = max(
-            (n for one in stop for n in range(1, len(one)) if held.endswith(one[:n])), default=0
-        )
-        if len(held) > keep:
-            yield held[: len(held) - keep]
-            held = held[len(held) - keep :]
-    if held:
-        yield held

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ptdeploy.bundle import Bundle
 from ptdeploy.errors import BundleError, InputError
+from ptdeploy.runtime.text import read_decoding
 from ptdeploy.text_files import library_path
 
 # What the library takes for a token id.
@@ -51,24 +54,16 @@ class Tokenizer:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._tokenizer.encode_special_tokens = split_special_tokens
+        added = self._tokenizer.get_added_tokens_decoder().values()
+        self.special = frozenset(token.content for token in added if token.special)
+        decoder = self._tokenizer.decoder
+        self.decoding = read_decoding(None if decoder is None else _state(decoder))
 
     def encode(
         self, text: str, add_special_tokens: bool = True, pair: str | None = None
     ) -> Encoding:
         """Token ids of a text, or of two. Raises InputError if one is no Unicode or has no ids."""
-        texts = unicode_text(text), None if pair is None else unicode_text(pair, "The second text")
-        try:
-            encoding = self._tokenizer.encode(*texts, add_special_tokens=add_special_tokens)
-        except Exception as error:  # plain, as of an unknown word where no token stands for those
-            raise InputError(f"The tokenizer has no ids for {text[:40]!r} ({error}).") from None
-        return Encoding(
-            encoding.ids,
-            encoding.type_ids,
-            encoding.tokens,
-            encoding.offsets,
-            [bool(flag) for flag in encoding.special_tokens_mask],
-            encoding.sequence_ids,
-        )
+        return _encoded(self._tokenizer, text, pair, add_special_tokens)
 
     def encode_truncated(self, text: str, max_length: int, pair: str | None = None) -> Encoding:
         """Like `encode`, cut to `max_length` tokens with the special tokens kept.
@@ -94,20 +89,61 @@ class Tokenizer:
         kept = sorted(keep)
         return Encoding(*(_taken(values, kept) for values in vars(encoding).values()))
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of token ids, without special tokens. Ids that name no token have no text."""
+    def encode_more(self, text: str) -> Encoding:
+        """Like `encode` for text that goes on from other text: nothing is put around it.
+
+        Neither special tokens nor the blank that some tokenizers put in front of a text.
+        """
+        return _encoded(self._going_on, text, None, False)
+
+    def ending(self) -> list[int]:
+        """The special tokens that `encode` puts behind a text."""
+        try:
+            encoding = self.encode("a")
+        except InputError:
+            return []
+        last = max((i for i, flag in enumerate(encoding.special) if not flag), default=None)
+        return [] if last is None else encoding.ids[last + 1 :]
+
+    @cached_property
+    def _going_on(self) -> Any:
+        """The tokenizer without what it puts in front of a text."""
+        parts = {
+            name: _state(part)
+            for name in ("normalizer", "pre_tokenizer")
+            if (part := getattr(self._tokenizer, name)) is not None
+        }
+        changed = {name: _without_prefix(part) for name, part in parts.items()}
+        if changed == parts:
+            return self._tokenizer
+        inner = type(self._tokenizer).from_str(
+            json.dumps({**json.loads(self._tokenizer.to_str()), **changed})
+        )
+        inner.encode_special_tokens = self._tokenizer.encode_special_tokens
+        return inner
+
+    def decode(self, ids: Sequence[int], special: bool = False) -> str:
+        """The text of token ids, with or without special tokens. What names no token has no text.
+
+        The text of a part is not always a part of the text: see `ptdeploy.runtime.text`.
+        """
         known = [token for token in ids if token in _IDS]
-        return str(self._tokenizer.decode(known, skip_special_tokens=True))
+        try:
+            return str(self._tokenizer.decode(known, skip_special_tokens=not special))
+        except BaseException as error:
+            # A decoder of the Rust side that fails is no Exception there.
+            if type(error).__name__ != "PanicException":
+                raise
+            raise BundleError(
+                f"tokenizer.json: its decoder fails on token ids ({error})."
+            ) from None
 
-    def decode_stream(self, ids: Iterator[int]) -> Iterator[str]:
-        """Pieces of text as soon as whole characters are there."""
-        from tokenizers.decoders import DecodeStream
-
-        stream = DecodeStream(skip_special_tokens=True)
-        for token in ids:
-            piece = stream.step(self._tokenizer, token)
-            if piece:
-                yield piece
+    def token(self, token_id: int) -> str | None:
+        """The token as the vocabulary spells it, or None where the id names none."""
+        if token_id not in _IDS:
+            return None
+        name: str | None = self._tokenizer.id_to_token(token_id)
+        return name
 
 
 def load_tokenizer(bundle: Bundle) -> Tokenizer | None:
@@ -117,6 +153,12 @@ def load_tokenizer(bundle: Bundle) -> Tokenizer | None:
     if path is None:
         return None
     return Tokenizer(path, split_special_tokens=info is not None and info.split_special_tokens)
+
+
+def _state(part: Any) -> dict[str, Any]:
+    """A part of a tokenizer as its tokenizer.json has it."""
+    state: dict[str, Any] = json.loads(part.__getstate__())
+    return state
 
 
 def unicode_text(text: str, what: str = "The text") -> str:
@@ -133,6 +175,37 @@ def unicode_text(text: str, what: str = "The text") -> str:
             "what is broken: text.encode('utf-8', 'replace').decode().",
         ) from None
     return text
+
+
+def _encoded(tokenizer: Any, text: str, pair: str | None, add_special_tokens: bool) -> Encoding:
+    texts = unicode_text(text), None if pair is None else unicode_text(pair, "The second text")
+    try:
+        encoding = tokenizer.encode(*texts, add_special_tokens=add_special_tokens)
+    except Exception as error:  # plain, as of an unknown word where no token stands for those
+        raise InputError(f"The tokenizer has no ids for {text[:40]!r} ({error}).") from None
+    return Encoding(
+        encoding.ids,
+        encoding.type_ids,
+        encoding.tokens,
+        encoding.offsets,
+        [bool(flag) for flag in encoding.special_tokens_mask],
+        encoding.sequence_ids,
+    )
+
+
+def _without_prefix(part: dict[str, Any]) -> dict[str, Any]:
+    """A normalizer or pre-tokenizer that neither puts anything in front of a text nor strips it."""
+    changes: dict[str, dict[str, Any]] = {
+        "Metaspace": {"prepend_scheme": "never"},
+        "ByteLevel": {"add_prefix_space": False},
+        "Strip": {"strip_left": False},
+        "Prepend": {"prepend": ""},
+    }
+    part = {**part, **changes.get(part["type"], {})}
+    for inner in ("normalizers", "pretokenizers"):
+        if inner in part:
+            part[inner] = [_without_prefix(one) for one in part[inner]]
+    return part
 
 
 def _sizes(first: int, second: int, room: int) -> tuple[int, int]:

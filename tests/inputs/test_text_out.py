@@ -1,0 +1,264 @@
+"""Text out of token ids: pieces are the whole, and text before with text after is all the text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import families
+import pytest
+import tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import decoders
+
+import ptdeploy
+from ptdeploy.runtime.causal import CausalLM
+from ptdeploy.runtime.text import Continuation
+from ptdeploy.runtime.tokenizer import Tokenizer
+
+# Decoders that no family has, over the vocabulary of one.
+OTHERS = {
+    "ctc": ("wordpiece", decoders.CTC(pad_token="[PAD]", word_delimiter_token="the")),
+    "tidied text": (
+        "metaspace",
+        decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.WordPiece()]),
+    ),
+    "replaced text": (
+        "metaspace",
+        decoders.Sequence([decoders.Fuse(), decoders.Replace("▁t", "T"), decoders.ByteFallback()]),
+    ),
+    "bytes, blanks": (
+        "metaspace",
+        decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(), decoders.Fuse()]),
+    ),
+    "stripped": (
+        "byte_level",
+        decoders.Sequence([decoders.ByteLevel(), decoders.Strip("t", 2, 0)]),
+    ),
+    "suffix inside": ("wordpiece", decoders.BPEDecoder("h")),
+}
+KINDS = (*families.FAMILIES, *OTHERS)
+
+
+@pytest.fixture(scope="module")
+def tokenizers(tmp_path_factory) -> Callable[[str], tuple[object, Tokenizer]]:
+    """`tokenizers(kind)`: transformers' and ours, made once."""
+    folder = tmp_path_factory.mktemp("tokenizers")
+    made = {}
+    for number, kind in enumerate(KINDS):
+        family, decoder = OTHERS.get(kind, (kind, None))
+        theirs = families.make(family)
+        if decoder is not None:
+            theirs.backend_tokenizer.decoder = decoder
+        file = folder / f"{number}.json"
+        theirs.backend_tokenizer.save(str(file))
+        made[kind] = theirs, Tokenizer(file)
+    return made.__getitem__
+
+
+# Ids of bytes and of the first words stand together, so that runs and characters come about.
+IDS = st.lists(st.integers(0, 70) | st.integers(0, 470), max_size=60)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(before=IDS, after=IDS)
+@settings(max_examples=50, deadline=None)
+def test_text_before_and_text_after_are_the_text_of_all(tokenizers, kind, before, after):
+    theirs, ours = tokenizers(kind)
+    begun = theirs.decode(before, skip_special_tokens=True)
+    whole = theirs.decode(before + after, skip_special_tokens=True)
+    text = Continuation(ours, before).text(after)
+    assert whole.endswith(text)
+    kept = whole[: len(whole) - len(text)]
+    assert begun.startswith(kept)
+    if whole.startswith(begun):
+        assert kept == begun
+    else:
+        # Where the text before ends within a character, or in bytes that later ones spoil.
+        assert not text.startswith(begun[len(kept) :][:1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(before=IDS, after=IDS)
+@settings(max_examples=50, deadline=None)
+def test_pieces_are_the_whole_text(tokenizers, kind, before, after):
+    _, ours = tokenizers(kind)
+    stream = Continuation(ours, before)
+    given = ""
+    for count, token in enumerate(after, 1):
+        given += stream.push(token)
+        assert given + stream.rest() == stream.text(after[:count])
+    assert given + stream.rest() == stream.text(after)
+
+
+@pytest.fixture(scope="module")
+def engines(tmp_path_factory, tokenizers) -> Callable[[str], CausalLM]:
+    """`engines(kind)`: one tiny decoder, with ids that no tokenizer names, under any tokenizer."""
+    folder = tmp_path_factory.mktemp("decoder")
+    trained = tiny.make(
+        folder,
+        "llama",
+        "CAUSAL_LM",
+        vocab_size=470,
+        initializer_range=0.3,
+        max_position_embeddings=160,
+    )
+    bundle = ptdeploy.compile(
+        trained.adapter, target="ort", base=str(trained.base), output=folder / "bundle"
+    )
+    engine = ptdeploy.load(bundle.path)
+    return lambda kind: CausalLM(engine.bundle, engine._session, tokenizers(kind)[1])
+
+
+TEXT = "the cat sat"
+
+
+@pytest.mark.parametrize("kind", [*families.FAMILIES, "tidied text", "suffix inside"])
+def test_a_streamed_answer_is_the_generated_one(engines, kind):
+    engine = engines(kind)
+    theirs = engine.tokenizer
+    for seed in range(3):
+        asked = {"max_new_tokens": 30, "temperature": 3.0, "seed": seed, "eos_token_ids": ()}
+        (one,) = engine.generate(TEXT, **asked)
+        assert "".join(engine.stream(TEXT, **asked)) == one.text
+        ids = engine.encode(TEXT)[0].ids
+        whole, begun = theirs.decode(ids + one.token_ids), theirs.decode(ids)
+        if whole.startswith(begun):
+            assert begun + one.text == whole
+        for stop in {one.text[5:7], one.text[-1:], one.text[3:9], "no such text"} - {""}:
+            (cut,) = engine.generate(TEXT, stop=stop, **asked)
+            assert "".join(engine.stream(TEXT, stop=stop, **asked)) == cut.text
+            assert (cut.stopped == "stop") == (stop in one.text)
+            if stop in one.text:
+                assert cut.text == one.text[: one.text.index(stop)]
+
+
+def test_an_answers_first_blank_is_kept(tokenizers):
+    """Decoded alone, an answer's first word would lose the blank before it."""
+    theirs, ours = tokenizers("metaspace")
+    before, after = theirs("the cat")["input_ids"], ours.encode_more(" sat").ids
+    assert ours.decode(after) == "sat"
+    assert Continuation(ours, before).text(after) == " sat"
+    assert "the cat" + Continuation(ours, before).text(after) == theirs.decode(
+        before + after, skip_special_tokens=True
+    )
+
+
+@pytest.mark.parametrize("kind", ["metaspace", "byte_level", "wordpiece", "word_level"])
+def test_a_stop_that_is_a_special_token_ends_the_answer(engines, kind):
+    engine = engines(kind)
+    tokenizer, before = engine.tokenizer, engine.encode(TEXT)[0].ids
+    special = sorted(tokenizer.special)
+    asked = {"max_new_tokens": 120, "temperature": 9.0, "eos_token_ids": ()}
+    met = 0
+    for seed in range(8):
+        (free,) = engine.generate(TEXT, seed=seed, **asked)
+        found = [tokenizer.token(token) in special for token in free.token_ids]
+        (one,) = engine.generate(TEXT, seed=seed, stop=special, **asked)
+        if True not in found:
+            assert one == free
+            continue
+        met += 1
+        place = found.index(True)
+        assert one.stopped == "stop"
+        assert one.token_ids == free.token_ids[: place + 1], "the token is among the ids"
+        assert one.text == Continuation(tokenizer, before).text(free.token_ids[:place])
+        assert "".join(engine.stream(TEXT, seed=seed, stop=special, **asked)) == one.text
+        # The same with the text on its one side, its other side, and both.
+        for first, last in ((1, 1), (0, 2), (1, 2)):
+            tokens = free.token_ids[max(place - first, 0) : place + last]
+            stop = tokenizer.decode(tokens, special=True)
+            (two,) = engine.generate(TEXT, seed=seed, stop=stop, **asked)
+            assert "".join(engine.stream(TEXT, seed=seed, stop=stop, **asked)) == two.text
+            until = free.token_ids[: place + last]
+            if stop in Continuation(tokenizer, before, special=True).text(until):
+                assert two.stopped == "stop"
+                assert len(two.token_ids) <= len(until)
+    assert met, "another seed is needed: no answer holds a special token"
+
+
+ROUND_TRIP = ["byte_level", "metaspace", "gemma"]
+
+
+@pytest.mark.parametrize("kind", ROUND_TRIP)
+@given(parts=st.lists(st.sampled_from(["the", " cat", "\n", "a ", "é", " 東", "  "]), max_size=9))
+@settings(max_examples=40, deadline=None)
+def test_what_a_session_was_given_is_what_its_tokens_say(engines, kind, parts):
+    engine = engines(kind)
+    session = engine.session()
+    parts = ["a", *parts]
+    for part in parts:
+        session.append(part)
+    assert engine.tokenizer.decode(session.token_ids) == "".join(parts)
+
+
+@pytest.mark.parametrize("kind", families.FAMILIES)
+def test_special_tokens_stand_around_a_sessions_text_once(engines, kind):
+    engine = engines(kind)
+    one_text = engine.encode("the cat sat on the mat")[0]
+    session = engine.session()
+    session.append("the cat sat")
+    assert session.token_ids == engine.encode("the cat sat")[0].ids
+    session.append(" on")
+    session.append(" the mat")
+    assert session.token_ids == one_text.ids
+    (want,) = engine.generate([one_text.ids], 8, eos_token_ids=())
+    fork = session.fork()
+    got = session.generate(8, eos_token_ids=())
+    assert (got.token_ids, got.text) == (want.token_ids, want.text)
+    session.append(" a hill")
+    more = engine.tokenizer.encode_more(" a hill").ids
+    ending = engine.tokenizer.ending()
+    assert session.token_ids == one_text.ids + got.token_ids + more + ending
+    fork.rollback(len(fork.token_ids))
+    fork.append("the cat sat")
+    assert fork.token_ids == engine.encode("the cat sat")[0].ids
+
+
+BROKEN = "half \ud83d of a pair"
+
+
+def test_text_that_is_no_unicode_is_refused_by_name(engines, capsys):
+    engine = engines("metaspace")
+    session = engine.session()
+    for ask in (
+        lambda: engine.encode(BROKEN),
+        lambda: engine.generate([TEXT, BROKEN]),
+        lambda: next(engine.stream(BROKEN)),
+        lambda: engine.generate(TEXT, stop=BROKEN),
+        lambda: next(engine.stream(TEXT, stop=["a", BROKEN])),
+        lambda: session.append(BROKEN),
+        lambda: session.append(TEXT) or session.append(BROKEN),
+        lambda: engine.tokenizer.encode_truncated(BROKEN, 5),
+    ):
+        with pytest.raises(ptdeploy.InputError, match="surrogate pair"):
+            ask()
+
+
+def test_bytes_are_no_text_and_no_token_ids(engines):
+    engine = engines("metaspace")
+    for ask in (
+        lambda: engine.encode(b"abc"),
+        lambda: engine.generate([b"abc"]),
+        lambda: next(engine.stream(b"abc")),
+        lambda: engine.session().append(b"abc"),
+    ):
+        with pytest.raises(ptdeploy.InputError, match="is bytes"):
+            ask()
+
+
+def test_a_decoder_that_fails_is_a_refusal(tmp_path):
+    theirs = families.make("metaspace")
+    # The library reads before the beginning of an empty text.
+    theirs.backend_tokenizer.decoder = decoders.Sequence(
+        [decoders.Fuse(), decoders.Strip(" ", 0, 1)]
+    )
+    theirs.backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
+    ours = Tokenizer(tmp_path / "tokenizer.json")
+    with pytest.raises(ptdeploy.BundleError, match="its decoder fails"):
+        ours.decode([])
+
+
+def test_ids_that_name_no_token_have_no_text(tokenizers):
+    theirs, ours = tokenizers("metaspace")
+    assert ours.decode([-1, 2**40, 469, *theirs("the cat")["input_ids"]]) == "the cat"
