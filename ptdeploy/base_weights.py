@@ -11,6 +11,7 @@ from ptdeploy.base import BaseModel, auto_class, build_skeleton, quiet_libraries
 from ptdeploy.buffers import is_computed
 from ptdeploy.checkpoint import Checkpoint
 from ptdeploy.errors import BaseModelError
+from ptdeploy.memory import out_of_memory, ran_out_of_memory
 from ptdeploy.quantized_base import dequantized, is_quantization
 
 if TYPE_CHECKING:
@@ -48,6 +49,12 @@ def load_pretrained(checkpoint: Checkpoint, base: BaseModel, **options: Any) -> 
                 **options,
             )
     except Exception as error:  # damaged files and missing packages make it raise anything
+        if ran_out_of_memory(error):
+            raise out_of_memory(
+                f"the weights of base model {base.name} do not fit in float32",
+                error,
+                "A compilation loads them twice, one after the other.",
+            ) from None
         if not isinstance(error, OSError) or not _covers(checkpoint, base):
             raise _unloadable(base, error) from None
         with quiet_libraries():
@@ -94,8 +101,6 @@ def _unloadable(base: BaseModel, error: Exception) -> BaseModelError:
             problem,
             "Install what it asks for, or pass a base that is saved without it with --base.",
         )
-    if isinstance(error, MemoryError) or "allocate memory" in str(error):
-        return BaseModelError(problem, "Compile where there is memory for it in float32, twice.")
     return BaseModelError(problem, "Pass a folder that holds its weights with --base.")
 
 

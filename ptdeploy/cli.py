@@ -28,6 +28,7 @@ from ptdeploy.console import (
 )
 from ptdeploy.engine_options import COMPATIBILITIES, FLAVORS, EngineOptions
 from ptdeploy.errors import InputError, OutputError, PtdeployError
+from ptdeploy.memory import out_of_memory, ran_out_of_memory
 from ptdeploy.printable import printable, printable_fields
 from ptdeploy.progress import Progress
 from ptdeploy.targets import DEVICES, TARGETS, get_target
@@ -56,12 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             finish()
         raise
     except PtdeployError as error:
-        if getattr(arguments, "json", False):
-            with contextlib.suppress(OutputError, BrokenPipeError):
-                show_json({"error": error.problem, "fix": error.fix, "exit": error.exit_code})
-                finish()
-        complain_of(error)
-        return error.exit_code
+        return _refuse(arguments, error)
     except KeyboardInterrupt:
         complain("ptdeploy: interrupted; nothing was written.")
         return 130
@@ -70,14 +66,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         abandon(sys.stdout)
         return 141
     except OSError as error:
+        if ran_out_of_memory(error):
+            return _out_of_memory(arguments, error)
         # A path too long, a disk full, a device that fails: the system's reason is the message.
         complain(f"ptdeploy: {error.filename or 'input'}: {error.strerror or error}.")
         return 2
-    except Exception:
+    except Exception as error:
+        if ran_out_of_memory(error):
+            return _out_of_memory(arguments, error)
         # Python's own exit code for a traceback is 1, which a gate would read as a departure.
         complain(traceback.format_exc())
         complain("ptdeploy: this is a fault in ptdeploy; please report the above.")
         return 4
+
+
+def _refuse(arguments: argparse.Namespace, error: PtdeployError) -> int:
+    if getattr(arguments, "json", False):
+        with contextlib.suppress(OutputError, BrokenPipeError):
+            show_json({"error": error.problem, "fix": error.fix, "exit": error.exit_code})
+            finish()
+    complain_of(error)
+    return error.exit_code
+
+
+def _out_of_memory(arguments: argparse.Namespace, error: Exception) -> int:
+    return _refuse(arguments, out_of_memory("there is too little of it here", error))
 
 
 def _compile(arguments: argparse.Namespace) -> int:

@@ -21,16 +21,11 @@ from ptdeploy.bundle import (
 )
 from ptdeploy.checkpoint import read_checkpoint
 from ptdeploy.engine_options import EngineOptions
-from ptdeploy.errors import (
-    BaseModelError,
-    BundleError,
-    InputError,
-    ParityError,
-    TargetUnavailable,
-)
+from ptdeploy.errors import BundleError, EngineFault, InputError, TargetUnavailable
 from ptdeploy.parity.cases import check_golden, compared_rows
 from ptdeploy.parity.compare import ParityReport, compare
 from ptdeploy.parity.reference import Reference, save_reference
+from ptdeploy.parity.refusal import Compiled, refuse_departure
 from ptdeploy.parity.reports import report_json
 from ptdeploy.parity.stand_in import open_stand_in
 from ptdeploy.progress import PENDING, REFERENCE_STAGE, Progress
@@ -41,7 +36,6 @@ from ptdeploy.task import Task
 from ptdeploy.text_files import library_path
 
 if TYPE_CHECKING:
-    from ptdeploy.base import BaseModel
     from ptdeploy.runtime.engine import Engine
 
 
@@ -172,7 +166,10 @@ def compile_checkpoint(
             files += (staged(save_reference(reference, staging, golden), "reference"),)
         gc.collect()
         new = Bundle(staging, msgspec.structs.replace(manifest, files=(*files, *built.working)))
-        reports = _check_parity(new, found, reference, engine_target.STAND_IN, progress)
+        compiled = Compiled(
+            found.config.model_type, numerics.activations, engine_target.precisions(device)
+        )
+        reports = _check_parity(new, compiled, reference, engine_target.STAND_IN, progress)
         for role, report in reports.items():
             name = f"{role.replace('_', '-')}.json"
             (staging / name).write_bytes(report_json(report))
@@ -232,11 +229,11 @@ def _runs_on_default(name: str) -> bool:
 
 
 def _check_parity(
-    new: Bundle, base: BaseModel, reference: Reference, stand_in: str, progress: Progress
+    new: Bundle, compiled: Compiled, reference: Reference, stand_in: str, progress: Progress
 ) -> dict[Role, ParityReport]:
     """Compare what can run here with the reference: the engine, and the graph that it is built of.
 
-    Raises ParityError if either departs.
+    Raises ParityError if either departs, EngineFault if one fails.
     """
     reports: dict[Role, ParityReport] = {}
     manifest = new.manifest
@@ -246,11 +243,11 @@ def _check_parity(
             open_stand_in(new, stand_in) as engine,
         ):
             reports["graph_parity"] = compare(engine, reference)
-        _refuse_departure(reports["graph_parity"])
+        refuse_departure(reports["graph_parity"], compiled)
     if get_target(manifest.target).unavailable(manifest.device) is None:
         with progress.stage("check parity"):
             try:
-                engine = _open_new(new, base)
+                engine = _open_new(new, compiled)
             except TargetUnavailable as error:
                 # Built for another GPU than the one that is here.
                 if not reports:
@@ -258,7 +255,7 @@ def _check_parity(
                 progress.note(f"the engine cannot run here: {error.problem}")
                 return reports
             reports["parity"] = compare(engine, reference)
-        _refuse_departure(reports["parity"])
+        refuse_departure(reports["parity"], compiled)
     return reports
 
 
@@ -276,27 +273,12 @@ def _check_causal(
             raise InputError(f"{option} is about a KV buffer, and a {task.value} model keeps none.")
 
 
-def _open_new(bundle: Bundle, base: BaseModel) -> Engine:
+def _open_new(bundle: Bundle, compiled: Compiled) -> Engine:
     try:
         return open_engine(bundle)
     except BundleError as error:
-        raise BaseModelError(
-            f"{base.config.model_type}: its graph has operators that the target cannot run "
-            f"({error.problem}).",
-            "Only the architectures in the README's support table are tested.",
+        raise EngineFault(
+            f"{compiled.architecture}: the target cannot open the engine that was built of its "
+            f"graph ({error.problem}).",
+            "Compile for another target or device, or report this with the base model's name.",
         ) from None
-
-
-def _refuse_departure(report: ParityReport) -> None:
-    if report.passed:
-        return
-    failures = report.failures()
-    bound = "" if report.largest_allowed is None else f" by more than {report.largest_allowed:.2g}"
-    raise ParityError(
-        f"The engine departs from {report.reference}{bound}; no bundle was written.\n  "
-        + "\n  ".join(failures[:8]),
-        "The README's support table lists the architectures that are tested."
-        if report.quality is None
-        else "Try more bits or a smaller --block-size, judge it on your own text with "
-        "--quality-text, or accept less.",
-    )

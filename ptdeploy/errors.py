@@ -48,3 +48,13 @@ class TargetUnavailable(PtdeployError):
     """The asked target, device or optional dependency is not installed or cannot run here."""
 
     exit_code = 3
+
+
+class OutOfMemory(InputError):
+    """What was asked for does not fit into the memory of this machine or its device."""
+
+    exit_code = 3
+
+
+class EngineFault(PtdeployError):
+    """The engine failed while it ran, on a request that it should take."""

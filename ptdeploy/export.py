@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ptdeploy.base import quiet_libraries
 from ptdeploy.errors import BaseModelError
 from ptdeploy.lowering import fused
+from ptdeploy.memory import ran_out_of_memory
 from ptdeploy.passes.name import MODULE_KEY
 from ptdeploy.program import Program
 from ptdeploy.task import Operators
@@ -59,6 +60,8 @@ def to_onnx(program: Program, opset: int | None = None) -> ir.Model:
                 opset_version=opset,
             )
     except Exception as error:  # torch wraps whatever the model's own code raised
+        if ran_out_of_memory(error):
+            raise
         reason = str(error.__cause__ or error).strip().splitlines()
         raise BaseModelError(
             f"torch cannot export this architecture: {reason[0] if reason else type(error)}.",

@@ -19,6 +19,7 @@ from torch import nn
 from transformers.cache_utils import Cache
 
 from ptdeploy.base import quiet_libraries
+from ptdeploy.memory import ran_out_of_memory
 from ptdeploy.targets import Attention
 from ptdeploy.task import Operators
 
@@ -282,6 +283,8 @@ def why_not_fused(
         try:
             program(*inputs)
         except Exception as error:  # transformers' own code, on an attention it does not know
+            if ran_out_of_memory(error):
+                raise
             return f"its code does not take another attention ({type(error).__name__})"
         finally:
             _TRACE.last_position = None

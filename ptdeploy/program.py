@@ -13,6 +13,7 @@ from ptdeploy.base import BaseModel, quiet_libraries
 from ptdeploy.decoder import DecoderClassifier, FusedDecoder, PlainDecoder
 from ptdeploy.errors import BaseModelError
 from ptdeploy.lowering import why_not_fused
+from ptdeploy.memory import ran_out_of_memory
 from ptdeploy.prompt import Prompt
 from ptdeploy.signature import BATCH, KEPT, SEQUENCE, SLOTS, Signature
 from ptdeploy.targets import Attention
@@ -206,6 +207,8 @@ def _check_free_slots(program: PlainDecoder, prompt: Prompt, context: int) -> No
         if not torch.allclose(near, far, rtol=1e-3, atol=1e-3):
             reason = f"{free} of them change logits by {(near - far).abs().max():.2g}"
     except Exception as error:  # the model's own code, on a longer past than it was made for
+        if ran_out_of_memory(error):
+            raise
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]
     if reason:
         raise BaseModelError(

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
+from ptdeploy.errors import PtdeployError
+from ptdeploy.memory import out_of_memory, ran_out_of_memory
 from ptdeploy.printable import printable
 
 PENDING = (
@@ -30,13 +32,16 @@ class Progress:
 
     @contextmanager
     def stage(self, title: str) -> Iterator[None]:
+        """One stage, from its title to how long it took. Raises OutOfMemory in its name."""
         start = time.perf_counter()
         self._say(f"  {printable(title)} ...", end="")
         try:
             yield
-        except BaseException:
+        except BaseException as error:
             self._say(" failed")
-            raise
+            if isinstance(error, PtdeployError) or not ran_out_of_memory(error):
+                raise
+            raise out_of_memory(f"the stage was: {title}", error) from None
         self._say(f" {time.perf_counter() - start:.1f} s")
 
     def note(self, text: str) -> None:

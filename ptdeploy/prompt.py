@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ptdeploy.checkpoint import Checkpoint, PromptEncoderState
 from ptdeploy.errors import BaseModelError, CheckpointError
+from ptdeploy.memory import ran_out_of_memory
 
 if TYPE_CHECKING:
     import torch
@@ -80,6 +81,8 @@ def evaluate_prompt_encoder(encoder: PromptEncoderState) -> NDArray[np.float32]:
                 if layer != layers[-1]:
                     hidden = torch.relu(hidden)
     except (RuntimeError, ValueError, IndexError) as error:
+        if ran_out_of_memory(error):
+            raise
         raise CheckpointError(
             f"The {encoder.kind} prompt encoder's layers do not fit one another "
             f"({str(error).splitlines()[0]}).",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ptdeploy.errors import CheckpointError, TargetUnavailable
+from ptdeploy.memory import out_of_memory, ran_out_of_memory
 
 if TYPE_CHECKING:
     import torch
@@ -83,6 +84,8 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
+        if ran_out_of_memory(error):
+            raise out_of_memory(f"{path} does not fit", error) from None
         raise CheckpointError(
             f"{path}: not a whole safetensors file ({error}).",
             "The file is damaged or was cut short. Copy it again from where it was saved.",
@@ -101,6 +104,8 @@ def _read_torch(path: Path) -> dict[str, torch.Tensor]:
             raise _pickled(path, error) from None
         raise _damaged(path, error) from None
     except Exception as error:  # a damaged file makes torch's reader raise anything
+        if ran_out_of_memory(error):
+            raise out_of_memory(f"{path} does not fit", error) from None
         if "TorchScript" in str(error):
             raise CheckpointError(
                 f"{path}: is a TorchScript program, not a state dict.",

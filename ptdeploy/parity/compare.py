@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptdeploy.bundle import ParitySummary, Quantization
-from ptdeploy.errors import PtdeployError
+from ptdeploy.errors import EngineFault
 from ptdeploy.parity.cases import BatchCase, Padding, Source, batches, pad
 from ptdeploy.parity.data import DataRow, TaskMetric, task_metric
 from ptdeploy.parity.located import Located
@@ -23,6 +23,7 @@ from ptdeploy.runtime import CausalLM, Classifier, Engine
 class CaseResult(msgspec.Struct, frozen=True):
     """One batch, compared at every real position; null where a number is not finite.
 
+    `stopped` says why the engine gave no numbers at all: it failed on a request it must take.
     `rows` are the reference's rows it was made of, `histogram` how many logits differ by how much,
     in the bins of the report's `histogram_edges`.
     """
@@ -39,15 +40,20 @@ class CaseResult(msgspec.Struct, frozen=True):
     top1_agreement: float
     histogram: tuple[int, ...]
     passed: bool
+    stopped: str | None = None
 
 
 class GreedyResult(msgspec.Struct, frozen=True):
-    """One row's greedy tokens, generated in a batch: how many agree before one departs."""
+    """One row's greedy tokens, generated in a batch: how many agree before one departs.
+
+    `stopped` says why the engine generated none.
+    """
 
     length: int
     agreed: int
     total: int
     passed: bool
+    stopped: str | None = None
 
 
 class PositionError(msgspec.Struct, frozen=True):
@@ -108,19 +114,47 @@ class ParityReport(msgspec.Struct, frozen=True):
             None if quality is None else quality.perplexity_ratio,
         )
 
+    @property
+    def runs(self) -> tuple[CaseResult | GreedyResult, ...]:
+        """Everything that the engine was run on."""
+        return *self.cases, *self.greedy
+
+    @property
+    def engine_failed(self) -> bool:
+        """Whether the engine failed on a request that it must take."""
+        return any(one.stopped for one in self.runs)
+
+    def faults(self) -> list[str]:
+        """Why the engine failed, each reason once, with how often and where first."""
+        found: dict[str, list[str]] = {}
+        for case in self.cases:
+            if case.stopped:
+                where = f"{case.name}, lengths {list(case.lengths)}"
+                found.setdefault(case.stopped, []).append(where)
+        for one in self.greedy:
+            if one.stopped:
+                where = f"greedy tokens of a row of {one.length}"
+                found.setdefault(one.stopped, []).append(where)
+        return [
+            f"the engine failed in {len(where)} of {len(self.runs)} runs, first in {where[0]}: "
+            f"{reason}"
+            for reason, where in found.items()
+        ]
+
     def failures(self) -> list[str]:
-        """What departs, in words; of the cases those on your own data first."""
+        """Where the engine failed and what departs, in words; cases on your own data first."""
         cases = sorted(self.cases, key=lambda case: case.source != "data")
-        lines = [
+        lines = self.faults()
+        lines += [
             f"{case.name}, lengths {list(case.lengths)}: max abs {shown(case.max_abs)}, "
             f"KL {shown(case.kl)}, top-1 agreement {case.top1_agreement:.4f}"
             for case in cases
-            if not case.passed
+            if not case.passed and not case.stopped
         ]
         lines += [
             f"greedy tokens of a row of {one.length}: {one.agreed} of {one.total} agree"
             for one in self.greedy
-            if not one.passed
+            if not one.passed and not one.stopped
         ]
         if self.texts_agreed < self.texts_total:
             lines.append(
@@ -155,20 +189,19 @@ def compare(
     allowed = thresholds.max_abs + thresholds.relative * scale
     cases: list[CaseResult] = []
     positions: list[tuple[int, float]] = []
-    stopped: list[str] = []
     alone: dict[int, NDArray[np.float32]] = {}
     sources = [row.source for row in reference.rows]
     for case in batches(sources, engine.manifest.limits.max_batch):
         ids = [reference.rows[i].ids for i in case.rows]
-        logits = _logits(engine, ids, case.padding, stopped)
+        logits, stopped = _logits(engine, ids, case.padding)
         if len(case.rows) == 1 and case.source == "data":
             alone[case.rows[0]] = logits[0]
         result, where = _measure(case, reference, logits, thresholds, allowed)
-        cases.append(result)
+        cases.append(msgspec.structs.replace(result, stopped=stopped))
         positions += where
     greedy: tuple[GreedyResult, ...] = ()
     if isinstance(engine, CausalLM):
-        greedy = _compare_greedy(engine, reference, allowed, stopped)
+        greedy = _compare_greedy(engine, reference, allowed)
     agreed = _texts_agreed(engine, reference)
     wanted = [(row.text, list(row.wanted_ids)) for row in data if row.text and row.wanted_ids]
     agreed += sum(engine.encode(text)[0].ids == ids for text, ids in wanted)
@@ -199,7 +232,7 @@ def compare(
         texts_total=texts,
         quality=quality,
         quality_allowed=rounded,
-        notes=(*notes, *dict.fromkeys(stopped)),
+        notes=tuple(notes),
         positions=tuple(
             PositionError(first, last, found if np.isfinite(found) else None)
             for first, last, found in bin_positions(positions)
@@ -232,20 +265,17 @@ def rounding_failures(quality: Quality | None, allowed: Quantization | None) -> 
 
 
 def _logits(
-    engine: Engine, ids: Sequence[NDArray[np.int64]], padding: Padding, stopped: list[str]
-) -> list[NDArray[np.float32]]:
+    engine: Engine, ids: Sequence[NDArray[np.int64]], padding: Padding
+) -> tuple[list[NDArray[np.float32]], str | None]:
     """The engine's logits; where it fails on a request that it must take, NaN, and why."""
     try:
-        return engine.logits(*pad(ids, padding))
-    except PtdeployError:
-        raise
-    except Exception as error:  # engines' own errors share no base class
-        stopped.append(f"the engine failed: {str(error).splitlines()[0]}")
+        return engine.logits(*pad(ids, padding)), None
+    except EngineFault as error:
         width = int(engine.manifest.outputs[0].shape[-1])
         per_row: list[tuple[int, ...]] = [
             (width,) if isinstance(engine, Classifier) else (row.size, width) for row in ids
         ]
-        return [np.full(shape, np.nan, np.float32) for shape in per_row]
+        return [np.full(shape, np.nan, np.float32) for shape in per_row], error.problem
 
 
 def shown(number: float | None) -> str:
@@ -333,7 +363,7 @@ def _worst(number: float | None) -> float:
 
 
 def _compare_greedy(
-    engine: CausalLM, reference: Reference, allowed: float, stopped: list[str]
+    engine: CausalLM, reference: Reference, allowed: float
 ) -> tuple[GreedyResult, ...]:
     if not reference.greedy:
         return ()
@@ -341,6 +371,7 @@ def _compare_greedy(
     steps = min(one.tokens.size for one in reference.greedy)
     most = engine.manifest.limits.max_batch or len(reference.greedy)
     rows: list[Sequence[int]] = []
+    stopped: list[str | None] = []
     for start in range(0, len(reference.greedy), most):
         part = [one.ids.tolist() for one in reference.greedy[start : start + most]]
         try:
@@ -352,19 +383,19 @@ def _compare_greedy(
                 repetition_penalty=1.0,
                 eos_token_ids=(),
             )
-        except PtdeployError:
-            raise
-        except Exception as error:  # as in _logits
-            stopped.append(f"the engine failed: {str(error).splitlines()[0]}")
+        except EngineFault as error:
             rows += [[-1] * steps for _ in part]
+            stopped += [error.problem for _ in part]
         else:
             rows += [row.token_ids for row in generated]
+            stopped += [None for _ in part]
     results = []
-    for one, row in zip(reference.greedy, rows, strict=True):
+    for one, row, why in zip(reference.greedy, rows, stopped, strict=True):
         departs = np.flatnonzero(one.tokens[:steps] != np.asarray(row))
         agreed = int(departs[0]) if departs.size else steps
         tie = bool(departs.size) and float(one.margins[agreed]) <= 2 * allowed
-        results.append(GreedyResult(int(one.ids.size), agreed, steps, agreed == steps or tie))
+        passed = why is None and (agreed == steps or tie)
+        results.append(GreedyResult(int(one.ids.size), agreed, steps, passed, why))
     return tuple(results)
 
 

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptdeploy.bundle import Bundle
-from ptdeploy.errors import PtdeployError
+from ptdeploy.errors import EngineFault, PtdeployError
+from ptdeploy.memory import ran_out_of_memory
 from ptdeploy.modules import common_module
 from ptdeploy.parity.causes import Cause, Suspect, likely_cause
 from ptdeploy.parity.compare import ParityReport
@@ -78,9 +79,13 @@ def locate_departure(
     try:
         fed = _feed(engine, rows, row)
         matches = list(_matches(graph, events, fed, tolerance, peft, False))
-    except PtdeployError:
-        raise
+    except PtdeployError as error:
+        if not isinstance(error, EngineFault):
+            raise
+        return _failed(error.problem, lengths)
     except Exception as error:  # engines' own errors share no base class
+        if ran_out_of_memory(error):
+            raise
         return _failed(str(error), lengths)
     first, remark = next((m for m in matches if m.departs), None), ""
     departs = any(not case.passed for case in report.cases)

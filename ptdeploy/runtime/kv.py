@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptdeploy.bundle import Manifest
-from ptdeploy.errors import InputError
+from ptdeploy.errors import OutOfMemory
 from ptdeploy.runtime.bfloat16 import stored, to_stored
 from ptdeploy.targets import Session
 from ptdeploy.task import TensorSpec
@@ -57,8 +57,8 @@ class KVBuffer:
                 spec.name: session.place(_filled(spec, rows, slots, prefix))
                 for spec, prefix in zip(past, prefixes, strict=True)
             }
-        except MemoryError:
-            raise InputError(
+        except (MemoryError, OutOfMemory):
+            raise OutOfMemory(
                 f"The KV buffer for {rows} rows of {slots} tokens does not fit in memory.",
                 "Send fewer rows at once, or ask for fewer tokens.",
             ) from None

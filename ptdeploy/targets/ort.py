@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from ptdeploy.bundle import Bundle, FileEntry, Limits, staged
 from ptdeploy.engine_options import EngineOptions
 from ptdeploy.errors import BundleError, InputError, TargetUnavailable
+from ptdeploy.memory import out_of_memory, ran_out_of_memory
 from ptdeploy.targets import Attention, BuildRequest, Built, Numerics, Placed
+from ptdeploy.targets.ort_errors import reason, run_error
 from ptdeploy.task import Activations
 from ptdeploy.telemetry import import_onnxruntime
 from ptdeploy.text_files import library_path
@@ -211,8 +213,10 @@ def start(bundle: Bundle, device: str, options: Any) -> Any:
             path, sess_options=options, providers=[_PROVIDERS[device]]
         )
     except Exception as error:  # onnxruntime's own errors share no public base class
+        if ran_out_of_memory(error):
+            raise out_of_memory(f"the engine {model} does not fit", error) from None
         raise BundleError(
-            f"{model}: ONNX Runtime cannot load it ({str(error).splitlines()[0]}).",
+            f"{model}: ONNX Runtime cannot load it ({reason(error)}).",
             "Compile the checkpoint again with the versions installed here.",
         ) from None
     # onnxruntime logs a provider that fails to start and goes on with the CPU; we do not.
@@ -283,7 +287,10 @@ class OrtSession:
         self._outputs = [output.name for output in session.get_outputs()]
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        values = self._session.run(self._outputs, dict(inputs))
+        try:
+            values = self._session.run(self._outputs, dict(inputs))
+        except Exception as error:  # as in start
+            raise run_error(error) from None
         return dict(zip(self._outputs, values, strict=True))
 
     def place(self, array: NDArray[Any]) -> OrtMemory:
@@ -292,7 +299,10 @@ class OrtSession:
             return _host(array)
         onnxruntime = import_onnxruntime()
 
-        value = onnxruntime.OrtValue.ortvalue_from_numpy(array, self._device, 0)
+        try:
+            value = onnxruntime.OrtValue.ortvalue_from_numpy(array, self._device, 0)
+        except Exception as error:  # as in start
+            raise run_error(error) from None
         return OrtMemory(self._device, value.data_ptr(), array.shape, array.dtype, value)
 
     def bind(
@@ -314,7 +324,10 @@ class OrtSession:
         kept = (inputs, outputs)
 
         def step(_kept: object = kept) -> None:
-            run(binding)
+            try:
+                run(binding)
+            except Exception as error:  # as in start
+                raise run_error(error) from None
 
         return step
 

@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from ptdeploy.memory import ran_out_of_memory
 from ptdeploy.targets import Attention
+from ptdeploy.targets.ort_errors import reason
 from ptdeploy.task import Activations
 from ptdeploy.telemetry import import_onnxruntime
 
@@ -35,10 +37,13 @@ def try_attention(
         )
         session.run(None, _feed(activations, attention))
     except Exception as error:  # onnxruntime's own errors share no public base class
+        if ran_out_of_memory(error):
+            raise
+        words = reason(error).removeprefix(f"{OPERATOR}: ")
         of = f"{attention.heads} heads of {attention.head_dim}"
         if attention.kv_heads != attention.heads:
             of += f" over {attention.kv_heads} of keys"
-        return f"{OPERATOR} does not take {of} ({_reason(error)})"
+        return f"{OPERATOR} does not take {of} ({words})"
     return ""
 
 
@@ -96,9 +101,3 @@ def _feed(activations: Activations, attention: Attention) -> dict[str, Any]:
     feed["last_slot"] = np.array([_PAST + _NEW - 1], np.int32)
     feed["filled"] = np.array(_PAST + _NEW, np.int32)
     return feed
-
-
-def _reason(error: Exception) -> str:
-    """What ONNX Runtime says, without its codes and the node's name."""
-    text = (str(error) or type(error).__name__).splitlines()[0]
-    return text.rsplit("Status Message: ", 1)[-1].strip().rstrip(".")

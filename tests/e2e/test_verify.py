@@ -256,14 +256,17 @@ def test_a_failing_tokenizer_leaves_its_text(texts, tmp_path, capsys):
     assert "texts give other token ids" in capsys.readouterr().out
 
 
-def test_an_engine_that_fails_on_a_row_departs(compiled, tmp_path, capsys):
+def test_an_engine_that_fails_on_a_row_is_said_to_fail_not_to_depart(compiled, tmp_path, capsys):
     from benchmarks.faults import FAULTS, Editor
 
     editor = Editor.copy(compiled("gpt2", "CAUSAL_LM").bundle, tmp_path / "bundle")
     next(fault for fault in FAULTS if "(learned)" in fault.name).inject(editor, None)
     editor.write()
     assert main(["verify", str(editor.folder), "-q", "--report", str(tmp_path / "report")]) == 1
-    assert "the engine failed" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert said.count("the engine failed in ") == 1
+    assert "not finite" not in said.split("reference:")[1]
+    assert "\nTHE ENGINE FAILS" in said
 
 
 def test_reports_are_written_whole_and_name_no_machine(departed, texts, tmp_path):

@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import tiny
+import torch
+from onnx import TensorProto, helper, numpy_helper
 
 import ptdeploy
-from ptdeploy.base import load_model, resolve_base
+from ptdeploy.base import resolve_base
+from ptdeploy.base_weights import load_model
 from ptdeploy.checkpoint import read_checkpoint
+from ptdeploy.parity.compare import CaseResult, ParityReport
+from ptdeploy.parity.refusal import Compiled, refuse_departure
+from ptdeploy.parity.reports.text import verdict
 from ptdeploy.program import build_program
+from ptdeploy.progress import Progress
 from ptdeploy.prompt import freeze
-from ptdeploy.targets import Attention, get_target
+from ptdeploy.targets import Attention, get_target, ort
+from ptdeploy.targets.ort import OrtSession
 
 
 def _refused(attention: Attention, target: str = "ort") -> str:
@@ -87,3 +106,172 @@ def test_narrow_heads_compile_with_weights_in_few_bits(tmp_path):
     assert bundle.manifest.graph.route == "plain"
     assert "5 heads of 7 (head_size must be a multiple of 8" in bundle.manifest.graph.reason
     assert len(ptdeploy.load(bundle.path).generate([[1, 2, 3], [4]], 4)[1].token_ids) == 4
+
+
+def _huge(tmp_path) -> Path:
+    """A graph that asks for 4 PB, as a bundle's engine."""
+    node = helper.make_node("Expand", ["input_ids", "shape"], ["logits"], name="layer.0/Expand")
+    shape = numpy_helper.from_array(np.array([1 << 25, 1 << 25], np.int64), "shape")
+    ids = helper.make_tensor_value_info("input_ids", TensorProto.FLOAT, [1])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, None)
+    graph = helper.make_graph([node], "huge", [ids], [logits], [shape])
+    opsets = [helper.make_opsetid("", 21)]
+    onnx.save(
+        helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / "model.onnx"
+    )
+    return tmp_path / "model.onnx"
+
+
+def _session(path: Path) -> OrtSession:
+    options = ort.session_options("cpu")
+    return OrtSession(onnxruntime.InferenceSession(str(path), options))
+
+
+def test_memory_that_an_engine_lacks_is_said_with_its_size(tmp_path):
+    with pytest.raises(
+        ptdeploy.OutOfMemory, match=r"does not fit \(4.5e\+03 TB asked for at once\)"
+    ):
+        _session(_huge(tmp_path)).run({"input_ids": np.ones(1, np.float32)})
+
+
+def _numpy() -> None:
+    np.empty(1 << 50)
+
+
+def _torch() -> None:
+    torch.empty(1 << 50)
+
+
+def _wrapped() -> None:
+    try:
+        _torch()
+    except RuntimeError as error:
+        raise ValueError("torch's exporter gave up") from error
+
+
+def _system() -> None:
+    raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM), "model.safetensors")
+
+
+@pytest.mark.parametrize("fail", [_numpy, _torch, _wrapped, _system])
+def test_memory_that_a_library_lacks_names_the_stage(fail):
+    with (
+        pytest.raises(ptdeploy.OutOfMemory, match="the stage was: load the base model") as raised,
+        Progress(quiet=True).stage("load the base model"),
+    ):
+        fail()
+    assert raised.value.exit_code == 3
+    assert "This machine has" in raised.value.fix
+
+
+def test_other_errors_pass_a_stage_as_they_are():
+    for error in (ValueError("4 bytes"), OSError(errno.ENOSPC, "No space left on device")):
+        with pytest.raises(type(error)) as raised, Progress(quiet=True).stage("write"):
+            raise error
+        assert raised.value is error
+
+
+def test_memory_that_ends_the_command_line_is_exit_3_and_no_traceback(tmp_path, capsys):
+    """The hard limit of a process, as a container sets it."""
+    program = (
+        "import resource, sys, numpy, onnxruntime; from ptdeploy.cli import main\n"
+        "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + (32 << 20), -1))\n"
+        "sys.exit(main(['compile', 'x', '--target', 'ort', *sys.argv[1:]]))"
+    )
+    text = tmp_path / "text.txt"
+    with text.open("wb") as file:
+        file.truncate(256 << 20)
+    done = subprocess.run(
+        [sys.executable, "-c", program, "--precision", "int8", "--quality-text", str(text)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, "Traceback" in done.stderr) == (3, False), done.stderr
+
+
+@pytest.fixture(scope="module")
+def report() -> ParityReport:
+    """A report of three cases that hold."""
+    case = CaseResult(
+        name="alone",
+        source="random",
+        padding="right",
+        rows=(0,),
+        lengths=(5,),
+        max_abs=1e-7,
+        mean_abs=1e-8,
+        cosine=1.0,
+        kl=0.0,
+        top1_agreement=1.0,
+        histogram=(),
+        passed=True,
+    )
+    return ParityReport(
+        passed=False,
+        target="trt",
+        device="cuda",
+        precision="fp16",
+        reference="PEFT",
+        thresholds=None,
+        largest_allowed=0.01,
+        cases=(case, case, case),
+        greedy=(),
+        texts_agreed=0,
+        texts_total=0,
+        quality=None,
+        quality_allowed=None,
+        notes=(),
+    )
+
+
+def _changed(report: ParityReport, **changes: Any) -> ParityReport:
+    worse = msgspec.structs.replace(report.cases[1], passed=False, **changes)
+    return msgspec.structs.replace(report, cases=(report.cases[0], worse, worse))
+
+
+FP16 = Compiled("bert", "float16", ("fp32", "tf32", "fp16", "bf16"))
+
+
+def test_an_engine_that_fails_is_an_error_of_its_own_with_one_reason(report):
+    failed = _changed(report, max_abs=None, stopped="ONNX Runtime failed (Gather: out of bounds).")
+    with pytest.raises(ptdeploy.EngineFault) as raised:
+        refuse_departure(failed, FP16)
+    assert raised.value.exit_code == 2
+    assert str(raised.value).count("Gather: out of bounds") == 1
+    assert "in 2 of 3 runs, first in alone, lengths [5]" in str(raised.value)
+    assert "not finite" not in str(raised.value)
+    assert verdict(failed) == "the engine fails"
+
+
+def test_overflow_of_16_bits_names_bf16(report):
+    lost = _changed(report, max_abs=None)
+    with pytest.raises(ptdeploy.ParityError, match="65504") as raised:
+        refuse_departure(lost, FP16)
+    assert "--precision bf16 or fp32" in raised.value.fix
+
+
+def test_overflow_names_no_precision_that_the_target_lacks(report):
+    lost = _changed(report, max_abs=None)
+    with pytest.raises(ptdeploy.ParityError) as raised:
+        refuse_departure(lost, Compiled("bert", "float16", ("fp32", "fp16", "int8", "int4")))
+    assert raised.value.fix == "Compile with --precision fp32."
+
+
+@pytest.mark.parametrize(
+    ("precision", "fix"),
+    [("fp16", "fp32, or bf16"), ("tf32", "--precision fp32"), ("fp32", "If bert is in the README")],
+)
+def test_the_way_out_fits_what_departs(report, precision, fix):
+    departed = msgspec.structs.replace(_changed(report, max_abs=0.5), precision=precision)
+    with pytest.raises(ptdeploy.ParityError) as raised:
+        refuse_departure(departed, FP16)
+    assert fix in raised.value.fix
+
+
+def test_a_tokenizer_that_differs_is_not_blamed_on_the_architecture(report):
+    held = msgspec.structs.replace(report, cases=report.cases[:1], texts_agreed=3, texts_total=5)
+    with pytest.raises(ptdeploy.ParityError, match="2 of 5 texts") as raised:
+        refuse_departure(held, FP16)
+    assert raised.value.fix.startswith("Only the tokenizer differs")

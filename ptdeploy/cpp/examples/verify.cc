@@ -16,6 +16,7 @@ using ptdeploy::ParityReport;
 struct Group {
   ParityCase worst;
   std::size_t runs = 0, longest = 0;
+  bool fails = false;
 };
 
 void keep_larger(std::optional<double>& largest, const std::optional<double>& other) {
@@ -27,7 +28,7 @@ std::vector<Group> grouped(const std::vector<ParityCase>& cases) {
   for (const ParityCase& one : cases) {
     auto found = std::find_if(groups.begin(), groups.end(),
                               [&](const Group& group) { return group.worst.name == one.name; });
-    if (found == groups.end()) found = groups.insert(found, {one, 0, 0});
+    if (found == groups.end()) found = groups.insert(found, {one, 0, 0, false});
     ++found->runs;
     for (std::size_t length : one.lengths) found->longest = std::max(found->longest, length);
     keep_larger(found->worst.max_abs, one.max_abs);
@@ -35,6 +36,7 @@ std::vector<Group> grouped(const std::vector<ParityCase>& cases) {
     keep_larger(found->worst.kl, one.kl);
     found->worst.top1_agreement = std::min(found->worst.top1_agreement, one.top1_agreement);
     found->worst.passed = found->worst.passed && one.passed;
+    found->fails = found->fails || !one.stopped.empty();
   }
   return groups;
 }
@@ -46,6 +48,16 @@ std::string short_text(const std::optional<double>& number) {
   return text;
 }
 
+// An engine that fails gives no numbers that could depart.
+const char* verdict(const ParityReport& report) {
+  if (report.passed) return "parity holds";
+  if (report.engine_faults == 0) return "PARITY DEPARTS";
+  const auto departs = [](const auto& one) { return !one.passed && one.stopped.empty(); };
+  const bool both = std::any_of(report.cases.begin(), report.cases.end(), departs) ||
+                    std::any_of(report.greedy.begin(), report.greedy.end(), departs);
+  return both ? "THE ENGINE FAILS AND PARITY DEPARTS" : "THE ENGINE FAILS";
+}
+
 void print(const ParityReport& report) {
   std::printf("%-28s%5s%8s%10s%10s%10s%9s\n", "case", "runs", "longest", "max abs", "mean abs",
               "KL", "top-1");
@@ -53,7 +65,9 @@ void print(const ParityReport& report) {
     std::printf("%-28s%5zu%8zu%10s%10s%10s%8.2f%%%s\n", group.worst.name.c_str(), group.runs,
                 group.longest, short_text(group.worst.max_abs).c_str(),
                 short_text(group.worst.mean_abs).c_str(), short_text(group.worst.kl).c_str(),
-                100 * group.worst.top1_agreement, group.worst.passed ? "" : "  DEPARTS");
+                100 * group.worst.top1_agreement, group.worst.passed ? ""
+                : group.fails      ? "  FAILS"
+                                   : "  DEPARTS");
   for (const auto& one : report.greedy)
     std::printf("greedy tokens, row of %zu: %zu of %zu agree\n", one.length, one.agreed, one.total);
   if (const auto& quality = report.quality) {
@@ -66,9 +80,10 @@ void print(const ParityReport& report) {
   }
   if (report.largest_allowed) std::printf("allowed max abs %.2g; ", *report.largest_allowed);
   std::printf("reference: %s\n", report.reference.c_str());
-  for (const std::string& failure : report.failures) std::printf("departs: %s\n", failure.c_str());
+  for (std::size_t i = 0; i < report.failures.size(); ++i)
+    std::printf("%s%s\n", i < report.engine_faults ? "" : "departs: ", report.failures[i].c_str());
   for (const std::string& note : report.notes) std::printf("note: %s\n", note.c_str());
-  std::puts(report.passed ? "parity holds" : "PARITY DEPARTS");
+  std::puts(verdict(report));
 }
 
 }  // namespace

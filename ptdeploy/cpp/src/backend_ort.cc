@@ -13,7 +13,28 @@
 namespace ptdeploy::detail {
 namespace {
 
-std::string first_line(const char* text) { return std::string(text, std::strcspn(text, "\n")); }
+// The first line, the operator and its module before what the operator says; without a full stop.
+std::string reason(const char* text) {
+  std::string line(text, std::strcspn(text, "\n"));
+  const auto between = [&line](std::size_t& from, const std::string& begin, const std::string& end) {
+    const std::size_t first = line.find(begin, from);
+    const std::size_t last = first == line.npos ? first : line.find(end, first + begin.size());
+    if (last == line.npos) return std::string();
+    from = last;
+    return line.substr(first + begin.size(), last - first - begin.size());
+  };
+  std::size_t at = 0;
+  const std::string op = between(at, "running ", " node. Name:'");
+  if (!op.empty()) {
+    const std::string status = "' Status Message: ";
+    std::string module = between(at, " node. Name:'", status);
+    if (const std::size_t slash = module.rfind('/'); slash != module.npos)
+      if (module.substr(slash + 1) == op) module.resize(slash);
+    line = op + (module.empty() ? "" : " at " + module) + ": " + line.substr(at + status.size());
+  }
+  while (!line.empty() && (line.back() == ' ' || line.back() == '.')) line.pop_back();
+  return line;
+}
 
 std::size_t elements(const std::vector<std::int64_t>& shape) {
   std::size_t count = 1;
@@ -45,7 +66,7 @@ class OrtRun final : public Run {
     try {
       session_.Run(Ort::RunOptions(), binding_);
     } catch (const Ort::Exception& error) {
-      throw EngineFault(std::string("ONNX Runtime failed (") + first_line(error.what()) + ").");
+      throw EngineFault(std::string("ONNX Runtime failed (") + reason(error.what()) + ").");
     }
   }
 
@@ -65,7 +86,7 @@ class OrtBackend final : public Backend {
     try {
       return std::make_unique<OrtRun>(session_, inputs, outputs);
     } catch (const Ort::Exception& error) {
-      throw EngineFault(std::string("ONNX Runtime failed (") + first_line(error.what()) + ").");
+      throw EngineFault(std::string("ONNX Runtime failed (") + reason(error.what()) + ").");
     }
   }
 
@@ -118,7 +139,7 @@ std::unique_ptr<Backend> open_ort(const Bundle& bundle, const OpenOptions& optio
   try {
     return std::make_unique<OrtBackend>(model, options);
   } catch (const Ort::Exception& error) {
-    throw BundleError(model + ": ONNX Runtime cannot load it (" + first_line(error.what()) + ").",
+    throw BundleError(model + ": ONNX Runtime cannot load it (" + reason(error.what()) + ").",
                       "Compile the checkpoint again with the versions installed here.");
   }
 }

@@ -20,11 +20,15 @@ std::string shortest(double number) {
   return formatted(number, digits, 'g');
 }
 
-std::string words_of(const ParityCase& one) {
+std::string named(const ParityCase& one) {
   std::string lengths;
   for (std::size_t length : one.lengths)
     lengths += (lengths.empty() ? "" : ", ") + std::to_string(length);
-  return one.name + ", lengths [" + lengths + "]: max abs " + shown(one.max_abs) + ", KL " +
+  return one.name + ", lengths [" + lengths + "]";
+}
+
+std::string words_of(const ParityCase& one) {
+  return named(one) + ": max abs " + shown(one.max_abs) + ", KL " +
          shown(one.kl) + ", top-1 agreement " + formatted(one.top1_agreement, 4, 'f');
 }
 
@@ -57,12 +61,38 @@ std::string formatted(double number, int digits, char format) {
                   : "";
 }
 
+std::vector<std::string> faults_of(const ParityReport& report) {
+  struct Fault {
+    std::string reason, first;
+    std::size_t count;
+  };
+  std::vector<Fault> faults;
+  const auto add = [&faults](const std::string& reason, const std::string& where) {
+    if (reason.empty()) return;
+    const auto found = std::find_if(faults.begin(), faults.end(),
+                                    [&](const Fault& one) { return one.reason == reason; });
+    if (found == faults.end())
+      faults.push_back({reason, where, 1});
+    else
+      ++found->count;
+  };
+  for (const ParityCase& one : report.cases) add(one.stopped, named(one));
+  for (const ParityGreedy& one : report.greedy)
+    add(one.stopped, "greedy tokens of a row of " + std::to_string(one.length));
+  const std::string runs = std::to_string(report.cases.size() + report.greedy.size());
+  std::vector<std::string> lines;
+  for (const Fault& one : faults)
+    lines.push_back("the engine failed in " + std::to_string(one.count) + " of " + runs +
+                    " runs, first in " + one.first + ": " + one.reason);
+  return lines;
+}
+
 std::vector<std::string> failures_of(const ParityReport& report, const Manifest& manifest) {
   std::vector<std::string> lines;
   for (const ParityCase& one : report.cases)
-    if (!one.passed) lines.push_back(words_of(one));
+    if (!one.passed && one.stopped.empty()) lines.push_back(words_of(one));
   for (const ParityGreedy& one : report.greedy)
-    if (!one.passed)
+    if (!one.passed && one.stopped.empty())
       lines.push_back("greedy tokens of a row of " + std::to_string(one.length) + ": " +
                       std::to_string(one.agreed) + " of " + std::to_string(one.total) + " agree");
   if (manifest.quantization) add_rounding(lines, report.quality, *manifest.quantization);

@@ -8,6 +8,10 @@
 
 namespace ptdeploy::detail {
 
+// Why the engine failed, each reason once, with how often and where first.
+std::vector<std::string> faults_of(const ParityReport& report);
+
+// What departs where the engine did not fail.
 std::vector<std::string> failures_of(const ParityReport& report, const Manifest& manifest);
 
 // A number as printf's %.*FORMAT writes it.

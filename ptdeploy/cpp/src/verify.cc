@@ -31,10 +31,16 @@ class Verifier {
     if (state_.info.task == Task::causal_lm) out.greedy = compare_greedy();
     if (manifest.quantization)
       out.quality = judge(reference_, state_.info.task,
-                          [this](const std::vector<Ids>& rows) { return logits(rows); });
+                          [this](const std::vector<Ids>& rows) {
+                            std::string stopped;
+                            return logits(rows, stopped);
+                          });
     if (!state_.bundle.file("tokenizer").empty()) out.texts_not_compared = reference_.texts();
     out.notes = notes(out.texts_not_compared);
-    out.failures = failures_of(out, manifest);
+    const std::vector<std::string> faults = faults_of(out);
+    out.engine_faults = faults.size();
+    out.failures = faults;
+    for (std::string& line : failures_of(out, manifest)) out.failures.push_back(std::move(line));
     out.passed = out.failures.empty();
     return out;
   }
@@ -48,12 +54,12 @@ class Verifier {
     return largest;
   }
 
-  // Where the engine fails on rows that it must take they are NaN, and why is noted.
-  std::vector<Logits> logits(const std::vector<Ids>& rows) {
+  // Where the engine fails on rows that it must take they are NaN, and `stopped` says why.
+  std::vector<Logits> logits(const std::vector<Ids>& rows, std::string& stopped) const {
     try {
       return engine_.logits(rows);
     } catch (const EngineFault& error) {
-      stopped(error);
+      stopped = error.problem();
     }
     std::vector<Logits> none;
     const std::size_t columns = state_.info.columns;
@@ -76,7 +82,7 @@ class Verifier {
       rows.push_back(wanted.back().ids);
       out.lengths.push_back(rows.back().size());
     }
-    const std::vector<Logits> got = logits(rows);
+    const std::vector<Logits> got = logits(rows, out.stopped);
     Measure measure(allowed_);
     for (std::size_t i = 0; i < wanted.size(); ++i) {
       const Logits& want = wanted[i].logits;
@@ -111,14 +117,19 @@ class Verifier {
       const std::size_t end = std::min(wanted.size(), start + most);
       std::vector<Ids> rows;
       for (std::size_t i = start; i < end; ++i) rows.push_back(wanted[i].ids);
-      const std::vector<Ids> tokens = continued(rows, steps);
-      for (std::size_t i = start; i < end; ++i)
+      std::string stopped;
+      const std::vector<Ids> tokens = continued(rows, steps, stopped);
+      for (std::size_t i = start; i < end; ++i) {
         out.push_back(compare_tokens(wanted[i], tokens[i - start], steps));
+        out.back().stopped = stopped;
+        out.back().passed = out.back().passed && stopped.empty();
+      }
     }
     return out;
   }
 
-  std::vector<Ids> continued(const std::vector<Ids>& rows, std::size_t steps) {
+  std::vector<Ids> continued(const std::vector<Ids>& rows, std::size_t steps,
+                             std::string& stopped) const {
     GenerateOptions options;
     options.max_new_tokens = static_cast<std::int64_t>(steps);
     options.do_sample = false;
@@ -130,7 +141,7 @@ class Verifier {
       for (Generated& row : engine_.generate(rows, options))
         out.push_back(std::move(row.token_ids));
     } catch (const EngineFault& error) {
-      stopped(error);
+      stopped = error.problem();
       out.assign(rows.size(), Ids(steps, -1));
     }
     return out;
@@ -147,19 +158,12 @@ class Verifier {
     return out;
   }
 
-  void stopped(const EngineFault& error) {
-    const std::string note = "the engine failed: " + error.problem();
-    if (std::find(stopped_.begin(), stopped_.end(), note) == stopped_.end())
-      stopped_.push_back(note);
-  }
-
   std::vector<std::string> notes(std::size_t texts) const {
     std::vector<std::string> out;
     const auto& departure = reference_.padded_departure();
     if (departure && *departure > allowed_)
       out.push_back("PEFT's own left-padded batch departs from its rows alone by " +
                     formatted(*departure, 2, 'g') + "; the reference here is each row alone.");
-    out.insert(out.end(), stopped_.begin(), stopped_.end());
     if (texts > 0)
       out.push_back("the tokenizer was not compared (" + std::to_string(texts) +
                     " texts): the C++ library has none. Python's ptdeploy verify compares it.");
@@ -171,7 +175,6 @@ class Verifier {
   Reference reference_;
   Thresholds thresholds_;
   double allowed_;
-  std::vector<std::string> stopped_;
 };
 
 }  // namespace

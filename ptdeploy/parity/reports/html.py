@@ -9,7 +9,7 @@ from ptdeploy.bundle import Manifest
 from ptdeploy.parity.compare import ParityReport, shown
 from ptdeploy.parity.located import Located, ModuleError
 from ptdeploy.parity.reports import svg
-from ptdeploy.parity.reports.text import grouped, rounded_words
+from ptdeploy.parity.reports.text import grouped, outcome, rounded_words, verdict
 from ptdeploy.printable import printable_fields
 
 _STYLE = """
@@ -61,10 +61,10 @@ dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 def render(report: ParityReport, manifest: Manifest) -> str:
     """The whole page."""
     report, manifest = printable_fields(report), printable_fields(manifest)
-    verdict = "Parity holds" if report.passed else "Parity departs"
-    title = f"{verdict}: {manifest.source.base_model}"
+    outcome = verdict(report).capitalize()
+    title = f"{outcome}: {manifest.source.base_model}"
     parts = [
-        f"<header{'' if report.passed else ' class=departs'}><h1>{escape(verdict)}</h1>"
+        f"<header{'' if report.passed else ' class=departs'}><h1>{escape(outcome)}</h1>"
         f"<p>{escape(manifest.source.base_model)}, {escape(manifest.task.value)}; "
         f"{escape(report.target)} {escape(report.precision)} on {escape(report.device)}, "
         f"against {escape(report.reference)}</p></header>",
@@ -150,7 +150,8 @@ def _failures(report: ParityReport) -> str:
             f"<p>The smallest input that still departs has {len(report.failing.lengths)} row(s) of "
             f"{lengths} tokens. Reproduce it:</p><pre>{escape(report.failing.command)}</pre>"
         )
-    return f"<section><h2>What departs</h2><ul>{items}</ul>{again}</section>"
+    title = "What fails" if report.engine_failed else "What departs"
+    return f"<section><h2>{title}</h2><ul>{items}</ul>{again}</section>"
 
 
 def _located(located: Located) -> str:
@@ -241,7 +242,7 @@ def _cases(report: ParityReport) -> str:
         f"<tr><td>{escape(g.name)}</td><td>{g.count}</td><td>{g.longest}</td>"
         f"<td>{shown(g.max_abs)}</td><td>{shown(g.mean_abs)}</td><td>{shown(g.kl)}</td>"
         f"<td>{g.top1_agreement:.2%}</td>"
-        f"<td class={'ok' if g.passed else 'bad'}>{'holds' if g.passed else 'departs'}</td></tr>"
+        f"<td class={'ok' if g.passed else 'bad'}>{outcome(g)}</td></tr>"
         for g in grouped(report)
     )
     head = "".join(

@@ -18,10 +18,11 @@ def render(report: ParityReport) -> bytes:
             "" if report.largest_allowed is None else f", allowed {report.largest_allowed:.3g}"
         )
         name = f"{case.name}, rows {list(case.rows)}, lengths {list(case.lengths)}"
-        found.append(("logits", name, "" if case.passed else said + allowed))
+        departs = "" if case.passed else said + allowed
+        found.append(("logits", name, case.stopped or departs))
     for one in report.greedy:
         said = "" if one.passed else f"{one.agreed} of {one.total} tokens agree"
-        found.append(("greedy tokens", f"row of {one.length}", said))
+        found.append(("greedy tokens", f"row of {one.length}", one.stopped or said))
     if report.texts_total:
         said = f"{report.texts_agreed} of {report.texts_total} texts encode alike"
         found.append(

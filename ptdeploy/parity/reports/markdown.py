@@ -6,7 +6,7 @@ import re
 
 from ptdeploy.bundle import Manifest
 from ptdeploy.parity.compare import ParityReport, shown
-from ptdeploy.parity.reports.text import grouped, located_words, rounded_words
+from ptdeploy.parity.reports.text import grouped, located_words, outcome, rounded_words, verdict
 from ptdeploy.printable import printable_fields
 
 # What starts markup within a line; a heading, a list or a fence starts a line, and no line of the
@@ -17,9 +17,9 @@ _MARKUP = re.compile(r"([\\`*_\[\]<>|~&@#])")
 def render(report: ParityReport, manifest: Manifest) -> str:
     """The verdict first, then the numbers; what does not fit a glance is folded away."""
     report, manifest = printable_fields(report), printable_fields(manifest)
-    verdict = "✅ Parity holds" if report.passed else "❌ Parity departs"
+    mark = "✅" if report.passed else "❌"
     lines = [
-        f"### {verdict}: {_plain(manifest.source.base_model)}",
+        f"### {mark} {verdict(report).capitalize()}: {_plain(manifest.source.base_model)}",
         "",
         f"{manifest.task.value}, {report.target} {report.precision} on {report.device}, "
         f"against {_plain(report.reference)}",
@@ -29,7 +29,7 @@ def render(report: ParityReport, manifest: Manifest) -> str:
     ]
     lines += [
         f"| {_plain(g.name)} | {g.count} | {g.longest} | {shown(g.max_abs)} | {shown(g.kl)} "
-        f"| {g.top1_agreement:.2%} | {'ok' if g.passed else '**departs**'} |"
+        f"| {g.top1_agreement:.2%} | {'ok' if g.passed else f'**{outcome(g)}**'} |"
         for g in grouped(report)
     ]
     lines.append("")

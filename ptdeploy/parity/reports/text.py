@@ -23,6 +23,7 @@ class CaseGroup:
     top1_agreement: float
     histogram: tuple[int, ...]
     passed: bool
+    failed: int = 0
 
 
 def grouped(report: ParityReport) -> list[CaseGroup]:
@@ -42,6 +43,7 @@ def grouped(report: ParityReport) -> list[CaseGroup]:
                 min(case.top1_agreement for case in cases),
                 tuple(map(sum, zip(*(case.histogram for case in cases), strict=True))),
                 all(case.passed for case in cases),
+                sum(case.stopped is not None for case in cases),
             )
         )
     return groups
@@ -57,7 +59,7 @@ def describe(report: ParityReport) -> str:
     lines += [
         f"{group.name:<28}{group.count:>5}{group.longest:>8}{_short(group.max_abs):>10}"
         f"{_short(group.mean_abs):>10}{_short(group.kl):>10}{group.top1_agreement:>9.2%}"
-        f"{'' if group.passed else '  DEPARTS'}"
+        f"{'' if group.passed else f'  {outcome(group).upper()}'}"
         for group in grouped(report)
     ]
     lines += [
@@ -78,7 +80,9 @@ def describe(report: ParityReport) -> str:
         "" if report.largest_allowed is None else f"allowed max abs {report.largest_allowed:.2g}; "
     )
     lines.append(f"{bound}reference: {report.reference}")
-    failures = [] if report.passed else report.failures()
+    faults = report.faults()
+    lines += faults
+    failures = [] if report.passed else report.failures()[len(faults) :]
     lines += [f"departs: {failure}" for failure in failures[:12]]
     if len(failures) > 12:
         lines.append(f"departs: and {len(failures) - 12} more")
@@ -91,8 +95,18 @@ def describe(report: ParityReport) -> str:
             f"{', '.join(map(str, report.failing.lengths))} tokens, {report.failing.file}"
         )
         lines.append(f"reproduce: {report.failing.command}")
-    lines.append("parity holds" if report.passed else "PARITY DEPARTS")
+    lines.append(verdict(report) if report.passed else verdict(report).upper())
     return "\n".join(lines)
+
+
+def verdict(report: ParityReport) -> str:
+    """The outcome in a few words; an engine that fails gives no numbers that could depart."""
+    if report.passed:
+        return "parity holds"
+    departs = any(not one.passed and not one.stopped for one in report.runs)
+    if report.engine_failed:
+        return "the engine fails" + (" and parity departs" if departs else "")
+    return "parity departs"
 
 
 def located_words(located: Located) -> list[str]:
@@ -120,6 +134,13 @@ def rounded_words(quality: Quality) -> str:
 def ratio_words(ratio: float | None) -> str:
     """What rounding did to the perplexity, to go on from other words; nothing where unknown."""
     return "" if ratio is None else f", perplexity {ratio:.3f} times the reference's"
+
+
+def outcome(group: CaseGroup) -> str:
+    """What came of a group's cases, in one word."""
+    if group.failed:
+        return "fails"
+    return "holds" if group.passed else "departs"
 
 
 def _largest(numbers: list[float | None]) -> float | None:

@@ -14,6 +14,8 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from ptdeploy.errors import EngineFault
+
 
 @dataclass(frozen=True)
 class Device:
@@ -58,7 +60,7 @@ def device() -> Device:
     )
 
 
-class CudaError(RuntimeError):
+class CudaError(EngineFault, RuntimeError):
     """A CUDA call failed. Memory that ran out is a MemoryError instead."""
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ptdeploy.errors import BundleError, InputError
+from ptdeploy.errors import BundleError, EngineFault, InputError, OutOfMemory
 from ptdeploy.targets import Placed
 from ptdeploy.targets.layers import EngineLayers
 from ptdeploy.targets.trt import cuda
@@ -189,7 +189,7 @@ class TrtSession:
     def _enqueue(self, lane: _Lane) -> None:
         if not lane.context.execute_async_v3(lane.stream.handle):
             reason = (self._vendor.errors or ["it gives no reason"])[-1]
-            raise RuntimeError(f"{self._vendor.name} could not run: {reason}")
+            raise EngineFault(f"{self._vendor.name} could not run: {reason}")
 
 
 class _Step:
@@ -309,7 +309,7 @@ def _room() -> Iterator[None]:
     try:
         yield
     except MemoryError as error:
-        raise InputError(
+        raise OutOfMemory(
             f"The request does not fit in the GPU's memory ({error}).",
             "Send fewer rows at once, or fewer requests side by side.",
         ) from None

@@ -142,12 +142,14 @@ struct ParityCase {
   std::optional<double> max_abs, mean_abs, cosine, kl;
   double top1_agreement = 0;
   bool passed = false;
+  std::string stopped;  // why the engine failed, where it did: then there are no numbers
 };
 
 // One row's greedy tokens: how many agree before one departs.
 struct ParityGreedy {
   std::size_t length = 0, agreed = 0, total = 0;
   bool passed = false;
+  std::string stopped;  // why the engine failed, where it did
 };
 
 // What int8 and int4 are judged by instead of the cases' numbers: agreement on text.
@@ -168,6 +170,7 @@ struct ParityReport {
   std::optional<ParityQuality> quality;
   std::size_t texts_not_compared = 0;  // for the tokenizer, which this library does not have
   std::vector<std::string> failures, notes;
+  std::size_t engine_faults = 0;  // failures that say why the engine failed: the first ones
 };
 
 // Called with each new token of a row as soon as it is chosen; false ends that row after it.

@@ -1,0 +1,93 @@
+"""Why a compilation writes no bundle, and the way out that fits the cause."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ptdeploy.errors import EngineFault, ParityError
+from ptdeploy.parity.compare import ParityReport
+from ptdeploy.task import Activations
+
+_LINES = 8
+_SIXTEEN_BITS = {"float16": "65504", "bfloat16": "3.4e38"}
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What was compiled: its architecture, how it computes, and the target's other precisions."""
+
+    architecture: str
+    activations: Activations
+    precisions: Sequence[str]
+
+
+def refuse_departure(report: ParityReport, compiled: Compiled) -> None:
+    """Raises EngineFault where the engine failed, ParityError where its numbers depart."""
+    if report.passed:
+        return
+    if faults := report.faults():
+        raise EngineFault(
+            "The engine fails on what it must take; no bundle was written.\n  "
+            + "\n  ".join(faults[:_LINES]),
+            f"Its graph does not fit the target {report.target} on {report.device}: compile for "
+            "another target or device, or report this with the base model's name.",
+        )
+    bound = "" if report.largest_allowed is None else f" by more than {report.largest_allowed:.2g}"
+    if lost := _overflowed(report, compiled):
+        raise ParityError(*lost)
+    lines = report.failures()
+    more = [f"and {len(lines) - _LINES} more"] if len(lines) > _LINES else []
+    raise ParityError(
+        f"The engine departs from {report.reference}{bound}; no bundle was written.\n  "
+        + "\n  ".join([*lines[:_LINES], *more]),
+        _way_out(report, compiled),
+    )
+
+
+def _overflowed(report: ParityReport, compiled: Compiled) -> tuple[str, str] | None:
+    """What to say where numbers are not finite: the reference's are, so the engine lost them."""
+    cases = [case for case in report.cases if case.max_abs is None]
+    if not cases:
+        return None
+    first = f"{cases[0].name}, lengths {list(cases[0].lengths)}"
+    largest = _SIXTEEN_BITS.get(compiled.activations)
+    if largest is None:
+        return (
+            f"The engine gives numbers that are not finite in {len(cases)} of "
+            f"{len(report.cases)} cases, first in {first}, where {report.reference}, gives finite "
+            "ones; no bundle was written.",
+            "Its activations leave the range of float32 in another order of operations: the "
+            "model's weights are too large to be computed with safely.",
+        )
+    wider = [p for p in ("bf16", "fp32") if p in compiled.precisions and p != report.precision]
+    return (
+        f"Values overflow 16 bits: {report.precision} computes in {compiled.activations}, whose "
+        f"largest number is {largest}, and logits are not finite in {len(cases)} of "
+        f"{len(report.cases)} cases, first in {first}; no bundle was written.",
+        f"Compile with --precision {' or '.join(wider)}"
+        + (": bfloat16 is as small and has float32's range." if "bf16" in wider else "."),
+    )
+
+
+def _way_out(report: ParityReport, compiled: Compiled) -> str:
+    """The fix for the first cause that holds."""
+    numbers = not all(one.passed for one in report.runs)
+    if report.quality is not None and not numbers:
+        return (
+            "Try more bits or a smaller --block-size, judge it on your own text with "
+            "--quality-text, or accept less."
+        )
+    if report.texts_agreed < report.texts_total and not numbers:
+        return (
+            "Only the tokenizer differs: tokenizer.json does not say all that this tokenizer does. "
+            "Save the tokenizer that training used again with save_pretrained and put it beside "
+            "the checkpoint."
+        )
+    if report.precision in ("fp16", "bf16", "tf32"):
+        wider = {"fp16": "fp32, or bf16 if values are large", "bf16": "fp16 or fp32"}
+        return f"Compile with --precision {wider.get(report.precision, 'fp32')}."
+    return (
+        f"If {compiled.architecture} is in the README's support table, report this with the base "
+        "model's name; the others are not tested."
+    )
