@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from ptdeploy.console import complain, show, show_json, show_raw
 from ptdeploy.errors import InputError
 from ptdeploy.printable import printable
@@ -24,6 +26,10 @@ GENERATION: dict[str, dict[str, Any]] = {
     "seed": {"type": int, "metavar": "S", "help": "makes sampling repeatable"},
     "stop": {"action": "append", "default": [], "metavar": "TEXT", "help": "end before this text"},
     "chat": {"action": "store_true", "help": "ask through the model's chat template"},
+    "chat_template_kwargs": {
+        "metavar": "JSON",
+        "help": "variables of the chat template: '{\"enable_thinking\": false}'",
+    },
     "logprobs": {"action": "store_true", "help": "log probabilities of the tokens, with --json"},
 }
 # As many lines are run together as a classifier takes at once anyway.
@@ -108,6 +114,7 @@ def _run_causal(arguments: argparse.Namespace, engine: Any, inputs: list[Asked])
         raise InputError("--truncate is for classifiers: a cut text would be continued elsewhere.")
     if logprobs and not arguments.json:
         raise InputError("--logprobs needs --json.")
+    variables = _variables(options.pop("chat_template_kwargs"), chat)
     if chat and arguments.ids:
         raise InputError("--chat needs text, not --ids.")
     # An option that is wrong is wrong for all: it is said once, before any answer.
@@ -117,7 +124,7 @@ def _run_causal(arguments: argparse.Namespace, engine: Any, inputs: list[Asked])
     def answer(asked: Asked) -> None:
         given: Any = asked.given
         if chat:
-            given = engine.chat_ids([{"role": "user", "content": given}])
+            given = engine.chat_ids([{"role": "user", "content": given}], **variables)
         if arguments.json or not isinstance(asked.given, str):
             (one,) = engine.generate([given], logprobs=logprobs, **options)
             if arguments.json:
@@ -222,6 +229,21 @@ def _inputs(arguments: argparse.Namespace) -> list[Asked]:
     if len({type(one.given) for one in found}) > 1:
         raise InputError("Give either text or --ids, not both.")
     return found
+
+
+def _variables(given: str | None, chat: bool) -> dict[str, Any]:
+    if given is None:
+        return {}
+    if not chat:
+        raise InputError("--chat-template-kwargs needs --chat.")
+    try:
+        variables: dict[str, Any] = msgspec.json.decode(argument_text(given), type=dict[str, Any])
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise InputError(
+            f"--chat-template-kwargs: not a JSON object ({error}).",
+            """For example --chat-template-kwargs '{"enable_thinking": false}'.""",
+        ) from None
+    return variables
 
 
 def _generation(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -28,12 +28,13 @@ def save_text_files(tokenizer: PreTrainedTokenizerFast, folder: Path) -> tuple[F
     """Write `tokenizer.json` and, where the model has one, its chat template into `folder`."""
     tokenizer.backend_tokenizer.save(str(folder / TOKENIZER_NAME))
     entries = [staged(TOKENIZER_NAME, "tokenizer")]
-    template = tokenizer.chat_template
+    template, named = tokenizer.chat_template, {}
     if isinstance(template, dict):
+        named = {name: one for name, one in template.items() if name != "default"}
         template = template.get("default")
-    if template:
+    if template or named:
         special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
-        name = chat.save(chat.ChatTemplate(template, special), folder)
+        name = chat.save(chat.ChatTemplate(template, special, named), folder)
         entries.append(staged(name, "chat_template"))
     return tuple(entries)
 

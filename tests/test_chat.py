@@ -81,3 +81,126 @@ def test_a_damaged_file_is_refused(content, tmp_path):
     (tmp_path / "chat_template.json").write_bytes(content)
     with pytest.raises(BundleError, match="not a chat template"):
         load(tmp_path / "chat_template.json")
+
+
+SCHEMA = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": 'Says <what> it "is".',
+        "parameters": {"type": "object", "properties": {"place": {"type": "string"}}},
+    },
+}
+VARIED = """
+{%- if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}
+{%- if tools %}{% for tool in tools %}{{ tool | tojson }}{% endfor %}{% endif %}
+{%- for one in documents or [] %}[{{ one.title }}: {{ one.text }}]{% endfor %}
+{%- for m in messages %}{{ m.role }}={{ m.content if m.content is defined else 'nothing' }}
+{%- if m.reasoning_content is defined %}({{ m.reasoning_content }}){% endif %}
+{%- for call in m.tool_calls or [] %}{{ call.function.arguments | tojson }}{% endfor %};
+{%- endfor %}
+{%- if level is defined %}{{ level }} {{ bos_token }}{% endif %}
+{%- set found = namespace(last=none) %}{% set found.last = messages[-1].role %}{{ found.last }}
+{%- if add_generation_prompt %}assistant={% endif %}"""
+CALLED = [
+    {"role": "user", "content": "Weather?", "name": None},
+    {
+        "role": "assistant",
+        "content": None,
+        "thinking": "hm",
+        "tool_calls": [{"function": {"name": "weather", "arguments": {"place": "Köln"}}}],
+    },
+    {"role": "tool", "content": "rain"},
+]
+
+
+def _theirs(template):
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel({"<s>": 0, "</s>": 1}, unk_token="<s>")),
+        **SPECIAL,
+    )
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {},
+        {"enable_thinking": False},
+        {"enable_thinking": True, "level": 3},
+        {"tools": [SCHEMA]},
+        {"tools": []},
+        {"documents": [{"title": "A", "text": "<b>"}], "level": [1, {"two": None}]},
+        {"bos_token": "<<s>>", "level": 1.5},
+        {"add_generation_prompt": False},
+    ],
+)
+def test_template_variables_are_passed_as_transformers_passes_them(variables):
+    asked = {"add_generation_prompt": True, **variables}
+    want = _theirs(VARIED).apply_chat_template(CALLED, tokenize=False, **asked)
+    assert render(ChatTemplate(VARIED, SPECIAL), CALLED, **asked) == want
+
+
+@pytest.mark.parametrize(
+    ("content", "body"),
+    [
+        ("Once upon", "{{ m.content }}"),
+        ("Once ", "{{ m.content }}"),
+        ("Once ", "{{ m.content | trim }}"),
+        ([{"type": "text", "text": "Once"}], "{{ m.content[0].text }}"),
+    ],
+)
+def test_the_last_message_is_continued_as_transformers_does(content, body):
+    template = "{% for m in messages %}{{ m.role }}: " + body + "</s>{% endfor %}"
+    messages = [
+        {"role": "user", "content": content},
+        {"role": "assistant", "content": content},
+    ]
+    want = _theirs(template).apply_chat_template(
+        messages, tokenize=False, continue_final_message=True
+    )
+    got = render(ChatTemplate(template, {}), messages, False, continue_final_message=True)
+    assert got == want
+    assert messages[1]["content"] == content, "the caller's messages stay as they are"
+
+
+def test_one_of_several_templates_is_taken_as_transformers_takes_it(tmp_path):
+    templates = {"default": "plain", "tool_use": "tools", "rag": "documents"}
+    theirs = _theirs(templates)
+    ours = ChatTemplate("plain", SPECIAL, {"tool_use": "tools", "rag": "documents"})
+    ours = load(tmp_path / save(ours, tmp_path))
+    for asked in ({}, {"tools": [SCHEMA]}, {"chat_template": "rag"}):
+        want = theirs.apply_chat_template(MESSAGES, tokenize=False, **asked)
+        assert render(ours, MESSAGES, **asked) == want
+    with pytest.raises(InputError, match="no chat template 'other'; it has default, tool_use, rag"):
+        render(ours, MESSAGES, chat_template="other")
+    with pytest.raises(InputError, match="no chat template 'default'; it has rag"):
+        render(ChatTemplate(None, {}, {"rag": "documents"}), MESSAGES)
+
+
+@pytest.mark.parametrize(
+    ("variables", "reason"),
+    [
+        ({"tools": [len]}, "holds the function 'len'"),
+        ({"tools": 5}, "tools is int, not a list"),
+        ({"documents": ["text"]}, "documents holds str"),
+        ({"messages": []}, "messages is no variable"),
+        ({"tokenize": False}, "no variable of a chat template"),
+        ({"conversation": []}, "no variable of a chat template"),
+        ({"level": object()}, "holds a object"),
+        ({"documents": [{"text": b"raw"}]}, "holds a bytes"),
+        ({"continue_final_message": True}, "not both"),
+        ({"continue_final_message": "other", "add_generation_prompt": False}, "no 'other'"),
+        ({"level": "\ud83d"}, "surrogate pair"),
+    ],
+)
+def test_what_is_no_template_variable_is_refused(variables, reason):
+    with pytest.raises(InputError, match=reason):
+        render(ChatTemplate("{{ level }}{{ messages[0].content }}", {}), MESSAGES, **variables)
+
+
+@pytest.mark.parametrize("body", ["{{ 1 // 0 }}", "{{ range(10 ** 9) | list }}", "{{ [][1].a }}"])
+def test_whatever_a_templates_own_code_does_is_a_refusal(body):
+    with pytest.raises(InputError, match="refuses these messages"):
+        render(ChatTemplate(body, {}), MESSAGES)

@@ -112,23 +112,36 @@ class CausalLM(Engine):
         return Conversation(self, self._session_room(max_tokens))
 
     def chat_text(
-        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        /,
+        add_generation_prompt: bool = True,
+        **variables: Any,
     ) -> str:
         """The text of a conversation by the model's own chat template.
 
-        Raises InputError if the model has none, or the template refuses the messages.
+        `variables` are the template's: `tools`, `documents`, `enable_thinking`, and whatever else
+        it reads; `continue_final_message` and `chat_template` as for transformers'
+        `apply_chat_template`. Raises InputError if the model has no template, or it refuses.
         """
         path = self.bundle.file("chat_template")
         if path is None:
             raise InputError(f"{self.bundle.path}: its model has no chat template.")
-        return chat.render(chat.load(path), messages, add_generation_prompt)
+        return chat.render(chat.load(path), messages, add_generation_prompt, **variables)
 
-    def chat_ids(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    def chat_ids(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        /,
+        add_generation_prompt: bool = True,
+        **variables: Any,
+    ) -> list[int]:
         """Token ids of a conversation and the start of its answer, to give to `generate`.
 
-        The template writes all special tokens itself, so the tokenizer adds none.
+        Arguments as for `chat_text`. The template writes all special tokens itself, so the
+        tokenizer adds none.
         """
-        text = self.chat_text(messages)
+        text = self.chat_text(messages, add_generation_prompt, **variables)
         encoding = self._text_tokenizer().encode(text, add_special_tokens=False)
         return embedded(encoding, self.manifest.limits).ids
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ptdeploy.errors import InputError
+from ptdeploy.runtime.batching import embedded
 from ptdeploy.runtime.engine import one_row
 from ptdeploy.runtime.generation import Generated, decode
 from ptdeploy.runtime.kv import KVBuffer
@@ -118,7 +119,7 @@ class Conversation:
         if not self.token_ids:
             (encoding,) = self._engine.encode(inputs)
             return encoding.ids, len(ending)
-        ids = tokenizer.encode_more(inputs).ids
+        ids = embedded(tokenizer.encode_more(inputs), self._engine.manifest.limits).ids
         if not ids:
             raise InputError("The text is empty.", "Give it some text.")
         return [*ids, *ending], len(ending)

@@ -14,6 +14,11 @@ import ptdeploy
 from ptdeploy.cli import main
 
 WORDS = [*"abcdefghijklmnopqrstuvwxyz .,:!?'@-()", "0", "1", "2", "3", "4", "5"]
+TEMPLATES = {
+    "default": "{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
+    "{% if enable_thinking is defined and not enable_thinking %}no thoughts{% endif %}",
+    "tool_use": "{{ tools[0].name }}: {{ messages[0].content }}",
+}
 SPECIAL = ["[PAD]", "[UNK]", "</s>", "[CLS]", "[SEP]"]
 
 
@@ -31,9 +36,12 @@ def add_tokenizer(folder: Path, wrap: bool) -> None:
     # Real files carry such settings; neither may reach an engine.
     inner.enable_padding(length=32)
     inner.enable_truncation(8)
-    PreTrainedTokenizerFast(
+    made = PreTrainedTokenizerFast(
         tokenizer_object=inner, pad_token="[PAD]", unk_token="[UNK]", eos_token="</s>"
-    ).save_pretrained(folder)
+    )
+    if not wrap:
+        made.chat_template = TEMPLATES
+    made.save_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +109,27 @@ def test_streamed_text_is_the_generated_text(bundles, capsys):
     assert "".join(engine.stream("once", max_new_tokens=12)) == generated.text
     assert main(["run", str(bundle), "once", "--max-new-tokens", "12"]) == 0
     assert capsys.readouterr().out == f"once{generated.text}\n"
+
+
+def test_chat_ids_are_those_of_transformers_whatever_the_templates_variables(bundles, capsys):
+    trained, bundle = bundles["CAUSAL_LM"]
+    theirs = AutoTokenizer.from_pretrained(trained.base)
+    engine = ptdeploy.load(bundle)
+    messages = [{"role": "user", "content": "hello"}]
+    for variables in ({}, {"enable_thinking": False}, {"tools": [{"name": "look up"}]}):
+        want = theirs.apply_chat_template(messages, add_generation_prompt=True, **variables)
+        assert engine.chat_ids(messages, **variables) == want["input_ids"]
+    ask = ["run", str(bundle), "hello", "--max-new-tokens", "3", "--json", "--chat"]
+    answers = []
+    for more in ([], ["--chat-template-kwargs", '{"enable_thinking": false}']):
+        assert main([*ask, *more]) == 0
+        answers.append(json.loads(capsys.readouterr().out)["result"]["token_ids"])
+    asked = [engine.chat_ids(messages), engine.chat_ids(messages, enable_thinking=False)]
+    assert answers == [one.token_ids for one in engine.generate(asked, 3)]
+    for wrong in ("[1]", "{", '{"messages": [], "self": 1}', '{"tools": 5}'):
+        assert main([*ask, "--chat-template-kwargs", wrong]) == 2
+    assert main([*ask[:-1], "--chat-template-kwargs", "{}"]) == 2
+    assert "needs --chat" in capsys.readouterr().err
 
 
 def test_texts_from_a_file_are_answered_line_by_line(bundles, tmp_path, capsys):
