@@ -14,6 +14,7 @@ from ptdeploy.buffers import is_computed, is_kept_no_more
 from ptdeploy.checkpoint import Checkpoint
 from ptdeploy.checkpoint.peft_config import CONFIG_NAME
 from ptdeploy.errors import BaseModelError, TargetUnavailable
+from ptdeploy.files import POINTER_FIX, POINTER_PROBLEM, pointer_in
 from ptdeploy.quantized_base import check_quantization, is_quantization
 from ptdeploy.task import Graph, Task
 
@@ -89,6 +90,8 @@ def resolve_base(checkpoint: Checkpoint, override: str | None = None) -> BaseMod
         )
     if name.startswith("~"):
         name = str(Path(name).expanduser())
+    if (unfetched := pointer_in(Path(name))) is not None:
+        raise BaseModelError(f"{unfetched}: {POINTER_PROBLEM}", POINTER_FIX)
     revision = None if override else checkpoint.base.revision
     config = _load_config(checkpoint, name, revision, override)
     quantized = check_quantization(config, name)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -31,6 +32,7 @@ from ptdeploy.errors import InputError, OutputError, PtdeployError
 from ptdeploy.memory import out_of_memory, ran_out_of_memory
 from ptdeploy.printable import printable, printable_fields
 from ptdeploy.progress import Progress
+from ptdeploy.signals import EndedBySignal, end_by_signals
 from ptdeploy.targets import DEVICES, TARGETS, get_target
 from ptdeploy.telemetry import switch_off
 
@@ -45,6 +47,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     open_streams()
     switch_off()
+    with end_by_signals():
+        return _command(argv)
+
+
+def _command(argv: Sequence[str] | None) -> int:
     arguments = argparse.Namespace(json=False)
     try:
         arguments = _parser().parse_args(argv)
@@ -58,9 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise
     except PtdeployError as error:
         return _refuse(arguments, error)
-    except KeyboardInterrupt:
-        complain("ptdeploy: interrupted; nothing was written.")
-        return 130
+    except KeyboardInterrupt as ended:
+        number = ended.signal if isinstance(ended, EndedBySignal) else signal.SIGINT
+        complain(f"ptdeploy: ended by {number.name}; nothing half made is left.")
+        return 128 + number
     except BrokenPipeError:
         # Whoever read our output has gone; Python would complain again while it shuts down.
         abandon(sys.stdout)
@@ -286,12 +294,11 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 
 def _cpp_new(arguments: argparse.Namespace) -> int:
-    from ptdeploy.bundle import read_bundle
     from ptdeploy.cpp import new_project
 
     folder = Path(arguments.folder)
-    names = new_project(folder, Path(arguments.bundle))
-    tensorrt = read_bundle(arguments.bundle, hashes=False).manifest.target == "trt"
+    manifest, names = new_project(folder, Path(arguments.bundle))
+    tensorrt = manifest.target == "trt"
     more = (
         " \\\n          -DPTDEPLOY_TENSORRT=ON -DTENSORRT_ROOT=/path/to/TensorRT"
         if tensorrt

@@ -71,10 +71,10 @@ def compile_checkpoint(
         precision, rounding or Rounding(), numerics.block_size, numerics.custom_operators
     )
     texts = read_texts(rounding.quality_text) if rounding and rounding.quality_text else None
-    destination = Path(output) if output else default_destination(checkpoint, target)
-    for place in (checkpoint, base or "", destination):
-        library_path(place)
-    check_destination(destination, force)
+    place = Path(output) if output else default_destination(checkpoint, target)
+    for given in (checkpoint, base or "", place):
+        library_path(given)
+    destination = check_destination(place, force)
 
     with progress.stage("read the checkpoint"):
         source = read_checkpoint(checkpoint, adapter, task, labels)

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from ptdeploy.bundle import Bundle, read_bundle
+from ptdeploy.bundle import Bundle, read_bundle, whole
 from ptdeploy.errors import InputError, TargetUnavailable
 from ptdeploy.parity.measure import finite
 from ptdeploy.parity.reference import load_reference
@@ -77,6 +77,10 @@ def compare_bundles(
     Raises BundleError if one is damaged, TargetUnavailable if an engine that cannot run here is to
     be timed.
     """
+    return whole(before, lambda: whole(after, lambda: _compare(before, after, speed, rounds)))
+
+
+def _compare(before: str | Path, after: str | Path, speed: bool, rounds: int) -> Difference:
     bundles = read_bundle(before), read_bundle(after)
     a, b = (bundle.manifest for bundle in bundles)
     notes = []
@@ -142,7 +146,7 @@ def _operators(bundle: Bundle) -> dict[str, int] | None:
         import onnx
     except ImportError:
         return None
-    path = bundle.file("model")
+    path = bundle.opened("model")
     if path is None:
         return None
     model = onnx.load(path, load_external_data=False)
@@ -201,14 +205,15 @@ def _changes(before: dict[str, Any], after: dict[str, Any]) -> tuple[Change, ...
 
 
 def _apart(first: Bundle, before: Engine, after: Engine) -> float | None:
-    stored = first.file("reference")
+    with first.reading("reference") as stored:
+        reference = load_reference(stored) if stored else None
     specs = before.manifest.outputs[0], after.manifest.outputs[0]
-    if stored is None or specs[0].shape[1:] != specs[1].shape[1:]:
+    if reference is None or specs[0].shape[1:] != specs[1].shape[1:]:
         return None
     limits = after.manifest.limits
     rows = [
         row.ids
-        for row in load_reference(stored).rows
+        for row in reference.rows
         if row.ids.size <= limits.max_sequence and row.ids.max() < limits.vocab_size
     ]
     differences = [

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from ptdeploy.bundle import Bundle, is_bundle, read_bundle
+from ptdeploy.bundle import Bundle, is_bundle, read_bundle, whole
 from ptdeploy.checkpoint.types import Checkpoint
 from ptdeploy.errors import InputError
 from ptdeploy.printable import printable_fields
@@ -28,7 +28,7 @@ def inspect(
     if not path.exists():
         raise InputError(f"{path}: no such file or folder.")
     if path.is_dir() and is_bundle(path):
-        return _bundle(read_bundle(path), layers)
+        return whole(path, lambda: _bundle(read_bundle(path), layers))
     if layers:
         raise InputError(f"{path}: is no bundle, and only an engine has --layers.")
     from ptdeploy.checkpoint import read_checkpoint

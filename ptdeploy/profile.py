@@ -6,6 +6,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,14 +14,14 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ptdeploy.bundle import read_bundle
+from ptdeploy.bundle import Bundle, read_bundle, whole
 from ptdeploy.errors import InputError
 from ptdeploy.modules import layer_of, part_of
 from ptdeploy.printable import printable_fields
 from ptdeploy.progress import Progress
 from ptdeploy.runtime import ENGINES, CausalLM, Engine
 from ptdeploy.targets import Placed, Session, get_target
-from ptdeploy.targets.layers import Layer, LayerTime
+from ptdeploy.targets.layers import Layer, LayerTime, Profiled
 
 TOKENS, ROUNDS = 32, 20
 _WARM_UP = 3
@@ -107,11 +108,17 @@ def profile_bundle(
     for option, value in (("--batch", batch), ("--tokens", tokens), ("--rounds", rounds)):
         if value is not None and value < 1:
             raise InputError(f"{option} {value}: must be at least 1.")
-    with progress.stage("check the bundle's files"):
-        bundle = read_bundle(path)
-    manifest = bundle.manifest
-    device = device or manifest.device
-    with get_target(manifest.target).profiled(bundle, device, threads) as opened:
+    with ExitStack() as stack:
+
+        def enter() -> tuple[Bundle, Profiled]:
+            with progress.stage("check the bundle's files"):
+                bundle = read_bundle(path)
+            target = get_target(bundle.manifest.target)
+            profiled = target.profiled(bundle, device or bundle.manifest.device, threads)
+            return bundle, stack.enter_context(profiled)
+
+        bundle, opened = whole(path, enter)
+        manifest = bundle.manifest
         session = _Counted(opened.session)
         engine = ENGINES[manifest.task](bundle, session, None)
         measured = []
@@ -129,7 +136,7 @@ def profile_bundle(
     return Profile(
         str(bundle.path),
         manifest.target,
-        device,
+        device or manifest.device,
         manifest.precision,
         manifest.task.value,
         threads,

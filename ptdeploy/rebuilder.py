@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import msgspec
@@ -39,16 +38,20 @@ def rebuild_bundle(
             f"{path}: holds no ONNX to build from.",
             "Compile the checkpoint here, or compile it with --keep-onnx.",
         )
-    destination = Path(output) if output else bundle.path
-    check_destination(destination, force or output is None)
-    stored = bundle.file("reference")
-    reference = load_reference(stored) if stored else None
+    # In place, what a link leads to; and nothing but the very bundle that was read.
+    destination = (
+        check_destination(Path(output), force)
+        if output
+        else check_destination(bundle.path.resolve(), True, bundle.manifest_bytes())
+    )
+    with bundle.reading("reference") as stored:
+        reference = load_reference(stored) if stored else None
     with stage_bundle(destination) as staging:
         # What was shown of the engine before says nothing of this one.
         files = tuple(entry for entry in manifest.files if entry.role != "parity")
         for entry in files:
             (staging / entry.path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(bundle.path / entry.path, staging / entry.path)
+            bundle.copy(entry, staging / entry.path)
         copied = Bundle(staging, manifest)
         with progress.stage(f"build the {manifest.target} engine"):
             notes = target.rebuild(copied, flavor)
@@ -67,8 +70,8 @@ def rebuild_bundle(
                 report = compare(engine, reference)
             if not report.passed:
                 raise ParityError(
-                    f"The rebuilt engine departs from {report.reference}; {destination} is as it "
-                    "was.\n  " + "\n  ".join(report.failures()[:8])
+                    f"The rebuilt engine departs from {report.reference}; {destination.path} is "
+                    "as it was.\n  " + "\n  ".join(report.failures()[:8])
                 )
             (staging / "parity.json").write_bytes(report_json(report))
             manifest = msgspec.structs.replace(

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from ptdeploy.bundle import Bundle, read_bundle
+from ptdeploy.bundle import Bundle, read_bundle, whole
 from ptdeploy.errors import InputError
+from ptdeploy.files import check_folder, check_readable
 from ptdeploy.parity.cases import edge_note
 from ptdeploy.parity.compare import ParityReport, compare
 from ptdeploy.parity.data import DataRow, read_data
@@ -57,13 +58,22 @@ def verify_bundle(
         raise InputError(
             "--tokenizer is compared as transformers has it.", "Pass the checkpoint (--checkpoint)."
         )
+    for option, file in (("--data", data), ("--thresholds", thresholds)):
+        if file is not None and str(file) != "-":
+            check_readable(Path(file), option)
+    if report is not None:
+        check_folder(Path(report), "--report")
     with ExitStack() as opened:
         with progress.stage("check the bundle's files"):
-            bundle = read_bundle(path)
-            engine = opened.enter_context(_open_graph(bundle) if graph else _open(bundle))
+
+            def enter() -> Engine:
+                bundle = read_bundle(path)
+                return opened.enter_context(_open_graph(bundle) if graph else _open(bundle))
+
+            engine = whole(path, enter)
         overrides = Overrides()
         if thresholds is not None:
-            overrides = read_thresholds(thresholds, bundle.manifest.precision)
+            overrides = read_thresholds(thresholds, engine.bundle.manifest.precision)
         given = read_data(data, engine) if data is not None else ()
         _check_accuracy(overrides, given)
         peft: PeftSource | None = None
@@ -72,7 +82,7 @@ def verify_bundle(
             with progress.stage("read the checkpoint"):
                 from ptdeploy.parity.peft_reference import open_peft
 
-                peft = open_peft(checkpoint, adapter, base, bundle.manifest.task)
+                peft = open_peft(checkpoint, adapter, base, engine.manifest.task)
                 chosen = _choose_tokenizer(peft, engine, tokenizer)
         run = _Run(engine, peft, chosen, given, overrides, thresholds)
         return _compare(run, locate, report, graph, progress)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -93,20 +94,30 @@ def flip(file: Path, place: float) -> None:
     file.write_bytes(content)
 
 
-def _move_out(bundle: Path) -> None:
+def _link(target: str) -> Callable[[Path], None]:
+    def change(bundle: Path) -> None:
+        (bundle / "model.onnx").unlink()
+        (bundle / "model.onnx").symlink_to(target)
+
+    return change
+
+
+def _link_to_other_bytes(bundle: Path) -> None:
     outside = bundle.parent / f"{bundle.name}.outside"
     shutil.move(bundle / "model.onnx", outside)
+    flip(outside, 0.5)
     (bundle / "model.onnx").symlink_to(outside)
 
 
-def _dangling(bundle: Path) -> None:
-    (bundle / "model.onnx").unlink()
-    (bundle / "model.onnx").symlink_to("/nowhere/model.onnx")
+def _fifo(name: str) -> Callable[[Path], None]:
+    def change(bundle: Path) -> None:
+        (bundle / name).unlink()
+        os.mkfifo(bundle / name)
+
+    return change
 
 
-def _circle(bundle: Path) -> None:
-    (bundle / "model.onnx").unlink()
-    (bundle / "model.onnx").symlink_to("model.onnx")
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 12345\n"
 
 
 def _folder_instead(bundle: Path) -> None:
@@ -181,10 +192,24 @@ _OF_FILES = [
     ),
     Damage("no folder", shutil.rmtree, "no such bundle folder"),
     Damage("no manifest", lambda b: (b / "manifest.json").unlink(), "so it is no bundle"),
-    Damage("a link out of the folder", _move_out, "is a link that leaves"),
-    Damage("a link to nowhere", _dangling, "is a link that leaves"),
-    Damage("a link to itself", _circle, "is a link that leads back to itself"),
+    Damage("a link out of the folder to other bytes", _link_to_other_bytes, "SHA-256 is not the"),
+    Damage("a link to a file of another size", _link("/etc/passwd"), "but the manifest says"),
+    Damage("a link to a device", _link("/dev/zero"), "is a link to no file"),
+    Damage("a link to nowhere", _link("/nowhere/model.onnx"), "is a link to no file"),
+    Damage("a link to itself", _link("model.onnx"), "is a link that leads back to itself"),
     Damage("a folder where a file should be", _folder_instead, "is missing"),
+    Damage("a fifo where a file should be", _fifo("model.onnx"), "is missing"),
+    Damage("a fifo where the manifest should be", _fifo("manifest.json"), "so it is no bundle"),
+    Damage(
+        "a file that Git LFS did not fetch",
+        lambda b: (b / "model.onnx.data").write_bytes(POINTER),
+        "model.onnx.data: is a Git LFS pointer",
+    ),
+    Damage(
+        "a manifest that Git LFS did not fetch",
+        lambda b: (b / "manifest.json").write_bytes(POINTER),
+        "manifest.json: is a Git LFS pointer",
+    ),
     Damage(
         "external data outside the folder",
         _external_data_outside,

@@ -6,8 +6,6 @@ import contextlib
 import json
 import re
 import shutil
-import subprocess
-import sys
 
 import msgspec
 import pytest
@@ -74,58 +72,6 @@ def test_any_changed_field_is_read_or_refused_with_a_reason(compiled, tmp_path, 
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with contextlib.suppress(BundleError):
         read_bundle(folder)
-
-
-# Dies at the n-th call of a function that publishing depends on.
-CRASH = """
-import os, sys
-from pathlib import Path
-import msgspec
-from ptdeploy import bundle as module
-
-source, destination, name, at = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
-real, calls = getattr(os, name), 0
-
-def dies(*arguments, **options):
-    global calls
-    calls += 1
-    if calls == at:
-        os._exit(9)
-    return real(*arguments, **options)
-
-setattr(os, name, dies)
-manifest = module.read_bundle(source).manifest
-import shutil
-with module.stage_bundle(destination) as staging:
-    for entry in manifest.files:
-        shutil.copy(source / entry.path, staging / entry.path)
-    module.publish(staging, manifest, destination)
-"""
-
-
-@pytest.mark.parametrize("replacing", [False, True])
-@pytest.mark.parametrize(
-    ("name", "at"), [("fsync", 1), ("fsync", 4), ("fsync", 7), ("rename", 1), ("rename", 2)]
-)
-def test_a_kill_leaves_a_whole_bundle_or_none(compiled, tmp_path, replacing, name, at):
-    source = compiled("gpt2", "CAUSAL_LM").bundle
-    destination = tmp_path / "published"
-    if replacing:
-        shutil.copytree(source, destination)
-    arguments = [sys.executable, "-c", CRASH, str(source), str(destination), name, str(at)]
-    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
-    died = done.returncode == 9
-    assert died or (done.returncode == 0 and name == "rename" and at == 2 and not replacing), (
-        done.stderr
-    )
-    if destination.exists():
-        read_bundle(destination)
-    else:
-        # Between two renames the older bundle waits, whole, beside the new one.
-        waiting = list(tmp_path.glob(".published.*/replaced"))
-        assert len(waiting) == (1 if replacing else 0)
-        for folder in waiting:
-            read_bundle(folder)
 
 
 def test_the_manifest_round_trips(compiled):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ptdeploy.errors import CheckpointError, TargetUnavailable
 from ptdeploy.memory import out_of_memory, ran_out_of_memory
+from ptdeploy.files import POINTER_FIX, POINTER_PROBLEM, is_pointer
 
 if TYPE_CHECKING:
     import torch
@@ -34,6 +35,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file.")
+    _refuse_pointer(path)
     if path.name.endswith(".index.json"):
         return _read_shards(path)
     if path.suffix == ".safetensors":
@@ -47,6 +49,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: no such file.")
     if path.stat().st_size > MAX_JSON_BYTES:
         raise CheckpointError(f"{path}: larger than {MAX_JSON_BYTES} bytes, not a configuration.")
+    _refuse_pointer(path)
     try:
         value = json.loads(path.read_bytes().decode("utf-8-sig"))
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
@@ -56,6 +59,11 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: holds a JSON {type(value).__name__}, not an object.")
     return value
+
+
+def _refuse_pointer(path: Path) -> None:
+    if is_pointer(path):
+        raise CheckpointError(f"{path}: {POINTER_PROBLEM}", POINTER_FIX)
 
 
 def sha256_file(path: Path) -> str:

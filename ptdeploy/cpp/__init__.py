@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 
-from ptdeploy.bundle import read_bundle
+from ptdeploy.bundle import Manifest, read_bundle
 from ptdeploy.errors import OutputError
 
 _HERE = Path(__file__).parent
@@ -17,8 +17,8 @@ def cmake_dir() -> Path:
     return _HERE / "cmake"
 
 
-def new_project(folder: Path, bundle: Path) -> list[str]:
-    """Write a project that opens `bundle` into `folder`; gives the names of its files.
+def new_project(folder: Path, bundle: Path) -> tuple[Manifest, list[str]]:
+    """Write a project that opens `bundle` into `folder`; gives its manifest and the files' names.
 
     Raises BundleError if the bundle is damaged, OutputError unless `folder` is new or empty.
     """
@@ -47,7 +47,7 @@ def new_project(folder: Path, bundle: Path) -> list[str]:
             (folder / name).write_text(text, encoding="utf-8")
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written ({error.strerror}).") from None
-    return list(sources)
+    return manifest, list(sources)
 
 
 def _target_name(folder: Path) -> str:

@@ -286,7 +286,7 @@ def _prefix_kv(suspect: Suspect, peft: PeftSource, bundle: Bundle) -> Cause | No
     if bundle.manifest.task is Task.CAUSAL_LM:
         from safetensors.numpy import load_file
 
-        path = bundle.file("prompt")
+        path = bundle.opened("prompt")
         assert path is not None, "read_bundle checks it"
         candidates = [load_file(path)["prefix_kv"][layer]]
         near = [np.abs(candidates[0][part] - want[part]).max() for part in (0, 1)]

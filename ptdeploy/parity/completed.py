@@ -11,8 +11,9 @@ import msgspec
 
 from ptdeploy.bundle import Bundle
 from ptdeploy.errors import BundleError, OutputError
+from ptdeploy.files import write_whole
 from ptdeploy.parity.compare import ParityReport
-from ptdeploy.parity.reports import report_json, write_whole
+from ptdeploy.parity.reports import report_json
 
 NAME = "parity.json"
 _MAX_BYTES = 16 * 1024 * 1024
@@ -21,12 +22,14 @@ _MAX_BYTES = 16 * 1024 * 1024
 def keep_completed(bundle: Bundle, report: ParityReport) -> str:
     """Write the report beside the manifest; gives a note of where it is or why it is not there."""
     path = bundle.path / NAME
+    # Into the very folder that was read, whatever has its name by now.
+    place = path if bundle.held is None else bundle.held.inside(NAME)
     if any(entry.path == NAME for entry in bundle.manifest.files):
         return f"the report was not kept: the bundle has another file {NAME}."
     try:
-        write_whole(bundle.path, NAME, report_json(report))
+        write_whole(place, report_json(report))
     except OutputError as error:
-        return f"the report was not kept: {error.problem}"
+        return f"the report was not kept: {error.problem.replace(str(place), str(path))}"
     return f"this completes the bundle's parity, and was kept as {path}."
 
 
@@ -37,10 +40,14 @@ def read_completed(bundle: Bundle) -> ParityReport | None:
     an engine that the manifest does not describe.
     """
     path = bundle.path / NAME
-    if bundle.manifest.parity is not None or not path.is_file():
+    if bundle.manifest.parity is not None or bundle.held is None:
+        return None
+    try:
+        content = bundle.held.read(NAME, _MAX_BYTES + 1)
+    except OSError:
         return None
     fix = f"Remove it, and complete the parity again: ptdeploy verify {bundle.path}"
-    report = _decode(path, fix)
+    report = _decode(path, content, fix)
     manifest = bundle.manifest
     described = (manifest.target, manifest.device, manifest.precision)
     reported = (report.target, report.device, report.precision)
@@ -53,10 +60,10 @@ def read_completed(bundle: Bundle) -> ParityReport | None:
     return report
 
 
-def _decode(path: Path, fix: str) -> ParityReport:
-    if path.stat().st_size > _MAX_BYTES:
+def _decode(path: Path, content: bytes, fix: str) -> ParityReport:
+    if len(content) > _MAX_BYTES:
         raise BundleError(f"{path}: larger than {_MAX_BYTES} bytes, not a parity report.", fix)
     try:
-        return msgspec.json.decode(path.read_bytes(), type=ParityReport)
+        return msgspec.json.decode(content, type=ParityReport)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BundleError(f"{path}: not a parity report ({error}).", fix) from None

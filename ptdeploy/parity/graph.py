@@ -108,7 +108,7 @@ def _inside(path: str, module: str) -> bool:
 
 def read_graph(bundle: Bundle) -> ModuleGraph:
     """Read a bundle's graph. Raises InputError if its nodes are not named after modules."""
-    path = bundle.file("model")
+    path = bundle.in_folder("model")
     if path is None:
         raise InputError(
             f"{bundle.path}: holds no ONNX, whose modules could be compared.",

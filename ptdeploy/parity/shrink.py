@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 
 from ptdeploy.errors import EngineFault
+from ptdeploy.files import write_whole
 from ptdeploy.parity.cases import Padding, pad
 from ptdeploy.parity.compare import Failing, ParityReport, case_passed, measure_rows
 from ptdeploy.parity.reference import Reference, Row
@@ -49,7 +50,7 @@ def write_failing(
     `graph` says that what was run is the graph that an engine was built from.
     What only a score over much text shows (a task metric, rounded weights) has no such input.
     """
-    from ptdeploy.parity.reports import write_whole
+    from ptdeploy.parity.reports import REPORT_FIX
 
     found = smallest_failing(engine, reference, report, peft)
     lines: list[dict[str, Any]]
@@ -62,7 +63,7 @@ def write_failing(
         (folder / FAILING_NAME).unlink(missing_ok=True)
         return None
     content = b"".join(msgspec.json.encode(line) + b"\n" for line in lines)
-    path = write_whole(folder, FAILING_NAME, content)
+    path = write_whole(folder / FAILING_NAME, content, REPORT_FIX)
     command = ["ptdeploy", "verify", str(engine.bundle.path), "--data", str(path)]
     if thresholds is not None:
         command += ["--thresholds", str(thresholds)]

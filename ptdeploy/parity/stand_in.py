@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -31,7 +32,7 @@ def open_stand_in(bundle: Bundle, target: str) -> Iterator[Engine]:
     precision = "fp32" if manifest.precision == "tf32" else manifest.precision
     changes = {"target": target, "device": device, "precision": precision}
     if precision != "bf16":
-        yield open_engine(Bundle(bundle.path, msgspec.structs.replace(manifest, **changes)))
+        yield open_engine(replace(bundle, manifest=msgspec.structs.replace(manifest, **changes)))
         return
     # Not beside the bundle's files: those may be on a disk that is only read.
     with TemporaryDirectory() as folder:
@@ -45,7 +46,7 @@ def open_stand_in(bundle: Bundle, target: str) -> Iterator[Engine]:
         }
         others = tuple(one for one in manifest.files if one.role not in ("model", "weights"))
         changed = msgspec.structs.replace(manifest, files=(*files, *others), **changes, **wide)
-        yield open_engine(Bundle(bundle.path, changed))
+        yield open_engine(replace(bundle, manifest=changed))
 
 
 def _emulated(bundle: Bundle, folder: Path) -> tuple[msgspec.Struct, ...]:
@@ -53,7 +54,7 @@ def _emulated(bundle: Bundle, folder: Path) -> tuple[msgspec.Struct, ...]:
 
     from ptdeploy.targets.ort import write_model
 
-    source = bundle.file("model")
+    source = bundle.in_folder("model")
     assert source is not None, "the caller's bundle has its ONNX"
     model = emulate_bfloat16(ir.load(source))
     return tuple(

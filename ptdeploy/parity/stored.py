@@ -22,7 +22,9 @@ def stored_reference(bundle: Bundle) -> Reference:
             f"{bundle.path}: holds no stored reference.", "Pass the checkpoint with --checkpoint."
         )
     try:
-        reference = load_reference(path)
+        with bundle.reading("reference") as opened:
+            assert opened is not None, "it has a path"
+            reference = load_reference(opened)
         _check(reference, bundle)
     except ValueError as error:
         raise BundleError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from ptdeploy.bundle import Bundle, check_hashes, read_bundle
+from ptdeploy.bundle import Bundle, check_hashes, read_bundle, whole
 from ptdeploy.runtime.causal import CausalLM
 from ptdeploy.runtime.classifier import Classifier, TokenClassifier
 from ptdeploy.runtime.engine import Engine
@@ -32,6 +32,10 @@ def load(
     `map_weights` leaves a CPU's weights in their file, which processes then share.
     Raises BundleError if the bundle is damaged, TargetUnavailable if its engine cannot run here.
     """
+    return whole(path, lambda: _load(path, device, threads, map_weights))
+
+
+def _load(path: str | Path, device: str | None, threads: int | None, map_weights: bool) -> Engine:
     bundle = read_bundle(path, hashes=False)
     # Hashing gigabytes takes as long as opening them, so both run at once. A damaged file is
     # reported as that, whatever the engine said of it; no engine is given out before its hash.

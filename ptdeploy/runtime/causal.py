@@ -124,10 +124,11 @@ class CausalLM(Engine):
         it reads; `continue_final_message` and `chat_template` as for transformers'
         `apply_chat_template`. Raises InputError if the model has no template, or it refuses.
         """
-        path = self.bundle.file("chat_template")
-        if path is None:
-            raise InputError(f"{self.bundle.path}: its model has no chat template.")
-        return chat.render(chat.load(path), messages, add_generation_prompt, **variables)
+        with self.bundle.reading("chat_template") as path:
+            if path is None:
+                raise InputError(f"{self.bundle.path}: its model has no chat template.")
+            template = chat.load(path)
+        return chat.render(template, messages, add_generation_prompt, **variables)
 
     def chat_ids(
         self,
@@ -317,10 +318,10 @@ def _prefix_kv(bundle: Bundle) -> NDArray[np.float32]:
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    path = bundle.file("prompt")
-    assert path is not None, "read_bundle checks it"
+    path, opened = bundle.file("prompt"), bundle.opened("prompt")
+    assert opened is not None, "read_bundle checks it"
     try:
-        prefix_kv: NDArray[np.float32] = load_file(path)["prefix_kv"]
+        prefix_kv: NDArray[np.float32] = load_file(opened)["prefix_kv"]
     except (SafetensorError, KeyError) as error:
         raise BundleError(f"{path}: holds no prefix KV ({error}).") from None
     if prefix_kv.shape != bundle.manifest.prompt.prefix_kv:

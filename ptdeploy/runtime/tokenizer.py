@@ -148,11 +148,11 @@ class Tokenizer:
 
 def load_tokenizer(bundle: Bundle) -> Tokenizer | None:
     """The bundle's tokenizer, or None if it was compiled without one."""
-    path = bundle.file("tokenizer")
     info = bundle.manifest.tokenizer
-    if path is None:
-        return None
-    return Tokenizer(path, split_special_tokens=info is not None and info.split_special_tokens)
+    with bundle.reading("tokenizer") as path:
+        if path is None:
+            return None
+        return Tokenizer(path, split_special_tokens=info is not None and info.split_special_tokens)
 
 
 def _state(part: Any) -> dict[str, Any]:

@@ -137,7 +137,7 @@ def run_graph(
 
     onnxruntime = import_onnxruntime()
 
-    path = bundle.file("model")
+    path = bundle.in_folder("model")
     assert path is not None, "the caller read it"
     model = onnx.load(path, load_external_data=False)
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in inner)
@@ -204,21 +204,23 @@ def start(bundle: Bundle, device: str, options: Any) -> Any:
     """An InferenceSession over a bundle's model, on `device` and no other."""
     onnxruntime = import_onnxruntime()
 
-    model = bundle.file("model")
-    if model is None:
+    model, path = bundle.file("model"), bundle.in_folder("model")
+    if model is None or path is None:
         raise BundleError(f"{bundle.path}: lists no file with the role 'model'.")
-    path = library_path(model)
     try:
         session = onnxruntime.InferenceSession(
-            path, sess_options=options, providers=[_PROVIDERS[device]]
+            library_path(path), sess_options=options, providers=[_PROVIDERS[device]]
         )
     except Exception as error:  # onnxruntime's own errors share no public base class
         if ran_out_of_memory(error):
             raise out_of_memory(f"the engine {model} does not fit", error) from None
+        why = reason(error).replace(str(path.parent), str(model.parent))
         raise BundleError(
-            f"{model}: ONNX Runtime cannot load it ({reason(error)}).",
+            f"{model}: ONNX Runtime cannot load it ({why}).",
             "Compile the checkpoint again with the versions installed here.",
         ) from None
+    # It found the weights by their name.
+    bundle.check_unchanged()
     # onnxruntime logs a provider that fails to start and goes on with the CPU; we do not.
     if session.get_providers()[0] != _PROVIDERS[device]:
         raise TargetUnavailable(

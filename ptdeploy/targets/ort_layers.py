@@ -42,7 +42,7 @@ def read_optimised(bundle: Bundle, optimised: Path) -> EngineLayers:
     """The layers of a graph that ONNX Runtime optimised from a bundle's own, and its weights."""
     import onnx
 
-    model = bundle.file("model")
+    model = bundle.opened("model")
     assert model is not None, "ort.start checks it"
     own = onnx.load(model, load_external_data=False).graph
     graph = onnx.load(optimised, load_external_data=False).graph

@@ -134,12 +134,16 @@ std::unique_ptr<Backend> open_ort(const Bundle& bundle, const OpenOptions& optio
             " is older than the headers ptdeploy was compiled with (API version " +
             std::to_string(ORT_API_VERSION) + ").",
         "Install one of at least their version.");
-  const std::string model = bundle.file("model");
+  const std::string model = bundle.file("model"), path = bundle.in_folder("model");
   if (model.empty()) throw BundleError(bundle.path + ": lists no file with the role 'model'.");
   try {
-    return std::make_unique<OrtBackend>(model, options);
+    auto backend = std::make_unique<OrtBackend>(path, options);
+    // It found the weights by their name.
+    bundle.check_unchanged();
+    return backend;
   } catch (const Ort::Exception& error) {
-    throw BundleError(model + ": ONNX Runtime cannot load it (" + reason(error.what()) + ").",
+    const std::string why = Bundle::renamed(reason(error.what()), path, model);
+    throw BundleError(model + ": ONNX Runtime cannot load it (" + why + ").",
                       "Compile the checkpoint again with the versions installed here.");
   }
 }

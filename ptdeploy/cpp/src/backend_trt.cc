@@ -77,15 +77,17 @@ std::unique_ptr<Backend> open_trt(const Bundle& bundle, const OpenOptions& optio
   const std::string problem = cuda::unavailable();
   if (!problem.empty())
     throw TargetUnavailable("The target trt needs an NVIDIA GPU to run (" + problem + ").");
-  const std::string plan = bundle.file("engine");
+  const std::string plan = bundle.opened("engine");
   if (plan.empty()) throw BundleError(bundle.path + ": lists no file with the role 'engine'.");
-  EngineInfo info = read_engine_info(bundle.file("engine_info"));
+  EngineInfo info = bundle.reading("engine_info", read_engine_info);
   const cuda::Device gpu = cuda::current_device();
   const std::string wrong =
       why_not_here(info, {trt_flavor(), trt_version(), gpu.name, gpu.major, gpu.minor});
   if (!wrong.empty()) throw TargetUnavailable(wrong, fix_for(bundle));
   refuse_unsupported(bundle, info);
-  return std::make_unique<TrtBackend>(bundle, plan, std::move(info), gpu);
+  return bundle.reading("engine", [&](const std::string& path) {
+    return std::make_unique<TrtBackend>(bundle, path, std::move(info), gpu);
+  });
 }
 
 }  // namespace ptdeploy::detail

@@ -1,23 +1,66 @@
 // A bundle on disk: its manifest, read and checked, and its files.
 #pragma once
 
+#include <chrono>
+#include <memory>
 #include <string>
+#include <thread>
 
+#include "held.hpp"
 #include "manifest.hpp"
+#include "ptdeploy/ptdeploy.hpp"
 
 namespace ptdeploy::detail {
 
+// Its files are held open, so that it stays this bundle whatever takes its place.
 struct Bundle {
   std::string path;
   Manifest manifest;
+  std::shared_ptr<Held> held;
 
-  // The path of the one file with this role, or empty.
+  // The path of the one file with this role, or empty: for people, not to open.
   std::string file(const std::string& role) const;
+  // A path to read the very file with this role that was checked, or empty.
+  std::string opened(const std::string& role) const;
+  // Like `opened`, for what finds other files beside it; `check_unchanged` must follow.
+  std::string in_folder(const std::string& role) const;
+  // Throws BundleError if a file was replaced since the bundle was read.
+  void check_unchanged() const;
+  // What `body` makes of `opened`'s path; errors name the file's own.
+  template <class Body>
+  auto reading(const std::string& role, Body body) const {
+    const std::string path_opened = opened(role);
+    try {
+      return body(path_opened);
+    } catch (const BundleError& error) {
+      throw BundleError(renamed(error.problem(), path_opened, file(role)), error.fix());
+    }
+  }
+
+  static std::string renamed(std::string text, const std::string& from, const std::string& to);
+
+ private:
+  const FileEntry* entry(const std::string& role) const;
 };
 
 // Reads the manifest and checks every file's path and size. Throws BundleError.
 Bundle read_bundle(const std::string& path);
 // Hashes every file. Throws BundleError on the first whose SHA-256 is not the manifest's.
 void check_hashes(const Bundle& bundle);
+
+// Does what opens the bundle at `path`, again where it failed and the bundle was replaced.
+template <class Work>
+auto whole(const std::string& path, Work work) {
+  constexpr int kAttempts = 20;
+  for (int attempt = 1;; ++attempt) {
+    const auto before = standing(path);
+    try {
+      return work();
+    } catch (const Error&) {
+      if (attempt == kAttempts || standing(path) == before) throw;
+    }
+    std::this_thread::sleep_for(std::chrono::milliseconds(attempt - 1));
+  }
+}
 
 }  // namespace ptdeploy::detail

@@ -163,7 +163,9 @@ void prepare_causal(EngineState& state) {
   state.info.columns = state.layout.vocabulary;
   if (const auto& shape = manifest.prompt.prefix_kv) {
     const std::string file = state.bundle.file("prompt");
-    const FloatTensor prefix_kv = read_float_tensor(file, "prefix_kv");
+    const FloatTensor prefix_kv = state.bundle.reading("prompt", [](const std::string& path) {
+      return read_float_tensor(path, "prefix_kv");
+    });
     if (prefix_kv.shape != *shape) {
       std::string found;
       for (std::int64_t size : prefix_kv.shape)

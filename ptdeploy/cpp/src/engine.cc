@@ -52,7 +52,10 @@ void require_task(const EngineState& state, Task task, const char* method) {
 
 }  // namespace detail
 
-Engine Engine::open(const std::string& path, const OpenOptions& options) {
+namespace {
+
+std::shared_ptr<const detail::EngineState> open_once(const std::string& path,
+                                                     const OpenOptions& options) {
   const detail::Bundle bundle = detail::read_bundle(path);
   // Hashing gigabytes takes as long as opening them, so both run at once. A damaged file is
   // reported as that, whatever the engine said of it; no engine is given out before its hash.
@@ -66,7 +69,13 @@ Engine Engine::open(const std::string& path, const OpenOptions& options) {
   }
   hashed.get();
   if (failure) std::rethrow_exception(failure);
-  return Engine(std::move(state));
+  return state;
+}
+
+}  // namespace
+
+Engine Engine::open(const std::string& path, const OpenOptions& options) {
+  return Engine(detail::whole(path, [&] { return open_once(path, options); }));
 }
 
 Engine::Engine(std::shared_ptr<const detail::EngineState> state) : state_(std::move(state)) {}

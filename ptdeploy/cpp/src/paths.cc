@@ -1,6 +1,5 @@
 #include "paths.hpp"
 
-#include <deque>
 #include <filesystem>
 #include <vector>
 
@@ -19,12 +18,6 @@ std::vector<std::string> parts(const std::string& path) {
     begin = end + 1;
   }
   return out;
-}
-
-std::string absolute(const std::vector<std::string>& names) {
-  std::string out;
-  for (const std::string& name : names) out += "/" + name;
-  return out.empty() ? "/" : out;
 }
 
 }  // namespace
@@ -48,43 +41,9 @@ bool is_folder(const std::string& path) {
   return fs::is_directory(path, ignored);
 }
 
-bool is_file(const std::string& path) {
+bool is_link(const std::string& path) {
   std::error_code ignored;
-  return fs::is_regular_file(path, ignored);
-}
-
-std::string resolve(const std::string& path) {
-  std::error_code error;
-  std::string start = path;
-  if (start.empty() || start[0] != '/') start = fs::current_path(error).string() + "/" + start;
-  auto given = parts(start);
-  std::deque<std::string> todo(given.begin(), given.end());
-  std::vector<std::string> done;
-  int links = 0;
-  while (!todo.empty()) {
-    std::string name = todo.front();
-    todo.pop_front();
-    if (name == "..") {
-      if (!done.empty()) done.pop_back();
-      continue;
-    }
-    done.push_back(name);
-    if (!fs::is_symlink(fs::symlink_status(absolute(done), error))) continue;
-    if (++links > 40) return "";
-    std::string target = fs::read_symlink(absolute(done), error).string();
-    if (error) continue;
-    done.pop_back();
-    if (!target.empty() && target[0] == '/') done.clear();
-    auto steps = parts(target);
-    todo.insert(todo.begin(), steps.begin(), steps.end());
-  }
-  return absolute(done);
-}
-
-bool is_inside(const std::string& path, const std::string& folder) {
-  if (folder == "/" || path == folder) return true;
-  return path.size() > folder.size() && path.compare(0, folder.size(), folder) == 0 &&
-         path[folder.size()] == '/';
+  return fs::is_symlink(fs::symlink_status(path, ignored));
 }
 
 }  // namespace ptdeploy::detail

@@ -186,7 +186,9 @@ ParityReport Engine::verify() const {
     throw InputError(state_->bundle.path + ": holds no stored reference.",
                      "Compile the checkpoint again, or compare with it in Python: ptdeploy verify "
                      "BUNDLE --checkpoint CHECKPOINT");
-  return detail::Verifier(*this, *state_, file).report();
+  return state_->bundle.reading("reference", [this](const std::string& path) {
+    return detail::Verifier(*this, *state_, path).report();
+  });
 }
 
 }  // namespace ptdeploy

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 
 import msgspec
 
 from ptdeploy.bundle import Manifest
-from ptdeploy.errors import OutputError
+from ptdeploy.files import write_whole
 from ptdeploy.parity.compare import ParityReport
+
+REPORT_FIX = "Choose another --report."
 
 
 def report_json(report: ParityReport) -> bytes:
@@ -28,33 +28,10 @@ def write_reports(report: ParityReport, manifest: Manifest, folder: Path) -> Non
     """Write report.json, junit.xml, report.md and report.html, each whole or not at all."""
     from ptdeploy.parity.reports import html, junit, markdown
 
-    write_whole(folder, "report.json", report_json(report))
-    write_whole(folder, "junit.xml", junit.render(report))
-    write_whole(folder, "report.md", markdown.render(report, manifest).encode())
-    write_whole(folder, "report.html", html.render(report, manifest).encode())
-
-
-def write_whole(folder: Path, name: str, content: bytes) -> Path:
-    """Write a file beside its place and rename it there, so that nobody reads half of it.
-
-    Raises OutputError if it cannot be written.
-    """
-    path = folder / name
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=folder)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
-    except OSError as error:
-        raise OutputError(
-            f"{path}: cannot be written ({error.strerror}).", "Choose another --report."
-        ) from None
-    return path
+    for name, content in (
+        ("report.json", report_json(report)),
+        ("junit.xml", junit.render(report)),
+        ("report.md", markdown.render(report, manifest).encode()),
+        ("report.html", html.render(report, manifest).encode()),
+    ):
+        write_whole(folder / name, content, REPORT_FIX)

@@ -19,7 +19,7 @@ from ptdeploy.targets.layers import EngineLayers, Profiled
 from ptdeploy.targets.ort import write_model
 from ptdeploy.targets.trt import cuda
 from ptdeploy.targets.trt.builder import check_flavor
-from ptdeploy.targets.trt.engine_file import INFO, PLAN, read_info
+from ptdeploy.targets.trt.engine_file import INFO, PLAN, EngineInfo, read_info
 from ptdeploy.targets.trt.make import Job, count_precisions, make_engine
 from ptdeploy.targets.trt.plan import bounded, profiles
 from ptdeploy.targets.trt.vendor import INSTALL, MODULES, NAMES, choose_builder, is_installed
@@ -126,7 +126,7 @@ def rebuild(bundle: Bundle, flavor: str | None) -> tuple[str, ...]:
 
     An engine that was built for the GPU at hand is built for the one that is at hand now.
     """
-    manifest, info = bundle.manifest, read_info(bundle.file("engine_info"))
+    manifest, info = bundle.manifest, _info(bundle)
     onnx = bundle.file("model")
     assert onnx is not None, "the caller checks it"
     ahead = ",".join(info.compute_capabilities) or None
@@ -167,18 +167,18 @@ def run_graph(
         raise TargetUnavailable(*problem)
     from ptdeploy.targets.trt.exposed import run_exposed
 
-    onnx = bundle.file("model")
+    onnx = bundle.in_folder("model")
     assert onnx is not None, "the caller read it"
     manifest = bundle.manifest
     narrow = frozenset(spec.name for spec in manifest.inputs if spec.dtype == "bfloat16")
     outputs = tuple(spec.name for spec in manifest.outputs)
-    info = read_info(bundle.file("engine_info"))
+    info = _info(bundle)
     return run_exposed(info, onnx, inner, outputs, feed, narrow)
 
 
 def facts(bundle: Bundle) -> dict[str, Any]:
     """What `engine.json` says."""
-    found: dict[str, Any] = msgspec.to_builtins(read_info(bundle.file("engine_info")))
+    found: dict[str, Any] = msgspec.to_builtins(_info(bundle))
     return found
 
 
@@ -201,6 +201,11 @@ def profiled(bundle: Bundle, device: str, threads: int | None) -> Iterator[Profi
 
     session = _open(bundle, device, threads, False, ProfiledSession)
     yield Profiled(session, session.runs, session.NOTES)
+
+
+def _info(bundle: Bundle) -> EngineInfo:
+    with bundle.reading("engine_info") as path:
+        return read_info(path)
 
 
 def _open(

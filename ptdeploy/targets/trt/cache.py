@@ -6,10 +6,11 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from ptdeploy.files import replace_file
 
 # Engines hold their weights: the oldest go where all together are larger.
 _MOST_BYTES = 20 << 30
@@ -45,17 +46,9 @@ def find(name: str, kind: str) -> bytes | None:
 
 def keep(name: str, kind: str, content: bytes) -> None:
     """Keep it in place of what had that name. Raises OSError if the folder cannot be written to."""
-    folder().mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=".", dir=folder())
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-        older = list(folder().glob(f"{name}-*.{kind}"))
-        final = folder() / f"{name}-{hashlib.sha256(content).hexdigest()}.{kind}"
-        os.replace(temporary, final)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    final = folder() / f"{name}-{hashlib.sha256(content).hexdigest()}.{kind}"
+    older = list(folder().glob(f"{name}-*.{kind}"))
+    replace_file(final, content)
     for path in older:
         if path != final:
             path.unlink(missing_ok=True)

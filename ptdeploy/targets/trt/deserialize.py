@@ -26,10 +26,11 @@ def open_session(bundle: Bundle, allow_host_code: bool, kind: type[Opened]) -> O
     Raises TargetUnavailable if the flavor is not installed, there is no GPU, or the engine was
     built for another version or GPU; BundleError if the plan cannot be read.
     """
-    plan = bundle.file("engine")
-    if plan is None:
+    plan, opened = bundle.file("engine"), bundle.opened("engine")
+    if plan is None or opened is None:
         raise BundleError(f"{bundle.path}: lists no file with the role 'engine'.")
-    info = read_info(bundle.file("engine_info"))
+    with bundle.reading("engine_info") as path:
+        info = read_info(path)
     vendor = open_vendor(info.flavor)
     if problem := cuda.unavailable():
         raise TargetUnavailable(
@@ -47,10 +48,10 @@ def open_session(bundle: Bundle, allow_host_code: bool, kind: type[Opened]) -> O
             )
         runtime.engine_host_code_allowed = True
     vendor.errors.clear()
-    if not plan.stat().st_size:
+    if not opened.stat().st_size:
         raise BundleError(f"{plan}: is empty.", "Compile the checkpoint again.")
     # Mapped: what is copied to the GPU need not be copied on the host first.
-    with plan.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+    with opened.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         engine = runtime.deserialize_cuda_engine(content)
         reason = "" if engine is not None else _reason(vendor, runtime, content)
     if engine is None:
@@ -133,14 +134,16 @@ def _reason(vendor: Vendor, runtime: Any, content: mmap.mmap) -> str:
 
 def _refit(vendor: Vendor, engine: Any, bundle: Bundle) -> None:
     """Give a stripped engine its weights, from the bundle's ONNX."""
-    onnx = bundle.file("model")
-    if onnx is None:
+    onnx, path = bundle.file("model"), bundle.in_folder("model")
+    if onnx is None or path is None:
         raise BundleError(f"{bundle.path}: its engine has no weights, and there is no ONNX.")
     refitter = vendor.module.Refitter(engine, vendor.logger)
     parser = vendor.module.OnnxParserRefitter(refitter, vendor.logger)
-    if not parser.refit_from_file(str(onnx)) or not refitter.refit_cuda_engine():
+    if not parser.refit_from_file(str(path)) or not refitter.refit_cuda_engine():
         reason = (vendor.errors or ["it gives no reason"])[0].rstrip(".")
         raise BundleError(f"{onnx}: {vendor.name} cannot refit the engine from it ({reason}).")
+    # It found the weights by their name.
+    bundle.check_unchanged()
 
 
 def _contexts(

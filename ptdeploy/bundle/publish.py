@@ -1,0 +1,389 @@
+"""Writing a bundle: staged beside its place, then put there whole; nothing else is touched."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import re
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from ptdeploy.bundle.read import Bundle
+from ptdeploy.bundle.schema import (
+    FORMAT,
+    MANIFEST_NAME,
+    MAX_MANIFEST_BYTES,
+    FileEntry,
+    Header,
+    Manifest,
+)
+from ptdeploy.errors import OutputError
+from ptdeploy.files import (
+    disk_refusal,
+    exchange,
+    flush,
+    nearest_folder,
+    read_regular,
+    rename_new,
+)
+
+# In a working folder: who works in it, what is being made, and what that has replaced.
+_LOCK, _NEW, _OLD = "lock", "new", "old"
+# What verify leaves beside a manifest whose parity was pending.
+_COMPLETED = "parity.json"
+_FIX = "Choose another -o."
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where a bundle may go: `place` is `path` in a folder without links.
+
+    `force` lets it replace a bundle; `replaces` is the only manifest it may replace, if not all.
+    """
+
+    path: Path
+    place: Path
+    force: bool
+    replaces: bytes | None = None
+
+
+class _Listed(msgspec.Struct):
+    path: str
+
+
+class _Listing(Header):
+    """What every version of the manifest says of its files."""
+
+    files: list[_Listed]
+
+
+def check_destination(path: Path, force: bool, replaces: bytes | None = None) -> Destination:
+    """Refuse, before any work, a destination that could not be published to.
+
+    Only an older bundle without other files in its folder, or an empty folder, is ever replaced,
+    and only with `force`. What killed processes left there is cleared, and a bundle that one of
+    them had moved aside is brought back. Raises OutputError.
+    """
+    try:
+        place = _place(path)
+        nearest = nearest_folder(place)
+        if nearest == place.parent:
+            _clear(place)
+        destination = Destination(path, place, force, replaces)
+        if os.path.lexists(place):
+            _check_replaceable(destination)
+        with _working_folder(nearest, place.name):
+            pass
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror}).", _FIX) from None
+    return destination
+
+
+def check_room(destination: Destination, needed: int) -> None:
+    """Refuse, before the long work, a disk that has not even `needed` bytes left."""
+    try:
+        free = shutil.disk_usage(nearest_folder(destination.place)).free
+    except OSError:
+        return
+    if free < needed:
+        raise OutputError(
+            f"{destination.path}: the bundle takes at least {needed / 1e6:.0f} MB, and its disk "
+            f"has {free / 1e6:.0f} MB left.",
+            "Make room, or choose another -o.",
+        )
+
+
+@contextmanager
+def stage_bundle(destination: Destination) -> Iterator[Path]:
+    """A folder to make the bundle in, beside its place; nothing of it stays unless published.
+
+    Raises OutputError where a disk refuses what is written inside, whoever writes it.
+    """
+    made = []
+    try:
+        for parent in reversed(destination.place.parents):
+            if not parent.exists():
+                parent.mkdir(exist_ok=True)
+                made.append(parent)
+        with _working_folder(destination.place.parent, destination.place.name) as working:
+            (working / _NEW).mkdir()
+            yield working / _NEW
+    except OutputError:
+        raise
+    except Exception as error:
+        reason = disk_refusal(error)
+        if reason is None:
+            raise
+        raise OutputError(
+            f"{destination.path}: cannot be written ({reason}).",
+            "Make room, or choose another -o.",
+        ) from None
+    finally:
+        for parent in reversed(made):
+            with contextlib.suppress(OSError):
+                parent.rmdir()
+
+
+def publish(staging: Path, manifest: Manifest, destination: Destination) -> Bundle:
+    """Write the manifest over the staged files, flush everything, and put it into its place.
+
+    Whatever kills the process, the older bundle or the new one is there. Raises OutputError,
+    nothing changed, if something else has come there meanwhile.
+    """
+    place = destination.place
+    try:
+        entries = tuple(_entry(staging, entry) for entry in manifest.files)
+        manifest = msgspec.structs.replace(manifest, files=entries)
+        (staging / MANIFEST_NAME).write_bytes(
+            msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
+        )
+        _flush_all(staging)
+        _check_complete(staging, entries)
+        while True:
+            try:
+                rename_new(staging, place)
+                break
+            except FileExistsError:
+                _check_replaceable(destination)
+                if _replace(staging, destination):
+                    break
+        flush(place.parent)
+    except OSError as error:
+        raise OutputError(
+            f"{destination.path}: cannot be written ({error.strerror}).", _FIX
+        ) from None
+    return Bundle(destination.path, manifest)
+
+
+def _place(path: Path) -> Path:
+    """Where a path given by a user is, with the links of its folder resolved, not its own."""
+    text = os.fspath(path)
+    if text.startswith("~") and not os.path.lexists(Path(text).parts[0]):
+        # `--output=~/x` is no place where shells put the home folder.
+        path = Path(os.path.expanduser(text))
+    nearest_folder(path)  # as it is given, before links are followed to where nothing is
+    place = path.resolve() if path.name in ("", "..") else path.parent.resolve() / path.name
+    if not place.name:
+        raise OutputError(f"{path}: is the root of all folders.", _FIX)
+    return place
+
+
+def _check_replaceable(destination: Destination) -> None:
+    """Raises OutputError unless what is there may go."""
+    path, place = destination.path, destination.place
+    if not destination.force:
+        raise OutputError(
+            f"{path}: exists already.", "Choose another -o, or replace it with --force."
+        )
+    if place.is_symlink():
+        raise OutputError(
+            f"{path}: is a link to {os.readlink(place)}, so --force leaves it alone.",
+            "Write to another -o and turn the link to it, or give the folder itself.",
+        )
+    if not place.is_dir():
+        raise OutputError(f"{path}: is not a folder, so --force leaves it alone.")
+    if not any(place.iterdir()):
+        return
+    raw = _manifest_of(place)
+    listed = _listed(raw)
+    if raw is None or listed is None:
+        raise OutputError(
+            f"{path}: is a folder of something else than a bundle, so --force leaves it alone.",
+            "Choose another -o, or remove the folder yourself.",
+        )
+    if destination.replaces is not None and raw != destination.replaces:
+        raise OutputError(
+            f"{path}: has become another bundle meanwhile, so it is left alone.", "Start again."
+        )
+    if others := _others(place, listed):
+        raise OutputError(
+            f"{path}: its folder holds {others[0]!r}, which is not of the bundle"
+            + (f" ({len(others)} such files)" if len(others) > 1 else "")
+            + ", so --force leaves it alone.",
+            "Move it elsewhere, or choose another -o.",
+        )
+
+
+def _replace(staging: Path, destination: Destination) -> bool:
+    """Put the new bundle where the older one is; False if that has gone meanwhile."""
+    place, old = destination.place, staging.parent / _OLD
+    try:
+        if exchange(staging, place):
+            os.rename(staging, old)
+            if _is_foreign(old):
+                # It has changed between the last look and the exchange.
+                exchange(old, place)
+                os.rename(old, staging)
+                _check_replaceable(destination)
+                return False
+        else:
+            os.rename(place, old)
+            try:
+                rename_new(staging, place)
+            except BaseException:
+                rename_new(old, place)
+                raise
+    except FileNotFoundError:
+        return False
+    flush(place.parent)
+    _remove_old(old)
+    return True
+
+
+def _is_foreign(folder: Path) -> bool:
+    """Whether a folder holds anything that is no bundle's."""
+    listed = _listed(_manifest_of(folder))
+    return any(folder.iterdir()) if listed is None else bool(_others(folder, listed))
+
+
+def _manifest_of(folder: Path) -> bytes | None:
+    try:
+        raw = read_regular(folder / MANIFEST_NAME, MAX_MANIFEST_BYTES)
+    except OSError:
+        return None
+    return raw if len(raw) <= MAX_MANIFEST_BYTES else None
+
+
+def _listed(raw: bytes | None) -> set[str] | None:
+    """The files of a bundle of any version by its manifest; None if it is none for certain.
+
+    Many tools call a file manifest.json.
+    """
+    try:
+        listing = msgspec.json.decode(raw or b"", type=_Listing)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    if listing.format != FORMAT:
+        return None
+    return {MANIFEST_NAME, _COMPLETED, *(os.path.normpath(one.path) for one in listing.files)}
+
+
+def _others(folder: Path, listed: set[str]) -> list[str]:
+    """What lies in a bundle's folder and is not the bundle's: files, links, folders without any."""
+    parents = {str(parent) for name in listed for parent in Path(name).parents}
+    found = []
+    for root, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            inside = os.path.relpath(os.path.join(root, name), folder)
+            is_folder = name in folders and not os.path.islink(os.path.join(root, name))
+            if inside not in (parents if is_folder else listed):
+                found.append(inside)
+    return sorted(found)
+
+
+def _remove_old(folder: Path) -> None:
+    """Remove a bundle that was replaced: its files, the manifest last, and folders left empty."""
+    listed = _listed(_manifest_of(folder)) or {MANIFEST_NAME}
+    for name in sorted(listed - {MANIFEST_NAME}):
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            continue
+        with contextlib.suppress(OSError):
+            # Never through a link out of the folder.
+            if (folder / name).parent.resolve().is_relative_to(folder.resolve()):
+                os.unlink(folder / name)
+    with contextlib.suppress(OSError):
+        os.unlink(folder / MANIFEST_NAME)
+    for root, _, _ in os.walk(folder, topdown=False):
+        with contextlib.suppress(OSError):
+            os.rmdir(root)
+
+
+@contextmanager
+def _working_folder(parent: Path, name: str) -> Iterator[Path]:
+    """A folder `.NAME.XXXXXXXX` that only we read, locked while this process lives."""
+    while True:
+        working = parent / f"{_prefix(name)}{secrets.token_hex(4)}"
+        working.mkdir(mode=0o700)
+        try:
+            lock = os.open(working / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except FileNotFoundError:
+            continue  # cleared before it was locked
+        try:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(lock).st_nlink == 0:
+                continue
+            try:
+                yield working
+            finally:
+                _discard(working)
+            return
+        finally:
+            os.close(lock)
+
+
+def _prefix(name: str) -> str:
+    # Room for the rest of the name, whatever the file system counts in.
+    return f".{os.fsdecode(os.fsencode(name)[:200])}."
+
+
+def _discard(working: Path) -> None:
+    """Remove a working folder: all that was made in it, and of an older bundle what is its own."""
+    if (working / _OLD).is_dir():
+        _remove_old(working / _OLD)
+    new = working / _NEW
+    if _manifest_of(new) is not None:
+        # Killed in between, this may be the older one.
+        _remove_old(new)
+    else:
+        shutil.rmtree(new, ignore_errors=True)
+    for remove, path in ((os.unlink, working / _LOCK), (os.rmdir, working)):
+        with contextlib.suppress(OSError):
+            remove(path)
+
+
+def _clear(place: Path) -> None:
+    """Clear what killed processes left for this destination; bring back what one moved aside."""
+    pattern = re.compile(re.escape(_prefix(place.name)) + r"[0-9a-f]{8}")
+    for working in sorted(one for one in place.parent.iterdir() if pattern.fullmatch(one.name)):
+        try:
+            lock = os.open(working / _LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
+            # Not locked yet, or killed before: an empty one goes, and its maker makes another.
+            with contextlib.suppress(OSError):
+                working.rmdir()
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if (working / _OLD).is_dir() and not os.path.lexists(place):
+                rename_new(working / _OLD, place)
+            _discard(working)
+        except OSError:
+            continue  # someone works there, or it is not ours to remove
+        finally:
+            os.close(lock)
+
+
+def _flush_all(staging: Path) -> None:
+    """Flush all that was staged, readable as the umask has it.
+
+    safetensors writes files that only their owner can read, whatever the umask.
+    """
+    mode = stat.S_IMODE((staging.parent / _LOCK).stat().st_mode)
+    for item in sorted(staging.rglob("*")):
+        if not item.is_dir():
+            item.chmod(mode)
+        flush(item)
+    flush(staging)
+
+
+def _check_complete(staging: Path, entries: tuple[FileEntry, ...]) -> None:
+    listed = {MANIFEST_NAME, *(entry.path for entry in entries)}
+    others = _others(staging, listed)
+    assert not others, f"staged but not listed: {others}"
+
+
+def _entry(folder: Path, entry: FileEntry) -> FileEntry:
+    file = folder / entry.path
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return FileEntry(entry.path, entry.role, file.stat().st_size, digest)

@@ -1,0 +1,161 @@
+"""What a manifest holds: the schema of `manifest.json`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from ptdeploy.task import GenerationOptions, Graph, Task, TensorSpec
+
+MANIFEST_NAME = "manifest.json"
+FORMAT = "ptdeploy-bundle"
+FORMAT_VERSION = 3
+MAX_MANIFEST_BYTES = 4 * 1024 * 1024
+
+Role = Literal[
+    "model",
+    "weights",
+    "engine",
+    "engine_info",
+    "prompt",
+    "tokenizer",
+    "chat_template",
+    "reference",
+    "parity",
+    "graph_parity",
+]
+
+
+class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One file of the bundle: its path inside it with forward slashes, role, bytes, SHA-256."""
+
+    path: str
+    role: Role
+    size: int
+    sha256: str
+
+
+class PromptInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The frozen prompt: how it was made, and the hash of its virtual tokens as float32."""
+
+    kind: str
+    num_virtual_tokens: int
+    token_dim: int
+    sha256: str
+    prefix_kv: tuple[int, ...] | None
+
+
+class SourceInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where it came from: names and hashes, never a path of the machine that compiled it."""
+
+    format: str
+    adapter: str
+    files: dict[str, str]
+    base_model: str
+    base_config_sha256: str
+    architecture: str
+
+
+class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a request may ask for, in tokens: `max_sequence` is text alone, `max_context` all.
+
+    `max_batch` bounds the rows of one run; None leaves that to the memory. `max_prefill` bounds the
+    tokens that one run of a causal model takes; None leaves that to the runtime.
+    """
+
+    max_sequence: int
+    max_context: int
+    vocab_size: int
+    max_batch: int | None = None
+    max_prefill: int | None = None
+
+
+class Quantization(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How weights are stored: `bits` each, in blocks of `block_size` along a column with one scale.
+
+    A `block_size` of 0 is the whole column; `type` is what the bits are. `accuracy_level` is ONNX
+    Runtime's for MatMulNBits: 1 computes in fp32, 4 in int8, 0 means nothing. `min_agreement` and
+    `max_perplexity_ratio` are what the engine had to reach against the reference on text.
+    """
+
+    bits: int
+    block_size: int
+    accuracy_level: int
+    min_agreement: float
+    max_perplexity_ratio: float
+    type: Literal["int", "float8e4m3fn"] = "int"
+
+
+class TokenizerInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The tokenizer, as transformers had it: whose it is, its class, and its tokens.
+
+    `origin` is "checkpoint" where it was saved with the adapter, "base" where it is the base
+    model's, "given" where compile was told. The flags are transformers' settings of those names
+    that a tokenizer.json cannot hold: with `split_special_tokens` a special token's name in a text
+    is text like any other, with `clean_up_tokenization_spaces` decoded text loses the blanks before
+    punctuation.
+    """
+
+    origin: Literal["checkpoint", "base", "given"]
+    type: str
+    size: int
+    split_special_tokens: bool = False
+    clean_up_tokenization_spaces: bool = False
+
+
+class ParitySummary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a parity check at compile time found; the whole report is in the bundle too."""
+
+    passed: bool
+    cases: int
+    max_abs: float
+    top1_agreement: float
+    reference: str
+    perplexity_ratio: float | None = None
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`manifest.json`, described in docs/bundle.md and docs/manifest.schema.json.
+
+    `parity` is of the engine, and null where it was built on a machine that cannot run it;
+    `graph_parity` is of the graph the engine was built from, run by another one.
+    """
+
+    format: Literal["ptdeploy-bundle"] = "ptdeploy-bundle"
+    format_version: int = FORMAT_VERSION
+    versions: dict[str, str]
+    target: str
+    device: str
+    precision: str
+    task: Task
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    prompt: PromptInfo
+    source: SourceInfo
+    limits: Limits
+    labels: tuple[str, ...] = ()
+    graph: Graph
+    quantization: Quantization | None = None
+    generation: GenerationOptions | None = None
+    tokenizer: TokenizerInfo | None = None
+    parity: ParitySummary | None = None
+    graph_parity: ParitySummary | None = None
+    files: tuple[FileEntry, ...]
+
+
+class Header(msgspec.Struct):
+    """The two fields that every version of the manifest has."""
+
+    format: str
+    format_version: int
+
+
+def manifest_schema() -> bytes:
+    """The manifest's JSON Schema, as docs/manifest.schema.json publishes it."""
+    return msgspec.json.format(msgspec.json.encode(msgspec.json.schema(Manifest)), indent=2) + b"\n"
+
+
+def staged(path: str, role: Role) -> FileEntry:
+    """An entry for a staged file; `publish` fills in its size and hash."""
+    return FileEntry(path, role, 0, "")

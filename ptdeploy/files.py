@@ -1,0 +1,219 @@
+"""Files: read only where they are files, written whole or not at all, with the umask's mode."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import secrets
+import stat
+from pathlib import Path
+
+from ptdeploy.errors import InputError, OutputError
+
+_POINTER = b"version https://git-lfs.github.com/spec/"
+_POINTER_BYTES = 1024
+POINTER_PROBLEM = "is a Git LFS pointer, not the file it stands for."
+POINTER_FIX = "Fetch the files themselves: git lfs pull"
+
+# What a disk says when it takes no more, or takes nothing.
+_REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+
+_AT_FDCWD = -100
+_NOREPLACE, _EXCHANGE = 1, 2
+_UNSUPPORTED = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM}
+
+
+def open_regular(path: str | Path, folder: int | None = None) -> int:
+    """Open a regular file for reading, also through links; gives its descriptor.
+
+    Nothing else is ever opened: a fifo would wait for its writer, a device may act on being opened.
+    `folder` is a descriptor that `path` is relative to. Raises OSError, with EISDIR for what is no
+    regular file.
+    """
+    found = os.stat(path, dir_fd=folder)
+    if stat.S_ISREG(found.st_mode):
+        flags = os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0)
+        descriptor = os.open(path, flags, dir_fd=folder)
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return descriptor
+        os.close(descriptor)
+    raise OSError(errno.EISDIR, "Not a regular file", str(path))
+
+
+def read_regular(path: str | Path, most: int) -> bytes:
+    """At most `most` + 1 bytes of a regular file. Raises OSError."""
+    with os.fdopen(open_regular(path), "rb") as file:
+        return file.read(most + 1)
+
+
+def is_pointer(path: Path) -> bool:
+    """Whether a file is what Git LFS leaves in a clone where the file itself was not fetched."""
+    try:
+        return is_pointer_text(read_regular(path, _POINTER_BYTES))
+    except OSError:
+        return False
+
+
+def pointer_in(model: Path) -> Path | None:
+    """A file of a local model that would be read and is a Git LFS pointer, if there is one.
+
+    Weights are read from safetensors where there are any: other formats beside them are not.
+    """
+    try:
+        names = sorted(os.listdir(model))
+    except OSError:
+        return None  # a hub id
+    weights = [name for name in names if name.endswith(".safetensors")]
+    weights = weights or [name for name in names if name.endswith(".bin")]
+    texts = [name for name in names if name.endswith((".json", ".txt", ".model", ".jinja"))]
+    return next((model / name for name in (*texts, *weights) if is_pointer(model / name)), None)
+
+
+def is_pointer_text(content: bytes) -> bool:
+    """Whether a file's bytes, or the first 1025 of them, are a Git LFS pointer."""
+    return len(content) <= _POINTER_BYTES and content.startswith(_POINTER)
+
+
+def write_whole(path: Path, content: bytes, fix: str = "") -> Path:
+    """Write a file beside its place and rename it there, so that nobody reads half of it.
+
+    A link there is replaced, never written through. Raises OutputError if it cannot be written.
+    """
+    try:
+        replace_file(path, content)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror}).", fix) from None
+    return path
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """The same for callers that want the OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The file's own name may be as long as names can be.
+    temporary = path.parent / f".{secrets.token_hex(6)}.tmp"
+    # The mode is the umask's, unlike tempfile's.
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def check_folder(folder: Path, option: str) -> None:
+    """Refuse, before any work, a folder that files could not be written to; it is not made yet.
+
+    Raises OutputError.
+    """
+    try:
+        nearest = nearest_folder(folder / "report")
+        probe = nearest / f".{secrets.token_hex(6)}.tmp"
+        os.mkdir(probe)
+        os.rmdir(probe)
+    except OSError as error:
+        raise OutputError(
+            f"{option} {folder}: cannot be written to ({error.strerror}).",
+            f"Choose another {option}.",
+        ) from None
+
+
+def check_readable(path: Path, option: str) -> None:
+    """Refuse, before any work, a file that cannot be read later. Raises InputError."""
+    try:
+        # A pipe (as a shell's <(...) gives one) is read once, later.
+        if not stat.S_ISFIFO(os.stat(path).st_mode):
+            os.close(open_regular(path))
+    except OSError as error:
+        raise InputError(f"{option} {path}: cannot be read ({error.strerror}).") from None
+
+
+def nearest_folder(path: Path) -> Path:
+    """The nearest folder above `path` that exists.
+
+    Raises OSError where one above is no folder, or a name is longer than the file system takes.
+    """
+    place = path.absolute()
+    with contextlib.suppress(FileNotFoundError):
+        os.lstat(place)
+    for parent in place.parents:
+        try:
+            found = os.stat(parent)
+        except FileNotFoundError:
+            if parent.is_symlink():
+                raise FileNotFoundError(errno.ENOENT, "A link to nothing", str(parent)) from None
+            continue
+        if not stat.S_ISDIR(found.st_mode):
+            raise NotADirectoryError(errno.ENOTDIR, f"{parent} is no folder", str(parent))
+        return parent
+    return Path("/")
+
+
+def disk_refusal(error: BaseException) -> str | None:
+    """What a disk refused, if that is what an error of any library says, else None."""
+    if isinstance(error, OSError):
+        return error.strerror if error.errno in _REFUSALS else None
+    text = str(error)
+    for number in _REFUSALS:
+        # Rust's libraries raise classes of their own; their words carry the number.
+        if f"(os error {number})" in text or os.strerror(number) in text:
+            return os.strerror(number)
+    return None
+
+
+def flush(path: Path) -> None:
+    """Have a file's or a folder's content on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some file systems flush no folders.
+        if error.errno != errno.EINVAL:
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def rename_new(source: Path, destination: Path) -> None:
+    """Rename a folder to where nothing is. Raises FileExistsError, nothing changed, if there is."""
+    if _renameat2(source, destination, _NOREPLACE):
+        return
+    if os.path.lexists(destination):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(destination))
+    # A folder's rename replaces nothing but an empty folder.
+    try:
+        os.rename(source, destination)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.ENOTDIR, errno.EEXIST):
+            raise FileExistsError(
+                errno.EEXIST, os.strerror(errno.EEXIST), str(destination)
+            ) from None
+        raise
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Let two folders take each other's place at once; False where the system cannot."""
+    return _renameat2(one, other, _EXCHANGE)
+
+
+def _renameat2(source: Path, destination: Path, flags: int) -> bool:
+    """Linux's renameat2; False where the system or the file system does not have it."""
+    try:
+        call = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError, TypeError):
+        return False
+    done = call(
+        _AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(destination), ctypes.c_uint(flags)
+    )
+    if done == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in _UNSUPPORTED:
+        return False
+    raise OSError(number, os.strerror(number), str(destination))

@@ -1,0 +1,196 @@
+"""Kill a process at each step of publishing and rebuilding, and see what is there afterwards.
+
+`python tests/attacks/kill_points.py BUNDLE` takes any bundle with a graph and prints a table: at
+every point the older bundle or the new one, whole, and nothing left once the next one was written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import ptdeploy.files as files
+from ptdeploy.bundle import check_destination, publish, read_bundle, stage_bundle
+from ptdeploy.errors import PtdeployError
+from ptdeploy.progress import Progress
+from ptdeploy.rebuilder import rebuild_bundle
+from ptdeploy.targets import get_target
+
+# Python's audit events before calls that look at files or change them.
+EVENTS = {
+    "open",
+    "os.chmod",
+    "os.mkdir",
+    "os.rename",
+    "os.remove",
+    "os.rmdir",
+    "os.listdir",
+    "os.scandir",
+    "shutil.copyfile",
+    "shutil.rmtree",
+    "fcntl.flock",
+    "ctypes.dlsym",
+}
+KILLED = 9
+
+
+def as_version(source: Path, folder: Path, version: str) -> Path:
+    """A copy that says it is another one, with a TensorRT engine that nothing here could open."""
+    shutil.copytree(source, folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["versions"]["attack"] = version
+    manifest.update(target="trt", device="cuda", parity=None)
+    manifest["files"] = [one for one in manifest["files"] if one["role"] != "parity"]
+    (folder / "parity.json").unlink(missing_ok=True)
+    for name, role in (("engine.plan", "engine"), ("engine.json", "engine_info")):
+        content = f"{version} {name}".encode()
+        (folder / name).write_bytes(content)
+        digest = hashlib.sha256(content).hexdigest()
+        manifest["files"].append(
+            {"path": name, "role": role, "size": len(content), "sha256": digest}
+        )
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def publish_copy(new: Path, place: Path) -> None:
+    """What compile ends with."""
+    bundle = read_bundle(new)
+    destination = check_destination(place, True)
+    with stage_bundle(destination) as staging:
+        for entry in bundle.manifest.files:
+            bundle.copy(entry, staging / entry.path)
+        publish(staging, bundle.manifest, destination)
+
+
+def rebuild_in_place(new: Path, place: Path) -> None:
+    """All of rebuild but TensorRT's builder, which is not at hand everywhere."""
+
+    def build(bundle: Any, flavor: str | None) -> tuple[str, ...]:
+        for name in ("engine.plan", "engine.json"):
+            shutil.copyfile(new / name, bundle.path / name)
+        return ()
+
+    get_target("trt").rebuild = build  # type: ignore[method-assign]
+    rebuild_bundle(place, progress=Progress(quiet=True))
+
+
+def dies_at(point: int, work: Callable[[], None]) -> bool:
+    """Do it in a process of its own, killed at that point; False where it came to its end."""
+    child = os.fork()
+    if child == 0:
+        count = 0
+
+        def step(event: str, _: object = None) -> None:
+            nonlocal count
+            if event not in EVENTS:
+                return
+            count += 1
+            if count == point:
+                os.kill(os.getpid(), KILLED)
+
+        flush = os.fsync
+
+        def step_and_flush(descriptor: int) -> None:
+            step("open")
+            flush(descriptor)
+            step("open")
+
+        os.fsync = step_and_flush
+        sys.addaudithook(step)
+        try:
+            work()
+        except BaseException as error:
+            print(f"point {point}: {error!r}", file=sys.stderr)
+            os._exit(1)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == KILLED:
+        return True
+    assert status == 0, f"point {point} ended with {status}"
+    return False
+
+
+def state(place: Path) -> str:
+    """Which bundle is there, read as any reader does."""
+    if not os.path.lexists(place):
+        return "none"
+    try:
+        manifest = read_bundle(place).manifest
+    except PtdeployError as error:
+        return f"BROKEN: {error.problem}"
+    if any(entry.path == "engine.plan" for entry in manifest.files):
+        return (place / "engine.plan").read_text().split()[0]
+    return "?"
+
+
+SCENARIOS = ("new", "replace", "rebuild", "replace without exchange", "rebuild without exchange")
+
+
+def attack(source: Path, scenario: str, points: Iterator[int]) -> Counter[str]:
+    """Kill a scenario at these points until it comes to its end; counts what was there then."""
+    found: Counter[str] = Counter()
+    exchanged = files._renameat2
+    if "without exchange" in scenario:
+        files._renameat2 = lambda *_: False
+    try:
+        with tempfile.TemporaryDirectory(prefix="kill-") as folder:
+            old = as_version(source, Path(folder) / "old", "old")
+            new = as_version(source, Path(folder) / "new", "new")
+            parent = Path(folder) / "place"
+            place = parent / "live"
+            work = rebuild_in_place if scenario.startswith("rebuild") else publish_copy
+            for point in points:
+                shutil.rmtree(parent, ignore_errors=True)
+                parent.mkdir()
+                if scenario != "new":
+                    shutil.copytree(old, place)
+                died = dies_at(point, lambda: work(new, place))
+                found[_judge(scenario, place, new)] += 1
+                if not died:
+                    found["came to its end"] += 1
+                    break
+    finally:
+        files._renameat2 = exchanged
+    return found
+
+
+def _judge(scenario: str, place: Path, new: Path) -> str:
+    seen = state(place)
+    if seen == "none" and scenario != "new":
+        # Only where the system cannot exchange: what was moved aside comes back first of all.
+        check_destination(place, True)
+        seen = state(place)
+        seen = f"{seen}, brought back" if seen in ("old", "new") else f"LOST: {seen}"
+        if "without exchange" not in scenario:
+            return f"LOST: {seen}"
+    publish_copy(new, place)
+    left = sorted(one.name for one in place.parent.iterdir() if one != place)
+    if left or state(place) != "new":
+        return f"LEFT: {left}, {state(place)}"
+    return seen
+
+
+def main() -> int:
+    source = Path(sys.argv[1])
+    wrong = points = 0
+    for scenario in SCENARIOS:
+        found = attack(source, scenario, iter(range(1, 100_000)))
+        found.pop("came to its end")
+        points += sum(found.values()) - 1
+        wrong += sum(count for words, count in found.items() if words[0].isupper())
+        print(f"{scenario:26}", ", ".join(f"{words}: {n}" for words, n in sorted(found.items())))
+    print(f"{points} kill points, wrong: {wrong}")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

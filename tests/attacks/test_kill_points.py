@@ -1,0 +1,25 @@
+"""Whatever kills a process that writes a bundle, the older bundle or the new one is there."""
+
+from __future__ import annotations
+
+import kill_points
+import pytest
+
+
+@pytest.mark.parametrize("scenario", kill_points.SCENARIOS)
+def test_a_kill_leaves_the_old_or_the_new_bundle_and_nothing_for_long(compiled, scenario):
+    """A few points of each; `python tests/attacks/kill_points.py BUNDLE` takes all of them."""
+    source = compiled("gpt2", "CAUSAL_LM").bundle
+    found = kill_points.attack(source, scenario, iter(range(1, 400, 29)))
+    assert found.pop("came to its end") == 1
+    before = {"none", "new"} if scenario == "new" else {"old", "new", "old, brought back"}
+    assert set(found) <= before, found
+    assert len(found) > 1, "it is killed before and after"
+
+
+def test_the_points_lie_between_all_steps_of_a_replacement(compiled):
+    """Around the exchange every point is taken."""
+    source = compiled("gpt2", "CAUSAL_LM").bundle
+    found = kill_points.attack(source, "replace without exchange", iter(range(85, 95)))
+    assert set(found) <= {"old", "new", "old, brought back", "came to its end"}, found
+    assert len(found) > 1
