@@ -15,6 +15,7 @@ from ptdeploy.bundle import (
     Bundle,
     Role,
     check_destination,
+    check_room,
     publish,
     stage_bundle,
     staged,
@@ -94,6 +95,12 @@ def compile_checkpoint(
         progress.note(note)
     with progress.stage(f"load the base model {found.name}"):
         model = load_model(source, found)
+        width = (
+            quantization.bits if quantization else 32 if numerics.activations == "float32" else 16
+        )
+        # Not every weight need come into the graph.
+        weights = sum(weight.numel() for weight in model.parameters())
+        check_room(destination, weights * width // 10)
         rows = int(model.get_input_embeddings().weight.shape[0])
         chosen = check_embedded(chosen, base=found, rows=rows)
     with progress.stage(f"freeze {source.num_virtual_tokens} virtual tokens"):
