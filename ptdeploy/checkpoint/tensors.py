@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ptdeploy.errors import CheckpointError, TargetUnavailable
-from ptdeploy.memory import out_of_memory, ran_out_of_memory
 from ptdeploy.files import POINTER_FIX, POINTER_PROBLEM, is_pointer
+from ptdeploy.memory import out_of_memory, ran_out_of_memory
 
 if TYPE_CHECKING:
     import torch
