@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from ptdeploy.buffers import is_computed
 from ptdeploy.checkpoint import Checkpoint
 from ptdeploy.errors import BaseModelError
 from ptdeploy.memory import out_of_memory, ran_out_of_memory
-from ptdeploy.quantized_base import dequantized, is_quantization
+from ptdeploy.quantized_base import dequantized, is_bitsandbytes, is_quantization, read_bitsandbytes
 
 if TYPE_CHECKING:
     import torch
@@ -33,12 +34,17 @@ def load_pretrained(checkpoint: Checkpoint, base: BaseModel, **options: Any) -> 
     hold in the right shape (transformers draws those at random), and for every one that is not
     finite.
     """
-    auto = auto_class(checkpoint.task)
+    loader: Any = auto_class(checkpoint.task)
+    source: dict[str, Any] = {"pretrained_model_name_or_path": base.name, "revision": base.revision}
     try:
         with quiet_libraries():
-            model, report = auto.from_pretrained(
-                base.name,
-                revision=base.revision,
+            if is_bitsandbytes(base.config):
+                skeleton = build_skeleton(checkpoint.task, base.config, base.name)
+                state = read_bitsandbytes(base.name, base.revision, skeleton)
+                source = {"pretrained_model_name_or_path": None, "state_dict": state}
+                loader = type(skeleton)  # the automatic class takes no state dict
+            model, report = loader.from_pretrained(
+                **source,
                 config=dequantized(base.config),
                 dtype="float32",
                 # Mismatches are reported, and _check_report refuses what the checkpoint lacks.
@@ -48,6 +54,8 @@ def load_pretrained(checkpoint: Checkpoint, base: BaseModel, **options: Any) -> 
                 trust_remote_code=False,
                 **options,
             )
+            if "state_dict" in source and model.can_generate():
+                _give_generation_config(model, base)
     except Exception as error:  # damaged files and missing packages make it raise anything
         if ran_out_of_memory(error):
             raise out_of_memory(
@@ -58,7 +66,7 @@ def load_pretrained(checkpoint: Checkpoint, base: BaseModel, **options: Any) -> 
         if not isinstance(error, OSError) or not _covers(checkpoint, base):
             raise _unloadable(base, error) from None
         with quiet_libraries():
-            model = auto.from_config(base.config, **options)
+            model = auto_class(checkpoint.task).from_config(base.config, **options)
     else:
         _check_report(checkpoint, base, model, report)
     model = model.float().eval()
@@ -93,6 +101,16 @@ def load_model(checkpoint: Checkpoint, base: BaseModel) -> PreTrainedModel:
     return model
 
 
+def _give_generation_config(model: PreTrainedModel, base: BaseModel) -> None:
+    """What transformers does itself where it reads the weights."""
+    from transformers import GenerationConfig
+
+    with contextlib.suppress(OSError):
+        model.generation_config = GenerationConfig.from_pretrained(
+            base.name, revision=base.revision
+        )
+
+
 def _unloadable(base: BaseModel, error: Exception) -> BaseModelError:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     problem = f"{base.name}: the base model's weights cannot be loaded ({reason})."
@@ -121,6 +139,13 @@ def _check_report(
         if lacks(name)
     )
     where = checkpoint.weights_file.name
+    leftovers = sorted(n for n in report["unexpected_keys"] if is_quantization(n))
+    if leftovers:
+        raise BaseModelError(
+            f"base model {base.name} holds {_listed(leftovers)}: its weights are quantized, and "
+            "its config.json does not say how.",
+            "Pass the same model in full precision with --base.",
+        )
     if len(missing) > 1 and not set(own) - set(report["missing_keys"]) - brought:
         held = _listed(sorted(report["unexpected_keys"])) or "nothing"
         raise BaseModelError(
@@ -128,13 +153,6 @@ def _check_report(
             f"{base.config.model_type} model: it lacks {_listed(missing)}, and holds {held}.",
             "Its weights and its config.json are of two models. Pass the base model that the "
             "checkpoint was trained on with --base.",
-        )
-    leftovers = sorted(n for n in report["unexpected_keys"] if is_quantization(n))
-    if leftovers:
-        raise BaseModelError(
-            f"base model {base.name} holds {_listed(leftovers)}: its weights are quantized, and "
-            "its config.json does not say how.",
-            "Pass the same model in full precision with --base.",
         )
     if missing:
         one = len(missing) == 1
