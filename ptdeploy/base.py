@@ -30,7 +30,8 @@ class BaseModel:
     `max_positions` counts the positions left for virtual tokens and text together;
     `sliding_window` is how far back, in tokens, a writing decoder's layers that have one see.
     `last_token_head` says that the class logits are read at the last token (decoders), not at the
-    first. `notes` say what was made to fit, for the user to read.
+    first. `type_vocab_size` is how many segments (token_type_ids) it tells apart, 0 without.
+    `notes` say what was made to fit, for the user to read.
     """
 
     name: str
@@ -41,7 +42,7 @@ class BaseModel:
     embedding_dim: int
     num_labels: int
     last_token_head: bool
-    token_type_ids: bool
+    type_vocab_size: int
     notes: tuple[str, ...] = ()
 
     def context(self, graph: Graph) -> int:
@@ -125,8 +126,7 @@ def resolve_base(checkpoint: Checkpoint, override: str | None = None) -> BaseMod
         embedding_dim=embedding_dim,
         num_labels=num_labels,
         last_token_head=checkpoint.task is Task.SEQ_CLS and hasattr(skeleton, "score"),
-        token_type_ids=_is_encoder(checkpoint, skeleton)
-        and int(getattr(config, "type_vocab_size", 0) or 0) > 1,
+        type_vocab_size=_segments(config) if _is_encoder(checkpoint, skeleton) else 0,
         notes=tuple(note for note in (quantized, resized, dropped) if note),
     )
 
@@ -330,6 +330,12 @@ def _foreign(
 def _is_encoder(checkpoint: Checkpoint, skeleton: PreTrainedModel) -> bool:
     """Decoders call their class head `score`; GPT-2 would embed token types as words."""
     return checkpoint.task is not Task.CAUSAL_LM and not hasattr(skeleton, "score")
+
+
+def _segments(config: PretrainedConfig) -> int:
+    """How many segments (token_type_ids) an encoder tells apart; 0 where it has but one."""
+    found = int(getattr(config, "type_vocab_size", 0) or 0)
+    return found if found > 1 else 0
 
 
 def _max_positions(config: PretrainedConfig, skeleton: PreTrainedModel) -> int:

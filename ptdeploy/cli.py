@@ -440,7 +440,7 @@ def _parser() -> argparse.ArgumentParser:
         "--data",
         metavar="FILE",
         help='compare on your own data too: JSONL with {"text": ...} or {"ids": [...]}, '
-        'and "label" to score it',
+        '"text_pair" or "token_type_ids", and "label" to score it',
     )
     sub.add_argument(
         "--thresholds", metavar="FILE", help="JSON with bounds over the precision's own"
@@ -485,6 +485,23 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--file", metavar="FILE", help="one text a line; - for standard input")
     sub.add_argument(
         "--ids", metavar="1,2,3", action="append", default=[], help="token ids instead of text"
+    )
+    sub.add_argument(
+        "--pair",
+        metavar="TEXT",
+        action="append",
+        default=[],
+        help="the second text of a pair, one for each text; classifiers only",
+    )
+    sub.add_argument(
+        "--pairs", action="store_true", help="a line of --file is two texts, a tab between them"
+    )
+    sub.add_argument(
+        "--token-type-ids",
+        metavar="0,0,1",
+        action="append",
+        default=[],
+        help="the segment of each of --ids; default: all 0",
     )
     sub.add_argument("--truncate", action="store_true", help="cut texts that are too long")
     sub.add_argument("--device", choices=DEVICES, help="default: the bundle's")

@@ -40,7 +40,7 @@ _TOGETHER = 16
 class Asked:
     """One input. `line` is its number in --file, 0 elsewhere; `problem` is why it cannot be run."""
 
-    given: str | list[int]
+    given: str | tuple[str, str] | list[int]
     line: int = 0
     problem: str = ""
 
@@ -59,6 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ptdeploy.runtime import CausalLM, Classifier, TokenClassifier
 
     inputs = _inputs(arguments)
+    segments = _segments(arguments)
     engine = ptdeploy.load(
         arguments.bundle,
         device=arguments.device,
@@ -66,6 +67,8 @@ def run(arguments: argparse.Namespace) -> int:
         map_weights=arguments.map_weights,
     )
     if isinstance(engine, CausalLM):
+        if segments is not None:
+            raise InputError(f"{arguments.bundle}: has no segments; leave --token-type-ids out.")
         return _run_causal(arguments, engine, inputs)
     for name, value in _generation(arguments).items():
         if value:
@@ -74,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     def answer(given: Sequence[Any]) -> list[Any]:
         if isinstance(engine, TokenClassifier):
-            rows = engine.tag(given, arguments.truncate)
+            rows = engine.tag(given, arguments.truncate, token_type_ids=segments)
             return [[dataclasses.asdict(token) for token in row] for row in rows]
         assert isinstance(engine, Classifier)
         return [
@@ -83,7 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
                 "probability": one.probability,
                 "probabilities": dict(zip(engine.manifest.labels, one.probabilities, strict=True)),
             }
-            for one in engine.classify(given, arguments.truncate)
+            for one in engine.classify(given, arguments.truncate, token_type_ids=segments)
         ]
 
     refused = _Refused()
@@ -123,6 +126,8 @@ def _run_causal(arguments: argparse.Namespace, engine: Any, inputs: list[Asked])
 
     def answer(asked: Asked) -> None:
         given: Any = asked.given
+        if isinstance(given, tuple):
+            raise InputError("A pair of texts is for classifiers; a causal model continues one.")
         if chat:
             given = engine.chat_ids([{"role": "user", "content": given}], **variables)
         if arguments.json or not isinstance(asked.given, str):
@@ -216,17 +221,29 @@ def _inputs(arguments: argparse.Namespace) -> list[Asked]:
     found = [Asked(argument_text(text)) for text in arguments.text]
     if arguments.file:
         found += [
-            Asked(line.text, line.number, f"The line {line.problem}." if line.problem else "")
-            for line in lines_of(read_content(arguments.file, "--file"))
+            _two_texts(one) if arguments.pairs else one
+            for one in (
+                Asked(line.text, line.number, f"The line {line.problem}." if line.problem else "")
+                for line in lines_of(read_content(arguments.file, "--file"))
+            )
         ]
-    for ids in arguments.ids:
-        try:
-            found.append(Asked([int(part) for part in ids.split(",")]))
-        except ValueError:
-            raise InputError(f"--ids {ids}: not whole numbers with commas between.") from None
+    elif arguments.pairs:
+        raise InputError(
+            "--pairs says what a line of --file is.", 'Give a pair with --pair "text".'
+        )
+    if arguments.pair:
+        if arguments.file or len(arguments.pair) != len(arguments.text):
+            raise InputError(
+                f"--pair is given {len(arguments.pair)} times for {len(arguments.text)} texts.",
+                'Each text needs its own: ptdeploy run BUNDLE "first" --pair "second". In a file '
+                "give pairs with --pairs.",
+            )
+        seconds = (argument_text(text) for text in arguments.pair)
+        found = [Asked((str(one.given), two)) for one, two in zip(found, seconds, strict=True)]
+    found += [Asked(_numbers("--ids", ids)) for ids in arguments.ids]
     if not found:
         raise InputError("Nothing to run.", 'Give text: ptdeploy run BUNDLE "text", or --file.')
-    if len({type(one.given) for one in found}) > 1:
+    if len({isinstance(one.given, list) for one in found}) > 1:
         raise InputError("Give either text or --ids, not both.")
     return found
 
@@ -244,6 +261,37 @@ def _variables(given: str | None, chat: bool) -> dict[str, Any]:
             """For example --chat-template-kwargs '{"enable_thinking": false}'.""",
         ) from None
     return variables
+
+
+def _two_texts(line: Asked) -> Asked:
+    """A line of --file as a pair, with --pairs."""
+    if line.problem or not isinstance(line.given, str):
+        return line
+    first, *rest = line.given.split("\t")
+    if len(rest) != 1:
+        needs = f"The line has {len(rest)} tabs, but needs one between its two texts."
+        return dataclasses.replace(line, problem=needs)
+    return dataclasses.replace(line, given=(first, rest[0]))
+
+
+def _segments(arguments: argparse.Namespace) -> list[list[int]] | None:
+    """--token-type-ids, one for each --ids."""
+    given: list[str] = arguments.token_type_ids
+    if not given:
+        return None
+    if len(given) != len(arguments.ids):
+        raise InputError(
+            f"--token-type-ids is given {len(given)} times, and --ids {len(arguments.ids)} times.",
+            "Give one for each row: --ids 2,5,3,7,3 --token-type-ids 0,0,0,1,1",
+        )
+    return [_numbers("--token-type-ids", row) for row in given]
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"{option} {text}: not whole numbers with commas between.") from None
 
 
 def _generation(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -169,7 +169,7 @@ def compile_checkpoint(
                 judged = judged_text(chosen.tokenizer, manifest.limits, texts)
             compared = compared_rows(bounds, golden_texts(chosen.tokenizer, bounds), golden)
             computed = compute_reference(source, found, bounds, judged, compared)
-            reference = with_texts(computed, chosen)
+            reference = with_texts(computed, chosen, source.task)
             files += (staged(save_reference(reference, staging, golden), "reference"),)
         gc.collect()
         new = Bundle(staging, msgspec.structs.replace(manifest, files=(*files, *built.working)))

@@ -15,6 +15,7 @@ import numpy as np
 from ptdeploy.bundle import Bundle, read_bundle, whole
 from ptdeploy.errors import InputError, TargetUnavailable
 from ptdeploy.parity.measure import finite
+from ptdeploy.parity.quality import row_logits
 from ptdeploy.parity.reference import load_reference
 from ptdeploy.printable import printable_fields
 from ptdeploy.runtime import CausalLM, Engine, open_engine
@@ -211,13 +212,16 @@ def _apart(first: Bundle, before: Engine, after: Engine) -> float | None:
     if reference is None or specs[0].shape[1:] != specs[1].shape[1:]:
         return None
     limits = after.manifest.limits
+    segments = limits.type_vocab_size
     rows = [
-        row.ids
+        row
         for row in reference.rows
-        if row.ids.size <= limits.max_sequence and row.ids.max() < limits.vocab_size
+        if row.ids.size <= limits.max_sequence
+        and row.ids.max() < limits.vocab_size
+        and (row.type_ids is None or row.type_ids.max() < segments)
     ]
     differences = [
-        float(np.abs(before.logits([row])[0] - after.logits([row])[0]).max()) for row in rows
+        float(np.abs(row_logits(before, row) - row_logits(after, row)).max()) for row in rows
     ]
     return finite(max(differences)) if differences else None
 

@@ -138,7 +138,13 @@ def limits(
     if max_batch is not None and max_batch < 1:
         raise InputError(f"--max-batch {max_batch}: must be at least 1.")
     context = max_context or positions
-    return Limits(context - virtual_tokens, context, vocab_size, max_batch)
+    return Limits(
+        context - virtual_tokens,
+        context,
+        vocab_size,
+        max_batch,
+        type_vocab_size=base.type_vocab_size,
+    )
 
 
 def _generation(

@@ -127,7 +127,7 @@ class _Encoder(nn.Module):
 def _encoder(task: Task, model: PreTrainedModel, prompt: Prompt, base: BaseModel) -> Program:
     per_token = task is Task.TOKEN_CLS
     inputs = [_IDS, _MASK]
-    if base.token_type_ids:
+    if base.type_vocab_size:
         inputs.append(
             TensorSpec("token_type_ids", "int64", (BATCH, SEQUENCE), "segment of each token")
         )

@@ -10,10 +10,12 @@ import numpy as np
 
 from ptdeploy.bundle import FileEntry, Limits, staged
 from ptdeploy.errors import InputError
+from ptdeploy.parity.cases import AskedRow, cut, some_segments
 from ptdeploy.parity.prose import PROSE
 from ptdeploy.parity.quality import JudgedText
 from ptdeploy.parity.reference import Reference
 from ptdeploy.runtime import chat
+from ptdeploy.task import Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -21,7 +23,12 @@ if TYPE_CHECKING:
     from ptdeploy.tokenizer_choice import ChosenTokenizer
 
 TOKENIZER_NAME = "tokenizer.json"
-_JUDGED_TEXTS, _JUDGED_TOKENS = 64, 128
+_JUDGED_TEXTS, _JUDGED_PAIRS, _JUDGED_TOKENS = 64, 16, 128
+
+_PAIRS = (
+    ("Does the engine start?", "It starts on the first try, don't worry."),
+    ("naïve café", "  東京,  then a\nnew line "),
+)
 
 
 def save_text_files(tokenizer: PreTrainedTokenizerFast, folder: Path) -> tuple[FileEntry, ...]:
@@ -53,27 +60,76 @@ def judged_text(
             raise InputError("--quality-text needs a tokenizer, and none was found.")
         random = np.random.default_rng(11_26)
         ids = [random.integers(0, limits.vocab_size, longest, np.int64) for _ in range(8)]
-        return JudgedText(tuple(ids), "random tokens (no tokenizer was found)")
-    encoded = [np.asarray(tokenizer(text)["input_ids"], np.int64) for text in texts or PROSE]
-    rows = tuple(row[:longest] for row in encoded if row.size > 1)[:_JUDGED_TEXTS]
-    for row in rows:
-        largest = int(row.max())
+        drawn = [AskedRow(row) for row in ids]
+        if limits.type_vocab_size:
+            drawn += [replace(row, type_ids=some_segments(longest, limits)) for row in drawn]
+        return JudgedText(tuple(drawn), "random tokens (no tokenizer was found)")
+    alone = [row for text in texts or PROSE if (row := _row(tokenizer, text)).ids.size > 1]
+    for row in alone[:_JUDGED_TEXTS]:
+        largest = int(row.ids[:longest].max())
         if largest >= limits.vocab_size:
             token = tokenizer.convert_ids_to_tokens(largest)
             raise InputError(
                 f"--quality-text: holds {token!r} ({largest}), which has no embedding."
             )
-    if not rows:
+    if not alone:
         raise InputError("--quality-text: no line is at least two tokens long.")
-    return JudgedText(rows, "the given text" if texts else "ptdeploy's own text")
+    rows = alone[:_JUDGED_TEXTS]
+    if limits.type_vocab_size:
+        pairs = [_row(tokenizer, *halves(text)) for text in (texts or PROSE)[:_JUDGED_PAIRS]]
+        rows += [row for row in pairs if _fits(row, limits)]
+    source = "the given text" if texts else "ptdeploy's own text"
+    return JudgedText(tuple(cut(row, longest) for row in rows), source)
 
 
-def golden_texts(tokenizer: PreTrainedTokenizerFast | None, limits: Limits) -> list[list[int]]:
-    """Token ids of our own texts, as rows to compare on; none without a tokenizer."""
-    encoded = [] if tokenizer is None else [list(tokenizer(text)["input_ids"]) for text in PROSE]
-    return [ids for ids in encoded if ids and max(ids) < limits.vocab_size]
+def golden_texts(tokenizer: PreTrainedTokenizerFast | None, limits: Limits) -> list[AskedRow]:
+    """Our own texts, as rows to compare on; none without a tokenizer.
+
+    Where the model has segments every second one is a pair, the two halves of a text.
+    """
+    if tokenizer is None:
+        return []
+    rows = [
+        _row(tokenizer, *halves(text))
+        if limits.type_vocab_size and i % 2
+        else _row(tokenizer, text)
+        for i, text in enumerate(PROSE)
+    ]
+    return [row for row in rows if row.ids.size and _fits(row, limits)]
 
 
-def with_texts(reference: Reference, chosen: ChosenTokenizer) -> Reference:
-    """The reference with what transformers makes of a few texts; unchanged without a tokenizer."""
-    return replace(reference, texts=chosen.texts, text_ids=chosen.text_ids)
+def _fits(row: AskedRow, limits: Limits) -> bool:
+    """Whether the model has all of its ids, and its segments."""
+    known = row.type_ids is None or row.type_ids.max() < limits.type_vocab_size
+    return bool(row.ids.max() < limits.vocab_size and known)
+
+
+def halves(text: str) -> tuple[str, str]:
+    """A text as two, parted between words; the first has at most 8, so that both are compared."""
+    words = text.split()
+    first = min(len(words) // 2, 8)
+    return " ".join(words[:first]), " ".join(words[first:])
+
+
+def _row(tokenizer: PreTrainedTokenizerFast, text: str, pair: str | None = None) -> AskedRow:
+    encoded = tokenizer(text, pair, return_token_type_ids=True)
+    types = None if pair is None else np.asarray(encoded["token_type_ids"], np.int64)
+    return AskedRow(np.asarray(encoded["input_ids"], np.int64), "text", types)
+
+
+def with_texts(reference: Reference, chosen: ChosenTokenizer, task: Task) -> Reference:
+    """The reference with what transformers makes of a few texts; unchanged without a tokenizer.
+
+    Classifiers take pairs of texts too.
+    """
+    tokenizer = chosen.tokenizer
+    pairs = () if tokenizer is None or task is Task.CAUSAL_LM else _PAIRS
+    encoded = [tokenizer(*pair, return_token_type_ids=True) for pair in pairs if tokenizer]
+    return replace(
+        reference,
+        texts=chosen.texts,
+        text_ids=chosen.text_ids,
+        pairs=pairs,
+        pair_ids=tuple(tuple(one["input_ids"]) for one in encoded),
+        pair_type_ids=tuple(tuple(one["token_type_ids"]) for one in encoded),
+    )

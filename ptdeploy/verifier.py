@@ -13,7 +13,7 @@ import msgspec
 from ptdeploy.bundle import Bundle, read_bundle, whole
 from ptdeploy.errors import InputError
 from ptdeploy.files import check_folder, check_readable
-from ptdeploy.parity.cases import edge_note
+from ptdeploy.parity.cases import AskedRow, edge_note
 from ptdeploy.parity.compare import ParityReport, compare
 from ptdeploy.parity.data import DataRow, read_data
 from ptdeploy.parity.reference import Reference, Row
@@ -192,40 +192,50 @@ def _choose_tokenizer(
 def _computed_reference(
     peft: PeftSource, chosen: ChosenTokenizer | None, engine: Engine, given: Sequence[DataRow]
 ) -> Reference:
-    from ptdeploy.parity.cases import AskedRow, golden_rows
+    from ptdeploy.parity.cases import golden_rows
     from ptdeploy.parity.peft_reference import compute_reference
     from ptdeploy.texts import golden_texts, with_texts
 
     manifest = engine.manifest
     tokenizer = chosen.tokenizer if chosen else None
     rows = golden_rows(manifest.limits, golden_texts(tokenizer, manifest.limits))
-    rows += [AskedRow(row.ids, "data") for row in given]
+    rows += [AskedRow(row.ids, "data", row.type_ids) for row in given]
     judged = _judged(engine.bundle, given) if manifest.quantization else None
     computed = compute_reference(
         peft.checkpoint, peft.base, manifest.limits, judged, rows, peft.model
     )
     if chosen is not None:
-        return with_texts(computed, chosen)
+        return with_texts(computed, chosen, manifest.task)
     if engine.tokenizer is None:
         return computed
     stored = stored_reference(engine.bundle)
-    return replace(computed, texts=stored.texts, text_ids=stored.text_ids)
+    return replace(
+        computed,
+        texts=stored.texts,
+        text_ids=stored.text_ids,
+        pairs=stored.pairs,
+        pair_ids=stored.pair_ids,
+        pair_type_ids=stored.pair_type_ids,
+    )
 
 
 def _judged(bundle: Bundle, given: Sequence[DataRow]) -> JudgedText:
     """What rounded weights are judged on: the user's data if there is any, else what is stored."""
     from ptdeploy.parity.quality import JudgedText
 
-    rows = tuple(row.ids for row in given if row.ids.size > 1)
+    rows = tuple(AskedRow(row.ids, "data", row.type_ids) for row in given if row.ids.size > 1)
     if rows:
         return JudgedText(rows, "the given data")
     stored = stored_reference(bundle)
-    return JudgedText(tuple(row.ids for row in stored.judged), stored.judged_on)
+    asked = (AskedRow(row.ids, "text", row.type_ids) for row in stored.judged)
+    return JudgedText(tuple(asked), stored.judged_on)
 
 
 def _with_own_logits(reference: Reference, given: Sequence[DataRow]) -> Reference:
     """The stored reference and the data's, where its rows bring their own."""
-    own = [Row(row.ids, row.logits, "data") for row in given if row.logits is not None]
+    own = [
+        Row(row.ids, row.logits, "data", row.type_ids) for row in given if row.logits is not None
+    ]
     if own and len(own) == len(given):
         return replace(reference, rows=(*reference.rows, *own))
     for number, row in enumerate(given, 1):

@@ -322,6 +322,16 @@ _OF_FIELDS = [
     _edit("versions as a list", lambda m: m.update(versions=[]), "Expected `object`, got `array`"),
     _edit("labels as null", lambda m: m.update(labels=None), "Expected `array`, got `null`"),
     _edit("a label's number", lambda m: m.update(labels=[1]), "at `$.labels[0]`"),
+    _edit(
+        "segments in words",
+        lambda m: m["limits"].update(type_vocab_size="2"),
+        "Expected `int`, got `str` - at `$.limits.type_vocab_size`",
+    ),
+    _edit(
+        "segments that the signature does not take",
+        lambda m: m["limits"].update(type_vocab_size=2),
+        "its limits have segments, but its signature takes none",
+    ),
     _edit("quantized by list", lambda m: m.update(quantization=[]), "Expected `object | null`"),
     _edit(
         "quantized to another type",
@@ -646,6 +656,34 @@ REFERENCE_DAMAGE = [
         lambda t, _: t.update({"rows.001.logits": np.zeros(4, np.float32)}),
         "rows.001.logits has shape (4,), but the engine gives (3,)",
         bundle=ENCODER,
+    ),
+    _reference(
+        "with a segment that the bundle has not",
+        lambda t, _: t["rows.001.type_ids"].put(1, 2),
+        "rows.001.type_ids holds a segment that the bundle does not take: it has 2",
+        bundle=ENCODER,
+    ),
+    _reference(
+        "with a segment less than none",
+        lambda t, _: t["rows.001.type_ids"].put(1, -1),
+        "rows.001.type_ids holds a segment that the bundle does not take: it has 2",
+        bundle=ENCODER,
+    ),
+    _reference(
+        "with too few segments",
+        lambda t, _: t.update({"rows.003.type_ids": np.zeros(4, np.int64)}),
+        "rows.003.type_ids has 4 entries, not 5",
+        bundle=ENCODER,
+    ),
+    _reference(
+        "with segments where the model has none",
+        lambda t, _: t.update({"rows.001.type_ids": np.zeros(2, np.int64)}),
+        "rows.001.type_ids holds a segment that the bundle does not take: it has 0",
+    ),
+    _reference(
+        "with a pair of three texts",
+        lambda _, m: m.update(pairs=[["a", "b", "c"]]),
+        "Expected `array` of length 2 - at `$.pairs[0]`",
     ),
     _reference(
         "with a greedy row past the context",

@@ -44,6 +44,51 @@ def test_logits_equal_pythons_bit_for_bit(bundles, probe, kind):
         assert theirs == [bits(array) for array in engine.logits(rows)]
 
 
+SEGMENTS = [[0, 0, 1], [1], [0, 1, 0, 1, 1, 0, 1, 1], [0, 1]]
+
+
+@pytest.mark.parametrize("kind", ["encoder classifier", "token classifier", "int8 classifier"])
+def test_segments_of_rows_equal_pythons_bit_for_bit(bundles, probe, kind):
+    engine = opened(probe, bundles(kind))
+    ours = engine.logits(ROWS, token_type_ids=SEGMENTS)
+    theirs = probe.ask("logits", "e", text_of(ROWS), text_of(SEGMENTS))
+    assert theirs == [bits(array) for array in ours]
+    assert theirs != probe.ask("logits", "e", text_of(ROWS))
+    if kind == "token classifier":
+        tags = probe.ask("tag", "e", text_of(ROWS), text_of(SEGMENTS))
+        for got, row in zip(tags, engine.tag(ROWS, token_type_ids=SEGMENTS), strict=True):
+            assert [one["label"] for one in got] == [one.label for one in row]
+    else:
+        classes = probe.ask("classify", "e", text_of(ROWS), text_of(SEGMENTS))
+        for one, wanted in zip(
+            classes, engine.classify(ROWS, token_type_ids=SEGMENTS), strict=True
+        ):
+            assert one["probabilities"] == pytest.approx(wanted.probabilities, abs=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("kind", "segments"),
+    [
+        ("encoder classifier", [[0, 0, 2], *SEGMENTS[1:]]),
+        ("encoder classifier", [[0, 0, -1], *SEGMENTS[1:]]),
+        ("encoder classifier", [[0, 0], *SEGMENTS[1:]]),
+        ("encoder classifier", SEGMENTS[:2]),
+        ("decoder classifier", SEGMENTS),
+        ("encoder classifier without segments", SEGMENTS),
+        ("fused", SEGMENTS),
+    ],
+)
+def test_segments_that_do_not_fit_are_refused_as_in_python(bundles, probe, kind, segments):
+    engine = opened(probe, bundles(kind))
+    with pytest.raises(ptdeploy.InputError) as refused:
+        engine.logits(ROWS, token_type_ids=segments)
+    assert probe.ask("logits", "e", text_of(ROWS), text_of(segments)) == {
+        "error": "InputError",
+        "problem": refused.value.problem,
+        "fix": refused.value.fix,
+    }
+
+
 @pytest.mark.parametrize("kind", CAUSAL)
 def test_greedy_tokens_equal_pythons_over_64_steps_of_unequal_rows(bundles, probe, kind):
     engine = opened(probe, bundles(kind))

@@ -143,7 +143,7 @@ def test_another_language_loads_the_shared_library(bundles, built):
         assert status == 0, library.ptdeploy_last_error()
         ids, lengths = (ctypes.c_int64 * 4)(5, 6, 7, 40), (ctypes.c_size_t * 2)(3, 1)
         logits = (ctypes.c_float * 6)()
-        assert library.ptdeploy_logits(engine, ids, lengths, 2, logits) == 0
+        assert library.ptdeploy_logits(engine, ids, None, lengths, 2, logits) == 0
         library.ptdeploy_close(engine)
         print(json.dumps(list((ctypes.c_uint32 * 6).from_buffer(logits))))
         """

@@ -61,7 +61,8 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a request may ask for, in tokens: `max_sequence` is text alone, `max_context` all.
 
     `max_batch` bounds the rows of one run; None leaves that to the memory. `max_prefill` bounds the
-    tokens that one run of a causal model takes; None leaves that to the runtime.
+    tokens that one run of a causal model takes; None leaves that to the runtime. `type_vocab_size`
+    is how many segments (token_type_ids) the model tells apart; 0 for a model without.
     """
 
     max_sequence: int
@@ -69,6 +70,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     vocab_size: int
     max_batch: int | None = None
     max_prefill: int | None = None
+    type_vocab_size: int = 0
 
 
 class Quantization(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

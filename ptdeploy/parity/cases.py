@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -27,10 +27,11 @@ _MOST_GOLDEN = 1000
 
 @dataclass(frozen=True)
 class AskedRow:
-    """Token ids to compare on, and where they are from."""
+    """Token ids to compare on, where they are from, and their segments, all 0 where None."""
 
     ids: NDArray[np.int64]
     source: Source = "random"
+    type_ids: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)
@@ -61,22 +62,38 @@ def make_rows(vocab_size: int, max_sequence: int) -> list[NDArray[np.int64]]:
 
 
 def golden_rows(
-    limits: Limits, texts: Sequence[Sequence[int]], count: int | None = None
+    limits: Limits, texts: Sequence[AskedRow], count: int | None = None
 ) -> list[AskedRow]:
     """`count` rows: random ones of unequal lengths first, then text, then more random ones.
 
-    `texts` are token ids, cut to 64. Without a count it is the random rows and up to eight texts.
+    `texts` are cut to 64 tokens. Without a count it is the random rows and up to eight texts. Where
+    the model has segments, every second random row has all of them.
     """
-    rows = [AskedRow(ids) for ids in make_rows(limits.vocab_size, limits.max_sequence)]
+    rows = [
+        AskedRow(ids, type_ids=some_segments(ids.size, limits) if index % 2 else None)
+        for index, ids in enumerate(make_rows(limits.vocab_size, limits.max_sequence))
+    ]
     longest = min(_TEXT_TOKENS, limits.max_sequence)
-    encoded = [np.asarray(ids[:longest], np.int64) for ids in texts if len(ids)]
     wanted = TEXT_ROWS if count is None else max(0, count - len(rows))
-    rows += [AskedRow(ids, "text") for ids in encoded[:wanted]]
+    rows += [cut(row, longest) for row in texts if row.ids.size][:wanted]
     random = np.random.default_rng(11_24)
     while count is not None and len(rows) < count:
         length = int(random.integers(1, longest + 1))
         rows.append(AskedRow(random.integers(0, limits.vocab_size, length, np.int64)))
     return rows[:count]
+
+
+def some_segments(tokens: int, limits: Limits) -> NDArray[np.int64] | None:
+    """Each of the model's segments for as many tokens, in order; None where it has none."""
+    if not limits.type_vocab_size:
+        return None
+    return np.arange(tokens) * limits.type_vocab_size // tokens
+
+
+def cut(row: AskedRow, tokens: int) -> AskedRow:
+    """A row's first tokens, with their segments."""
+    types = None if row.type_ids is None else row.type_ids[:tokens]
+    return replace(row, ids=row.ids[:tokens], type_ids=types)
 
 
 def check_golden(count: int | None) -> None:
@@ -88,9 +105,7 @@ def check_golden(count: int | None) -> None:
         )
 
 
-def compared_rows(
-    limits: Limits, texts: Sequence[Sequence[int]], golden: int | None
-) -> list[AskedRow]:
+def compared_rows(limits: Limits, texts: Sequence[AskedRow], golden: int | None) -> list[AskedRow]:
     """What compile compares on: never less than the usual rows, however few are stored."""
     rows, usual = golden_rows(limits, texts, golden), golden_rows(limits, texts)
     return rows if len(rows) > len(usual) else usual

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import msgspec
 import numpy as np
@@ -14,7 +14,7 @@ from ptdeploy.parity.cases import BatchCase, Padding, Source, batches, pad
 from ptdeploy.parity.data import DataRow, TaskMetric, task_metric
 from ptdeploy.parity.located import Located
 from ptdeploy.parity.measure import HISTOGRAM_EDGES, Measured, bin_positions, measure
-from ptdeploy.parity.quality import Quality, judge
+from ptdeploy.parity.quality import Quality, judge, row_logits
 from ptdeploy.parity.reference import Reference, Row
 from ptdeploy.parity.thresholds import Overrides, Thresholds
 from ptdeploy.runtime import CausalLM, Classifier, Engine
@@ -192,8 +192,8 @@ def compare(
     alone: dict[int, NDArray[np.float32]] = {}
     sources = [row.source for row in reference.rows]
     for case in batches(sources, engine.manifest.limits.max_batch):
-        ids = [reference.rows[i].ids for i in case.rows]
-        logits, stopped = _logits(engine, ids, case.padding)
+        rows = [reference.rows[i] for i in case.rows]
+        logits, stopped = _logits(engine, rows, case.padding)
         if len(case.rows) == 1 and case.source == "data":
             alone[case.rows[0]] = logits[0]
         result, where = _measure(case, reference, logits, thresholds, allowed)
@@ -203,8 +203,8 @@ def compare(
     if isinstance(engine, CausalLM):
         greedy = _compare_greedy(engine, reference, allowed)
     agreed = _texts_agreed(engine, reference)
-    wanted = [(row.text, list(row.wanted_ids)) for row in data if row.text and row.wanted_ids]
-    agreed += sum(engine.encode(text)[0].ids == ids for text, ids in wanted)
+    wanted = [row for row in data if row.text is not None and row.wanted_ids]
+    agreed += sum(_data_agrees(engine, row) for row in wanted)
     if reference.padded_departure is not None and reference.padded_departure > allowed:
         notes = (
             *notes,
@@ -213,7 +213,7 @@ def compare(
         )
     quality = judge(engine, reference) if rounded else None
     metric = _metric(engine, reference, data, alone, overrides)
-    texts = len(reference.texts) + len(wanted)
+    texts = len(reference.texts) + len(reference.pairs) + len(wanted)
     return ParityReport(
         passed=all(case.passed for case in cases)
         and all(one.passed for one in greedy)
@@ -264,16 +264,27 @@ def rounding_failures(quality: Quality | None, allowed: Quantization | None) -> 
     return lines
 
 
+def padded(
+    rows: Sequence[Row], padding: Padding
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64] | None]:
+    """A padded batch as a caller would send it: (input_ids, attention_mask, token_type_ids)."""
+    ids, mask = pad([row.ids for row in rows], padding)
+    if all(row.type_ids is None for row in rows):
+        return ids, mask, None
+    types = [np.zeros_like(row.ids) if row.type_ids is None else row.type_ids for row in rows]
+    return ids, mask, pad(types, padding)[0]
+
+
 def _logits(
-    engine: Engine, ids: Sequence[NDArray[np.int64]], padding: Padding
+    engine: Engine, rows: Sequence[Row], padding: Padding
 ) -> tuple[list[NDArray[np.float32]], str | None]:
     """The engine's logits; where it fails on a request that it must take, NaN, and why."""
     try:
-        return engine.logits(*pad(ids, padding)), None
+        return engine.logits(*padded(rows, padding)), None
     except EngineFault as error:
         width = int(engine.manifest.outputs[0].shape[-1])
         per_row: list[tuple[int, ...]] = [
-            (width,) if isinstance(engine, Classifier) else (row.size, width) for row in ids
+            (width,) if isinstance(engine, Classifier) else (row.ids.size, width) for row in rows
         ]
         return [np.full(shape, np.nan, np.float32) for shape in per_row], error.problem
 
@@ -350,7 +361,7 @@ def _metric(
     if not data:
         return None
     compared = [row.logits for row in reference.rows if row.source == "data"]
-    ours = list(alone.values()) or [engine.logits([row.ids])[0] for row in data]
+    ours = list(alone.values()) or [row_logits(engine, row) for row in data]
     whole = len(compared) == len(data) and all(
         len(np.atleast_2d(want)) == len(np.atleast_2d(got))
         for want, got in zip(compared, ours, strict=True)
@@ -402,7 +413,31 @@ def _compare_greedy(
 def _texts_agreed(engine: Engine, reference: Reference) -> int:
     if engine.tokenizer is None:
         return 0
-    return sum(
+    alone = sum(
         tuple(engine.tokenizer.encode(text).ids) == ids
         for text, ids in zip(reference.texts, reference.text_ids, strict=True)
     )
+    return alone + sum(pair_agrees(engine, *wanted) for wanted in wanted_pairs(reference))
+
+
+Ids = Sequence[int]
+
+
+def wanted_pairs(reference: Reference) -> Iterator[tuple[tuple[str, str], Ids, Ids]]:
+    """Each pair of texts, the token ids and the segments that transformers makes of it."""
+    return zip(reference.pairs, reference.pair_ids, reference.pair_type_ids, strict=True)
+
+
+def pair_agrees(engine: Engine, pair: tuple[str, str], ids: Ids, type_ids: Ids) -> bool:
+    """Whether a pair is encoded so; its segments count where the model has any."""
+    assert engine.tokenizer is not None
+    found = engine.tokenizer.encode(pair[0], pair=pair[1])
+    same = found.ids == list(ids)
+    return same and (not engine.takes_segments or found.type_ids == list(type_ids))
+
+
+def _data_agrees(engine: Engine, row: DataRow) -> bool:
+    """Whether a data row's text is encoded as the row itself says."""
+    (found,) = engine.encode([row.given])
+    same = found.ids == row.ids.tolist()
+    return same and (row.type_ids is None or found.type_ids == row.type_ids.tolist())

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptdeploy.errors import InputError
+from ptdeploy.parity.cases import AskedRow
 from ptdeploy.parity.measure import finite
 from ptdeploy.parity.quality import text_row
 from ptdeploy.parity.thresholds import Overrides
@@ -28,14 +29,22 @@ class DataRow:
 
     `labels` holds one class for SEQ_CLS, one for each token for TOKEN_CLS, -1 where there is none.
     `logits` is a reference that came with the line, as in a failing case. `wanted_ids` is what the
-    text must be encoded as, where both were given.
+    text, or the pair of it and `pair`, must be encoded as, where both were given. `type_ids` are
+    the segments, all 0 where None.
     """
 
     ids: NDArray[np.int64]
     text: str | None = None
+    pair: str | None = None
+    type_ids: NDArray[np.int64] | None = None
     labels: NDArray[np.int64] | None = None
     logits: NDArray[np.float32] | None = None
     wanted_ids: tuple[int, ...] | None = None
+
+    @property
+    def given(self) -> Any:
+        """Its text or pair, as an engine takes it."""
+        return self.text if self.pair is None else (self.text, self.pair)
 
 
 class TaskMetric(msgspec.Struct, frozen=True):
@@ -53,7 +62,9 @@ class TaskMetric(msgspec.Struct, frozen=True):
 
 class _Line(msgspec.Struct, forbid_unknown_fields=True):
     text: str | None = None
+    text_pair: str | None = None
     ids: list[int] | None = None
+    token_type_ids: list[int] | None = None
     label: str | int | list[str | int | None] | None = None
     logits: list[Any] | None = None
 
@@ -72,7 +83,8 @@ def read_data(path: str | Path, engine: Engine) -> tuple[DataRow, ...]:
         except (msgspec.DecodeError, RecursionError, OverflowError) as error:
             raise InputError(
                 f"--data {path}: line {number} is not a data row ({error}).",
-                'A line is {"text": "..."} or {"ids": [1, 2, 3]}, and may have a "label".',
+                'A line is {"text": "..."} or {"ids": [1, 2, 3]}, and may have a "label", and a '
+                '"text_pair" or "token_type_ids".',
             ) from None
         except InputError as error:
             raise InputError(f"--data {path}: line {number}: {error.problem}", error.fix) from None
@@ -114,14 +126,23 @@ def task_metric(
 def _row(line: _Line, engine: Engine) -> DataRow:
     if line.text is None and line.ids is None:
         raise InputError("has neither text nor ids.")
+    if line.text_pair is not None and line.text is None:
+        raise InputError("has a text_pair, but no text before it.")
+    if line.token_type_ids is not None and line.ids is None:
+        raise InputError("has token_type_ids, but no ids that they belong to.")
     wanted = None if line.text is None or line.ids is None else tuple(line.ids)
-    given: Any = line.ids if line.ids is not None else line.text
-    (encoding,) = engine.encode([given])
+    text = line.text if line.text_pair is None else (line.text, line.text_pair)
+    given: Any = line.ids if line.ids is not None else text
+    types = None if line.token_type_ids is None else [line.token_type_ids]
+    (encoding,) = engine.encode([given], token_type_ids=types)
     ids = np.asarray(encoding.ids, np.int64)
+    segments = None
+    if engine.takes_segments and any(encoding.type_ids):
+        segments = np.asarray(encoding.type_ids, np.int64)
     task = engine.manifest.task
     labels = None if line.label is None else _labels(line.label, task, engine, ids.size)
     logits = None if line.logits is None else _logits(line.logits, task, engine, ids.size)
-    return DataRow(ids, line.text, labels, logits, wanted)
+    return DataRow(ids, line.text, line.text_pair, segments, labels, logits, wanted)
 
 
 def _labels(given: Any, task: Task, engine: Engine, tokens: int) -> NDArray[np.int64]:
@@ -180,7 +201,7 @@ def _accuracy(
 
 def _perplexity(rows: Sequence[DataRow], logits: Sequence[NDArray[np.float32]]) -> float | None:
     nll = [
-        text_row(row.ids, one, Task.CAUSAL_LM).nll
+        text_row(AskedRow(row.ids), one, Task.CAUSAL_LM).nll
         for row, one in zip(rows, logits, strict=True)
         if row.ids.size > 1 and len(one) == row.ids.size
     ]

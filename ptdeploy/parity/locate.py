@@ -74,10 +74,10 @@ def locate_departure(
     chosen, row = _failing_rows(reference, report)
     rows = [one.ids for one in chosen]
     lengths = tuple(int(one.size) for one in rows)
-    events = trace_row(peft.model, rows[row])
+    events = trace_row(peft.model, rows[row], chosen[row].type_ids)
     tolerance = _tolerance(engine)
     try:
-        fed = _feed(engine, rows, row)
+        fed = _feed(engine, chosen, row)
         matches = list(_matches(graph, events, fed, tolerance, peft, False))
     except PtdeployError as error:
         if not isinstance(error, EngineFault):
@@ -290,7 +290,8 @@ def _failing_rows(reference: Reference, report: ParityReport) -> tuple[list[Row]
     return rows, min(range(len(rows)), key=lambda i: rows[i].ids.size)
 
 
-def _feed(engine: Engine, rows: Sequence[NDArray[np.int64]], row: int) -> Fed:
+def _feed(engine: Engine, chosen: Sequence[Row], row: int) -> Fed:
+    rows = [one.ids for one in chosen]
     count, prefix = len(rows), engine.manifest.prompt.num_virtual_tokens
     if not isinstance(engine, CausalLM):
         batch = pack(rows)
@@ -298,8 +299,9 @@ def _feed(engine: Engine, rows: Sequence[NDArray[np.int64]], row: int) -> Fed:
             "input_ids": batch.input_ids,
             "attention_mask": batch.attention_mask,
         }
-        if any(spec.name == "token_type_ids" for spec in engine.manifest.inputs):
-            feed["token_type_ids"] = np.zeros_like(batch.input_ids)
+        if engine.takes_segments:
+            types = [np.zeros_like(r.ids) if r.type_ids is None else r.type_ids for r in chosen]
+            feed["token_type_ids"] = pack(types).input_ids
         inside = engine.manifest.prompt.prefix_kv is None
         return Fed(feed, row, count, batch.input_ids.shape[1], rows[row].size, prefix, inside)
     kv = engine.buffer(count, max(one.size for one in rows))

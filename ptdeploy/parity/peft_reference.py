@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -164,19 +164,22 @@ def compute_reference(
 
     model = model or peft_model(checkpoint, base)
     rows = golden_rows(limits, ()) if rows is None else rows
-    computed = tuple(Row(r.ids, row_logits(model, checkpoint.task, r.ids), r.source) for r in rows)
+    task = checkpoint.task
+    computed = tuple(
+        Row(r.ids, row_logits(model, task, r.ids, r.type_ids), r.source, r.type_ids) for r in rows
+    )
     with torch.no_grad(), quiet_libraries():
         greedy: tuple[Greedy, ...] = ()
         departure = None
-        if checkpoint.task is Task.CAUSAL_LM:
+        if task is Task.CAUSAL_LM:
             random = [row.ids for row in rows if row.source == "random"]
             chosen = [random[i] for i in _GREEDY_ROWS if i < len(random)]
             continued = [*chosen, *_greedy_edges(rows, limits)]
             greedy = tuple(_greedy(model, ids, limits.max_sequence) for ids in continued)
             departure = _padded_departure(model, chosen) if chosen else None
     texts = tuple(
-        text_row(ids, row_logits(model, checkpoint.task, ids), checkpoint.task)
-        for ids in (judged.rows if judged else ())
+        text_row(row, row_logits(model, task, row.ids, row.type_ids), task)
+        for row in (judged.rows if judged else ())
     )
     return Reference(
         computed,
@@ -188,13 +191,28 @@ def compute_reference(
     )
 
 
-def row_logits(model: PeftModel, task: Task, ids: NDArray[np.int64]) -> NDArray[np.float32]:
-    """PEFT's logits for one unpadded row, without those of the virtual tokens."""
+def row_inputs(ids: NDArray[np.int64], type_ids: NDArray[np.int64] | None = None) -> dict[str, Any]:
+    """What PEFT's model is given for one unpadded row."""
     import torch
 
     tokens = torch.from_numpy(ids)[None]
+    inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    if type_ids is not None:
+        inputs["token_type_ids"] = torch.from_numpy(type_ids)[None]
+    return inputs
+
+
+def row_logits(
+    model: PeftModel,
+    task: Task,
+    ids: NDArray[np.int64],
+    type_ids: NDArray[np.int64] | None = None,
+) -> NDArray[np.float32]:
+    """PEFT's logits for one unpadded row, without those of the virtual tokens."""
+    import torch
+
     with torch.no_grad(), quiet_libraries():
-        logits = model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits[0]
+        logits = model(**row_inputs(ids, type_ids)).logits[0]
     if task is not Task.SEQ_CLS:
         # PEFT's logits cover the virtual tokens too, where the architecture gives one a token.
         logits = logits[-ids.size :]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from ptdeploy.parity.cases import AskedRow
 from ptdeploy.parity.reference import Reference, TextRow
 from ptdeploy.runtime import Engine
 from ptdeploy.task import Task
@@ -16,9 +18,9 @@ from ptdeploy.task import Task
 
 @dataclass(frozen=True)
 class JudgedText:
-    """Token ids of the texts an engine is judged on, and in words where they are from."""
+    """The texts an engine is judged on, and in words where they are from."""
 
-    rows: tuple[NDArray[np.int64], ...]
+    rows: tuple[AskedRow, ...]
     source: str
 
 
@@ -43,8 +45,9 @@ class Quality(msgspec.Struct, frozen=True):
         return self.perplexity / self.reference_perplexity
 
 
-def text_row(ids: NDArray[np.int64], logits: NDArray[np.float32], task: Task) -> TextRow:
+def text_row(row: AskedRow, logits: NDArray[np.float32], task: Task) -> TextRow:
     """What logits say of a text: shape (classes,) for SEQ_CLS, else (tokens, classes or vocab)."""
+    ids = row.ids
     scores = logits[None] if logits.ndim == 1 else logits
     nll = np.zeros(0, np.float32)
     if task is Task.CAUSAL_LM:
@@ -52,7 +55,20 @@ def text_row(ids: NDArray[np.int64], logits: NDArray[np.float32], task: Task) ->
         top = before.max(-1, keepdims=True)
         total = top[:, 0] + np.log(np.exp(before - top).sum(-1))
         nll = (total - before[np.arange(len(before)), ids[1:]]).astype(np.float32)
-    return TextRow(ids, scores.argmax(-1).astype(np.int64), nll)
+    return TextRow(ids, scores.argmax(-1).astype(np.int64), nll, row.type_ids)
+
+
+class _HasIds(Protocol):
+    @property
+    def ids(self) -> NDArray[np.int64]: ...
+    @property
+    def type_ids(self) -> NDArray[np.int64] | None: ...
+
+
+def row_logits(engine: Engine, row: _HasIds) -> NDArray[np.float32]:
+    """The engine's logits for one row alone."""
+    types = None if row.type_ids is None else [row.type_ids]
+    return engine.logits([row.ids], token_type_ids=types)[0]
 
 
 def judge(engine: Engine, reference: Reference) -> Quality | None:
@@ -60,7 +76,8 @@ def judge(engine: Engine, reference: Reference) -> Quality | None:
     if not reference.judged:
         return None
     task = engine.manifest.task
-    ours = [text_row(row.ids, engine.logits([row.ids])[0], task) for row in reference.judged]
+    asked = [AskedRow(row.ids, "text", row.type_ids) for row in reference.judged]
+    ours = [text_row(row, row_logits(engine, row), task) for row in asked]
     want = np.concatenate([row.top1 for row in reference.judged])
     got = np.concatenate([row.top1 for row in ours])
     causal = task is Task.CAUSAL_LM

@@ -24,11 +24,13 @@ class Row:
     """A row's token ids and reference logits, at its last `len(logits)` positions in token tasks.
 
     `logits` has shape (classes,) for SEQ_CLS and (positions, classes or vocabulary) otherwise.
+    `type_ids` is the segment of each token, all 0 where None.
     """
 
     ids: NDArray[np.int64]
     logits: NDArray[np.float32]
     source: Source = "random"
+    type_ids: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)
@@ -51,11 +53,16 @@ class TextRow:
     ids: NDArray[np.int64]
     top1: NDArray[np.int64]
     nll: NDArray[np.float32]
+    type_ids: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What an engine must give. `made_by` says what computed it."""
+    """What an engine must give. `made_by` says what computed it.
+
+    `text_ids` are what transformers makes of `texts`; of `pairs` it makes `pair_ids`, and the
+    segments `pair_type_ids`.
+    """
 
     rows: tuple[Row, ...] = field(repr=False)
     greedy: tuple[Greedy, ...] = field(repr=False)
@@ -65,6 +72,9 @@ class Reference:
     padded_departure: float | None = None
     judged: tuple[TextRow, ...] = field(repr=False, default=())
     judged_on: str = ""
+    pairs: tuple[tuple[str, str], ...] = ()
+    pair_ids: tuple[tuple[int, ...], ...] = ()
+    pair_type_ids: tuple[tuple[int, ...], ...] = ()
 
 
 _Count = Annotated[int, msgspec.Meta(ge=0)]
@@ -79,6 +89,7 @@ class _Metadata(msgspec.Struct, forbid_unknown_fields=True):
     judged: _Count
     judged_on: str
     sources: tuple[Source, ...] = ()
+    pairs: tuple[tuple[str, str], ...] = ()
 
 
 def save_reference(reference: Reference, folder: Path, golden: int | None = None) -> str:
@@ -93,6 +104,8 @@ def save_reference(reference: Reference, folder: Path, golden: int | None = None
     for i, row in enumerate(_trimmed(row) for row in rows):
         tensors[f"rows.{i:03}.ids"] = row.ids
         tensors[f"rows.{i:03}.logits"] = row.logits
+        if row.type_ids is not None:
+            tensors[f"rows.{i:03}.type_ids"] = row.type_ids
     for i, one in enumerate(reference.greedy):
         tensors[f"greedy.{i:03}.ids"] = one.ids
         tensors[f"greedy.{i:03}.tokens"] = one.tokens
@@ -101,8 +114,13 @@ def save_reference(reference: Reference, folder: Path, golden: int | None = None
         tensors[f"judged.{i:03}.ids"] = text.ids
         tensors[f"judged.{i:03}.top1"] = text.top1
         tensors[f"judged.{i:03}.nll"] = text.nll
+        if text.type_ids is not None:
+            tensors[f"judged.{i:03}.type_ids"] = text.type_ids
     for i, ids in enumerate(reference.text_ids):
         tensors[f"texts.{i:03}.ids"] = np.asarray(ids, np.int64)
+    for i, (ids, types) in enumerate(zip(reference.pair_ids, reference.pair_type_ids, strict=True)):
+        tensors[f"pairs.{i:03}.ids"] = np.asarray(ids, np.int64)
+        tensors[f"pairs.{i:03}.type_ids"] = np.asarray(types, np.int64)
     metadata = _Metadata(
         reference.texts,
         reference.made_by,
@@ -112,6 +130,7 @@ def save_reference(reference: Reference, folder: Path, golden: int | None = None
         len(reference.judged),
         reference.judged_on,
         tuple(row.source for row in rows),
+        reference.pairs,
     )
     save_file(
         {name: np.ascontiguousarray(value) for name, value in tensors.items()},
@@ -132,13 +151,21 @@ def load_reference(path: Path) -> Reference:
                 raise IndexError(
                     f"its metadata has {len(metadata.sources)} sources for {metadata.rows} rows"
                 )
-            get = file.get_tensor
+            get, names = file.get_tensor, set(file.keys())
+
+            def types(name: str) -> NDArray[np.int64] | None:
+                return get(name) if name in names else None
+
+            def ids_of(kind: str, count: int, what: str) -> tuple[tuple[int, ...], ...]:
+                return tuple(tuple(get(f"{kind}.{i:03}.{what}").tolist()) for i in range(count))
+
             return Reference(
                 rows=tuple(
                     Row(
                         get(f"rows.{i:03}.ids"),
                         get(f"rows.{i:03}.logits"),
                         metadata.sources[i] if metadata.sources else "random",
+                        types(f"rows.{i:03}.type_ids"),
                     )
                     for i in range(metadata.rows)
                 ),
@@ -151,9 +178,10 @@ def load_reference(path: Path) -> Reference:
                     for i in range(metadata.greedy)
                 ),
                 texts=metadata.texts,
-                text_ids=tuple(
-                    tuple(get(f"texts.{i:03}.ids").tolist()) for i in range(len(metadata.texts))
-                ),
+                text_ids=ids_of("texts", len(metadata.texts), "ids"),
+                pairs=metadata.pairs,
+                pair_ids=ids_of("pairs", len(metadata.pairs), "ids"),
+                pair_type_ids=ids_of("pairs", len(metadata.pairs), "type_ids"),
                 made_by=metadata.made_by,
                 padded_departure=metadata.padded_departure,
                 judged=tuple(
@@ -161,6 +189,7 @@ def load_reference(path: Path) -> Reference:
                         get(f"judged.{i:03}.ids"),
                         get(f"judged.{i:03}.top1"),
                         get(f"judged.{i:03}.nll"),
+                        types(f"judged.{i:03}.type_ids"),
                     )
                     for i in range(metadata.judged)
                 ),

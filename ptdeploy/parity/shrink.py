@@ -13,8 +13,16 @@ import numpy as np
 
 from ptdeploy.errors import EngineFault
 from ptdeploy.files import write_whole
-from ptdeploy.parity.cases import Padding, pad
-from ptdeploy.parity.compare import Failing, ParityReport, case_passed, measure_rows
+from ptdeploy.parity.cases import Padding
+from ptdeploy.parity.compare import (
+    Failing,
+    ParityReport,
+    case_passed,
+    measure_rows,
+    padded,
+    pair_agrees,
+    wanted_pairs,
+)
 from ptdeploy.parity.reference import Reference, Row
 from ptdeploy.parity.thresholds import ROUNDED
 from ptdeploy.runtime import Engine
@@ -58,7 +66,7 @@ def write_failing(
         lines = [_line(row) for row in found.rows]
         lengths = tuple(int(row.ids.size) for row in found.rows)
     elif (text := _failing_text(engine, reference)) is not None:
-        lines, lengths = [{"text": text[0], "ids": list(text[1])}], (len(text[1]),)
+        lines, lengths = [text], (len(text["ids"]),)
     else:
         (folder / FAILING_NAME).unlink(missing_ok=True)
         return None
@@ -142,10 +150,11 @@ def _shorter_row(
 def _references(task: Task, peft: PeftSource | None) -> Known:
     def known(row: Row, kept: slice) -> Row | None:
         ids = np.ascontiguousarray(row.ids[kept])
+        types = None if row.type_ids is None else np.ascontiguousarray(row.type_ids[kept])
         if peft is not None:
             from ptdeploy.parity.peft_reference import row_logits
 
-            return Row(ids, row_logits(peft.model, task, ids), row.source)
+            return Row(ids, row_logits(peft.model, task, ids, types), row.source, types)
         left_out = row.ids.size - kept.stop
         if task is not Task.CAUSAL_LM or kept.start or len(row.logits) <= left_out:
             return None
@@ -156,7 +165,7 @@ def _references(task: Task, peft: PeftSource | None) -> Known:
 
 def _departs(engine: Engine, rows: Sequence[Row], padding: Padding, report: ParityReport) -> bool:
     try:
-        logits = engine.logits(*pad([row.ids for row in rows], padding))
+        logits = engine.logits(*padded(rows, padding))
     except EngineFault:  # on a request that it must take: as good as a departure to reproduce
         return True
     allowed = ROUNDED.max_abs if report.largest_allowed is None else report.largest_allowed
@@ -180,19 +189,28 @@ def _after_greedy(
     return None
 
 
-def _failing_text(engine: Engine, reference: Reference) -> tuple[str, tuple[int, ...]] | None:
+def _failing_text(engine: Engine, reference: Reference) -> dict[str, Any] | None:
+    """The shortest text or pair that is encoded otherwise, as a data row."""
     if engine.tokenizer is None:
         return None
-    failing = [
-        (text, ids)
+    failing: list[dict[str, Any]] = [
+        {"text": text, "ids": list(ids)}
         for text, ids in zip(reference.texts, reference.text_ids, strict=True)
         if tuple(engine.tokenizer.encode(text).ids) != ids
     ]
-    return min(failing, key=lambda one: len(one[1]), default=None)
+    for pair, ids, types in wanted_pairs(reference):
+        if not pair_agrees(engine, pair, ids, types):
+            line = {"text": pair[0], "text_pair": pair[1], "ids": list(ids)}
+            segments = {"token_type_ids": list(types)} if engine.takes_segments else {}
+            failing.append({**line, **segments})
+    return min(failing, key=lambda one: len(one["ids"]), default=None)
 
 
 def _line(row: Row) -> dict[str, Any]:
     logits = row.logits
     if logits.ndim == 2:
         logits = logits[-max(1, _MOST_LOGITS // logits.shape[1]) :]
-    return {"ids": row.ids.tolist(), "logits": logits.tolist()}
+    line: dict[str, Any] = {"ids": row.ids.tolist(), "logits": logits.tolist()}
+    if row.type_ids is not None:
+        line["token_type_ids"] = row.type_ids.tolist()
+    return line

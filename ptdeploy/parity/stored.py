@@ -43,6 +43,7 @@ def _check(reference: Reference, bundle: Bundle) -> None:
     for i, row in enumerate(reference.rows):
         name = f"rows.{i:03}"
         _check_ids(f"{name}.ids", row.ids, limits)
+        _check_segments(f"{name}.type_ids", row.type_ids, row.ids.size, limits)
         shape, tokens = row.logits.shape, row.ids.size
         alone = task is Task.SEQ_CLS
         engine = (columns,) if alone else (tokens, columns)
@@ -64,6 +65,7 @@ def _check(reference: Reference, bundle: Bundle) -> None:
     for i, text in enumerate(reference.judged):
         name, tokens = f"judged.{i:03}", text.ids.size
         _check_ids(f"{name}.ids", text.ids, limits)
+        _check_segments(f"{name}.type_ids", text.type_ids, tokens, limits)
         _check_length(f"{name}.top1", text.top1, np.int64, 1 if task is Task.SEQ_CLS else tokens)
         surprises = tokens - 1 if task is Task.CAUSAL_LM else 0
         _check_length(f"{name}.nll", text.nll, np.float32, surprises)
@@ -76,6 +78,18 @@ def _check_ids(name: str, ids: NDArray[np.int64], limits: Limits) -> None:
         )
     if ids.min() < 0 or ids.max() >= limits.vocab_size:
         raise ValueError(f"{name} holds a token id outside 0 to {limits.vocab_size - 1}")
+
+
+def _check_segments(
+    name: str, types: NDArray[np.int64] | None, tokens: int, limits: Limits
+) -> None:
+    if types is None:
+        return
+    _check_length(name, types, np.int64, tokens)
+    if types.min() < 0 or types.max() >= limits.type_vocab_size:
+        raise ValueError(
+            f"{name} holds a segment that the bundle does not take: it has {limits.type_vocab_size}"
+        )
 
 
 def _check_length(name: str, array: NDArray[np.generic], dtype: type, wanted: int) -> None:

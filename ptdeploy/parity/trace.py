@@ -28,12 +28,16 @@ class Event:
     tensor: NDArray[np.float32] = field(repr=False)
 
 
-def trace_row(model: PeftModel, ids: NDArray[np.int64]) -> list[Event]:
+def trace_row(
+    model: PeftModel, ids: NDArray[np.int64], type_ids: NDArray[np.int64] | None = None
+) -> list[Event]:
     """Run PEFT on one unpadded row and keep every module's float tensors.
 
     A module that runs more than once is left out: its calls cannot be told apart in a graph.
     """
     import torch
+
+    from ptdeploy.parity.peft_reference import row_inputs
 
     events: list[Event] = []
     calls: Counter[str] = Counter()
@@ -59,8 +63,7 @@ def trace_row(model: PeftModel, ids: NDArray[np.int64]) -> list[Event]:
         handles.append(module.register_forward_hook(after))
     try:
         with torch.no_grad(), quiet_libraries():
-            tokens = torch.from_numpy(ids)[None]
-            model(input_ids=tokens, attention_mask=torch.ones_like(tokens))
+            model(**row_inputs(ids, type_ids))
     finally:
         for handle in handles:
             handle.remove()

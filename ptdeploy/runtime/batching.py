@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,16 +31,16 @@ class Batch:
 
 def rows_of(
     input_ids: ArrayLike | Sequence[Sequence[int]],
-    attention_mask: ArrayLike | None,
+    attention_mask: ArrayLike | Sequence[Sequence[int]] | None,
     limits: Limits,
     truncate: bool = False,
 ) -> list[Row]:
     """Take the real tokens out of a batch padded anywhere, or out of rows of unequal length.
 
     Raises InputError if a row is empty, longer than `limits.max_sequence` (unless `truncate`), or
-    holds an id outside the vocabulary.
+    holds an id outside the vocabulary, or if the mask says anything else than where padding is.
     """
-    rows = _unpad(input_ids, attention_mask)
+    rows = _unpad("input_ids", input_ids, attention_mask)
     if not rows:
         raise InputError("The batch has no rows.")
     for index, row in enumerate(rows):
@@ -75,6 +75,47 @@ def embedded(encoding: Encoding, limits: Limits) -> Encoding:
     )
 
 
+def segments_of(
+    token_type_ids: ArrayLike | Sequence[Sequence[int]],
+    input_ids: ArrayLike | Sequence[Sequence[int]],
+    attention_mask: ArrayLike | Sequence[Sequence[int]] | None,
+    limits: Limits,
+) -> list[Row]:
+    """The segment of each token that `rows_of` takes out of the same batch.
+
+    Raises InputError if the model has no segments, or one is out of its range or missing.
+    """
+    if limits.type_vocab_size < 1:
+        raise InputError(
+            "The model has no segments, or the bundle does not say how many: it takes no "
+            "token_type_ids.",
+            "Leave them out. A pair of texts needs none: its separator tokens say where it parts.",
+        )
+    segments = _unpad("token_type_ids", token_type_ids, attention_mask)
+    rows = _unpad("input_ids", input_ids, attention_mask)
+    if len(segments) != len(rows):
+        raise InputError(f"token_type_ids has {len(segments)} rows, but input_ids {len(rows)}.")
+    for index, (row, ids) in enumerate(zip(segments, rows, strict=True)):
+        if row.size != ids.size:
+            raise InputError(
+                f"Row {index} has {ids.size} tokens, but {row.size} token_type_ids: each token "
+                "needs one."
+            )
+        check_segments(row, limits, f"Row {index}")
+    return [row[: limits.max_sequence] for row in segments]
+
+
+def check_segments(row: ArrayLike, limits: Limits, where: str) -> None:
+    """Raises InputError if a row's segments are out of the model's range."""
+    segments = np.asarray(row)
+    most = max(limits.type_vocab_size - 1, 0)
+    if segments.size and not 0 <= segments.min() <= segments.max() <= most:
+        raise InputError(
+            f"{where} holds a token_type_id outside 0 to {most}.",
+            "The first text of a pair is segment 0, the second 1.",
+        )
+
+
 def pack(rows: Sequence[Row]) -> Batch:
     """Pad rows on the right to the longest one."""
     width = max(row.size for row in rows)
@@ -86,25 +127,85 @@ def pack(rows: Sequence[Row]) -> Batch:
     return Batch(ids, mask)
 
 
-def _unpad(
-    input_ids: ArrayLike | Sequence[Sequence[int]], attention_mask: ArrayLike | None
-) -> list[Row]:
+def _unpad(name: str, given: Any, attention_mask: Any) -> list[Row]:
+    """Rows of whole numbers, without what the mask says is padding."""
+    rows = [_integers(name, row) for row in _batch(name, given)]
     if attention_mask is None:
-        given: list[Any] = list(input_ids)  # type: ignore[arg-type]
-        if given and all(np.ndim(row) == 0 for row in given):
-            given = [given]
-        return [_integers(row) for row in given]
-    ids, mask = np.asarray(input_ids), np.asarray(attention_mask)
-    if ids.ndim != 2 or ids.shape != mask.shape:
+        return rows
+    masks = [_array("attention_mask", mask) for mask in _batch("attention_mask", attention_mask)]
+    if (deepest := max((mask.ndim for mask in masks), default=1)) > 1:
         raise InputError(
-            f"input_ids has shape {ids.shape} and attention_mask {mask.shape}; both need "
-            "(batch, sequence)."
+            f"attention_mask has {1 + deepest} dimensions, but needs (batch, sequence): 1 for "
+            "text, 0 for padding.",
+            "An engine takes no mask of which token sees which: that is the model's own.",
         )
-    return [_integers(row[keep]) for row, keep in zip(ids, mask != 0, strict=True)]
+    sizes, wanted = [row.size for row in rows], [mask.size for mask in masks]
+    if sizes != wanted:
+        raise InputError(
+            f"{name} has rows of {_few(sizes)} numbers and attention_mask of {_few(wanted)}; both "
+            "need the same shape (batch, sequence)."
+        )
+    return [row[_text(i, mask)] for i, (row, mask) in enumerate(zip(rows, masks, strict=True))]
 
 
-def _integers(row: ArrayLike) -> Row:
-    array = np.asarray(row)
+def split(given: Any, name: str = "The request") -> list[Any]:
+    """What a request's list holds. Raises InputError if it is none."""
+    if isinstance(given, Mapping):
+        raise InputError(
+            f"A mapping of {', '.join(map(str, given))} is no batch.",
+            "Give its input_ids, and attention_mask and token_type_ids by their names.",
+        )
+    if isinstance(given, (bytes, bytearray)):
+        raise InputError("The text is bytes, not a string.", "Decode it: text.decode('utf-8').")
+    try:
+        return list(given)
+    except TypeError:
+        raise InputError(f"{name} is no batch of rows, but {type(given).__name__}.") from None
+
+
+def _batch(name: str, given: Any) -> list[Any]:
+    """The rows of a batch; one row alone is a batch of one."""
+    rows = split(given, name)
+    return [rows] if rows and all(_array(name, row).ndim == 0 for row in rows) else rows
+
+
+def _array(name: str, row: Any) -> NDArray[Any]:
+    try:
+        return np.asarray(row)
+    except (ValueError, TypeError, RuntimeError):
+        raise InputError(f"{name}: a row is no list of numbers.") from None
+
+
+def _integers(name: str, row: Any) -> Row:
+    array = _array(name, row)
     if array.ndim != 1 or (array.size and not np.issubdtype(array.dtype, np.integer)):
-        raise InputError("Token ids must be whole numbers, one list for each row.")
+        what = "Token ids" if name == "input_ids" else name
+        raise InputError(f"{what} must be whole numbers, one list for each row.")
     return array.astype(np.int64)
+
+
+def _text(index: int, mask: NDArray[Any]) -> slice:
+    """Where a row's text stands between its padding."""
+    usual = np.issubdtype(mask.dtype, np.number) or mask.dtype == np.bool_
+    other = mask[~np.isin(mask, (0, 1))] if usual else mask
+    if other.size:
+        raise InputError(
+            f"Row {index} of attention_mask holds {other[0]}, but 1 is for text and 0 for padding.",
+            "An engine takes no mask that is added to scores: give what the tokenizer gave.",
+        )
+    places = np.flatnonzero(mask)
+    if not places.size:
+        return slice(0)
+    start, end = int(places[0]), int(places[-1]) + 1
+    if end - start != places.size:
+        raise InputError(
+            f"Row {index} of attention_mask has a gap: a 0 between ones, at position "
+            f"{start + int(np.argmin(mask[start:end]))}.",
+            "Padding stands before or after the text. PEFT numbers positions over a gap, which an "
+            "engine cannot: take hidden tokens out of input_ids, and train so.",
+        )
+    return slice(start, end)
+
+
+def _few(sizes: Sequence[int]) -> str:
+    return ", ".join(map(str, sizes[:8])) + (", ..." if len(sizes) > 8 else "")

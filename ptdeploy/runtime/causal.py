@@ -196,7 +196,9 @@ class CausalLM(Engine):
         """What is prefilled for a row: its ids, after virtual tokens that are not frozen."""
         return np.concatenate([self._virtual, ids]) if self._virtual.size else ids
 
-    def _row_logits(self, rows: Sequence[Ids]) -> list[NDArray[np.float32]]:
+    def _row_logits(
+        self, rows: Sequence[Ids], segments: Sequence[Ids] | None = None
+    ) -> list[NDArray[np.float32]]:
         """Each row's last token runs as a step of the whole batch, those before it row by row."""
         kv = self.buffer(len(rows), max(row.size for row in rows))
         first = [

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from ptdeploy.bundle import Bundle
 from ptdeploy.errors import BundleError
@@ -14,6 +14,8 @@ from ptdeploy.runtime.batching import Row
 from ptdeploy.runtime.engine import Engine, Inputs, softmax
 from ptdeploy.runtime.tokenizer import Encoding, Tokenizer
 from ptdeploy.targets import Session
+
+TypeIds = ArrayLike | Sequence[Sequence[int]] | None
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,10 @@ class Classification:
 
 @dataclass(frozen=True)
 class TokenLabel:
-    """A token, its place in the text (characters, end excluded), and its likeliest class."""
+    """A token, its place in the text (characters, end excluded), and its likeliest class.
+
+    `sequence` is 1 for a token of the second text of a pair, whose places are in that one.
+    """
 
     token: str
     token_id: int
@@ -37,6 +42,7 @@ class TokenLabel:
     label: str
     index: int
     probability: float
+    sequence: int = 0
 
 
 class _Labelling(Engine):
@@ -51,25 +57,38 @@ class _Labelling(Engine):
                 "Compile the checkpoint again.",
             )
 
-    def _parts(self, rows: Sequence[Row]) -> list[Sequence[Row]]:
-        """The rows in batches that one run of the engine takes."""
+    def _parts(
+        self, rows: Sequence[Row], segments: Sequence[Row] | None
+    ) -> Iterator[tuple[Sequence[Row], NDArray[np.float32]]]:
+        """The rows in batches that one run of the engine takes, and what it gives for each."""
         size = self.manifest.limits.max_batch or len(rows)
-        return [rows[i : i + size] for i in range(0, len(rows), size)]
+        for start in range(0, len(rows), size):
+            part = slice(start, start + size)
+            types = None if segments is None else segments[part]
+            yield rows[part], self._run_rows(rows[part], types)[1]
 
 
 class Classifier(_Labelling):
     """An engine for SEQ_CLS."""
 
     def classify(
-        self, inputs: Inputs, truncate: bool = False, batch_size: int = 16
+        self,
+        inputs: Inputs,
+        truncate: bool = False,
+        batch_size: int = 16,
+        token_type_ids: TypeIds = None,
     ) -> list[Classification]:
-        """Classify texts or rows of token ids, one Classification each, in their order.
+        """Classify texts, pairs of texts or rows of token ids, one Classification each, in order.
 
-        Raises InputError if a text is empty or, without `truncate`, too long.
+        A pair is a tuple in the list: `classify([("text", "pair")])`. `token_type_ids` are the
+        segments of rows of token ids, all 0 unless given.
+        Raises InputError if a text is empty or, without `truncate`, too long, or if the model has
+        no such segments.
         """
         results = []
-        for encodings, logits in _batches(self, self.encode(inputs, truncate), batch_size):
-            for _, row in zip(encodings, softmax(logits), strict=True):
+        encodings = self.encode(inputs, truncate, token_type_ids)
+        for part, logits in _batches(self, encodings, batch_size):
+            for _, row in zip(part, softmax(logits), strict=True):
                 index = int(row.argmax())
                 results.append(
                     Classification(
@@ -78,23 +97,30 @@ class Classifier(_Labelling):
                 )
         return results
 
-    def _row_logits(self, rows: Sequence[Row]) -> list[NDArray[np.float32]]:
-        return [row for part in self._parts(rows) for row in self._run_rows(part)[1]]
+    def _row_logits(
+        self, rows: Sequence[Row], segments: Sequence[Row] | None = None
+    ) -> list[NDArray[np.float32]]:
+        return [row for _, logits in self._parts(rows, segments) for row in logits]
 
 
 class TokenClassifier(_Labelling):
     """An engine for TOKEN_CLS."""
 
     def tag(
-        self, inputs: Inputs, truncate: bool = False, batch_size: int = 16
+        self,
+        inputs: Inputs,
+        truncate: bool = False,
+        batch_size: int = 16,
+        token_type_ids: TypeIds = None,
     ) -> list[list[TokenLabel]]:
-        """Label each token of each text; special tokens are left out.
+        """Label each token of each text or pair of texts; special tokens are left out.
 
-        Raises InputError if a text is empty or, without `truncate`, too long.
+        Inputs and errors are those of `Classifier.classify`.
         """
         results = []
-        for encodings, logits in _batches(self, self.encode(inputs, truncate), batch_size):
-            for encoding, row in zip(encodings, logits, strict=True):
+        encodings = self.encode(inputs, truncate, token_type_ids)
+        for part, logits in _batches(self, encodings, batch_size):
+            for encoding, row in zip(part, logits, strict=True):
                 probabilities = softmax(row[: len(encoding.ids)])
                 results.append(self._labels(encoding, probabilities))
         return results
@@ -113,15 +139,18 @@ class TokenClassifier(_Labelling):
                     self.manifest.labels[index],
                     index,
                     float(row[index]),
+                    1 if encoding.sequences and encoding.sequences[i] == 1 else 0,
                 )
             )
         return labels
 
-    def _row_logits(self, rows: Sequence[Row]) -> list[NDArray[np.float32]]:
+    def _row_logits(
+        self, rows: Sequence[Row], segments: Sequence[Row] | None = None
+    ) -> list[NDArray[np.float32]]:
         return [
-            logits[: row.size]
-            for part in self._parts(rows)
-            for row, logits in zip(part, self._run_rows(part)[1], strict=True)
+            one[: row.size]
+            for part, logits in self._parts(rows, segments)
+            for row, one in zip(part, logits, strict=True)
         ]
 
 
@@ -134,7 +163,8 @@ def _batches(
         (
             part,
             engine._run_rows(
-                [np.asarray(e.ids, np.int64) for e in part], [e.type_ids for e in part]
+                [np.asarray(e.ids, np.int64) for e in part],
+                [np.asarray(e.type_ids, np.int64) for e in part],
             )[1],
         )
         for part in parts

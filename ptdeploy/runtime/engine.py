@@ -10,12 +10,23 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ptdeploy.bundle import Bundle, Manifest
-from ptdeploy.errors import InputError
-from ptdeploy.runtime.batching import Batch, Row, embedded, pack, rows_of
+from ptdeploy.errors import BundleError, InputError
+from ptdeploy.runtime.batching import (
+    Batch,
+    Row,
+    check_segments,
+    embedded,
+    pack,
+    rows_of,
+    segments_of,
+    split,
+)
 from ptdeploy.runtime.tokenizer import Encoding, Tokenizer
 from ptdeploy.targets import Session
+from ptdeploy.task import Task
 
-Inputs = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]
+Pair = tuple[str, str]
+Inputs = str | Sequence[str | Pair] | Sequence[int] | Sequence[Sequence[int]]
 
 
 class Engine(ABC):
@@ -25,6 +36,11 @@ class Engine(ABC):
         self.bundle = bundle
         self.tokenizer = tokenizer
         self._session = session
+        if self.manifest.limits.type_vocab_size > 0 and not self.takes_segments:
+            raise BundleError(
+                f"{bundle.path}: its limits have segments, but its signature takes none.",
+                "Compile the checkpoint again.",
+            )
 
     @property
     def manifest(self) -> Manifest:
@@ -34,38 +50,71 @@ class Engine(ABC):
         self,
         input_ids: ArrayLike | Sequence[Sequence[int]],
         attention_mask: ArrayLike | None = None,
+        token_type_ids: ArrayLike | Sequence[Sequence[int]] | None = None,
     ) -> list[NDArray[np.float32]]:
         """Scores before softmax, one array for each row, each as if the row ran alone.
 
         `input_ids` is rows of unequal length, or with `attention_mask` one array of shape (batch,
-        sequence) padded on either side. Gives shape (classes,) for SEQ_CLS, (tokens, classes) for
-        TOKEN_CLS and (tokens, vocabulary) for CAUSAL_LM, padding left out.
-        Raises InputError if a row is empty, too long, or holds an id outside the vocabulary.
+        sequence) padded on either side; `token_type_ids` is of the same shape, 0 unless given.
+        Gives shape (classes,) for SEQ_CLS, (tokens, classes) for TOKEN_CLS and (tokens, vocabulary)
+        for CAUSAL_LM, padding left out.
+        Raises InputError if a row is empty, too long, or holds an id outside the vocabulary, if the
+        mask has gaps, or if the model has no such segments.
         """
-        return self._row_logits(rows_of(input_ids, attention_mask, self.manifest.limits))
+        limits = self.manifest.limits
+        rows = rows_of(input_ids, attention_mask, limits)
+        if token_type_ids is None:
+            return self._row_logits(rows)
+        segments = segments_of(token_type_ids, input_ids, attention_mask, limits)
+        return self._row_logits(rows, segments)
 
-    def encode(self, inputs: Inputs, truncate: bool = False) -> list[Encoding]:
-        """Tokenise text, or wrap token ids, one Encoding for each row."""
-        if isinstance(inputs, str):
-            inputs = [inputs]
-        if any(isinstance(item, bytes | bytearray) for item in (inputs, *inputs)):
+    def encode(
+        self,
+        inputs: Inputs,
+        truncate: bool = False,
+        token_type_ids: ArrayLike | Sequence[Sequence[int]] | None = None,
+    ) -> list[Encoding]:
+        """Tokenise text, or wrap token ids, one Encoding for each row.
+
+        A tuple of two strings in a list is a pair of texts: `encode([("text", "pair")])`.
+        `token_type_ids` are the segments of rows of token ids.
+        """
+        given: list[Any] = [inputs] if isinstance(inputs, str) else split(inputs)
+        if any(isinstance(item, bytes | bytearray) for item in given):
             raise InputError("The text is bytes, not a string.", "Decode it: text.decode('utf-8').")
-        texts = [item for item in inputs if isinstance(item, str)]
-        if texts and len(texts) == len(inputs):
-            return [self._encode_text(text, truncate) for text in texts]
-        rows = rows_of(inputs, None, self.manifest.limits, truncate)
+        texts = [isinstance(item, str) or is_pair(item) for item in given]
+        if not any(texts):
+            return self._wrap_ids(inputs, truncate, token_type_ids)
+        if not all(texts):
+            raise InputError("A request has either texts or rows of token ids, not both.")
+        if token_type_ids is not None:
+            raise InputError(
+                "token_type_ids are for rows of token ids: a text gets them from its tokenizer.",
+                "Give two texts as a pair, in a tuple.",
+            )
+        pairs = [(item, None) if isinstance(item, str) else tuple(item) for item in given]
+        return [self._encode_text(text, pair, truncate) for text, pair in pairs]
+
+    def _wrap_ids(self, inputs: Any, truncate: bool, token_type_ids: Any) -> list[Encoding]:
+        limits = self.manifest.limits
+        rows = rows_of(inputs, None, limits, truncate)
+        segments = [np.zeros_like(row) for row in rows]
+        if token_type_ids is not None:
+            segments = segments_of(token_type_ids, inputs, None, limits)
         return [
-            Encoding(row.tolist(), [0] * row.size, [], [(0, 0)] * row.size, [False] * row.size)
-            for row in rows
+            Encoding(row.tolist(), types.tolist(), [], [(0, 0)] * row.size, [False] * row.size)
+            for row, types in zip(rows, segments, strict=True)
         ]
 
-    def _encode_text(self, text: str, truncate: bool) -> Encoding:
+    def _encode_text(self, text: str, pair: str | None, truncate: bool) -> Encoding:
         if self.tokenizer is None:
             raise InputError(
                 f"{self.bundle.path}: was compiled without a tokenizer, so it takes token ids only."
             )
+        if pair is not None and self.manifest.task is Task.CAUSAL_LM:
+            raise InputError("A pair of texts is for classifiers; a causal model continues one.")
         limit = self.manifest.limits.max_sequence
-        encoding = self.tokenizer.encode(text)
+        encoding = self.tokenizer.encode(text, pair=pair)
         if not encoding.ids:
             raise InputError(
                 "The text is empty: an engine needs at least one token.", "Give it some text."
@@ -77,11 +126,18 @@ class Engine(ABC):
                     f"virtual tokens: {text[:40]!r}...",
                     "Shorten it, or cut it with truncate=True (--truncate).",
                 )
-            encoding = self.tokenizer.encode_truncated(text, limit)
+            encoding = self.tokenizer.encode_truncated(text, limit, pair)
+        if self.takes_segments:
+            check_segments(encoding.type_ids, self.manifest.limits, "The text's encoding")
         return embedded(encoding, self.manifest.limits)
 
+    @property
+    def takes_segments(self) -> bool:
+        """Whether the program has an input for token_type_ids."""
+        return any(spec.name == "token_type_ids" for spec in self.manifest.inputs)
+
     def _run_rows(
-        self, rows: Sequence[Row], type_ids: Sequence[Sequence[int]] | None = None
+        self, rows: Sequence[Row], segments: Sequence[Row] | None = None
     ) -> tuple[Batch, NDArray[np.float32]]:
         """Run rows as one right-padded batch through a program without past KV."""
         batch = pack(rows)
@@ -89,21 +145,29 @@ class Engine(ABC):
             "input_ids": batch.input_ids,
             "attention_mask": batch.attention_mask,
         }
-        if any(spec.name == "token_type_ids" for spec in self.manifest.inputs):
-            segments = [np.asarray(row, np.int64) for row in type_ids or []]
+        if self.takes_segments:
             feed["token_type_ids"] = (
-                pack(segments).input_ids if segments else np.zeros_like(batch.input_ids)
+                np.zeros_like(batch.input_ids) if segments is None else pack(segments).input_ids
             )
         return batch, self._session.run(feed)["logits"]
 
     @abstractmethod
-    def _row_logits(self, rows: Sequence[Row]) -> list[NDArray[np.float32]]:
+    def _row_logits(
+        self, rows: Sequence[Row], segments: Sequence[Row] | None = None
+    ) -> list[NDArray[np.float32]]:
         """Logits of checked rows, padding left out."""
 
 
 def one_row(inputs: str | Sequence[int]) -> Inputs:
     """One text, or one row's token ids, as `encode` takes them."""
     return inputs if isinstance(inputs, str | bytes) else [list(inputs)]
+
+
+def is_pair(item: Any) -> bool:
+    """Whether one item of a request is two texts."""
+    return (
+        isinstance(item, (tuple, list)) and len(item) == 2 and all(isinstance(s, str) for s in item)
+    )
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:

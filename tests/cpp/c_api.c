@@ -33,7 +33,7 @@ static int classes(const ptdeploy_engine* engine) {
   size_t i, j;
   ptdeploy_status status;
   if (columns > 16) return 1;
-  status = ptdeploy_probabilities(engine, kIds, kLengths, 3, probabilities);
+  status = ptdeploy_probabilities(engine, kIds, NULL, kLengths, 3, probabilities);
   if (status != PTDEPLOY_OK) return failed("probabilities", status);
   for (i = 0; i < lines; ++i) {
     for (j = 0; j < columns; ++j)

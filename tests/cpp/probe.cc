@@ -167,20 +167,24 @@ struct Open {
     if (what == "file") return quoted(engine.file(word(2)));
     if (what == "verify") return report_text(engine.verify());
     if (what == "logits")
-      return list(engine.logits(rows_of(word(2))),
+      return list(engine.logits(rows_of(word(2)), rows_of(word(3))),
                   [](const ptdeploy::Logits& one) { return list(one.values, bits); });
     if (what == "classify")
-      return list(engine.classify(rows_of(word(2))), [](const ptdeploy::Classification& one) {
-        return "{\"label\":" + quoted(one.label) + ",\"index\":" + std::to_string(one.index) +
-               ",\"probabilities\":" + list(one.probabilities, number) + "}";
-      });
+      return list(engine.classify(rows_of(word(2)), 16, rows_of(word(3))),
+                  [](const ptdeploy::Classification& one) {
+                    return "{\"label\":" + quoted(one.label) +
+                           ",\"index\":" + std::to_string(one.index) +
+                           ",\"probabilities\":" + list(one.probabilities, number) + "}";
+                  });
     if (what == "tag")
-      return list(engine.tag(rows_of(word(2))), [](const std::vector<ptdeploy::TokenLabel>& row) {
-        return list(row, [](const ptdeploy::TokenLabel& one) {
-          return "{\"token_id\":" + integer(one.token_id) + ",\"label\":" + quoted(one.label) +
-                 ",\"probability\":" + number(one.probability) + "}";
-        });
-      });
+      return list(engine.tag(rows_of(word(2)), 16, rows_of(word(3))),
+                  [](const std::vector<ptdeploy::TokenLabel>& row) {
+                    return list(row, [](const ptdeploy::TokenLabel& one) {
+                      return "{\"token_id\":" + integer(one.token_id) +
+                             ",\"label\":" + quoted(one.label) +
+                             ",\"probability\":" + number(one.probability) + "}";
+                    });
+                  });
     if (what == "generate") {
       const ptdeploy::GenerateOptions options = options_of(word(3), stop);
       return list(engine.generate(rows_of(word(2)), options, stop_after(stop)), written);

@@ -21,6 +21,8 @@ struct ptdeploy_report {
 
 namespace {
 
+constexpr std::size_t kBatch = 16;
+
 struct LastError {
   std::string problem, fix;
 };
@@ -57,8 +59,10 @@ ptdeploy_status guarded(Body body) noexcept {
   }
 }
 
+// No rows at all where there are no ids.
 std::vector<ptdeploy::Ids> rows_of(const int64_t* ids, const size_t* lengths, size_t rows) {
   std::vector<ptdeploy::Ids> out;
+  if (!ids) return out;
   for (size_t i = 0; i < rows; ids += lengths[i++]) out.emplace_back(ids, ids + lengths[i]);
   return out;
 }
@@ -158,6 +162,10 @@ int64_t ptdeploy_vocab_size(const ptdeploy_engine* engine) {
   return engine->engine.info().vocab_size;
 }
 
+int64_t ptdeploy_type_vocab_size(const ptdeploy_engine* engine) {
+  return engine->engine.info().type_vocab_size;
+}
+
 size_t ptdeploy_columns(const ptdeploy_engine* engine) { return engine->engine.info().columns; }
 
 const char* ptdeploy_label(const ptdeploy_engine* engine, size_t index) {
@@ -166,25 +174,29 @@ const char* ptdeploy_label(const ptdeploy_engine* engine, size_t index) {
 }
 
 ptdeploy_status ptdeploy_probabilities(const ptdeploy_engine* engine, const int64_t* ids,
-                                       const size_t* lengths, size_t rows, double* probabilities) {
+                                       const int64_t* token_type_ids, const size_t* lengths,
+                                       size_t rows, double* probabilities) {
   return guarded([&] {
     const auto given = rows_of(ids, lengths, rows);
+    const auto types = rows_of(token_type_ids, lengths, rows);
     auto take = [&](const std::vector<double>& one) {
       probabilities = std::copy(one.begin(), one.end(), probabilities);
     };
     if (engine->engine.info().task == ptdeploy::Task::token_cls) {
-      for (const auto& row : engine->engine.tag(given))
+      for (const auto& row : engine->engine.tag(given, kBatch, types))
         for (const auto& token : row) take(token.probabilities);
     } else {
-      for (const auto& row : engine->engine.classify(given)) take(row.probabilities);
+      for (const auto& row : engine->engine.classify(given, kBatch, types)) take(row.probabilities);
     }
   });
 }
 
 ptdeploy_status ptdeploy_logits(const ptdeploy_engine* engine, const int64_t* ids,
-                                const size_t* lengths, size_t rows, float* logits) {
+                                const int64_t* token_type_ids, const size_t* lengths, size_t rows,
+                                float* logits) {
   return guarded([&] {
-    for (const auto& one : engine->engine.logits(rows_of(ids, lengths, rows)))
+    for (const auto& one : engine->engine.logits(rows_of(ids, lengths, rows),
+                                                 rows_of(token_type_ids, lengths, rows)))
       logits = std::copy(one.values.begin(), one.values.end(), logits);
   });
 }

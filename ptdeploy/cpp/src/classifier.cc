@@ -23,8 +23,9 @@ std::size_t likeliest(const std::vector<double>& probabilities) {
   return static_cast<std::size_t>(top - probabilities.begin());
 }
 
-// Runs rows as one right-padded batch; gives (rows, classes), or (rows, width, classes).
-std::vector<float> run_rows(const EngineState& state, Batch& batch) {
+// Runs rows as one right-padded batch; gives (rows, classes), or (rows, width, classes). `segments`
+// are null for all 0.
+std::vector<float> run_rows(const EngineState& state, Batch& batch, const Ids* segments) {
   auto size = [](std::size_t n) { return static_cast<std::int64_t>(n); };
   const std::vector<std::int64_t> shape{size(batch.rows), size(batch.width)};
   std::vector<std::int64_t> out_shape = shape, type_ids;
@@ -37,7 +38,10 @@ std::vector<float> run_rows(const EngineState& state, Batch& batch) {
       {"input_ids", ElementType::int64, shape, batch.input_ids.data(), false},
       {"attention_mask", ElementType::int64, shape, batch.attention_mask.data(), false}};
   if (state.takes_type_ids) {
-    type_ids.resize(batch.input_ids.size());
+    if (segments)
+      type_ids = pack(segments, batch.rows).input_ids;
+    else
+      type_ids.resize(batch.input_ids.size());
     inputs.push_back({"token_type_ids", ElementType::int64, shape, type_ids.data(), false});
   }
   auto run = state.backend->bind(
@@ -49,15 +53,16 @@ std::vector<float> run_rows(const EngineState& state, Batch& batch) {
 // Rows in batches of `size`, or of as many as the engine takes; gives each row's logits to `take`,
 // for TOKEN_CLS all its tokens'.
 template <class Take>
-void in_batches(const EngineState& state, const std::vector<Ids>& rows, std::size_t size,
-                Take take) {
+void in_batches(const EngineState& state, const std::vector<Ids>& rows,
+                const std::vector<Ids>& segments, std::size_t size, Take take) {
   if (const auto& most = state.info.max_batch)
     size = std::min(size, static_cast<std::size_t>(std::max<std::int64_t>(*most, 1)));
   size = std::max<std::size_t>(size, 1);
   for (std::size_t start = 0; start < rows.size(); start += size) {
     const std::size_t count = std::min(size, rows.size() - start);
     Batch batch = pack(rows.data() + start, count);
-    const std::vector<float> logits = run_rows(state, batch);
+    const Ids* types = segments.empty() ? nullptr : segments.data() + start;
+    const std::vector<float> logits = run_rows(state, batch, types);
     const std::size_t stride = logits.size() / count;
     for (std::size_t i = 0; i < count; ++i) take(rows[start + i], logits.data() + i * stride);
   }
@@ -75,14 +80,12 @@ void prepare_classifier(EngineState& state) {
         state.bundle.path + ": its signature does not have one class for each of its labels.",
         "Compile the checkpoint again.");
   state.classes = state.info.columns = manifest.labels.size();
-  state.takes_type_ids =
-      std::any_of(manifest.inputs.begin(), manifest.inputs.end(),
-                  [](const TensorSpec& spec) { return spec.name == "token_type_ids"; });
 }
 
-std::vector<Logits> classifier_logits(const EngineState& state, const std::vector<Ids>& rows) {
+std::vector<Logits> classifier_logits(const EngineState& state, const std::vector<Ids>& rows,
+                                      const std::vector<Ids>& segments) {
   std::vector<Logits> out;
-  in_batches(state, rows, rows.size(), [&](const Ids& row, const float* logits) {
+  in_batches(state, rows, segments, rows.size(), [&](const Ids& row, const float* logits) {
     const std::size_t count = state.info.task == Task::seq_cls ? 1 : row.size();
     out.push_back(
         {count, state.classes, std::vector<float>(logits, logits + count * state.classes)});
@@ -92,12 +95,13 @@ std::vector<Logits> classifier_logits(const EngineState& state, const std::vecto
 
 }  // namespace detail
 
-std::vector<Classification> Engine::classify(const std::vector<Ids>& rows,
-                                             std::size_t batch_size) const {
+std::vector<Classification> Engine::classify(const std::vector<Ids>& rows, std::size_t batch_size,
+                                             const std::vector<Ids>& token_type_ids) const {
   detail::require_task(*state_, Task::seq_cls, "classify");
   detail::check_rows(rows, state_->manifest().limits);
+  detail::check_segments(token_type_ids, rows, state_->manifest().limits);
   std::vector<Classification> out;
-  detail::in_batches(*state_, rows, batch_size, [&](const Ids&, const float* logits) {
+  detail::in_batches(*state_, rows, token_type_ids, batch_size, [&](const Ids&, const float* logits) {
     Classification one;
     one.probabilities = detail::softmax(logits, state_->classes);
     one.index = detail::likeliest(one.probabilities);
@@ -109,11 +113,13 @@ std::vector<Classification> Engine::classify(const std::vector<Ids>& rows,
 }
 
 std::vector<std::vector<TokenLabel>> Engine::tag(const std::vector<Ids>& rows,
-                                                 std::size_t batch_size) const {
+                                                 std::size_t batch_size,
+                                                 const std::vector<Ids>& token_type_ids) const {
   detail::require_task(*state_, Task::token_cls, "tag");
   detail::check_rows(rows, state_->manifest().limits);
+  detail::check_segments(token_type_ids, rows, state_->manifest().limits);
   std::vector<std::vector<TokenLabel>> out;
-  detail::in_batches(*state_, rows, batch_size, [&](const Ids& row, const float* logits) {
+  detail::in_batches(*state_, rows, token_type_ids, batch_size, [&](const Ids& row, const float* logits) {
     std::vector<TokenLabel> labels;
     for (std::size_t i = 0; i < row.size(); ++i) {
       const auto probabilities = detail::softmax(logits + i * state_->classes, state_->classes);

@@ -1,4 +1,5 @@
 // Opening a bundle, and what every task has in common.
+#include <algorithm>
 #include <future>
 
 #include "engine_state.hpp"
@@ -22,6 +23,7 @@ BundleInfo describe(const Manifest& manifest) {
   info.max_context = manifest.limits.max_context;
   info.vocab_size = manifest.limits.vocab_size;
   info.max_batch = manifest.limits.max_batch;
+  info.type_vocab_size = manifest.limits.type_vocab_size;
   return info;
 }
 
@@ -30,6 +32,13 @@ std::shared_ptr<const EngineState> open_state(Bundle bundle, const OpenOptions& 
   state->bundle = std::move(bundle);
   state->info = describe(state->manifest());
   state->backend = open_backend(state->bundle, options);
+  const Manifest& manifest = state->manifest();
+  state->takes_type_ids =
+      std::any_of(manifest.inputs.begin(), manifest.inputs.end(),
+                  [](const TensorSpec& spec) { return spec.name == "token_type_ids"; });
+  if (manifest.limits.type_vocab_size > 0 && !state->takes_type_ids)
+    throw BundleError(state->bundle.path + ": its limits have segments, but its signature takes none.",
+                      "Compile the checkpoint again.");
   if (state->info.task == Task::causal_lm)
     prepare_causal(*state);
   else
@@ -84,10 +93,13 @@ const BundleInfo& Engine::info() const { return state_->info; }
 
 std::string Engine::file(const std::string& role) const { return state_->bundle.file(role); }
 
-std::vector<Logits> Engine::logits(const std::vector<Ids>& rows) const {
+std::vector<Logits> Engine::logits(const std::vector<Ids>& rows,
+                                   const std::vector<Ids>& token_type_ids) const {
   detail::check_rows(rows, state_->manifest().limits);
-  return state_->info.task == Task::causal_lm ? detail::causal_logits(*state_, rows)
-                                              : detail::classifier_logits(*state_, rows);
+  detail::check_segments(token_type_ids, rows, state_->manifest().limits);
+  return state_->info.task == Task::causal_lm
+             ? detail::causal_logits(*state_, rows)
+             : detail::classifier_logits(*state_, rows, token_type_ids);
 }
 
 }  // namespace ptdeploy

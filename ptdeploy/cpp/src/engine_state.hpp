@@ -14,10 +14,10 @@ struct EngineState {
   Bundle bundle;
   BundleInfo info;
   std::unique_ptr<Backend> backend;
+  bool takes_type_ids = false;
 
   // Classifiers.
   std::size_t classes = 0;
-  bool takes_type_ids = false;
 
   // Causal models. A prompt that is not frozen is fed like text, under ids behind the vocabulary.
   KVLayout layout;
@@ -38,8 +38,9 @@ void prepare_classifier(EngineState& state);
 // Throws InputError if the bundle's task is another.
 void require_task(const EngineState& state, Task task, const char* method);
 
-// Scores of checked rows, each as if it ran alone.
-std::vector<Logits> classifier_logits(const EngineState& state, const std::vector<Ids>& rows);
+// Scores of checked rows, each as if it ran alone; `segments` may be empty.
+std::vector<Logits> classifier_logits(const EngineState& state, const std::vector<Ids>& rows,
+                                      const std::vector<Ids>& segments);
 std::vector<Logits> causal_logits(const EngineState& state, const std::vector<Ids>& rows);
 
 // causal.cc, for sessions.

@@ -71,7 +71,8 @@ Limits read_limits(const Json& json, const Where& where) {
                {"max_context", true, into(out.max_context)},
                {"vocab_size", true, into(out.vocab_size)},
                {"max_batch", false, into(out.max_batch, number_or_null)},
-               {"max_prefill", false, into(out.max_prefill, number_or_null)}});
+               {"max_prefill", false, into(out.max_prefill, number_or_null)},
+               {"type_vocab_size", false, into(out.type_vocab_size)}});
   return out;
 }
 

@@ -37,6 +37,7 @@ struct PromptInfo {
 struct Limits {
   std::int64_t max_sequence = 0, max_context = 0, vocab_size = 0;
   std::optional<std::int64_t> max_batch, max_prefill;
+  std::int64_t type_vocab_size = 0;
 };
 
 // What rounded weights must keep on text, against the reference.

@@ -37,7 +37,8 @@ std::optional<ParityQuality> judge(Reference& reference, Task task, const RunRow
   std::size_t agreed = 0;
   for (std::size_t i = 0; i < quality.texts; ++i) {
     const ReferenceText text = reference.judged(i);
-    const Logits logits = run({text.ids})[0];
+    const std::vector<Ids> types(text.type_ids.empty() ? 0 : 1, text.type_ids);
+    const Logits logits = run({text.ids}, types)[0];
     quality.positions += text.top1.size();
     for (std::size_t at = 0; at < text.top1.size(); ++at)
       agreed += static_cast<std::int64_t>(argmax(logits.row(at), logits.columns)) == text.top1[at];

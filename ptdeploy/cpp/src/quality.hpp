@@ -8,8 +8,9 @@
 
 namespace ptdeploy::detail {
 
-// An engine's logits of some rows.
-using RunRows = std::function<std::vector<Logits>(const std::vector<Ids>&)>;
+// An engine's logits of some rows, with their segments or none.
+using RunRows =
+    std::function<std::vector<Logits>(const std::vector<Ids>&, const std::vector<Ids>&)>;
 
 // Runs the reference's texts, each alone; nothing where the reference has none.
 std::optional<ParityQuality> judge(Reference& reference, Task task, const RunRows& run);

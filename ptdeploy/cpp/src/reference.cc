@@ -63,8 +63,17 @@ void Reference::read_metadata() {
   auto text_into = [](std::string& place) {
     return [&place](const Json& json, const Where& at) { place = read_string(json, at); };
   };
+  std::size_t pairs_of_texts = 0;
   auto texts = [&](const Json& json, const Where& at) {
     texts_ = read_array(json, at, read_string).size();
+  };
+  auto pair = [](const Json& json, const Where& at) {
+    auto found = read_array(json, at, read_string);
+    if (found.size() != 2) at.fail("Expected `array` of length 2");
+    return found;
+  };
+  auto pairs = [&](const Json& json, const Where& at) {
+    pairs_of_texts = read_array(json, at, pair).size();
   };
   auto departure = [&](const Json& json, const Where& at) {
     padded_departure_.reset();
@@ -81,7 +90,9 @@ void Reference::read_metadata() {
                {"greedy", true, count_into(greedy_)},
                {"judged", true, count_into(judged_)},
                {"judged_on", true, text_into(judged_on_)},
-               {"sources", false, sources}});
+               {"sources", false, sources},
+               {"pairs", false, pairs}});
+  texts_ += pairs_of_texts;
   if (rows == 0) throw SchemaError("it holds no rows");
   if (!sources_.empty() && sources_.size() < rows)
     throw SchemaError("its metadata has " + std::to_string(sources_.size()) + " sources for " +
@@ -123,9 +134,23 @@ Ids Reference::ids(const std::string& name) {
   return found;
 }
 
+// The segment of each token, as the engine takes them; none where none are stored.
+Ids Reference::segments(const std::string& name, std::size_t tokens) {
+  if (!tensors_->has(name)) return {};
+  const std::int64_t most = engine_.manifest().limits.type_vocab_size;
+  require_length(name, "I64", tokens);
+  Ids found = tensors_->integers(name);
+  for (std::int64_t segment : found)
+    if (segment < 0 || segment >= most)
+      throw SchemaError(name + " holds a segment that the bundle does not take: it has " +
+                        std::to_string(most));
+  return found;
+}
+
 ReferenceRow Reference::row(std::size_t index) {
   return checked([&] {
-    ReferenceRow row{ids(tensor_name("rows", index, "ids")), {}};
+    ReferenceRow row{ids(tensor_name("rows", index, "ids")), {}, {}};
+    row.type_ids = segments(tensor_name("rows", index, "type_ids"), row.ids.size());
     const std::string name = tensor_name("rows", index, "logits");
     const auto& shape = tensors_->shape(name, "F32");
     const bool one = engine_.info.task == Task::seq_cls;
@@ -166,7 +191,8 @@ ReferenceGreedy Reference::greedy(std::size_t index) {
 
 ReferenceText Reference::judged(std::size_t index) {
   return checked([&] {
-    ReferenceText row{ids(tensor_name("judged", index, "ids")), {}, {}};
+    ReferenceText row{ids(tensor_name("judged", index, "ids")), {}, {}, {}};
+    row.type_ids = segments(tensor_name("judged", index, "type_ids"), row.ids.size());
     const std::string top1 = tensor_name("judged", index, "top1");
     const std::string nll = tensor_name("judged", index, "nll");
     require_length(top1, "I64", engine_.info.task == Task::seq_cls ? 1 : row.ids.size());

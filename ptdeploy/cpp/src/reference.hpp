@@ -16,9 +16,10 @@ namespace ptdeploy::detail {
 
 enum class Source { random, text, data };
 
-// A row's token ids, and its logits at its last positions; (1, classes) for SEQ_CLS.
+// A row's token ids, the segment of each (none: all 0), and its logits at its last positions;
+// (1, classes) for SEQ_CLS.
 struct ReferenceRow {
-  Ids ids;
+  Ids ids, type_ids;
   Logits logits;
 };
 
@@ -31,7 +32,7 @@ struct ReferenceGreedy {
 // A text that rounded weights are judged on: the likeliest token or class at each position, and how
 // surprising each next token was, in nats (CAUSAL_LM).
 struct ReferenceText {
-  Ids ids, top1;
+  Ids ids, type_ids, top1;
   std::vector<float> nll;
 };
 
@@ -43,7 +44,7 @@ class Reference {
   const std::string& made_by() const { return made_by_; }
   const std::string& judged_on() const { return judged_on_; }
   const std::optional<double>& padded_departure() const { return padded_departure_; }
-  // Texts with the token ids that the tokenizer must give.
+  // Texts, and pairs of them, with the token ids that the tokenizer must give.
   std::size_t texts() const { return texts_; }
   // One for each row.
   const std::vector<Source>& sources() const { return sources_; }
@@ -57,6 +58,7 @@ class Reference {
  private:
   void read_metadata();
   Ids ids(const std::string& name);
+  Ids segments(const std::string& name, std::size_t tokens);
   std::size_t length(const std::string& name, const std::string& dtype) const;
   void require_length(const std::string& name, const std::string& dtype, std::size_t wanted) const;
   template <class Body>

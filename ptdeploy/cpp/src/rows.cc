@@ -21,6 +21,31 @@ void check_rows(const std::vector<Ids>& rows, const Limits& limits) {
   }
 }
 
+void check_segments(const std::vector<Ids>& segments, const std::vector<Ids>& rows,
+                    const Limits& limits) {
+  if (segments.empty()) return;
+  if (limits.type_vocab_size < 1)
+    throw InputError(
+        "The model has no segments, or the bundle does not say how many: it takes no "
+        "token_type_ids.",
+        "Leave them out. A pair of texts needs none: its separator tokens say where it parts.");
+  if (segments.size() != rows.size())
+    throw InputError("token_type_ids has " + std::to_string(segments.size()) +
+                     " rows, but input_ids " + std::to_string(rows.size()) + ".");
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    const std::string row = "Row " + std::to_string(i);
+    if (segments[i].size() != rows[i].size())
+      throw InputError(row + " has " + std::to_string(rows[i].size()) + " tokens, but " +
+                       std::to_string(segments[i].size()) +
+                       " token_type_ids: each token needs one.");
+    for (std::int64_t segment : segments[i])
+      if (segment < 0 || segment >= limits.type_vocab_size)
+        throw InputError(row + " holds a token_type_id outside 0 to " +
+                             std::to_string(limits.type_vocab_size - 1) + ".",
+                         "The first text of a pair is segment 0, the second 1.");
+  }
+}
+
 Batch pack(const Ids* rows, std::size_t count) {
   Batch batch;
   batch.rows = count;

@@ -11,6 +11,10 @@ namespace ptdeploy::detail {
 // vocabulary.
 void check_rows(const std::vector<Ids>& rows, const Limits& limits);
 
+// Throws InputError unless `segments` is empty, or has one of the model's for each token.
+void check_segments(const std::vector<Ids>& segments, const std::vector<Ids>& rows,
+                    const Limits& limits);
+
 struct Batch {
   std::size_t rows = 0, width = 0;
   std::vector<std::int64_t> input_ids, attention_mask;

@@ -25,6 +25,7 @@ class Safetensors {
 
   // The text under this key of the file's metadata.
   const std::string& metadata(const std::string& key) const;
+  bool has(const std::string& name) const { return entries_.count(name) > 0; }
   // A tensor's shape; throws unless it is there and of that element type ("F32", "I64").
   const std::vector<std::int64_t>& shape(const std::string& name, const std::string& dtype) const;
   std::vector<float> floats(const std::string& name);

@@ -31,9 +31,9 @@ class Verifier {
     if (state_.info.task == Task::causal_lm) out.greedy = compare_greedy();
     if (manifest.quantization)
       out.quality = judge(reference_, state_.info.task,
-                          [this](const std::vector<Ids>& rows) {
+                          [this](const std::vector<Ids>& rows, const std::vector<Ids>& types) {
                             std::string stopped;
-                            return logits(rows, stopped);
+                            return logits(rows, types, stopped);
                           });
     if (!state_.bundle.file("tokenizer").empty()) out.texts_not_compared = reference_.texts();
     out.notes = notes(out.texts_not_compared);
@@ -55,9 +55,10 @@ class Verifier {
   }
 
   // Where the engine fails on rows that it must take they are NaN, and `stopped` says why.
-  std::vector<Logits> logits(const std::vector<Ids>& rows, std::string& stopped) const {
+  std::vector<Logits> logits(const std::vector<Ids>& rows, const std::vector<Ids>& types,
+                             std::string& stopped) const {
     try {
-      return engine_.logits(rows);
+      return engine_.logits(rows, types);
     } catch (const EngineFault& error) {
       stopped = error.problem();
     }
@@ -76,13 +77,18 @@ class Verifier {
     ParityCase out;
     out.name = one.name;
     std::vector<ReferenceRow> wanted;
-    std::vector<Ids> rows;
+    std::vector<Ids> rows, types;
+    bool segments = false;
     for (std::size_t index : one.rows) {
       wanted.push_back(reference_.row(index));
-      rows.push_back(wanted.back().ids);
-      out.lengths.push_back(rows.back().size());
+      const ReferenceRow& row = wanted.back();
+      rows.push_back(row.ids);
+      types.push_back(row.type_ids.empty() ? Ids(row.ids.size()) : row.type_ids);
+      segments = segments || !row.type_ids.empty();
+      out.lengths.push_back(row.ids.size());
     }
-    const std::vector<Logits> got = logits(rows, out.stopped);
+    if (!segments) types.clear();
+    const std::vector<Logits> got = logits(rows, types, out.stopped);
     Measure measure(allowed_);
     for (std::size_t i = 0; i < wanted.size(); ++i) {
       const Logits& want = wanted[i].logits;

@@ -3,7 +3,8 @@
  * Every function that can fail gives a status. Then ptdeploy_last_error() says why, to the thread
  * that called. No exception leaves this library. What is opened must be closed.
  *
- * Rows of token ids are given one after the other in `ids`, with their sizes in `lengths`.
+ * Rows of token ids are given one after the other in `ids`, with their sizes in `lengths`. Where a
+ * function takes `token_type_ids` too, they are the segment of each of `ids`; null: all 0.
  */
 #ifndef PTDEPLOY_H
 #define PTDEPLOY_H
@@ -57,6 +58,8 @@ PTDEPLOY_API void ptdeploy_close(ptdeploy_engine* engine); /* sessions may outli
 PTDEPLOY_API ptdeploy_task ptdeploy_get_task(const ptdeploy_engine* engine);
 PTDEPLOY_API int64_t ptdeploy_max_sequence(const ptdeploy_engine* engine);
 PTDEPLOY_API int64_t ptdeploy_vocab_size(const ptdeploy_engine* engine);
+/* How many segments the model tells apart; 0 for a model without, which takes none. */
+PTDEPLOY_API int64_t ptdeploy_type_vocab_size(const ptdeploy_engine* engine);
 /* Columns of logits: classes, or the vocabulary. */
 PTDEPLOY_API size_t ptdeploy_columns(const ptdeploy_engine* engine);
 /* The name of a class, or null. Good until the engine is closed. */
@@ -64,11 +67,14 @@ PTDEPLOY_API const char* ptdeploy_label(const ptdeploy_engine* engine, size_t in
 
 /* Probabilities, columns() for each row (SEQ_CLS) or for each token of each row (TOKEN_CLS). */
 PTDEPLOY_API ptdeploy_status ptdeploy_probabilities(const ptdeploy_engine* engine,
-                                                    const int64_t* ids, const size_t* lengths,
-                                                    size_t rows, double* probabilities);
+                                                    const int64_t* ids,
+                                                    const int64_t* token_type_ids,
+                                                    const size_t* lengths, size_t rows,
+                                                    double* probabilities);
 /* Scores before softmax, columns() for each row (SEQ_CLS) or for each token (other tasks). */
 PTDEPLOY_API ptdeploy_status ptdeploy_logits(const ptdeploy_engine* engine, const int64_t* ids,
-                                             const size_t* lengths, size_t rows, float* logits);
+                                             const int64_t* token_type_ids, const size_t* lengths,
+                                             size_t rows, float* logits);
 
 /* Gives 0 to end that row after this token. */
 typedef int (*ptdeploy_on_token)(void* user, size_t row, int64_t token);

@@ -93,6 +93,8 @@ struct BundleInfo {
   std::int64_t max_sequence = 0;  // most tokens of text in a row, generated ones included
   std::int64_t max_context = 0;   // the same with the virtual tokens
   std::int64_t vocab_size = 0;    // ids are 0 to vocab_size - 1
+  // Segments (token_type_ids) are 0 to type_vocab_size - 1; 0 for a model without.
+  std::int64_t type_vocab_size = 0;
   std::size_t columns = 0;        // of logits: classes, or the vocabulary
   std::optional<std::int64_t> max_batch;
 };
@@ -206,14 +208,17 @@ class PTDEPLOY_API Engine {
   // The path of the file with this role ("tokenizer", "chat_template", ...), or empty.
   std::string file(const std::string& role) const;
 
-  // For seq_cls: one result for each row. Rows run in batches of `batch_size`.
-  std::vector<Classification> classify(const std::vector<Ids>& rows,
-                                       std::size_t batch_size = 16) const;
+  // For seq_cls: one result for each row. Rows run in batches of `batch_size`. `token_type_ids` has
+  // the segment of each token, as a tokenizer gives them for a pair of texts; empty: all 0.
+  std::vector<Classification> classify(const std::vector<Ids>& rows, std::size_t batch_size = 16,
+                                       const std::vector<Ids>& token_type_ids = {}) const;
   // For token_cls: one label for each token of each row.
   std::vector<std::vector<TokenLabel>> tag(const std::vector<Ids>& rows,
-                                           std::size_t batch_size = 16) const;
+                                           std::size_t batch_size = 16,
+                                           const std::vector<Ids>& token_type_ids = {}) const;
   // Any task: (1, classes), (tokens, classes) or (tokens, vocabulary) for each row.
-  std::vector<Logits> logits(const std::vector<Ids>& rows) const;
+  std::vector<Logits> logits(const std::vector<Ids>& rows,
+                             const std::vector<Ids>& token_type_ids = {}) const;
 
   // For causal_lm: continues all rows together, each as if it were alone.
   std::vector<Generated> generate(const std::vector<Ids>& rows, const GenerateOptions& options = {},
