@@ -143,7 +143,35 @@ _FAMILIES = {
 FAMILIES = tuple(_FAMILIES)
 
 
-def make(family: str) -> PreTrainedTokenizerFast:
-    """The family's tokenizer as transformers has it; `save_pretrained` puts it beside a model."""
-    inner, special = _FAMILIES[family]
-    return PreTrainedTokenizerFast(tokenizer_object=inner(), **special)
+# Decoders that no family has, over the vocabulary of one.
+_DECODERS = {
+    "ctc": ("wordpiece", decoders.CTC(pad_token="[PAD]", word_delimiter_token="the")),
+    "tidied text": (
+        "metaspace",
+        decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.WordPiece()]),
+    ),
+    "replaced text": (
+        "metaspace",
+        decoders.Sequence([decoders.Fuse(), decoders.Replace("▁t", "T"), decoders.ByteFallback()]),
+    ),
+    "bytes, blanks": (
+        "metaspace",
+        decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(), decoders.Fuse()]),
+    ),
+    "stripped": (
+        "byte_level",
+        decoders.Sequence([decoders.ByteLevel(), decoders.Strip("t", 2, 0)]),
+    ),
+    "suffix inside": ("wordpiece", decoders.BPEDecoder("h")),
+}
+KINDS = (*FAMILIES, *_DECODERS)
+
+
+def make(kind: str) -> PreTrainedTokenizerFast:
+    """The kind's tokenizer as transformers has it; `save_pretrained` puts it beside a model."""
+    family, decoder = _DECODERS.get(kind, (kind, None))
+    make_inner, special = _FAMILIES[family]
+    inner = make_inner()
+    if decoder is not None:
+        inner.decoder = decoder
+    return PreTrainedTokenizerFast(tokenizer_object=inner, **special)

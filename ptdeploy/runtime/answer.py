@@ -96,7 +96,7 @@ class _Watch:
             return piece, None
         text = self._last + piece
         self._last = text[len(text) - self._overlap :] if self._overlap < len(text) else text
-        text += self.continuation.rest()
+        text += self.continuation.rest(self._overlap + 1)
         return piece, next((one for one in self._strings if one in text), None)
 
 

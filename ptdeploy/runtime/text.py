@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,14 +21,14 @@ _EACH_TOKEN_ALONE = {"Replace", "Strip", "Metaspace", "WordPiece", "CTC", "ByteF
 class Decoding:
     """What later tokens may still change about the text of those before them.
 
-    The last tokens: all that spell bytes, where `bytes` holds, since one byte that fits no
+    The last tokens: all that spell bytes, where `byte_runs` holds, since one byte that fits no
     character makes every one of its run unreadable; or one with `suffix` inside. The last
     character, where `characters` holds and it is the mark of bytes that are none. Or all of it,
     unless `settles`.
     """
 
     settles: bool = True
-    bytes: bool = False
+    byte_runs: bool = False
     characters: bool = False
     replaced: tuple[tuple[str, str], ...] = ()
     suffix: str = ""
@@ -35,9 +37,21 @@ class Decoding:
         """Whether the text of this token and of such ones before it waits for the next token."""
         if self.suffix:
             return self.suffix in token[:-1]
+        return self.byte_runs and self._spells_bytes(self._shown(token))
+
+    def byte(self, token: str) -> bytes:
+        """The byte that a token spells; none for one that spells no byte."""
+        digits = self._shown(token)[3:-1]
+        return bytes.fromhex(digits) if re.fullmatch("[0-9A-Fa-f]{2}", digits) else b""
+
+    def _shown(self, token: str) -> str:
         for old, new in self.replaced:
             token = token.replace(old, new)
-        return self.bytes and token.startswith("<0x") and token.endswith(">") and len(token) < 7
+        return token
+
+    @staticmethod
+    def _spells_bytes(token: str) -> bool:
+        return token.startswith("<0x") and token.endswith(">") and len(token) < 7
 
 
 def read_decoding(decoder: dict[str, Any] | None) -> Decoding:
@@ -59,7 +73,7 @@ def read_decoding(decoder: dict[str, Any] | None) -> Decoding:
     )
     return Decoding(
         settles=settles and all(literal),
-        bytes="ByteFallback" in kinds,
+        byte_runs="ByteFallback" in kinds,
         characters="ByteLevel" in kinds,
         replaced=tuple(
             (old, stage["content"])
@@ -91,6 +105,10 @@ class Continuation:
         self._decoding = tokenizer.decoding
         self._window, self._loose = self._last(before)
         self._first = list(self._window)
+        self._run = _Run()
+        for token in self._window[len(self._window) - self._loose :]:
+            self._run.add(self._byte(token))
+        self._new = 0
         settled = self._settled(self._window[: len(self._window) - self._loose])
         # How much of the window's text is given, and what of it the text before had already.
         self._given = self._begun = len(settled)
@@ -106,7 +124,12 @@ class Continuation:
         if not self._is_text(token):
             return ""
         self._window.append(token)
-        self._loose = self._loose + 1 if self._may_change(token) else 0
+        if self._may_change(token):
+            self._loose, self._new = self._loose + 1, self._new + 1
+            self._run.add(self._byte(token))
+        else:
+            self._loose = self._new = 0
+            self._run = _Run()
         if self._loose or not self._decoding.settles:
             return ""
         settled = self._settled(self._window)
@@ -117,8 +140,19 @@ class Continuation:
         self._shorten()
         return piece
 
-    def rest(self) -> str:
-        """The text after the pieces that `push` gave, if no more tokens come."""
+    def rest(self, last: int | None = None) -> str:
+        """The text after the pieces that `push` gave, if no more tokens come.
+
+        With `last` maybe only its end, of at least that many characters: a long run of bytes is
+        not decoded again with each of them.
+        """
+        enough = None if last is None else 4 * last + 4
+        if enough is not None and self._decoding.byte_runs and self._new > enough:
+            if not self._run.is_text:
+                return "�" * (enough - 4)
+            end = self._window[-enough:]
+            begin = next(i for i, t in enumerate(end) if self._byte(t)[0] & 0xC0 != 0x80)
+            return self._decode(end[begin:])
         rest = self._decode(self._window)[self._given :]
         return rest[_common(rest, self._owed) :]
 
@@ -157,9 +191,30 @@ class Continuation:
         name = self._tokenizer.token(token)
         return name is not None and (self._special or name not in self._tokenizer.special)
 
+    def _byte(self, token: int) -> bytes:
+        return self._decoding.byte(self._tokenizer.token(token) or "")
+
     def _may_change(self, token: int) -> bool:
         name = self._tokenizer.token(token)
         return name is not None and self._decoding.may_change(name)
+
+
+class _Run:
+    """Bytes that tokens spell one after the other: all of them are characters, or none."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
+        self._spoilt = False
+
+    @property
+    def is_text(self) -> bool:
+        return not (self._spoilt or self._decoder.getstate()[0])
+
+    def add(self, byte: bytes) -> None:
+        try:
+            self._decoder.decode(byte)
+        except UnicodeDecodeError:
+            self._spoilt = True
 
 
 def _common(text: str, other: str) -> int:

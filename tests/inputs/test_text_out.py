@@ -2,65 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import families
 import pytest
-import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders
 
 import ptdeploy
-from ptdeploy.runtime.causal import CausalLM
+from ptdeploy.runtime.answer import Answer
 from ptdeploy.runtime.text import Continuation
 from ptdeploy.runtime.tokenizer import Tokenizer
-
-# Decoders that no family has, over the vocabulary of one.
-OTHERS = {
-    "ctc": ("wordpiece", decoders.CTC(pad_token="[PAD]", word_delimiter_token="the")),
-    "tidied text": (
-        "metaspace",
-        decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.WordPiece()]),
-    ),
-    "replaced text": (
-        "metaspace",
-        decoders.Sequence([decoders.Fuse(), decoders.Replace("▁t", "T"), decoders.ByteFallback()]),
-    ),
-    "bytes, blanks": (
-        "metaspace",
-        decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(), decoders.Fuse()]),
-    ),
-    "stripped": (
-        "byte_level",
-        decoders.Sequence([decoders.ByteLevel(), decoders.Strip("t", 2, 0)]),
-    ),
-    "suffix inside": ("wordpiece", decoders.BPEDecoder("h")),
-}
-KINDS = (*families.FAMILIES, *OTHERS)
-
-
-@pytest.fixture(scope="module")
-def tokenizers(tmp_path_factory) -> Callable[[str], tuple[object, Tokenizer]]:
-    """`tokenizers(kind)`: transformers' and ours, made once."""
-    folder = tmp_path_factory.mktemp("tokenizers")
-    made = {}
-    for number, kind in enumerate(KINDS):
-        family, decoder = OTHERS.get(kind, (kind, None))
-        theirs = families.make(family)
-        if decoder is not None:
-            theirs.backend_tokenizer.decoder = decoder
-        file = folder / f"{number}.json"
-        theirs.backend_tokenizer.save(str(file))
-        made[kind] = theirs, Tokenizer(file)
-    return made.__getitem__
-
 
 # Ids of bytes and of the first words stand together, so that runs and characters come about.
 IDS = st.lists(st.integers(0, 70) | st.integers(0, 470), max_size=60)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", families.KINDS)
 @given(before=IDS, after=IDS)
 @settings(max_examples=50, deadline=None)
 def test_text_before_and_text_after_are_the_text_of_all(tokenizers, kind, before, after):
@@ -78,7 +35,7 @@ def test_text_before_and_text_after_are_the_text_of_all(tokenizers, kind, before
         assert not text.startswith(begun[len(kept) :][:1])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", families.KINDS)
 @given(before=IDS, after=IDS)
 @settings(max_examples=50, deadline=None)
 def test_pieces_are_the_whole_text(tokenizers, kind, before, after):
@@ -91,23 +48,33 @@ def test_pieces_are_the_whole_text(tokenizers, kind, before, after):
     assert given + stream.rest() == stream.text(after)
 
 
-@pytest.fixture(scope="module")
-def engines(tmp_path_factory, tokenizers) -> Callable[[str], CausalLM]:
-    """`engines(kind)`: one tiny decoder, with ids that no tokenizer names, under any tokenizer."""
-    folder = tmp_path_factory.mktemp("decoder")
-    trained = tiny.make(
-        folder,
-        "llama",
-        "CAUSAL_LM",
-        vocab_size=470,
-        initializer_range=0.3,
-        max_position_embeddings=160,
-    )
-    bundle = ptdeploy.compile(
-        trained.adapter, target="ort", base=str(trained.base), output=folder / "bundle"
-    )
-    engine = ptdeploy.load(bundle.path)
-    return lambda kind: CausalLM(engine.bundle, engine._session, tokenizers(kind)[1])
+# Bytes one after the other, as of text in letters that the vocabulary lacks.
+SPELT = st.text(st.sampled_from("aé東🙂\n"), max_size=30).map(str.encode)
+RUNS = st.lists(SPELT | st.binary(max_size=3), max_size=4).map(b"".join)
+
+
+@pytest.mark.parametrize("kind", ["metaspace", "gemma", "bytes, blanks", "byte_level", "wordpiece"])
+@given(before=RUNS, after=RUNS, more=IDS, stop=st.text("a東é�\n", min_size=1, max_size=3))
+@settings(max_examples=80, deadline=None)
+def test_an_answer_ends_with_the_token_that_completes_a_stop(
+    tokenizers, kind, before, after, more, stop
+):
+    _, ours = tokenizers(kind)
+    begun = [3 + byte for byte in before]
+    tokens = [*(3 + byte for byte in after), *more[:20]]
+    whole = Continuation(ours, begun)
+    want = [stop in whole.text(tokens[:count]) for count in range(1, len(tokens) + 1)]
+    answer = Answer(ours, begun, (stop,))
+    shown = ""
+    for count, (token, ends) in enumerate(zip(tokens, want, strict=True), 1):
+        assert answer.push(token) == ends
+        if ends:
+            text = answer.text(tokens[:count])
+            assert text == whole.text(tokens[:count]).partition(stop)[0]
+            assert shown + answer.rest(tokens[:count]) == text
+            return
+        shown += answer.piece()
+    assert shown + answer.rest(tokens) == whole.text(tokens)
 
 
 TEXT = "the cat sat"
@@ -233,6 +200,19 @@ def test_text_that_is_no_unicode_is_refused_by_name(engines, capsys):
     ):
         with pytest.raises(ptdeploy.InputError, match="surrogate pair"):
             ask()
+
+
+def test_appended_text_without_an_embedding_is_refused(engines, tmp_path):
+    theirs = families.make("byte_level")
+    theirs.add_tokens([f"<{number}>" for number in range(100)])
+    theirs.backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
+    engine = engines("byte_level")
+    engine.tokenizer = Tokenizer(tmp_path / "tokenizer.json")
+    session = engine.session()
+    session.append("the <1> cat")
+    with pytest.raises(ptdeploy.InputError, match="no embedding for"):
+        session.append(" <99>")
+    assert session.token_ids == engine.encode("the <1> cat")[0].ids, "it is as it was"
 
 
 def test_bytes_are_no_text_and_no_token_ids(engines):

@@ -11,24 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import ptdeploy
 from ptdeploy.errors import InputError
+from ptdeploy.runtime.chat import ChatTemplate, render
+from ptdeploy.runtime.classifier import Classifier
 from ptdeploy.runtime.tokenizer import Tokenizer
 
 PARTS = [*"abcdehnost .,'é東🙂\n", " the cat", "</s>", "[SEP]"]
 TEXT = st.lists(st.sampled_from(PARTS), max_size=40).map("".join)
-
-
-@pytest.fixture(scope="module")
-def tokenizers(tmp_path_factory) -> Callable[[str], tuple[object, Tokenizer]]:
-    """`tokenizers(family)`: transformers' and ours, made once."""
-    folder = tmp_path_factory.mktemp("tokenizers")
-    made = {}
-    for family in families.FAMILIES:
-        theirs = families.make(family)
-        file = folder / f"{family}.json"
-        theirs.backend_tokenizer.save(str(file))
-        made[family] = theirs, Tokenizer(file)
-    return made.__getitem__
 
 
 @pytest.fixture
@@ -101,6 +91,56 @@ def test_one_threads_cut_is_no_other_threads(tokenizers, switching, family):
         lambda: ours.encode_truncated(text, 9).ids,
         lambda: ours.encode_truncated(text, 30, "a pair").ids,
         lambda: ours.decode(ours.encode(text).ids),
+    ]
+    alone = [call() for call in calls]
+    for want, got in zip(alone * 2, together(*calls, *calls), strict=True):
+        assert got == [want] * len(got)
+
+
+def test_each_threads_answer_is_its_answer_alone(engines, switching):
+    engine = engines("metaspace")
+    messages = [{"role": "user", "content": "the cat"}]
+    template = ChatTemplate("{{ messages[0].content }}{{ more }}", {})
+    asked = {"eos_token_ids": (), "temperature": 2.0}
+    calls = [
+        lambda: engine.generate(["the cat", "a dog ran"], 8, seed=1, **asked),
+        lambda: engine.generate("the cat", 9, seed=2, stop="a", repetition_penalty=1.3, **asked),
+        lambda: "".join(engine.stream("she said", 12, seed=3, **asked)),
+        lambda: next(engine.stream("she said", 12, seed=3, **asked), ""),
+        lambda: talk(engine),
+        lambda: [row.tobytes() for row in engine.logits([[300, 301], [302]])],
+        lambda: render(template, messages, more=" sat"),
+    ]
+    alone = [call() for call in calls]
+    for want, got in zip(alone, together(*calls, rounds=12), strict=True):
+        assert got == [want] * len(got)
+
+
+def talk(engine) -> list[int]:
+    session = engine.session(max_tokens=60)
+    session.append("the cat")
+    session.append(" sat")
+    session.generate(5, eos_token_ids=())
+    return session.token_ids
+
+
+def test_texts_that_are_cut_and_texts_that_are_not_share_an_engine(compiled, tmp_path, switching):
+    theirs = families.make("word_level")
+    theirs.backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
+    loaded = ptdeploy.load(compiled("bert", "SEQ_CLS").bundle, threads=1)
+    engine = Classifier(loaded.bundle, loaded._session, Tokenizer(tmp_path / "tokenizer.json"))
+    short, long = "the cat sat", "the dog ran over a hill " * 20
+
+    def refused() -> str:
+        with pytest.raises(InputError, match="at most"):
+            engine.classify(long)
+        return "refused"
+
+    calls = [
+        lambda: engine.classify(short),
+        lambda: engine.classify(short, truncate=True),
+        lambda: engine.classify(long, truncate=True),
+        refused,
     ]
     alone = [call() for call in calls]
     for want, got in zip(alone * 2, together(*calls, *calls), strict=True):
