@@ -115,7 +115,7 @@ def compile(
         rounding=rounding,
         golden=golden,
         engine=engine,
-        progress=progress or Progress(quiet=True),
+        progress=Progress(quiet=True) if progress is None else progress,
     )
 
 
@@ -163,7 +163,7 @@ def verify(
         locate=locate,
         report=report,
         graph=graph,
-        progress=progress or Progress(quiet=True),
+        progress=Progress(quiet=True) if progress is None else progress,
     )
 
 
@@ -190,7 +190,7 @@ def rebuild(
         output=output,
         flavor=flavor,
         force=force,
-        progress=progress or Progress(quiet=True),
+        progress=Progress(quiet=True) if progress is None else progress,
     )
 
 

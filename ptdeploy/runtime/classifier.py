@@ -8,12 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ptdeploy.bundle import Bundle
-from ptdeploy.errors import BundleError
+from ptdeploy.arguments import MOST, checked, flag, whole
 from ptdeploy.runtime.batching import Row
-from ptdeploy.runtime.engine import Engine, Inputs, softmax
-from ptdeploy.runtime.tokenizer import Encoding, Tokenizer
-from ptdeploy.targets import Session
+from ptdeploy.runtime.engine import Engine, Inputs, finite, softmax
+from ptdeploy.runtime.tokenizer import Encoding
 
 TypeIds = ArrayLike | Sequence[Sequence[int]] | None
 
@@ -48,15 +46,6 @@ class TokenLabel:
 class _Labelling(Engine):
     """An engine whose logits are of the manifest's labels."""
 
-    def __init__(self, bundle: Bundle, session: Session, tokenizer: Tokenizer | None) -> None:
-        super().__init__(bundle, session, tokenizer)
-        outputs, labels = self.manifest.outputs, self.manifest.labels
-        if not labels or not outputs or outputs[0].shape[-1:] != (len(labels),):
-            raise BundleError(
-                f"{bundle.path}: its signature does not have one class for each of its labels.",
-                "Compile the checkpoint again.",
-            )
-
     def _parts(
         self, rows: Sequence[Row], segments: Sequence[Row] | None
     ) -> Iterator[tuple[Sequence[Row], NDArray[np.float32]]]:
@@ -71,6 +60,7 @@ class _Labelling(Engine):
 class Classifier(_Labelling):
     """An engine for SEQ_CLS."""
 
+    @checked(truncate=flag, batch_size=whole(1, MOST))
     def classify(
         self,
         inputs: Inputs,
@@ -88,7 +78,7 @@ class Classifier(_Labelling):
         results = []
         encodings = self.encode(inputs, truncate, token_type_ids)
         for part, logits in _batches(self, encodings, batch_size):
-            for _, row in zip(part, softmax(logits), strict=True):
+            for _, row in zip(part, softmax(finite(logits)), strict=True):
                 index = int(row.argmax())
                 results.append(
                     Classification(
@@ -106,6 +96,7 @@ class Classifier(_Labelling):
 class TokenClassifier(_Labelling):
     """An engine for TOKEN_CLS."""
 
+    @checked(truncate=flag, batch_size=whole(1, MOST))
     def tag(
         self,
         inputs: Inputs,
@@ -121,7 +112,7 @@ class TokenClassifier(_Labelling):
         encodings = self.encode(inputs, truncate, token_type_ids)
         for part, logits in _batches(self, encodings, batch_size):
             for encoding, row in zip(part, logits, strict=True):
-                probabilities = softmax(row[: len(encoding.ids)])
+                probabilities = softmax(finite(row[: len(encoding.ids)]))
                 results.append(self._labels(encoding, probabilities))
         return results
 
