@@ -63,6 +63,7 @@ def compile(
     tokenizer: str | None = None,
     task: Task | None = None,
     labels: str | None = None,
+    head: str | None = None,
     force: bool = False,
     freeze_kv: bool = True,
     max_batch: int | None = None,
@@ -77,8 +78,10 @@ def compile(
     `checkpoint` is a PEFT adapter folder, a Trainer checkpoint or a state dict file; `base`
     overrides the base model it names (a local folder or a hub id). `target` is "ort" or "trt";
     `device` "cpu" or "cuda", and `precision`, are the target's default unless told. `labels` names
-    the classes. `tokenizer` is a folder or a hub id to take the tokenizer from, or "none" for a
-    bundle that takes token ids only; unless told it is the checkpoint's own, else the base model's.
+    the classes; `head` says what SEQ_CLS logits are, "softmax", "sigmoid" or "regression", over
+    what the base's problem_type says. `tokenizer` is a folder or a hub id to take the tokenizer
+    from, or "none" for a bundle that takes token ids only; unless told it is the checkpoint's own,
+    else the base model's.
     For CAUSAL_LM the virtual tokens are frozen as prefix KV unless `freeze_kv` is False, and the
     KV buffer is bounded to `max_batch` rows of `max_context` tokens, virtual tokens included.
     `rounding` has the options of the precisions "int8", "int4" and "fp8", which are accepted or
@@ -108,6 +111,7 @@ def compile(
         tokenizer=tokenizer,
         task=task,
         labels=labels,
+        head=head,
         force=force,
         freeze_kv=freeze_kv,
         max_batch=max_batch,
@@ -115,7 +119,7 @@ def compile(
         rounding=rounding,
         golden=golden,
         engine=engine,
-        progress=Progress(quiet=True) if progress is None else progress,
+        progress=progress or Progress(quiet=True),
     )
 
 
@@ -163,7 +167,7 @@ def verify(
         locate=locate,
         report=report,
         graph=graph,
-        progress=Progress(quiet=True) if progress is None else progress,
+        progress=progress or Progress(quiet=True),
     )
 
 
@@ -190,7 +194,7 @@ def rebuild(
         output=output,
         flavor=flavor,
         force=force,
-        progress=Progress(quiet=True) if progress is None else progress,
+        progress=progress or Progress(quiet=True),
     )
 
 

@@ -40,6 +40,7 @@ class BaseModel:
     max_positions: int
     sliding_window: int | None
     embedding_dim: int
+    vocab_size: int
     num_labels: int
     last_token_head: bool
     type_vocab_size: int
@@ -124,6 +125,7 @@ def resolve_base(checkpoint: Checkpoint, override: str | None = None) -> BaseMod
         max_positions=max_positions,
         sliding_window=_sliding_window(config) if checkpoint.task is Task.CAUSAL_LM else None,
         embedding_dim=embedding_dim,
+        vocab_size=int(table.shape[0]),
         num_labels=num_labels,
         last_token_head=checkpoint.task is Task.SEQ_CLS and hasattr(skeleton, "score"),
         type_vocab_size=_segments(config) if _is_encoder(checkpoint, skeleton) else 0,

@@ -118,6 +118,7 @@ def _compile(arguments: argparse.Namespace) -> int:
         tokenizer=arguments.tokenizer,
         task=_task(arguments.task),
         labels=arguments.labels,
+        head=arguments.head,
         force=arguments.force,
         freeze_kv=arguments.freeze_kv,
         max_batch=arguments.max_batch,
@@ -150,6 +151,7 @@ def _compile(arguments: argparse.Namespace) -> int:
         f"{manifest.source.architecture} ({manifest.source.base_model})\n"
         f"frozen    {frozen} ({prompt.kind})\n"
         f"tokenizer {tokenizer_words(tokenizer)}\n"
+        f"{_head_line(manifest)}"
         f"graph     {manifest.graph.route}: {manifest.graph.reason}\n"
         f"bundle    {path}, {megabytes(size)}, {manifest.target} {manifest.precision} on "
         f"{manifest.device}\n{types}"
@@ -160,7 +162,19 @@ def _compile(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _head_line(manifest: Manifest) -> str:
+    from ptdeploy.inspect import HEADS
+    from ptdeploy.task import Task
+
+    if manifest.task is Task.CAUSAL_LM:
+        return ""
+    names = ", ".join(manifest.labels[:6]) + (", ..." if len(manifest.labels) > 6 else "")
+    kind = HEADS[manifest.head].partition(":")[0] if manifest.task is Task.SEQ_CLS else "a class"
+    return f"head      {kind} over {names}\n"
+
+
 def _parity_lines(manifest: Manifest) -> str:
+    from ptdeploy.inspect import agreement_words
     from ptdeploy.parity.reports.text import ratio_words
 
     manifest, lines = printable_fields(manifest), ""
@@ -168,8 +182,9 @@ def _parity_lines(manifest: Manifest) -> str:
         if found is None or (lines and of):
             continue
         lines += (
-            f"parity    {of}max abs {found.max_abs:.2g} over {found.cases} cases, top-1 agreement "
-            f"{found.top1_agreement:.2%}{ratio_words(found.perplexity_ratio)}\n"
+            f"parity    {of}max abs {found.max_abs:.2g} over {found.cases} cases"
+            f"{agreement_words(manifest.head, bool(manifest.quantization), found.top1_agreement)}"
+            f"{ratio_words(found.perplexity_ratio)}\n"
             f"          against {found.reference}\n"
         )
     if manifest.parity is None:
@@ -388,6 +403,12 @@ def _parser() -> argparse.ArgumentParser:
         help="fp32 (default), int8, int4; on cuda also fp16; trt has tf32, bf16 and fp8 too",
     )
     sub.add_argument("--labels", metavar="A,B,C|FILE", help="class names, by index")
+    sub.add_argument(
+        "--head",
+        choices=("softmax", "sigmoid", "regression"),
+        help="what SEQ_CLS logits are: scores of classes of which one is true, of classes each "
+        "true or not, or the answer itself; default: as config.json's problem_type says",
+    )
     sub.add_argument("--task", choices=_TASKS, help="for a state dict without adapter_config.json")
     sub.add_argument("--force", action="store_true", help="replace a bundle that is there")
     sub.add_argument(

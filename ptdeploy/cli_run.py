@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -14,6 +14,9 @@ from ptdeploy.console import complain, show, show_json, show_raw
 from ptdeploy.errors import InputError
 from ptdeploy.printable import printable
 from ptdeploy.text_files import argument_text, lines_of, read_content
+
+if TYPE_CHECKING:
+    from ptdeploy.runtime import Classifier
 
 GENERATION: dict[str, dict[str, Any]] = {
     "max_new_tokens": {"type": int, "metavar": "N", "help": "default: the model's"},
@@ -80,14 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
             rows = engine.tag(given, arguments.truncate, token_type_ids=segments)
             return [[dataclasses.asdict(token) for token in row] for row in rows]
         assert isinstance(engine, Classifier)
-        return [
-            {
-                "label": one.label,
-                "probability": one.probability,
-                "probabilities": dict(zip(engine.manifest.labels, one.probabilities, strict=True)),
-            }
-            for one in engine.classify(given, arguments.truncate, token_type_ids=segments)
-        ]
+        return _classified(engine, given, arguments.truncate, segments)
 
     refused = _Refused()
     for number, (asked, result) in enumerate(_answers(inputs, answer, bool(arguments.file))):
@@ -101,12 +97,37 @@ def run(arguments: argparse.Namespace) -> int:
             for token in result:
                 name, label = printable(token["token"]), printable(token["label"])
                 show(f"{name:<20} {label:<16} {token['probability']:.3f}")
+        elif "values" in result:
+            values = result["values"].items()
+            several = len(values) > 1
+            show("  ".join(f"{printable(n)} {v:.6g}" if several else f"{v:.6g}" for n, v in values))
         else:
             ranked = sorted(result["probabilities"].items(), key=lambda item: -item[1])
             show(
                 "  ".join(f"{printable(label)} {probability:.3f}" for label, probability in ranked)
             )
     return refused.end(len(inputs))
+
+
+def _classified(
+    engine: Classifier, given: Any, truncate: bool, segments: list[list[int]] | None
+) -> list[Any]:
+    """What a SEQ_CLS head says of each input, by the names of its outputs."""
+    names, head = engine.manifest.labels, engine.manifest.head
+    if head == "regression":
+        return [
+            {"value": one.value, "values": dict(zip(names, one.values, strict=True))}
+            for one in engine.regress(given, truncate, token_type_ids=segments)
+        ]
+    return [
+        {
+            "label": one.label,
+            "probability": one.probability,
+            **({"labels": list(one.labels)} if head == "sigmoid" else {}),
+            "probabilities": dict(zip(names, one.probabilities, strict=True)),
+        }
+        for one in engine.classify(given, truncate, token_type_ids=segments)
+    ]
 
 
 def _run_causal(arguments: argparse.Namespace, engine: Any, inputs: list[Asked]) -> int:

@@ -9,18 +9,6 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from ptdeploy.arguments import (
-    MOST,
-    checked,
-    flag,
-    having,
-    instance,
-    maybe,
-    one_of,
-    path,
-    text,
-    whole,
-)
 from ptdeploy.base import resolve_base
 from ptdeploy.base_weights import load_model
 from ptdeploy.bundle import (
@@ -33,7 +21,7 @@ from ptdeploy.bundle import (
     staged,
 )
 from ptdeploy.checkpoint import read_checkpoint
-from ptdeploy.engine_options import ENGINE_OPTIONS, EngineOptions
+from ptdeploy.engine_options import EngineOptions
 from ptdeploy.errors import BundleError, EngineFault, InputError, TargetUnavailable
 from ptdeploy.parity.cases import check_golden, compared_rows
 from ptdeploy.parity.compare import ParityReport, compare
@@ -42,7 +30,7 @@ from ptdeploy.parity.refusal import Compiled, refuse_departure
 from ptdeploy.parity.reports import report_json
 from ptdeploy.parity.stand_in import open_stand_in
 from ptdeploy.progress import PENDING, REFERENCE_STAGE, Progress
-from ptdeploy.rounding import ROUNDING, Rounding, quantization_for, read_texts
+from ptdeploy.rounding import Rounding, quantization_for, read_texts
 from ptdeploy.runtime import open_engine
 from ptdeploy.targets import BuildRequest, Target, get_target
 from ptdeploy.task import Task
@@ -52,26 +40,6 @@ if TYPE_CHECKING:
     from ptdeploy.runtime.engine import Engine
 
 
-@checked(
-    checkpoint=path,
-    target=text,
-    base=maybe(path),
-    output=maybe(path),
-    device=maybe(text),
-    precision=maybe(text),
-    adapter=maybe(text),
-    tokenizer=maybe(path),
-    task=maybe(one_of(Task)),
-    labels=maybe(text),
-    force=flag,
-    freeze_kv=flag,
-    max_batch=maybe(whole(most=MOST)),
-    max_context=maybe(whole(most=MOST)),
-    rounding=maybe(instance(Rounding, **ROUNDING)),
-    golden=maybe(whole()),
-    engine=maybe(instance(EngineOptions, **ENGINE_OPTIONS)),
-    progress=having("stage", "note"),
-)
 def compile_checkpoint(
     checkpoint: str | Path,
     *,
@@ -84,6 +52,7 @@ def compile_checkpoint(
     tokenizer: str | None = None,
     task: Task | None = None,
     labels: str | None = None,
+    head: str | None = None,
     force: bool = False,
     freeze_kv: bool = True,
     max_batch: int | None = None,
@@ -114,6 +83,7 @@ def compile_checkpoint(
         _check_causal(source.task, freeze_kv, max_batch, max_context)
         from ptdeploy.export import to_onnx
         from ptdeploy.manifest import build_manifest, limits
+        from ptdeploy.meaning import read_meaning
         from ptdeploy.parity.peft_reference import compute_reference
         from ptdeploy.passes import PassContext, run_passes
         from ptdeploy.program import build_program, needs_prefix_kv
@@ -122,6 +92,7 @@ def compile_checkpoint(
         from ptdeploy.tokenizer_choice import check_embedded, choose_tokenizer
 
         found = resolve_base(source, base)
+        meaning = read_meaning(source, found, head)
         chosen = choose_tokenizer(source, found, tokenizer)
     for note in found.notes:
         progress.note(note)
@@ -180,7 +151,7 @@ def compile_checkpoint(
             base=found,
             prompt=prompt,
             signature=signature,
-            generation_config=getattr(model, "generation_config", None),
+            meaning=meaning,
             target=target,
             device=device,
             precision=precision,
@@ -200,7 +171,7 @@ def compile_checkpoint(
             if quantization is not None:
                 judged = judged_text(chosen.tokenizer, manifest.limits, texts)
             compared = compared_rows(bounds, golden_texts(chosen.tokenizer, bounds), golden)
-            computed = compute_reference(source, found, bounds, judged, compared)
+            computed = compute_reference(source, found, bounds, judged, compared, head=meaning.head)
             reference = with_texts(computed, chosen, source.task)
             files += (staged(save_reference(reference, staging, golden), "reference"),)
         gc.collect()
@@ -219,7 +190,11 @@ def compile_checkpoint(
             summaries = {role: report.summary() for role, report in reports.items()}
             manifest = msgspec.structs.replace(manifest, files=files, **summaries)
             bundle = publish(staging, manifest, destination)
-    notes = [*built.notes, *(note for report in reports.values() for note in report.notes)]
+    notes = [
+        *meaning.notes,
+        *built.notes,
+        *(note for report in reports.values() for note in report.notes),
+    ]
     for note in dict.fromkeys(notes):
         progress.note(note)
     if "parity" not in reports:

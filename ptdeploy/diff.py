@@ -12,8 +12,6 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from ptdeploy import arguments
-from ptdeploy.arguments import checked, flag, path
 from ptdeploy.bundle import Bundle, read_bundle, whole
 from ptdeploy.errors import InputError, TargetUnavailable
 from ptdeploy.parity.measure import finite
@@ -26,7 +24,7 @@ from ptdeploy.targets import TARGETS, get_target
 _NEW_TOKENS, _ROWS, _TOKENS = 16, 8, 32
 # The manifest's fields that say what a bundle is, in the order they are shown.
 _SETTINGS = (
-    *("target", "device", "precision", "task", "labels", "inputs", "outputs"),
+    *("target", "device", "precision", "task", "labels", "head", "inputs", "outputs"),
     *("graph", "limits", "prompt", "source", "quantization", "generation"),
 )
 
@@ -70,7 +68,6 @@ class Difference(msgspec.Struct, frozen=True):
     notes: tuple[str, ...]
 
 
-@checked(before=path, after=path, speed=flag, rounds=arguments.whole(1, 100_000))
 def compare_bundles(
     before: str | Path, after: str | Path, speed: bool = False, rounds: int = 15
 ) -> Difference:

@@ -7,16 +7,20 @@ from typing import Any
 
 import msgspec
 
-from ptdeploy.arguments import checked, flag, maybe, one_of, path, text
 from ptdeploy.bundle import Bundle, is_bundle, read_bundle, whole
 from ptdeploy.checkpoint.types import Checkpoint
 from ptdeploy.errors import InputError
 from ptdeploy.printable import printable_fields
 from ptdeploy.targets import TARGETS, get_target
-from ptdeploy.task import Task
+from ptdeploy.task import Head, Task
+
+HEADS: dict[Head, str] = {
+    "softmax": "softmax: one class of a text is true",
+    "sigmoid": "sigmoid: each class is true or not by itself, from a probability of 0.5 on",
+    "regression": "regression: its numbers are the answer",
+}
 
 
-@checked(path=path, adapter=maybe(text), task=maybe(one_of(Task)), layers=flag)
 def inspect(
     path: str | Path, adapter: str | None = None, task: Task | None = None, layers: bool = False
 ) -> dict[str, Any]:
@@ -160,6 +164,7 @@ def _describe_bundle(facts: dict[str, Any]) -> str:
         ("graph", f"{facts['graph']['route']}: {facts['graph']['reason']}"),
         ("made from", f"{source['format']} on base model {source['base_model']}"),
         ("labels", ", ".join(facts["labels"]) or "none"),
+        *([("head", HEADS[facts["head"]])] if facts["task"] == "SEQ_CLS" else []),
         ("tokenizer", tokenizer_words(facts["tokenizer"])),
         (
             "limits",
@@ -167,8 +172,8 @@ def _describe_bundle(facts: dict[str, Any]) -> str:
             f"{limits['max_batch'] or 'any number of'} rows, vocabulary {limits['vocab_size']}",
         ),
         *_engine_lines(facts["engine"]),
-        ("parity", _parity_words(parity, facts["completed_parity"])),
-        *([("graph parity", _parity(graph))] if graph else []),
+        ("parity", _parity_words(parity, facts)),
+        *([("graph parity", _parity(graph, facts))] if graph else []),
         ("made with", ", ".join(f"{name} {v}" for name, v in facts["versions"].items())),
     ]
     for side in ("inputs", "outputs"):
@@ -215,22 +220,31 @@ def _layer_lines(found: dict[str, Any]) -> list[tuple[str, Any]]:
     return lines
 
 
-def _parity_words(parity: dict[str, Any] | None, completed: dict[str, Any] | None) -> str:
+def _parity_words(parity: dict[str, Any] | None, facts: dict[str, Any]) -> str:
     if parity is not None:
-        return _parity(parity)
-    if completed is not None:
-        return f"{_parity(completed)} (pending when compiled, completed by verify)"
+        return _parity(parity, facts)
+    if (completed := facts["completed_parity"]) is not None:
+        return f"{_parity(completed, facts)} (pending when compiled, completed by verify)"
     return "pending: verify completes it on a GPU"
 
 
-def _parity(found: dict[str, Any]) -> str:
+def _parity(found: dict[str, Any], facts: dict[str, Any]) -> str:
     ratio = found["perplexity_ratio"]
+    rounded = facts["quantization"] is not None
+    agreement = agreement_words(facts["head"], rounded, found["top1_agreement"])
     return (
         f"{'passed' if found['passed'] else 'FAILED'}: max abs {found['max_abs']:.2g} "
-        f"over {found['cases']} cases, top-1 agreement {found['top1_agreement']:.2%}, "
+        f"over {found['cases']} cases{agreement}, "
         + (f"perplexity {ratio:.3f} times the reference's, " if ratio is not None else "")
         + f"against {found['reference']}"
     )
+
+
+def agreement_words(head: Head, rounded: bool, share: float) -> str:
+    """Which share of answers agreed, to go on from other words; a value alone has none."""
+    if head == "softmax":
+        return f", top-1 agreement {share:.2%}"
+    return f", explained variance {share:.2%}" if rounded else ""
 
 
 def _engine_lines(engine: dict[str, Any]) -> list[tuple[str, Any]]:

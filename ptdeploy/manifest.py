@@ -7,9 +7,6 @@ import json
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
-
-import msgspec
 
 from ptdeploy.base import BaseModel
 from ptdeploy.bundle import (
@@ -22,11 +19,11 @@ from ptdeploy.bundle import (
     TokenizerInfo,
 )
 from ptdeploy.checkpoint import Checkpoint
-from ptdeploy.errors import BaseModelError, InputError
+from ptdeploy.errors import InputError
+from ptdeploy.meaning import Meaning
 from ptdeploy.prompt import Prompt
-from ptdeploy.runtime.sampling import check
 from ptdeploy.signature import Signature
-from ptdeploy.task import GenerationOptions, Graph, Task
+from ptdeploy.task import Graph
 
 _PACKAGES = ("ptdeploy", "numpy", "onnx", "onnxruntime", "onnxscript", "peft", "torch")
 
@@ -48,7 +45,7 @@ def build_manifest(
     base: BaseModel,
     prompt: Prompt,
     signature: Signature,
-    generation_config: Any,
+    meaning: Meaning,
     target: str,
     device: str,
     precision: str,
@@ -90,8 +87,9 @@ def build_manifest(
         graph=graph,
         quantization=quantization,
         limits=limits,
-        labels=_labels(checkpoint, base),
-        generation=_generation(checkpoint, base, generation_config, limits.vocab_size),
+        labels=meaning.labels,
+        head=meaning.head,
+        generation=meaning.generation,
         tokenizer=tokenizer,
         files=files,
     )
@@ -106,15 +104,6 @@ def _config_hash(base: BaseModel) -> str:
     ignored = ("_name_or_path", "transformers_version", "id2label", "label2id", "num_labels")
     config = {k: v for k, v in base.config.to_dict().items() if k not in ignored}
     return hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _labels(checkpoint: Checkpoint, base: BaseModel) -> tuple[str, ...]:
-    if checkpoint.task is Task.CAUSAL_LM:
-        return ()
-    if checkpoint.labels:
-        return checkpoint.labels
-    names = base.config.id2label or {}
-    return tuple(str(names.get(i, f"LABEL_{i}")) for i in range(base.num_labels))
 
 
 def limits(
@@ -145,29 +134,3 @@ def limits(
         max_batch,
         type_vocab_size=base.type_vocab_size,
     )
-
-
-def _generation(
-    checkpoint: Checkpoint, base: BaseModel, config: Any, vocab_size: int
-) -> GenerationOptions | None:
-    if checkpoint.task is not Task.CAUSAL_LM:
-        return None
-    eos = getattr(config, "eos_token_id", None)
-    if eos is None:
-        eos = base.config.eos_token_id
-    ids = tuple(eos) if isinstance(eos, (list, tuple)) else () if eos is None else (int(eos),)
-    # An id that the model has no score for, as -1 in old configurations, never ends anything.
-    fields: dict[str, Any] = {"eos_token_ids": tuple(i for i in ids if 0 <= i < vocab_size)}
-    for name in GenerationOptions.__struct_fields__:
-        value = getattr(config, name, None)
-        if value is not None and name not in fields:
-            fields[name] = value
-    if fields.get("do_sample"):
-        # transformers' own default where a model samples and does not say from how many.
-        fields.setdefault("top_k", 50)
-    try:
-        options = msgspec.convert(fields, GenerationOptions, strict=False)
-        check(options, vocab_size)
-    except (msgspec.ValidationError, InputError) as error:
-        raise BaseModelError(f"{base.name}: generation_config.json: {error}.") from None
-    return options

@@ -12,6 +12,11 @@ Activations = Literal["float32", "float16", "bfloat16"]
 Operators = Literal["onnxruntime", "standard"]
 
 
+# What a classifier's logits are: scores of classes of which one is true, scores of classes each
+# true or not, or numbers that are the answer.
+Head = Literal["softmax", "sigmoid", "regression"]
+
+
 class Task(StrEnum):
     """What a model is for. The values are PEFT's `TaskType` names."""
 

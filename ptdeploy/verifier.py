@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from ptdeploy.arguments import checked, flag, having, maybe, path, text
 from ptdeploy.bundle import Bundle, read_bundle, whole
 from ptdeploy.errors import InputError
 from ptdeploy.files import check_folder, check_readable
@@ -36,18 +35,6 @@ _STORED_TEXTS = (
 )
 
 
-@checked(
-    path=path,
-    checkpoint=maybe(path),
-    base=maybe(path),
-    adapter=maybe(text),
-    data=maybe(path),
-    thresholds=maybe(path),
-    locate=flag,
-    report=maybe(path),
-    graph=flag,
-    progress=having("stage", "note"),
-)
 def verify_bundle(
     path: str | Path,
     *,
@@ -215,7 +202,7 @@ def _computed_reference(
     rows += [AskedRow(row.ids, "data", row.type_ids) for row in given]
     judged = _judged(engine.bundle, given) if manifest.quantization else None
     computed = compute_reference(
-        peft.checkpoint, peft.base, manifest.limits, judged, rows, peft.model
+        peft.checkpoint, peft.base, manifest.limits, judged, rows, peft.model, manifest.head
     )
     if chosen is not None:
         return with_texts(computed, chosen, manifest.task)
@@ -252,7 +239,8 @@ def _with_own_logits(reference: Reference, given: Sequence[DataRow]) -> Referenc
     if own and len(own) == len(given):
         return replace(reference, rows=(*reference.rows, *own))
     for number, row in enumerate(given, 1):
-        if row.labels is None and row.wanted_ids is None:
+        labelled = row.labels is not None or row.values is not None
+        if not labelled and row.wanted_ids is None:
             raise InputError(
                 f"--data: row {number} has no label, and there is no reference for it.",
                 "Pass the checkpoint with --checkpoint, to compare with PEFT on your data.",
@@ -275,4 +263,9 @@ def _check_accuracy(overrides: Overrides, given: Sequence[DataRow]) -> None:
         raise InputError(
             "--thresholds: asks for an accuracy, but no labelled data was given.",
             'Pass a file with "label" in its rows with --data.',
+        )
+    if overrides.max_squared_error is not None and all(row.values is None for row in given):
+        raise InputError(
+            "--thresholds: max_squared_error is for labelled data given to a regression.",
+            'Pass a file with a number as "label" in its rows with --data.',
         )

@@ -179,6 +179,38 @@ def test_each_measure_has_pythons_threshold(bundles, probe, tmp_path, precision)
     assert_same(verified(probe, bundle), ours)
 
 
+@pytest.mark.parametrize("head", ["sigmoid", "regression"])
+def test_rounding_of_a_head_without_one_class_is_judged_as_in_python(
+    bundles, probe, tmp_path, head
+):
+    bundle = Path(shutil.copytree(bundles("int8 classifier"), tmp_path / "bundle"))
+    edit(bundle, lambda m: m.update(head=head))
+    edit(bundle, lambda m: m["quantization"].update(min_agreement=0.999))
+    engine = ptdeploy.load(bundle)
+    random = np.random.default_rng(5)
+
+    def with_values(tensors: dict[str, np.ndarray], metadata: dict[str, Any]) -> None:
+        for i in range(metadata["judged"]):
+            ids, types = (tensors.get(f"judged.{i:03}.{name}") for name in ("ids", "type_ids"))
+            (logits,) = engine.logits([ids], token_type_ids=None if types is None else [types])
+            noise = random.normal(0, 0.05, logits.shape).astype(np.float32)
+            tensors[f"judged.{i:03}.values"] = logits + noise
+
+    refused = verified(probe, bundle)
+    assert "judged.000.values" in refused["problem"]
+    with pytest.raises(
+        ptdeploy.BundleError, match=re.escape(refused["problem"].partition(": ")[2])
+    ):
+        ptdeploy.verify(bundle)
+    damage.rewrite_reference(bundle, with_values)
+    ours, theirs = ptdeploy.verify(bundle), verified(probe, bundle)
+    assert ours.quality is not None
+    assert 0 < ours.quality.top1_agreement < 1
+    assert theirs["quality"]["top1_agreement"] == near(ours.quality.top1_agreement)
+    assert theirs["failures"] == ours.failures()
+    assert "explained variance of the values" in theirs["failures"][-1]
+
+
 def test_an_engine_that_fails_on_a_stored_row_says_why_once(bundles, probe, tmp_path):
     bundle = Path(shutil.copytree(bundles("encoder classifier"), tmp_path / "bundle"))
     edit(bundle, lambda m: m["limits"].update(vocab_size=1000))

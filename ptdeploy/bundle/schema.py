@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from ptdeploy.task import GenerationOptions, Graph, Task, TensorSpec
+from ptdeploy.task import GenerationOptions, Graph, Head, Task, TensorSpec
 
 MANIFEST_NAME = "manifest.json"
 FORMAT = "ptdeploy-bundle"
@@ -121,7 +121,9 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """`manifest.json`, described in docs/bundle.md and docs/manifest.schema.json.
 
     `parity` is of the engine, and null where it was built on a machine that cannot run it;
-    `graph_parity` is of the graph the engine was built from, run by another one.
+    `graph_parity` is of the graph the engine was built from, run by another one. `head` says what
+    logits are: "softmax" (one class is true), "sigmoid" (each class is or is not), or "regression"
+    (the logits are the answer).
     """
 
     format: Literal["ptdeploy-bundle"] = "ptdeploy-bundle"
@@ -137,6 +139,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     source: SourceInfo
     limits: Limits
     labels: tuple[str, ...] = ()
+    head: Head = "softmax"
     graph: Graph
     quantization: Quantization | None = None
     generation: GenerationOptions | None = None

@@ -184,7 +184,7 @@ def compare(
     overrides = overrides or Overrides()
     stored = engine.manifest.quantization
     rounded = overrides.rounding(stored)
-    thresholds = overrides.thresholds(engine.manifest.precision, stored)
+    thresholds = overrides.thresholds(engine.manifest.precision, stored, engine.manifest.head)
     scale = max((float(np.abs(row.logits).max()) for row in reference.rows), default=0.0)
     allowed = thresholds.max_abs + thresholds.relative * scale
     cases: list[CaseResult] = []
@@ -252,7 +252,7 @@ def rounding_failures(quality: Quality | None, allowed: Quantization | None) -> 
     # NaN compares false with everything, so each bound is written as what must hold.
     if not quality.top1_agreement >= allowed.min_agreement:
         lines.append(
-            f"top-1 agreement {quality.top1_agreement:.4f} on {quality.judged_on}, "
+            f"{quality.measured} {quality.top1_agreement:.4f} on {quality.judged_on}, "
             f"but {allowed.min_agreement} is asked for (--min-agreement)"
         )
     ratio = quality.perplexity_ratio

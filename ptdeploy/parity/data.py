@@ -17,7 +17,7 @@ from ptdeploy.parity.measure import finite
 from ptdeploy.parity.quality import text_row
 from ptdeploy.parity.thresholds import Overrides
 from ptdeploy.runtime import Engine
-from ptdeploy.task import Task
+from ptdeploy.task import Head, Task
 from ptdeploy.text_files import read_lines
 
 _MOST_ROWS = 100_000
@@ -27,7 +27,8 @@ _MOST_ROWS = 100_000
 class DataRow:
     """One line: its token ids, and what is known of it.
 
-    `labels` holds one class for SEQ_CLS, one for each token for TOKEN_CLS, -1 where there is none.
+    `labels` holds one class for SEQ_CLS, one for each token for TOKEN_CLS, -1 where there is none;
+    for a sigmoid head it is 0 or 1 for each class. `values` are what a regression should give.
     `logits` is a reference that came with the line, as in a failing case. `wanted_ids` is what the
     text, or the pair of it and `pair`, must be encoded as, where both were given. `type_ids` are
     the segments, all 0 where None.
@@ -38,6 +39,7 @@ class DataRow:
     pair: str | None = None
     type_ids: NDArray[np.int64] | None = None
     labels: NDArray[np.int64] | None = None
+    values: NDArray[np.float64] | None = None
     logits: NDArray[np.float32] | None = None
     wanted_ids: tuple[int, ...] | None = None
 
@@ -50,7 +52,8 @@ class DataRow:
 class TaskMetric(msgspec.Struct, frozen=True):
     """How well the engine does on labelled data, and how well PEFT does where it was run.
 
-    `name` is "accuracy" (the share of labels found) or, for CAUSAL_LM, "perplexity" of the data.
+    `name` is "accuracy" (the share of labels found; of a sigmoid head, of texts whose whole set of
+    classes was), for a regression "mean squared error", for CAUSAL_LM "perplexity" of the data.
     """
 
     name: str
@@ -65,7 +68,7 @@ class _Line(msgspec.Struct, forbid_unknown_fields=True):
     text_pair: str | None = None
     ids: list[int] | None = None
     token_type_ids: list[int] | None = None
-    label: str | int | list[str | int | None] | None = None
+    label: str | int | float | list[str | int | float | None] | None = None
     logits: list[Any] | None = None
 
 
@@ -111,16 +114,38 @@ def task_metric(
         ratio = overrides.max_perplexity_ratio
         worse = ratio is not None and want is not None and not got <= ratio * want
         return TaskMetric("perplexity", len(rows), finite(got), want, not worse)
+    if engine.manifest.head == "regression":
+        return _squared_error(rows, ours, reference, overrides)
     labelled = [i for i, row in enumerate(rows) if row.labels is not None]
     if not labelled:
         return None
-    got = _accuracy(rows, ours, labelled)
-    want = _accuracy(rows, reference, labelled) if reference is not None else None
+    head = engine.manifest.head
+    got = _accuracy(rows, ours, labelled, head)
+    want = _accuracy(rows, reference, labelled, head) if reference is not None else None
     least, drop = overrides.min_accuracy, overrides.max_accuracy_drop
     passed = least is None or got >= least
     if drop is not None and want is not None:
         passed = passed and want - got <= drop
     return TaskMetric("accuracy", len(labelled), got, want, passed)
+
+
+def _squared_error(
+    rows: Sequence[DataRow],
+    ours: Sequence[NDArray[np.float32]],
+    reference: Sequence[NDArray[np.float32]] | None,
+    overrides: Overrides,
+) -> TaskMetric | None:
+    known = [(i, row.values) for i, row in enumerate(rows) if row.values is not None]
+    if not known:
+        return None
+
+    def error(found: Sequence[NDArray[np.float32]]) -> float:
+        return float(np.mean([(found[i].astype(np.float64) - values) ** 2 for i, values in known]))
+
+    got, want = error(ours), None if reference is None else error(reference)
+    most = overrides.max_squared_error
+    passed = most is None or got <= most
+    return TaskMetric("mean squared error", len(known), finite(got), want, passed)
 
 
 def _row(line: _Line, engine: Engine) -> DataRow:
@@ -140,16 +165,21 @@ def _row(line: _Line, engine: Engine) -> DataRow:
     if engine.takes_segments and any(encoding.type_ids):
         segments = np.asarray(encoding.type_ids, np.int64)
     task = engine.manifest.task
-    labels = None if line.label is None else _labels(line.label, task, engine, ids.size)
+    labels, values = None, None
+    if line.label is not None and engine.manifest.head == "regression":
+        values = _numbers(line.label, len(engine.manifest.labels))
+    elif line.label is not None:
+        labels = _labels(line.label, task, engine, ids.size)
     logits = None if line.logits is None else _logits(line.logits, task, engine, ids.size)
-    return DataRow(ids, line.text, line.text_pair, segments, labels, logits, wanted)
+    return DataRow(ids, line.text, line.text_pair, segments, labels, values, logits, wanted)
 
 
 def _labels(given: Any, task: Task, engine: Engine, tokens: int) -> NDArray[np.int64]:
     if task is Task.CAUSAL_LM:
         raise InputError("has a label, but a causal model has no classes.")
     values = given if isinstance(given, list) else [given]
-    if task is Task.SEQ_CLS and (isinstance(given, list) or given is None):
+    several = engine.manifest.head == "sigmoid"
+    if task is Task.SEQ_CLS and not several and (isinstance(given, list) or given is None):
         raise InputError("its label is a list, but a text has one class.")
     if task is Task.TOKEN_CLS and (not isinstance(given, list) or len(values) != tokens):
         raise InputError(
@@ -166,7 +196,20 @@ def _labels(given: Any, task: Task, engine: Engine, tokens: int) -> NDArray[np.i
             indices.append(value)
         else:
             raise InputError(f"its label {value!r} is none of {', '.join(names)}.")
+    if several:
+        return np.isin(np.arange(len(names)), indices).astype(np.int64)
     return np.asarray(indices, np.int64)
+
+
+def _numbers(given: Any, outputs: int) -> NDArray[np.float64]:
+    values = given if isinstance(given, list) else [given]
+    fits = len(values) == outputs and all(isinstance(one, (int, float)) for one in values)
+    if not fits:
+        raise InputError(
+            f"its label {given!r} is not {'a number' if outputs == 1 else f'{outputs} numbers'}, "
+            "as a regression gives."
+        )
+    return np.asarray(values, np.float64)
 
 
 def _logits(given: list[Any], task: Task, engine: Engine, tokens: int) -> NDArray[np.float32]:
@@ -186,12 +229,19 @@ def _logits(given: list[Any], task: Task, engine: Engine, tokens: int) -> NDArra
 
 
 def _accuracy(
-    rows: Sequence[DataRow], logits: Sequence[NDArray[np.float32]], chosen: Sequence[int]
+    rows: Sequence[DataRow],
+    logits: Sequence[NDArray[np.float32]],
+    chosen: Sequence[int],
+    head: Head,
 ) -> float:
     right = total = 0
     for i in chosen:
         labels = rows[i].labels
         assert labels is not None, "chosen are those with labels"
+        if head == "sigmoid":
+            right += int(np.array_equal(logits[i] >= 0, labels == 1))
+            total += 1
+            continue
         found = np.atleast_2d(logits[i]).argmax(-1)
         known = labels >= 0
         right += int((found[known] == labels[known]).sum())

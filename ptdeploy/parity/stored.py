@@ -67,6 +67,10 @@ def _check(reference: Reference, bundle: Bundle) -> None:
         _check_ids(f"{name}.ids", text.ids, limits)
         _check_segments(f"{name}.type_ids", text.type_ids, tokens, limits)
         _check_length(f"{name}.top1", text.top1, np.int64, 1 if task is Task.SEQ_CLS else tokens)
+        if manifest.head != "softmax":
+            if text.values is None:
+                raise ValueError(f"File does not contain tensor {name}.values")
+            _check_length(f"{name}.values", text.values, np.float32, int(columns))
         surprises = tokens - 1 if task is Task.CAUSAL_LM else 0
         _check_length(f"{name}.nll", text.nll, np.float32, surprises)
 

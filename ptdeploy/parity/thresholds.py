@@ -10,6 +10,7 @@ import msgspec
 
 from ptdeploy.bundle import Quantization
 from ptdeploy.errors import InputError
+from ptdeploy.task import Head
 from ptdeploy.text_files import read_text
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -48,7 +49,7 @@ class Overrides(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     `min_agreement` is for rounded weights, `max_perplexity_ratio` for those and for data given to a
     causal model. `min_accuracy` and `max_accuracy_drop` are for labelled data: the least accuracy,
-    and by how much it may be below PEFT's.
+    and by how much it may be below PEFT's; `max_squared_error` is for a regression's.
     """
 
     max_abs: float | None = None
@@ -60,10 +61,15 @@ class Overrides(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_perplexity_ratio: float | None = None
     min_accuracy: float | None = None
     max_accuracy_drop: float | None = None
+    max_squared_error: float | None = None
 
-    def thresholds(self, precision: str, rounded: Quantization | None) -> Thresholds:
+    def thresholds(self, precision: str, rounded: Quantization | None, head: Head) -> Thresholds:
         """The precision's bounds with the given ones laid over them."""
-        return _laid_over(ROUNDED if rounded else THRESHOLDS[precision], self)
+        bounds = ROUNDED if rounded else THRESHOLDS[precision]
+        if head != "softmax":
+            # Directions and probabilities of all outputs together mean nothing there.
+            bounds = msgspec.structs.replace(bounds, cosine=ROUNDED.cosine, kl=ROUNDED.kl)
+        return _laid_over(bounds, self)
 
     def rounding(self, rounded: Quantization | None) -> Quantization | None:
         """The same for what rounded weights must keep."""

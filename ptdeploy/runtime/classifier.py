@@ -8,22 +8,37 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ptdeploy.arguments import MOST, checked, flag, whole
+from ptdeploy.bundle import Bundle
+from ptdeploy.errors import BundleError, InputError
 from ptdeploy.runtime.batching import Row
-from ptdeploy.runtime.engine import Engine, Inputs, finite, softmax
-from ptdeploy.runtime.tokenizer import Encoding
+from ptdeploy.runtime.engine import Engine, Inputs, sigmoid, softmax
+from ptdeploy.runtime.tokenizer import Encoding, Tokenizer
+from ptdeploy.targets import Session
 
 TypeIds = ArrayLike | Sequence[Sequence[int]] | None
 
 
 @dataclass(frozen=True)
 class Classification:
-    """The likeliest class, and the probability of each class in the order of `manifest.labels`."""
+    """The likeliest class, and the probability of each class in the order of `manifest.labels`.
+
+    `labels` are all classes that are true. Where the head is a sigmoid they are those of at least
+    0.5, none or several, and each probability stands by itself; else it is the likeliest one.
+    """
 
     label: str
     index: int
     probability: float
     probabilities: tuple[float, ...]
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Regression:
+    """The number that a text gives, and all of them in the order of `manifest.labels`."""
+
+    value: float
+    values: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -46,6 +61,15 @@ class TokenLabel:
 class _Labelling(Engine):
     """An engine whose logits are of the manifest's labels."""
 
+    def __init__(self, bundle: Bundle, session: Session, tokenizer: Tokenizer | None) -> None:
+        super().__init__(bundle, session, tokenizer)
+        outputs, labels = self.manifest.outputs, self.manifest.labels
+        if not labels or not outputs or outputs[0].shape[-1:] != (len(labels),):
+            raise BundleError(
+                f"{bundle.path}: its signature does not have one class for each of its labels.",
+                "Compile the checkpoint again.",
+            )
+
     def _parts(
         self, rows: Sequence[Row], segments: Sequence[Row] | None
     ) -> Iterator[tuple[Sequence[Row], NDArray[np.float32]]]:
@@ -60,7 +84,6 @@ class _Labelling(Engine):
 class Classifier(_Labelling):
     """An engine for SEQ_CLS."""
 
-    @checked(truncate=flag, batch_size=whole(1, MOST))
     def classify(
         self,
         inputs: Inputs,
@@ -72,20 +95,57 @@ class Classifier(_Labelling):
 
         A pair is a tuple in the list: `classify([("text", "pair")])`. `token_type_ids` are the
         segments of rows of token ids, all 0 unless given.
-        Raises InputError if a text is empty or, without `truncate`, too long, or if the model has
-        no such segments.
+        Raises InputError if a text is empty or, without `truncate`, too long, if the model has no
+        such segments, or if its head is a regression.
         """
+        head, names = self.manifest.head, self.manifest.labels
+        if head == "regression":
+            raise InputError(
+                f"{self.bundle.path}: its head is a regression, and gives no classes.",
+                "Ask regress() for its values.",
+            )
         results = []
         encodings = self.encode(inputs, truncate, token_type_ids)
         for part, logits in _batches(self, encodings, batch_size):
-            for _, row in zip(part, softmax(finite(logits)), strict=True):
+            rows = sigmoid(logits) if head == "sigmoid" else softmax(logits)
+            for _, row in zip(part, rows, strict=True):
                 index = int(row.argmax())
+                chosen = np.flatnonzero(row >= 0.5) if head == "sigmoid" else [index]
                 results.append(
                     Classification(
-                        self.manifest.labels[index], index, float(row[index]), tuple(row.tolist())
+                        names[index],
+                        index,
+                        float(row[index]),
+                        tuple(row.tolist()),
+                        tuple(names[i] for i in chosen),
                     )
                 )
         return results
+
+    def regress(
+        self,
+        inputs: Inputs,
+        truncate: bool = False,
+        batch_size: int = 16,
+        token_type_ids: TypeIds = None,
+    ) -> list[Regression]:
+        """The numbers that texts, pairs of texts or rows of token ids give, in their order.
+
+        Inputs are those of `classify`. Raises InputError as that does, or if the head's logits are
+        scores of classes.
+        """
+        if self.manifest.head != "regression":
+            raise InputError(
+                f"{self.bundle.path}: its head is a {self.manifest.head} over classes, no "
+                "regression.",
+                "Ask classify(), or compile with --head regression.",
+            )
+        encodings = self.encode(inputs, truncate, token_type_ids)
+        return [
+            Regression(float(row[0]), tuple(row.tolist()))
+            for _, logits in _batches(self, encodings, batch_size)
+            for row in logits
+        ]
 
     def _row_logits(
         self, rows: Sequence[Row], segments: Sequence[Row] | None = None
@@ -96,7 +156,6 @@ class Classifier(_Labelling):
 class TokenClassifier(_Labelling):
     """An engine for TOKEN_CLS."""
 
-    @checked(truncate=flag, batch_size=whole(1, MOST))
     def tag(
         self,
         inputs: Inputs,
@@ -112,7 +171,7 @@ class TokenClassifier(_Labelling):
         encodings = self.encode(inputs, truncate, token_type_ids)
         for part, logits in _batches(self, encodings, batch_size):
             for encoding, row in zip(part, logits, strict=True):
-                probabilities = softmax(finite(row[: len(encoding.ids)]))
+                probabilities = softmax(row[: len(encoding.ids)])
                 results.append(self._labels(encoding, probabilities))
         return results
 

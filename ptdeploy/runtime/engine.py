@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ptdeploy.arguments import checked, flag, listed
 from ptdeploy.bundle import Bundle, Manifest
-from ptdeploy.errors import EngineFault, InputError
+from ptdeploy.errors import BundleError, InputError
 from ptdeploy.runtime.batching import (
     Batch,
     Row,
@@ -22,7 +21,6 @@ from ptdeploy.runtime.batching import (
     segments_of,
     split,
 )
-from ptdeploy.runtime.layout import check_prompt
 from ptdeploy.runtime.tokenizer import Encoding, Tokenizer
 from ptdeploy.targets import Session
 from ptdeploy.task import Task
@@ -38,7 +36,16 @@ class Engine(ABC):
         self.bundle = bundle
         self.tokenizer = tokenizer
         self._session = session
-        self._prefix_kv = check_prompt(bundle)
+        if self.manifest.limits.type_vocab_size > 0 and not self.takes_segments:
+            raise BundleError(
+                f"{bundle.path}: its limits have segments, but its signature takes none.",
+                "Compile the checkpoint again.",
+            )
+        if self.manifest.head != "softmax" and self.manifest.task is not Task.SEQ_CLS:
+            raise BundleError(
+                f"{bundle.path}: its head is for SEQ_CLS, which it is not.",
+                "Compile the checkpoint again.",
+            )
 
     @property
     def manifest(self) -> Manifest:
@@ -66,7 +73,6 @@ class Engine(ABC):
         segments = segments_of(token_type_ids, input_ids, attention_mask, limits)
         return self._row_logits(rows, segments)
 
-    @checked(truncate=flag)
     def encode(
         self,
         inputs: Inputs,
@@ -159,17 +165,7 @@ class Engine(ABC):
 
 def one_row(inputs: str | Sequence[int]) -> Inputs:
     """One text, or one row's token ids, as `encode` takes them."""
-    return inputs if isinstance(inputs, str) else [listed("inputs", inputs)]
-
-
-def finite(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The logits themselves. Raises EngineFault unless all are finite: no class is likeliest."""
-    if not np.isfinite(logits).all():
-        raise EngineFault(
-            "The engine gave logits that are not finite.",
-            "Hold the bundle against its reference: ptdeploy verify BUNDLE",
-        )
-    return logits
+    return inputs if isinstance(inputs, str | bytes) else [list(inputs)]
 
 
 def is_pair(item: Any) -> bool:
@@ -177,6 +173,14 @@ def is_pair(item: Any) -> bool:
     return (
         isinstance(item, (tuple, list)) and len(item) == 2 and all(isinstance(s, str) for s in item)
     )
+
+
+def sigmoid(logits: NDArray[np.floating]) -> NDArray[np.float64]:
+    """The probability of each class by itself, in float64."""
+    # Whichever way, the exponential is of a number below 0.
+    small = np.exp(-np.abs(logits.astype(np.float64)))
+    probabilities: NDArray[np.float64] = np.where(logits < 0, small, 1) / (1 + small)
+    return probabilities
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -3,7 +3,6 @@
 #include <cmath>
 
 #include "engine_state.hpp"
-#include "layout.hpp"
 #include "rows.hpp"
 
 namespace ptdeploy {
@@ -11,15 +10,22 @@ namespace detail {
 namespace {
 
 std::vector<double> softmax(const float* logits, std::size_t count) {
-  if (!std::all_of(logits, logits + count, [](float logit) { return std::isfinite(logit); }))
-    throw EngineFault("The engine gave logits that are not finite.",
-                      "Hold the bundle against its reference: ptdeploy verify BUNDLE");
   const double top = *std::max_element(logits, logits + count);
   std::vector<double> weights(count);
   double total = 0;
   for (std::size_t i = 0; i < count; ++i) total += weights[i] = std::exp(logits[i] - top);
   for (double& weight : weights) weight /= total;
   return weights;
+}
+
+std::vector<double> sigmoid(const float* logits, std::size_t count) {
+  std::vector<double> out(count);
+  for (std::size_t i = 0; i < count; ++i) {
+    // Whichever way, the exponential is of a number below 0.
+    const double small = std::exp(-std::abs(static_cast<double>(logits[i])));
+    out[i] = (logits[i] < 0 ? small : 1) / (1 + small);
+  }
+  return out;
 }
 
 std::size_t likeliest(const std::vector<double>& probabilities) {
@@ -72,16 +78,17 @@ void in_batches(const EngineState& state, const std::vector<Ids>& rows,
   }
 }
 
-void check_batch_size(std::size_t size) {
-  if (size < 1 || size > static_cast<std::size_t>(kMost))
-    throw InputError("batch_size is " + std::to_string(size) +
-                     "; it must be a whole number from 1 to " + std::to_string(kMost) + ".");
-}
-
 }  // namespace
 
 void prepare_classifier(EngineState& state) {
   const Manifest& manifest = state.manifest();
+  const std::int64_t* classes = nullptr;
+  if (!manifest.outputs.empty() && !manifest.outputs[0].shape.empty())
+    classes = std::get_if<std::int64_t>(&manifest.outputs[0].shape.back());
+  if (!classes || *classes < 1 || static_cast<std::size_t>(*classes) != manifest.labels.size())
+    throw BundleError(
+        state.bundle.path + ": its signature does not have one class for each of its labels.",
+        "Compile the checkpoint again.");
   state.classes = state.info.columns = manifest.labels.size();
 }
 
@@ -101,13 +108,17 @@ std::vector<Logits> classifier_logits(const EngineState& state, const std::vecto
 std::vector<Classification> Engine::classify(const std::vector<Ids>& rows, std::size_t batch_size,
                                              const std::vector<Ids>& token_type_ids) const {
   detail::require_task(*state_, Task::seq_cls, "classify");
-  detail::check_batch_size(batch_size);
+  const Head head = state_->info.head;
+  if (head == Head::regression)
+    throw InputError(state_->bundle.path + ": its head is a regression, and gives no classes.",
+                     "Its logits are the values.");
   detail::check_rows(rows, state_->manifest().limits);
   detail::check_segments(token_type_ids, rows, state_->manifest().limits);
   std::vector<Classification> out;
   detail::in_batches(*state_, rows, token_type_ids, batch_size, [&](const Ids&, const float* logits) {
     Classification one;
-    one.probabilities = detail::softmax(logits, state_->classes);
+    one.probabilities = head == Head::sigmoid ? detail::sigmoid(logits, state_->classes)
+                                              : detail::softmax(logits, state_->classes);
     one.index = detail::likeliest(one.probabilities);
     one.label = state_->info.labels[one.index];
     one.probability = one.probabilities[one.index];
@@ -120,7 +131,6 @@ std::vector<std::vector<TokenLabel>> Engine::tag(const std::vector<Ids>& rows,
                                                  std::size_t batch_size,
                                                  const std::vector<Ids>& token_type_ids) const {
   detail::require_task(*state_, Task::token_cls, "tag");
-  detail::check_batch_size(batch_size);
   detail::check_rows(rows, state_->manifest().limits);
   detail::check_segments(token_type_ids, rows, state_->manifest().limits);
   std::vector<std::vector<TokenLabel>> out;

@@ -40,7 +40,7 @@ void add_rounding(std::vector<std::string>& lines, const std::optional<ParityQua
   }
   // NaN compares false with everything, so each bound is written as what must hold.
   if (!(quality->top1_agreement >= allowed.min_agreement))
-    lines.push_back("top-1 agreement " + formatted(quality->top1_agreement, 4, 'f') + " on " +
+    lines.push_back(quality->measured + " " + formatted(quality->top1_agreement, 4, 'f') + " on " +
                     quality->judged_on + ", but " + shortest(allowed.min_agreement) +
                     " is asked for (--min-agreement)");
   const auto& ratio = quality->perplexity_ratio;

@@ -92,9 +92,9 @@ std::optional<Quantization> read_quantization(const Json& json, const Where& whe
     read_word(value, at, {"int", "float8e4m3fn"});
   };
   read_object(json, where,
-              {{"bits", true, into(out.bits)},
-               {"block_size", true, into(out.block_size)},
-               {"accuracy_level", true, into(out.accuracy_level)},
+              {{"bits", true, skip_int},
+               {"block_size", true, skip_int},
+               {"accuracy_level", true, skip_int},
                {"min_agreement", true, into(out.min_agreement)},
                {"max_perplexity_ratio", true, into(out.max_perplexity_ratio)},
                {"type", false, type}},
@@ -169,6 +169,9 @@ Manifest read_manifest(const Json& json) {
   auto task = [&out](const Json& value, const Where& at) {
     out.task = static_cast<Task>(read_word(value, at, {"SEQ_CLS", "TOKEN_CLS", "CAUSAL_LM"}));
   };
+  auto head = [&out](const Json& value, const Where& at) {
+    out.head = static_cast<Head>(read_word(value, at, {"softmax", "sigmoid", "regression"}));
+  };
   auto format = [](const Json& value, const Where& at) { read_word(value, at, {kFormat}); };
   read_object(json, Where(),
               {{"format", false, format},
@@ -184,6 +187,7 @@ Manifest read_manifest(const Json& json) {
                {"source", true, read_source},
                {"limits", true, into(out.limits, read_limits)},
                {"labels", false, array_into(out.labels, read_string)},
+               {"head", false, head},
                {"graph", true, into(out.fused, read_fused)},
                {"quantization", false, into(out.quantization, read_quantization)},
                {"generation", false, into(out.generation, read_generation)},

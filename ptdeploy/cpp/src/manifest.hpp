@@ -40,9 +40,8 @@ struct Limits {
   std::int64_t type_vocab_size = 0;
 };
 
-// How weights are rounded, and what they must keep on text, against the reference.
+// What rounded weights must keep on text, against the reference.
 struct Quantization {
-  std::int64_t bits = 0, block_size = 0, accuracy_level = 0;
   double min_agreement = 0, max_perplexity_ratio = 0;
 };
 
@@ -64,6 +63,7 @@ struct Manifest {
   PromptInfo prompt;
   Limits limits;
   std::vector<std::string> labels;
+  Head head{};
   bool fused = false;
   std::optional<Quantization> quantization;
   std::optional<GenerationOptions> generation;

@@ -26,15 +26,56 @@ class Perplexity {
   std::size_t count_ = 0;
 };
 
+// The share of the reference's variance over texts that the engine gives too, from 0 to 1.
+class Explained {
+ public:
+  Explained(std::size_t columns, Head head) : columns_(columns), head_(head) {}
+  void add(const float* want, const float* got) {
+    for (std::size_t i = 0; i < columns_; ++i) {
+      want_.push_back(value(want[i]));
+      const double apart = want_.back() - value(got[i]);
+      off_ += apart * apart;
+    }
+  }
+  double share() const {
+    if (!(off_ > 0)) return off_ == 0 ? 1 : 0;
+    const std::size_t texts = want_.size() / columns_;
+    double around = 0;
+    for (std::size_t i = 0; i < columns_; ++i) {
+      double mean = 0;
+      for (std::size_t at = 0; at < texts; ++at) mean += want_[at * columns_ + i];
+      mean /= static_cast<double>(texts);
+      for (std::size_t at = 0; at < texts; ++at) {
+        const double apart = want_[at * columns_ + i] - mean;
+        around += apart * apart;
+      }
+    }
+    return around > 0 ? std::max(0.0, 1 - off_ / around) : 0;
+  }
+
+ private:
+  double value(float logit) const {
+    return head_ == Head::sigmoid ? 1 / (1 + std::exp(-static_cast<double>(logit))) : logit;
+  }
+
+  std::size_t columns_;
+  Head head_;
+  std::vector<double> want_;
+  double off_ = 0;
+};
+
 }  // namespace
 
-std::optional<ParityQuality> judge(Reference& reference, Task task, const RunRows& run) {
+std::optional<ParityQuality> judge(Reference& reference, const BundleInfo& info,
+                                   const RunRows& run) {
   if (reference.judged_rows() == 0) return std::nullopt;
   ParityQuality quality;
   quality.judged_on = reference.judged_on();
   quality.texts = reference.judged_rows();
   Perplexity ours, theirs;
   std::size_t agreed = 0;
+  const bool chooses = info.head == Head::softmax;
+  Explained explained(info.columns, info.head);
   for (std::size_t i = 0; i < quality.texts; ++i) {
     const ReferenceText text = reference.judged(i);
     const std::vector<Ids> types(text.type_ids.empty() ? 0 : 1, text.type_ids);
@@ -48,9 +89,13 @@ std::optional<ParityQuality> judge(Reference& reference, Task task, const RunRow
       ours.add(static_cast<float>(nll));
       theirs.add(text.nll[at]);
     }
+    if (!chooses) explained.add(text.values.data(), logits.row(0));
   }
-  quality.top1_agreement = static_cast<double>(agreed) / static_cast<double>(quality.positions);
-  if (task == Task::causal_lm) quality.perplexity_ratio = ours.value() / theirs.value();
+  quality.top1_agreement =
+      chooses ? static_cast<double>(agreed) / static_cast<double>(quality.positions)
+              : explained.share();
+  if (!chooses) quality.measured = "explained variance of the values";
+  if (info.task == Task::causal_lm) quality.perplexity_ratio = ours.value() / theirs.value();
   return quality;
 }
 

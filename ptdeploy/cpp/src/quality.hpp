@@ -1,4 +1,4 @@
-// What rounding costs: top-1 agreement and perplexity against the reference, on text.
+// What rounding costs: agreement and perplexity against the reference, on text.
 #pragma once
 
 #include <functional>
@@ -13,6 +13,7 @@ using RunRows =
     std::function<std::vector<Logits>(const std::vector<Ids>&, const std::vector<Ids>&)>;
 
 // Runs the reference's texts, each alone; nothing where the reference has none.
-std::optional<ParityQuality> judge(Reference& reference, Task task, const RunRows& run);
+std::optional<ParityQuality> judge(Reference& reference, const BundleInfo& info,
+                                   const RunRows& run);
 
 }  // namespace ptdeploy::detail

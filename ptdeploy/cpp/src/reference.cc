@@ -191,7 +191,8 @@ ReferenceGreedy Reference::greedy(std::size_t index) {
 
 ReferenceText Reference::judged(std::size_t index) {
   return checked([&] {
-    ReferenceText row{ids(tensor_name("judged", index, "ids")), {}, {}, {}};
+    ReferenceText row;
+    row.ids = ids(tensor_name("judged", index, "ids"));
     row.type_ids = segments(tensor_name("judged", index, "type_ids"), row.ids.size());
     const std::string top1 = tensor_name("judged", index, "top1");
     const std::string nll = tensor_name("judged", index, "nll");
@@ -199,6 +200,11 @@ ReferenceText Reference::judged(std::size_t index) {
     require_length(nll, "F32", engine_.info.task == Task::causal_lm ? row.ids.size() - 1 : 0);
     row.top1 = tensors_->integers(top1);
     row.nll = tensors_->floats(nll);
+    if (engine_.info.head != Head::softmax) {
+      const std::string values = tensor_name("judged", index, "values");
+      require_length(values, "F32", engine_.info.columns);
+      row.values = tensors_->floats(values);
+    }
     return row;
   });
 }

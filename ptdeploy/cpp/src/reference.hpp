@@ -34,6 +34,8 @@ struct ReferenceGreedy {
 struct ReferenceText {
   Ids ids, type_ids, top1;
   std::vector<float> nll;
+  // Of a head that chooses no one class, its logits.
+  std::vector<float> values;
 };
 
 class Reference {

@@ -30,7 +30,7 @@ class Verifier {
       out.cases.push_back(compare(one));
     if (state_.info.task == Task::causal_lm) out.greedy = compare_greedy();
     if (manifest.quantization)
-      out.quality = judge(reference_, state_.info.task,
+      out.quality = judge(reference_, state_.info,
                           [this](const std::vector<Ids>& rows, const std::vector<Ids>& types) {
                             std::string stopped;
                             return logits(rows, types, stopped);

@@ -125,8 +125,8 @@ def located_words(located: Located) -> list[str]:
 def rounded_words(quality: Quality) -> str:
     """What rounding the weights cost."""
     return (
-        f"rounded weights on {quality.judged_on}: top-1 agreement {quality.top1_agreement:.2%} at "
-        f"{quality.positions} positions of {quality.texts} texts"
+        f"rounded weights on {quality.judged_on}: {quality.measured} "
+        f"{quality.top1_agreement:.2%} at {quality.positions} positions of {quality.texts} texts"
         f"{ratio_words(quality.perplexity_ratio)}"
     )
 

@@ -36,6 +36,12 @@ typedef enum ptdeploy_task {
   PTDEPLOY_CAUSAL_LM = 2
 } ptdeploy_task;
 
+typedef enum ptdeploy_head {
+  PTDEPLOY_SOFTMAX = 0,   /* one class is true: probabilities sum to 1 */
+  PTDEPLOY_SIGMOID = 1,   /* each class is true or not: each has its own probability */
+  PTDEPLOY_REGRESSION = 2 /* logits are the answer; there are no probabilities */
+} ptdeploy_head;
+
 typedef enum ptdeploy_stopped {
   PTDEPLOY_LENGTH = 0,
   PTDEPLOY_EOS = 1,
@@ -56,6 +62,7 @@ PTDEPLOY_API ptdeploy_status ptdeploy_open(const char* path, const char* device,
 PTDEPLOY_API void ptdeploy_close(ptdeploy_engine* engine); /* sessions may outlive it */
 
 PTDEPLOY_API ptdeploy_task ptdeploy_get_task(const ptdeploy_engine* engine);
+PTDEPLOY_API ptdeploy_head ptdeploy_get_head(const ptdeploy_engine* engine);
 PTDEPLOY_API int64_t ptdeploy_max_sequence(const ptdeploy_engine* engine);
 PTDEPLOY_API int64_t ptdeploy_vocab_size(const ptdeploy_engine* engine);
 /* How many segments the model tells apart; 0 for a model without, which takes none. */

@@ -67,6 +67,10 @@ class PTDEPLOY_API EngineFault : public Error {
 
 enum class Task { seq_cls, token_cls, causal_lm };
 
+// What a classifier's logits are: scores of classes of which one is true, scores of classes each
+// true or not, or numbers that are the answer.
+enum class Head { softmax, sigmoid, regression };
+
 // One row of token ids.
 using Ids = std::vector<std::int64_t>;
 
@@ -86,6 +90,7 @@ struct OpenOptions {
 // What a bundle is, from its manifest.
 struct BundleInfo {
   Task task{};
+  Head head{};
   std::string target, device, precision, route;
   std::vector<std::string> labels;  // empty for causal_lm
   std::int64_t num_virtual_tokens = 0;
@@ -99,6 +104,8 @@ struct BundleInfo {
   std::optional<std::int64_t> max_batch;
 };
 
+// The likeliest class. Where the head is a sigmoid each probability stands by itself, and all classes
+// of at least 0.5 are true.
 struct Classification {
   std::string label;
   std::size_t index = 0;
@@ -160,6 +167,8 @@ struct ParityQuality {
   std::size_t texts = 0, positions = 0;
   double top1_agreement = 0;
   std::optional<double> perplexity_ratio;  // to the reference's; for causal_lm
+  // What top1_agreement is a share of: a head that chooses no one class has other words.
+  std::string measured = "top-1 agreement";
 };
 
 // The outcome of Engine::verify().
@@ -208,7 +217,7 @@ class PTDEPLOY_API Engine {
   // The path of the file with this role ("tokenizer", "chat_template", ...), or empty.
   std::string file(const std::string& role) const;
 
-  // For seq_cls: one result for each row. Rows run in batches of `batch_size`. `token_type_ids` has
+  // For seq_cls, but for a regression, whose values are its logits: one result for each row. Rows run in batches of `batch_size`. `token_type_ids` has
   // the segment of each token, as a tokenizer gives them for a pair of texts; empty: all 0.
   std::vector<Classification> classify(const std::vector<Ids>& rows, std::size_t batch_size = 16,
                                        const std::vector<Ids>& token_type_ids = {}) const;
