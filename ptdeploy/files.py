@@ -8,6 +8,7 @@ import errno
 import os
 import secrets
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 
 from ptdeploy.errors import InputError, OutputError
@@ -81,29 +82,45 @@ def write_whole(path: Path, content: bytes, fix: str = "") -> Path:
 
     A link there is replaced, never written through. Raises OutputError if it cannot be written.
     """
-    try:
-        replace_file(path, content)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror}).", fix) from None
+    write_together(path.parent, {path.name: content}, fix)
     return path
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """The same for callers that want the OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # The file's own name may be as long as names can be.
-    temporary = path.parent / f".{secrets.token_hex(6)}.tmp"
-    # The mode is the umask's, unlike tempfile's.
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+def write_together(folder: Path, contents: Mapping[str, bytes], fix: str = "") -> None:
+    """The same for files that belong together: on a disk that is full none of them is replaced."""
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        _replace_files(folder, contents)
+    except OSError as error:
+        names = ", ".join(str(folder / name) for name in contents)
+        raise OutputError(f"{names}: cannot be written ({error.strerror}).", fix) from None
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """`write_whole` for callers that want the OSError."""
+    _replace_files(path.parent, {path.name: content})
+
+
+def _replace_files(folder: Path, contents: Mapping[str, bytes]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    written: list[tuple[Path, Path]] = []
+    try:
+        for name, content in contents.items():
+            # The file's own name may be as long as names can be.
+            temporary = folder / f".{secrets.token_hex(6)}.tmp"
+            # The mode is the umask's, unlike tempfile's.
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            descriptor = os.open(temporary, flags, 0o666)
+            written.append((temporary, folder / name))
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        for temporary, path in written:
+            os.replace(temporary, path)
     except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
+        for temporary, _ in written:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
         raise
 
 
@@ -113,7 +130,7 @@ def check_folder(folder: Path, option: str) -> None:
     Raises OutputError.
     """
     try:
-        nearest = nearest_folder(folder / "report")
+        nearest = nearest_folder(folder / "file")
         probe = nearest / f".{secrets.token_hex(6)}.tmp"
         os.mkdir(probe)
         os.rmdir(probe)

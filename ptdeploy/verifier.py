@@ -12,11 +12,12 @@ import msgspec
 
 from ptdeploy.bundle import Bundle, read_bundle, whole
 from ptdeploy.errors import InputError
-from ptdeploy.files import check_folder, check_readable
+from ptdeploy.files import check_readable
 from ptdeploy.parity.cases import AskedRow, edge_note
 from ptdeploy.parity.compare import ParityReport, compare
 from ptdeploy.parity.data import DataRow, read_data
 from ptdeploy.parity.reference import Reference, Row
+from ptdeploy.parity.reports import FAILING_NAME, check_report
 from ptdeploy.parity.stand_in import open_stand_in
 from ptdeploy.parity.stored import stored_reference
 from ptdeploy.parity.thresholds import Overrides, read_thresholds
@@ -62,7 +63,7 @@ def verify_bundle(
         if file is not None and str(file) != "-":
             check_readable(Path(file), option)
     if report is not None:
-        check_folder(Path(report), "--report")
+        check_report(Path(report))
     with ExitStack() as opened:
         with progress.stage("check the bundle's files"):
 
@@ -131,7 +132,7 @@ def _compare(
         progress.note(keep_completed(bundle, found) if run.thresholds is None else own)
     if report is not None:
         from ptdeploy.parity.reports import write_reports
-        from ptdeploy.parity.shrink import FAILING_NAME, write_failing
+        from ptdeploy.parity.shrink import write_failing
 
         folder = Path(report)
         if found.passed:

@@ -84,7 +84,7 @@ def check_destination(path: Path, force: bool, replaces: bytes | None = None) ->
         with _working_folder(nearest, place.name):
             pass
     except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror}).", _FIX) from None
+        raise OutputError(f"{path}: cannot be written to ({error.strerror}).", _FIX) from None
     return destination
 
 

@@ -99,17 +99,20 @@ class Bundle:
 def whole(path: str | Path, work: Callable[[], _T]) -> _T:
     """Do what opens the bundle at `path`, again where it failed and the bundle was replaced.
 
-    Raises what `work` raises while the bundle stays as it is.
+    Raises what `work` raises while the bundle stays as it is, BundleError where it never does.
     """
     for attempt in range(_ATTEMPTS):
         before = standing(Path(path))
         try:
             return work()
         except PtdeployError:
-            if standing(Path(path)) == before or attempt + 1 == _ATTEMPTS:
+            if standing(Path(path)) == before:
                 raise
         time.sleep(0.001 * attempt)
-    raise AssertionError("the last attempt returns or raises")
+    raise BundleError(
+        f"{path}: was replaced again and again while it was read.",
+        "Read it once it stays as it is.",
+    )
 
 
 def check_hashes(bundle: Bundle) -> None:

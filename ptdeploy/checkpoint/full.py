@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import secrets
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ptdeploy.errors import CheckpointError, OutputError
+from ptdeploy.files import disk_refusal
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -37,12 +41,21 @@ def save_full(peft_model: PeftModel, path: str | Path) -> Path:
             "save_full: the model holds an evaluated prompt only; its MLP is gone.",
             "Call save_full on the model that was trained, not on one loaded for inference.",
         )
-    if path.exists() and any(path.iterdir()):
-        raise OutputError(f"{path}: exists and is not empty.", "Choose another folder.")
-    # PEFT would put an adapter that is not called 'default' into a folder below.
-    peft_model.save_pretrained(str(path), selected_adapters=[name])
-    folder = path if name == "default" else path / name
-    save_file(tensors, str(folder / ENCODER_NAME), metadata={"format": "pt"})
+    if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
+        raise OutputError(f"{path}: exists and is no empty folder.", "Choose another folder.")
+    # Half a checkpoint would be read as one of another kind: it gets its name when it is whole.
+    working = path.absolute().with_name(f".{secrets.token_hex(6)}.tmp")
+    try:
+        # PEFT would put an adapter that is not called 'default' into a folder below.
+        peft_model.save_pretrained(str(working), selected_adapters=[name])
+        folder = working if name == "default" else working / name
+        save_file(tensors, str(folder / ENCODER_NAME), metadata={"format": "pt"})
+        os.rename(working, path)
+    except BaseException as error:
+        shutil.rmtree(working, ignore_errors=True)
+        if reason := error.strerror if isinstance(error, OSError) else disk_refusal(error):
+            raise OutputError(f"{path}: cannot be written ({reason}).") from None
+        raise
     return path
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from ptdeploy.bundle import Manifest, read_bundle
@@ -38,16 +40,35 @@ def new_project(folder: Path, bundle: Path) -> tuple[Manifest, list[str]]:
         "main.cc": f"{manifest.task.value.lower()}.cc",
         "arguments.hpp": "arguments.hpp",
     }
+    texts = {}
+    for name, source in sources.items():
+        text = (_HERE / "template" / source).read_text(encoding="utf-8")
+        for word, value in words.items():
+            text = text.replace(word, value)
+        texts[name] = text
+    _write_new(folder, texts)
+    return manifest, list(sources)
+
+
+def _write_new(folder: Path, texts: Mapping[str, str]) -> None:
+    """Write files that are not there yet, all of them or none."""
+    is_new = not folder.exists()
+    made: list[Path] = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, source in sources.items():
-            text = (_HERE / "template" / source).read_text(encoding="utf-8")
-            for word, value in words.items():
-                text = text.replace(word, value)
-            (folder / name).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be written ({error.strerror}).") from None
-    return manifest, list(sources)
+        for name, text in texts.items():
+            with (folder / name).open("x", encoding="utf-8") as file:
+                made.append(folder / name)
+                file.write(text)
+    except BaseException as error:
+        for path in made:
+            path.unlink(missing_ok=True)
+        if is_new:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        if isinstance(error, OSError):
+            raise OutputError(f"{folder}: cannot be written ({error.strerror}).") from None
+        raise
 
 
 def _target_name(folder: Path) -> str:

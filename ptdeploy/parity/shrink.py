@@ -24,6 +24,7 @@ from ptdeploy.parity.compare import (
     wanted_pairs,
 )
 from ptdeploy.parity.reference import Reference, Row
+from ptdeploy.parity.reports import FAILING_NAME, REPORT_FIX
 from ptdeploy.parity.thresholds import ROUNDED
 from ptdeploy.runtime import Engine
 from ptdeploy.task import Task
@@ -31,7 +32,6 @@ from ptdeploy.task import Task
 if TYPE_CHECKING:
     from ptdeploy.parity.peft_reference import PeftSource
 
-FAILING_NAME = "failing.jsonl"
 # Logits a line may hold: of a large vocabulary only the last positions are written.
 _MOST_LOGITS = 400_000
 
@@ -58,8 +58,6 @@ def write_failing(
     `graph` says that what was run is the graph that an engine was built from.
     What only a score over much text shows (a task metric, rounded weights) has no such input.
     """
-    from ptdeploy.parity.reports import REPORT_FIX
-
     found = smallest_failing(engine, reference, report, peft)
     lines: list[dict[str, Any]]
     if found is not None:

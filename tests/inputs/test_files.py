@@ -20,7 +20,7 @@ import ptdeploy
 from ptdeploy.bundle import check_destination, publish, read_bundle, stage_bundle
 from ptdeploy.cli import main
 from ptdeploy.errors import OutputError, PtdeployError
-from ptdeploy.files import check_folder, disk_refusal, write_whole
+from ptdeploy.files import check_folder, disk_refusal, write_together, write_whole
 from ptdeploy.signals import EndedBySignal, end_by_signals
 
 
@@ -263,6 +263,47 @@ def test_a_report_is_written_whole_or_not_at_all(tmp_path):
         write_whole(tmp_path / "report.json", b"n" * 2000)
     assert (tmp_path / "report.json").read_bytes() == b"old"
     assert [one.name for one in tmp_path.iterdir()] == ["report.json"]
+
+
+def test_the_files_of_a_report_are_replaced_together(tmp_path):
+    write_together(tmp_path, {"a": b"old", "b": b"old"})
+    with pytest.raises(OutputError, match="File too large"), files_of_at_most(1000):
+        write_together(tmp_path, {"a": b"new", "b": b"n" * 2000})
+    assert {one.name: one.read_bytes() for one in tmp_path.iterdir()} == {"a": b"old", "b": b"old"}
+
+
+def test_a_report_replaces_nothing_but_a_report(compiled, tmp_path, capsys):
+    bundle = str(compiled("bert", "SEQ_CLS").bundle)
+    (tmp_path / "report.md").write_text("my thesis")
+    assert main(["verify", bundle, "-q", "--report", str(tmp_path)]) == 2
+    assert "holds report.md, which is not of a report" in capsys.readouterr().err
+    assert (tmp_path / "report.md").read_text() == "my thesis"
+    for _ in range(2):
+        assert main(["verify", bundle, "-q", "--report", str(tmp_path / "reports")]) == 0
+
+
+def test_a_checkpoint_is_saved_whole_or_not_at_all(compiled, tmp_path):
+    from ptdeploy.checkpoint import save_full
+
+    model = compiled("gpt2", "CAUSAL_LM").trained.model
+    with pytest.raises(OutputError, match="File too large"), files_of_at_most(2000):
+        save_full(model, tmp_path / "saved")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "saved").mkdir()
+    save_full(model, tmp_path / "saved")
+    with pytest.raises(OutputError, match="is no empty folder"):
+        save_full(model, tmp_path / "saved")
+    assert [one.name for one in tmp_path.iterdir()] == ["saved"]
+
+
+def test_a_new_project_is_written_whole_or_not_at_all(compiled, tmp_path):
+    from ptdeploy.cpp import new_project
+
+    bundle = Path(compiled("bert", "SEQ_CLS").bundle)
+    with pytest.raises(OutputError, match="File too large"), files_of_at_most(600):
+        new_project(tmp_path / "app", bundle)
+    assert list(tmp_path.iterdir()) == []
+    new_project(tmp_path / "app", bundle)
 
 
 def test_only_what_a_disk_refuses_is_blamed_on_the_disk():

@@ -52,15 +52,17 @@ void check_hashes(const Bundle& bundle);
 template <class Work>
 auto whole(const std::string& path, Work work) {
   constexpr int kAttempts = 20;
-  for (int attempt = 1;; ++attempt) {
+  for (int attempt = 0; attempt < kAttempts; ++attempt) {
     const auto before = standing(path);
     try {
       return work();
     } catch (const Error&) {
-      if (attempt == kAttempts || standing(path) == before) throw;
+      if (standing(path) == before) throw;
     }
-    std::this_thread::sleep_for(std::chrono::milliseconds(attempt - 1));
+    std::this_thread::sleep_for(std::chrono::milliseconds(attempt));
   }
+  throw BundleError(path + ": was replaced again and again while it was read.",
+                    "Read it once it stays as it is.");
 }
 
 }  // namespace ptdeploy::detail

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import msgspec
 
 from ptdeploy.bundle import Manifest
-from ptdeploy.files import write_whole
+from ptdeploy.errors import OutputError
+from ptdeploy.files import check_folder, read_regular, write_together
 from ptdeploy.parity.compare import ParityReport
 
 REPORT_FIX = "Choose another --report."
+FAILING_NAME = "failing.jsonl"
+NAMES = ("report.json", "junit.xml", "report.md", "report.html", FAILING_NAME)
+_MAX_BYTES = 64 * 1024 * 1024
 
 
 def report_json(report: ParityReport) -> bytes:
@@ -24,14 +29,38 @@ def report_schema() -> bytes:
     return msgspec.json.format(schema, indent=2) + b"\n"
 
 
+def check_report(folder: Path) -> None:
+    """Refuse, before any work, a folder that the report cannot go into.
+
+    Only an earlier report is ever replaced. Raises OutputError.
+    """
+    check_folder(folder, "--report")
+    others = [name for name in NAMES if os.path.lexists(folder / name)]
+    if others and not _is_report(folder):
+        raise OutputError(
+            f"--report {folder}: holds {others[0]}, which is not of a report of ptdeploy.",
+            REPORT_FIX,
+        )
+
+
+def _is_report(folder: Path) -> bool:
+    """Whether a report of this or another version is there."""
+    try:
+        raw = read_regular(folder / "report.json", _MAX_BYTES)
+        found = msgspec.json.decode(raw)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return isinstance(found, dict) and {"target", "precision", "reference", "cases"} <= set(found)
+
+
 def write_reports(report: ParityReport, manifest: Manifest, folder: Path) -> None:
-    """Write report.json, junit.xml, report.md and report.html, each whole or not at all."""
+    """Write report.json, junit.xml, report.md and report.html, all whole or none of them."""
     from ptdeploy.parity.reports import html, junit, markdown
 
-    for name, content in (
-        ("report.json", report_json(report)),
-        ("junit.xml", junit.render(report)),
-        ("report.md", markdown.render(report, manifest).encode()),
-        ("report.html", html.render(report, manifest).encode()),
-    ):
-        write_whole(folder / name, content, REPORT_FIX)
+    contents = (
+        report_json(report),
+        junit.render(report),
+        markdown.render(report, manifest).encode(),
+        html.render(report, manifest).encode(),
+    )
+    write_together(folder, dict(zip(NAMES, contents, strict=False)), REPORT_FIX)
