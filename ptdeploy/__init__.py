@@ -119,7 +119,7 @@ def compile(
         rounding=rounding,
         golden=golden,
         engine=engine,
-        progress=progress or Progress(quiet=True),
+        progress=Progress(quiet=True) if progress is None else progress,
     )
 
 
@@ -167,7 +167,7 @@ def verify(
         locate=locate,
         report=report,
         graph=graph,
-        progress=progress or Progress(quiet=True),
+        progress=Progress(quiet=True) if progress is None else progress,
     )
 
 
@@ -194,7 +194,7 @@ def rebuild(
         output=output,
         flavor=flavor,
         force=force,
-        progress=progress or Progress(quiet=True),
+        progress=Progress(quiet=True) if progress is None else progress,
     )
 
 

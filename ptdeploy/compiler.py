@@ -9,6 +9,18 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from ptdeploy.arguments import (
+    MOST,
+    checked,
+    flag,
+    having,
+    instance,
+    maybe,
+    one_of,
+    path,
+    text,
+    whole,
+)
 from ptdeploy.base import resolve_base
 from ptdeploy.base_weights import load_model
 from ptdeploy.bundle import (
@@ -21,7 +33,7 @@ from ptdeploy.bundle import (
     staged,
 )
 from ptdeploy.checkpoint import read_checkpoint
-from ptdeploy.engine_options import EngineOptions
+from ptdeploy.engine_options import ENGINE_OPTIONS, EngineOptions
 from ptdeploy.errors import BundleError, EngineFault, InputError, TargetUnavailable
 from ptdeploy.parity.cases import check_golden, compared_rows
 from ptdeploy.parity.compare import ParityReport, compare
@@ -30,7 +42,7 @@ from ptdeploy.parity.refusal import Compiled, refuse_departure
 from ptdeploy.parity.reports import report_json
 from ptdeploy.parity.stand_in import open_stand_in
 from ptdeploy.progress import PENDING, REFERENCE_STAGE, Progress
-from ptdeploy.rounding import Rounding, quantization_for, read_texts
+from ptdeploy.rounding import ROUNDING, Rounding, quantization_for, read_texts
 from ptdeploy.runtime import open_engine
 from ptdeploy.targets import BuildRequest, Target, get_target
 from ptdeploy.task import Task
@@ -40,6 +52,26 @@ if TYPE_CHECKING:
     from ptdeploy.runtime.engine import Engine
 
 
+@checked(
+    checkpoint=path,
+    target=text,
+    base=maybe(path),
+    output=maybe(path),
+    device=maybe(text),
+    precision=maybe(text),
+    adapter=maybe(text),
+    tokenizer=maybe(path),
+    task=maybe(one_of(Task)),
+    labels=maybe(text),
+    force=flag,
+    freeze_kv=flag,
+    max_batch=maybe(whole(most=MOST)),
+    max_context=maybe(whole(most=MOST)),
+    rounding=maybe(instance(Rounding, **ROUNDING)),
+    golden=maybe(whole()),
+    engine=maybe(instance(EngineOptions, **ENGINE_OPTIONS)),
+    progress=having("stage", "note"),
+)
 def compile_checkpoint(
     checkpoint: str | Path,
     *,

@@ -12,6 +12,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from ptdeploy import arguments
+from ptdeploy.arguments import checked, flag, path
 from ptdeploy.bundle import Bundle, read_bundle, whole
 from ptdeploy.errors import InputError, TargetUnavailable
 from ptdeploy.parity.measure import finite
@@ -68,6 +70,7 @@ class Difference(msgspec.Struct, frozen=True):
     notes: tuple[str, ...]
 
 
+@checked(before=path, after=path, speed=flag, rounds=arguments.whole(1, 100_000))
 def compare_bundles(
     before: str | Path, after: str | Path, speed: bool = False, rounds: int = 15
 ) -> Difference:

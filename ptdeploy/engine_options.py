@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
+from ptdeploy.arguments import MOST, flag, text, whole
 from ptdeploy.errors import InputError
 
 Flavor = Literal["tensorrt", "rtx"]
@@ -50,6 +51,21 @@ class EngineOptions:
             for field in fields(self)
             if getattr(self, field.name) != field.default
         ]
+
+
+# What its fields may be, where they are not None.
+ENGINE_OPTIONS = {
+    "flavor": text,
+    "profile": text,
+    "keep_onnx": flag,
+    "strip_weights": flag,
+    "version_compatible": flag,
+    "hardware_compatibility": text,
+    "workspace": whole(most=MOST),
+    "optimization_level": whole(),
+    "compute_capability": text,
+    "cache": flag,
+}
 
 
 def check_options(options: EngineOptions) -> None:

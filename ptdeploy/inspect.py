@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from ptdeploy.arguments import checked, flag, maybe, one_of, path, text
 from ptdeploy.bundle import Bundle, is_bundle, read_bundle, whole
 from ptdeploy.checkpoint.types import Checkpoint
 from ptdeploy.errors import InputError
@@ -21,6 +22,7 @@ HEADS: dict[Head, str] = {
 }
 
 
+@checked(path=path, adapter=maybe(text), task=maybe(one_of(Task)), layers=flag)
 def inspect(
     path: str | Path, adapter: str | None = None, task: Task | None = None, layers: bool = False
 ) -> dict[str, Any]:

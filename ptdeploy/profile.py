@@ -14,12 +14,15 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ptdeploy import arguments
+from ptdeploy.arguments import MOST, MOST_THREADS, checked, having, maybe, path, text
 from ptdeploy.bundle import Bundle, read_bundle, whole
 from ptdeploy.errors import InputError
 from ptdeploy.modules import layer_of, part_of
 from ptdeploy.printable import printable_fields
 from ptdeploy.progress import Progress
 from ptdeploy.runtime import ENGINES, CausalLM, Engine
+from ptdeploy.runtime.layout import check_manifest
 from ptdeploy.targets import Placed, Session, get_target
 from ptdeploy.targets.layers import Layer, LayerTime, Profiled
 
@@ -88,6 +91,15 @@ class Profile:
     notes: tuple[str, ...]
 
 
+@checked(
+    path=path,
+    batch=arguments.whole(most=65_536),
+    tokens=maybe(arguments.whole(most=MOST)),
+    rounds=arguments.whole(most=100_000),
+    device=maybe(text),
+    threads=maybe(arguments.whole(0, MOST_THREADS)),
+    progress=having("stage", "note"),
+)
 def profile_bundle(
     path: str | Path,
     *,
@@ -113,6 +125,7 @@ def profile_bundle(
         def enter() -> tuple[Bundle, Profiled]:
             with progress.stage("check the bundle's files"):
                 bundle = read_bundle(path)
+            check_manifest(bundle)
             target = get_target(bundle.manifest.target)
             profiled = target.profiled(bundle, device or bundle.manifest.device, threads)
             return bundle, stack.enter_context(profiled)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 
+from ptdeploy.arguments import checked, flag, having, maybe, path, text
 from ptdeploy.bundle import Bundle, check_destination, publish, read_bundle, stage_bundle, staged
 from ptdeploy.errors import InputError, ParityError, TargetUnavailable
 from ptdeploy.parity.compare import compare
@@ -16,6 +17,13 @@ from ptdeploy.runtime import open_engine
 from ptdeploy.targets import get_target
 
 
+@checked(
+    path=path,
+    output=maybe(path),
+    flavor=maybe(text),
+    force=flag,
+    progress=having("stage", "note"),
+)
 def rebuild_bundle(
     path: str | Path,
     *,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from ptdeploy.arguments import number, path, whole
 from ptdeploy.bundle import Quantization
 from ptdeploy.errors import InputError
 from ptdeploy.text_files import read_lines
@@ -28,6 +29,16 @@ class Rounding:
     min_agreement: float | None = None
     max_perplexity_ratio: float | None = None
     quality_text: str | Path | None = None
+
+
+# What its fields may be, where they are not None.
+ROUNDING = {
+    "block_size": whole(),
+    "accuracy_level": whole(),
+    "min_agreement": number,
+    "max_perplexity_ratio": number,
+    "quality_text": path,
+}
 
 
 def quantization_for(

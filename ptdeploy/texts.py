@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ptdeploy.tokenizer_choice import ChosenTokenizer
 
 TOKENIZER_NAME = "tokenizer.json"
+_NEVER_CUT = 2**31
 _JUDGED_TEXTS, _JUDGED_PAIRS, _JUDGED_TOKENS = 64, 16, 128
 
 _PAIRS = (
@@ -33,7 +34,11 @@ _PAIRS = (
 
 def save_text_files(tokenizer: PreTrainedTokenizerFast, folder: Path) -> tuple[FileEntry, ...]:
     """Write `tokenizer.json` and, where the model has one, its chat template into `folder`."""
-    tokenizer.backend_tokenizer.save(str(folder / TOKENIZER_NAME))
+    inner = tokenizer.backend_tokenizer
+    if tokenizer.truncation_side == "left":
+        # tokenizer.json has a place for the side, though transformers keeps it elsewhere.
+        inner.enable_truncation(_NEVER_CUT, direction="left")
+    inner.save(str(folder / TOKENIZER_NAME))
     entries = [staged(TOKENIZER_NAME, "tokenizer")]
     template, named = tokenizer.chat_template, {}
     if isinstance(template, dict):

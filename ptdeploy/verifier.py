@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from ptdeploy.arguments import checked, flag, having, maybe, path, text
 from ptdeploy.bundle import Bundle, read_bundle, whole
 from ptdeploy.errors import InputError
 from ptdeploy.files import check_readable
@@ -36,6 +37,18 @@ _STORED_TEXTS = (
 )
 
 
+@checked(
+    path=path,
+    checkpoint=maybe(path),
+    base=maybe(path),
+    adapter=maybe(text),
+    data=maybe(path),
+    thresholds=maybe(path),
+    locate=flag,
+    report=maybe(path),
+    graph=flag,
+    progress=having("stage", "note"),
+)
 def verify_bundle(
     path: str | Path,
     *,

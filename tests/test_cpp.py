@@ -280,26 +280,86 @@ def test_more_rows_than_the_bundle_allows_are_refused(bundles, probe, tmp_path):
 
 
 def narrowed(source: Path, folder: Path, axes: dict[str, tuple[int, int]]) -> Path:
-    """A copy of a bundle whose graph takes one size of an axis: inputs by the start of their name.
+    """A copy of a bundle whose graph runs with one size of an axis, of inputs by their names.
 
-    ONNX Runtime then refuses every run of another size.
+    Nothing says so: ONNX Runtime fails when it runs with another size.
     """
+    import onnx
+    from onnx import helper
+
+    shutil.copytree(source, folder)
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    constants: dict[str, Any] = {"none": [0]}
+    nodes = []
+    for name, (axis, size) in axes.items():
+        constants |= {f"{name}.axis": axis, f"{name}.size": size}
+        for node in model.graph.node:
+            node.input[:] = [f"{name}.narrow" if one == name else one for one in node.input]
+        # 0 where the axis has that size, else behind the end of a table of one 0.
+        nodes += [
+            helper.make_node("Shape", [name], [f"{name}.shape"]),
+            helper.make_node("Gather", [f"{name}.shape", f"{name}.axis"], [f"{name}.found"]),
+            helper.make_node("Sub", [f"{name}.found", f"{name}.size"], [f"{name}.off"]),
+            helper.make_node("Mul", [f"{name}.off", f"{name}.off"], [f"{name}.place"]),
+            helper.make_node("Gather", ["none", f"{name}.place"], [f"{name}.zero"]),
+            helper.make_node("Add", [name, f"{name}.zero"], [f"{name}.narrow"]),
+        ]
+    for name, value in constants.items():
+        array = np.array(value, np.int64)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    nodes += model.graph.node
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    replace(folder, "model.onnx", model.SerializeToString())
+    return folder
+
+
+def with_slots(source: Path, folder: Path, slots: int) -> Path:
+    """A copy of a bundle whose KV buffer has that many slots and no other number."""
     import onnx
 
     shutil.copytree(source, folder)
     model = onnx.load(folder / "model.onnx", load_external_data=False)
-    for value in model.graph.input:
-        for start, (axis, size) in axes.items():
-            if value.name.startswith(start):
-                value.type.tensor_type.shape.dim[axis].dim_value = size
+    for value in (*model.graph.input, *model.graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param == "slots":
+                dim.dim_value = slots
     replace(folder, "model.onnx", model.SerializeToString())
+    edit(folder, lambda m: fix_slots(m, slots))
+    return folder
+
+
+def in_half(source: Path, folder: Path, dtype: str) -> Path:
+    """A copy of a bundle whose graph takes and gives keys and values in 16 bits."""
+    import onnx
+    from onnx import helper
+
+    shutil.copytree(source, folder)
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    kinds = {"float16": onnx.TensorProto.FLOAT16, "bfloat16": onnx.TensorProto.BFLOAT16}
+    for value in (*model.graph.input[3:], *model.graph.output[1:]):
+        name, given = value.name, value in model.graph.input
+        for node in model.graph.node:
+            names = node.input if given else node.output
+            names[:] = [f"{name}.wide" if one == name else one for one in names]
+        value.type.tensor_type.elem_type = kinds[dtype]
+        ends = [name, f"{name}.wide"] if given else [f"{name}.wide", name]
+        to = onnx.TensorProto.FLOAT if given else kinds[dtype]
+        cast = helper.make_node("Cast", ends[:1], ends[1:], to=to)
+        model.graph.node.insert(0 if given else len(model.graph.node), cast)
+    replace(folder, "model.onnx", model.SerializeToString())
+
+    def say(manifest: dict[str, Any]) -> None:
+        for spec in (*manifest["inputs"][3:], *manifest["outputs"][1:]):
+            spec["dtype"] = dtype
+
+    edit(folder, say)
     return folder
 
 
 def test_a_buffer_of_fixed_slots_has_that_many(bundles, probe, tmp_path):
     context = ptdeploy.load(bundles("fused")).manifest.limits.max_context
-    bundle = narrowed(bundles("fused"), tmp_path / "bundle", {"past_key_values.": (2, context)})
-    edit(bundle, lambda m: fix_slots(m, context))
+    bundle = with_slots(bundles("fused"), tmp_path / "bundle", context)
     engine = opened(probe, bundle)
     ours = [one.token_ids for one in engine.generate(ROWS, 9, eos_token_ids=())]
     theirs = probe.ask("generate", "e", text_of(ROWS), "max_new_tokens=9 eos_token_ids=")
@@ -372,14 +432,9 @@ def test_another_device_or_an_unknown_one_is_refused(bundles, probe):
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_keys_in_half_precision_are_refused_by_name(bundles, probe, tmp_path, dtype):
-    shutil.copytree(bundles("fused"), tmp_path / "bundle")
-
-    def halve(manifest: dict[str, Any]) -> None:
-        for spec in (*manifest["inputs"][3:], *manifest["outputs"][1:]):
-            spec["dtype"] = dtype
-
-    edit(tmp_path / "bundle", halve)
-    answer = probe.ask("open", "e", tmp_path / "bundle")
+    bundle = in_half(bundles("fused"), tmp_path / "bundle", dtype)
+    assert ptdeploy.load(bundle).layout.dtype == dtype
+    answer = probe.ask("open", "e", bundle)
     assert answer["error"] == "TargetUnavailable"
     assert f"in float32, not in {dtype}" in answer["problem"]
 

@@ -9,6 +9,7 @@ import re
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 TENSOR_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 MAX_JSON_BYTES = 16 * 1024 * 1024
+# Tensors of a file; and how much more than it they may be, beside what is free: views and small
+# expanded buffers are no harm.
+_MAX_TENSORS, _FOLDS, _FREE = 1_000_000, 16, 64 << 20
 _MAX_DEPTH = 8
 
 
@@ -122,10 +126,35 @@ def _read_torch(path: Path) -> dict[str, torch.Tensor]:
         raise _damaged(path, error) from None
     if not isinstance(loaded, dict):
         raise CheckpointError(f"{path}: holds a {type(loaded).__name__}, not a state dict.")
-    tensors = dict(_named(loaded, "", _MAX_DEPTH))
+    tensors = dict(islice(_named(loaded, "", _MAX_DEPTH), _MAX_TENSORS))
     if not tensors:
         raise CheckpointError(f"{path}: holds no tensor.")
+    _check_sizes(path, tensors)
     return tensors
+
+
+def _check_sizes(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raises CheckpointError if the tensors would take far more memory than their file.
+
+    A tensor may say that it is larger than what is stored of it, as one that was expanded.
+    """
+    import torch
+
+    total = 0
+    for name, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.is_meta:
+            raise CheckpointError(
+                f"{path}: {name} is {tensor.layout} on {tensor.device}: its values are not stored "
+                "one by one.",
+                "Save it as a dense tensor.",
+            )
+        total += tensor.numel() * tensor.element_size()
+        if total > _FOLDS * path.stat().st_size + _FREE:
+            raise CheckpointError(
+                f"{path}: {name} has shape {list(tensor.shape)}, which is far more than the file "
+                f"of {path.stat().st_size} bytes stores.",
+                "It was expanded before it was saved: save tensor.contiguous().",
+            )
 
 
 def _named(loaded: Mapping[Any, Any], before: str, depth: int) -> Iterator[tuple[str, Any]]:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from ptdeploy import arguments
+from ptdeploy.arguments import MOST_THREADS, checked, maybe
 from ptdeploy.bundle import Bundle, check_hashes, read_bundle, whole
 from ptdeploy.runtime.causal import CausalLM
 from ptdeploy.runtime.classifier import Classifier, TokenClassifier
 from ptdeploy.runtime.engine import Engine
+from ptdeploy.runtime.layout import check_manifest
 from ptdeploy.runtime.tokenizer import load_tokenizer
 from ptdeploy.targets import get_target
 from ptdeploy.task import Task
@@ -20,6 +23,13 @@ ENGINES: dict[Task, type[Engine]] = {
 }
 
 
+# By module: `text` and `path` may be modules of this package.
+@checked(
+    path=arguments.path,
+    device=maybe(arguments.text),
+    threads=maybe(arguments.whole(0, MOST_THREADS)),
+    map_weights=arguments.flag,
+)
 def load(
     path: str | Path,
     device: str | None = None,
@@ -55,6 +65,7 @@ def open_engine(
 ) -> Engine:
     """Open a bundle that was read already."""
     manifest = bundle.manifest
+    check_manifest(bundle)
     target = get_target(manifest.target)
     session = target.load(bundle, device or manifest.device, threads, map_weights)
     return ENGINES[manifest.task](bundle, session, load_tokenizer(bundle))

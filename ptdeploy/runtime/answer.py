@@ -4,16 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ptdeploy.arguments import listed
 from ptdeploy.errors import InputError
 from ptdeploy.runtime.text import Continuation
 from ptdeploy.runtime.tokenizer import Tokenizer, unicode_text
 
+# Each token of an answer is held against each of them.
+_STOPS, _LENGTH = 64, 1024
+
 
 def stop_strings(stop: str | Sequence[str]) -> tuple[str, ...]:
     """Stop strings as a tuple. Raises InputError on an empty one, which every text holds."""
-    strings = (stop,) if isinstance(stop, str) else tuple(stop)
+    strings = (stop,) if isinstance(stop, str) else tuple(listed("stop", stop))
     if any(not isinstance(one, str) or not one for one in strings):
         raise InputError("A stop string is empty or not text.")
+    longest = max(map(len, strings), default=0)
+    if len(strings) > _STOPS or longest > _LENGTH:
+        raise InputError(
+            f"stop has {len(strings)} strings of up to {longest} characters; it may have {_STOPS} "
+            f"of up to {_LENGTH}."
+        )
     return tuple(unicode_text(one, "A stop string") for one in strings)
 
 

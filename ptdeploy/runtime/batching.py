@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ptdeploy.arguments import listed, shown
 from ptdeploy.bundle import Limits
 from ptdeploy.errors import InputError
 from ptdeploy.runtime.tokenizer import Encoding
@@ -152,15 +154,14 @@ def split(given: Any, name: str = "The request") -> list[Any]:
     """What a request's list holds. Raises InputError if it is none."""
     if isinstance(given, Mapping):
         raise InputError(
-            f"A mapping of {', '.join(map(str, given))} is no batch.",
+            f"A mapping of {_keys(given)} is no batch.",
             "Give its input_ids, and attention_mask and token_type_ids by their names.",
         )
     if isinstance(given, (bytes, bytearray)):
         raise InputError("The text is bytes, not a string.", "Decode it: text.decode('utf-8').")
-    try:
-        return list(given)
-    except TypeError:
-        raise InputError(f"{name} is no batch of rows, but {type(given).__name__}.") from None
+    if hasattr(type(given), "__array__") and not isinstance(given, np.ndarray):
+        given = _array(name, given)
+    return listed(name, given, "is no batch of rows")
 
 
 def _batch(name: str, given: Any) -> list[Any]:
@@ -172,7 +173,7 @@ def _batch(name: str, given: Any) -> list[Any]:
 def _array(name: str, row: Any) -> NDArray[Any]:
     try:
         return np.asarray(row)
-    except (ValueError, TypeError, RuntimeError):
+    except Exception:  # ragged, too deep, or a stranger's __array__
         raise InputError(f"{name}: a row is no list of numbers.") from None
 
 
@@ -205,6 +206,10 @@ def _text(index: int, mask: NDArray[Any]) -> slice:
             "engine cannot: take hidden tokens out of input_ids, and train so.",
         )
     return slice(start, end)
+
+
+def _keys(given: Mapping[Any, Any]) -> str:
+    return ", ".join(key[:40] if isinstance(key, str) else shown(key) for key in islice(given, 8))
 
 
 def _few(sizes: Sequence[int]) -> str:

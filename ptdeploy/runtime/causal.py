@@ -10,8 +10,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from ptdeploy.arguments import CANCEL, SEED, Check, checked, flag, listed, maybe, number, whole
 from ptdeploy.bundle import Bundle
-from ptdeploy.errors import BundleError, InputError
+from ptdeploy.errors import InputError
 from ptdeploy.runtime import chat, sampling
 from ptdeploy.runtime.answer import stop_strings
 from ptdeploy.runtime.batching import Row as Ids
@@ -20,10 +21,24 @@ from ptdeploy.runtime.conversation import Conversation
 from ptdeploy.runtime.engine import Engine, Inputs, one_row
 from ptdeploy.runtime.generation import Generated, Row, decode
 from ptdeploy.runtime.kv import KVBuffer
+from ptdeploy.runtime.layout import KVLayout
+from ptdeploy.runtime.memory import require_memory
 from ptdeploy.runtime.tokenizer import Tokenizer
 from ptdeploy.targets import Session
 from ptdeploy.task import GenerationOptions
 
+# What a request may change, and what kind of value each is.
+_OPTIONS: dict[str, Check] = {
+    "max_new_tokens": whole(),
+    "min_new_tokens": whole(),
+    "do_sample": flag,
+    "temperature": number,
+    "top_k": whole(),
+    "top_p": number,
+    "min_p": number,
+    "repetition_penalty": number,
+    "eos_token_ids": lambda name, value: tuple(whole()(name, one) for one in listed(name, value)),
+}
 _SAMPLES = ("temperature", "top_k", "top_p", "min_p")
 # Buffers of nearly the same size are kept for one another.
 _SLOTS = 64
@@ -34,17 +49,14 @@ class CausalLM(Engine):
 
     def __init__(self, bundle: Bundle, session: Session, tokenizer: Tokenizer | None) -> None:
         super().__init__(bundle, session, tokenizer)
-        if self.manifest.generation is None:
-            raise BundleError(f"{bundle.path}: the manifest has no generation defaults.")
-        _check_layout(bundle)
-        _check_defaults(bundle, self.manifest.generation)
+        self.layout = KVLayout.of(self.manifest)
         prompt, vocabulary = self.manifest.prompt, self.manifest.limits.vocab_size
-        self._prefix_kv = None if prompt.prefix_kv is None else _prefix_kv(bundle)
         # A prompt that is not frozen is fed like text, under ids behind the vocabulary.
         count = prompt.num_virtual_tokens if self._prefix_kv is None else 0
         self._virtual = np.arange(vocabulary, vocabulary + count)
         self._spare: list[KVBuffer] = []
 
+    @checked(seed=SEED, logprobs=flag, cancel=CANCEL)
     def generate(
         self,
         inputs: Inputs,
@@ -78,6 +90,7 @@ class CausalLM(Engine):
             self._keep(with_kv)
         return [row.result() for row in rows]
 
+    @checked(seed=SEED, cancel=CANCEL)
     def stream(
         self,
         inputs: str | Sequence[int],
@@ -107,10 +120,12 @@ class CausalLM(Engine):
         if rest := row.rest():
             yield rest
 
+    @checked(max_tokens=maybe(whole()))
     def session(self, max_tokens: int | None = None) -> Conversation:
         """A sequence that keeps its KV between turns, of at most `max_tokens` tokens of text."""
         return Conversation(self, self._session_room(max_tokens))
 
+    @checked(add_generation_prompt=flag)
     def chat_text(
         self,
         messages: Sequence[Mapping[str, Any]],
@@ -149,19 +164,18 @@ class CausalLM(Engine):
     def options(self, max_new_tokens: int | None, given: Mapping[str, Any]) -> GenerationOptions:
         """The model's defaults with what a request changes. Raises InputError on a bad value."""
         generation = self.manifest.generation
-        assert generation is not None, "__init__ checks it"
-        changes = {name: value for name, value in given.items() if value is not None}
-        if max_new_tokens is not None:
-            changes["max_new_tokens"] = max_new_tokens
+        assert generation is not None, "check_manifest says so"
+        changes = {}
+        for name, value in {**given, "max_new_tokens": max_new_tokens}.items():
+            if name not in _OPTIONS:
+                raise InputError(f"No option {name!r}; there is {', '.join(_OPTIONS)}.")
+            if value is not None:
+                changes[name] = _OPTIONS[name](name, value)
         if changes.get("temperature") == 0:
             changes = {**changes, "temperature": 1.0, "do_sample": False}
         elif any(name in changes for name in _SAMPLES):
             changes.setdefault("do_sample", True)
-        try:
-            fields = {**msgspec.structs.asdict(generation), **changes}
-            options = msgspec.convert(fields, GenerationOptions)
-        except msgspec.ValidationError as error:
-            raise InputError(f"Generation options: {error}.") from None
+        options = msgspec.structs.replace(generation, **changes)
         sampling.check(options, self.manifest.limits.vocab_size)
         return options
 
@@ -186,7 +200,7 @@ class CausalLM(Engine):
             spare.reset()
             return spare
         slots = min(-(-needed // _SLOTS) * _SLOTS, limits.max_context)
-        return KVBuffer(self._session, self.manifest, self._prefix_kv, rows, slots)
+        return KVBuffer(self._session, self.layout, self._prefix_kv, rows, slots)
 
     def _keep(self, kv: KVBuffer) -> None:
         """Leave a buffer to the next request."""
@@ -200,6 +214,8 @@ class CausalLM(Engine):
         self, rows: Sequence[Ids], segments: Sequence[Ids] | None = None
     ) -> list[NDArray[np.float32]]:
         """Each row's last token runs as a step of the whole batch, those before it row by row."""
+        tokens = sum(row.size for row in rows) + len(rows) * self._virtual.size
+        require_memory(tokens * self.layout.vocabulary * 4, f"Logits of {tokens} tokens")
         kv = self.buffer(len(rows), max(row.size for row in rows))
         first = [
             kv.prefill(i, self.fed(row)[:-1], every_position=True) for i, row in enumerate(rows)
@@ -227,7 +243,7 @@ class CausalLM(Engine):
             Row(
                 row.tolist(),
                 options,
-                None if seed is None else seed + index,
+                None if seed is None else (seed + index) % sampling.SEEDS,
                 strings,
                 logprobs,
                 self.tokenizer,
@@ -261,71 +277,3 @@ class CausalLM(Engine):
         if max_tokens is not None and not 1 <= max_tokens <= limit:
             raise InputError(f"max_tokens is {max_tokens}; it must be from 1 to {limit}.")
         return max_tokens or limit
-
-
-_CACHES = ({"float32"}, {"float16"}, {"bfloat16"})
-
-
-def _check_layout(bundle: Bundle) -> None:
-    """Raises BundleError unless the signature is a KV buffer's and the prefix KV fits it."""
-    manifest = bundle.manifest
-    past, present = (
-        [spec for spec in side if spec.name.startswith(prefix)]
-        for side, prefix in (
-            (manifest.inputs, "past_key_values."),
-            (manifest.outputs, "present."),
-        )
-    )
-    shapes = {(len(s.shape), s.shape[1], s.shape[3]) for s in past if len(s.shape) == 4}
-    slots = [s.shape[2] for s in past if len(s.shape) == 4]
-    prefix, count = manifest.prompt.prefix_kv, manifest.prompt.num_virtual_tokens
-    limits = manifest.limits
-    # One shape for all layers, of numbers alone.
-    (shape,) = shapes if len(shapes) == 1 else ((0, "", ""),)
-    heads, width = shape[1:]
-    if (
-        not (isinstance(heads, int) and heads > 0)
-        or not (isinstance(width, int) and width > 0)
-        or not len(past) == len(present) == len(manifest.outputs) - 1
-        or {spec.dtype for spec in (*past, *present)} not in _CACHES
-        or {size for size in slots if isinstance(size, int)} - {limits.max_context}
-        or (limits.max_prefill is not None and limits.max_prefill < 1)
-        or manifest.outputs[0].dtype != "float32"
-        or not _at_least(manifest.outputs[0].shape[-1:], limits.vocab_size)
-        or (prefix is not None and prefix != (len(past) // 2, 2, heads, count, width))
-        or min(limits.vocab_size, limits.max_sequence, count + 1) < 1
-        or limits.max_sequence + count != limits.max_context
-    ):
-        raise BundleError(
-            f"{bundle.path}: its signature, prefix KV and limits do not describe one KV buffer.",
-            "Compile the checkpoint again.",
-        )
-
-
-def _check_defaults(bundle: Bundle, generation: GenerationOptions) -> None:
-    try:
-        sampling.check(generation, bundle.manifest.limits.vocab_size)
-    except InputError as error:
-        raise BundleError(
-            f"{bundle.path}: its generation defaults: {error.problem}",
-            "Compile the checkpoint again.",
-        ) from None
-
-
-def _at_least(sizes: Sequence[int | str], least: int) -> bool:
-    return len(sizes) > 0 and all(isinstance(size, int) and size >= least for size in sizes)
-
-
-def _prefix_kv(bundle: Bundle) -> NDArray[np.float32]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    path, opened = bundle.file("prompt"), bundle.opened("prompt")
-    assert opened is not None, "read_bundle checks it"
-    try:
-        prefix_kv: NDArray[np.float32] = load_file(opened)["prefix_kv"]
-    except (SafetensorError, KeyError) as error:
-        raise BundleError(f"{path}: holds no prefix KV ({error}).") from None
-    if prefix_kv.shape != bundle.manifest.prompt.prefix_kv:
-        raise BundleError(f"{path}: prefix KV has shape {prefix_kv.shape}, not the manifest's.")
-    return prefix_kv

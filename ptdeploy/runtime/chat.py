@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from ptdeploy.arguments import listed
 from ptdeploy.errors import BundleError, InputError
 from ptdeploy.runtime.tokenizer import unicode_text
 
@@ -105,6 +106,8 @@ _NO_VARIABLES = {
     **dict.fromkeys(("padding", "truncation", "max_length"), _IDS_FIX),
     **dict.fromkeys(("return_assistant_tokens_mask", "sanitize_control_tokens"), _IDS_FIX),
 }
+# Of the values in a message, as in JSON.
+_DEPTH = 200
 _END = "CONTINUE_FINAL_MESSAGE_TAG "
 # Names of a message's reasoning; templates read the first, gpt-oss's the second.
 _REASONING = ("reasoning_content", "thinking", "reasoning")
@@ -112,7 +115,8 @@ _REASONING = ("reasoning_content", "thinking", "reasoning")
 
 def _run(source: str, variables: dict[str, Any]) -> str:
     from jinja2.ext import Extension, loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    from ptdeploy.runtime.template_limits import BoundedEnvironment, joined
 
     class Generation(Extension):
         """The `generation` block of training templates, which changes no text."""
@@ -123,16 +127,16 @@ def _run(source: str, variables: dict[str, Any]) -> str:
             next(parser.stream)
             return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
-    environment = ImmutableSandboxedEnvironment(
+    environment = BoundedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
     )
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _refuse
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     try:
-        return environment.from_string(source).render(variables)
+        return joined(environment.from_string(source).generate(variables))
     except Exception as error:  # whatever the template's own code does
-        reason = str(error) or type(error).__name__
+        reason = str(error)[:200] or type(error).__name__
         raise InputError(f"The chat template refuses these messages: {reason}.") from None
 
 
@@ -151,10 +155,11 @@ def _chosen(template: ChatTemplate, name: str | None, tools: bool) -> str:
 
 
 def _messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    if isinstance(messages, Mapping | str) or not messages:
+    given = listed("messages", messages)
+    if not given:
         raise InputError(*_NO_CONVERSATION)
     chat = []
-    for one in messages:
+    for one in given:
         plain = _plain(one, "messages")
         if not isinstance(plain, dict) or "role" not in plain:
             raise InputError(*_NO_CONVERSATION)
@@ -190,8 +195,10 @@ def _each(values: Any, name: str) -> list[Any] | None:
     return [_plain(one, name) for one in values]
 
 
-def _plain(value: Any, name: str) -> Any:
+def _plain(value: Any, name: str, depth: int = 0) -> Any:
     """A copy of plain data: a template must not reach the methods of its caller's objects."""
+    if depth > _DEPTH:
+        raise InputError(f"{name} holds lists in lists, more than {_DEPTH} deep.")
     if value is None or isinstance(value, bool):
         return value
     # Of a subclass the plain part: enumerations and the like have methods.
@@ -204,14 +211,14 @@ def _plain(value: Any, name: str) -> Any:
     if isinstance(value, np.generic):
         return _plain(value.item(), name)
     if isinstance(value, Mapping):
-        return {_plain(key, name): _plain(item, name) for key, item in value.items()}
+        return {_plain(key, name): _plain(item, name, depth + 1) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item, name) for item in value]
+        return [_plain(item, name, depth + 1) for item in value]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = dataclasses.fields(value)
-        return {field.name: _plain(getattr(value, field.name), name) for field in fields}
+        return {one.name: _plain(getattr(value, one.name), name, depth + 1) for one in fields}
     if callable(dump := getattr(value, "model_dump", None)) and not isinstance(value, type):
-        return _plain(dump(), name)
+        return _plain(dump(), name, depth + 1)
     raise InputError(
         f"{name} holds a {type(value).__name__}; a chat template takes plain data.",
         "Give strings, numbers, lists and dictionaries.",

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ptdeploy.bundle import Bundle
-from ptdeploy.errors import BundleError, InputError
+from ptdeploy.arguments import MOST, checked, flag, whole
+from ptdeploy.errors import InputError
 from ptdeploy.runtime.batching import Row
-from ptdeploy.runtime.engine import Engine, Inputs, sigmoid, softmax
-from ptdeploy.runtime.tokenizer import Encoding, Tokenizer
-from ptdeploy.targets import Session
+from ptdeploy.runtime.engine import Engine, Inputs, finite, sigmoid, softmax
+from ptdeploy.runtime.tokenizer import Encoding
 
 TypeIds = ArrayLike | Sequence[Sequence[int]] | None
 
@@ -61,15 +60,6 @@ class TokenLabel:
 class _Labelling(Engine):
     """An engine whose logits are of the manifest's labels."""
 
-    def __init__(self, bundle: Bundle, session: Session, tokenizer: Tokenizer | None) -> None:
-        super().__init__(bundle, session, tokenizer)
-        outputs, labels = self.manifest.outputs, self.manifest.labels
-        if not labels or not outputs or outputs[0].shape[-1:] != (len(labels),):
-            raise BundleError(
-                f"{bundle.path}: its signature does not have one class for each of its labels.",
-                "Compile the checkpoint again.",
-            )
-
     def _parts(
         self, rows: Sequence[Row], segments: Sequence[Row] | None
     ) -> Iterator[tuple[Sequence[Row], NDArray[np.float32]]]:
@@ -84,6 +74,7 @@ class _Labelling(Engine):
 class Classifier(_Labelling):
     """An engine for SEQ_CLS."""
 
+    @checked(truncate=flag, batch_size=whole(1, MOST))
     def classify(
         self,
         inputs: Inputs,
@@ -107,7 +98,7 @@ class Classifier(_Labelling):
         results = []
         encodings = self.encode(inputs, truncate, token_type_ids)
         for part, logits in _batches(self, encodings, batch_size):
-            rows = sigmoid(logits) if head == "sigmoid" else softmax(logits)
+            rows = sigmoid(finite(logits)) if head == "sigmoid" else softmax(finite(logits))
             for _, row in zip(part, rows, strict=True):
                 index = int(row.argmax())
                 chosen = np.flatnonzero(row >= 0.5) if head == "sigmoid" else [index]
@@ -122,6 +113,7 @@ class Classifier(_Labelling):
                 )
         return results
 
+    @checked(truncate=flag, batch_size=whole(1, MOST))
     def regress(
         self,
         inputs: Inputs,
@@ -144,7 +136,7 @@ class Classifier(_Labelling):
         return [
             Regression(float(row[0]), tuple(row.tolist()))
             for _, logits in _batches(self, encodings, batch_size)
-            for row in logits
+            for row in finite(logits)
         ]
 
     def _row_logits(
@@ -156,6 +148,7 @@ class Classifier(_Labelling):
 class TokenClassifier(_Labelling):
     """An engine for TOKEN_CLS."""
 
+    @checked(truncate=flag, batch_size=whole(1, MOST))
     def tag(
         self,
         inputs: Inputs,
@@ -171,7 +164,7 @@ class TokenClassifier(_Labelling):
         encodings = self.encode(inputs, truncate, token_type_ids)
         for part, logits in _batches(self, encodings, batch_size):
             for encoding, row in zip(part, logits, strict=True):
-                probabilities = softmax(row[: len(encoding.ids)])
+                probabilities = softmax(finite(row[: len(encoding.ids)]))
                 results.append(self._labels(encoding, probabilities))
         return results
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ptdeploy.arguments import CANCEL, SEED, checked, flag, whole
 from ptdeploy.errors import InputError
 from ptdeploy.runtime.batching import embedded
 from ptdeploy.runtime.engine import one_row
@@ -28,7 +29,7 @@ class Conversation:
         self._engine, self._room = engine, room
         self._kv = KVBuffer(
             engine._session,
-            engine.manifest,
+            engine.layout,
             engine._prefix_kv,
             1,
             room + engine.manifest.prompt.num_virtual_tokens,
@@ -59,6 +60,7 @@ class Conversation:
         # All but the last are run now; that one runs when the sequence is continued.
         self._feed(self.token_ids[:-1])
 
+    @checked(seed=SEED, logprobs=flag, cancel=CANCEL)
     def generate(
         self,
         max_new_tokens: int | None = None,
@@ -90,6 +92,7 @@ class Conversation:
         self._cut(len(self.token_ids))
         return row.result()
 
+    @checked(tokens=whole())
     def rollback(self, tokens: int) -> None:
         """Forget the last `tokens` tokens."""
         if not 0 <= tokens <= len(self.token_ids):
@@ -104,7 +107,7 @@ class Conversation:
         other = Conversation.__new__(Conversation)
         other._engine, other._room, other._start = self._engine, self._room, self._start
         engine = self._engine
-        other._kv = KVBuffer(engine._session, engine.manifest, engine._prefix_kv, 1, self._kv.slots)
+        other._kv = KVBuffer(engine._session, engine.layout, engine._prefix_kv, 1, self._kv.slots)
         other._kv.copy_row(0, self._kv, 0, self._kv.prefix)
         other.token_ids, other._ending = list(self.token_ids), self._ending
         return other

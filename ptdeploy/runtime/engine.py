@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ptdeploy.arguments import checked, flag, listed
 from ptdeploy.bundle import Bundle, Manifest
-from ptdeploy.errors import BundleError, InputError
+from ptdeploy.errors import EngineFault, InputError
 from ptdeploy.runtime.batching import (
     Batch,
     Row,
@@ -21,6 +22,7 @@ from ptdeploy.runtime.batching import (
     segments_of,
     split,
 )
+from ptdeploy.runtime.layout import check_prompt
 from ptdeploy.runtime.tokenizer import Encoding, Tokenizer
 from ptdeploy.targets import Session
 from ptdeploy.task import Task
@@ -36,16 +38,7 @@ class Engine(ABC):
         self.bundle = bundle
         self.tokenizer = tokenizer
         self._session = session
-        if self.manifest.limits.type_vocab_size > 0 and not self.takes_segments:
-            raise BundleError(
-                f"{bundle.path}: its limits have segments, but its signature takes none.",
-                "Compile the checkpoint again.",
-            )
-        if self.manifest.head != "softmax" and self.manifest.task is not Task.SEQ_CLS:
-            raise BundleError(
-                f"{bundle.path}: its head is for SEQ_CLS, which it is not.",
-                "Compile the checkpoint again.",
-            )
+        self._prefix_kv = check_prompt(bundle)
 
     @property
     def manifest(self) -> Manifest:
@@ -73,6 +66,7 @@ class Engine(ABC):
         segments = segments_of(token_type_ids, input_ids, attention_mask, limits)
         return self._row_logits(rows, segments)
 
+    @checked(truncate=flag)
     def encode(
         self,
         inputs: Inputs,
@@ -165,7 +159,17 @@ class Engine(ABC):
 
 def one_row(inputs: str | Sequence[int]) -> Inputs:
     """One text, or one row's token ids, as `encode` takes them."""
-    return inputs if isinstance(inputs, str | bytes) else [list(inputs)]
+    return inputs if isinstance(inputs, str) else [listed("inputs", inputs)]
+
+
+def finite(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The logits themselves. Raises EngineFault unless all are finite: no class is likeliest."""
+    if not np.isfinite(logits).all():
+        raise EngineFault(
+            "The engine gave logits that are not finite.",
+            "Hold the bundle against its reference: ptdeploy verify BUNDLE",
+        )
+    return logits
 
 
 def is_pair(item: Any) -> bool:

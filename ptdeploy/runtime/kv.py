@@ -8,18 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ptdeploy.bundle import Manifest
 from ptdeploy.errors import OutOfMemory
 from ptdeploy.runtime.bfloat16 import stored, to_stored
+from ptdeploy.runtime.layout import KVLayout
+from ptdeploy.runtime.memory import require_memory
 from ptdeploy.targets import Session
-from ptdeploy.task import TensorSpec
-
-# A prefill longer than this, or than the engine takes, runs in pieces: an engine's scratch space
-# grows with its square.
-PREFILL = 512
-# An engine built for fixed sizes has room for the logits of so many positions of one run: a large
-# vocabulary's are many times as large as all else that a prefill needs.
-KEPT = 64
 
 
 class KVBuffer:
@@ -33,41 +26,36 @@ class KVBuffer:
     def __init__(
         self,
         session: Session,
-        manifest: Manifest,
+        layout: KVLayout,
         prefix_kv: NDArray[np.float32] | None,
         rows: int,
         slots: int,
     ) -> None:
         self._session = session
-        most = manifest.limits.max_prefill
-        self._piece = min(PREFILL, most or PREFILL)
-        self._kept = self._piece if most is None else min(self._piece, KEPT)
-        past = [spec for spec in manifest.inputs if spec.name.startswith("past_key_values.")]
-        present = [spec.name for spec in manifest.outputs if spec.name.startswith("present.")]
-        fixed = past[0].shape[2]
-        self.slots = slots = fixed if isinstance(fixed, int) else slots
-        self._in_place = manifest.graph.route == "fused"
-        vocabulary = int(manifest.outputs[0].shape[-1])
+        self._layout = layout
+        self.slots = slots = layout.fixed_slots or slots
         self.prefix = 0 if prefix_kv is None else prefix_kv.shape[3]
-        prefixes: Sequence[NDArray[np.float32] | None] = [None] * len(past)
+        prefixes: Sequence[NDArray[np.float32] | None] = [None] * len(layout.past)
         if prefix_kv is not None:
             prefixes = list(prefix_kv.reshape(-1, *prefix_kv.shape[2:]))
+        if getattr(session, "in_host_memory", False):
+            what = f"The KV buffer for {rows} rows of {slots} tokens"
+            require_memory(layout.bytes(rows, slots), what)
         try:
             self._placed = {
-                spec.name: session.place(_filled(spec, rows, slots, prefix))
-                for spec, prefix in zip(past, prefixes, strict=True)
+                name: session.place(_filled(layout, rows, slots, prefix))
+                for name, prefix in zip(layout.past, prefixes, strict=True)
             }
         except (MemoryError, OutOfMemory):
             raise OutOfMemory(
                 f"The KV buffer for {rows} rows of {slots} tokens does not fit in memory.",
                 "Send fewer rows at once, or ask for fewer tokens.",
             ) from None
-        self._specs = {spec.name: spec for spec in past}
-        self._present = dict(zip(self._placed, present, strict=True))
+        self._present = dict(zip(layout.past, layout.present, strict=True))
         self._prefilled_well = True
         self.lengths = np.full(rows, self.prefix, np.int64)
         self._ids = np.zeros((rows, 1), np.int64)
-        self._logits = np.zeros((rows, 1, vocabulary), np.float32)
+        self._logits = np.zeros((rows, 1, layout.vocabulary), np.float32)
         self._decode = self._bind(slice(None), self._ids, np.zeros(1, np.int64), self._logits)
 
     @property
@@ -94,7 +82,7 @@ class KVBuffer:
         One row at a time: a row's tokens never wait for a longer row's padding.
         """
         kept: list[NDArray[np.float32]] = []
-        size = self._kept if every_position else self._piece
+        size = self._layout.kept if every_position else self._layout.prefill
         for start in range(0, ids.size, size):
             piece = ids[start : start + size]
             first = 0 if every_position else piece.size - 1
@@ -143,18 +131,16 @@ class KVBuffer:
         lengths = self.lengths[rows]
         past = {name: placed.rows(rows) for name, placed in self._placed.items()}
         inputs = _inputs(ids, lengths, positions, past)
-        if self._in_place:
+        if self._layout.in_place:
             new: dict[str, Any] = past
         else:
             new = {
-                name: self._session.place(
-                    np.zeros(_shape(spec, lengths.size, ids.shape[1]), stored(spec.dtype))
-                )
-                for name, spec in self._specs.items()
+                name: self._session.place(_filled(self._layout, lengths.size, ids.shape[1], None))
+                for name in self._layout.past
             }
         present = {self._present[name]: array for name, array in new.items()}
         run = self._session.bind(inputs, {"logits": logits, **present})
-        if self._in_place:
+        if self._layout.in_place:
             return run
 
         def step() -> None:
@@ -175,16 +161,11 @@ def _inputs(
     return {"input_ids": ids, "past_lengths": lengths, "logits_positions": positions, **past}
 
 
-def _shape(spec: TensorSpec, rows: int, slots: int) -> tuple[int, int, int, int]:
-    """The shape of one part of a buffer whose signature is (batch, kv heads, slots, head dim)."""
-    return rows, int(spec.shape[1]), slots, int(spec.shape[3])
-
-
 def _filled(
-    spec: TensorSpec, rows: int, slots: int, prefix: NDArray[np.float32] | None
+    layout: KVLayout, rows: int, slots: int, prefix: NDArray[np.float32] | None
 ) -> NDArray[Any]:
     """Zeros, and in each row's first slots the prefix (kv heads, virtual tokens, head dim)."""
-    array = np.zeros(_shape(spec, rows, slots), stored(spec.dtype))
+    array = np.zeros((rows, layout.heads, slots, layout.width), stored(layout.dtype))
     if prefix is not None:
-        array[:, :, : prefix.shape[1]] = to_stored(prefix, spec.dtype)
+        array[:, :, : prefix.shape[1]] = to_stored(prefix, layout.dtype)
     return array

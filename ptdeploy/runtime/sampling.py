@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ptdeploy.errors import InputError
+from ptdeploy.arguments import MOST, shown
+from ptdeploy.errors import EngineFault, InputError
 from ptdeploy.task import GenerationOptions
 
+# One more than the largest seed.
+SEEDS = 2**64
 
-def check(options: GenerationOptions, vocab_size: int) -> None:
-    """Raises InputError naming the first option that is out of its range."""
-    finite = math.isfinite
-    wrong = [i for i in options.eos_token_ids if not 0 <= i < vocab_size]
+
+def out_of_range(options: GenerationOptions, vocabulary: int) -> Iterator[tuple[str, str]]:
+    """The names of options that are out of their range, with that range in words."""
+    finite, most = math.isfinite, f"and at most {MOST}"
     for name, holds, range_ in (
-        ("max_new_tokens", options.max_new_tokens >= 0, "at least 0"),
-        ("min_new_tokens", options.min_new_tokens >= 0, "at least 0"),
+        ("max_new_tokens", 0 <= options.max_new_tokens <= MOST, f"at least 0 {most}"),
+        ("min_new_tokens", 0 <= options.min_new_tokens <= MOST, f"at least 0 {most}"),
         ("temperature", finite(options.temperature) and options.temperature > 0, "more than 0"),
-        ("top_k", options.top_k >= 0, "at least 1, or 0 for all"),
+        ("top_k", 0 <= options.top_k <= MOST, f"at least 1, or 0 for all, {most}"),
         ("top_p", 0 < options.top_p <= 1, "more than 0 and at most 1"),
         ("min_p", 0 <= options.min_p <= 1, "from 0 to 1"),
         (
@@ -28,11 +31,23 @@ def check(options: GenerationOptions, vocab_size: int) -> None:
             finite(options.repetition_penalty) and options.repetition_penalty > 0,
             "more than 0",
         ),
-        ("eos_token_ids", not wrong, f"token ids from 0 to {vocab_size - 1}"),
+        (
+            "eos_token_ids",
+            all(0 <= i < vocabulary for i in options.eos_token_ids),
+            f"token ids from 0 to {vocabulary - 1}",
+        ),
     ):
         if not holds:
-            value = wrong[0] if name == "eos_token_ids" else getattr(options, name)
-            raise InputError(f"{name} is {value}; it must be {range_}.")
+            yield name, range_
+
+
+def check(options: GenerationOptions, vocabulary: int) -> None:
+    """Raises InputError naming the first option that is out of its range."""
+    for name, range_ in out_of_range(options, vocabulary):
+        value = getattr(options, name)
+        if name == "eos_token_ids":
+            value = next(i for i in value if not 0 <= i < vocabulary)
+        raise InputError(f"{name} is {shown(value)}; it must be {range_}.")
 
 
 class Sampler:
@@ -51,15 +66,24 @@ class Sampler:
         self._chosen = 0
 
     def next(self, logits: NDArray[np.float32]) -> int:
-        """The next token for logits (vocabulary,), which are left as they are."""
+        """The next token for logits (vocabulary,), which are left as they are.
+
+        Raises EngineFault if the likeliest has no finite score: then no choice means anything.
+        """
         options = self._options
+        if not np.isfinite(logits.max()):
+            raise EngineFault(
+                "The engine gave logits that are not finite.",
+                "Hold the bundle against its reference: ptdeploy verify BUNDLE",
+            )
         too_early = self._chosen < options.min_new_tokens and options.eos_token_ids
         if self._seen or too_early:
             logits = logits.copy()
         if self._seen:
             seen = np.fromiter(self._seen, np.int64)
-            scores, penalty = logits[seen], np.float32(options.repetition_penalty)
-            logits[seen] = np.where(scores < 0, scores * penalty, scores / penalty)
+            scores, penalty = logits[seen], _float32(options.repetition_penalty)
+            with np.errstate(over="ignore"):
+                logits[seen] = np.where(scores < 0, scores * penalty, scores / penalty)
         if too_early:
             logits[list(options.eos_token_ids)] = -np.inf
         token = int(logits.argmax()) if self._random is None else self._draw(logits)
@@ -87,7 +111,7 @@ def distribution(
     if 0 < options.top_k < logits.size:
         edge = np.partition(logits, -options.top_k)[-options.top_k]
         tokens = np.flatnonzero(logits >= edge)
-    probabilities = _softmax(logits[tokens] / np.float32(options.temperature))
+    probabilities = _softmax(logits[tokens], _float32(options.temperature))
     if options.top_p < 1:
         kept = _nucleus(probabilities, options.top_p)
         tokens, probabilities = tokens[kept], probabilities[kept] / probabilities[kept].sum()
@@ -104,8 +128,21 @@ def log_probability(logits: NDArray[np.float32], token: int) -> float:
     return float(logits[token]) - top - math.log(float(total))
 
 
-def _softmax(scores: NDArray[np.float32]) -> NDArray[np.float64]:
-    weights = np.exp(scores - scores.max(), dtype=np.float32).astype(np.float64)
+def _float32(value: float) -> np.float32:
+    """The nearest number to a positive one whose quotients mean something: not 0, not infinite."""
+    kinds = np.finfo(np.float32)
+    return np.float32(min(max(value, float(kinds.tiny)), float(kinds.max)))
+
+
+def _softmax(logits: NDArray[np.float32], temperature: np.float32) -> NDArray[np.float64]:
+    """Where a quotient is too large for float32, what a temperature near 0 means: the likeliest."""
+    with np.errstate(over="ignore"):
+        scores = logits / temperature
+        top = scores.max()
+        if np.isfinite(top):
+            weights = np.exp(scores - top, dtype=np.float32).astype(np.float64)
+        else:
+            weights = (logits == logits.max()).astype(np.float64)
     probabilities: NDArray[np.float64] = weights / weights.sum()
     return probabilities
 
@@ -115,6 +152,8 @@ def _nucleus(probabilities: NDArray[np.float64], top_p: float) -> NDArray[np.int
     # All tokens at or under this hold less than what is cut, so only the others need sorting.
     floor = (1 - top_p) / probabilities.size
     likely = np.flatnonzero(probabilities > floor)
+    if not likely.size:  # all are equal, and so little is asked for that the floor is they
+        likely = np.arange(probabilities.size)
     descending = likely[np.argsort(-probabilities[likely], kind="stable")]
     before = np.concatenate([[0.0], probabilities[descending].cumsum()[:-1]])
     kept: NDArray[np.int64] = np.sort(descending[: max(1, int((before < top_p).sum()))])

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ptdeploy.bundle import Bundle
-from ptdeploy.errors import BundleError, InputError
+from ptdeploy.errors import BundleError, InputError, PtdeployError
 from ptdeploy.runtime.text import read_decoding
 from ptdeploy.text_files import library_path
 
 # What the library takes for a token id.
 _IDS = range(2**32)
+
+
+# More characters than this for each token that fits, and than this in all, no text has that fits
+# but one that the tokenizer's normalizer all but empties.
+_CHARACTERS, _LEAST = 64, 1 << 20
 
 
 @dataclass(frozen=True)
@@ -41,14 +47,17 @@ class Tokenizer:
     transformers': a special token's name in a text is text.
     """
 
-    def __init__(self, path: Path, split_special_tokens: bool = False) -> None:
+    def __init__(
+        self, path: Path, split_special_tokens: bool = False, max_tokens: int | None = None
+    ) -> None:
         import tokenizers
 
+        # Text of more characters is refused before it is tokenized.
+        self._most = None if max_tokens is None else max(_LEAST, max_tokens * _CHARACTERS)
+
         name = library_path(path)
-        try:
+        with library(BundleError, f"{path}: not a tokenizer"):
             self._tokenizer = tokenizers.Tokenizer.from_file(name)
-        except Exception as error:  # the Rust side raises plain Exception
-            raise BundleError(f"{path}: not a tokenizer ({error}).") from None
         cut = self._tokenizer.truncation or {}
         self._cuts_left = cut.get("direction", "right").lower() == "left"
         self._tokenizer.no_padding()
@@ -63,6 +72,8 @@ class Tokenizer:
         self, text: str, add_special_tokens: bool = True, pair: str | None = None
     ) -> Encoding:
         """Token ids of a text, or of two. Raises InputError if one is no Unicode or has no ids."""
+        self._check_length(text)
+        self._check_length(pair)
         return _encoded(self._tokenizer, text, pair, add_special_tokens)
 
     def encode_truncated(self, text: str, max_length: int, pair: str | None = None) -> Encoding:
@@ -94,7 +105,16 @@ class Tokenizer:
 
         Neither special tokens nor the blank that some tokenizers put in front of a text.
         """
+        self._check_length(text)
         return _encoded(self._going_on, text, None, False)
+
+    def _check_length(self, text: Any) -> None:
+        if self._most is not None and isinstance(text, str) and len(text) > self._most:
+            raise InputError(
+                f"The text has {len(text)} characters, but at most {self._most} are read: far more "
+                "than the tokens that fit.",
+                "Cut it before you send it.",
+            )
 
     def ending(self) -> list[int]:
         """The special tokens that `encode` puts behind a text."""
@@ -128,15 +148,8 @@ class Tokenizer:
         The text of a part is not always a part of the text: see `ptdeploy.runtime.text`.
         """
         known = [token for token in ids if token in _IDS]
-        try:
+        with library(BundleError, "tokenizer.json: its decoder fails on token ids"):
             return str(self._tokenizer.decode(known, skip_special_tokens=not special))
-        except BaseException as error:
-            # A decoder of the Rust side that fails is no Exception there.
-            if type(error).__name__ != "PanicException":
-                raise
-            raise BundleError(
-                f"tokenizer.json: its decoder fails on token ids ({error})."
-            ) from None
 
     def token(self, token_id: int) -> str | None:
         """The token as the vocabulary spells it, or None where the id names none."""
@@ -146,13 +159,27 @@ class Tokenizer:
         return name
 
 
+@contextmanager
+def library(kind: type[PtdeployError], problem: str) -> Iterator[None]:
+    """What the tokenizers library raises, as ours: its Rust side panics past Exception."""
+    try:
+        yield
+    except PtdeployError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise kind(f"{problem} ({error}).") from None
+
+
 def load_tokenizer(bundle: Bundle) -> Tokenizer | None:
     """The bundle's tokenizer, or None if it was compiled without one."""
     info = bundle.manifest.tokenizer
     with bundle.reading("tokenizer") as path:
         if path is None:
             return None
-        return Tokenizer(path, split_special_tokens=info is not None and info.split_special_tokens)
+        split = info is not None and info.split_special_tokens
+        return Tokenizer(path, split, bundle.manifest.limits.max_sequence)
 
 
 def _state(part: Any) -> dict[str, Any]:
@@ -179,10 +206,9 @@ def unicode_text(text: str, what: str = "The text") -> str:
 
 def _encoded(tokenizer: Any, text: str, pair: str | None, add_special_tokens: bool) -> Encoding:
     texts = unicode_text(text), None if pair is None else unicode_text(pair, "The second text")
-    try:
+    # As of an unknown word where no token stands for those.
+    with library(InputError, f"The tokenizer has no ids for {text[:40]!r}"):
         encoding = tokenizer.encode(*texts, add_special_tokens=add_special_tokens)
-    except Exception as error:  # plain, as of an unknown word where no token stands for those
-        raise InputError(f"The tokenizer has no ids for {text[:40]!r} ({error}).") from None
     return Encoding(
         encoding.ids,
         encoding.type_ids,

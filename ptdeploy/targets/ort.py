@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -16,9 +17,11 @@ from ptdeploy.bundle import Bundle, FileEntry, Limits, staged
 from ptdeploy.engine_options import EngineOptions
 from ptdeploy.errors import BundleError, InputError, TargetUnavailable
 from ptdeploy.memory import out_of_memory, ran_out_of_memory
+from ptdeploy.runtime.layout import AGAIN, check_signature
 from ptdeploy.targets import Attention, BuildRequest, Built, Numerics, Placed
+from ptdeploy.targets.onnx_file import read_onnx_file
 from ptdeploy.targets.ort_errors import reason, run_error
-from ptdeploy.task import Activations
+from ptdeploy.task import Activations, TensorSpec
 from ptdeploy.telemetry import import_onnxruntime
 from ptdeploy.text_files import library_path
 
@@ -207,6 +210,7 @@ def start(bundle: Bundle, device: str, options: Any) -> Any:
     model, path = bundle.file("model"), bundle.in_folder("model")
     if model is None or path is None:
         raise BundleError(f"{bundle.path}: lists no file with the role 'model'.")
+    _check_file(bundle)
     try:
         session = onnxruntime.InferenceSession(
             library_path(path), sess_options=options, providers=[_PROVIDERS[device]]
@@ -227,7 +231,43 @@ def start(bundle: Bundle, device: str, options: Any) -> Any:
             f"{_PROVIDERS[device]} did not start on this machine.",
             "Check the GPU driver and the CUDA and cuDNN versions that onnxruntime-gpu needs.",
         )
+    for side, found in (("inputs", session.get_inputs()), ("outputs", session.get_outputs())):
+        check_signature(str(model), bundle.manifest, side, [_spec(one) for one in found])
     return session
+
+
+def _check_file(bundle: Bundle) -> None:
+    """Raises BundleError unless every file that a graph names is one of the bundle's.
+
+    ONNX Runtime reads whatever lies beside the graph; only what the manifest lists has a hash.
+    """
+    entry, model, opened = bundle.entry("model"), bundle.file("model"), bundle.opened("model")
+    assert entry is not None, "the caller found it"
+    assert opened is not None
+    try:
+        found = read_onnx_file(opened)
+    except (ValueError, OSError) as error:
+        raise BundleError(f"{model}: is no ONNX file ({error}).", AGAIN) from None
+    listed = {os.path.normpath(one.path) for one in bundle.manifest.files}
+    for name in sorted(found.external):
+        place = os.path.join(os.path.dirname(entry.path), name)
+        if "\0" in name or os.path.normpath(place) not in listed:
+            raise BundleError(
+                f"{model}: takes weights from {name!r}, which the manifest does not list.", AGAIN
+            )
+    words, wanted = found.words, bundle.manifest.limits.vocab_size
+    if words is not None and words < wanted:
+        raise BundleError(
+            f"{model}: has {words} words, but the manifest's vocab_size is {wanted}.", AGAIN
+        )
+
+
+def _spec(argument: Any) -> TensorSpec:
+    """One of a session's own inputs or outputs; an axis without a name is ''."""
+    kind = str(argument.type)
+    name = kind[7:-1] if kind.startswith("tensor(") else "no tensor"
+    shape = tuple(axis if isinstance(axis, (int, str)) else "" for axis in argument.shape)
+    return TensorSpec(str(argument.name), "float32" if name == "float" else name, shape, "")
 
 
 @dataclass(frozen=True)
@@ -287,6 +327,8 @@ class OrtSession:
     def __init__(self, session: Any, device: str = "cpu") -> None:
         self._session, self._device = session, device
         self._outputs = [output.name for output in session.get_outputs()]
+        # Whether placed memory is this process's own.
+        self.in_host_memory = device == "cpu"
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         try:
@@ -320,7 +362,10 @@ class OrtSession:
         for bind, arrays in ((binding.bind_input, inputs), (binding.bind_output, outputs)):
             for name, array in arrays.items():
                 memory = array if isinstance(array, OrtMemory) else _host(np.asarray(array))
-                bind(name, memory.device, 0, memory.dtype, memory.shape, memory.pointer)
+                try:
+                    bind(name, memory.device, 0, memory.dtype, memory.shape, memory.pointer)
+                except Exception as error:
+                    raise run_error(error) from None
         run = self._session.run_with_iobinding
         # The closure keeps the arrays: the binding knows only their addresses.
         kept = (inputs, outputs)

@@ -16,6 +16,7 @@ from ptdeploy.errors import InputError
 from ptdeploy.runtime.chat import ChatTemplate, render
 from ptdeploy.runtime.classifier import Classifier
 from ptdeploy.runtime.tokenizer import Tokenizer
+from ptdeploy.texts import save_text_files
 
 PARTS = [*"abcdehnost .,'é東🙂\n", " the cat", "</s>", "[SEP]"]
 TEXT = st.lists(st.sampled_from(PARTS), max_size=40).map("".join)
@@ -65,14 +66,15 @@ def test_cut_text_is_what_the_library_itself_cuts(tokenizers, family, text, pair
     assert cut.tokens == want.tokens
 
 
-def test_text_is_cut_on_the_side_that_tokenizer_json_names(tmp_path):
+def test_text_is_cut_on_the_side_that_transformers_cuts(tmp_path):
     theirs = families.make("wordpiece")
-    theirs.backend_tokenizer.enable_truncation(9, direction="left")
-    theirs.backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
     theirs.truncation_side = "left"
+    save_text_files(theirs, tmp_path)
+    ours = Tokenizer(tmp_path / "tokenizer.json")
     text = "the cat sat on the mat and the dog ran"
-    cut = Tokenizer(tmp_path / "tokenizer.json").encode_truncated(text, 6)
-    assert cut.ids == theirs(text, truncation=True, max_length=6)["input_ids"]
+    want = theirs(text, truncation=True, max_length=6)["input_ids"]
+    assert ours.encode_truncated(text, 6).ids == want
+    assert ours.encode(text).ids == theirs(text, truncation=False)["input_ids"]
 
 
 def test_fewer_tokens_than_the_special_ones_are_refused(tokenizers):

@@ -3,8 +3,16 @@
 #include "schema.hpp"
 
 namespace ptdeploy::detail {
+namespace {
+
+constexpr int kMostThreads = 1024;
+
+}  // namespace
 
 std::unique_ptr<Backend> open_backend(const Bundle& bundle, const OpenOptions& options) {
+  if (options.threads < 0 || options.threads > kMostThreads)
+    throw InputError("threads is " + std::to_string(options.threads) +
+                     "; it must be a whole number from 0 to " + std::to_string(kMostThreads) + ".");
   const std::string& target = bundle.manifest.target;
   if (target == "ort") return open_ort(bundle, options);
   if (target == "trt") {

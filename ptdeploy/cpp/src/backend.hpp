@@ -54,6 +54,10 @@ class Backend {
   virtual Placed place(std::size_t bytes) = 0;
   // Returns when all are copied. No two may overlap.
   virtual void copy(const std::vector<LineCopy>& copies) = 0;
+  // Throws BundleError unless the engine's inputs and outputs are those of the bundle's manifest.
+  virtual void check(const Bundle& bundle) const = 0;
+  // Whether placed memory is this process's own.
+  virtual bool in_host_memory() const = 0;
   // Whether it runs over keys and values of this type.
   virtual bool caches(ElementType type) const = 0;
 };

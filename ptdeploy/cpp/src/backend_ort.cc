@@ -6,8 +6,11 @@
 #include <cstring>
 #include <filesystem>
 #include <new>
+#include <set>
 
 #include "backend.hpp"
+#include "layout.hpp"
+#include "onnx_file.hpp"
 #include "schema.hpp"
 
 namespace ptdeploy::detail {
@@ -49,6 +52,96 @@ Ort::Value value_of(const Ort::MemoryInfo& memory, const Bound& bound) {
                                                   count, bound.shape.data(), bound.shape.size());
   return Ort::Value::CreateTensor<float>(memory, static_cast<float*>(bound.data), count,
                                          bound.shape.data(), bound.shape.size());
+}
+
+// As ONNX Runtime's Python binding names them, but for "float".
+const char* type_name(ONNXTensorElementDataType type) {
+  switch (type) {
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT:
+      return "float32";
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16:
+      return "float16";
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16:
+      return "bfloat16";
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_DOUBLE:
+      return "double";
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8:
+      return "int8";
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_INT16:
+      return "int16";
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32:
+      return "int32";
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64:
+      return "int64";
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8:
+      return "uint8";
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT16:
+      return "uint16";
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT32:
+      return "uint32";
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT64:
+      return "uint64";
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL:
+      return "bool";
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_STRING:
+      return "string";
+    default:
+      return "another type";
+  }
+}
+
+// One of a session's own inputs or outputs; an axis without a name is "".
+TensorSpec spec_of(const char* name, const Ort::TypeInfo& info) {
+  TensorSpec spec;
+  spec.name = name;
+  if (info.GetONNXType() != ONNX_TYPE_TENSOR) {
+    spec.dtype = "no tensor";
+    return spec;
+  }
+  const auto tensor = info.GetTensorTypeAndShapeInfo();
+  spec.dtype = type_name(tensor.GetElementType());
+  const std::vector<std::int64_t> shape = tensor.GetShape();
+  const std::vector<const char*> names = tensor.GetSymbolicDimensions();
+  for (std::size_t i = 0; i < shape.size(); ++i) {
+    if (shape[i] >= 0)
+      spec.shape.emplace_back(shape[i]);
+    else
+      spec.shape.emplace_back(std::string(names[i]));
+  }
+  return spec;
+}
+
+// Throws BundleError unless every file that a graph names is one of the bundle's: ONNX Runtime
+// reads whatever lies beside the graph, and only what the manifest lists has a hash.
+void check_file(const Bundle& bundle) {
+  namespace fs = std::filesystem;
+  const std::string model = bundle.file("model");
+  OnnxFile found;
+  std::string reason;
+  try {
+    found = read_onnx_file(bundle.opened("model"));
+  } catch (const OnnxError& error) {
+    reason = error.what();
+  }
+  if (!reason.empty()) throw BundleError(model + ": is no ONNX file (" + reason + ").", kAgain);
+  auto tidied = [](const fs::path& path) { return path.lexically_normal().string(); };
+  std::set<std::string> listed;
+  fs::path folder;
+  for (const FileEntry& entry : bundle.manifest.files) {
+    listed.insert(tidied(entry.path));
+    if (entry.role == "model" && folder.empty()) folder = fs::path(entry.path).parent_path();
+  }
+  for (const std::string& name : found.external)
+    if (name.find('\0') != std::string::npos || listed.count(tidied(folder / name)) == 0)
+      throw BundleError(
+          model + ": takes weights from " + quoted(name) + ", which the manifest does not list.",
+          kAgain);
+  const std::int64_t wanted = bundle.manifest.limits.vocab_size;
+  if (found.words && *found.words < wanted)
+    throw BundleError(model + ": has " + std::to_string(*found.words) +
+                          " words, but the manifest's vocab_size is " + std::to_string(wanted) +
+                          ".",
+                      kAgain);
 }
 
 class OrtRun final : public Run {
@@ -104,6 +197,22 @@ class OrtBackend final : public Backend {
         std::memcpy(one.to + i * one.to_pitch, one.from + i * one.from_pitch, one.bytes);
   }
 
+  void check(const Bundle& bundle) const override {
+    const std::string model = bundle.file("model");
+    std::vector<TensorSpec> inputs, outputs;
+    Ort::AllocatorWithDefaultOptions allocator;
+    for (std::size_t i = 0; i < session_.GetInputCount(); ++i)
+      inputs.push_back(spec_of(session_.GetInputNameAllocated(i, allocator).get(),
+                               session_.GetInputTypeInfo(i)));
+    for (std::size_t i = 0; i < session_.GetOutputCount(); ++i)
+      outputs.push_back(spec_of(session_.GetOutputNameAllocated(i, allocator).get(),
+                                session_.GetOutputTypeInfo(i)));
+    check_signature(model, bundle.manifest, "inputs", inputs);
+    check_signature(model, bundle.manifest, "outputs", outputs);
+  }
+
+  bool in_host_memory() const override { return true; }
+
   bool caches(ElementType type) const override { return type == ElementType::float32; }
 
  private:
@@ -136,6 +245,7 @@ std::unique_ptr<Backend> open_ort(const Bundle& bundle, const OpenOptions& optio
         "Install one of at least their version.");
   const std::string model = bundle.file("model"), path = bundle.in_folder("model");
   if (model.empty()) throw BundleError(bundle.path + ": lists no file with the role 'model'.");
+  check_file(bundle);
   try {
     auto backend = std::make_unique<OrtBackend>(path, options);
     // It found the weights by their name.

@@ -1,5 +1,6 @@
 // TensorRT and TensorRT-RTX: the engine file is a plan, with what it was built for beside it.
 // Written to the documented API, see docs/cpp.md: never run.
+#include <map>
 #include <mutex>
 #include <new>
 
@@ -43,6 +44,20 @@ class TrtBackend final : public Backend {
     for (const LineCopy& one : copies) copies_.copy(one);
     copies_.wait();
   }
+
+  void check(const Bundle& bundle) const override {
+    std::map<std::string, std::pair<std::string, bool>> wanted, found;
+    for (const TensorSpec& spec : bundle.manifest.inputs) wanted[spec.name] = {spec.dtype, false};
+    for (const TensorSpec& spec : bundle.manifest.outputs) wanted[spec.name] = {spec.dtype, true};
+    for (const auto& [name, tensor] : engine_.tensors())
+      found[name] = {name_of(tensor.type), tensor.output};
+    if (found != wanted)
+      throw BundleError(
+          bundle.path + ": its engine has other inputs or outputs than its manifest lists.",
+          "Compile the checkpoint again.");
+  }
+
+  bool in_host_memory() const override { return false; }
 
   bool caches(ElementType) const override { return true; }
 

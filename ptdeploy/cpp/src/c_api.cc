@@ -59,29 +59,64 @@ ptdeploy_status guarded(Body body) noexcept {
   }
 }
 
-// No rows at all where there are no ids.
-std::vector<ptdeploy::Ids> rows_of(const int64_t* ids, const size_t* lengths, size_t rows) {
+// Of any count: products of two of them fit in 64 bits.
+constexpr size_t kMost = 2147483647;
+
+template <class T>
+T* given(T* pointer, const char* name) {
+  if (!pointer) throw ptdeploy::InputError(std::string(name) + " is null.");
+  return pointer;
+}
+
+void check_count(size_t count, const char* name) {
+  if (count > kMost)
+    throw ptdeploy::InputError(std::string(name) + " is " + std::to_string(count) +
+                               "; it must be at most " + std::to_string(kMost) + ".");
+}
+
+// A row longer than the engine takes is refused before it is read.
+std::vector<ptdeploy::Ids> rows_of(const ptdeploy_engine* engine, const int64_t* ids,
+                                   const size_t* lengths, size_t rows) {
+  const int64_t most = given(engine, "engine")->engine.info().max_sequence;
+  check_count(rows, "rows");
   std::vector<ptdeploy::Ids> out;
-  if (!ids) return out;
-  for (size_t i = 0; i < rows; ids += lengths[i++]) out.emplace_back(ids, ids + lengths[i]);
+  for (size_t i = 0; i < rows; ids += lengths[i++]) {
+    const size_t length = given(lengths, "lengths")[i];
+    if (length > static_cast<size_t>(most))
+      throw ptdeploy::InputError("Row " + std::to_string(i) + " has " + std::to_string(length) +
+                                     " tokens, but at most " + std::to_string(most) +
+                                     " fit beside the virtual tokens.",
+                                 "Shorten the text.");
+    if (length > 0) given(ids, "ids");
+    out.emplace_back(ids, ids + length);
+  }
   return out;
 }
 
-template <class Value, class Given>
-void set(std::optional<Value>& place, Given given) {
-  if (given >= 0) place = static_cast<Value>(given);
+// No rows at all where there are no segments.
+std::vector<ptdeploy::Ids> types_of(const ptdeploy_engine* engine, const int64_t* token_type_ids,
+                                    const size_t* lengths, size_t rows) {
+  if (!token_type_ids) return {};
+  return rows_of(engine, token_type_ids, lengths, rows);
 }
 
-ptdeploy::GenerateOptions options_of(const ptdeploy_options* given, size_t capacity,
+// A negative number leaves the model's own; one that is none is refused later, by its name.
+template <class Value, class Given>
+void set(std::optional<Value>& place, Given given) {
+  if (!(given < 0)) place = static_cast<Value>(given);
+}
+
+ptdeploy::GenerateOptions options_of(const ptdeploy_options* from, size_t capacity,
                                      bool logprobs) {
+  check_count(capacity, "capacity");
   ptdeploy::GenerateOptions out;
   out.logprobs = logprobs;
   ptdeploy_options options = ptdeploy_default_options();
-  if (given) {
-    if (given->size != sizeof options)
+  if (from) {
+    if (from->size != sizeof options)
       throw ptdeploy::InputError("ptdeploy_options.size is not sizeof(ptdeploy_options).",
                                  "Start from ptdeploy_default_options().");
-    options = *given;
+    options = *from;
   }
   set(out.max_new_tokens, options.max_new_tokens);
   set(out.min_new_tokens, options.min_new_tokens);
@@ -91,6 +126,7 @@ ptdeploy::GenerateOptions options_of(const ptdeploy_options* given, size_t capac
   set(out.top_p, options.top_p);
   set(out.min_p, options.min_p);
   set(out.repetition_penalty, options.repetition_penalty);
+  check_count(options.num_eos_token_ids, "num_eos_token_ids");
   if (options.eos_token_ids)
     out.eos_token_ids.emplace(options.eos_token_ids,
                               options.eos_token_ids + options.num_eos_token_ids);
@@ -102,9 +138,9 @@ ptdeploy::GenerateOptions options_of(const ptdeploy_options* given, size_t capac
 }
 
 // Wraps the caller's callback; ends a row, too, when its array is full.
-ptdeploy::OnToken on_token_of(const ptdeploy_options* given, size_t capacity, size_t rows) {
-  auto call = given ? given->on_token : nullptr;
-  void* user = given ? given->user : nullptr;
+ptdeploy::OnToken on_token_of(const ptdeploy_options* from, size_t capacity, size_t rows) {
+  auto call = from ? from->on_token : nullptr;
+  void* user = from ? from->user : nullptr;
   return [=, taken = std::vector<size_t>(rows)](size_t row, int64_t token) mutable {
     const bool on = !call || call(user, row, token) != 0;
     return ++taken[row] < capacity && on;
@@ -139,7 +175,8 @@ const char* ptdeploy_last_fix(void) { return last_error.fix.c_str(); }
 ptdeploy_status ptdeploy_open(const char* path, const char* device, int threads, int map_weights,
                               ptdeploy_engine** engine) {
   return guarded([&] {
-    *engine = nullptr;
+    *given(engine, "engine") = nullptr;
+    given(path, "path");
     ptdeploy::OpenOptions options;
     options.device = device ? device : "";
     options.threads = threads;
@@ -151,7 +188,7 @@ ptdeploy_status ptdeploy_open(const char* path, const char* device, int threads,
 void ptdeploy_close(ptdeploy_engine* engine) { delete engine; }
 
 ptdeploy_task ptdeploy_get_task(const ptdeploy_engine* engine) {
-  return static_cast<ptdeploy_task>(engine->engine.info().task);
+  return engine ? static_cast<ptdeploy_task>(engine->engine.info().task) : PTDEPLOY_SEQ_CLS;
 }
 
 ptdeploy_head ptdeploy_get_head(const ptdeploy_engine* engine) {
@@ -159,20 +196,23 @@ ptdeploy_head ptdeploy_get_head(const ptdeploy_engine* engine) {
 }
 
 int64_t ptdeploy_max_sequence(const ptdeploy_engine* engine) {
-  return engine->engine.info().max_sequence;
+  return engine ? engine->engine.info().max_sequence : 0;
 }
 
 int64_t ptdeploy_vocab_size(const ptdeploy_engine* engine) {
-  return engine->engine.info().vocab_size;
+  return engine ? engine->engine.info().vocab_size : 0;
 }
 
 int64_t ptdeploy_type_vocab_size(const ptdeploy_engine* engine) {
-  return engine->engine.info().type_vocab_size;
+  return engine ? engine->engine.info().type_vocab_size : 0;
 }
 
-size_t ptdeploy_columns(const ptdeploy_engine* engine) { return engine->engine.info().columns; }
+size_t ptdeploy_columns(const ptdeploy_engine* engine) {
+  return engine ? engine->engine.info().columns : 0;
+}
 
 const char* ptdeploy_label(const ptdeploy_engine* engine, size_t index) {
+  if (!engine) return nullptr;
   const auto& labels = engine->engine.info().labels;
   return index < labels.size() ? labels[index].c_str() : nullptr;
 }
@@ -181,16 +221,17 @@ ptdeploy_status ptdeploy_probabilities(const ptdeploy_engine* engine, const int6
                                        const int64_t* token_type_ids, const size_t* lengths,
                                        size_t rows, double* probabilities) {
   return guarded([&] {
-    const auto given = rows_of(ids, lengths, rows);
-    const auto types = rows_of(token_type_ids, lengths, rows);
+    const auto asked = rows_of(engine, ids, lengths, rows);
+    const auto types = types_of(engine, token_type_ids, lengths, rows);
+    given(probabilities, "probabilities");
     auto take = [&](const std::vector<double>& one) {
       probabilities = std::copy(one.begin(), one.end(), probabilities);
     };
     if (engine->engine.info().task == ptdeploy::Task::token_cls) {
-      for (const auto& row : engine->engine.tag(given, kBatch, types))
+      for (const auto& row : engine->engine.tag(asked, kBatch, types))
         for (const auto& token : row) take(token.probabilities);
     } else {
-      for (const auto& row : engine->engine.classify(given, kBatch, types)) take(row.probabilities);
+      for (const auto& row : engine->engine.classify(asked, kBatch, types)) take(row.probabilities);
     }
   });
 }
@@ -199,8 +240,10 @@ ptdeploy_status ptdeploy_logits(const ptdeploy_engine* engine, const int64_t* id
                                 const int64_t* token_type_ids, const size_t* lengths, size_t rows,
                                 float* logits) {
   return guarded([&] {
-    for (const auto& one : engine->engine.logits(rows_of(ids, lengths, rows),
-                                                 rows_of(token_type_ids, lengths, rows)))
+    const auto asked = rows_of(engine, ids, lengths, rows);
+    const auto types = types_of(engine, token_type_ids, lengths, rows);
+    given(logits, "logits");
+    for (const auto& one : engine->engine.logits(asked, types))
       logits = std::copy(one.values.begin(), one.values.end(), logits);
   });
 }
@@ -219,7 +262,11 @@ ptdeploy_status ptdeploy_generate(const ptdeploy_engine* engine, const int64_t* 
                                   const ptdeploy_options* options, size_t capacity, int64_t* tokens,
                                   size_t* counts, ptdeploy_stopped* stopped, double* logprobs) {
   return guarded([&] {
-    const auto results = engine->engine.generate(rows_of(ids, lengths, rows),
+    const auto asked = rows_of(engine, ids, lengths, rows);
+    if (capacity > 0) given(tokens, "tokens");
+    given(counts, "counts");
+    given(stopped, "stopped");
+    const auto results = engine->engine.generate(asked,
                                                  options_of(options, capacity, logprobs != nullptr),
                                                  on_token_of(options, capacity, rows));
     for (size_t i = 0; i < rows; ++i)
@@ -231,8 +278,8 @@ ptdeploy_status ptdeploy_generate(const ptdeploy_engine* engine, const int64_t* 
 ptdeploy_status ptdeploy_session_open(const ptdeploy_engine* engine, size_t max_tokens,
                                       ptdeploy_session** session) {
   return guarded([&] {
-    *session = nullptr;
-    *session = new ptdeploy_session{engine->engine.session(max_tokens)};
+    *given(session, "session") = nullptr;
+    *session = new ptdeploy_session{given(engine, "engine")->engine.session(max_tokens)};
   });
 }
 
@@ -240,7 +287,12 @@ void ptdeploy_session_close(ptdeploy_session* session) { delete session; }
 
 ptdeploy_status ptdeploy_session_append(ptdeploy_session* session, const int64_t* ids,
                                         size_t count) {
-  return guarded([&] { session->session.append(ptdeploy::Ids(ids, ids + count)); });
+  return guarded([&] {
+    auto& one = given(session, "session")->session;
+    check_count(count, "count");
+    if (count > 0) given(ids, "ids");
+    one.append(ptdeploy::Ids(ids, ids + count));
+  });
 }
 
 ptdeploy_status ptdeploy_session_generate(ptdeploy_session* session,
@@ -248,6 +300,10 @@ ptdeploy_status ptdeploy_session_generate(ptdeploy_session* session,
                                           int64_t* tokens, size_t* count, ptdeploy_stopped* stopped,
                                           double* logprobs) {
   return guarded([&] {
+    given(session, "session");
+    if (capacity > 0) given(tokens, "tokens");
+    given(count, "count");
+    given(stopped, "stopped");
     give(session->session.generate(options_of(options, capacity, logprobs != nullptr),
                                    on_token_of(options, capacity, 1)),
          capacity, tokens, count, stopped, logprobs);
@@ -255,45 +311,48 @@ ptdeploy_status ptdeploy_session_generate(ptdeploy_session* session,
 }
 
 ptdeploy_status ptdeploy_session_rollback(ptdeploy_session* session, size_t tokens) {
-  return guarded([&] { session->session.rollback(tokens); });
+  return guarded([&] { given(session, "session")->session.rollback(tokens); });
 }
 
 ptdeploy_status ptdeploy_session_fork(const ptdeploy_session* session, ptdeploy_session** fork) {
   return guarded([&] {
-    *fork = nullptr;
-    *fork = new ptdeploy_session{session->session.fork()};
+    *given(fork, "fork") = nullptr;
+    *fork = new ptdeploy_session{given(session, "session")->session.fork()};
   });
 }
 
 size_t ptdeploy_session_length(const ptdeploy_session* session) {
-  return session->session.token_ids().size();
+  return session ? session->session.token_ids().size() : 0;
 }
 
 ptdeploy_status ptdeploy_verify(const ptdeploy_engine* engine, ptdeploy_report** report) {
   return guarded([&] {
-    *report = nullptr;
-    *report = new ptdeploy_report{engine->engine.verify()};
+    *given(report, "report") = nullptr;
+    *report = new ptdeploy_report{given(engine, "engine")->engine.verify()};
   });
 }
 
 void ptdeploy_report_close(ptdeploy_report* report) { delete report; }
 
-int ptdeploy_report_passed(const ptdeploy_report* report) { return report->report.passed; }
+int ptdeploy_report_passed(const ptdeploy_report* report) { return report && report->report.passed; }
 
 const char* ptdeploy_report_failure(const ptdeploy_report* report, size_t index) {
-  return line_of(report->report.failures, index);
+  return report ? line_of(report->report.failures, index) : nullptr;
 }
 
 const char* ptdeploy_report_note(const ptdeploy_report* report, size_t index) {
-  return line_of(report->report.notes, index);
+  return report ? line_of(report->report.notes, index) : nullptr;
 }
 
-size_t ptdeploy_report_cases(const ptdeploy_report* report) { return report->report.cases.size(); }
+size_t ptdeploy_report_cases(const ptdeploy_report* report) {
+  return report ? report->report.cases.size() : 0;
+}
 
 ptdeploy_status ptdeploy_report_case(const ptdeploy_report* report, size_t index,
                                      ptdeploy_parity_case* one) {
   return guarded([&] {
-    const auto& cases = report->report.cases;
+    const auto& cases = given(report, "report")->report.cases;
+    given(one, "one");
     if (index >= cases.size())
       throw ptdeploy::InputError("The report has " + std::to_string(cases.size()) +
                                  " cases; there is none with index " + std::to_string(index) + ".");

@@ -1,13 +1,11 @@
 // Generation over a KV buffer whose first slots are the prompt's frozen prefix KV.
 #include <algorithm>
-#include <cmath>
 #include <numeric>
-#include <set>
 
 #include "engine_state.hpp"
 #include "generation.hpp"
+#include "memory.hpp"
 #include "rows.hpp"
-#include "safetensors.hpp"
 
 namespace ptdeploy {
 namespace detail {
@@ -15,83 +13,6 @@ namespace {
 
 // Buffers of nearly the same size are kept for one another.
 constexpr std::int64_t kSlots = 64;
-// A prefill longer than this, or than the engine takes, runs in pieces: an engine's scratch space
-// grows with its square.
-constexpr std::int64_t kPrefill = 512;
-// An engine built for fixed sizes has room for the logits of so many positions of one run.
-constexpr std::size_t kKept = 64;
-
-bool starts_with(const std::string& text, const char* prefix) { return text.rfind(prefix, 0) == 0; }
-
-// One shape for all layers, of numbers alone; (0, 0) if there is none.
-std::pair<std::int64_t, std::int64_t> heads_and_width(const std::vector<TensorSpec>& inputs) {
-  std::set<std::pair<Axis, Axis>> shapes;
-  for (const TensorSpec& spec : inputs)
-    if (starts_with(spec.name, "past_key_values.") && spec.shape.size() == 4)
-      shapes.emplace(spec.shape[1], spec.shape[3]);
-  if (shapes.size() != 1) return {0, 0};
-  const auto* heads = std::get_if<std::int64_t>(&shapes.begin()->first);
-  const auto* width = std::get_if<std::int64_t>(&shapes.begin()->second);
-  if (!heads || !width) return {0, 0};
-  return {*heads, *width};
-}
-
-// Whether every fixed number of slots is the context; names stand for any number.
-bool slots_fit(const std::vector<TensorSpec>& inputs, const Limits& limits) {
-  for (const TensorSpec& spec : inputs) {
-    if (!starts_with(spec.name, "past_key_values.") || spec.shape.size() != 4) continue;
-    const auto* slots = std::get_if<std::int64_t>(&spec.shape[2]);
-    if (slots && *slots != limits.max_context) return false;
-  }
-  return true;
-}
-
-bool describes_one_kv_buffer(const Manifest& manifest, KVLayout& layout) {
-  const auto [heads, width] = heads_and_width(manifest.inputs);
-  if (heads < 1 || width < 1) return false;
-  std::set<std::string> types;
-  auto take = [&types](std::vector<std::string>& names, const TensorSpec& spec,
-                       const char* prefix) {
-    if (!starts_with(spec.name, prefix)) return;
-    names.push_back(spec.name);
-    types.insert(spec.dtype);
-  };
-  for (const TensorSpec& spec : manifest.inputs) take(layout.past, spec, "past_key_values.");
-  for (const TensorSpec& spec : manifest.outputs) take(layout.present, spec, "present.");
-  const std::size_t count = layout.past.size();
-  if (layout.present.size() != count || manifest.outputs.size() != count + 1) return false;
-  const auto type = types.size() == 1 ? element_type(*types.begin()) : std::nullopt;
-  if (!type || *type == ElementType::int64 || manifest.outputs[0].dtype != "float32") return false;
-  layout.type = *type;
-  const auto& logits = manifest.outputs[0].shape;
-  const auto* vocabulary = logits.empty() ? nullptr : std::get_if<std::int64_t>(&logits.back());
-  if (!vocabulary || *vocabulary < manifest.limits.vocab_size) return false;
-  const std::int64_t prompt = manifest.prompt.num_virtual_tokens;
-  if (const auto& prefix = manifest.prompt.prefix_kv)
-    if (*prefix !=
-        std::vector<std::int64_t>{static_cast<std::int64_t>(count / 2), 2, heads, prompt, width})
-      return false;
-  const Limits& limits = manifest.limits;
-  constexpr std::int64_t kMost = std::int64_t{1} << 48;
-  if (!slots_fit(manifest.inputs, limits) || limits.max_prefill.value_or(1) < 1) return false;
-  if (prompt < 0 || limits.vocab_size < 1 || limits.max_sequence < 1 ||
-      limits.max_sequence > kMost || prompt > kMost ||
-      limits.max_sequence + prompt != limits.max_context)
-    return false;
-  layout.heads = static_cast<std::size_t>(heads);
-  layout.width = static_cast<std::size_t>(width);
-  layout.vocabulary = static_cast<std::size_t>(*vocabulary);
-  layout.in_place = manifest.fused;
-  layout.prefill =
-      static_cast<std::size_t>(std::min(kPrefill, limits.max_prefill.value_or(kPrefill)));
-  layout.kept = limits.max_prefill ? std::min(kKept, layout.prefill) : layout.prefill;
-  for (const TensorSpec& spec : manifest.inputs)
-    if (spec.name == layout.past[0] && spec.shape.size() == 4 &&
-        std::holds_alternative<std::int64_t>(spec.shape[2]))
-      layout.fixed_slots = static_cast<std::size_t>(limits.max_context);
-  return true;
-}
-
 std::size_t longest(const std::vector<Ids>& rows) {
   std::size_t most = 0;
   for (const Ids& row : rows) most = std::max(most, row.size());
@@ -142,38 +63,12 @@ std::size_t budget_of(const EngineState& state, std::size_t longest_row,
 
 }  // namespace
 
-void prepare_causal(EngineState& state) {
+void prepare_causal(EngineState& state, const std::optional<std::vector<float>>& prefix_kv) {
   const Manifest& manifest = state.manifest();
-  if (!manifest.generation)
-    throw BundleError(state.bundle.path + ": the manifest has no generation defaults.");
-  if (!describes_one_kv_buffer(manifest, state.layout))
-    throw BundleError(
-        state.bundle.path + ": its signature, prefix KV and limits do not describe one KV buffer.",
-        "Compile the checkpoint again.");
-  try {
-    check(*manifest.generation, manifest.limits.vocab_size);
-  } catch (const InputError& error) {
-    throw BundleError(state.bundle.path + ": its generation defaults: " + error.problem(),
-                      "Compile the checkpoint again.");
-  }
-  if (!state.backend->caches(state.layout.type))
-    throw TargetUnavailable("With the target " + manifest.target +
-                            " the C++ library keeps keys and values in float32, not in " +
-                            name_of(state.layout.type) + ".");
   state.info.columns = state.layout.vocabulary;
-  if (const auto& shape = manifest.prompt.prefix_kv) {
-    const std::string file = state.bundle.file("prompt");
-    const FloatTensor prefix_kv = state.bundle.reading("prompt", [](const std::string& path) {
-      return read_float_tensor(path, "prefix_kv");
-    });
-    if (prefix_kv.shape != *shape) {
-      std::string found;
-      for (std::int64_t size : prefix_kv.shape)
-        found += (found.empty() ? "" : ", ") + std::to_string(size);
-      throw BundleError(file + ": prefix KV has shape (" + found + "), not the manifest's.");
-    }
-    state.layout.prefix = static_cast<std::size_t>(prefix_kv.shape[3]);
-    state.layout.prefix_kv = rounded(prefix_kv.values, state.layout.type);
+  if (prefix_kv) {
+    state.layout.prefix = static_cast<std::size_t>(manifest.prompt.num_virtual_tokens);
+    state.layout.prefix_kv = rounded(*prefix_kv, state.layout.type);
   } else {
     state.virtual_ids.resize(static_cast<std::size_t>(manifest.prompt.num_virtual_tokens));
     std::iota(state.virtual_ids.begin(), state.virtual_ids.end(), manifest.limits.vocab_size);
@@ -213,8 +108,12 @@ Ids fed_ids(const EngineState& state, const Ids& ids) {
 
 // Each row's last token runs as a step of the whole batch, those before it row by row.
 std::vector<Logits> causal_logits(const EngineState& state, const std::vector<Ids>& rows) {
-  auto kv = take_buffer(state, rows.size(), longest(rows));
   const std::size_t vocabulary = state.layout.vocabulary;
+  std::size_t tokens = 0;
+  for (const Ids& row : rows) tokens += row.size() + state.virtual_ids.size();
+  require_memory(std::uint64_t{tokens} * vocabulary * sizeof(float),
+                 "Logits of " + std::to_string(tokens) + " tokens");
+  auto kv = take_buffer(state, rows.size(), longest(rows));
   const auto skip = static_cast<std::ptrdiff_t>(state.virtual_ids.size() * vocabulary);
   std::vector<Logits> out;
   std::vector<std::int64_t> last;

@@ -3,13 +3,22 @@
 #include <cmath>
 
 #include "engine_state.hpp"
+#include "layout.hpp"
 #include "rows.hpp"
 
 namespace ptdeploy {
 namespace detail {
 namespace {
 
+// No class of what is not finite is likeliest.
+void check_finite(const float* logits, std::size_t count) {
+  if (!std::all_of(logits, logits + count, [](float logit) { return std::isfinite(logit); }))
+    throw EngineFault("The engine gave logits that are not finite.",
+                      "Hold the bundle against its reference: ptdeploy verify BUNDLE");
+}
+
 std::vector<double> softmax(const float* logits, std::size_t count) {
+  check_finite(logits, count);
   const double top = *std::max_element(logits, logits + count);
   std::vector<double> weights(count);
   double total = 0;
@@ -19,6 +28,7 @@ std::vector<double> softmax(const float* logits, std::size_t count) {
 }
 
 std::vector<double> sigmoid(const float* logits, std::size_t count) {
+  check_finite(logits, count);
   std::vector<double> out(count);
   for (std::size_t i = 0; i < count; ++i) {
     // Whichever way, the exponential is of a number below 0.
@@ -78,17 +88,16 @@ void in_batches(const EngineState& state, const std::vector<Ids>& rows,
   }
 }
 
+void check_batch_size(std::size_t size) {
+  if (size < 1 || size > static_cast<std::size_t>(kMost))
+    throw InputError("batch_size is " + std::to_string(size) +
+                     "; it must be a whole number from 1 to " + std::to_string(kMost) + ".");
+}
+
 }  // namespace
 
 void prepare_classifier(EngineState& state) {
   const Manifest& manifest = state.manifest();
-  const std::int64_t* classes = nullptr;
-  if (!manifest.outputs.empty() && !manifest.outputs[0].shape.empty())
-    classes = std::get_if<std::int64_t>(&manifest.outputs[0].shape.back());
-  if (!classes || *classes < 1 || static_cast<std::size_t>(*classes) != manifest.labels.size())
-    throw BundleError(
-        state.bundle.path + ": its signature does not have one class for each of its labels.",
-        "Compile the checkpoint again.");
   state.classes = state.info.columns = manifest.labels.size();
 }
 
@@ -112,6 +121,7 @@ std::vector<Classification> Engine::classify(const std::vector<Ids>& rows, std::
   if (head == Head::regression)
     throw InputError(state_->bundle.path + ": its head is a regression, and gives no classes.",
                      "Its logits are the values.");
+  detail::check_batch_size(batch_size);
   detail::check_rows(rows, state_->manifest().limits);
   detail::check_segments(token_type_ids, rows, state_->manifest().limits);
   std::vector<Classification> out;
@@ -131,6 +141,7 @@ std::vector<std::vector<TokenLabel>> Engine::tag(const std::vector<Ids>& rows,
                                                  std::size_t batch_size,
                                                  const std::vector<Ids>& token_type_ids) const {
   detail::require_task(*state_, Task::token_cls, "tag");
+  detail::check_batch_size(batch_size);
   detail::check_rows(rows, state_->manifest().limits);
   detail::check_segments(token_type_ids, rows, state_->manifest().limits);
   std::vector<std::vector<TokenLabel>> out;

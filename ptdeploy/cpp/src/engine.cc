@@ -3,6 +3,7 @@
 #include <future>
 
 #include "engine_state.hpp"
+#include "layout.hpp"
 #include "rows.hpp"
 
 namespace ptdeploy {
@@ -32,19 +33,24 @@ std::shared_ptr<const EngineState> open_state(Bundle bundle, const OpenOptions& 
   auto state = std::make_shared<EngineState>();
   state->bundle = std::move(bundle);
   state->info = describe(state->manifest());
+  check_manifest(state->bundle);
+  const auto& given = state->manifest().inputs;
+  state->takes_type_ids = std::any_of(given.begin(), given.end(), [](const TensorSpec& spec) {
+    return spec.name == "token_type_ids";
+  });
   state->backend = open_backend(state->bundle, options);
-  const Manifest& manifest = state->manifest();
-  state->takes_type_ids =
-      std::any_of(manifest.inputs.begin(), manifest.inputs.end(),
-                  [](const TensorSpec& spec) { return spec.name == "token_type_ids"; });
-  if (manifest.limits.type_vocab_size > 0 && !state->takes_type_ids)
-    throw BundleError(state->bundle.path + ": its limits have segments, but its signature takes none.",
-                      "Compile the checkpoint again.");
-  if (manifest.head != Head::softmax && manifest.task != Task::seq_cls)
-    throw BundleError(state->bundle.path + ": its head is for SEQ_CLS, which it is not.",
-                      "Compile the checkpoint again.");
-  if (state->info.task == Task::causal_lm)
-    prepare_causal(*state);
+  state->backend->check(state->bundle);
+  const bool causal = state->info.task == Task::causal_lm;
+  if (causal) {
+    state->layout = layout_of(state->manifest());
+    if (!state->backend->caches(state->layout.type))
+      throw TargetUnavailable("With the target " + state->info.target +
+                              " the C++ library keeps keys and values in float32, not in " +
+                              name_of(state->layout.type) + ".");
+  }
+  const auto prefix_kv = check_prompt(state->bundle);
+  if (causal)
+    prepare_causal(*state, prefix_kv);
   else
     prepare_classifier(*state);
   return state;

@@ -29,10 +29,8 @@ struct EngineState {
   const Manifest& manifest() const { return bundle.manifest; }
 };
 
-// causal.cc: checks that the signature is a KV buffer's and loads the prefix KV. Throws
-// BundleError.
-void prepare_causal(EngineState& state);
-// classifier.cc: the same for the signature and labels of a classifier.
+// causal.cc, classifier.cc: what a task needs of a bundle that was checked.
+void prepare_causal(EngineState& state, const std::optional<std::vector<float>>& prefix_kv);
 void prepare_classifier(EngineState& state);
 
 // Throws InputError if the bundle's task is another.

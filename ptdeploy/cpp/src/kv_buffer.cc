@@ -5,6 +5,8 @@
 #include <new>
 #include <numeric>
 
+#include "memory.hpp"
+
 namespace ptdeploy::detail {
 namespace {
 
@@ -30,6 +32,11 @@ KVBuffer::KVBuffer(Backend& backend, const KVLayout& layout, std::size_t rows, s
   ids_.assign(rows, 0);
   try {
     const std::size_t bytes = product({rows, layout.heads, slots_, line_});
+    if (backend.in_host_memory())
+      require_memory(product({layout.past.size(), bytes}) +
+                         product({rows, layout.vocabulary, sizeof(float)}),
+                     "The KV buffer for " + std::to_string(rows) + " rows of " +
+                         std::to_string(slots_) + " tokens");
     for (std::size_t i = 0; i < layout.past.size(); ++i) arrays_.push_back(backend.place(bytes));
     logits_.resize(product({rows, layout.vocabulary, sizeof(float)}) / sizeof(float));
     fill_prefix();

@@ -92,9 +92,9 @@ std::optional<Quantization> read_quantization(const Json& json, const Where& whe
     read_word(value, at, {"int", "float8e4m3fn"});
   };
   read_object(json, where,
-              {{"bits", true, skip_int},
-               {"block_size", true, skip_int},
-               {"accuracy_level", true, skip_int},
+              {{"bits", true, into(out.bits)},
+               {"block_size", true, into(out.block_size)},
+               {"accuracy_level", true, into(out.accuracy_level)},
                {"min_agreement", true, into(out.min_agreement)},
                {"max_perplexity_ratio", true, into(out.max_perplexity_ratio)},
                {"type", false, type}},

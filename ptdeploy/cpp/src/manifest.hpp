@@ -40,8 +40,9 @@ struct Limits {
   std::int64_t type_vocab_size = 0;
 };
 
-// What rounded weights must keep on text, against the reference.
+// How weights are rounded, and what they must keep on text, against the reference.
 struct Quantization {
+  std::int64_t bits = 0, block_size = 0, accuracy_level = 0;
   double min_agreement = 0, max_perplexity_ratio = 0;
 };
 

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 
-#include "ptdeploy/ptdeploy.hpp"
 #include "schema.hpp"
 
 namespace ptdeploy::detail {
@@ -109,6 +108,12 @@ const Safetensors::Entry& Safetensors::entry(const std::string& name,
   return found->second;
 }
 
+const std::string& Safetensors::dtype(const std::string& name) const {
+  const auto found = entries_.find(name);
+  if (found == entries_.end()) throw SchemaError("File does not contain tensor " + name);
+  return found->second.dtype;
+}
+
 const std::vector<std::int64_t>& Safetensors::shape(const std::string& name,
                                                     const std::string& dtype) const {
   return entry(name, dtype).shape;
@@ -132,19 +137,6 @@ std::vector<float> Safetensors::floats(const std::string& name) {
 
 std::vector<std::int64_t> Safetensors::integers(const std::string& name) {
   return read<std::int64_t>(entry(name, "I64"));
-}
-
-FloatTensor read_float_tensor(const std::string& file, const std::string& name) {
-  std::string reason;
-  try {
-    Safetensors tensors(file);
-    return {tensors.shape(name, "F32"), tensors.floats(name)};
-  } catch (const SchemaError& error) {
-    reason = error.what();
-  } catch (const JsonError& error) {
-    reason = error.what();
-  }
-  throw BundleError(file + ": holds no prefix KV (" + reason + ").");
 }
 
 }  // namespace ptdeploy::detail

@@ -10,13 +10,6 @@
 
 namespace ptdeploy::detail {
 
-template <class T>
-struct Tensor {
-  std::vector<std::int64_t> shape;
-  std::vector<T> values;
-};
-using FloatTensor = Tensor<float>;
-
 // Only the header is kept in memory. As the format asks, tensors lie side by side and fill the
 // file, so that all of them together are no larger than it. Throws SchemaError or JsonError.
 class Safetensors {
@@ -26,6 +19,7 @@ class Safetensors {
   // The text under this key of the file's metadata.
   const std::string& metadata(const std::string& key) const;
   bool has(const std::string& name) const { return entries_.count(name) > 0; }
+  const std::string& dtype(const std::string& name) const;
   // A tensor's shape; throws unless it is there and of that element type ("F32", "I64").
   const std::vector<std::int64_t>& shape(const std::string& name, const std::string& dtype) const;
   std::vector<float> floats(const std::string& name);
@@ -46,9 +40,5 @@ class Safetensors {
   std::map<std::string, Entry> entries_;
   std::vector<std::pair<std::string, std::string>> metadata_;
 };
-
-// `file` is named in messages. Throws BundleError if it is no safetensors file or has no such
-// tensor.
-FloatTensor read_float_tensor(const std::string& file, const std::string& name);
 
 }  // namespace ptdeploy::detail

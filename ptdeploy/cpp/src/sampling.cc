@@ -7,15 +7,16 @@
 #include <sstream>
 #include <string>
 
+#include "layout.hpp"
+
 namespace ptdeploy::detail {
 namespace {
 
 template <class Value>
-void require(bool holds, const char* name, const Value& value, const std::string& range) {
-  if (holds) return;
-  std::ostringstream problem;
-  problem << name << " is " << value << "; it must be " << range << ".";
-  throw InputError(problem.str());
+std::string text_of(const Value& value) {
+  std::ostringstream text;
+  text << value;
+  return text.str();
 }
 
 void normalise(std::vector<Choice>& choices) {
@@ -24,12 +25,25 @@ void normalise(std::vector<Choice>& choices) {
   for (Choice& choice : choices) choice.probability /= total;
 }
 
+// The nearest number to a positive one whose quotients mean something: not 0, not infinite.
+float divisor_of(double value) {
+  using Float = std::numeric_limits<float>;
+  return static_cast<float>(std::clamp(value, double{Float::min()}, double{Float::max()}));
+}
+
+// Where a quotient is too large for a float, what a temperature near 0 means: the likeliest.
 void softmax(std::vector<Choice>& choices, const float* logits, double temperature) {
-  const auto divisor = static_cast<float>(temperature);
-  float top = -std::numeric_limits<float>::infinity();
-  for (const Choice& choice : choices) top = std::max(top, logits[choice.token] / divisor);
-  for (Choice& choice : choices)
-    choice.probability = std::exp(logits[choice.token] / divisor - top);
+  const float divisor = divisor_of(temperature);
+  float top = -std::numeric_limits<float>::infinity(), likeliest = top;
+  for (const Choice& choice : choices) {
+    likeliest = std::max(likeliest, logits[choice.token]);
+    top = std::max(top, logits[choice.token] / divisor);
+  }
+  for (Choice& choice : choices) {
+    const float logit = logits[choice.token];
+    choice.probability =
+        std::isfinite(top) ? std::exp(logit / divisor - top) : (logit == likeliest ? 1 : 0);
+  }
   normalise(choices);
 }
 
@@ -59,19 +73,35 @@ void cut_unlikely(std::vector<Choice>& choices, double min_p) {
 
 }  // namespace
 
-void check(const GenerationOptions& o, std::int64_t vocab_size) {
-  require(o.max_new_tokens >= 0, "max_new_tokens", o.max_new_tokens, "at least 0");
-  require(o.min_new_tokens >= 0, "min_new_tokens", o.min_new_tokens, "at least 0");
-  require(std::isfinite(o.temperature) && o.temperature > 0, "temperature", o.temperature,
-          "more than 0");
-  require(o.top_k >= 0, "top_k", o.top_k, "at least 1, or 0 for all");
-  require(o.top_p > 0 && o.top_p <= 1, "top_p", o.top_p, "more than 0 and at most 1");
-  require(o.min_p >= 0 && o.min_p <= 1, "min_p", o.min_p, "from 0 to 1");
-  require(std::isfinite(o.repetition_penalty) && o.repetition_penalty > 0, "repetition_penalty",
-          o.repetition_penalty, "more than 0");
+std::optional<OutOfRange> out_of_range(const GenerationOptions& o, std::int64_t vocabulary) {
+  const std::string most = std::to_string(kMost);
+  auto count = [](std::int64_t value) { return value >= 0 && value <= kMost; };
+  auto positive = [](double value) { return std::isfinite(value) && value > 0; };
+  if (!count(o.max_new_tokens))
+    return OutOfRange{"max_new_tokens", text_of(o.max_new_tokens), "at least 0 and at most " + most};
+  if (!count(o.min_new_tokens))
+    return OutOfRange{"min_new_tokens", text_of(o.min_new_tokens), "at least 0 and at most " + most};
+  if (!positive(o.temperature))
+    return OutOfRange{"temperature", text_of(o.temperature), "more than 0"};
+  if (!count(o.top_k))
+    return OutOfRange{"top_k", text_of(o.top_k), "at least 1, or 0 for all, and at most " + most};
+  if (!(o.top_p > 0 && o.top_p <= 1))
+    return OutOfRange{"top_p", text_of(o.top_p), "more than 0 and at most 1"};
+  if (!(o.min_p >= 0 && o.min_p <= 1)) return OutOfRange{"min_p", text_of(o.min_p), "from 0 to 1"};
+  if (!positive(o.repetition_penalty))
+    return OutOfRange{"repetition_penalty", text_of(o.repetition_penalty), "more than 0"};
   for (std::int64_t id : o.eos_token_ids)
-    require(id >= 0 && id < vocab_size, "eos_token_ids", id,
-            "token ids from 0 to " + std::to_string(vocab_size - 1));
+    if (id < 0 || id >= vocabulary)
+      return OutOfRange{"eos_token_ids", text_of(id),
+                        "token ids from 0 to " + std::to_string(vocabulary - 1)};
+  return std::nullopt;
+}
+
+void check(const GenerationOptions& options, std::int64_t vocabulary) {
+  const auto problem = out_of_range(options, vocabulary);
+  if (!problem) return;
+  throw InputError(std::string(problem->name) + " is " + problem->value + "; it must be " +
+                   problem->range + ".");
 }
 
 Sampler::Sampler(const GenerationOptions& options, const Ids& prompt_ids,
@@ -85,10 +115,17 @@ Sampler::Sampler(const GenerationOptions& options, const Ids& prompt_ids,
 }
 
 std::int64_t Sampler::next(const float* logits, std::size_t vocabulary) {
+  // NaN is never the largest, but no choice beside it means anything.
+  float top = logits[0];
+  for (std::size_t i = 0; i < vocabulary; ++i)
+    top = logits[i] > top || std::isnan(logits[i]) ? logits[i] : top;
+  if (!std::isfinite(top))
+    throw EngineFault("The engine gave logits that are not finite.",
+                      "Hold the bundle against its reference: ptdeploy verify BUNDLE");
   const bool too_early = chosen_ < options_.min_new_tokens && !options_.eos_token_ids.empty();
   if (!seen_.empty() || too_early) {
     changed_.assign(logits, logits + vocabulary);
-    const auto penalty = static_cast<float>(options_.repetition_penalty);
+    const float penalty = divisor_of(options_.repetition_penalty);
     for (std::int64_t id : seen_) {
       float& score = changed_[static_cast<std::size_t>(id)];
       score = score < 0 ? score * penalty : score / penalty;

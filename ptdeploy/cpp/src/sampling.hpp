@@ -5,14 +5,21 @@
 #include <optional>
 #include <random>
 #include <set>
+#include <string>
 #include <vector>
 
 #include "manifest.hpp"
 
 namespace ptdeploy::detail {
 
-// Throws InputError naming the first option that is out of its range.
-void check(const GenerationOptions& options, std::int64_t vocab_size);
+// The first option that is out of its range, its value, and that range.
+struct OutOfRange {
+  const char* name;
+  std::string value, range;
+};
+std::optional<OutOfRange> out_of_range(const GenerationOptions& options, std::int64_t vocabulary);
+// Throws InputError naming it.
+void check(const GenerationOptions& options, std::int64_t vocabulary);
 
 // Chooses one row's tokens. The penalty counts the text's own tokens too, not the virtual ones.
 class Sampler {

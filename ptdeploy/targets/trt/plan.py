@@ -9,7 +9,7 @@ import msgspec
 from ptdeploy.bundle import Limits
 from ptdeploy.engine_options import EngineOptions, Range, read_profile
 from ptdeploy.errors import InputError
-from ptdeploy.runtime.kv import KEPT, PREFILL
+from ptdeploy.runtime.layout import KEPT, PREFILL
 
 if TYPE_CHECKING:
     from ptdeploy.signature import Signature

@@ -1,0 +1,35 @@
+// What a manifest must say for its engine to be run as it says: ranges, signature, prompt. The same
+// rules, in the same order and the same words, as ptdeploy/runtime/layout.py.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "bundle.hpp"
+#include "kv_buffer.hpp"
+
+namespace ptdeploy::detail {
+
+// Ids, positions and sizes fit in 32 bits, so that products of two of them fit in 64.
+constexpr std::int64_t kMost = 2147483647;
+constexpr const char* kAgain = "Compile the checkpoint again.";
+
+// Throws BundleError naming the first thing in the manifest that no engine of ours has.
+void check_manifest(const Bundle& bundle);
+
+// Holds the prompt's file against the manifest; gives the prefix KV if it is frozen. Throws
+// BundleError unless it holds the virtual tokens whose hash the manifest has, and a prefix KV of
+// the manifest's shape: float32, all finite.
+std::optional<std::vector<float>> check_prompt(const Bundle& bundle);
+
+// Throws BundleError unless an engine's own inputs or outputs are the manifest's. `where` names the
+// engine; `side` is "inputs" or "outputs". An axis without a name, of an output, may be any that
+// the manifest names.
+void check_signature(const std::string& where, const Manifest& manifest, const std::string& side,
+                     const std::vector<TensorSpec>& found);
+
+// The KV buffer of a causal model whose manifest check_manifest passed, without the prefix.
+KVLayout layout_of(const Manifest& manifest);
+
+}  // namespace ptdeploy::detail

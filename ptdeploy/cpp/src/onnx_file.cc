@@ -1,0 +1,163 @@
+// Only as much of the format as leads to tensors: https://onnx.ai/onnx/repo-docs/IR.html. Whatever
+// else a message holds is stepped over. Python reads it alike (targets/onnx_file.py).
+#include "onnx_file.hpp"
+
+#include <fstream>
+#include <iterator>
+#include <map>
+#include <string_view>
+#include <vector>
+
+namespace ptdeploy::detail {
+namespace {
+
+enum class Message { model, training, function, graph, node, attribute, sparse, tensor, entry };
+
+// The message that a field holds, in all places where a tensor can stand.
+std::optional<Message> inside(Message kind, std::uint64_t number) {
+  switch (kind) {
+    case Message::model:
+      if (number == 7) return Message::graph;
+      if (number == 20) return Message::training;
+      if (number == 25) return Message::function;
+      break;
+    case Message::training:
+      if (number == 1 || number == 2) return Message::graph;
+      break;
+    case Message::function:
+      if (number == 7) return Message::node;
+      if (number == 11) return Message::attribute;
+      break;
+    case Message::graph:
+      if (number == 1) return Message::node;
+      if (number == 5) return Message::tensor;
+      if (number == 15) return Message::sparse;
+      break;
+    case Message::node:
+      if (number == 5) return Message::attribute;
+      break;
+    case Message::attribute:
+      if (number == 5 || number == 10) return Message::tensor;
+      if (number == 6 || number == 11) return Message::graph;
+      if (number == 22 || number == 23) return Message::sparse;
+      break;
+    case Message::sparse:
+      if (number == 1 || number == 2) return Message::tensor;
+      break;
+    case Message::tensor:
+      if (number == 13) return Message::entry;
+      break;
+    case Message::entry:
+      break;
+  }
+  return std::nullopt;
+}
+
+// Fields that are text: an entry's key and value, a tensor's name, a node's inputs and operator.
+bool is_text(Message kind, std::uint64_t number) {
+  return (kind == Message::entry && (number == 1 || number == 2)) ||
+         (kind == Message::tensor && number == 8) ||
+         (kind == Message::node && (number == 1 || number == 4));
+}
+
+// As protobuf's own readers have it.
+constexpr int kDepth = 100;
+enum Wire { kVarint = 0, kFixed64 = 1, kBytes = 2, kFixed32 = 5 };
+
+class Reader {
+ public:
+  OnnxFile found;
+
+  void walk(Message kind, std::string_view bytes, int depth) {
+    if (depth > kDepth) throw OnnxError("nested too deeply");
+    std::map<std::uint64_t, std::vector<std::string>> texts;
+    std::optional<std::int64_t> first_size;
+    while (!bytes.empty()) {
+      const std::uint64_t tag = varint(bytes), number = tag >> 3;
+      const int wire = static_cast<int>(tag & 7);
+      std::uint64_t value = 0;
+      std::string_view part;
+      if (wire == kVarint)
+        value = varint(bytes);
+      else
+        part = field(wire, bytes);
+      if (const auto message = inside(kind, number)) {
+        if (wire != kBytes) throw OnnxError("a message is written as a number");
+        walk(*message, part, depth + 1);
+      } else if (wire == kBytes && is_text(kind, number)) {
+        texts[number].emplace_back(part);
+      } else if (kind == Message::tensor && number == 1 && !first_size) {
+        if (wire == kVarint)
+          first_size = static_cast<std::int64_t>(value);
+        else if (!part.empty())
+          first_size = static_cast<std::int64_t>(varint(part));
+      }
+    }
+    auto last = [&texts](std::uint64_t number) {
+      const auto place = texts.find(number);
+      return place == texts.end() ? std::string() : place->second.back();
+    };
+    if (kind == Message::entry && last(1) == "location")
+      found.external.insert(last(2));
+    else if (kind == Message::tensor && depth == 2 && first_size && texts.count(8))
+      sizes_[last(8)] = *first_size;
+    else if (kind == Message::node && depth == 2 &&
+             texts[4] == std::vector<std::string>{"Gather"} && texts[1].size() == 2 &&
+             texts[1][1] == "input_ids")
+      tables_.insert(texts[1][0]);
+  }
+
+  void count_words() {
+    std::set<std::optional<std::int64_t>> rows;
+    for (const std::string& name : tables_) {
+      const auto place = sizes_.find(name);
+      rows.insert(place == sizes_.end() ? std::nullopt : std::optional(place->second));
+    }
+    if (rows.size() == 1) found.words = *rows.begin();
+  }
+
+ private:
+  static std::uint64_t varint(std::string_view& bytes) {
+    std::uint64_t value = 0;
+    for (int shift = 0; shift < 70 && !bytes.empty(); shift += 7) {
+      const auto byte = static_cast<unsigned char>(bytes[0]);
+      bytes.remove_prefix(1);
+      value |= shift < 64 ? std::uint64_t{byte & 0x7Fu} << shift : 0;
+      if (byte < 0x80) return value;
+    }
+    throw OnnxError("a number is cut short");
+  }
+
+  static std::string_view field(int wire, std::string_view& bytes) {
+    std::uint64_t size = 0;
+    if (wire == kBytes)
+      size = varint(bytes);
+    else if (wire == kFixed32 || wire == kFixed64)
+      size = wire == kFixed32 ? 4 : 8;
+    else
+      throw OnnxError("a field of an unknown type");
+    if (size > bytes.size()) throw OnnxError("a field ends behind its message");
+    const std::string_view part = bytes.substr(0, size);
+    bytes.remove_prefix(size);
+    return part;
+  }
+
+  // The first axis of each constant of the main graph, and those that input_ids look up.
+  std::map<std::string, std::int64_t> sizes_;
+  std::set<std::string> tables_;
+};
+
+}  // namespace
+
+OnnxFile read_onnx_file(const std::string& path) {
+  std::ifstream stream(path, std::ios::binary);
+  const std::string content{std::istreambuf_iterator<char>(stream), {}};
+  if (!stream) throw OnnxError("it cannot be read");
+  if (content.empty()) throw OnnxError("cannot mmap an empty file");
+  Reader reader;
+  reader.walk(Message::model, content, 0);
+  reader.count_words();
+  return std::move(reader.found);
+}
+
+}  // namespace ptdeploy::detail

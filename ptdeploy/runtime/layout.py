@@ -1,0 +1,292 @@
+"""What a manifest must say for its engine to be run as it says: ranges, signature, prompt.
+
+The C++ library has the same rules, in the same order and the same words (layout.cc).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptdeploy.bundle import MANIFEST_NAME, Bundle, Manifest
+from ptdeploy.errors import BundleError
+from ptdeploy.runtime import sampling
+from ptdeploy.task import Task, TensorSpec
+
+AGAIN = "Compile the checkpoint again."
+# Ids, positions and sizes fit in 32 bits, so that products of two of them fit in 64.
+MOST = 2**31 - 1
+_RANGE = f"from 1 to {MOST}"
+_CACHES = ("float32", "float16", "bfloat16")
+# An engine built for fixed sizes has room for the logits of so many positions of one run: a large
+# vocabulary's are many times as large as all else that a prefill needs.
+KEPT = 64
+# A prefill longer than this, or than the engine takes, runs in pieces: an engine's scratch space
+# grows with its square.
+PREFILL = 512
+
+
+@dataclass(frozen=True)
+class KVLayout:
+    """A causal model's KV buffer: one array (rows, heads, slots, width) for each name of `past`.
+
+    `past` and `present` go layer by layer, keys before values. `fixed_slots` is how many slots
+    every buffer has, None for as many as are asked for. `prefill` is the most tokens of one run,
+    `kept` of one that gives logits of each. `in_place` says that the engine updates the buffer.
+    """
+
+    past: tuple[str, ...]
+    present: tuple[str, ...]
+    dtype: str
+    heads: int
+    width: int
+    vocabulary: int
+    fixed_slots: int | None
+    prefill: int
+    kept: int
+    in_place: bool
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> KVLayout:
+        """The layout of a manifest that `check_manifest` passed."""
+        past = [spec for spec in manifest.inputs if spec.name.startswith("past_key_values.")]
+        present = [spec.name for spec in manifest.outputs if spec.name.startswith("present.")]
+        _, heads, slots, width = past[0].shape
+        most = manifest.limits.max_prefill
+        prefill = min(PREFILL, most or PREFILL)
+        return cls(
+            past=tuple(spec.name for spec in past),
+            present=tuple(present),
+            dtype=past[0].dtype,
+            heads=int(heads),
+            width=int(width),
+            vocabulary=int(manifest.outputs[0].shape[-1]),
+            fixed_slots=slots if isinstance(slots, int) else None,
+            prefill=prefill,
+            kept=prefill if most is None else min(prefill, KEPT),
+            in_place=manifest.graph.route == "fused",
+        )
+
+    def bytes(self, rows: int, slots: int) -> int:
+        """What a buffer takes, in bytes, with room for one step's logits."""
+        size = 4 if self.dtype == "float32" else 2
+        keys_and_values = rows * self.heads * (self.fixed_slots or slots) * self.width * size
+        return len(self.past) * keys_and_values + rows * self.vocabulary * 4
+
+
+def check_manifest(bundle: Bundle) -> None:
+    """Raises BundleError naming the first thing in the manifest that no engine of ours has."""
+    for problem in _problems(bundle.manifest):
+        raise BundleError(f"{bundle.path / MANIFEST_NAME}: {problem}.", AGAIN)
+
+
+def check_prompt(bundle: Bundle) -> NDArray[np.float32] | None:
+    """Hold the prompt's file against the manifest; gives the prefix KV if it is frozen.
+
+    Raises BundleError unless it holds the virtual tokens whose hash the manifest has, and a prefix
+    KV of the manifest's shape: float32, all finite.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    prompt = bundle.manifest.prompt
+    path, opened = bundle.file("prompt"), bundle.opened("prompt")
+    assert opened is not None, "read_bundle checks it"
+    tokens: tuple[int, ...] = prompt.num_virtual_tokens, prompt.token_dim
+    wanted = [("virtual_tokens", tokens, "virtual tokens")]
+    if prompt.prefix_kv is not None:
+        wanted.append(("prefix_kv", prompt.prefix_kv, "prefix KV"))
+    found: dict[str, NDArray[Any]] = {}
+    for name, shape, words in wanted:
+        try:
+            with safe_open(opened, framework="np") as file:
+                kind = file.get_slice(name)
+                dtype, size = kind.get_dtype(), tuple(kind.get_shape())
+                if dtype != "F32":
+                    raise BundleError(f"{path}: {name} is {dtype}, not F32.", AGAIN)
+                if size != shape:
+                    raise BundleError(
+                        f"{path}: {words} has shape {_shape(size)}, not the manifest's.", AGAIN
+                    )
+                found[name] = file.get_tensor(name)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise BundleError(f"{path}: holds no {words} ({error}).", AGAIN) from None
+        if not np.isfinite(found[name]).all():
+            raise BundleError(f"{path}: {words} holds a number that is not finite.", AGAIN)
+    digest = hashlib.sha256(found["virtual_tokens"].astype("<f4").tobytes()).hexdigest()
+    if digest != prompt.sha256:
+        raise BundleError(f"{path}: its virtual tokens are not those of prompt.sha256.", AGAIN)
+    return found.get("prefix_kv")
+
+
+def check_signature(where: str, manifest: Manifest, side: str, found: Sequence[TensorSpec]) -> None:
+    """Raises BundleError unless an engine's own inputs or outputs are the manifest's.
+
+    `where` names the engine; `side` is "inputs" or "outputs". An axis without a name, of an output,
+    may be any that the manifest names.
+    """
+    wanted: Sequence[TensorSpec] = getattr(manifest, side)
+    for index, (ours, theirs) in enumerate(zip_longest(found, wanted)):
+        if ours is None or theirs is None or not _agree(ours, theirs, side == "outputs"):
+            raise BundleError(
+                f"{where}: its {side}[{index}] is {_described(ours)}, but the manifest says "
+                f"{_described(theirs)}.",
+                AGAIN,
+            )
+
+
+def _agree(ours: TensorSpec, theirs: TensorSpec, loosely: bool) -> bool:
+    def same(axis: int | str, other: int | str) -> bool:
+        return axis == other or (loosely and axis == "" and isinstance(other, str))
+
+    return (
+        (ours.name, ours.dtype, len(ours.shape)) == (theirs.name, theirs.dtype, len(theirs.shape))
+    ) and all(map(same, ours.shape, theirs.shape))
+
+
+def _described(spec: TensorSpec | None) -> str:
+    return "missing" if spec is None else f"{spec.name!r}: {spec.dtype!r} {_shape(spec.shape)!r}"
+
+
+def _shape(shape: Sequence[int | str]) -> str:
+    return f"({', '.join(map(str, shape))})"
+
+
+def _problems(manifest: Manifest) -> Iterator[str]:
+    """What is wrong, in the order in which one thing's range is needed to say the next."""
+    limits, prompt = manifest.limits, manifest.prompt
+    for name, value in (
+        ("limits.max_sequence", limits.max_sequence),
+        ("limits.max_context", limits.max_context),
+        ("limits.vocab_size", limits.vocab_size),
+        ("limits.max_batch", 1 if limits.max_batch is None else limits.max_batch),
+        ("limits.max_prefill", 1 if limits.max_prefill is None else limits.max_prefill),
+        ("prompt.num_virtual_tokens", prompt.num_virtual_tokens),
+        ("prompt.token_dim", prompt.token_dim),
+        *((f"prompt.prefix_kv[{i}]", size) for i, size in enumerate(prompt.prefix_kv or ())),
+    ):
+        if not 1 <= value <= MOST:
+            yield f"{name} must be {_RANGE}"
+    if not 0 <= limits.type_vocab_size <= MOST:
+        yield f"limits.type_vocab_size must be from 0 to {MOST}"
+    if limits.type_vocab_size and all(spec.name != "token_type_ids" for spec in manifest.inputs):
+        yield "its limits have segments, but its signature takes none"
+    if manifest.head != "softmax" and manifest.task is not Task.SEQ_CLS:
+        yield "its head is for SEQ_CLS, which it is not"
+    if limits.max_sequence + prompt.num_virtual_tokens != limits.max_context:
+        yield "limits.max_sequence and prompt.num_virtual_tokens do not add up to max_context"
+    if not re.fullmatch(r"[0-9a-f]{64}", prompt.sha256):
+        yield "prompt.sha256 is no SHA-256"
+    yield from _of_quantization(manifest)
+    if manifest.task is Task.CAUSAL_LM:
+        yield from _of_a_decoder(manifest)
+    else:
+        yield from _of_a_classifier(manifest)
+
+
+def _of_quantization(manifest: Manifest) -> Iterator[str]:
+    found = manifest.quantization
+    if found is None:
+        return
+    for name, holds, wanted in (
+        ("bits", found.bits in (4, 8), "4 or 8"),
+        ("block_size", 0 <= found.block_size <= MOST, f"from 0 to {MOST}"),
+        ("accuracy_level", 0 <= found.accuracy_level <= 4, "from 0 to 4"),
+        ("min_agreement", 0 <= found.min_agreement <= 1, "from 0 to 1"),
+        ("max_perplexity_ratio", found.max_perplexity_ratio > 0, "more than 0"),
+    ):
+        if not holds:
+            yield f"quantization.{name} must be {wanted}"
+
+
+_BATCH, _SEQUENCE, _KEPT, _SLOTS = "batch", "sequence", "kept", "slots"
+_Specs = list[tuple[str, str, tuple[int | str, ...]]]
+
+
+def _of_a_classifier(manifest: Manifest) -> Iterator[str]:
+    inputs: _Specs = [
+        (name, "int64", (_BATCH, _SEQUENCE))
+        for name in ("input_ids", "attention_mask", "token_type_ids")
+    ]
+    if len(manifest.inputs) < 3:
+        inputs.pop()
+    logits: tuple[int | str, ...] = (_BATCH, len(manifest.labels))
+    if manifest.task is Task.TOKEN_CLS:
+        logits = (_BATCH, _SEQUENCE, len(manifest.labels))
+    yield from _unlike("inputs", manifest.inputs, inputs)
+    yield from _unlike("outputs", manifest.outputs, [("logits", "float32", logits)])
+    if not manifest.labels:
+        yield "labels are missing"
+    shape = manifest.prompt.prefix_kv
+    if shape is not None and (
+        len(shape) != 5 or shape[1] != 2 or shape[3] != manifest.prompt.num_virtual_tokens
+    ):
+        yield "prompt.prefix_kv is not the shape of a prefix KV"
+
+
+def _of_a_decoder(manifest: Manifest) -> Iterator[str]:
+    limits, count = manifest.limits, manifest.prompt.num_virtual_tokens
+    if manifest.generation is None:
+        yield "it has no generation defaults"
+        return
+    for name, wanted in sampling.out_of_range(manifest.generation, limits.vocab_size):
+        yield f"generation.{name} must be {wanted}"
+    if manifest.labels:
+        yield "labels are a classifier's"
+    layers = max(1, (len(manifest.inputs) - 2) // 2)
+    names = [f"{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
+    # What may differ from model to model is taken from the first, and the others held against it.
+    first = manifest.inputs[3] if len(manifest.inputs) > 3 else None
+    dtype = first.dtype if first is not None and first.dtype in _CACHES else _CACHES[0]
+    shape = first.shape if first is not None and len(first.shape) == 4 else (_BATCH, 1, _SLOTS, 1)
+    heads, width = (size if _is_size(size) else 1 for size in (shape[1], shape[3]))
+    slots = limits.max_context if isinstance(shape[2], int) else _SLOTS
+    buffer = (_BATCH, heads, slots, width)
+    inputs: _Specs = [
+        ("input_ids", "int64", (_BATCH, _SEQUENCE)),
+        ("past_lengths", "int64", (_BATCH,)),
+        ("logits_positions", "int64", (_KEPT,)),
+        *((f"past_key_values.{name}", dtype, buffer) for name in names),
+    ]
+    yield from _unlike("inputs", manifest.inputs, inputs)
+    logits = manifest.outputs[0].shape if manifest.outputs else ()
+    vocabulary = logits[-1] if logits and _is_size(logits[-1]) else limits.vocab_size
+    new = buffer if manifest.graph.route == "fused" else (_BATCH, heads, _SEQUENCE, width)
+    outputs: _Specs = [
+        ("logits", "float32", (_BATCH, _KEPT, vocabulary)),
+        *((f"present.{name}", dtype, new) for name in names),
+    ]
+    yield from _unlike("outputs", manifest.outputs, outputs)
+    if int(vocabulary) < limits.vocab_size:
+        yield "limits.vocab_size is more than the logits have"
+    prefix = manifest.prompt.prefix_kv
+    if prefix is None and vocabulary != limits.vocab_size:
+        yield "limits.vocab_size is not that of the logits, behind which the virtual tokens stand"
+    if prefix is not None and prefix != (layers, 2, heads, count, width):
+        yield "prompt.prefix_kv is not the shape of the KV buffer's first slots"
+
+
+def _is_size(axis: int | str) -> bool:
+    return isinstance(axis, int) and 1 <= axis <= MOST
+
+
+def _unlike(side: str, found: Sequence[TensorSpec], wanted: _Specs) -> Iterator[str]:
+    """The first of a signature's tensors that is not what its place needs."""
+    for index, (spec, want) in enumerate(zip_longest(found, wanted)):
+        place = f"{side}[{index}]"
+        if spec is None:
+            yield f"{place} is missing; it must be {want[0]!r}"
+        elif want is None:
+            yield f"{place} is {spec.name!r}, which no engine of this task has"
+        elif spec.name != want[0]:
+            yield f"{place} is {spec.name!r}; it must be {want[0]!r}"
+        elif spec.dtype != want[1]:
+            yield f"{place}.dtype is {spec.dtype!r}; it must be {want[1]!r}"
+        elif spec.shape != want[2]:
+            yield f"{place}.shape is {_shape(spec.shape)!r}; it must be {_shape(want[2])!r}"

@@ -1,0 +1,63 @@
+"""A bundle that lies is refused when it is opened, or the lie changes nothing."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import native
+import pytest
+from native import bits, text_of
+from test_cpp import python_refusal, same_refusal
+
+import ptdeploy
+from attacks.lies import LIES, Honest, Lie, alike
+
+ROWS = [[5, 6, 7], [40], [9, 10, 11, 12]]
+every_lie = pytest.mark.parametrize("lie", LIES, ids=str)
+
+
+@pytest.fixture(scope="session")
+def honest(compiled, bundles) -> Callable[[Honest], Path]:
+    """The bundle that a lie is made of."""
+    return lambda kind: bundles(kind) if isinstance(kind, str) else compiled(*kind).bundle
+
+
+@pytest.fixture(scope="module")
+def probe(built) -> Iterator[native.Probe]:
+    running = native.Probe(str(built / "probe"))
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def lying(honest, tmp_path) -> Callable[[Lie], Path]:
+    def make(lie: Lie) -> Path:
+        bundle = Path(shutil.copytree(honest(lie.bundle), tmp_path / "bundle"))
+        lie.do(bundle)
+        return bundle
+
+    return make
+
+
+@every_lie
+def test_a_lie_is_refused_with_the_reason_or_changes_nothing(honest, lying, lie):
+    bundle = lying(lie)
+    if lie.reason is None:
+        assert alike(ptdeploy.load(bundle), ptdeploy.load(honest(lie.bundle)))
+        return
+    with pytest.raises(ptdeploy.BundleError, match=re.escape(lie.reason)) as refusal:
+        ptdeploy.load(bundle)
+    assert refusal.value.fix == "Compile the checkpoint again."
+
+
+@every_lie
+def test_a_lie_is_judged_in_cpp_as_in_python(lying, probe, lie):
+    bundle = lying(lie)
+    theirs, ours = probe.ask("open", "d", bundle), python_refusal(bundle)
+    assert same_refusal(theirs, ours, "(" not in (lie.reason or "")), (theirs, ours)
+    if ours is None:
+        rows = [bits(array) for array in ptdeploy.load(bundle).logits(ROWS)]
+        assert probe.ask("logits", "d", text_of(ROWS)) == rows
