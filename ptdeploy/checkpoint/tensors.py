@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import torch
 
 TENSOR_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+_LONGEST_NAME = 255
 MAX_JSON_BYTES = 16 * 1024 * 1024
 # Tensors of a file; and how much more than it they may be, beside what is free: views and small
 # expanded buffers are no harm.
@@ -185,11 +186,16 @@ def _read_shards(index: Path) -> dict[str, torch.Tensor]:
     if not isinstance(shards, dict):
         raise CheckpointError(f"{index}: has no 'weight_map'.")
     tensors: dict[str, torch.Tensor] = {}
-    for shard in sorted({str(name) for name in shards.values()}):
+    names = list(shards.values())
+    if not all(isinstance(name, str) for name in names):
+        raise CheckpointError(f"{index}: its 'weight_map' names something else than files.")
+    for shard in sorted(set(names)):
         if Path(shard).name != shard or shard.endswith(".index.json"):
             raise CheckpointError(
                 f"{index}: names a shard outside its folder or another index: {shard!r}."
             )
+        if len(shard.encode("utf-8", "surrogatepass")) > _LONGEST_NAME:
+            raise CheckpointError(f"{index}: names a shard that no file system can hold.")
         tensors.update(read_tensors(index.parent / shard))
     return tensors
 

@@ -1,0 +1,286 @@
+"""Every reader of a file that ptdeploy does not trust, as a function of that file's bytes.
+
+A reader gives an answer or raises a PtdeployError; anything else is a finding. `seeds` are files as
+they should be, small, made here and the same each time.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ptdeploy.bundle import Bundle, Manifest, read_bundle
+from ptdeploy.checkpoint.labels import read_labels
+from ptdeploy.checkpoint.peft_config import read_peft_config
+from ptdeploy.checkpoint.tensors import read_json, read_tensors
+from ptdeploy.parity.reference import Greedy, Reference, Row, TextRow, save_reference
+from ptdeploy.parity.stored import stored_reference
+from ptdeploy.parity.thresholds import read_thresholds
+from ptdeploy.rounding import read_texts
+from ptdeploy.runtime import chat
+from ptdeploy.runtime.tokenizer import Tokenizer
+from ptdeploy.targets.trt.engine_file import read_info
+
+CORPUS = Path(__file__).parent / "corpus"
+_SHA = "0" * 64
+
+
+@dataclass(frozen=True)
+class Reader:
+    """`read(folder, data)` puts the bytes where the reader looks, and reads them."""
+
+    name: str
+    read: Callable[[Path, bytes], object]
+    seeds: Callable[[Path], list[bytes]]
+
+
+def _written(name: str, read: Callable[[Path], object]) -> Callable[[Path, bytes], object]:
+    def run(folder: Path, data: bytes) -> object:
+        (folder / name).write_bytes(data)
+        return read(folder / name)
+
+    return run
+
+
+def _tensor(name: str, dtype: str, shape: list[Any]) -> dict[str, Any]:
+    return {"name": name, "dtype": dtype, "shape": shape, "meaning": "m"}
+
+
+def manifest(task: str = "CAUSAL_LM") -> dict[str, Any]:
+    """A manifest as compile writes it, of a decoder with one layer or of an encoder."""
+    causal = task == "CAUSAL_LM"
+    kv = ["batch", 2, "slots", 8]
+    past = [_tensor(f"past_key_values.0.{p}", "float32", kv) for p in ("key", "value")]
+    present = [_tensor(f"present.0.{p}", "float32", kv) for p in ("key", "value")]
+    ids = _tensor("input_ids", "int64", ["batch", "sequence"])
+    roles = ("model", "weights", "prompt", "tokenizer", "reference", "parity")
+    parity = {"passed": True, "cases": 3, "max_abs": 1e-7, "top1_agreement": 1.0, "reference": "r"}
+    return {
+        "format": "ptdeploy-bundle",
+        "format_version": 3,
+        "versions": {"ptdeploy": "0.1.0"},
+        "target": "ort",
+        "device": "cpu",
+        "precision": "fp32",
+        "task": task,
+        "inputs": [
+            ids,
+            _tensor("past_lengths", "int64", ["batch"]),
+            _tensor("logits_positions", "int64", ["kept"]),
+            *past,
+        ]
+        if causal
+        else [ids, _tensor("attention_mask", "int64", ["batch", "sequence"])],
+        "outputs": [_tensor("logits", "float32", ["batch", "kept", 101]), *present]
+        if causal
+        else [_tensor("logits", "float32", ["batch", 3])],
+        "prompt": {
+            "kind": "MLP prompt encoder",
+            "num_virtual_tokens": 5,
+            "token_dim": 32,
+            "sha256": _SHA,
+            "prefix_kv": [1, 2, 2, 5, 8] if causal else None,
+        },
+        "source": {
+            "format": "PEFT adapter",
+            "adapter": "default",
+            "files": {"adapter_config.json": _SHA},
+            "base_model": "base",
+            "base_config_sha256": _SHA,
+            "architecture": "qwen2" if causal else "bert",
+        },
+        "limits": {"max_sequence": 59, "max_context": 64, "vocab_size": 101, "max_batch": None},
+        "labels": [] if causal else ["A", "B", "C"],
+        "graph": {"route": "fused" if causal else "plain", "reason": "r"},
+        "generation": {"max_new_tokens": 20, "eos_token_ids": [2]} if causal else None,
+        "parity": parity,
+        "files": [
+            {"path": f"{role}.bin", "role": role, "size": 4, "sha256": _SHA} for role in roles
+        ],
+    }
+
+
+def _read_manifest(folder: Path, data: bytes) -> object:
+    for role in ("model", "weights", "prompt", "tokenizer", "reference", "parity"):
+        file = folder / f"{role}.bin"
+        if not file.exists():
+            file.write_bytes(b"1234")
+    (folder / "manifest.json").write_bytes(data)
+    return read_bundle(folder, hashes=False)
+
+
+def _read_reference(task: str) -> Callable[[Path, bytes], object]:
+    def run(folder: Path, data: bytes) -> object:
+        import msgspec
+
+        body = manifest(task)
+        body["files"] = [{"path": "r.safetensors", "role": "reference", "size": 1, "sha256": _SHA}]
+        (folder / "r.safetensors").write_bytes(data)
+        return stored_reference(Bundle(folder, msgspec.convert(body, Manifest)))
+
+    return run
+
+
+def _references(task: str) -> Callable[[Path], list[bytes]]:
+    def make(folder: Path) -> list[bytes]:
+        ids = np.arange(3, dtype=np.int64)
+        causal = task == "CAUSAL_LM"
+        logits = np.zeros((3, 101) if causal else 3, np.float32)
+        one = Greedy(ids, ids, np.ones(3, np.float32)) if causal else None
+        nll = np.zeros(2 if causal else 0, np.float32)
+        judged = TextRow(ids, ids if causal else ids[:1], nll)
+        reference = Reference(
+            rows=(Row(ids, logits), Row(ids[:1], logits[:1] if causal else logits, "text")),
+            greedy=(one,) if one else (),
+            texts=("a text",),
+            text_ids=((1, 2),),
+            made_by="PEFT",
+            judged=(judged,),
+            judged_on="text",
+        )
+        name = save_reference(reference, folder)
+        return [(folder / name).read_bytes()]
+
+    return make
+
+
+def _tensors(suffix: str) -> Callable[[Path], list[bytes]]:
+    def make(folder: Path) -> list[bytes]:
+        import torch
+        from safetensors.torch import save
+
+        state = {
+            "prompt_embeddings": torch.zeros(2, 4),
+            "base_model.classifier.weight": torch.zeros(3, 4, dtype=torch.bfloat16),
+        }
+        if suffix == ".safetensors":
+            return [save(state)]
+        found = []
+        for zipped in (True, False):
+            stream = io.BytesIO()
+            torch.save(state, stream, _use_new_zipfile_serialization=zipped)
+            found.append(stream.getvalue())
+        return found
+
+    return make
+
+
+def _tokenizers(_folder: Path) -> list[bytes]:
+    import tokenizers
+    from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
+
+    words = {w: i for i, w in enumerate(["[UNK]", "[CLS]", "[SEP]", "the", "cat", "##s", "a"])}
+    first = tokenizers.Tokenizer(models.WordPiece(words, unk_token="[UNK]"))
+    first.normalizer = normalizers.BertNormalizer()
+    first.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    first.post_processor = processors.TemplateProcessing(
+        "[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1", [("[CLS]", 1), ("[SEP]", 2)]
+    )
+    first.decoder = decoders.WordPiece()
+    bpe = {c: i for i, c in enumerate([*"abcdehst ", "th", "the"])}
+    second = tokenizers.Tokenizer(models.BPE(bpe, [("t", "h"), ("th", "e")]))
+    second.pre_tokenizer = pre_tokenizers.Metaspace()
+    second.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback()])
+    second.add_special_tokens(["<s>", "</s>"])
+    return [one.to_str().encode() for one in (first, second)]
+
+
+def _read_tokenizer(path: Path) -> object:
+    tokenizer = Tokenizer(path)
+    encoding = tokenizer.encode("The cats, a the\u0301 🙂 <s>")
+    return tokenizer.decode(list(encoding.ids))
+
+
+_TEMPLATE = {
+    "template": "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] | trim }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ eos_token }}{% endif %}",
+    "special_tokens": {"eos_token": "</s>"},
+}
+
+
+def _read_template(path: Path) -> object:
+    return chat.render(chat.load(path), [{"role": "user", "content": "hi"}])
+
+
+_CONFIG = {
+    "peft_type": "P_TUNING",
+    "task_type": "SEQ_CLS",
+    "num_virtual_tokens": 5,
+    "token_dim": 32,
+    "num_transformer_submodules": 1,
+    "encoder_reparameterization_type": "MLP",
+    "encoder_hidden_size": 24,
+    "encoder_num_layers": 2,
+    "base_model_name_or_path": "base",
+    "revision": None,
+}
+_ENGINE = {
+    "flavor": "rtx",
+    "version": "1.7.1",
+    "gpu": "",
+    "compute_capabilities": ["8.6"],
+    "profiles": [{"name": "requests", "shapes": {"input_ids": [[1, 1], [1, 8], [4, 32]]}}],
+    "tf32": False,
+    "strip_weights": False,
+    "version_compatible": False,
+    "hardware_compatibility": "none",
+    "workspace": None,
+    "optimization_level": 3,
+    "precisions": {"float32": {"MatMul": 3}},
+    "onnx_sha256": _SHA,
+}
+_THRESHOLDS = {"max_abs": 1e-4, "cosine": 0.9, "min_accuracy": 0.5, "max_accuracy_drop": 0.1}
+_INDEX = {"weight_map": {"a.weight": "model-00001-of-00001.safetensors"}}
+
+
+def _read_shards(path: Path) -> object:
+    from safetensors.numpy import save_file
+
+    shard = path.parent / "model-00001-of-00001.safetensors"
+    if not shard.exists():
+        save_file({"a.weight": np.zeros((2, 3), np.float32)}, shard)
+    return read_tensors(path)
+
+
+def _same(*bodies: Any) -> Callable[[Path], list[bytes]]:
+    found = [b if isinstance(b, bytes) else json.dumps(b).encode() for b in bodies]
+    return lambda folder: found
+
+
+READERS = {
+    one.name: one
+    for one in (
+        Reader("manifest", _read_manifest, _same(manifest(), manifest("SEQ_CLS"))),
+        Reader("reference-decoder", _read_reference("CAUSAL_LM"), _references("CAUSAL_LM")),
+        Reader("reference-classifier", _read_reference("SEQ_CLS"), _references("SEQ_CLS")),
+        Reader(
+            "safetensors",
+            _written("adapter_model.safetensors", read_tensors),
+            _tensors(".safetensors"),
+        ),
+        Reader("torch", _written("pytorch_model.bin", read_tensors), _tensors(".bin")),
+        Reader("shards", _written("model.safetensors.index.json", _read_shards), _same(_INDEX)),
+        Reader("adapter-config", _written("adapter_config.json", read_peft_config), _same(_CONFIG)),
+        Reader("json", _written("config.json", read_json), _same(_CONFIG)),
+        Reader("tokenizer", _written("tokenizer.json", _read_tokenizer), _tokenizers),
+        Reader("chat-template", _written("chat.json", _read_template), _same(_TEMPLATE)),
+        Reader("engine-info", _written("engine.json", read_info), _same(_ENGINE)),
+        Reader(
+            "thresholds",
+            _written("t.json", lambda path: read_thresholds(path, "fp32")),
+            _same(_THRESHOLDS),
+        ),
+        Reader(
+            "labels",
+            _written("labels.txt", lambda path: read_labels(str(path))),
+            _same(b"negative\npositive\n"),
+        ),
+        Reader("texts", _written("texts.txt", read_texts), _same("a text\nünd\n".encode())),
+    )
+}
