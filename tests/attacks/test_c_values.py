@@ -1,0 +1,213 @@
+"""Bad values through the C ABI: each call gives a status, and this process lives on.
+
+What no library can see, a pointer that leads nowhere, is not among them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+OK, INPUT, FAULT = 0, 2, 4
+NONE = None
+SIZES = (0, 1, 2**31 - 1, 2**31, 2**32, 2**63, 2**64 - 1)
+NUMBERS = (0.0, -0.0, 5e-324, 1e-320, 1e-40, 1.0, 1e39, 1e308, -1.0, math.nan, math.inf, -math.inf)
+INTEGERS = (0, 1, -1, 2**31 - 1, 2**31, 2**62, 2**63 - 1, -(2**63))
+
+
+class Options(ctypes.Structure):
+    _fields_ = (
+        ("size", ctypes.c_size_t),
+        ("max_new_tokens", ctypes.c_int64),
+        ("min_new_tokens", ctypes.c_int64),
+        ("top_k", ctypes.c_int64),
+        ("do_sample", ctypes.c_int),
+        ("temperature", ctypes.c_double),
+        ("top_p", ctypes.c_double),
+        ("min_p", ctypes.c_double),
+        ("repetition_penalty", ctypes.c_double),
+        ("eos_token_ids", ctypes.POINTER(ctypes.c_int64)),
+        ("num_eos_token_ids", ctypes.c_size_t),
+        ("has_seed", ctypes.c_int),
+        ("seed", ctypes.c_uint64),
+        ("cancel", ctypes.c_void_p),
+        ("on_token", ctypes.c_void_p),
+        ("user", ctypes.c_void_p),
+    )
+
+
+class Library:
+    """The library's C ABI, with one engine open."""
+
+    def __init__(self, built: Path, bundle: Path) -> None:
+        import onnxruntime
+
+        assert onnxruntime, "its library is loaded where ours looks for it"
+        (found,) = {path.resolve() for path in built.rglob("libptdeploy.so*")}
+        self.c = ctypes.CDLL(str(found))
+        self.c.ptdeploy_last_error.restype = ctypes.c_char_p
+        self.c.ptdeploy_default_options.restype = Options
+        self.engine = ctypes.c_void_p()
+        path = str(bundle).encode()
+        assert self.c.ptdeploy_open(path, NONE, 0, 0, ctypes.byref(self.engine)) == OK
+
+    def said(self, status: int) -> str:
+        """The words of a call that was refused; nothing but success and refusal is expected."""
+        assert status in (OK, INPUT), self.c.ptdeploy_last_error()
+        words: str = "" if status == OK else self.c.ptdeploy_last_error().decode()
+        assert words or status == OK
+        return words
+
+    def options(self, **changes: Any) -> Options:
+        options: Options = self.c.ptdeploy_default_options()
+        options.max_new_tokens = 4
+        for name, value in changes.items():
+            setattr(options, name, value)
+        return options
+
+    def generate(
+        self, options: Any, ids: Any = (5, 6), lengths: Any = (2,), rows: int = 1, capacity: int = 4
+    ) -> tuple[str, int]:
+        """What is said, and how many tokens the first row gets."""
+        tokens, counts = (ctypes.c_int64 * 64)(), (ctypes.c_size_t * 8)()
+        stopped = (ctypes.c_int * 8)()
+        status = self.c.ptdeploy_generate(
+            self.engine,
+            NONE if ids is None else (ctypes.c_int64 * max(len(ids), 1))(*ids),
+            NONE if lengths is None else (ctypes.c_size_t * max(len(lengths), 1))(*lengths),
+            ctypes.c_size_t(rows),
+            NONE if options is None else ctypes.byref(options),
+            ctypes.c_size_t(capacity),
+            tokens,
+            counts,
+            stopped,
+            NONE,
+        )
+        return self.said(status), int(counts[0])
+
+
+@pytest.fixture(scope="module")
+def library(built, compiled) -> Library:
+    return Library(built, compiled("gpt2", "CAUSAL_LM").bundle)
+
+
+@pytest.mark.parametrize("name", ["temperature", "top_p", "min_p", "repetition_penalty"])
+def test_a_number_is_answered_or_refused_by_its_name(library, name):
+    none = (ctypes.c_int64 * 1)()
+    for value in NUMBERS:
+        for sampled in (0, 1):
+            asked = {name: value, "do_sample": sampled, "has_seed": 1, "eos_token_ids": none}
+            said, count = library.generate(library.options(**asked))
+            assert (count == 4) if not said else f"{name} is" in said, value
+        if not math.isfinite(value) and not value < 0:
+            assert said, value
+
+
+@pytest.mark.parametrize("name", ["max_new_tokens", "min_new_tokens", "top_k", "seed", "do_sample"])
+def test_an_integer_is_answered_or_refused(library, name):
+    for value in INTEGERS:
+        small = {"seed": 2**64 - 1, "do_sample": 2**31 - 1}.get(name, value)
+        said, _ = library.generate(library.options(**{name: min(value, small), "has_seed": 1}))
+        assert not said or name in said or "new tokens do not fit" in said
+
+
+def test_eos_ids_outside_the_vocabulary_are_refused(library):
+    for token in (-1, 101, 2**31, 2**63 - 1, -(2**63)):
+        ids = (ctypes.c_int64 * 1)(token)
+        options = library.options(eos_token_ids=ids, num_eos_token_ids=1)
+        assert (
+            f"eos_token_ids is {token}; it must be token ids from 0 to 100"
+            in (library.generate(options)[0])
+        )
+    many = library.options(eos_token_ids=(ctypes.c_int64 * 1)(), num_eos_token_ids=2**63)
+    assert "num_eos_token_ids is" in library.generate(many)[0]
+
+
+def test_sizes_are_held_against_what_fits_before_anything_is_read(library):
+    options = library.options()
+    for size in SIZES[2:]:
+        assert "tokens, but at most 59 fit" in library.generate(options, lengths=(size,))[0]
+    for size in SIZES[3:]:
+        assert "rows is" in library.generate(options, rows=size)[0]
+        assert "capacity is" in library.generate(options, capacity=size)[0]
+    assert "The batch has no rows" in library.generate(options, rows=0)[0]
+    assert "Row 0 is empty" in library.generate(options, lengths=(0,))[0]
+    assert library.generate(options, capacity=0) == ("", 0)
+    assert "size is not sizeof" in library.generate(library.options(size=3))[0]
+
+
+def test_ids_outside_the_vocabulary_are_refused(library):
+    for token in (-1, 101, 2**63 - 1, -(2**63)):
+        assert "outside 0 to 100" in library.generate(library.options(), ids=(token, 5))[0]
+
+
+NULLS: dict[str, Callable[[Library], int]] = {
+    "open's path": lambda it: it.c.ptdeploy_open(NONE, NONE, 0, 0, ctypes.byref(ctypes.c_void_p())),
+    "open's engine": lambda it: it.c.ptdeploy_open(b"x", NONE, 0, 0, NONE),
+    "generate's engine": lambda it: it.c.ptdeploy_generate(*[NONE] * 10),
+    "logits' engine": lambda it: it.c.ptdeploy_logits(*[NONE] * 6),
+    "probabilities' engine": lambda it: it.c.ptdeploy_probabilities(*[NONE] * 6),
+    "logits' lengths": lambda it: it.c.ptdeploy_logits(
+        it.engine, NONE, NONE, NONE, ctypes.c_size_t(1), NONE
+    ),
+    "session's engine": lambda it: it.c.ptdeploy_session_open(
+        NONE, ctypes.c_size_t(0), ctypes.byref(ctypes.c_void_p())
+    ),
+    "session's place": lambda it: it.c.ptdeploy_session_open(it.engine, ctypes.c_size_t(0), NONE),
+    "append's session": lambda it: it.c.ptdeploy_session_append(NONE, NONE, ctypes.c_size_t(1)),
+    "rollback's session": lambda it: it.c.ptdeploy_session_rollback(NONE, ctypes.c_size_t(1)),
+    "fork's session": lambda it: it.c.ptdeploy_session_fork(NONE, ctypes.byref(ctypes.c_void_p())),
+    "turn's session": lambda it: it.c.ptdeploy_session_generate(*[NONE] * 7),
+    "verify's engine": lambda it: it.c.ptdeploy_verify(NONE, ctypes.byref(ctypes.c_void_p())),
+    "verify's place": lambda it: it.c.ptdeploy_verify(it.engine, NONE),
+    "case's report": lambda it: it.c.ptdeploy_report_case(NONE, ctypes.c_size_t(0), NONE),
+}
+
+
+@pytest.mark.parametrize("call", NULLS.values(), ids=NULLS)
+def test_null_is_refused_by_its_name(library, call):
+    assert "is null" in library.said(call(library))
+
+
+def test_null_has_no_facts(library):
+    for name in ("max_sequence", "vocab_size", "columns", "session_length", "report_passed"):
+        assert getattr(library.c, f"ptdeploy_{name}")(NONE) == 0
+    library.c.ptdeploy_close(NONE)
+    library.c.ptdeploy_session_close(NONE)
+    library.c.ptdeploy_report_close(NONE)
+
+
+def test_a_session_takes_no_size_that_does_not_fit(library):
+    session = ctypes.c_void_p()
+    for size in SIZES[2:]:
+        status = library.c.ptdeploy_session_open(
+            library.engine, ctypes.c_size_t(size), ctypes.byref(session)
+        )
+        assert "max_tokens is" in library.said(status)
+    assert (
+        library.c.ptdeploy_session_open(library.engine, ctypes.c_size_t(20), ctypes.byref(session))
+        == OK
+    )
+    ids = (ctypes.c_int64 * 2)(5, 6)
+    assert library.c.ptdeploy_session_append(session, ids, ctypes.c_size_t(2)) == OK
+    for size in SIZES[2:]:
+        for call in ("append", "rollback"):
+            given = (session, ids) if call == "append" else (session,)
+            if call == "append" and size < 2**31:
+                continue  # so many ids would be read
+            status = getattr(library.c, f"ptdeploy_session_{call}")(*given, ctypes.c_size_t(size))
+            assert library.said(status)
+    assert library.c.ptdeploy_session_length(session) == 2
+    library.c.ptdeploy_session_close(session)
+
+
+@pytest.mark.parametrize("threads", [-1, 1025, 2**31 - 1, -(2**31)])
+def test_threads_that_no_machine_has_are_refused(library, compiled, threads):
+    path = str(compiled("gpt2", "CAUSAL_LM").bundle).encode()
+    status = library.c.ptdeploy_open(path, NONE, threads, 0, ctypes.byref(ctypes.c_void_p()))
+    assert "threads is" in library.said(status)
