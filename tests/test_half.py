@@ -60,7 +60,6 @@ def compiled_in_half(
         precision="fp16",
         graph=route,
         quantization=quantization,
-        tokenizer=None,
         freeze_kv=True,
         limits=limits(base, route, 5, tiny.VOCABULARY, None, None),
         tokenizer=None,

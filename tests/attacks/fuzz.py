@@ -115,7 +115,6 @@ def one_reader(name: str, runs: int, seed: int, engine: str) -> dict[str, object
 
 def _guided(harness: Harness, seeds: list[bytes], runs: int, seed: int) -> None:
     import atheris
-
     from attacks.mutate import mutate
 
     def custom(data: bytes, max_size: int, number: int) -> bytes:

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from attacks.values import with_words
 from damage import edit
 
 import ptdeploy
-from attacks.values import with_words
 from ptdeploy.checkpoint.tensors import read_tensors
 from ptdeploy.runtime import memory
 from ptdeploy.runtime.chat import ChatTemplate, render

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 
 import pytest
-
 from attacks.fuzz import SHARES, Harness
 from attacks.mutate import mutate
 from attacks.readers import CORPUS, READERS

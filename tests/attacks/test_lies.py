@@ -9,11 +9,11 @@ from pathlib import Path
 
 import native
 import pytest
+from attacks.lies import LIES, Honest, Lie, alike
 from native import bits, text_of
 from test_cpp import python_refusal, same_refusal
 
 import ptdeploy
-from attacks.lies import LIES, Honest, Lie, alike
 
 ROWS = [[5, 6, 7], [40], [9, 10, 11, 12]]
 every_lie = pytest.mark.parametrize("lie", LIES, ids=str)

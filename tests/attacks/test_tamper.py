@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
 from attacks.soak import soak
 from attacks.tamper import make_bundles, tamper
 

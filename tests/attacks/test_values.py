@@ -7,7 +7,6 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-
 from attacks.values import VALUES, Door, doors, outcome, with_words
 
 FUNCTIONS = (

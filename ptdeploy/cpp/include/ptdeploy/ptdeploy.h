@@ -5,6 +5,8 @@
  *
  * Rows of token ids are given one after the other in `ids`, with their sizes in `lengths`. Where a
  * function takes `token_type_ids` too, they are the segment of each of `ids`; null: all 0.
+ * Another pointer that is null where one is needed, and a size past 2^31 - 1, are refused; a row
+ * longer than the engine takes is refused before it is read.
  */
 #ifndef PTDEPLOY_H
 #define PTDEPLOY_H

@@ -1,6 +1,10 @@
-"""`python -m attacks` from tests/: the tables of lies and of bad values, with counts.
+"""The tables of lies and of bad values, gone through with counts: tried, refused, harmless, wrong.
 
-Give a probe's path (tests/cpp/probe.cc, built) to hold the C++ library against Python as well.
+    python -m attacks.tables              # from tests/: Python alone
+    python -m attacks.tables PROBE        # the C++ library held against it too: tests/cpp/probe.cc
+
+`lies.py` has bundles whose hashes are right and whose manifest or files say what is not so;
+`values.py` bad values for every parameter of every public function. Exit code 1 if any is wrong.
 """
 
 from __future__ import annotations
@@ -14,10 +18,10 @@ from pathlib import Path
 
 import native
 import tiny
-
-import ptdeploy
 from attacks.lies import LIES, alike
 from attacks.values import VALUES, doors, outcome, with_words
+
+import ptdeploy
 from ptdeploy.errors import PtdeployError
 
 
