@@ -423,7 +423,28 @@ _OF_SIGNATURES = [
         bundle=ENCODER,
     ),
     _says("classes by name", _set("outputs.0.shape.1", "c"), "outputs[0].shape", bundle=ENCODER),
-    _says("no segments", lambda m: m["inputs"].pop(), "its inputs[2]", bundle=ENCODER),
+    _says(
+        "no segments",
+        _all(lambda m: m["inputs"].pop(), _set("limits.type_vocab_size", 0)),
+        "its inputs[2] is 'token_type_ids'",
+        bundle=ENCODER,
+    ),
+    _says(
+        "no segments but their number",
+        _all(lambda m: m["inputs"].pop(), _set("limits.type_vocab_size", 2)),
+        "its limits have segments, but its signature takes none",
+        bundle=ENCODER,
+    ),
+    *(
+        _says(
+            f"{value} segments",
+            _set("limits.type_vocab_size", value),
+            "limits.type_vocab_size must be from 0 to 2147483647",
+            bundle=ENCODER,
+        )
+        for value in (-1, MOST)
+    ),
+    _says("segments of a decoder", _set("limits.type_vocab_size", 2), "its signature takes none"),
     _says(
         "segments that are not there",
         lambda m: m["inputs"].append({**m["inputs"][0], "name": "token_type_ids"}),
