@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import re
 import secrets
 import stat
 from collections.abc import Mapping
@@ -174,9 +175,11 @@ def nearest_folder(path: Path) -> Path:
 
 def disk_refusal(error: BaseException) -> str | None:
     """What a disk refused, if that is what an error of any library says, else None."""
-    if isinstance(error, OSError):
-        return error.strerror if error.errno in _REFUSALS else None
     text = str(error)
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.strerror if error.errno in _REFUSALS else None
+    if re.search(r"\d+ requested and \d+ written", text):
+        return text  # numpy does not ask why
     for number in _REFUSALS:
         # Rust's libraries raise classes of their own; their words carry the number.
         if f"(os error {number})" in text or os.strerror(number) in text:

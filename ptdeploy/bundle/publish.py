@@ -96,8 +96,8 @@ def check_room(destination: Destination, needed: int) -> None:
         return
     if free < needed:
         raise OutputError(
-            f"{destination.path}: the bundle takes at least {needed / 1e6:.0f} MB, and its disk "
-            f"has {free / 1e6:.0f} MB left.",
+            f"{destination.path}: the bundle takes at least {needed / 1e6:.1f} MB, and its disk "
+            f"has {free / 1e6:.1f} MB left.",
             "Make room, or choose another -o.",
         )
 
@@ -331,8 +331,8 @@ def _discard(working: Path) -> None:
     if (working / _OLD).is_dir():
         _remove_old(working / _OLD)
     new = working / _NEW
-    if _manifest_of(new) is not None:
-        # Killed in between, this may be the older one.
+    if _listed(_manifest_of(new)) is not None:
+        # Of a process that was killed in between, this may be the older one.
         _remove_old(new)
     else:
         shutil.rmtree(new, ignore_errors=True)

@@ -1,7 +1,8 @@
 """Kill a process at each step of publishing and rebuilding, and see what is there afterwards.
 
-`python tests/attacks/kill_points.py BUNDLE` takes any bundle with a graph and prints a table: at
-every point the older bundle or the new one, whole, and nothing left once the next one was written.
+`python -m attacks.kill_points BUNDLE` from tests/ takes any bundle with a graph and prints a
+table: at every point the older bundle or the new one, whole, and nothing left once the next one was
+written.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from kill_points import as_version, publish_copy, rebuild_in_place, state
+from attacks.kill_points import as_version, publish_copy, rebuild_in_place, state
 
 import ptdeploy.files
 from ptdeploy.bundle import check_destination, publish, read_bundle, stage_bundle

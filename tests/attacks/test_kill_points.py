@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import kill_points
 import pytest
+from attacks import kill_points
 
 
 @pytest.mark.parametrize("scenario", kill_points.SCENARIOS)
 def test_a_kill_leaves_the_old_or_the_new_bundle_and_nothing_for_long(compiled, scenario):
-    """A few points of each; `python tests/attacks/kill_points.py BUNDLE` takes all of them."""
+    """A few points of each; `python -m attacks.kill_points BUNDLE` takes all of them."""
     source = compiled("gpt2", "CAUSAL_LM").bundle
     found = kill_points.attack(source, scenario, iter(range(1, 400, 29)))
     assert found.pop("came to its end") == 1

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import native
 import pytest
-import swaps
+from attacks import swaps
 
 import ptdeploy
 from ptdeploy.bundle import read_bundle, whole
@@ -38,9 +38,9 @@ def load(request) -> Iterator[Callable[[Path], object]]:
 
 @pytest.mark.parametrize("kind", swaps.SWAPS)
 def test_a_load_is_of_one_bundle_and_never_called_damaged(source, load, kind):
-    """`python tests/attacks/swaps.py BUNDLE PROBE` does it 1,000 times each."""
+    """`python -m attacks.swaps BUNDLE PROBE` does it 1,000 times each."""
     found, swapped = swaps.attack(source, kind, LOADS, load)
-    assert set(found) <= {"v1", "v2"}, found
+    assert set(found) <= {"v1", "v2"} | ({"refused"} if kind in swaps.MIXTURES else set()), found
     assert swapped >= LOADS
 
 
