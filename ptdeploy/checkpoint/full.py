@@ -42,7 +42,8 @@ def save_full(peft_model: PeftModel, path: str | Path) -> Path:
             "Call save_full on the model that was trained, not on one loaded for inference.",
         )
     if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
-        raise OutputError(f"{path}: exists and is no empty folder.", "Choose another folder.")
+        what = "not empty" if path.is_dir() else "no folder"
+        raise OutputError(f"{path}: exists and is {what}.", "Choose another folder.")
     # Half a checkpoint would be read as one of another kind: it gets its name when it is whole.
     working = path.absolute().with_name(f".{secrets.token_hex(6)}.tmp")
     try:

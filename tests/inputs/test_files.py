@@ -309,7 +309,7 @@ def test_a_checkpoint_is_saved_whole_or_not_at_all(compiled, tmp_path):
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "saved").mkdir()
     save_full(model, tmp_path / "saved")
-    with pytest.raises(OutputError, match="is no empty folder"):
+    with pytest.raises(OutputError, match="is not empty"):
         save_full(model, tmp_path / "saved")
     assert [one.name for one in tmp_path.iterdir()] == ["saved"]
 
