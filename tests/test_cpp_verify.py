@@ -150,7 +150,7 @@ def test_what_is_not_finite_never_passes(bundles, probe, tmp_path, kind):
     assert all(one.max_abs is None for one in ours.cases)
     theirs = verified(probe, bundle)
     assert_same(theirs, ours)
-    assert "max abs not finite, KL not finite" in theirs["failures"][0]
+    assert any("max abs not finite, KL not finite" in one for one in theirs["failures"])
     if kind == "int4":
         assert "perplexity nan times the reference's" in theirs["failures"][-1]
 
@@ -211,9 +211,21 @@ def test_rounding_of_a_head_without_one_class_is_judged_as_in_python(
     assert "explained variance of the values" in theirs["failures"][-1]
 
 
+def hide_the_embedding(bundle: Path) -> None:
+    """Let nothing in the graph say how many ids it takes: a lie about that is found in its runs."""
+    import onnx
+
+    model = onnx.load(bundle / "model.onnx", load_external_data=False)
+    for node in model.graph.node:
+        node.input[:] = ["given" if name == "input_ids" else name for name in node.input]
+    model.graph.node.insert(0, onnx.helper.make_node("Identity", ["input_ids"], ["given"]))
+    damage.replace(bundle, "model.onnx", model.SerializeToString())
+
+
 def test_an_engine_that_fails_on_a_stored_row_says_why_once(bundles, probe, tmp_path):
     bundle = Path(shutil.copytree(bundles("encoder classifier"), tmp_path / "bundle"))
     edit(bundle, lambda m: m["limits"].update(vocab_size=1000))
+    hide_the_embedding(bundle)
     damage.rewrite_reference(bundle, lambda t, _: t["rows.003.ids"].put(0, 900))
     ours = ptdeploy.verify(bundle)
     theirs = verified(probe, bundle)
