@@ -29,9 +29,9 @@ class BaseModel:
 
     `max_positions` counts the positions left for virtual tokens and text together;
     `sliding_window` is how far back, in tokens, a writing decoder's layers that have one see.
-    `last_token_head` says that the class logits are read at the last token (decoders), not at the
-    first. `type_vocab_size` is how many segments (token_type_ids) it tells apart, 0 without.
-    `notes` say what was made to fit, for the user to read.
+    `vocab_size` counts its embeddings. `last_token_head` says that the class logits are read at the
+    last token (decoders), not at the first. `type_vocab_size` is how many segments (token_type_ids)
+    it tells apart, 0 without. `notes` say what was made to fit, for the user to read.
     """
 
     name: str

@@ -121,7 +121,7 @@ def compile_checkpoint(
         from ptdeploy.program import build_program, needs_prefix_kv
         from ptdeploy.prompt import freeze, save_prompt
         from ptdeploy.texts import golden_texts, judged_text, save_text_files, with_texts
-        from ptdeploy.tokenizer_choice import check_embedded, choose_tokenizer
+        from ptdeploy.tokenizer_choice import choose_tokenizer
 
         found = resolve_base(source, base)
         meaning = read_meaning(source, found, head)
@@ -136,8 +136,6 @@ def compile_checkpoint(
         # Not every weight need come into the graph.
         weights = sum(weight.numel() for weight in model.parameters())
         check_room(destination, weights * width // 10)
-        rows = int(model.get_input_embeddings().weight.shape[0])
-        chosen = check_embedded(chosen, base=found, rows=rows)
     with progress.stage(f"freeze {source.num_virtual_tokens} virtual tokens"):
         prompt = freeze(source, model, needs_prefix_kv(source.task, found))
     with progress.stage("export to ONNX"):
@@ -154,7 +152,6 @@ def compile_checkpoint(
             found,
             route,
             source.num_virtual_tokens,
-            rows,
             max_batch,
             max_context,
         )

@@ -110,7 +110,6 @@ def limits(
     base: BaseModel,
     graph: Graph,
     virtual_tokens: int,
-    vocab_size: int,
     max_batch: int | None,
     max_context: int | None,
 ) -> Limits:
@@ -130,7 +129,7 @@ def limits(
     return Limits(
         context - virtual_tokens,
         context,
-        vocab_size,
+        base.vocab_size,
         max_batch,
         type_vocab_size=base.type_vocab_size,
     )

@@ -56,7 +56,8 @@ def choose_tokenizer(
 
     `asked` is a folder, a hub id, or "none". transformers itself reads each place, in whatever
     files it keeps a tokenizer. Raises CheckpointError, BaseModelError or InputError, by whose it
-    is, if one is there and cannot be read: another would give other ids.
+    is, if one is there and cannot be read (another would give other ids), or gives ids that the
+    model has no embedding for.
     """
     if asked == NONE:
         return ChosenTokenizer(notes=(f"--tokenizer {NONE}: the bundle takes token ids only.",))
@@ -64,7 +65,7 @@ def choose_tokenizer(
     for place in places:
         found = _load(place)
         if found is not None:
-            return found
+            return _embedded(found, base)
     where = " or ".join(dict.fromkeys(place.name for place in places))
     if asked is not None:
         raise InputError(
@@ -79,14 +80,15 @@ def choose_tokenizer(
     )
 
 
-def check_embedded(chosen: ChosenTokenizer, base: BaseModel, rows: int) -> ChosenTokenizer:
-    """Hold the tokenizer's ids against the `rows` of the model's embedding table.
+def _embedded(chosen: ChosenTokenizer, base: BaseModel) -> ChosenTokenizer:
+    """The tokenizer, if the model has an embedding for each of its tokens.
 
     A base model may itself have a few special tokens too many, which text seldom holds: that is a
-    note. Raises the error of whoever brought the tokenizer for any other token without a row.
+    note. Raises the error of whoever brought the tokenizer for any other token without one.
     """
     if chosen.tokenizer is None or chosen.info is None:
         return chosen
+    rows = base.vocab_size
     beyond = {token: i for token, i in chosen.tokenizer.get_vocab().items() if i >= rows}
     if not beyond:
         return replace(chosen, notes=(*chosen.notes, *_cut_vocabulary(chosen, rows)))
@@ -100,8 +102,8 @@ def check_embedded(chosen: ChosenTokenizer, base: BaseModel, rows: int) -> Chose
             "given": "It is another model's tokenizer.",
         }
         raise chosen.refuse(
-            f"{chosen.place}: its tokenizer has {len(beyond)} tokens that the model has no "
-            f"embedding for: {words}; the embedding has {rows} rows.",
+            f"{chosen.place}: its tokenizer has {len(beyond)} token{'s'[: len(beyond) > 1]} that "
+            f"the model has no embedding for: {words}; the embedding has {rows} rows.",
             fixes[chosen.info.origin],
         )
     note = f"the base model has no embedding for {words}: text that holds one is refused."
@@ -109,7 +111,7 @@ def check_embedded(chosen: ChosenTokenizer, base: BaseModel, rows: int) -> Chose
 
 
 def _asked(asked: str, base: BaseModel) -> list[Place]:
-    path = Path(asked)
+    path = Path(asked).expanduser()
     if path.is_file():
         if path.name != "tokenizer.json":
             raise InputError(f"--tokenizer {asked}: is a file.", "Pass the folder that it lies in.")
@@ -182,7 +184,12 @@ def _load(place: Place) -> ChosenTokenizer | None:
             "Copy it there.",
         )
     refuse_cut_merges(place, files)
-    return _as_found(tokenizer, place)
+    try:
+        return _as_found(tokenizer, place)
+    except PtdeployError:
+        raise
+    except Exception as error:  # as of a vocabulary without the token for unknown words
+        raise broken(place, files or place.files(), error) from None
 
 
 def _as_found(tokenizer: Any, place: Place) -> ChosenTokenizer:

@@ -48,7 +48,7 @@ TOKENIZER_FILES = frozenset(
         "word_shape.json",
     )
 )
-_PACKAGES = (("sentencepiece", (".model", ".spm")), ("tiktoken", ("tiktoken.model", ".tiktoken")))
+_PACKAGES = (("tiktoken", ("tiktoken.model", ".tiktoken")), ("sentencepiece", (".model", ".spm")))
 _LFS = b"version https://git-lfs"
 _ELSE = (
     f"Or take another tokenizer with --tokenizer FOLDER_OR_ID; --tokenizer {NONE} leaves it out."

@@ -188,7 +188,7 @@ def _choose_tokenizer(
     peft: PeftSource, engine: Engine, asked: str | None
 ) -> ChosenTokenizer | None:
     """The tokenizer that the bundle's is held against; None if only what is stored can tell."""
-    from ptdeploy.tokenizer_choice import check_embedded, choose_tokenizer
+    from ptdeploy.tokenizer_choice import choose_tokenizer
 
     if engine.tokenizer is None:
         if asked is not None:
@@ -198,9 +198,7 @@ def _choose_tokenizer(
     if asked is None and info is not None and info.origin == "given":
         return None
     chosen = choose_tokenizer(peft.checkpoint, peft.base, asked)
-    if chosen.tokenizer is None:
-        return None
-    return check_embedded(chosen, peft.base, engine.manifest.limits.vocab_size)
+    return chosen if chosen.tokenizer is not None else None
 
 
 def _computed_reference(

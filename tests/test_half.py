@@ -61,8 +61,7 @@ def compiled_in_half(
         graph=route,
         quantization=quantization,
         freeze_kv=True,
-        limits=limits(base, route, 5, tiny.VOCABULARY, None, None),
-        tokenizer=None,
+        limits=limits(base, route, 5, None, None),
         files=files,
     )
     return graph, open_engine(Bundle(folder, manifest))

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,7 @@ FIXED = (
     "  two  spaces, a tab\tand a\nnew line ",
     "Prices: 3.50 EUR (was 4,00)! e-mail: a.b@example.org",
     "naïve café, Straße, Ελλάδα, 東京, 🙂",
+    "東京",
     "don't STOP",
     "a",
     " a",
@@ -41,6 +42,16 @@ FIXED = (
 )
 
 
+# Each byte that UTF-8 has, for vocabularies whose smallest tokens are bytes.
+_BYTES = (
+    " ".join(map(chr, range(0x20, 0x7F))),
+    "".join(map(chr, (*range(1, 0x20), *range(0xA0, 0x100)))),
+    " ".join(map(chr, range(0x80, 0x800, 0x40))),
+    " ".join(map(chr, (*range(0x800, 0xD800, 0x1000), *range(0xE000, 0x10000, 0x1000)))),
+    " ".join(map(chr, range(0x10000, 0x110000, 0x40000 - 0x1000))),
+)
+
+
 def probe_texts(tokenizer: tokenizers.Tokenizer) -> tuple[str, ...]:
     """The fixed texts, and texts made of the tokenizer's added tokens and of its vocabulary.
 
@@ -50,15 +61,21 @@ def probe_texts(tokenizer: tokenizers.Tokenizer) -> tuple[str, ...]:
     added = sorted(tokenizer.get_added_tokens_decoder().items())[:_MOST_ADDED]
     names = [token.content for _, token in added]
     inside = [f"a {name} b{name}c\n{name}" for name in names]
-    return (*FIXED, *inside, *_joined(list(_pieces(tokenizer))))
+    return (*FIXED, *_BYTES, *inside, *_vocabulary(tokenizer))
 
 
-def _joined(pieces: Sequence[str]) -> Iterator[str]:
-    for first in range(0, len(pieces), _A_TEXT):
-        yield " ".join(pieces[first : first + _A_TEXT])
+def _vocabulary(tokenizer: tokenizers.Tokenizer) -> Iterator[str]:
+    """Texts of many tokens, and one for each token that is another beside its neighbours."""
+    pieces = _pieces(tokenizer)
+    words, seen = list(pieces.values()), set[int]()
+    for first in range(0, len(words), _A_TEXT):
+        text = " ".join(words[first : first + _A_TEXT])
+        seen |= set(tokenizer.encode(text).ids)
+        yield text
+    yield from (f"a {text}" for i, text in pieces.items() if i not in seen)
 
 
-def _pieces(tokenizer: tokenizers.Tokenizer) -> Iterator[str]:
+def _pieces(tokenizer: tokenizers.Tokenizer) -> dict[int, str]:
     """A short text for each token that was asked for, so that the token is among its ids."""
     ids = np.array(sorted(tokenizer.get_vocab(with_added_tokens=False).values()))
     if ids.size > _MOST_TOKENS:
@@ -74,7 +91,7 @@ def _pieces(tokenizer: tokenizers.Tokenizer) -> Iterator[str]:
             [f"a {text}" for _, text in usable], add_special_tokens=False
         )
         found |= {i: t for (i, t), one in zip(usable, encoded, strict=True) if i in one.ids}
-    yield from (found[i] for i in sorted(found))
+    return {i: found[i] for i in sorted(found)}
 
 
 def _candidates(tokenizer: tokenizers.Tokenizer) -> Iterator[Callable[[int], str]]:
@@ -86,7 +103,12 @@ def _candidates(tokenizer: tokenizers.Tokenizer) -> Iterator[Callable[[int], str
     yield lambda i: decoded(i).strip()
     yield decoded
     yield lambda i: tokenizer.id_to_token(i) or ""
-    # A piece from within a word needs the beginning of one.
+    # A piece from within a word needs the beginning of one, or an end; one from within a letter
+    # needs the rest of its bytes.
     for letter in "axe1.":
         for before in tokenizer.encode(letter, add_special_tokens=False).ids[-1:]:
             yield partial(decoded, before)
+    for letter in "a\u0100":
+        for after in tokenizer.encode(letter, add_special_tokens=False).ids[-1:]:
+            yield lambda i, after=after: decoded(i, after)  # type: ignore[misc]
+            yield lambda i, after=after: decoded(i, after, after)  # type: ignore[misc]
