@@ -42,6 +42,9 @@ FIXED = (
 )
 
 
+_MARKS = [chr(i) for i in range(0x21, 0x7F) if not chr(i).isalnum()]
+_PAIRS = tuple(" ".join(one + two for two in _MARKS) for one in _MARKS)
+
 # Each byte that UTF-8 has, for vocabularies whose smallest tokens are bytes.
 _BYTES = (
     " ".join(map(chr, range(0x20, 0x7F))),
@@ -61,7 +64,7 @@ def probe_texts(tokenizer: tokenizers.Tokenizer) -> tuple[str, ...]:
     added = sorted(tokenizer.get_added_tokens_decoder().items())[:_MOST_ADDED]
     names = [token.content for _, token in added]
     inside = [f"a {name} b{name}c\n{name}" for name in names]
-    return (*FIXED, *_BYTES, *inside, *_vocabulary(tokenizer))
+    return (*FIXED, *_PAIRS, *_BYTES, *inside, *_vocabulary(tokenizer))
 
 
 def _vocabulary(tokenizer: tokenizers.Tokenizer) -> Iterator[str]:

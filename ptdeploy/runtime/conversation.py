@@ -125,7 +125,8 @@ class Conversation:
         ids = embedded(tokenizer.encode_more(inputs), self._engine.manifest.limits).ids
         if not ids:
             raise InputError("The text is empty.", "Give it some text.")
-        return [*ids, *ending], len(ending)
+        (encoding,) = self._engine.encode([[*ids, *ending]])
+        return encoding.ids, len(ending)
 
     def _feed(self, ids: Sequence[int]) -> None:
         rest = ids[int(self._kv.lengths[0]) - self._start :]

@@ -556,11 +556,19 @@ def _split(body: Body, draw: Callable[[Any], Any]) -> None:
     body["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": steps}
 
 
+WRITING = st.lists(
+    st.sampled_from([*" ".join(families.TEXTS).split(" "), *" \n'.:-/7A", "Z", "é", "の"])
+)
 CHANGES = (_swap, _remove, _lower, _flag, _forget, _unmerge, _split)
 
 
 @pytest.mark.parametrize("family", families.FAMILIES)
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
+@settings(
+    max_examples=80,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.filter_too_much],
+)
 @given(st.data())
 def test_a_change_that_matters_to_any_text_is_noticed(family, data):
     honest = families.make(family).backend_tokenizer
@@ -570,7 +578,7 @@ def test_a_change_that_matters_to_any_text_is_noticed(family, data):
         changed = tokenizers.Tokenizer.from_str(json.dumps(body))
     except Exception:  # as the library refuses a file
         assume(False)
-    tried = [*families.TEXTS, *" ".join(families.TEXTS).split(" "), data.draw(st.text())]
+    tried = [*families.TEXTS, *" ".join(families.TEXTS).split(" "), "".join(data.draw(WRITING))]
 
     def ids_of(tokenizer: tokenizers.Tokenizer, texts: Any) -> list[list[int]] | str:
         try:
