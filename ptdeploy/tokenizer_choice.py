@@ -13,6 +13,7 @@ from ptdeploy.bundle import TokenizerInfo
 from ptdeploy.checkpoint import Checkpoint
 from ptdeploy.errors import InputError, PtdeployError
 from ptdeploy.parity.probe_texts import probe_texts
+from ptdeploy.runtime.tokenizer import clean_up
 from ptdeploy.tokenizer_place import (
     NONE,
     Origin,
@@ -241,6 +242,14 @@ def _probed(chosen: ChosenTokenizer) -> ChosenTokenizer:
                 f"{chosen.place}: {chosen.info.type} does more than its tokenizer.json says, which "
                 f"is all that a bundle has: {text[:60]!r} is {_ids(theirs)} by transformers and "
                 f"{_ids(ours)} without it."
+            )
+        decoded = chosen.tokenizer.decode(theirs, skip_special_tokens=True)
+        again = str(alone.decode(ours, skip_special_tokens=True))
+        if decoded != (clean_up(again) if chosen.info.clean_up_tokenization_spaces else again):
+            raise chosen.refuse(
+                f"{chosen.place}: {chosen.info.type} does more than its tokenizer.json says, which "
+                f"is all that a bundle has: the ids of {text[:60]!r} are {decoded[:60]!r} by "
+                f"transformers and {again[:60]!r} without it."
             )
         encoded.append(tuple(theirs))
     return replace(chosen, texts=texts, text_ids=tuple(encoded))

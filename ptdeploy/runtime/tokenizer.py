@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ptdeploy.bundle import Bundle
+from ptdeploy.bundle import Bundle, TokenizerInfo
 from ptdeploy.errors import BundleError, InputError, PtdeployError
 from ptdeploy.runtime.text import read_decoding
 from ptdeploy.text_files import library_path
@@ -43,12 +43,12 @@ class Encoding:
 class Tokenizer:
     """The base model's tokenizer, as its tokenizer.json says, without its padding or truncation.
 
-    No call changes it, so that any number of threads may use it at once. `split_special_tokens` is
-    transformers': a special token's name in a text is text.
+    No call changes it, so that any number of threads may use it at once. `info` has the settings
+    that no tokenizer.json has.
     """
 
     def __init__(
-        self, path: Path, split_special_tokens: bool = False, max_tokens: int | None = None
+        self, path: Path, info: TokenizerInfo | None = None, max_tokens: int | None = None
     ) -> None:
         import tokenizers
 
@@ -62,11 +62,15 @@ class Tokenizer:
         self._cuts_left = cut.get("direction", "right").lower() == "left"
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        self._tokenizer.encode_special_tokens = split_special_tokens
+        self._tokenizer.encode_special_tokens = info is not None and info.split_special_tokens
+        self._cleans_up = info is not None and info.clean_up_tokenization_spaces
         added = self._tokenizer.get_added_tokens_decoder().values()
         self.special = frozenset(token.content for token in added if token.special)
         decoder = self._tokenizer.decoder
         self.decoding = read_decoding(None if decoder is None else _state(decoder))
+        if self._cleans_up:
+            # A blank may go with what comes after it.
+            self.decoding = replace(self.decoding, settles=False)
 
     def encode(
         self, text: str, add_special_tokens: bool = True, pair: str | None = None
@@ -149,7 +153,8 @@ class Tokenizer:
         """
         known = [token for token in ids if token in _IDS]
         with library(BundleError, "tokenizer.json: its decoder fails on token ids"):
-            return str(self._tokenizer.decode(known, skip_special_tokens=not special))
+            text = str(self._tokenizer.decode(known, skip_special_tokens=not special))
+        return clean_up(text) if self._cleans_up else text
 
     def token(self, token_id: int) -> str | None:
         """The token as the vocabulary spells it, or None where the id names none."""
@@ -174,12 +179,20 @@ def library(kind: type[PtdeployError], problem: str) -> Iterator[None]:
 
 def load_tokenizer(bundle: Bundle) -> Tokenizer | None:
     """The bundle's tokenizer, or None if it was compiled without one."""
-    info = bundle.manifest.tokenizer
     with bundle.reading("tokenizer") as path:
         if path is None:
             return None
-        split = info is not None and info.split_special_tokens
-        return Tokenizer(path, split, bundle.manifest.limits.max_sequence)
+        return Tokenizer(path, bundle.manifest.tokenizer, bundle.manifest.limits.max_sequence)
+
+
+def clean_up(text: str) -> str:
+    """Decoded text without the blanks before punctuation.
+
+    Source: transformers' `clean_up_tokenization`.
+    """
+    for spaced in (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're"):
+        text = text.replace(spaced, spaced.strip())
+    return text
 
 
 def _state(part: Any) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from ptdeploy.checkpoint import read_checkpoint
 from ptdeploy.cli import main
 from ptdeploy.errors import BaseModelError, CheckpointError, InputError
 from ptdeploy.parity.probe_texts import probe_texts
+from ptdeploy.runtime.text import Continuation
 from ptdeploy.runtime.tokenizer import Tokenizer
 from ptdeploy.texts import save_text_files
 from ptdeploy.tokenizer_choice import ChosenTokenizer, _probed, choose_tokenizer
@@ -439,13 +440,37 @@ def test_a_setting_beside_tokenizer_json_is_kept(place, tmp_path, kind, name):
     assert chosen.tokenizer is not None
     assert chosen.info is not None
     save_text_files(chosen.tokenizer, tmp_path)
-    ours = Tokenizer(tmp_path / "tokenizer.json", chosen.info.split_special_tokens)
+    ours = Tokenizer(tmp_path / "tokenizer.json", chosen.info)
     theirs = AutoTokenizer.from_pretrained(place.base)
     for text in (TEXT, "Café [SEP] cats sat<turn> 東京 a", " the\n\ncat's ", *chosen.texts):
         assert ours.encode(text).ids == theirs(text)["input_ids"], text
     assert chosen.info.clean_up_tokenization_spaces == (
         name == "clean_up_tokenization_spaces" and kind != "GPT2Tokenizer"
     )
+
+
+DECODED = st.lists(st.integers(0, 170), max_size=20)
+
+
+@pytest.mark.parametrize("family", ["wordpiece", "unigram", "word_level"])
+@given(before=DECODED, after=DECODED)
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_blanks_that_transformers_cleans_up_are_cleaned_up(tmp_path, family, before, after):
+    made = families.make(family)
+    made.clean_up_tokenization_spaces = True
+    made.add_tokens([" .", " ?", " n't", " '", " 's", "é"])
+    save_text_files(made, tmp_path)
+    info = TokenizerInfo("base", family, len(made), clean_up_tokenization_spaces=True)
+    ours = Tokenizer(tmp_path / "tokenizer.json", info)
+    every = [i % len(made) for i in (*before, *after)]
+    whole = made.decode(every, skip_special_tokens=True)
+    assert ours.decode(every) == whole
+    stream = Continuation(ours, every[: len(before)])
+    pieces = "".join(map(stream.push, every[len(before) :])) + stream.rest()
+    assert pieces == stream.text(every[len(before) :])
+    assert whole.endswith(pieces)
 
 
 def test_merges_dropped_at_random_are_for_training(tmp_path):
@@ -467,10 +492,18 @@ class _Shouting(transformers.PreTrainedTokenizerFast):
         return super()._encode_plus(text.upper(), *others, **options)
 
 
-def test_what_transformers_does_in_python_alone_is_refused():
-    made = _Shouting(tokenizer_object=families.byte_level())
-    info = TokenizerInfo(origin="checkpoint", type="_Shouting", size=len(made))
-    with pytest.raises(CheckpointError, match="_Shouting does more than its"):
+class _Whispering(transformers.PreTrainedTokenizerFast):
+    """The same where ids become text."""
+
+    def _decode(self, *ids: Any, **options: Any) -> str:
+        return super()._decode(*ids, **options).lower()
+
+
+@pytest.mark.parametrize("kind", [_Shouting, _Whispering])
+def test_what_transformers_does_in_python_alone_is_refused(kind):
+    made = kind(tokenizer_object=families.byte_level())
+    info = TokenizerInfo(origin="checkpoint", type=kind.__name__, size=len(made))
+    with pytest.raises(CheckpointError, match=f"{kind.__name__} does more than its"):
         _probed(ChosenTokenizer(made, info, "there"))
 
 
