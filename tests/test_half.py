@@ -16,6 +16,7 @@ from ptdeploy.bundle import Bundle, Quantization, staged
 from ptdeploy.checkpoint import read_checkpoint
 from ptdeploy.export import to_onnx
 from ptdeploy.manifest import build_manifest, limits
+from ptdeploy.meaning import read_meaning
 from ptdeploy.passes import PassContext, run_passes
 from ptdeploy.program import build_program, needs_prefix_kv
 from ptdeploy.prompt import freeze, save_prompt
@@ -54,7 +55,7 @@ def compiled_in_half(
         base=base,
         prompt=prompt,
         signature=signature,
-        generation_config=getattr(model, "generation_config", None),
+        meaning=read_meaning(checkpoint, base),
         target="ort",
         device="cpu",
         precision="fp16",
