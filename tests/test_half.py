@@ -63,6 +63,7 @@ def compiled_in_half(
         quantization=quantization,
         freeze_kv=True,
         limits=limits(base, route, 5, None, None),
+        tokenizer=None,
         files=files,
     )
     return graph, open_engine(Bundle(folder, manifest))
