@@ -25,7 +25,7 @@ from typing import Any
 
 import native
 import numpy as np
-from damage import replace
+from damage import edit, replace
 from safetensors.numpy import load_file, save
 
 import ptdeploy
@@ -52,6 +52,8 @@ def second_version(source: Path, folder: Path) -> Path:
     prompt = load_file(source / "prompt.safetensors")
     prompt = {name: array * np.float32(0.5) for name, array in prompt.items()}
     replace(folder, "prompt.safetensors", save(prompt))
+    digest = hashlib.sha256(prompt["virtual_tokens"].tobytes()).hexdigest()
+    edit(folder, lambda manifest: manifest["prompt"].update(sha256=digest))
     return folder
 
 

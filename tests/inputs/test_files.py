@@ -110,8 +110,8 @@ def test_a_pointer_that_nothing_reads_is_left_alone(compiled, tmp_path):
     ("place", "reason"),
     [
         ("file/bundle", "Not a directory"),
-        ("n" * 256, "File name too long"),
-        ("a/" * 2100 + "b", "File name too long"),
+        ("n" * 256, "each name 255"),
+        ("a/" * 2100 + "b", "at most 4095 bytes long"),
         ("nowhere/bundle", "A link to nothing"),
         ("/proc/bundle", "No such file or directory"),
         ("/sys/bundle", "Operation not permitted"),
@@ -173,7 +173,7 @@ def test_a_file_that_is_not_there_is_found_before_the_work(tmp_path, capsys, opt
 
 def test_a_report_that_cannot_be_written_is_found_before_the_work(tmp_path, capsys):
     (tmp_path / "file").touch()
-    for place in ("file", "file/deep", "n" * 256):
+    for place in ("file", "file/deep"):
         assert main(["verify", "/no/bundle", "--report", str(tmp_path / place)]) == 2
         assert f"--report {tmp_path / place}: cannot be written" in capsys.readouterr().err
     check_folder(tmp_path / "not" / "yet", "--report")
