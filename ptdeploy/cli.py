@@ -128,6 +128,7 @@ def _compile(arguments: argparse.Namespace) -> int:
             accuracy_level=arguments.accuracy_level,
             min_agreement=arguments.min_agreement,
             max_perplexity_ratio=arguments.max_perplexity_ratio,
+            max_logits_error=arguments.max_logits_error,
             quality_text=arguments.quality_text,
         ),
         golden=arguments.golden,
@@ -443,6 +444,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     rounding.add_argument(
         "--max-perplexity-ratio", type=float, metavar="R", help="default: 1.02, 1.15, 1.05"
+    )
+    rounding.add_argument(
+        "--max-logits-error", type=float, metavar="E", help="classifiers; default: 0.15, 0.75, 0.35"
     )
     rounding.add_argument(
         "--quality-text", metavar="FILE", help="judge on this, a text a line; default: our own"

@@ -198,9 +198,9 @@ def compile_checkpoint(
         with progress.stage(REFERENCE_STAGE):
             judged = None
             if quantization is not None:
-                judged = judged_text(chosen.tokenizer, manifest.limits, texts)
+                judged = judged_text(chosen.tokenizer, manifest.limits, texts, source.task)
             compared = compared_rows(bounds, golden_texts(chosen.tokenizer, bounds), golden)
-            computed = compute_reference(source, found, bounds, judged, compared, head=meaning.head)
+            computed = compute_reference(source, found, bounds, judged, compared)
             reference = with_texts(computed, chosen, source.task)
             files += (staged(save_reference(reference, staging, golden), "reference"),)
         gc.collect()

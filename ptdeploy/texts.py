@@ -11,7 +11,7 @@ import numpy as np
 from ptdeploy.bundle import FileEntry, Limits, staged
 from ptdeploy.errors import InputError
 from ptdeploy.parity.cases import AskedRow, cut, some_segments
-from ptdeploy.parity.prose import PROSE
+from ptdeploy.parity.prose import PROSE, evaluation_texts
 from ptdeploy.parity.quality import JudgedText
 from ptdeploy.parity.reference import Reference
 from ptdeploy.runtime import chat
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 TOKENIZER_NAME = "tokenizer.json"
 _NEVER_CUT = 2**31
 _JUDGED_TEXTS, _JUDGED_PAIRS, _JUDGED_TOKENS = 64, 16, 128
+# A classifier gives one answer a text; each costs one short run.
+_JUDGED_CLASSIFIED, _JUDGED_RANDOM = 256, 96
 
 _PAIRS = (
     ("Does the engine start?", "It starts on the first try, don't worry."),
@@ -52,11 +54,15 @@ def save_text_files(tokenizer: PreTrainedTokenizerFast, folder: Path) -> tuple[F
 
 
 def judged_text(
-    tokenizer: PreTrainedTokenizerFast | None, limits: Limits, texts: tuple[str, ...] | None
+    tokenizer: PreTrainedTokenizerFast | None,
+    limits: Limits,
+    texts: tuple[str, ...] | None,
+    task: Task,
 ) -> JudgedText:
-    """What rounded weights are judged on: the given texts, else ours, each cut to 128 tokens.
+    """What quantized engines are judged on: the given texts, else ours, each cut to 128 tokens.
 
-    Without a tokenizer it is random tokens, and says so. Raises InputError if texts were given
+    Where a text gives one answer (SEQ_CLS) there are more of them, and shorter ones. Without a
+    tokenizer it is random tokens, and says so. Raises InputError if texts were given
     but cannot be encoded, or none is two tokens long.
     """
     longest = min(_JUDGED_TOKENS, limits.max_sequence)
@@ -64,13 +70,23 @@ def judged_text(
         if texts is not None:
             raise InputError("--quality-text needs a tokenizer, and none was found.")
         random = np.random.default_rng(11_26)
-        ids = [random.integers(0, limits.vocab_size, longest, np.int64) for _ in range(8)]
+        lengths = [longest] * 8
+        if task is Task.SEQ_CLS:
+            lengths = random.integers(1, min(longest, 32) + 1, _JUDGED_RANDOM).tolist()
+        ids = [random.integers(0, limits.vocab_size, length, np.int64) for length in lengths]
         drawn = [AskedRow(row) for row in ids]
         if limits.type_vocab_size:
-            drawn += [replace(row, type_ids=some_segments(longest, limits)) for row in drawn]
+            drawn += [
+                replace(row, type_ids=some_segments(row.ids.size, limits))
+                for row in drawn[:_JUDGED_PAIRS]
+            ]
         return JudgedText(tuple(drawn), "random tokens (no tokenizer was found)")
-    alone = [row for text in texts or PROSE if (row := _row(tokenizer, text)).ids.size > 1]
-    for row in alone[:_JUDGED_TEXTS]:
+    ours: tuple[str, ...] = PROSE
+    most = _JUDGED_TEXTS
+    if task is Task.SEQ_CLS:
+        ours, most = evaluation_texts(), _JUDGED_CLASSIFIED
+    alone = [row for text in texts or ours if (row := _row(tokenizer, text)).ids.size > 1][:most]
+    for row in alone:
         largest = int(row.ids[:longest].max())
         if largest >= limits.vocab_size:
             token = tokenizer.convert_ids_to_tokens(largest)
@@ -79,7 +95,7 @@ def judged_text(
             )
     if not alone:
         raise InputError("--quality-text: no line is at least two tokens long.")
-    rows = alone[:_JUDGED_TEXTS]
+    rows = alone
     if limits.type_vocab_size:
         pairs = [_row(tokenizer, *halves(text)) for text in (texts or PROSE)[:_JUDGED_PAIRS]]
         rows += [row for row in pairs if _fits(row, limits)]

@@ -214,7 +214,7 @@ def _computed_reference(
     rows += [AskedRow(row.ids, "data", row.type_ids) for row in given]
     judged = _judged(engine.bundle, given) if manifest.quantization else None
     computed = compute_reference(
-        peft.checkpoint, peft.base, manifest.limits, judged, rows, peft.model, manifest.head
+        peft.checkpoint, peft.base, manifest.limits, judged, rows, peft.model
     )
     if chosen is not None:
         return with_texts(computed, chosen, manifest.task)

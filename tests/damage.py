@@ -35,6 +35,7 @@ QUANTIZED = {
     "accuracy_level": 0,
     "min_agreement": 0.9,
     "max_perplexity_ratio": 1.1,
+    "max_logits_error": 0.15,
 }
 
 

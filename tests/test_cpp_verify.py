@@ -88,6 +88,9 @@ def assert_same(theirs: Any, ours: ParityReport) -> None:
             "positions": ours.quality.positions,
             "top1_agreement": ours.quality.top1_agreement,
             "perplexity_ratio": near(ours.quality.perplexity_ratio),
+            "logits_error": near(ours.quality.logits_error),
+            "largest_share": ours.quality.largest_share,
+            "detectable": near(ours.quality.detectable),
         }
 
 
@@ -150,7 +153,8 @@ def test_what_is_not_finite_never_passes(bundles, probe, tmp_path, kind):
     assert all(one.max_abs is None for one in ours.cases)
     theirs = verified(probe, bundle)
     assert_same(theirs, ours)
-    assert any("max abs not finite, KL not finite" in one for one in theirs["failures"])
+    lost = [line for line in theirs["failures"] if "max abs not finite, KL not finite" in line]
+    assert len(lost) == len(ours.cases)
     if kind == "int4":
         assert "perplexity nan times the reference's" in theirs["failures"][-1]
 
@@ -194,10 +198,11 @@ def test_rounding_of_a_head_without_one_class_is_judged_as_in_python(
             ids, types = (tensors.get(f"judged.{i:03}.{name}") for name in ("ids", "type_ids"))
             (logits,) = engine.logits([ids], token_type_ids=None if types is None else [types])
             noise = random.normal(0, 0.05, logits.shape).astype(np.float32)
-            tensors[f"judged.{i:03}.values"] = logits + noise
+            tensors[f"judged.{i:03}.logits"] = (logits + noise)[None]
 
+    damage.rewrite_reference(bundle, lambda t, _: t.pop("judged.000.logits"))
     refused = verified(probe, bundle)
-    assert "judged.000.values" in refused["problem"]
+    assert "judged.000.logits" in refused["problem"]
     with pytest.raises(
         ptdeploy.BundleError, match=re.escape(refused["problem"].partition(": ")[2])
     ):
@@ -234,8 +239,7 @@ def test_an_engine_that_fails_on_a_stored_row_says_why_once(bundles, probe, tmp_
     assert theirs["notes"] == []
     fault, *others = theirs["failures"]
     assert fault.startswith("the engine failed in ")
-    assert ": ONNX Runtime failed (Gather at " in fault
-    assert "indices element out of data bounds" in fault
+    assert re.search(r": ONNX Runtime failed \(\w+ at bert\.embeddings", fault)
     assert not any("not finite" in other for other in others)
 
 
@@ -336,15 +340,19 @@ def test_a_damaged_reference_is_refused_as_in_python(compiled, probe, tmp_path, 
 
 
 def test_a_judged_text_that_does_not_fit_is_refused(bundles, probe, tmp_path):
-    for name, array, reason in (
-        ("judged.000.top1", np.zeros(3, np.int64), "judged.000.top1 has 3 entries, not"),
-        ("judged.000.nll", np.zeros(3, np.float32), "judged.000.nll has 3 entries, not"),
-        ("judged.000.ids", np.full(1, 101), "judged.000.ids holds a token id outside 0 to 100"),
+    two, lost = np.zeros((1, 2), np.float32), np.full((1, 3), np.nan, np.float32)
+    for kind, name, array, reason in (
+        ("int4", "top1", np.zeros(3, np.int64), "top1 has 3 entries, not"),
+        ("int4", "nll", np.zeros(3, np.float32), "nll has 3 entries, not"),
+        ("int4", "ids", np.full(1, 101), "ids holds a token id outside 0 to 100"),
+        ("int8 classifier", "logits", two, "logits has shape (1, 2), not (1, 3)"),
+        ("int8 classifier", "logits", lost, "logits holds a number that is not finite"),
     ):
-        bundle = Path(shutil.copytree(bundles("int4"), tmp_path / name))
-        damage.rewrite_reference(bundle, lambda t, _, n=name, a=array: t.update({n: a}))
-        assert reason in verified(probe, bundle)["problem"]
-        with pytest.raises(ptdeploy.BundleError, match=reason):
+        bundle = Path(shutil.copytree(bundles(kind), tmp_path / reason[:12]))
+        tensor = f"judged.000.{name}"
+        damage.rewrite_reference(bundle, lambda t, _, n=tensor, a=array: t.update({n: a}))
+        assert f"judged.000.{reason}" in verified(probe, bundle)["problem"]
+        with pytest.raises(ptdeploy.BundleError, match=re.escape(f"judged.000.{reason}")):
             ptdeploy.verify(bundle)
 
 

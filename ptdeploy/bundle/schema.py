@@ -77,8 +77,9 @@ class Quantization(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How weights are stored: `bits` each, in blocks of `block_size` along a column with one scale.
 
     A `block_size` of 0 is the whole column; `type` is what the bits are. `accuracy_level` is ONNX
-    Runtime's for MatMulNBits: 1 computes in fp32, 4 in int8, 0 means nothing. `min_agreement` and
-    `max_perplexity_ratio` are what the engine had to reach against the reference on text.
+    Runtime's for MatMulNBits: 1 computes in fp32, 4 in int8, 0 means nothing. `min_agreement`,
+    `max_perplexity_ratio` and, for a classifier, `max_logits_error` are what the engine had to
+    reach against the reference on text; null asks for nothing.
     """
 
     bits: int
@@ -87,6 +88,7 @@ class Quantization(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     min_agreement: float
     max_perplexity_ratio: float
     type: Literal["int", "float8e4m3fn"] = "int"
+    max_logits_error: float | None = None
 
 
 class TokenizerInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -14,10 +14,13 @@ from ptdeploy.parity.cases import BatchCase, Padding, Source, batches, pad
 from ptdeploy.parity.data import DataRow, TaskMetric, task_metric
 from ptdeploy.parity.located import Located
 from ptdeploy.parity.measure import HISTOGRAM_EDGES, Measured, bin_positions, measure
-from ptdeploy.parity.quality import Quality, judge, row_logits
+from ptdeploy.parity.quality import TOP1, Quality, judge, row_logits
 from ptdeploy.parity.reference import Reference, Row
 from ptdeploy.parity.thresholds import Overrides, Thresholds
 from ptdeploy.runtime import CausalLM, Classifier, Engine
+
+# A share of changed answers that agreement should not miss, and one of texts in a single class.
+_COARSE, _ONE_CLASS = 0.15, 0.9
 
 
 class CaseResult(msgspec.Struct, frozen=True):
@@ -211,7 +214,7 @@ def compare(
             "PEFT's own left-padded batch departs from its rows alone by "
             f"{reference.padded_departure:.2g}; the reference here is each row alone.",
         )
-    quality = judge(engine, reference) if rounded else None
+    quality = judge(engine, reference, rounded.min_agreement) if rounded else None
     metric = _metric(engine, reference, data, alone, overrides)
     texts = len(reference.texts) + len(reference.pairs) + len(wanted)
     return ParityReport(
@@ -232,7 +235,7 @@ def compare(
         texts_total=texts,
         quality=quality,
         quality_allowed=rounded,
-        notes=tuple(notes),
+        notes=(*notes, *quality_notes(quality)),
         positions=tuple(
             PositionError(first, last, found if np.isfinite(found) else None)
             for first, last, found in bin_positions(positions)
@@ -255,6 +258,12 @@ def rounding_failures(quality: Quality | None, allowed: Quantization | None) -> 
             f"{quality.measured} {quality.top1_agreement:.4f} on {quality.judged_on}, "
             f"but {allowed.min_agreement} is asked for (--min-agreement)"
         )
+    error, most = quality.logits_error, allowed.max_logits_error
+    if error is not None and most is not None and not error <= most:
+        lines.append(
+            f"logits error {error:.4f} on {quality.judged_on}, "
+            f"but at most {most} is asked for (--max-logits-error)"
+        )
     ratio = quality.perplexity_ratio
     if ratio is not None and not ratio <= allowed.max_perplexity_ratio:
         lines.append(
@@ -262,6 +271,29 @@ def rounding_failures(quality: Quality | None, allowed: Quantization | None) -> 
             f"but at most {allowed.max_perplexity_ratio} is asked for (--max-perplexity-ratio)"
         )
     return lines
+
+
+def quality_notes(quality: Quality | None) -> list[str]:
+    """Where agreement alone would say little, in words."""
+    if quality is None or quality.measured != TOP1:
+        return []
+    notes = []
+    if quality.detectable is None or quality.detectable > _COARSE:
+        share = "any number" if quality.detectable is None else f"{quality.detectable:.0%}"
+        notes.append(
+            f"agreement at {quality.positions} positions is a coarse measure: a fault that changes "
+            f"{share} of the answers could pass it."
+        )
+    if quality.largest_share is not None and quality.largest_share >= _ONE_CLASS:
+        notes.append(
+            f"the reference finds one class in {quality.largest_share:.0%} of {quality.judged_on}: "
+            + (
+                "agreement says little, the logits error decides."
+                if quality.logits_error is not None
+                else "agreement says little."
+            )
+        )
+    return notes
 
 
 def padded(

@@ -20,7 +20,7 @@ from ptdeploy.errors import CheckpointError
 from ptdeploy.parity.cases import AskedRow, golden_rows, pad
 from ptdeploy.parity.quality import JudgedText, text_row
 from ptdeploy.parity.reference import Greedy, Reference, Row
-from ptdeploy.task import Head, Task
+from ptdeploy.task import Task
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -153,7 +153,6 @@ def compute_reference(
     judged: JudgedText | None = None,
     rows: Sequence[AskedRow] | None = None,
     model: PeftModel | None = None,
-    head: Head = "softmax",
 ) -> Reference:
     """Run PEFT on every row alone: logits, and for a causal model greedy continuations.
 
@@ -179,7 +178,7 @@ def compute_reference(
             greedy = tuple(_greedy(model, ids, limits.max_sequence) for ids in continued)
             departure = _padded_departure(model, chosen) if chosen else None
     texts = tuple(
-        text_row(row, row_logits(model, task, row.ids, row.type_ids), task, head)
+        text_row(row, row_logits(model, task, row.ids, row.type_ids), task)
         for row in (judged.rows if judged else ())
     )
     return Reference(

@@ -1,4 +1,13 @@
-"""Text that rounded weights are judged on, written for this: several kinds and languages."""
+"""Text that quantized engines are judged on, written for this: several kinds and languages."""
+
+from __future__ import annotations
+
+import re
+
+# Enough that a fault in a tenth of the answers does not pass by chance.
+_TEXTS = 96
+# What ends a sentence, or a line of code.
+_END = re.compile(r"(?<=[.!?;:\"]) +|\n")
 
 PROSE = (
     "The ferry left the harbour a little after six, while the lamps along the quay were still lit "
@@ -38,3 +47,14 @@ PROSE = (
     "a hundred. Those kept in the dark did no worse than those on the window sill, but they grew "
     "pale and fell over, and none of them was alive after a month.",
 )
+
+
+def evaluation_texts() -> tuple[str, ...]:
+    """Texts of many lengths: those above whole, their sentences, and pairs of far apart ones."""
+    sentences = [part for text in PROSE for part in _END.split(text) if len(part.split()) > 2]
+    # Odd steps through the list bring other kinds and languages together.
+    pairs = [
+        f"{one} {sentences[(7 * index + 11) % len(sentences)]}"
+        for index, one in enumerate(sentences)
+    ]
+    return (*PROSE, *sentences, *pairs)[:_TEXTS]

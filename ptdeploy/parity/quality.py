@@ -1,7 +1,8 @@
-"""What rounding costs: agreement and perplexity against the reference, on text."""
+"""What quantization costs on text: agreement, logits error and perplexity against the reference."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,6 +16,12 @@ from ptdeploy.parity.reference import Reference, TextRow
 from ptdeploy.runtime import Engine
 from ptdeploy.runtime.engine import sigmoid
 from ptdeploy.task import Head, Task
+
+# A model that hardly heeds the text varies less than its weights' rounding changes.
+_LEAST_VARIATION = 0.2
+# What an engine whose numbers are not finite is said to miss the reference by.
+_HOPELESS = 1e30
+_MISSED = 0.05
 
 
 @dataclass(frozen=True)
@@ -33,7 +40,11 @@ class Quality(msgspec.Struct, frozen=True):
 
     `top1_agreement` is the share of `positions` where both find the same token or class likeliest.
     A head that chooses no one class has `explained` variance there instead, and `measured` says so.
-    Perplexities are of the text's own next tokens; None for a classifier.
+    Perplexities are of the text's own next tokens; null for a classifier. `detectable` is the
+    smallest share of changed answers that would miss the asked agreement in 19 of 20 evaluations of
+    as many positions, null where none would. Of a classifier that chooses a class, `logits_error`
+    is what the function of that name gives, and `largest_share` the share of positions where the
+    reference finds its commonest class; else both are null.
     """
 
     judged_on: str
@@ -43,6 +54,9 @@ class Quality(msgspec.Struct, frozen=True):
     perplexity: float | None
     reference_perplexity: float | None
     measured: str = TOP1
+    logits_error: float | None = None
+    largest_share: float | None = None
+    detectable: float | None = None
 
     @property
     def perplexity_ratio(self) -> float | None:
@@ -51,9 +65,7 @@ class Quality(msgspec.Struct, frozen=True):
         return self.perplexity / self.reference_perplexity
 
 
-def text_row(
-    row: AskedRow, logits: NDArray[np.float32], task: Task, head: Head = "softmax"
-) -> TextRow:
+def text_row(row: AskedRow, logits: NDArray[np.float32], task: Task) -> TextRow:
     """What logits say of a text: shape (classes,) for SEQ_CLS, else (tokens, classes or vocab)."""
     ids = row.ids
     scores = logits[None] if logits.ndim == 1 else logits
@@ -63,8 +75,8 @@ def text_row(
         top = before.max(-1, keepdims=True)
         total = top[:, 0] + np.log(np.exp(before - top).sum(-1))
         nll = (total - before[np.arange(len(before)), ids[1:]]).astype(np.float32)
-    values = None if head == "softmax" else logits
-    return TextRow(ids, scores.argmax(-1).astype(np.int64), nll, row.type_ids, values)
+    kept = None if task is Task.CAUSAL_LM else np.ascontiguousarray(scores, np.float32)
+    return TextRow(ids, scores.argmax(-1).astype(np.int64), nll, row.type_ids, kept)
 
 
 def explained(want: NDArray[np.floating], got: NDArray[np.floating], head: Head) -> float:
@@ -96,33 +108,108 @@ def row_logits(engine: Engine, row: _HasIds) -> NDArray[np.float32]:
     return engine.logits([row.ids], token_type_ids=types)[0]
 
 
-def judge(engine: Engine, reference: Reference) -> Quality | None:
+def judge(engine: Engine, reference: Reference, min_agreement: float) -> Quality | None:
     """Run the engine on the reference's texts, each alone; None where the reference has none."""
     if not reference.judged:
         return None
     task, head = engine.manifest.task, engine.manifest.head
     asked = [AskedRow(row.ids, "text", row.type_ids) for row in reference.judged]
-    ours = [text_row(row, row_logits(engine, row), task, head) for row in asked]
+    ours = [text_row(row, row_logits(engine, row), task) for row in asked]
     want = np.concatenate([row.top1 for row in reference.judged])
     got = np.concatenate([row.top1 for row in ours])
-    causal = task is Task.CAUSAL_LM
-    agreement, measured = float((want == got).mean()), TOP1
+    of = Quality(
+        reference.judged_on, len(ours), int(want.size), float((want == got).mean()), None, None
+    )
+    if task is Task.CAUSAL_LM:
+        return msgspec.structs.replace(
+            of,
+            perplexity=_perplexity(ours),
+            reference_perplexity=_perplexity(reference.judged),
+            detectable=detectable(of.positions, min_agreement),
+        )
+    pair = _logits(reference.judged), _logits(ours)
     if head != "softmax":
-        values = [_values(rows) for rows in (reference.judged, ours)]
-        agreement, measured = explained(values[0], values[1], head), EXPLAINED
-    return Quality(
-        reference.judged_on,
-        len(ours),
-        int(want.size),
-        agreement,
-        _perplexity(ours) if causal else None,
-        _perplexity(reference.judged) if causal else None,
-        measured,
+        share = explained(*pair, head)
+        return msgspec.structs.replace(of, top1_agreement=share, measured=EXPLAINED)
+    return msgspec.structs.replace(
+        of,
+        logits_error=None if pair[0].size < pair[1].size else logits_error(*pair),
+        largest_share=float(np.unique(want, return_counts=True)[1].max() / want.size),
+        detectable=detectable(of.positions, min_agreement),
     )
 
 
-def _values(rows: Sequence[TextRow]) -> NDArray[np.float32]:
-    return np.stack([row.values for row in rows if row.values is not None])
+def _logits(rows: Sequence[TextRow]) -> NDArray[np.float32]:
+    """All positions' logits (positions, classes), of those rows that have them."""
+    none = np.zeros((0, 0), np.float32)
+    return np.concatenate([row.logits for row in rows if row.logits is not None] or [none])
+
+
+def logits_error(want: NDArray[np.float32], got: NDArray[np.float32]) -> float:
+    """By how much logits (positions, classes) miss the reference's, whatever class is likeliest.
+
+    The larger of two: the difference over the logits' own size, and the difference's variation from
+    position to position over the logits' variation, which is not taken for less than a fifth of
+    their size. All are root mean squares, of logits less their mean over the classes, which changes
+    no probability. An engine that answers all texts alike has an error of about 1, one whose
+    answers have nothing to do with the reference's more.
+    """
+    wanted, given = (_shifted(side.astype(np.float64)) for side in (want, got))
+    with np.errstate(invalid="ignore", over="ignore"):
+        difference = given - wanted
+        size = _rms(wanted)
+        varies = max(_rms(wanted - wanted.mean(0)), _LEAST_VARIATION * size)
+        apart, drift = _rms(difference), _rms(difference - difference.mean(0))
+    if apart == 0:
+        return 0.0
+    error = max(apart / size, drift / varies) if size > 0 else math.inf
+    return error if math.isfinite(error) else _HOPELESS
+
+
+def detectable(positions: int, min_agreement: float) -> float | None:
+    """The smallest share of changed answers that misses `min_agreement` 19 times of 20.
+
+    Of so many positions, taken as independent of one another. None if nothing would be noticed.
+    """
+    # A manifest is not trusted: its bound may be any number.
+    min_agreement = min(max(min_agreement, 0.0), 1.0)
+    allowed = min(int((1 - min_agreement) * positions) + 1, positions)
+    while allowed >= 0 and not (positions - allowed) / positions >= min_agreement:
+        allowed -= 1
+    if allowed >= positions:
+        return None
+    low, high = 0.0, 1.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        if _at_most(allowed, positions, middle) > _MISSED:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def _at_most(count: int, of: int, probability: float) -> float:
+    """The binomial distribution's cumulative probability."""
+    yes, no = math.log(probability), math.log1p(-probability)
+    return sum(
+        math.exp(
+            math.lgamma(of + 1)
+            - math.lgamma(i + 1)
+            - math.lgamma(of - i + 1)
+            + i * yes
+            + (of - i) * no
+        )
+        for i in range(count + 1)
+    )
+
+
+def _shifted(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    # A single score is no softmax's: its size counts.
+    return scores if scores.shape[1] == 1 else scores - scores.mean(-1, keepdims=True)
+
+
+def _rms(values: NDArray[np.float64]) -> float:
+    return float(np.sqrt(np.square(values).mean()))
 
 
 def _perplexity(rows: Sequence[TextRow]) -> float:

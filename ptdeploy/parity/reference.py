@@ -47,15 +47,15 @@ class TextRow:
     """A text a rounded engine is judged on: its ids, and the reference's answer at each position.
 
     `top1` int64 (positions,) is the likeliest token or class, one for SEQ_CLS. `nll` float32
-    (tokens - 1,) is how surprising each next token was, in nats; empty but for CAUSAL_LM. `values`
-    float32 (outputs,) are a head's logits where that chooses no one class, else None.
+    (tokens - 1,) is how surprising each next token was, in nats; empty but for CAUSAL_LM. `logits`
+    float32 (positions, classes) are there for classifiers: a vocabulary's would be too many.
     """
 
     ids: NDArray[np.int64]
     top1: NDArray[np.int64]
     nll: NDArray[np.float32]
     type_ids: NDArray[np.int64] | None = None
-    values: NDArray[np.float32] | None = None
+    logits: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -118,8 +118,8 @@ def save_reference(reference: Reference, folder: Path, golden: int | None = None
         tensors[f"judged.{i:03}.nll"] = text.nll
         if text.type_ids is not None:
             tensors[f"judged.{i:03}.type_ids"] = text.type_ids
-        if text.values is not None:
-            tensors[f"judged.{i:03}.values"] = text.values
+        if text.logits is not None:
+            tensors[f"judged.{i:03}.logits"] = text.logits
     for i, ids in enumerate(reference.text_ids):
         tensors[f"texts.{i:03}.ids"] = np.asarray(ids, np.int64)
     for i, (ids, types) in enumerate(zip(reference.pair_ids, reference.pair_type_ids, strict=True)):
@@ -194,7 +194,7 @@ def load_reference(path: Path) -> Reference:
                         get(f"judged.{i:03}.top1"),
                         get(f"judged.{i:03}.nll"),
                         types(f"judged.{i:03}.type_ids"),
-                        get(name) if (name := f"judged.{i:03}.values") in names else None,
+                        get(name) if (name := f"judged.{i:03}.logits") in names else None,
                     )
                     for i in range(metadata.judged)
                 ),

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ptdeploy.bundle import Quantization
 from ptdeploy.errors import EngineFault, ParityError
 from ptdeploy.parity.compare import ParityReport
+from ptdeploy.parity.quality import Quality
 from ptdeploy.task import Activations
 
 _LINES = 8
+# Of a logits error; an engine that answers every text alike has 1.
+_MORE_THAN_ROUNDING = 0.9
 _SIXTEEN_BITS = {"float16": "65504", "bfloat16": "3.4e38"}
 
 
@@ -26,6 +30,9 @@ def refuse_departure(report: ParityReport, compiled: Compiled) -> None:
     """Raises EngineFault where the engine failed, ParityError where its numbers depart."""
     if report.passed:
         return
+    # Before faults: what is not finite cannot be decoded either.
+    if lost := _overflowed(report, compiled):
+        raise ParityError(*lost)
     if faults := report.faults():
         raise EngineFault(
             "The engine fails on what it must take; no bundle was written.\n  "
@@ -34,8 +41,6 @@ def refuse_departure(report: ParityReport, compiled: Compiled) -> None:
             "another target or device, or report this with the base model's name.",
         )
     bound = "" if report.largest_allowed is None else f" by more than {report.largest_allowed:.2g}"
-    if lost := _overflowed(report, compiled):
-        raise ParityError(*lost)
     lines = report.failures()
     more = [f"and {len(lines) - _LINES} more"] if len(lines) > _LINES else []
     raise ParityError(
@@ -47,7 +52,7 @@ def refuse_departure(report: ParityReport, compiled: Compiled) -> None:
 
 def _overflowed(report: ParityReport, compiled: Compiled) -> tuple[str, str] | None:
     """What to say where numbers are not finite: the reference's are, so the engine lost them."""
-    cases = [case for case in report.cases if case.max_abs is None]
+    cases = [case for case in report.cases if case.max_abs is None and not case.stopped]
     if not cases:
         return None
     first = f"{cases[0].name}, lengths {list(cases[0].lengths)}"
@@ -74,10 +79,7 @@ def _way_out(report: ParityReport, compiled: Compiled) -> str:
     """The fix for the first cause that holds."""
     numbers = not all(one.passed for one in report.runs)
     if report.quality is not None and not numbers:
-        return (
-            "Try more bits or a smaller --block-size, judge it on your own text with "
-            "--quality-text, or accept less."
-        )
+        return _rounding_way_out(report.quality, report.quality_allowed)
     if report.texts_agreed < report.texts_total and not numbers:
         return (
             "Only the tokenizer differs: tokenizer.json does not say all that this tokenizer does. "
@@ -91,3 +93,20 @@ def _way_out(report: ParityReport, compiled: Compiled) -> str:
         f"If {compiled.architecture} is in the README's support table, report this with the base "
         "model's name; the others are not tested."
     )
+
+
+def _rounding_way_out(quality: Quality, allowed: Quantization | None) -> str:
+    error = quality.logits_error
+    most = None if allowed is None else allowed.max_logits_error
+    if error is not None and error > _MORE_THAN_ROUNDING:
+        return (
+            "That is more than rounding costs most models: see with --precision fp32 whether "
+            "its graph agrees. If it does, try more bits or a smaller --block-size."
+        )
+    judge = "judge it on your own text with --quality-text"
+    if error is not None and most is not None and error <= most:
+        return (
+            f"Its logits error is {error:.2g}, of at most {most}: the answers that change are near "
+            f"ties. Accept them with --min-agreement, {judge}, or keep more bits."
+        )
+    return f"Try more bits or a smaller --block-size, {judge}, or accept less."

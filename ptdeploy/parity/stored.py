@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ptdeploy.bundle import Bundle, Limits
+from ptdeploy.bundle import Bundle, Limits, Manifest
 from ptdeploy.errors import BundleError, InputError
 from ptdeploy.parity.reference import Reference, load_reference
 from ptdeploy.task import Task
@@ -67,12 +67,30 @@ def _check(reference: Reference, bundle: Bundle) -> None:
         _check_ids(f"{name}.ids", text.ids, limits)
         _check_segments(f"{name}.type_ids", text.type_ids, tokens, limits)
         _check_length(f"{name}.top1", text.top1, np.int64, 1 if task is Task.SEQ_CLS else tokens)
-        if manifest.head != "softmax":
-            if text.values is None:
-                raise ValueError(f"File does not contain tensor {name}.values")
-            _check_length(f"{name}.values", text.values, np.float32, int(columns))
         surprises = tokens - 1 if task is Task.CAUSAL_LM else 0
         _check_length(f"{name}.nll", text.nll, np.float32, surprises)
+        if text.logits is not None or _are_judged(manifest):
+            _check_judged(f"{name}.logits", text.logits, (text.top1.size, columns))
+
+
+def _are_judged(manifest: Manifest) -> bool:
+    """Whether an engine with rounded weights is judged by its logits themselves."""
+    if manifest.task is Task.CAUSAL_LM:
+        return False
+    asked = manifest.quantization is not None and manifest.quantization.max_logits_error is not None
+    return asked or manifest.head != "softmax"
+
+
+def _check_judged(
+    name: str, logits: NDArray[np.float32] | None, wanted: tuple[object, ...]
+) -> None:
+    if logits is None:
+        raise ValueError(f"File does not contain tensor {name}")
+    _check_type(name, logits, np.float32)
+    if logits.shape != wanted:
+        raise ValueError(f"{name} has shape {logits.shape}, not {wanted}")
+    if not np.isfinite(logits).all():
+        raise ValueError(f"{name} holds a number that is not finite")
 
 
 def _check_ids(name: str, ids: NDArray[np.int64], limits: Limits) -> None:

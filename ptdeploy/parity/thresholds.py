@@ -47,9 +47,10 @@ ROUNDED = Thresholds(max_abs=1e30, relative=0, cosine=-1, kl=1e30)
 class Overrides(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A thresholds file. What it does not name keeps the precision's own bound.
 
-    `min_agreement` is for rounded weights, `max_perplexity_ratio` for those and for data given to a
-    causal model. `min_accuracy` and `max_accuracy_drop` are for labelled data: the least accuracy,
-    and by how much it may be below PEFT's; `max_squared_error` is for a regression's.
+    `min_agreement` and `max_logits_error` are for rounded weights, `max_perplexity_ratio` for those
+    and for data given to a causal model. `min_accuracy` and `max_accuracy_drop` are for labelled
+    data: the least accuracy, and by how much it may be below PEFT's; `max_squared_error` is for a
+    regression's.
     """
 
     max_abs: float | None = None
@@ -59,6 +60,7 @@ class Overrides(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     min_top1_agreement: float | None = None
     min_agreement: float | None = None
     max_perplexity_ratio: float | None = None
+    max_logits_error: float | None = None
     min_accuracy: float | None = None
     max_accuracy_drop: float | None = None
     max_squared_error: float | None = None
@@ -101,7 +103,7 @@ def read_thresholds(path: str | Path, precision: str) -> Overrides:
             least, most = 0.0, 1.0 if name in _SHARES else math.inf
         if not least <= value <= most:
             raise InputError(f"--thresholds {path}: {name} is {value}, out of {least} to {most}.")
-        if precision in THRESHOLDS and name == "min_agreement":
+        if precision in THRESHOLDS and name in ("min_agreement", "max_logits_error"):
             raise InputError(
                 f"--thresholds {path}: {name} is about rounded weights, and {precision} rounds "
                 "none."

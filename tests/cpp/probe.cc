@@ -93,7 +93,10 @@ std::string report_text(const ptdeploy::ParityReport& report) {
            ",\"texts\":" + std::to_string(quality->texts) +
            ",\"positions\":" + std::to_string(quality->positions) +
            ",\"top1_agreement\":" + number(quality->top1_agreement) +
-           ",\"perplexity_ratio\":" + measure(quality->perplexity_ratio) + "}";
+           ",\"perplexity_ratio\":" + measure(quality->perplexity_ratio) +
+           ",\"logits_error\":" + measure(quality->logits_error) +
+           ",\"largest_share\":" + measure(quality->largest_share) +
+           ",\"detectable\":" + measure(quality->detectable) + "}";
   else
     out += "null";
   auto size = [](std::size_t n) { return std::to_string(n); };

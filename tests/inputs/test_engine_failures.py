@@ -21,8 +21,10 @@ from onnx import TensorProto, helper, numpy_helper
 import ptdeploy
 from ptdeploy.base import resolve_base
 from ptdeploy.base_weights import load_model
+from ptdeploy.bundle import Quantization
 from ptdeploy.checkpoint import read_checkpoint
-from ptdeploy.parity.compare import CaseResult, ParityReport
+from ptdeploy.parity.compare import CaseResult, GreedyResult, ParityReport
+from ptdeploy.parity.quality import Quality
 from ptdeploy.parity.refusal import Compiled, refuse_departure
 from ptdeploy.parity.reports.text import verdict
 from ptdeploy.program import build_program
@@ -252,6 +254,13 @@ def test_overflow_of_16_bits_names_bf16(report):
     assert "--precision bf16 or fp32" in raised.value.fix
 
 
+def test_overflow_is_said_as_that_where_decoding_stops_at_it_too(report):
+    greedy = GreedyResult(5, 0, 16, False, "The engine gave logits that are not finite.")
+    lost = msgspec.structs.replace(_changed(report, max_abs=None), greedy=(greedy,))
+    with pytest.raises(ptdeploy.ParityError, match="overflow 16 bits"):
+        refuse_departure(lost, FP16)
+
+
 def test_overflow_names_no_precision_that_the_target_lacks(report):
     lost = _changed(report, max_abs=None)
     with pytest.raises(ptdeploy.ParityError) as raised:
@@ -267,6 +276,21 @@ def test_the_way_out_fits_what_departs(report, precision, fix):
     departed = msgspec.structs.replace(_changed(report, max_abs=0.5), precision=precision)
     with pytest.raises(ptdeploy.ParityError) as raised:
         refuse_departure(departed, FP16)
+    assert fix in raised.value.fix
+
+
+@pytest.mark.parametrize(
+    ("error", "fix"),
+    [(0.02, "near ties"), (0.5, "Try more bits"), (1.3, "more than rounding costs")],
+)
+def test_the_way_out_of_quantization_fits_its_logits_error(report, error, fix):
+    quality = Quality("ptdeploy's own text", 96, 96, 0.9, None, None, logits_error=error)
+    allowed = Quantization(8, 32, 4, 0.97, 1.02, max_logits_error=0.15)
+    departed = msgspec.structs.replace(
+        report, cases=report.cases[:1], precision="int8", quality=quality, quality_allowed=allowed
+    )
+    with pytest.raises(ptdeploy.ParityError) as raised:
+        refuse_departure(departed, Compiled("bert", "float32", ("fp32", "int8", "int4")))
     assert fix in raised.value.fix
 
 

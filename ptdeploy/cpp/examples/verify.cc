@@ -74,6 +74,9 @@ void print(const ParityReport& report) {
     std::printf("rounded weights on %s: top-1 agreement %.2f%% at %zu positions of %zu texts",
                 quality->judged_on.c_str(), 100 * quality->top1_agreement, quality->positions,
                 quality->texts);
+    if (quality->detectable)
+      std::printf(" (a fault in %.1f%% of the answers would be seen)", 100 * *quality->detectable);
+    if (quality->logits_error) std::printf(", logits error %.2g", *quality->logits_error);
     if (quality->perplexity_ratio)
       std::printf(", perplexity %.3f times the reference's", *quality->perplexity_ratio);
     std::puts("");

@@ -43,6 +43,11 @@ void add_rounding(std::vector<std::string>& lines, const std::optional<ParityQua
     lines.push_back(quality->measured + " " + formatted(quality->top1_agreement, 4, 'f') + " on " +
                     quality->judged_on + ", but " + shortest(allowed.min_agreement) +
                     " is asked for (--min-agreement)");
+  const auto& error = quality->logits_error;
+  if (error && allowed.max_logits_error && !(*error <= *allowed.max_logits_error))
+    lines.push_back("logits error " + formatted(*error, 4, 'f') + " on " + quality->judged_on +
+                    ", but at most " + shortest(*allowed.max_logits_error) +
+                    " is asked for (--max-logits-error)");
   const auto& ratio = quality->perplexity_ratio;
   if (ratio && !(*ratio <= allowed.max_perplexity_ratio))
     lines.push_back("perplexity " + formatted(*ratio, 4, 'f') + " times the reference's on " +

@@ -91,13 +91,18 @@ std::optional<Quantization> read_quantization(const Json& json, const Where& whe
   auto type = [](const Json& value, const Where& at) {
     read_word(value, at, {"int", "float8e4m3fn"});
   };
+  auto error = [&out](const Json& value, const Where& at) {
+    out.max_logits_error.reset();
+    if (!is_null(value)) out.max_logits_error = read_float(value, at, "float | null");
+  };
   read_object(json, where,
               {{"bits", true, into(out.bits)},
                {"block_size", true, into(out.block_size)},
                {"accuracy_level", true, into(out.accuracy_level)},
                {"min_agreement", true, into(out.min_agreement)},
                {"max_perplexity_ratio", true, into(out.max_perplexity_ratio)},
-               {"type", false, type}},
+               {"type", false, type},
+               {"max_logits_error", false, error}},
               "object | null");
   return out;
 }

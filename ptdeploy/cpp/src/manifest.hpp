@@ -44,6 +44,7 @@ struct Limits {
 struct Quantization {
   std::int64_t bits = 0, block_size = 0, accuracy_level = 0;
   double min_agreement = 0, max_perplexity_ratio = 0;
+  std::optional<double> max_logits_error;
 };
 
 // What a request chooses tokens with; the defaults are the manifest's own.

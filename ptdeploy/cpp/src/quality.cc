@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 
+#include "failures.hpp"
 #include "measure.hpp"
 
 namespace ptdeploy::detail {
@@ -64,10 +66,93 @@ class Explained {
   double off_ = 0;
 };
 
+// Logits of all positions, less each position's mean over the classes; a single score keeps it.
+class Scores {
+ public:
+  explicit Scores(std::size_t columns) : columns_(columns) {}
+
+  void add(const float* row) {
+    double mean = 0;
+    if (columns_ > 1) {
+      for (std::size_t i = 0; i < columns_; ++i) mean += row[i];
+      mean /= static_cast<double>(columns_);
+    }
+    for (std::size_t i = 0; i < columns_; ++i) values_.push_back(row[i] - mean);
+  }
+
+  void subtract(const Scores& other) {
+    for (std::size_t i = 0; i < values_.size(); ++i) values_[i] -= other.values_[i];
+  }
+
+  double size() const { return root_mean_square(std::vector<double>(columns_, 0)); }
+
+  // From position to position.
+  double variation() const {
+    std::vector<double> mean(columns_, 0);
+    for (std::size_t i = 0; i < values_.size(); ++i) mean[i % columns_] += values_[i];
+    for (double& one : mean) one /= static_cast<double>(values_.size() / columns_);
+    return root_mean_square(mean);
+  }
+
+ private:
+  double root_mean_square(const std::vector<double>& from) const {
+    double total = 0;
+    for (std::size_t i = 0; i < values_.size(); ++i)
+      total += (values_[i] - from[i % columns_]) * (values_[i] - from[i % columns_]);
+    return std::sqrt(total / static_cast<double>(values_.size()));
+  }
+
+  std::size_t columns_;
+  std::vector<double> values_;
+};
+
+// logits_error() of ptdeploy/parity/quality.py.
+double logits_error(const Scores& want, Scores difference) {
+  constexpr double kLeastVariation = 0.2, kHopeless = 1e30;
+  difference.subtract(want);
+  const double size = want.size(), apart = difference.size();
+  if (apart == 0) return 0;
+  if (!(size > 0) || !std::isfinite(apart)) return kHopeless;
+  return std::max(apart / size,
+                  difference.variation() / std::max(want.variation(), kLeastVariation * size));
+}
+
+// The binomial distribution's cumulative probability.
+double at_most(std::int64_t count, std::int64_t of, double probability) {
+  const double yes = std::log(probability), no = std::log1p(-probability);
+  const auto n = static_cast<double>(of);
+  double total = 0;
+  for (std::int64_t step = 0; step <= count; ++step) {
+    const auto i = static_cast<double>(step);
+    total += std::exp(std::lgamma(n + 1) - std::lgamma(i + 1) - std::lgamma(n - i + 1) + i * yes +
+                      (n - i) * no);
+  }
+  return total;
+}
+
+// detectable() of ptdeploy/parity/quality.py.
+std::optional<double> detectable(std::size_t positions, double min_agreement) {
+  constexpr double kMissed = 0.05;
+  const auto count = static_cast<std::int64_t>(positions);
+  const auto n = static_cast<double>(count);
+  // A manifest is not trusted: its bound may be any number.
+  min_agreement = std::min(std::max(min_agreement, 0.0), 1.0);
+  std::int64_t allowed =
+      std::min(static_cast<std::int64_t>((1 - min_agreement) * n) + 1, count);
+  while (allowed >= 0 && !(static_cast<double>(count - allowed) / n >= min_agreement)) --allowed;
+  if (allowed >= count) return std::nullopt;
+  double low = 0, high = 1;
+  for (int step = 0; step < 50; ++step) {
+    const double middle = (low + high) / 2;
+    (at_most(allowed, count, middle) > kMissed ? low : high) = middle;
+  }
+  return high;
+}
+
 }  // namespace
 
 std::optional<ParityQuality> judge(Reference& reference, const BundleInfo& info,
-                                   const RunRows& run) {
+                                   double min_agreement, const RunRows& run) {
   if (reference.judged_rows() == 0) return std::nullopt;
   ParityQuality quality;
   quality.judged_on = reference.judged_on();
@@ -75,7 +160,11 @@ std::optional<ParityQuality> judge(Reference& reference, const BundleInfo& info,
   Perplexity ours, theirs;
   std::size_t agreed = 0;
   const bool chooses = info.head == Head::softmax;
+  const bool classifies = chooses && info.task != Task::causal_lm;
   Explained explained(info.columns, info.head);
+  Scores wanted(info.columns), given(info.columns);
+  bool whole = true;
+  std::map<std::int64_t, std::size_t> found;
   for (std::size_t i = 0; i < quality.texts; ++i) {
     const ReferenceText text = reference.judged(i);
     const std::vector<Ids> types(text.type_ids.empty() ? 0 : 1, text.type_ids);
@@ -89,14 +178,46 @@ std::optional<ParityQuality> judge(Reference& reference, const BundleInfo& info,
       ours.add(static_cast<float>(nll));
       theirs.add(text.nll[at]);
     }
-    if (!chooses) explained.add(text.values.data(), logits.row(0));
+    if (!chooses) explained.add(text.logits.data(), logits.row(0));
+    if (!classifies) continue;
+    for (std::int64_t id : text.top1) ++found[id];
+    whole = whole && !text.logits.empty();
+    for (std::size_t at = 0; whole && at < text.top1.size(); ++at) {
+      wanted.add(text.logits.data() + at * info.columns);
+      given.add(logits.row(at));
+    }
   }
   quality.top1_agreement =
       chooses ? static_cast<double>(agreed) / static_cast<double>(quality.positions)
               : explained.share();
   if (!chooses) quality.measured = "explained variance of the values";
   if (info.task == Task::causal_lm) quality.perplexity_ratio = ours.value() / theirs.value();
+  if (classifies) {
+    std::size_t commonest = 0;
+    for (const auto& one : found) commonest = std::max(commonest, one.second);
+    quality.largest_share =
+        static_cast<double>(commonest) / static_cast<double>(quality.positions);
+    if (whole) quality.logits_error = logits_error(wanted, std::move(given));
+  }
+  if (chooses) quality.detectable = detectable(quality.positions, min_agreement);
   return quality;
+}
+
+std::vector<std::string> quality_notes(const ParityQuality& quality) {
+  constexpr double kCoarse = 0.15, kOneClass = 0.9;
+  const auto percent = [](double share) { return formatted(100 * share, 0, 'f') + "%"; };
+  std::vector<std::string> notes;
+  if (quality.measured != ParityQuality().measured) return notes;
+  if (!quality.detectable || *quality.detectable > kCoarse)
+    notes.push_back("agreement at " + std::to_string(quality.positions) +
+                    " positions is a coarse measure: a fault that changes " +
+                    (quality.detectable ? percent(*quality.detectable) : "any number") +
+                    " of the answers could pass it.");
+  if (quality.largest_share && *quality.largest_share >= kOneClass)
+    notes.push_back("the reference finds one class in " + percent(*quality.largest_share) + " of " +
+                    quality.judged_on + ": agreement says little" +
+                    (quality.logits_error ? ", the logits error decides." : "."));
+  return notes;
 }
 
 }  // namespace ptdeploy::detail

@@ -14,6 +14,9 @@ using RunRows =
 
 // Runs the reference's texts, each alone; nothing where the reference has none.
 std::optional<ParityQuality> judge(Reference& reference, const BundleInfo& info,
-                                   const RunRows& run);
+                                   double min_agreement, const RunRows& run);
+
+// Where agreement alone would say little, in words.
+std::vector<std::string> quality_notes(const ParityQuality& quality);
 
 }  // namespace ptdeploy::detail

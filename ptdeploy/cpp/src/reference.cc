@@ -200,10 +200,21 @@ ReferenceText Reference::judged(std::size_t index) {
     require_length(nll, "F32", engine_.info.task == Task::causal_lm ? row.ids.size() - 1 : 0);
     row.top1 = tensors_->integers(top1);
     row.nll = tensors_->floats(nll);
-    if (engine_.info.head != Head::softmax) {
-      const std::string values = tensor_name("judged", index, "values");
-      require_length(values, "F32", engine_.info.columns);
-      row.values = tensors_->floats(values);
+    const auto& quantization = engine_.manifest().quantization;
+    const bool asked = engine_.info.task != Task::causal_lm &&
+                       ((quantization && quantization->max_logits_error) ||
+                        engine_.info.head != Head::softmax);
+    const std::string name = tensor_name("judged", index, "logits");
+    if (asked || tensors_->has(name)) {
+      const std::vector<std::int64_t> wanted = {static_cast<std::int64_t>(row.top1.size()),
+                                                static_cast<std::int64_t>(engine_.info.columns)};
+      const auto& shape = tensors_->shape(name, "F32");
+      if (shape != wanted)
+        throw SchemaError(name + " has shape " + shape_text(shape) + ", not " +
+                          shape_text(wanted));
+      row.logits = tensors_->floats(name);
+      for (float value : row.logits)
+        if (!std::isfinite(value)) throw SchemaError(name + " holds a number that is not finite");
     }
     return row;
   });

@@ -30,12 +30,11 @@ struct ReferenceGreedy {
 };
 
 // A text that rounded weights are judged on: the likeliest token or class at each position, and how
-// surprising each next token was, in nats (CAUSAL_LM).
+// surprising each next token was, in nats (CAUSAL_LM). For classifiers that are judged by them the
+// logits too, (positions, classes).
 struct ReferenceText {
   Ids ids, type_ids, top1;
-  std::vector<float> nll;
-  // Of a head that chooses no one class, its logits.
-  std::vector<float> values;
+  std::vector<float> nll, logits;
 };
 
 class Reference {

@@ -30,13 +30,13 @@ class Verifier {
       out.cases.push_back(compare(one));
     if (state_.info.task == Task::causal_lm) out.greedy = compare_greedy();
     if (manifest.quantization)
-      out.quality = judge(reference_, state_.info,
+      out.quality = judge(reference_, state_.info, manifest.quantization->min_agreement,
                           [this](const std::vector<Ids>& rows, const std::vector<Ids>& types) {
                             std::string stopped;
                             return logits(rows, types, stopped);
                           });
     if (!state_.bundle.file("tokenizer").empty()) out.texts_not_compared = reference_.texts();
-    out.notes = notes(out.texts_not_compared);
+    out.notes = notes(out.quality, out.texts_not_compared);
     const std::vector<std::string> faults = faults_of(out);
     out.engine_faults = faults.size();
     out.failures = faults;
@@ -164,12 +164,15 @@ class Verifier {
     return out;
   }
 
-  std::vector<std::string> notes(std::size_t texts) const {
+  std::vector<std::string> notes(const std::optional<ParityQuality>& quality,
+                                 std::size_t texts) const {
     std::vector<std::string> out;
     const auto& departure = reference_.padded_departure();
     if (departure && *departure > allowed_)
       out.push_back("PEFT's own left-padded batch departs from its rows alone by " +
                     formatted(*departure, 2, 'g') + "; the reference here is each row alone.");
+    if (quality)
+      for (std::string& note : quality_notes(*quality)) out.push_back(std::move(note));
     if (texts > 0)
       out.push_back("the tokenizer was not compared (" + std::to_string(texts) +
                     " texts): the C++ library has none. Python's ptdeploy verify compares it.");

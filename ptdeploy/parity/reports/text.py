@@ -127,8 +127,17 @@ def rounded_words(quality: Quality) -> str:
     return (
         f"rounded weights on {quality.judged_on}: {quality.measured} "
         f"{quality.top1_agreement:.2%} at {quality.positions} positions of {quality.texts} texts"
-        f"{ratio_words(quality.perplexity_ratio)}"
+        f"{_seen_words(quality)}{ratio_words(quality.perplexity_ratio)}"
     )
+
+
+def _seen_words(quality: Quality) -> str:
+    words = ""
+    if quality.detectable is not None:
+        words += f" (a fault in {quality.detectable:.1%} of the answers would be seen)"
+    if quality.logits_error is not None:
+        words += f", logits error {quality.logits_error:.2g}"
+    return words
 
 
 def ratio_words(ratio: float | None) -> str:

@@ -169,6 +169,11 @@ struct ParityQuality {
   std::optional<double> perplexity_ratio;  // to the reference's; for causal_lm
   // What top1_agreement is a share of: a head that chooses no one class has other words.
   std::string measured = "top-1 agreement";
+  // Of classifiers that choose a class: the logits' distance from the reference's, and how much of
+  // the text the reference finds its commonest class in. docs/parity.md has both.
+  std::optional<double> logits_error, largest_share;
+  // The smallest share of changed answers that agreement would notice; empty if none.
+  std::optional<double> detectable;
 };
 
 // The outcome of Engine::verify().

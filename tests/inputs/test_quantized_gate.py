@@ -1,0 +1,198 @@
+"""A quantized engine's gate can fail, however few classes its evaluation text is put into."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import numpy_helper
+from safetensors.torch import load_file, save_file
+
+import ptdeploy
+from benchmarks.faults import Editor
+from ptdeploy.base import resolve_base
+from ptdeploy.base_weights import load_model
+from ptdeploy.bundle import Limits
+from ptdeploy.checkpoint import read_checkpoint
+from ptdeploy.parity.compare import quality_notes, rounding_failures
+from ptdeploy.parity.peft_reference import compute_reference
+from ptdeploy.parity.prose import evaluation_texts
+from ptdeploy.parity.quality import Quality, detectable, logits_error
+from ptdeploy.rounding import Rounding, quantization_for
+from ptdeploy.task import Task
+from ptdeploy.texts import judged_text
+
+LIMITS = Limits(max_sequence=59, max_context=64, vocab_size=tiny.VOCABULARY)
+
+
+@pytest.fixture(scope="module")
+def one_class(tmp_path_factory) -> tuple[tiny.Trained, Path]:
+    """A classifier that puts every text into its first class, compiled to int8."""
+    folder = tmp_path_factory.mktemp("one class")
+    trained = tiny.make(folder, "bert", "SEQ_CLS")
+    file = trained.adapter / "adapter_model.safetensors"
+    tensors = load_file(file)
+    (bias,) = (name for name in tensors if name.endswith("classifier.bias"))
+    tensors[bias] = torch.tensor([4.0, 0.0, 0.0])
+    save_file(tensors, file, metadata={"format": "pt"})
+    bundle = ptdeploy.compile(
+        trained.adapter,
+        target="ort",
+        base=str(trained.base),
+        output=folder / "bundle",
+        precision="int8",
+    )
+    return trained, bundle.path
+
+
+def _shuffle(bundle: Path, module: str) -> None:
+    """Give a layer weights that have nothing to do with its own, of the same values."""
+    editor = Editor(bundle)
+    (node,) = (n for n in editor.model.graph.node if n.name == f"{module}/MatMulNBits")
+    for tensor in editor.model.graph.initializer:
+        if tensor.name in node.input[1:3]:
+            array = numpy_helper.to_array(tensor)
+            mixed = np.random.default_rng(7).permutation(array.ravel()).reshape(array.shape)
+            tensor.CopyFrom(numpy_helper.from_array(mixed, tensor.name))
+    editor.write()
+
+
+def test_an_honest_engine_passes_and_says_how_much_that_means(one_class):
+    report = ptdeploy.verify(one_class[1])
+    quality = report.quality
+    assert report.passed
+    assert quality is not None
+    assert quality.positions >= 64
+    assert quality.largest_share == 1.0
+    assert quality.logits_error is not None
+    assert 0 < quality.logits_error < 0.1
+    assert any("one class in 100%" in note for note in report.notes)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "bert.encoder.layer.0.intermediate.dense",
+        "bert.encoder.layer.1.attention.self.value",
+        "bert.pooler.dense",
+    ],
+)
+def test_a_layer_of_random_weights_fails_although_every_class_agrees(one_class, tmp_path, module):
+    bundle = Path(shutil.copytree(one_class[1], tmp_path / "bundle"))
+    _shuffle(bundle, module)
+    report = ptdeploy.verify(bundle)
+    assert report.quality is not None
+    assert report.quality.top1_agreement > 0.97
+    assert not report.passed
+    (failure,) = report.failures()
+    assert failure.startswith("logits error ")
+    assert "but at most 0.15 is asked for (--max-logits-error)" in failure
+
+
+def test_the_reference_shares_no_weights_with_the_model_that_is_exported(one_class):
+    trained, _ = one_class
+    checkpoint = read_checkpoint(trained.adapter)
+    base = resolve_base(checkpoint, str(trained.base))
+    exported = load_model(checkpoint, base)
+    judged = judged_text(None, LIMITS, None, Task.SEQ_CLS)
+    before = compute_reference(checkpoint, base, LIMITS, judged)
+    with torch.no_grad():
+        for parameter in exported.parameters():
+            parameter.normal_()
+    after = compute_reference(checkpoint, base, LIMITS, judged)
+    for one, other in zip(before.judged, after.judged, strict=True):
+        assert np.array_equal(one.logits, other.logits)
+
+
+def test_a_classifier_is_judged_on_many_texts_of_many_lengths():
+    texts = evaluation_texts()
+    assert len(set(texts)) == len(texts) >= 64
+    assert min(map(len, texts)) < 40 < 150 < max(map(len, texts))
+    rows = judged_text(None, LIMITS, None, Task.SEQ_CLS).rows
+    assert len(rows) >= 64
+    assert len({row.ids.size for row in rows}) > 20
+
+
+@pytest.mark.parametrize(
+    ("positions", "asked", "share"),
+    [(1, 0.97, 0.95), (12, 0.97, 1 - 0.05 ** (1 / 12)), (64, 1.0, 1 - 0.05 ** (1 / 64))],
+)
+def test_what_no_wrong_answer_is_allowed_to_hide(positions, asked, share):
+    assert detectable(positions, asked) == pytest.approx(share, rel=1e-9)
+
+
+@given(st.integers(1, 300), st.floats(0, 1))
+def test_more_text_and_stricter_bounds_see_smaller_faults(positions, asked):
+    share = detectable(positions, asked)
+    if share is None:
+        assert asked == 0
+        return
+    stricter = detectable(positions, 1.0)
+    assert stricter is not None
+    assert 0 < stricter <= share <= 1
+    random = np.random.default_rng(positions)
+    agreed = 1 - random.binomial(positions, share, 4000) / positions
+    assert 0.9 < (agreed < asked).mean() <= 1
+
+
+def _quality(**changes: object) -> Quality:
+    found = {
+        "judged_on": "the given text",
+        "texts": 3,
+        "positions": 3,
+        "top1_agreement": 1.0,
+        "perplexity": None,
+        "reference_perplexity": None,
+        **changes,
+    }
+    return Quality(**found)  # type: ignore[arg-type]
+
+
+def test_a_text_too_short_to_judge_on_is_noted_with_what_could_pass():
+    (note,) = quality_notes(_quality(detectable=detectable(3, 0.97), largest_share=0.5))
+    assert note == (
+        "agreement at 3 positions is a coarse measure: a fault that changes 63% of the answers "
+        "could pass it."
+    )
+    (note,) = quality_notes(_quality(detectable=None, largest_share=0.5))
+    assert "any number of the answers" in note
+    assert quality_notes(_quality(detectable=0.05, largest_share=0.5)) == []
+
+
+LOGITS = np.random.default_rng(1).normal(size=(80, 4)).astype(np.float32)
+
+
+def test_the_logits_error_is_of_what_changes_probabilities():
+    assert logits_error(LOGITS, LOGITS) == 0
+    assert logits_error(LOGITS, LOGITS + 7) == pytest.approx(0, abs=1e-6)
+    assert logits_error(LOGITS, 1.1 * LOGITS) == pytest.approx(0.1, rel=0.05)
+
+
+def test_an_engine_that_heeds_no_text_or_another_has_an_error_of_1_or_more():
+    assert logits_error(LOGITS, np.tile(LOGITS.mean(0), (80, 1))) == pytest.approx(1, abs=0.05)
+    assert logits_error(LOGITS, LOGITS[::-1]) > 1.2
+
+
+@pytest.mark.parametrize("bias", [0, 3, 20])
+def test_the_bias_of_a_commonest_class_does_not_hide_what_the_text_changes(bias):
+    biased = LOGITS + np.array([bias, 0, 0, 0], np.float32)
+    other = LOGITS[::-1] + np.array([bias, 0, 0, 0], np.float32)
+    assert logits_error(biased, other) > 0.15
+
+
+def test_numbers_that_are_not_finite_never_pass():
+    allowed = quantization_for("int4", Rounding())
+    for bad in (np.nan, np.inf):
+        error = logits_error(LOGITS, np.full_like(LOGITS, bad))
+        assert rounding_failures(_quality(logits_error=error), allowed)
+
+
+def test_a_single_score_counts_as_it_is():
+    score = LOGITS[:, :1]
+    assert logits_error(score, 1.2 * score) == pytest.approx(0.2, rel=0.05)
