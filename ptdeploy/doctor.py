@@ -10,6 +10,7 @@ from typing import Any
 from ptdeploy.engine_options import EngineOptions
 from ptdeploy.printable import printable_fields
 from ptdeploy.targets import TARGETS, get_target
+from ptdeploy.targets.cores import usable_cores
 
 _RUNTIME = ("numpy", "tokenizers", "safetensors", "msgspec")
 _ENGINES = ("onnxruntime", "onnxruntime-gpu")
@@ -44,6 +45,7 @@ def examine() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "cores": usable_cores(),
         "packages": packages,
         "can_compile": all(packages["compile"].values()),
         "targets": targets,
@@ -55,7 +57,10 @@ def examine() -> dict[str, Any]:
 def describe(facts: dict[str, Any]) -> str:
     """The same in words, for a terminal."""
     facts = printable_fields(facts)
-    lines = [f"Python {facts['python']} on {facts['platform']}"]
+    lines = [
+        f"Python {facts['python']} on {facts['platform']}",
+        f"cores      {facts['cores']} for this process",
+    ]
     for group, names in facts["packages"].items():
         found = [f"{name} {v or 'not installed'}" for name, v in names.items()]
         lines.append(f"{group:<10} {', '.join(found)}")

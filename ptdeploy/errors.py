@@ -17,6 +17,10 @@ class PtdeployError(Exception):
         self.fix = fix
         super().__init__(f"{problem}\n{fix}" if fix else problem)
 
+    def __reduce__(self) -> tuple[type[PtdeployError], tuple[str, str]]:
+        # A worker process's error is pickled on its way back.
+        return type(self), (self.problem, self.fix)
+
 
 class CheckpointError(PtdeployError):
     """The checkpoint is missing, broken, or of a kind that ptdeploy does not compile."""

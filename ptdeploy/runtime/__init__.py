@@ -10,7 +10,7 @@ from ptdeploy.arguments import MOST_THREADS, checked, maybe
 from ptdeploy.bundle import Bundle, check_hashes, read_bundle, whole
 from ptdeploy.runtime.causal import CausalLM
 from ptdeploy.runtime.classifier import Classifier, TokenClassifier
-from ptdeploy.runtime.engine import Engine
+from ptdeploy.runtime.engine import Engine, OpenOptions
 from ptdeploy.runtime.layout import check_manifest
 from ptdeploy.runtime.tokenizer import load_tokenizer
 from ptdeploy.targets import get_target
@@ -68,7 +68,9 @@ def open_engine(
     check_manifest(bundle)
     target = get_target(manifest.target)
     session = target.load(bundle, device or manifest.device, threads, map_weights)
-    return ENGINES[manifest.task](bundle, session, load_tokenizer(bundle))
+    engine = ENGINES[manifest.task](bundle, session, load_tokenizer(bundle))
+    engine.options_given = OpenOptions(device, threads, map_weights)
+    return engine
 
 
 __all__ = ["CausalLM", "Classifier", "Engine", "TokenClassifier", "load", "open_engine"]

@@ -112,6 +112,18 @@ class Conversation:
         other.token_ids, other._ending = list(self.token_ids), self._ending
         return other
 
+    def __copy__(self) -> Conversation:
+        return self.fork()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Conversation:
+        return self.fork()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise InputError(
+            "A session cannot be handed to another process: its KV is in this one's memory.",
+            "Hand over the engine and the session's token_ids, and append those to a new session.",
+        )
+
     def _encoded(self, inputs: str | Sequence[int]) -> tuple[list[int], int]:
         """Token ids to append, and how many of the last are special ones behind a text."""
         tokenizer = self._engine.tokenizer

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ptdeploy.arguments import checked, flag, listed
 from ptdeploy.bundle import Bundle, Manifest
-from ptdeploy.errors import EngineFault, InputError
+from ptdeploy.errors import BundleError, EngineFault, InputError
 from ptdeploy.runtime.batching import (
     Batch,
     Row,
@@ -31,8 +34,23 @@ Pair = tuple[str, str]
 Inputs = str | Sequence[str | Pair] | Sequence[int] | Sequence[Sequence[int]]
 
 
+@dataclass(frozen=True)
+class OpenOptions:
+    """What an engine was opened with."""
+
+    device: str | None = None
+    threads: int | None = None
+    map_weights: bool = False
+
+
 class Engine(ABC):
-    """A loaded bundle. Takes text (where the bundle has a tokenizer) or token ids."""
+    """A loaded bundle. Takes text (where the bundle has a tokenizer) or token ids.
+
+    Pickled, it is the bundle's path and how it was opened: it is opened again where it is
+    unpickled, if it is still the same bundle. Copies of it are the engine itself.
+    """
+
+    options_given = OpenOptions()
 
     def __init__(self, bundle: Bundle, session: Session, tokenizer: Tokenizer | None) -> None:
         self.bundle = bundle
@@ -43,6 +61,16 @@ class Engine(ABC):
     @property
     def manifest(self) -> Manifest:
         return self.bundle.manifest
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        path = str(self.bundle.path.absolute())
+        return _opened_again, (path, self.options_given, _digest(self.bundle))
+
+    def __copy__(self) -> Engine:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Engine:
+        return self
 
     def logits(
         self,
@@ -155,6 +183,26 @@ class Engine(ABC):
         self, rows: Sequence[Row], segments: Sequence[Row] | None = None
     ) -> list[NDArray[np.float32]]:
         """Logits of checked rows, padding left out."""
+
+
+def _opened_again(path: str, given: OpenOptions, digest: str) -> Engine:
+    """An engine in the process that it was handed to. Raises as load does, BundleError if another
+    bundle is at its path by now."""
+    from ptdeploy.runtime import load
+
+    engine = load(path, given.device, given.threads, given.map_weights)
+    if _digest(engine.bundle) != digest:
+        raise BundleError(
+            f"{path}: is another bundle than the engine was opened from that was handed to this "
+            "process.",
+            "Open the bundle in this process: ptdeploy.load.",
+        )
+    return engine
+
+
+def _digest(bundle: Bundle) -> str:
+    # The manifest lists the hash of every file.
+    return hashlib.sha256(msgspec.json.encode(bundle.manifest)).hexdigest()
 
 
 def one_row(inputs: str | Sequence[int]) -> Inputs:

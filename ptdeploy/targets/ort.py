@@ -19,6 +19,8 @@ from ptdeploy.errors import BundleError, InputError, TargetUnavailable
 from ptdeploy.memory import out_of_memory, ran_out_of_memory
 from ptdeploy.runtime.layout import AGAIN, check_signature
 from ptdeploy.targets import Attention, BuildRequest, Built, Numerics, Placed
+from ptdeploy.targets.cores import default_threads, may_spin
+from ptdeploy.targets.forks import cannot_follow, survive_forks
 from ptdeploy.targets.onnx_file import read_onnx_file
 from ptdeploy.targets.ort_errors import reason, run_error
 from ptdeploy.task import Activations, TensorSpec
@@ -168,8 +170,11 @@ def load(
     ONNX Runtime copies a CPU's weights into the layout its products are fastest with, unless
     `map_weights` leaves them in the file, mapped.
     """
-    options = session_options(device, threads, map_weights)
-    return OrtSession(start(bundle, device, options), device)
+
+    def opened() -> Any:
+        return start(bundle, device, session_options(device, threads, map_weights))
+
+    return OrtSession(opened(), device, opened)
 
 
 def layers(bundle: Bundle, device: str) -> EngineLayers:
@@ -198,8 +203,9 @@ def session_options(device: str, threads: int | None = None, map_weights: bool =
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     if map_weights:
         options.add_session_config_entry("session.disable_prepacking", "1")
-    if threads is not None:
-        options.intra_op_num_threads = threads
+    # ONNX Runtime's own default counts the machine's cores, and ties a thread to each of them.
+    options.intra_op_num_threads = threads or default_threads()
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(may_spin())))
     return options
 
 
@@ -322,17 +328,26 @@ class OrtMemory:
 
 
 class OrtSession:
-    """A loaded ONNX Runtime session."""
+    """A loaded ONNX Runtime session.
 
-    def __init__(self, session: Any, device: str = "cpu") -> None:
+    A process that was forked has none of its threads: there it is opened again, by `reopen`, when
+    it is first used. What is bound to it follows, as the memory is copied by the fork.
+    """
+
+    def __init__(
+        self, session: Any, device: str = "cpu", reopen: Callable[[], Any] | None = None
+    ) -> None:
         self._session, self._device = session, device
+        self._reopen, self._process = reopen, os.getpid()
+        survive_forks(self)
         self._outputs = [output.name for output in session.get_outputs()]
         # Whether placed memory is this process's own.
         self.in_host_memory = device == "cpu"
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        session = self._live()
         try:
-            values = self._session.run(self._outputs, dict(inputs))
+            values = session.run(self._outputs, dict(inputs))
         except Exception as error:  # as in start
             raise run_error(error) from None
         return dict(zip(self._outputs, values, strict=True))
@@ -358,7 +373,44 @@ class OrtSession:
 
         An array may be input and output at once. All must be contiguous and stay as they are.
         """
-        binding = self._session.io_binding()
+        session = self._live()
+        binding = self._binding(session, inputs, outputs)
+        # The closure keeps the arrays: the binding knows only their addresses.
+        kept = (inputs, outputs)
+
+        def step() -> None:
+            nonlocal session, binding
+            if session is not self._live():
+                session = self._live()
+                binding = self._binding(session, *kept)
+            try:
+                session.run_with_iobinding(binding)
+            except Exception as error:  # as in start
+                raise run_error(error) from None
+
+        return step
+
+    def native(self) -> Any:
+        """The session as it is: see forks.py."""
+        return self._session
+
+    def _live(self) -> Any:
+        """The session, in the process that it was opened in."""
+        if self._process == os.getpid():
+            return self._session
+        if self._device != "cpu" or self._reopen is None:
+            raise cannot_follow(self._device)
+        self._session = self._reopen()
+        self._process = os.getpid()
+        return self._session
+
+    def _binding(
+        self,
+        session: Any,
+        inputs: Mapping[str, NDArray[Any] | Placed],
+        outputs: Mapping[str, NDArray[Any] | Placed],
+    ) -> Any:
+        binding = session.io_binding()
         for bind, arrays in ((binding.bind_input, inputs), (binding.bind_output, outputs)):
             for name, array in arrays.items():
                 memory = array if isinstance(array, OrtMemory) else _host(np.asarray(array))
@@ -366,17 +418,7 @@ class OrtSession:
                     bind(name, memory.device, 0, memory.dtype, memory.shape, memory.pointer)
                 except Exception as error:
                     raise run_error(error) from None
-        run = self._session.run_with_iobinding
-        # The closure keeps the arrays: the binding knows only their addresses.
-        kept = (inputs, outputs)
-
-        def step(_kept: object = kept) -> None:
-            try:
-                run(binding)
-            except Exception as error:  # as in start
-                raise run_error(error) from None
-
-        return step
+        return binding
 
 
 def _host(array: NDArray[Any]) -> OrtMemory:

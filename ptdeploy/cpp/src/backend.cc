@@ -1,13 +1,9 @@
 #include "backend.hpp"
 
+#include "cores.hpp"
 #include "schema.hpp"
 
 namespace ptdeploy::detail {
-namespace {
-
-constexpr int kMostThreads = 1024;
-
-}  // namespace
 
 std::unique_ptr<Backend> open_backend(const Bundle& bundle, const OpenOptions& options) {
   if (options.threads < 0 || options.threads > kMostThreads)

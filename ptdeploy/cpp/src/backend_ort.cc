@@ -9,6 +9,7 @@
 #include <set>
 
 #include "backend.hpp"
+#include "cores.hpp"
 #include "layout.hpp"
 #include "onnx_file.hpp"
 #include "schema.hpp"
@@ -221,7 +222,9 @@ class OrtBackend final : public Backend {
     settings.SetLogSeverityLevel(ORT_LOGGING_LEVEL_ERROR);
     // ONNX Runtime copies weights into the layout its products are fastest with, unless told.
     if (options.map_weights) settings.AddConfigEntry("session.disable_prepacking", "1");
-    if (options.threads > 0) settings.SetIntraOpNumThreads(options.threads);
+    // ONNX Runtime's own default counts the machine's cores, and ties a thread to each of them.
+    settings.SetIntraOpNumThreads(options.threads > 0 ? options.threads : default_threads());
+    settings.AddConfigEntry("session.intra_op.allow_spinning", may_spin() ? "1" : "0");
     return settings;
   }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from ptdeploy.errors import BundleError, EngineFault, InputError, OutOfMemory
 from ptdeploy.targets import Placed
+from ptdeploy.targets.forks import cannot_follow, survive_forks
 from ptdeploy.targets.layers import EngineLayers
 from ptdeploy.targets.trt import cuda
 from ptdeploy.targets.trt.inspector import read_layers
@@ -77,6 +79,8 @@ class TrtSession:
         keep: Callable[[], None],
     ) -> None:
         self._vendor, self.engine, self._profiles = vendor, engine, profiles
+        self._process = os.getpid()
+        survive_forks(self)
         self._contexts, self._keep = contexts, keep
         self._free: dict[int, list[_Lane]] = {}
         # A step that is dropped gives its lane back, whatever this thread is just doing.
@@ -123,8 +127,18 @@ class TrtSession:
         finally:
             self._give_back(lane)
 
+    def native(self) -> Any:
+        """All that CUDA has a part in: see forks.py."""
+        return self
+
+    def check_process(self) -> None:
+        """Raises EngineFault in a process that was forked: CUDA does not work there."""
+        if self._process != os.getpid():
+            raise cannot_follow("cuda")
+
     def place(self, array: NDArray[Any]) -> cuda.Memory:
         """A copy of an array in the GPU's memory. Raises MemoryError if it does not fit."""
+        self.check_process()
         return cuda.place(np.ascontiguousarray(array), self._stream)
 
     def bind(
@@ -140,6 +154,7 @@ class TrtSession:
         return _Step(self, inputs, outputs)
 
     def _profile(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
+        self.check_process()
         for index, profile in enumerate(self._profiles):
             if profile.takes(dict(shapes)):
                 return index
@@ -231,6 +246,7 @@ class _Step:
         self._records = session.captures
 
     def __call__(self) -> None:
+        self._session.check_process()
         if self._lane is None:
             with _room():
                 self._lane = self._prepare()

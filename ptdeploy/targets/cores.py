@@ -1,0 +1,108 @@
+"""How many threads an engine has on a CPU, and whether they wait by spinning.
+
+ptdeploy/cpp/src/cores.cc has the same rules.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+from ptdeploy.arguments import MOST_THREADS
+from ptdeploy.errors import InputError
+
+THREADS, SPIN = "PTDEPLOY_THREADS", "PTDEPLOY_SPIN"
+
+
+def default_threads() -> int:
+    """What `PTDEPLOY_THREADS` says, else as many as there are cores for this process.
+
+    Raises InputError if the variable is no whole number from 1 to 1024.
+    """
+    given = os.environ.get(THREADS, "").strip()
+    if not given:
+        return usable_cores()
+    # So many digits Python would not even read.
+    is_number = given.isascii() and given.isdigit() and len(given) < 10
+    if is_number and 1 <= int(given) <= MOST_THREADS:
+        return int(given)
+    raise InputError(
+        f"{THREADS} is {given!r}; it must be a whole number from 1 to {MOST_THREADS}.",
+        "Without it an engine has as many threads as there are cores for its process.",
+    )
+
+
+def may_spin() -> bool:
+    """Whether threads that wait for work keep their core busy: only with `PTDEPLOY_SPIN=1`.
+
+    Where processes share cores, a waiting thread would take them from one that has work.
+    """
+    given = os.environ.get(SPIN, "").strip()
+    if given in ("", "0", "1"):
+        return given == "1"
+    raise InputError(f"{SPIN} is {given!r}; it must be 0 or 1.")
+
+
+def usable_cores(proc: Path = Path("/proc"), system: Path = Path("/sys")) -> int:
+    """The cores that this process may run on, at most what its cgroups' quotas add up to.
+
+    Two hardware threads of one core count once: they share what products are computed with. A
+    quota of part of a core is rounded up.
+    """
+    if hasattr(os, "sched_getaffinity"):
+        allowed = os.sched_getaffinity(0)
+    else:
+        allowed = set(range(os.cpu_count() or 1))
+    cores = {
+        _text(system / f"devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") or str(cpu)
+        for cpu in allowed
+    }
+    quota = _quota(proc, system)
+    count = len(cores) if quota is None else min(len(cores), math.ceil(quota))
+    return min(max(count, 1), MOST_THREADS)
+
+
+def _quota(proc: Path, system: Path) -> float | None:
+    """The smallest quota of this process's cgroups and those around them, in cores."""
+    mounts = system / "fs/cgroup"
+    found = []
+    for line in _text(proc / "self/cgroup").splitlines():
+        number, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if number == "0" and not controllers:
+            places, read = [mounts, mounts / "unified"], _quota_2
+        elif "cpu" in controllers.split(","):
+            places, read = [mounts / controllers, mounts / "cpu"], _quota_1
+        else:
+            continue
+        # A container sees its own group as the root, whatever the path says; then only that is
+        # there.
+        parts = [part for part in path.split("/") if part and part != ".."]
+        for place in places:
+            for depth in range(len(parts) + 1):
+                found.append(read(place.joinpath(*parts[:depth])))
+    return min((quota for quota in found if quota is not None), default=None)
+
+
+def _quota_2(folder: Path) -> float | None:
+    quota, _, period = _text(folder / "cpu.max").partition(" ")
+    return _share(quota, period)
+
+
+def _quota_1(folder: Path) -> float | None:
+    return _share(_text(folder / "cpu.cfs_quota_us"), _text(folder / "cpu.cfs_period_us"))
+
+
+def _share(quota: str, period: str) -> float | None:
+    """Microseconds a period as a number of cores; None without a limit ("max", -1)."""
+    if not quota.isdigit() or not period.isdigit() or not int(period) or not int(quota):
+        return None
+    return int(quota) / int(period)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except (OSError, ValueError):
+        return ""
