@@ -34,7 +34,13 @@ from ptdeploy.bundle import (
 )
 from ptdeploy.checkpoint import read_checkpoint
 from ptdeploy.engine_options import ENGINE_OPTIONS, EngineOptions
-from ptdeploy.errors import BundleError, EngineFault, InputError, TargetUnavailable
+from ptdeploy.errors import (
+    BaseModelError,
+    BundleError,
+    EngineFault,
+    InputError,
+    TargetUnavailable,
+)
 from ptdeploy.parity.cases import check_golden, compared_rows
 from ptdeploy.parity.compare import ParityReport, compare
 from ptdeploy.parity.reference import Reference, save_reference
@@ -320,6 +326,13 @@ def _open_new(bundle: Bundle, compiled: Compiled) -> Engine:
     try:
         return open_engine(bundle)
     except BundleError as error:
+        # ONNX Runtime's word for an operator that it has no kernel for, in that type.
+        if "find an implementation" in error.problem:
+            raise BaseModelError(
+                f"{compiled.architecture}: its graph has operators that the target cannot run "
+                f"({error.problem}).",
+                "Only the architectures in the README's support table are tested.",
+            ) from None
         raise EngineFault(
             f"{compiled.architecture}: the target cannot open the engine that was built of its "
             f"graph ({error.problem}).",
