@@ -95,6 +95,12 @@ def test_a_streamed_answer_is_the_generated_one(engines, kind):
         for stop in {one.text[5:7], one.text[-1:], one.text[3:9], "no such text"} - {""}:
             (cut,) = engine.generate(TEXT, stop=stop, **asked)
             assert "".join(engine.stream(TEXT, stop=stop, **asked)) == cut.text
+            if kind == "suffix inside":
+                # Later tokens change the text of earlier ones, so the whole answer's text is not
+                # what stood there when the stop was complete.
+                own = theirs.decode(ids + cut.token_ids).removeprefix(begun)
+                assert cut.text in (own, own[: own.find(stop)])
+                continue
             assert (cut.stopped == "stop") == (stop in one.text)
             if stop in one.text:
                 assert cut.text == one.text[: one.text.index(stop)]
