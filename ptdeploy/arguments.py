@@ -157,6 +157,8 @@ def one_of(kind: type[Enum]) -> Check:
 
 def instance(kind: type[Any], **checks: Check) -> Check:
     """An object of a class of ours, and its fields where they are not None."""
+    if checks and checks.keys() != {one.name for one in fields(kind)}:
+        raise TypeError(f"Every field of {kind.__name__} needs a check: {sorted(checks)}.")
 
     def check(name: str, value: Any) -> Any:
         if not isinstance(value, kind):

@@ -41,6 +41,7 @@ ROUNDING = {
     "accuracy_level": whole(),
     "min_agreement": number,
     "max_perplexity_ratio": number,
+    "max_logits_error": number,
     "quality_text": path,
 }
 

@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import ptdeploy.files as files
 from ptdeploy.bundle import check_destination, publish, read_bundle, stage_bundle
@@ -80,8 +81,9 @@ def rebuild_in_place(new: Path, place: Path) -> None:
             shutil.copyfile(new / name, bundle.path / name)
         return ()
 
-    get_target("trt").rebuild = build  # type: ignore[method-assign]
-    rebuild_bundle(place, progress=Progress(quiet=True))
+    target = get_target("trt")
+    with mock.patch.object(target, "rebuild", build):
+        rebuild_bundle(place, progress=Progress(quiet=True))
 
 
 def dies_at(point: int, work: Callable[[], None]) -> bool:
