@@ -222,7 +222,7 @@ def loaded(path: Path, map_weights: bool) -> list[float]:
     """Seconds to open a bundle in a fresh process, and the bytes it then holds resident."""
     code = f"""
 import re, time, json, numpy, tokenizers, ptdeploy
-from ptdeploy.telemetry import import_onnxruntime
+from ptdeploy.backends.telemetry import import_onnxruntime
 import_onnxruntime()
 def kb(name): return int(re.search(name + r":\\s+(\\d+)", open("/proc/self/status").read())[1])
 before, start = kb("VmRSS"), time.perf_counter()

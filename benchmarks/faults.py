@@ -187,7 +187,7 @@ def other_head(node: str, name: str) -> Any:
 
 
 def _other_prefix(other: tiny.Trained) -> np.ndarray:
-    from ptdeploy.prompt import prefix_kv
+    from ptdeploy.program.prompt import prefix_kv
 
     return prefix_kv(other.model.get_base_model(), _other_tokens(other))
 

@@ -33,7 +33,7 @@ if sys.argv[1] == "golden":
             if name.split(".")[0] in ("torch", "transformers", "peft", "onnx"):
                 raise ImportError(name)
     sys.meta_path.insert(0, Refuse())
-from ptdeploy.cli import main
+from ptdeploy.cli.main import main
 sys.exit(main(sys.argv[2:]))
 """
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ptdeploy.bundle.quantization import Rounding
 from ptdeploy.engine_options import EngineOptions
 from ptdeploy.errors import (
     BaseModelError,
@@ -22,13 +23,12 @@ from ptdeploy.errors import (
     TargetUnavailable,
 )
 from ptdeploy.progress import Progress
-from ptdeploy.rounding import Rounding
 
 if TYPE_CHECKING:
     from ptdeploy.bundle import Bundle
+    from ptdeploy.bundle.task import Task
     from ptdeploy.parity.compare import ParityReport
     from ptdeploy.runtime import Engine
-    from ptdeploy.task import Task
 
 __version__ = "0.1.0"
 __all__ = [
@@ -95,10 +95,10 @@ def compile(
     Raises CheckpointError, BaseModelError, BundleError, InputError, OutputError, ParityError or
     TargetUnavailable; then no bundle is written and an older one is kept.
     """
-    from ptdeploy.telemetry import switch_off
+    from ptdeploy.backends.telemetry import switch_off
 
     switch_off()
-    from ptdeploy.compiler import compile_checkpoint
+    from ptdeploy.commands.compile import compile_checkpoint
 
     return compile_checkpoint(
         checkpoint,
@@ -151,10 +151,10 @@ def verify(
     The caller asks `report.passed`. Raises BundleError if the bundle is damaged, InputError if an
     option or a file does not fit, and what compile raises for a checkpoint.
     """
-    from ptdeploy.telemetry import switch_off
+    from ptdeploy.backends.telemetry import switch_off
 
     switch_off()
-    from ptdeploy.verifier import verify_bundle
+    from ptdeploy.commands.verify import verify_bundle
 
     return verify_bundle(
         bundle,
@@ -187,7 +187,7 @@ def rebuild(
     Raises BundleError if the bundle is damaged or keeps no ONNX, InputError if its target has
     nothing to build, TargetUnavailable if it cannot build here, ParityError if the new one departs.
     """
-    from ptdeploy.rebuilder import rebuild_bundle
+    from ptdeploy.commands.rebuild import rebuild_bundle
 
     return rebuild_bundle(
         bundle,

@@ -2,6 +2,6 @@
 
 import sys
 
-from ptdeploy.cli import main
+from ptdeploy.cli.main import main
 
 sys.exit(main())

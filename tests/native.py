@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from ptdeploy.rounding import Rounding
+from ptdeploy.bundle.quantization import Rounding
 
 REPOSITORY = Path(__file__).parents[1]
 TESTS = REPOSITORY / "tests" / "cpp"

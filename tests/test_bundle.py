@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import ptdeploy
 from ptdeploy.bundle import read_bundle
-from ptdeploy.cli import main
+from ptdeploy.cli.main import main
 from ptdeploy.errors import BundleError
 
 

@@ -16,7 +16,7 @@ import pytest
 from native import ROWS, bits, text_of
 
 import ptdeploy
-from ptdeploy.cli import main
+from ptdeploy.cli.main import main
 
 LIBRARY = native.REPOSITORY / "ptdeploy" / "cpp"
 

@@ -13,9 +13,9 @@ from test_passes import NOTHING, given_rows, graph, random, run, weight
 
 from ptdeploy.bundle import Quantization
 from ptdeploy.errors import InputError
-from ptdeploy.parity.stand_in import emulate_bfloat16
+from ptdeploy.parity.graph_check import emulate_bfloat16
 from ptdeploy.passes import PassContext, dequantize
-from ptdeploy.passes.dequantize import quantise
+from ptdeploy.passes.dequantize import quantize
 
 INT8, INT4 = Quantization(8, 0, 0, 0, 9), Quantization(4, 16, 0, 0, 9)
 FP8 = Quantization(8, 0, 0, 0, 9, "float8e4m3fn")
@@ -23,7 +23,7 @@ FINITE = st.floats(-1e4, 1e4, width=32)
 
 
 def restored(matrix: np.ndarray, wanted: Quantization) -> np.ndarray:
-    codes, scales = quantise(matrix, wanted)
+    codes, scales = quantize(matrix, wanted)
     wide = codes.astype(np.float32)
     if not wanted.block_size:
         return wide * scales
@@ -34,7 +34,7 @@ def restored(matrix: np.ndarray, wanted: Quantization) -> np.ndarray:
 @settings(max_examples=60, deadline=None)
 @pytest.mark.parametrize("wanted", [INT8, INT4], ids=["int8", "int4"])
 def test_a_value_is_off_by_half_a_step_at_most(wanted, matrix):
-    _, scales = quantise(matrix, wanted)
+    _, scales = quantize(matrix, wanted)
     step = np.repeat(scales, wanted.block_size, 0) if wanted.block_size else scales[None]
     assert (np.abs(restored(matrix, wanted) - matrix) <= 0.5001 * step + 1e-30).all()
 
@@ -43,7 +43,7 @@ def test_a_value_is_off_by_half_a_step_at_most(wanted, matrix):
 @settings(max_examples=60, deadline=None)
 def test_a_float8_is_off_by_a_sixteenth_at_most(matrix):
     """Three bits of mantissa, and near zero the smallest step of all."""
-    _, scales = quantise(matrix, FP8)
+    _, scales = quantize(matrix, FP8)
     bound = np.abs(matrix) / 16 + scales * 2.0**-10
     assert (np.abs(restored(matrix, FP8) - matrix) <= bound * 1.001 + 1e-30).all()
 

@@ -8,7 +8,7 @@ import pytest
 import tiny
 
 import ptdeploy
-from ptdeploy.cli import main
+from ptdeploy.cli.main import main
 
 
 def test_a_bundle_differs_from_itself_in_nothing(compiled, capsys):

@@ -12,11 +12,11 @@ import torch
 from peft import PeftModel
 from safetensors.torch import save_file
 
-from ptdeploy.checkpoint import load_full, read_checkpoint, save_full
+from ptdeploy.bundle.task import Task
+from ptdeploy.commands.inspect import inspect
 from ptdeploy.errors import CheckpointError, OutputError
-from ptdeploy.inspect import inspect
-from ptdeploy.prompt import evaluate_prompt_encoder
-from ptdeploy.task import Task
+from ptdeploy.program.prompt import evaluate_prompt_encoder
+from ptdeploy.source.checkpoint import load_full, read_checkpoint, save_full
 
 
 @pytest.fixture(scope="module", params=["MLP", "LSTM"])
@@ -232,7 +232,7 @@ def test_load_full_needs_a_prompt_encoder(trained):
 def test_a_stale_evaluated_prompt_is_refused(trained, tmp_path):
     from safetensors.torch import load_file
 
-    from ptdeploy.prompt import freeze
+    from ptdeploy.program.prompt import freeze
 
     save_full(trained.model, tmp_path / "full")
     file = tmp_path / "full" / "adapter_model.safetensors"

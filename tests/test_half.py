@@ -10,17 +10,17 @@ import pytest
 import tiny
 from e2e.test_parity import peft_alone, random_rows
 
-from ptdeploy.base import resolve_base
-from ptdeploy.base_weights import load_model
 from ptdeploy.bundle import Bundle, Quantization, staged
-from ptdeploy.checkpoint import read_checkpoint
-from ptdeploy.export import to_onnx
-from ptdeploy.manifest import build_manifest, limits
-from ptdeploy.meaning import read_meaning
 from ptdeploy.passes import PassContext, run_passes
-from ptdeploy.program import build_program, needs_prefix_kv
-from ptdeploy.prompt import freeze, save_prompt
+from ptdeploy.program.build import build_program, needs_prefix_kv
+from ptdeploy.program.export import to_onnx
+from ptdeploy.program.manifest import build_manifest, limits
+from ptdeploy.program.prompt import freeze, save_prompt
 from ptdeploy.runtime import Engine, open_engine
+from ptdeploy.source.base import resolve_base
+from ptdeploy.source.base_weights import load_model
+from ptdeploy.source.checkpoint import read_checkpoint
+from ptdeploy.source.meaning import read_meaning
 from ptdeploy.targets import ort
 
 HALF = ir.DataType.FLOAT16

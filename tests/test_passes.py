@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ptdeploy.bundle import Quantization
+from ptdeploy.bundle.quantization import Rounding, quantization_for, read_texts
+from ptdeploy.bundle.signature import Signature
 from ptdeploy.errors import InputError
 from ptdeploy.passes import PassContext, head, layout, residual
-from ptdeploy.passes import quantise as quantise_pass
-from ptdeploy.passes.quantise import quantise
-from ptdeploy.rounding import Rounding, quantization_for, read_texts
-from ptdeploy.signature import Signature
+from ptdeploy.passes import quantize as quantize_pass
+from ptdeploy.passes.quantize import quantize
 from ptdeploy.targets import ort
 
 NOTHING = Signature((), ())
@@ -111,8 +111,8 @@ def test_an_untied_head_is_stored_as_it_is_read(tmp_path):
 )
 def test_rounding_is_off_by_at_most_one_step(rows, columns, bits, block_size, scale, seed):
     weights = random(rows, columns, seed=seed) * np.float32(scale)
-    packed, scales = quantise(weights, quantization(bits, block_size))
-    back = dequantised(packed, scales, bits, columns)
+    packed, scales = quantize(weights, quantization(bits, block_size))
+    back = dequantized(packed, scales, bits, columns)
     step = np.repeat(np.abs(scales), block_size, axis=1)[:, :columns]
     # Half a step, but at the one end of the range that has no code.
     assert (np.abs(back - weights) <= 1.001 * step + 1e-30).all()
@@ -120,7 +120,7 @@ def test_rounding_is_off_by_at_most_one_step(rows, columns, bits, block_size, sc
     assert np.abs(back).max() == pytest.approx(widest, rel=1e-5)
 
 
-def dequantised(packed, scales, bits, columns) -> np.ndarray:
+def dequantized(packed, scales, bits, columns) -> np.ndarray:
     codes = packed
     if bits == 4:
         codes = np.stack([packed & 15, packed >> 4], -1).reshape(*packed.shape[:2], -1)
@@ -154,12 +154,12 @@ def test_a_rounded_product_is_the_product_of_the_rounded_weights(
         domain="com.microsoft" if kind == "FusedMatMul" else "",
     )
     model = graph(node, inputs=[x], weights=values)
-    model = quantise_pass.run(model, PassContext(NOTHING, wanted))
+    model = quantize_pass.run(model, PassContext(NOTHING, wanted))
     assert next(one.op_type for one in model.graph) == "MatMulNBits"
     assert "w" not in model.graph.initializers
 
     feed = random(5, width, seed=1)
-    want = feed @ dequantised(*quantise(rows, wanted), bits, width).T
+    want = feed @ dequantized(*quantize(rows, wanted), bits, width).T
     if kind.startswith("Gemm"):
         want = want + bias
     # Level 4 rounds the other side of the product to int8 as well.
@@ -173,10 +173,10 @@ def test_a_square_weight_read_both_ways_round_is_rounded_for_each(tmp_path):
     first = ir.node("MatMul", [x, w])
     last = ir.node("Gemm", [first.outputs[0], w, b], attributes={"transB": 1})
     model = graph(first, last, inputs=[x], weights={"w": w, "b": b})
-    model = quantise_pass.run(model, PassContext(NOTHING, wanted))
+    model = quantize_pass.run(model, PassContext(NOTHING, wanted))
     feed = random(5, 32, seed=1)
-    once = feed @ dequantised(*quantise(np.ascontiguousarray(rows.T), wanted), 8, 32).T
-    want = once @ dequantised(*quantise(rows, wanted), 8, 32).T + random(32, seed=2)
+    once = feed @ dequantized(*quantize(np.ascontiguousarray(rows.T), wanted), 8, 32).T
+    want = once @ dequantized(*quantize(rows, wanted), 8, 32).T + random(32, seed=2)
     np.testing.assert_allclose(run(model, tmp_path, x=feed), want, atol=2e-3)
 
 
@@ -185,7 +185,7 @@ def test_other_products_are_left_alone(changes):
     x, w = given_rows(32), weight("w", random(32, 48))
     node = ir.node("Gemm", [x, w, (b := weight("b", random(48)))], attributes=changes)
     model = graph(node, inputs=[x], weights={"w": w, "b": b})
-    model = quantise_pass.run(model, PassContext(NOTHING, quantization(4)))
+    model = quantize_pass.run(model, PassContext(NOTHING, quantization(4)))
     assert [one.op_type for one in model.graph] == ["Gemm"]
 
 

@@ -15,7 +15,7 @@ import pytest
 import tiny
 
 import ptdeploy
-from ptdeploy.cli import main
+from ptdeploy.cli.main import main
 from ptdeploy.engine_options import EngineOptions
 from ptdeploy.parity import thresholds
 from ptdeploy.parity.thresholds import Thresholds
@@ -194,7 +194,7 @@ def test_without_onnx_a_profile_works_and_layers_say_what_to_install(compiled):
     def without_onnx(*arguments: str) -> subprocess.CompletedProcess[str]:
         program = (
             "import sys; sys.modules['onnx'] = None; sys.modules['torch'] = None\n"
-            "from ptdeploy.cli import main; sys.exit(main(sys.argv[1:]))"
+            "from ptdeploy.cli.main import main; sys.exit(main(sys.argv[1:]))"
         )
         command = [sys.executable, "-c", program, *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=False)

@@ -16,18 +16,18 @@ from onnxscript import opset18 as op
 from peft import PromptEncoder, PromptEncoderConfig
 
 from ptdeploy.bundle import Limits
-from ptdeploy.checkpoint.peft_config import read_peft_config
-from ptdeploy.checkpoint.tensors import read_tensors
-from ptdeploy.checkpoint.types import PromptEncoderState
+from ptdeploy.bundle.signature import Signature
+from ptdeploy.bundle.task import TensorSpec
 from ptdeploy.errors import CheckpointError
 from ptdeploy.parity.cases import pad
 from ptdeploy.parity.reference import Greedy, Reference, Row, load_reference, save_reference
 from ptdeploy.passes import PassContext, run_passes
-from ptdeploy.prompt import evaluate_prompt_encoder
+from ptdeploy.program.prompt import evaluate_prompt_encoder
 from ptdeploy.runtime.batching import pack, rows_of
 from ptdeploy.runtime.engine import softmax
-from ptdeploy.signature import Signature
-from ptdeploy.task import TensorSpec
+from ptdeploy.source.checkpoint.peft_config import read_peft_config
+from ptdeploy.source.checkpoint.tensors import read_tensors
+from ptdeploy.source.checkpoint.types import PromptEncoderState
 
 MODEST = settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]

@@ -12,7 +12,7 @@ import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
-from ptdeploy.cli import main
+from ptdeploy.cli.main import main
 
 ADAPTER = "adapter_model.safetensors"
 

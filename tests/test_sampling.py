@@ -18,8 +18,8 @@ from transformers.generation.logits_process import (
 )
 
 from ptdeploy import InputError
+from ptdeploy.bundle.task import GenerationOptions
 from ptdeploy.runtime.sampling import Sampler, check, distribution, log_probability
-from ptdeploy.task import GenerationOptions
 
 VOCABULARY = 40
 

@@ -21,6 +21,8 @@ from onnx import TensorProto, helper
 import ptdeploy
 from ptdeploy import targets
 from ptdeploy.bundle import Limits
+from ptdeploy.bundle.signature import Signature
+from ptdeploy.bundle.task import TensorSpec
 from ptdeploy.engine_options import (
     EngineOptions,
     Range,
@@ -30,7 +32,6 @@ from ptdeploy.engine_options import (
 )
 from ptdeploy.errors import BaseModelError, BundleError, InputError, TargetUnavailable
 from ptdeploy.runtime.bfloat16 import stored, to_stored
-from ptdeploy.signature import Signature
 from ptdeploy.targets import trt
 from ptdeploy.targets.trt import cache, cuda
 from ptdeploy.targets.trt.builder import Request, build_plan, check_flavor
@@ -39,7 +40,6 @@ from ptdeploy.targets.trt.engine_file import EngineInfo, read_info, write_info
 from ptdeploy.targets.trt.exposed import build_exposed, shapes_of
 from ptdeploy.targets.trt.plan import DEFAULT_CONTEXT, Profile, bounded, profiles
 from ptdeploy.targets.trt.vendor import choose_builder, open_vendor
-from ptdeploy.task import TensorSpec
 
 NO_GPU = pytest.mark.skipif(cuda.unavailable() is None, reason="there is a GPU here")
 X = TensorSpec("x", "float32", ("batch", 4), "")
@@ -356,7 +356,7 @@ def test_auto_takes_rtx_where_full_tensorrt_cannot_build_and_says_why():
 def test_where_none_is_installed_the_pip_command_is_given(tmp_path, flavor, command):
     program = (
         "import sys; sys.modules.update(tensorrt=None, tensorrt_rtx=None)\n"
-        "from ptdeploy.cli import main\n"
+        "from ptdeploy.cli.main import main\n"
         "sys.exit(main(sys.argv[1:]))"
     )
     done = subprocess.run(

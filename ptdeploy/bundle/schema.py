@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from ptdeploy.task import GenerationOptions, Graph, Head, Task, TensorSpec
+from ptdeploy.bundle.task import GenerationOptions, Graph, Head, Task, TensorSpec
 
 MANIFEST_NAME = "manifest.json"
 FORMAT = "ptdeploy-bundle"

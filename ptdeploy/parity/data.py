@@ -11,13 +11,13 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from ptdeploy.bundle.task import Head, Task
 from ptdeploy.errors import InputError
 from ptdeploy.parity.cases import AskedRow
 from ptdeploy.parity.measure import finite
 from ptdeploy.parity.quality import text_row
 from ptdeploy.parity.thresholds import Overrides
 from ptdeploy.runtime import Engine
-from ptdeploy.task import Head, Task
 from ptdeploy.text_files import read_lines
 
 _MOST_ROWS = 100_000

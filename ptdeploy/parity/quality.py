@@ -11,11 +11,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from ptdeploy.bundle.task import Head, Task
 from ptdeploy.parity.cases import AskedRow
 from ptdeploy.parity.reference import Reference, TextRow
 from ptdeploy.runtime import Engine
 from ptdeploy.runtime.engine import sigmoid
-from ptdeploy.task import Head, Task
 
 # A model that hardly heeds the text varies less than its weights' rounding changes.
 _LEAST_VARIATION = 0.2

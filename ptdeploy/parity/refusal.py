@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ptdeploy.bundle import Quantization
+from ptdeploy.bundle.task import Activations
 from ptdeploy.errors import EngineFault, ParityError
 from ptdeploy.parity.compare import ParityReport
 from ptdeploy.parity.quality import Quality
-from ptdeploy.task import Activations
 
 _LINES = 8
 # Of a logits error; an engine that answers every text alike has 1.

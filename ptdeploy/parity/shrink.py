@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
+from ptdeploy.bundle.task import Task
 from ptdeploy.errors import EngineFault
 from ptdeploy.files import write_whole
 from ptdeploy.parity.cases import Padding
@@ -27,10 +28,9 @@ from ptdeploy.parity.reference import Reference, Row
 from ptdeploy.parity.reports import FAILING_NAME, REPORT_FIX
 from ptdeploy.parity.thresholds import ROUNDED
 from ptdeploy.runtime import Engine
-from ptdeploy.task import Task
 
 if TYPE_CHECKING:
-    from ptdeploy.parity.peft_reference import PeftSource
+    from ptdeploy.parity.reference.peft import PeftSource
 
 # Logits a line may hold: of a large vocabulary only the last positions are written.
 _MOST_LOGITS = 400_000
@@ -150,7 +150,7 @@ def _references(task: Task, peft: PeftSource | None) -> Known:
         ids = np.ascontiguousarray(row.ids[kept])
         types = None if row.type_ids is None else np.ascontiguousarray(row.type_ids[kept])
         if peft is not None:
-            from ptdeploy.parity.peft_reference import row_logits
+            from ptdeploy.parity.reference.peft import row_logits
 
             return Row(ids, row_logits(peft.model, task, ids, types), row.source, types)
         left_out = row.ids.size - kept.stop
@@ -175,7 +175,7 @@ def _after_greedy(
     engine: Engine, reference: Reference, report: ParityReport, peft: PeftSource
 ) -> FailingInput | None:
     """A row whose greedy tokens depart, up to the token where they do, if its logits depart too."""
-    from ptdeploy.parity.peft_reference import row_logits
+    from ptdeploy.parity.reference.peft import row_logits
 
     for one, result in zip(reference.greedy, report.greedy, strict=False):
         if result.passed:

@@ -9,8 +9,8 @@ from typing import TypeVar
 import msgspec
 
 from ptdeploy.bundle import Quantization
+from ptdeploy.bundle.task import Head
 from ptdeploy.errors import InputError
-from ptdeploy.task import Head
 from ptdeploy.text_files import read_text
 
 T = TypeVar("T", bound=msgspec.Struct)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ptdeploy.bundle import Quantization
-from ptdeploy.signature import Signature
-from ptdeploy.task import Activations
+from ptdeploy.bundle.signature import Signature
+from ptdeploy.bundle.task import Activations
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -33,7 +33,7 @@ def run_passes(model: ir.Model, context: PassContext) -> ir.Model:
     fold: constants folded, dead nodes and repeated work dropped. layout: no transposes and reshapes
     that undo each other. residual: sums with the norm after them. half: float16 but where it would
     lose. deduplicate: one copy of equal weights. head: large weights are read the way round they
-    lie. quantise, dequantize: constant matrices in a few bits, with ONNX Runtime's own operator or
+    lie. quantize, dequantize: constant matrices in a few bits, with ONNX Runtime's own operator or
     with standard ones. declare: inputs and outputs get the signature's
     names, types and axes. name: nodes are named after their modules. anonymise: nothing of the
     machine that exported stays.
@@ -48,11 +48,11 @@ def run_passes(model: ir.Model, context: PassContext) -> ir.Model:
         head,
         layout,
         name,
-        quantise,
+        quantize,
         residual,
     )
 
-    before = (fold, layout, residual, half, deduplicate, head, quantise, dequantize)
+    before = (fold, layout, residual, half, deduplicate, head, quantize, dequantize)
     for one in (*before, declare, name, anonymise):
         model = one.run(model, context)
     return model

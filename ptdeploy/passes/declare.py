@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ptdeploy.task import TensorSpec
+from ptdeploy.bundle.task import TensorSpec
 
 if TYPE_CHECKING:
     import onnx_ir as ir

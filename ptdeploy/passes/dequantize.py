@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ptdeploy.errors import InputError
 from ptdeploy.passes.head import transposed_weight
-from ptdeploy.passes.quantise import constant_product
+from ptdeploy.passes.quantize import constant_product
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -46,7 +46,7 @@ def run(model: ir.Model, context: PassContext) -> ir.Model:
         key = id(tensor), is_transposed
         if key not in done:
             name = f"{weight.name}.transposed" if is_transposed else str(weight.name)
-            codes, scales = quantise(matrix, wanted)
+            codes, scales = quantize(matrix, wanted)
             parts = [
                 _constant(graph, f"{name}.q", codes),
                 _constant(graph, f"{name}.scale", scales.astype(matrix.dtype)),
@@ -76,7 +76,7 @@ def run(model: ir.Model, context: PassContext) -> ir.Model:
     return model
 
 
-def quantise(
+def quantize(
     matrix: NDArray[Any], quantization: Quantization
 ) -> tuple[NDArray[Any], NDArray[np.float32]]:
     """Codes (K, N) as int8, int4 or float8e4m3fn, and scales (blocks, N), or (N,) for columns.

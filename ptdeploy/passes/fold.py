@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ptdeploy.base import quiet_libraries
+from ptdeploy.source.base import quiet_libraries
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from ptdeploy.modules import common_module
+from ptdeploy.backends.modules import common_module
 
 if TYPE_CHECKING:
     import onnx_ir as ir

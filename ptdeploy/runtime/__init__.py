@@ -8,13 +8,13 @@ from pathlib import Path
 from ptdeploy import arguments
 from ptdeploy.arguments import MOST_THREADS, checked, maybe
 from ptdeploy.bundle import Bundle, check_hashes, read_bundle, whole
+from ptdeploy.bundle.task import Task
 from ptdeploy.runtime.causal import CausalLM
 from ptdeploy.runtime.classifier import Classifier, TokenClassifier
 from ptdeploy.runtime.engine import Engine, OpenOptions
 from ptdeploy.runtime.layout import check_manifest
 from ptdeploy.runtime.tokenizer import load_tokenizer
 from ptdeploy.targets import get_target
-from ptdeploy.task import Task
 
 ENGINES: dict[Task, type[Engine]] = {
     Task.SEQ_CLS: Classifier,

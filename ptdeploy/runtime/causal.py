@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ptdeploy.arguments import CANCEL, SEED, Check, checked, flag, listed, maybe, number, whole
 from ptdeploy.bundle import Bundle
+from ptdeploy.bundle.task import GenerationOptions
 from ptdeploy.errors import InputError
 from ptdeploy.runtime import chat, sampling
 from ptdeploy.runtime.answer import stop_strings
@@ -25,7 +26,6 @@ from ptdeploy.runtime.layout import KVLayout
 from ptdeploy.runtime.memory import require_memory
 from ptdeploy.runtime.tokenizer import Tokenizer
 from ptdeploy.targets import Session
-from ptdeploy.task import GenerationOptions
 
 # What a request may change, and what kind of value each is.
 _OPTIONS: dict[str, Check] = {

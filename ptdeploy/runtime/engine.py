@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ptdeploy.arguments import checked, flag, listed
 from ptdeploy.bundle import Bundle, Manifest
+from ptdeploy.bundle.task import Task
 from ptdeploy.errors import BundleError, EngineFault, InputError
 from ptdeploy.runtime.batching import (
     Batch,
@@ -28,7 +29,6 @@ from ptdeploy.runtime.batching import (
 from ptdeploy.runtime.layout import check_prompt
 from ptdeploy.runtime.tokenizer import Encoding, Tokenizer
 from ptdeploy.targets import Session
-from ptdeploy.task import Task
 
 Pair = tuple[str, str]
 Inputs = str | Sequence[str | Pair] | Sequence[int] | Sequence[Sequence[int]]

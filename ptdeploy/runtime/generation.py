@@ -10,11 +10,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ptdeploy.bundle.task import GenerationOptions
 from ptdeploy.runtime.answer import Answer
 from ptdeploy.runtime.kv import KVBuffer
 from ptdeploy.runtime.sampling import Sampler, log_probability
 from ptdeploy.runtime.tokenizer import Tokenizer
-from ptdeploy.task import GenerationOptions
 
 Stopped = Literal["eos", "length", "stop", "cancelled"]
 

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptdeploy.bundle import MANIFEST_NAME, Bundle, Manifest
+from ptdeploy.bundle.task import Task, TensorSpec
 from ptdeploy.errors import BundleError
 from ptdeploy.runtime import sampling
-from ptdeploy.task import Task, TensorSpec
 
 AGAIN = "Compile the checkpoint again."
 # Ids, positions and sizes fit in 32 bits, so that products of two of them fit in 64.

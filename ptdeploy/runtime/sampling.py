@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptdeploy.arguments import MOST, shown
+from ptdeploy.bundle.task import GenerationOptions
 from ptdeploy.errors import EngineFault, InputError
-from ptdeploy.task import GenerationOptions
 
 # One more than the largest seed.
 SEEDS = 2**64

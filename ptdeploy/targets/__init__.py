@@ -9,18 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from ptdeploy.bundle.task import Activations, Operators
 from ptdeploy.engine_options import EngineOptions
 from ptdeploy.errors import InputError
-from ptdeploy.task import Activations, Operators
 
 if TYPE_CHECKING:
     import numpy as np
     import onnx_ir as ir
     from numpy.typing import NDArray
 
+    from ptdeploy.backends.layers import EngineLayers, Profiled
     from ptdeploy.bundle import Bundle, FileEntry, Limits
-    from ptdeploy.signature import Signature
-    from ptdeploy.targets.layers import EngineLayers, Profiled
+    from ptdeploy.bundle.signature import Signature
 
 TARGETS = {"ort": "ptdeploy.targets.ort", "trt": "ptdeploy.targets.trt"}
 DEVICES = ("cpu", "cuda")

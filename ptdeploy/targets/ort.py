@@ -13,24 +13,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ptdeploy.backends.cores import default_threads, may_spin
+from ptdeploy.backends.forks import cannot_follow, survive_forks
+from ptdeploy.backends.telemetry import import_onnxruntime
 from ptdeploy.bundle import Bundle, FileEntry, Limits, staged
+from ptdeploy.bundle.task import Activations, TensorSpec
 from ptdeploy.engine_options import EngineOptions
 from ptdeploy.errors import BundleError, InputError, TargetUnavailable
 from ptdeploy.memory import out_of_memory, ran_out_of_memory
 from ptdeploy.runtime.layout import AGAIN, check_signature
 from ptdeploy.targets import Attention, BuildRequest, Built, Numerics, Placed
-from ptdeploy.targets.cores import default_threads, may_spin
-from ptdeploy.targets.forks import cannot_follow, survive_forks
 from ptdeploy.targets.onnx_file import read_onnx_file
 from ptdeploy.targets.ort_errors import reason, run_error
-from ptdeploy.task import Activations, TensorSpec
-from ptdeploy.telemetry import import_onnxruntime
 from ptdeploy.text_files import library_path
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from ptdeploy.targets.layers import EngineLayers, Profiled
+    from ptdeploy.backends.layers import EngineLayers, Profiled
 
 DEVICES = ("cpu", "cuda")
 STAND_IN = ""

@@ -9,10 +9,10 @@ from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ptdeploy.backends.layers import EngineLayers, Layer, module_of_nodes, without_module
 from ptdeploy.bundle import Bundle
 from ptdeploy.errors import TargetUnavailable
 from ptdeploy.targets import ort
-from ptdeploy.targets.layers import EngineLayers, Layer, module_of_nodes, without_module
 
 if TYPE_CHECKING:
     import onnx

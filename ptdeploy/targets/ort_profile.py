@@ -9,9 +9,9 @@ from pathlib import Path
 
 import msgspec
 
+from ptdeploy.backends.layers import Layer, LayerTime, Profiled, module_of_nodes
 from ptdeploy.bundle import Bundle
 from ptdeploy.targets import ort
-from ptdeploy.targets.layers import Layer, LayerTime, Profiled, module_of_nodes
 from ptdeploy.targets.ort_layers import HAS_ONNX, read_optimised
 
 _NODE = "_kernel_time"

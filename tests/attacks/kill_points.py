@@ -21,9 +21,9 @@ from unittest import mock
 
 import ptdeploy.files as files
 from ptdeploy.bundle import check_destination, publish, read_bundle, stage_bundle
+from ptdeploy.commands.rebuild import rebuild_bundle
 from ptdeploy.errors import PtdeployError
 from ptdeploy.progress import Progress
-from ptdeploy.rebuilder import rebuild_bundle
 from ptdeploy.targets import get_target
 
 # Python's audit events before calls that look at files or change them.

@@ -16,15 +16,15 @@ from typing import Any
 import numpy as np
 
 from ptdeploy.bundle import Bundle, Manifest, read_bundle
-from ptdeploy.checkpoint.labels import read_labels
-from ptdeploy.checkpoint.peft_config import read_peft_config
-from ptdeploy.checkpoint.tensors import read_json, read_tensors
+from ptdeploy.bundle.quantization import read_texts
 from ptdeploy.parity.reference import Greedy, Reference, Row, TextRow, save_reference
-from ptdeploy.parity.stored import stored_reference
+from ptdeploy.parity.reference.fits import stored_reference
 from ptdeploy.parity.thresholds import read_thresholds
-from ptdeploy.rounding import read_texts
 from ptdeploy.runtime import chat
 from ptdeploy.runtime.tokenizer import Tokenizer
+from ptdeploy.source.checkpoint.labels import read_labels
+from ptdeploy.source.checkpoint.peft_config import read_peft_config
+from ptdeploy.source.checkpoint.tensors import read_json, read_tensors
 from ptdeploy.targets.trt.engine_file import read_info
 
 CORPUS = Path(__file__).parent / "corpus"

@@ -13,13 +13,13 @@ from attacks.values import with_words
 from damage import edit
 
 import ptdeploy
-from ptdeploy.checkpoint.tensors import read_tensors
+from ptdeploy.bundle.task import GenerationOptions
 from ptdeploy.runtime import memory
 from ptdeploy.runtime.chat import ChatTemplate, render
 from ptdeploy.runtime.layout import KVLayout
 from ptdeploy.runtime.sampling import Sampler, distribution
 from ptdeploy.runtime.tokenizer import library
-from ptdeploy.task import GenerationOptions
+from ptdeploy.source.checkpoint.tensors import read_tensors
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 DOUBLE = "{% set ns = namespace(x='x') %}{% for i in range(99) %}"

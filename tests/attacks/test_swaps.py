@@ -13,9 +13,9 @@ from attacks import swaps
 
 import ptdeploy
 from ptdeploy.bundle import read_bundle, whole
+from ptdeploy.commands.inspect import inspect
 from ptdeploy.errors import BundleError
-from ptdeploy.inspect import inspect
-from ptdeploy.parity.stored import stored_reference
+from ptdeploy.parity.reference.fits import stored_reference
 from ptdeploy.runtime import open_engine
 
 LOADS = 40
@@ -93,9 +93,9 @@ def test_whatever_reads_a_bundle_reads_one(source, kind):
 def test_a_report_goes_into_the_bundle_that_it_is_about(source, tmp_path):
     from damage import edit
 
+    from ptdeploy.commands.verify import verify_bundle
     from ptdeploy.parity.completed import keep_completed
     from ptdeploy.progress import Progress
-    from ptdeploy.verifier import verify_bundle
 
     live = tmp_path / "live"
     shutil.copytree(source, live)

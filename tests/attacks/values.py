@@ -287,9 +287,9 @@ def _of_a_causal_model(engine: Any) -> Iterator[Door]:
 
 
 def _of_the_package(bundle: Path) -> Iterator[Door]:
-    from ptdeploy.diff import compare_bundles
-    from ptdeploy.inspect import inspect
-    from ptdeploy.profile import profile_bundle
+    from ptdeploy.commands.diff import compare_bundles
+    from ptdeploy.commands.inspect import inspect
+    from ptdeploy.commands.profile import profile_bundle
     from ptdeploy.progress import Progress
 
     nowhere = bundle / "no such checkpoint"

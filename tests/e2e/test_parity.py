@@ -121,7 +121,7 @@ def test_a_full_state_dict_needs_only_the_configuration_of_its_base(tmp_path):
     trained = tiny.make(tmp_path, "bert", "SEQ_CLS")
     torch.save(trained.model.state_dict(), tmp_path / "model.pt")
     (trained.base / "model.safetensors").unlink()
-    from ptdeploy.task import Task
+    from ptdeploy.bundle.task import Task
 
     bundle = ptdeploy.compile(
         tmp_path / "model.pt",

@@ -14,7 +14,7 @@ import pytest
 import tiny
 
 import ptdeploy
-from ptdeploy.cli import main
+from ptdeploy.cli.main import main
 
 BLOCK = textwrap.dedent(
     """
@@ -75,7 +75,7 @@ def test_verify_inspect_and_run_need_no_torch(compiled):
     out = run_without_torch(
         """
         import sys
-        from ptdeploy.cli import main
+        from ptdeploy.cli.main import main
 
         assert main(["verify", sys.argv[1], "-q"]) == 0
         assert main(["inspect", sys.argv[1]]) == 0
@@ -91,7 +91,7 @@ def test_verify_inspect_and_run_need_no_torch(compiled):
 def test_help_imports_nothing_heavy():
     code = """
         import contextlib, sys
-        from ptdeploy.cli import main
+        from ptdeploy.cli.main import main
 
         with contextlib.suppress(SystemExit):
             main(["--help"])

@@ -11,7 +11,7 @@ import tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import ptdeploy
-from ptdeploy.cli import main
+from ptdeploy.cli.main import main
 
 WORDS = [*"abcdefghijklmnopqrstuvwxyz .,:!?'@-()", "0", "1", "2", "3", "4", "5"]
 TEMPLATES = {

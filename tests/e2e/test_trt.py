@@ -20,8 +20,8 @@ from alone import peft_alone, random_rows
 import ptdeploy
 from ptdeploy import EngineOptions, Rounding
 from ptdeploy.bundle import Bundle, read_bundle
-from ptdeploy.cli import main
-from ptdeploy.parity.stand_in import open_stand_in
+from ptdeploy.cli.main import main
+from ptdeploy.parity.graph_check import open_stand_in
 from ptdeploy.targets.trt import cuda
 from ptdeploy.targets.trt.engine_file import read_info
 
@@ -306,7 +306,7 @@ def test_rebuild_needs_neither_torch_nor_the_checkpoint(kept, tmp_path):
     program = (
         "import sys\n"
         "sys.modules.update(torch=None, transformers=None, peft=None, onnx=None, onnx_ir=None)\n"
-        "from ptdeploy.cli import main\n"
+        "from ptdeploy.cli.main import main\n"
         "sys.exit(main(sys.argv[1:]))"
     )
     output = tmp_path / "again"

@@ -17,7 +17,7 @@ from e2e.test_pipeline import run_without_torch
 from e2e.test_text import add_tokenizer
 
 import ptdeploy
-from ptdeploy.cli import main
+from ptdeploy.cli.main import main
 from ptdeploy.parity.reference import load_reference
 
 REPORTS = ("report.json", "junit.xml", "report.md", "report.html")
@@ -192,7 +192,7 @@ def test_golden_stores_as_many_rows_as_asked(tmp_path, count):
     assert len(stored.rows) == count
     assert sum(row.source == "text" for row in stored.rows) == max(0, count - 9)
     out = run_without_torch(
-        'import sys; from ptdeploy.cli import main; main(["verify", sys.argv[1], "-q"])',
+        'import sys; from ptdeploy.cli.main import main; main(["verify", sys.argv[1], "-q"])',
         str(output),
     )
     assert "parity holds" in out

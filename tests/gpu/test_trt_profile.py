@@ -8,7 +8,7 @@ import pytest
 import tiny
 
 import ptdeploy
-from ptdeploy.cli import main
+from ptdeploy.cli.main import main
 from ptdeploy.targets import trt
 
 pytestmark = pytest.mark.gpu

@@ -18,11 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ptdeploy
-from ptdeploy.checkpoint.labels import read_labels
-from ptdeploy.cli import main
+from ptdeploy.bundle.quantization import read_texts
+from ptdeploy.cli.main import main
 from ptdeploy.printable import printable, printable_fields, printable_lines
 from ptdeploy.progress import Progress
-from ptdeploy.rounding import read_texts
+from ptdeploy.source.checkpoint.labels import read_labels
 from ptdeploy.text_files import argument_text, lines_of, read_text
 
 MARK = b"\xef\xbb\xbf"
@@ -247,7 +247,7 @@ def test_a_byte_order_mark_reaches_nobody(made, tmp_path):
     assert report.passed
     assert report.data is not None
     assert report.data.rows == 1
-    from ptdeploy.checkpoint.tensors import read_json
+    from ptdeploy.source.checkpoint.tensors import read_json
 
     assert read_json(Path(marked("config.json", '{"peft_type": "P_TUNING"}')))
 
@@ -374,7 +374,7 @@ def test_a_report_of_hostile_names_is_well_formed_xml(hostile):
 
 
 def test_a_models_own_text_is_raw_in_a_pipe_and_escaped_on_a_terminal(monkeypatch, capsys):
-    from ptdeploy.console import show_raw
+    from ptdeploy.cli.console import show_raw
 
     show_raw("a\x1b[2J\tb\n")
     assert capsys.readouterr().out == "a\x1b[2J\tb\n\n"

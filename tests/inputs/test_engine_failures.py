@@ -19,17 +19,17 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 import ptdeploy
-from ptdeploy.base import resolve_base
-from ptdeploy.base_weights import load_model
 from ptdeploy.bundle import Quantization
-from ptdeploy.checkpoint import read_checkpoint
 from ptdeploy.parity.compare import CaseResult, GreedyResult, ParityReport
 from ptdeploy.parity.quality import Quality
 from ptdeploy.parity.refusal import Compiled, refuse_departure
 from ptdeploy.parity.reports.text import verdict
-from ptdeploy.program import build_program
+from ptdeploy.program.build import build_program
+from ptdeploy.program.prompt import freeze
 from ptdeploy.progress import Progress
-from ptdeploy.prompt import freeze
+from ptdeploy.source.base import resolve_base
+from ptdeploy.source.base_weights import load_model
+from ptdeploy.source.checkpoint import read_checkpoint
 from ptdeploy.targets import Attention, get_target, ort
 from ptdeploy.targets.ort import OrtSession
 
@@ -176,7 +176,7 @@ def test_other_errors_pass_a_stage_as_they_are():
 def test_memory_that_ends_the_command_line_is_exit_3_and_no_traceback(tmp_path, capsys):
     """The hard limit of a process, as a container sets it."""
     program = (
-        "import resource, sys, numpy, onnxruntime; from ptdeploy.cli import main\n"
+        "import resource, sys, numpy, onnxruntime; from ptdeploy.cli.main import main\n"
         "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
         "resource.setrlimit(resource.RLIMIT_AS, (used + (32 << 20), -1))\n"
         "sys.exit(main(['compile', 'x', '--target', 'ort', *sys.argv[1:]]))"

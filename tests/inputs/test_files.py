@@ -19,7 +19,7 @@ from damage import POINTER
 
 import ptdeploy
 from ptdeploy.bundle import check_destination, publish, read_bundle, stage_bundle
-from ptdeploy.cli import main
+from ptdeploy.cli.main import main
 from ptdeploy.errors import OutputError, PtdeployError
 from ptdeploy.files import check_folder, disk_refusal, write_together, write_whole
 from ptdeploy.signals import EndedBySignal, end_by_signals
@@ -182,7 +182,7 @@ def test_a_report_that_cannot_be_written_is_found_before_the_work(tmp_path, caps
 
 COMPILE = """
 import sys
-from ptdeploy.cli import main
+from ptdeploy.cli.main import main
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -301,7 +301,7 @@ def test_a_report_replaces_nothing_but_a_report(compiled, tmp_path, capsys):
 
 
 def test_a_checkpoint_is_saved_whole_or_not_at_all(compiled, tmp_path):
-    from ptdeploy.checkpoint import save_full
+    from ptdeploy.source.checkpoint import save_full
 
     model = compiled("gpt2", "CAUSAL_LM").trained.model
     with pytest.raises(OutputError, match="File too large"), files_of_at_most(2000):

@@ -20,13 +20,13 @@ from damage import edit
 from transformers import GenerationConfig
 
 import ptdeploy
-from ptdeploy.base import resolve_base
-from ptdeploy.checkpoint import read_checkpoint
-from ptdeploy.cli import main
-from ptdeploy.meaning import Meaning, read_meaning
+from ptdeploy.bundle.task import GenerationOptions
+from ptdeploy.cli.main import main
 from ptdeploy.parity.quality import explained
 from ptdeploy.runtime.classifier import Classifier
-from ptdeploy.task import GenerationOptions
+from ptdeploy.source.base import resolve_base
+from ptdeploy.source.checkpoint import read_checkpoint
+from ptdeploy.source.meaning import Meaning, read_meaning
 
 Read = Callable[..., Meaning]
 
@@ -115,7 +115,7 @@ def test_a_field_that_changes_tokens_and_is_not_kept_is_named_with_its_value(rea
 
 def test_every_field_that_transformers_knows_is_kept_harmless_or_named():
     """A field of a later transformers that nobody thought of is named."""
-    from ptdeploy.meaning import _HARMLESS, _ONLY_WITH, _not_kept
+    from ptdeploy.source.meaning import _HARMLESS, _ONLY_WITH, _not_kept
 
     for name in vars(GenerationConfig()):
         if name.startswith("_") or name in _HARMLESS:

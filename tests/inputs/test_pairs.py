@@ -18,10 +18,10 @@ from transformers import AutoTokenizer
 
 import ptdeploy
 from benchmarks.faults import Editor
-from ptdeploy.cli import main
+from ptdeploy.cli.main import main
 from ptdeploy.parity.compare import compare
 from ptdeploy.parity.reference import load_reference
-from ptdeploy.parity.stored import stored_reference
+from ptdeploy.parity.reference.fits import stored_reference
 
 PAIRS = [
     ("the cat sat on the mat", "the dog ran"),

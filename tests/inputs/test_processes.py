@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 
 import ptdeploy
+from ptdeploy.backends.cores import default_threads, may_spin, usable_cores
 from ptdeploy.targets import ort
-from ptdeploy.targets.cores import default_threads, may_spin, usable_cores
 
 SOURCES = Path(ptdeploy.__file__).parent / "cpp"
 ROWS = [[5, 6, 7], [8, 9]]

@@ -16,17 +16,17 @@ from safetensors.torch import load_file, save_file
 
 import ptdeploy
 from benchmarks.faults import Editor
-from ptdeploy.base import resolve_base
-from ptdeploy.base_weights import load_model
 from ptdeploy.bundle import Limits
-from ptdeploy.checkpoint import read_checkpoint
+from ptdeploy.bundle.quantization import Rounding, quantization_for
+from ptdeploy.bundle.task import Task
 from ptdeploy.parity.compare import quality_notes, rounding_failures
-from ptdeploy.parity.peft_reference import compute_reference
-from ptdeploy.parity.prose import evaluation_texts
 from ptdeploy.parity.quality import Quality, detectable, logits_error
-from ptdeploy.rounding import Rounding, quantization_for
-from ptdeploy.task import Task
-from ptdeploy.texts import judged_text
+from ptdeploy.parity.reference.peft import compute_reference
+from ptdeploy.parity.reference.prose import evaluation_texts
+from ptdeploy.parity.reference.texts import judged_text
+from ptdeploy.source.base import resolve_base
+from ptdeploy.source.base_weights import load_model
+from ptdeploy.source.checkpoint import read_checkpoint
 
 LIMITS = Limits(max_sequence=59, max_context=64, vocab_size=tiny.VOCABULARY)
 

@@ -16,13 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from ptdeploy.base import BaseModel, resolve_base
-from ptdeploy.base_weights import load_model
-from ptdeploy.checkpoint import Checkpoint, read_checkpoint
-from ptdeploy.checkpoint.names import ENCODER, unwrap
+from ptdeploy.bundle.task import Task
 from ptdeploy.errors import BaseModelError, CheckpointError
-from ptdeploy.parity.peft_reference import peft_model, row_logits
-from ptdeploy.task import Task
+from ptdeploy.parity.reference.peft import peft_model, row_logits
+from ptdeploy.source.base import BaseModel, resolve_base
+from ptdeploy.source.base_weights import load_model
+from ptdeploy.source.checkpoint import Checkpoint, read_checkpoint
+from ptdeploy.source.checkpoint.names import ENCODER, unwrap
 
 State = dict[str, torch.Tensor]
 IDS = np.array([5, 9, 33, 71, 8], np.int64)
@@ -389,7 +389,7 @@ def test_a_model_loaded_for_inference_has_no_encoder_to_save(trained, tmp_path):
 
 
 def test_the_note_is_printed(trained, tmp_path, capsys):
-    from ptdeploy.cli import main
+    from ptdeploy.cli.main import main
 
     buffer = {"base_model.bert.embeddings.position_ids": torch.arange(64)[None]}
     torch.save({**trained.model.state_dict(), **buffer}, tmp_path / "full.pt")

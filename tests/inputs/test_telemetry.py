@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import ptdeploy
-from ptdeploy import telemetry
+from ptdeploy.backends import telemetry
 
 # What the C library is asked, by native code too, which Python's audit hooks do not see.
 WATCH = """
@@ -117,7 +117,7 @@ def test_a_bundle_that_runs_writes_nothing_at_home_and_looks_up_no_host(compiled
 def test_each_command_switches_it_off(tmp_path):
     code = """
         import os
-        from ptdeploy.cli import main
+        from ptdeploy.cli.main import main
         assert main(["doctor"]) in (0, 3)
         assert os.environ["ORT_DISABLE_TELEMETRY"] == os.environ["HF_HUB_DISABLE_TELEMETRY"] == "1"
     """

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 import ptdeploy
 from ptdeploy.errors import InputError
+from ptdeploy.parity.reference.texts import save_text_files
 from ptdeploy.runtime.chat import ChatTemplate, render
 from ptdeploy.runtime.classifier import Classifier
 from ptdeploy.runtime.tokenizer import Tokenizer
-from ptdeploy.texts import save_text_files
 
 PARTS = [*"abcdehnost .,'é東🙂\n", " the cat", "</s>", "[SEP]"]
 TEXT = st.lists(st.sampled_from(PARTS), max_size=40).map("".join)

@@ -15,13 +15,13 @@ import transformers
 from peft import PromptEncoderConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from ptdeploy.base import resolve_base
-from ptdeploy.base_weights import load_model
-from ptdeploy.checkpoint import read_checkpoint
-from ptdeploy.cli import main
+from ptdeploy.bundle.task import Task
+from ptdeploy.cli.main import main
 from ptdeploy.errors import BaseModelError
-from ptdeploy.parity.peft_reference import peft_model, row_logits
-from ptdeploy.task import Task
+from ptdeploy.parity.reference.peft import peft_model, row_logits
+from ptdeploy.source.base import resolve_base
+from ptdeploy.source.base_weights import load_model
+from ptdeploy.source.checkpoint import read_checkpoint
 
 WEIGHTS = "model.safetensors"
 IDS = np.array([5, 9, 33, 71, 8], np.int64)

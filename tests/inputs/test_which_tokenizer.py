@@ -22,17 +22,17 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 import ptdeploy
-from ptdeploy.base import resolve_base
 from ptdeploy.bundle import TokenizerInfo
-from ptdeploy.checkpoint import read_checkpoint
-from ptdeploy.cli import main
+from ptdeploy.cli.main import main
 from ptdeploy.errors import BaseModelError, CheckpointError, InputError
-from ptdeploy.parity.probe_texts import probe_texts
+from ptdeploy.parity.reference.texts import save_text_files
 from ptdeploy.runtime.text import Continuation
 from ptdeploy.runtime.tokenizer import Tokenizer
-from ptdeploy.texts import save_text_files
-from ptdeploy.tokenizer_choice import ChosenTokenizer, _probed, choose_tokenizer
-from ptdeploy.tokenizer_place import TOKENIZER_FILES
+from ptdeploy.source.base import resolve_base
+from ptdeploy.source.checkpoint import read_checkpoint
+from ptdeploy.source.probe_texts import probe_texts
+from ptdeploy.source.tokenizer_choice import ChosenTokenizer, _probed, choose_tokenizer
+from ptdeploy.source.tokenizer_place import TOKENIZER_FILES
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = [*SPECIAL, "the", "cat", "sat", "on", "mat", "##s", "a", "b", "c", "film", "good", "bad"]

@@ -1,5 +1,5 @@
 // How many threads an engine has on a CPU, and whether they wait by spinning: the rules of
-// ptdeploy/targets/cores.py.
+// ptdeploy/backends/cores.py.
 #pragma once
 
 #include <string>

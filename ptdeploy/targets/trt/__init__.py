@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from ptdeploy.backends.layers import EngineLayers, Profiled
 from ptdeploy.bundle import Bundle, Limits, staged
+from ptdeploy.bundle.signature import Signature
+from ptdeploy.bundle.task import Activations
 from ptdeploy.engine_options import EngineOptions, check_options, read_compute_capabilities
 from ptdeploy.errors import BaseModelError, InputError, TargetUnavailable
-from ptdeploy.signature import Signature
 from ptdeploy.targets import Attention, BuildRequest, Built, Numerics
-from ptdeploy.targets.layers import EngineLayers, Profiled
 from ptdeploy.targets.ort import write_model
 from ptdeploy.targets.trt import cuda
 from ptdeploy.targets.trt.builder import check_flavor
@@ -23,7 +24,6 @@ from ptdeploy.targets.trt.engine_file import INFO, PLAN, EngineInfo, read_info
 from ptdeploy.targets.trt.make import Job, count_precisions, make_engine
 from ptdeploy.targets.trt.plan import bounded, profiles
 from ptdeploy.targets.trt.vendor import INSTALL, MODULES, NAMES, choose_builder, is_installed
-from ptdeploy.task import Activations
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -17,7 +17,7 @@ from ptdeploy.targets.trt.plan import Profile
 from ptdeploy.targets.trt.vendor import Vendor
 
 if TYPE_CHECKING:
-    from ptdeploy.signature import Signature
+    from ptdeploy.bundle.signature import Signature
 
 TYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16", "int64": "INT64"}
 # What the libraries say where they look for a driver in a build that needs one.

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from ptdeploy.targets.layers import EngineLayers, Layer, module_of_nodes
+from ptdeploy.backends.layers import EngineLayers, Layer, module_of_nodes
 from ptdeploy.targets.trt.vendor import Vendor
 
 _NODE = re.compile(r"\[ONNX Layer: ([^\]]*)\]")

@@ -20,8 +20,8 @@ from ptdeploy.targets.trt.vendor import Vendor, choose_builder
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from ptdeploy.bundle.signature import Signature
     from ptdeploy.engine_options import Compatibility
-    from ptdeploy.signature import Signature
 
 _FLOATS = {"FLOAT": "float32", "FLOAT16": "float16", "BFLOAT16": "bfloat16"}
 

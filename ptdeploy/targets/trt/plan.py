@@ -12,7 +12,7 @@ from ptdeploy.errors import InputError
 from ptdeploy.runtime.layout import KEPT, PREFILL
 
 if TYPE_CHECKING:
-    from ptdeploy.signature import Signature
+    from ptdeploy.bundle.signature import Signature
 
 # An in-place buffer has a fixed number of slots, each of which every step reads.
 DEFAULT_CONTEXT = 4096

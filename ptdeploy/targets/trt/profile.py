@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ptdeploy.targets.layers import Layer, LayerTime, module_of_nodes
+from ptdeploy.backends.layers import Layer, LayerTime, module_of_nodes
 from ptdeploy.targets.trt.session import TrtSession, _Lane
 
 

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ptdeploy.backends.forks import cannot_follow, survive_forks
+from ptdeploy.backends.layers import EngineLayers
 from ptdeploy.errors import BundleError, EngineFault, InputError, OutOfMemory
 from ptdeploy.targets import Placed
-from ptdeploy.targets.forks import cannot_follow, survive_forks
-from ptdeploy.targets.layers import EngineLayers
 from ptdeploy.targets.trt import cuda
 from ptdeploy.targets.trt.inspector import read_layers
 from ptdeploy.targets.trt.plan import Profile

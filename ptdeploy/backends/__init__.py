@@ -1,0 +1,1 @@
+"""What runs engines, without torch."""

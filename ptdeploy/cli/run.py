@@ -1,0 +1,319 @@
+"""The command `run`: texts, lines of a file or token ids in, an answer or an error for each out."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from ptdeploy.cli.console import complain, show, show_json, show_raw
+from ptdeploy.errors import InputError
+from ptdeploy.printable import printable
+from ptdeploy.text_files import argument_text, lines_of, read_content
+
+if TYPE_CHECKING:
+    from ptdeploy.runtime import Classifier
+
+GENERATION: dict[str, dict[str, Any]] = {
+    "max_new_tokens": {"type": int, "metavar": "N", "help": "default: the model's"},
+    "min_new_tokens": {"type": int, "metavar": "N", "help": "no EOS before"},
+    "temperature": {"type": float, "metavar": "T", "help": "sample; 0 takes the likeliest token"},
+    "top_k": {"type": int, "metavar": "K", "help": "sample from the K likeliest"},
+    "top_p": {"type": float, "metavar": "P", "help": "sample from the likeliest with P together"},
+    "min_p": {"type": float, "metavar": "P", "help": "drop tokens under P times the likeliest"},
+    "repetition_penalty": {"type": float, "metavar": "R", "help": "over 1 avoids repeats"},
+    "seed": {"type": int, "metavar": "S", "help": "makes sampling repeatable"},
+    "stop": {"action": "append", "default": [], "metavar": "TEXT", "help": "end before this text"},
+    "chat": {"action": "store_true", "help": "ask through the model's chat template"},
+    "chat_template_kwargs": {
+        "metavar": "JSON",
+        "help": "variables of the chat template: '{\"enable_thinking\": false}'",
+    },
+    "logprobs": {"action": "store_true", "help": "log probabilities of the tokens, with --json"},
+}
+# As many lines are run together as a classifier takes at once anyway.
+_TOGETHER = 16
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One input. `line` is its number in --file, 0 elsewhere; `problem` is why it cannot be run."""
+
+    given: str | tuple[str, str] | list[int]
+    line: int = 0
+    problem: str = ""
+
+    def of(self) -> dict[str, Any]:
+        """The fields of its answer that say which it is."""
+        line = {"line": self.line} if self.line else {}
+        return {**line, "input": self.given}
+
+
+Answered = tuple[Asked, Any | InputError]
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Answer each input. With --file a line that is refused gets its error, and all others run."""
+    import ptdeploy
+    from ptdeploy.runtime import CausalLM, Classifier, TokenClassifier
+
+    inputs = _inputs(arguments)
+    segments = _segments(arguments)
+    engine = ptdeploy.load(
+        arguments.bundle,
+        device=arguments.device,
+        threads=arguments.threads,
+        map_weights=arguments.map_weights,
+    )
+    if isinstance(engine, CausalLM):
+        if segments is not None:
+            raise InputError(f"{arguments.bundle}: has no segments; leave --token-type-ids out.")
+        return _run_causal(arguments, engine, inputs)
+    for name, value in _generation(arguments).items():
+        if value:
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(f"{arguments.bundle}: is a classifier; {option} does not apply.")
+
+    def answer(given: Sequence[Any]) -> list[Any]:
+        if isinstance(engine, TokenClassifier):
+            rows = engine.tag(given, arguments.truncate, token_type_ids=segments)
+            return [[dataclasses.asdict(token) for token in row] for row in rows]
+        assert isinstance(engine, Classifier)
+        return _classified(engine, given, arguments.truncate, segments)
+
+    refused = _Refused()
+    for number, (asked, result) in enumerate(_answers(inputs, answer, bool(arguments.file))):
+        if isinstance(result, InputError):
+            refused.show(asked, result, arguments.json)
+        elif arguments.json:
+            show_json({**asked.of(), "result": result})
+        elif isinstance(result, list):
+            if number:
+                show()
+            for token in result:
+                name, label = printable(token["token"]), printable(token["label"])
+                show(f"{name:<20} {label:<16} {token['probability']:.3f}")
+        elif "values" in result:
+            values = result["values"].items()
+            several = len(values) > 1
+            show("  ".join(f"{printable(n)} {v:.6g}" if several else f"{v:.6g}" for n, v in values))
+        else:
+            ranked = sorted(result["probabilities"].items(), key=lambda item: -item[1])
+            show(
+                "  ".join(f"{printable(label)} {probability:.3f}" for label, probability in ranked)
+            )
+    return refused.end(len(inputs))
+
+
+def _classified(
+    engine: Classifier, given: Any, truncate: bool, segments: list[list[int]] | None
+) -> list[Any]:
+    """What a SEQ_CLS head says of each input, by the names of its outputs."""
+    names, head = engine.manifest.labels, engine.manifest.head
+    if head == "regression":
+        return [
+            {"value": one.value, "values": dict(zip(names, one.values, strict=True))}
+            for one in engine.regress(given, truncate, token_type_ids=segments)
+        ]
+    return [
+        {
+            "label": one.label,
+            "probability": one.probability,
+            **({"labels": list(one.labels)} if head == "sigmoid" else {}),
+            "probabilities": dict(zip(names, one.probabilities, strict=True)),
+        }
+        for one in engine.classify(given, truncate, token_type_ids=segments)
+    ]
+
+
+def _run_causal(arguments: argparse.Namespace, engine: Any, inputs: list[Asked]) -> int:
+    options = _generation(arguments)
+    options["stop"] = tuple(argument_text(one) for one in options["stop"])
+    chat, logprobs = options.pop("chat"), options.pop("logprobs")
+    if arguments.truncate:
+        raise InputError("--truncate is for classifiers: a cut text would be continued elsewhere.")
+    if logprobs and not arguments.json:
+        raise InputError("--logprobs needs --json.")
+    variables = _variables(options.pop("chat_template_kwargs"), chat)
+    if chat and arguments.ids:
+        raise InputError("--chat needs text, not --ids.")
+    # An option that is wrong is wrong for all: it is said once, before any answer.
+    general = {name: options[name] for name in options if name not in ("stop", "seed")}
+    engine.options(general.pop("max_new_tokens"), general)
+
+    def answer(asked: Asked) -> None:
+        given: Any = asked.given
+        if isinstance(given, tuple):
+            raise InputError("A pair of texts is for classifiers; a causal model continues one.")
+        if chat:
+            given = engine.chat_ids([{"role": "user", "content": given}], **variables)
+        if arguments.json or not isinstance(asked.given, str):
+            (one,) = engine.generate([given], logprobs=logprobs, **options)
+            if arguments.json:
+                result = {"text": one.text, "token_ids": one.token_ids, "stopped": one.stopped}
+                if logprobs:
+                    result["logprobs"] = one.logprobs
+                show_json({**asked.of(), "result": result})
+            else:
+                show_raw(one.text or ",".join(map(str, one.token_ids)))
+            return
+        pieces = engine.stream(given, **options)
+        # The first piece before anything is printed: a refused request prints its error alone.
+        first = next(pieces, "")
+        show_raw(first if chat else asked.given + first, end="", flush=True)
+        for piece in pieces:
+            show_raw(piece, end="", flush=True)
+        show()
+
+    refused = _Refused()
+    for asked in inputs:
+        try:
+            if asked.problem:
+                raise InputError(asked.problem)
+            answer(asked)
+        except InputError as error:
+            if not arguments.file:
+                raise
+            refused.show(asked, error, arguments.json)
+    return refused.end(len(inputs))
+
+
+class _Refused:
+    """The inputs that got an error instead of an answer."""
+
+    def __init__(self) -> None:
+        self._count, self._first = 0, ""
+
+    def show(self, asked: Asked, error: InputError, as_json: bool) -> None:
+        """Print an error in its answer's place, so that what follows keeps its row."""
+        where = f"line {asked.line}" if asked.line else printable(repr(asked.given)[:40])
+        words = f"{where}: {printable(error.problem)}"
+        self._count += 1
+        self._first = self._first or f"{words}\n{error.fix}".strip()
+        if as_json:
+            show_json({**asked.of(), "error": error.problem, "fix": error.fix})
+        else:
+            show(f"error: {words}")
+
+    def end(self, inputs: int) -> int:
+        """Say how many there were; gives the exit code."""
+        if not self._count:
+            return 0
+        complain(
+            f"ptdeploy: {self._count} of {inputs} inputs have no answer. The first is {self._first}"
+        )
+        return InputError.exit_code
+
+
+def _answers(
+    inputs: Sequence[Asked], answer: Callable[[Sequence[Any]], list[Any]], each: bool
+) -> Iterator[Answered]:
+    """Answers in order. With `each` one that is refused has its error, without it all are."""
+    if not each:
+        yield from zip(inputs, answer([one.given for one in inputs]), strict=True)
+        return
+    for start in range(0, len(inputs), _TOGETHER):
+        yield from _part(inputs[start : start + _TOGETHER], answer)
+
+
+def _part(inputs: Sequence[Asked], answer: Callable[[Sequence[Any]], list[Any]]) -> list[Answered]:
+    sound = [one.given for one in inputs if not one.problem]
+    try:
+        results = iter(answer(sound) if sound else [])
+    except InputError:
+        # Somebody's line is refused; who it is shows when each runs alone.
+        results = iter([_alone(one, answer) for one in sound])
+    return [(one, InputError(one.problem) if one.problem else next(results)) for one in inputs]
+
+
+def _alone(given: Any, answer: Callable[[Sequence[Any]], list[Any]]) -> Any | InputError:
+    try:
+        (result,) = answer([given])
+    except InputError as error:
+        return error
+    return result
+
+
+def _inputs(arguments: argparse.Namespace) -> list[Asked]:
+    found = [Asked(argument_text(text)) for text in arguments.text]
+    if arguments.file:
+        found += [
+            _two_texts(one) if arguments.pairs else one
+            for one in (
+                Asked(line.text, line.number, f"The line {line.problem}." if line.problem else "")
+                for line in lines_of(read_content(arguments.file, "--file"))
+            )
+        ]
+    elif arguments.pairs:
+        raise InputError(
+            "--pairs says what a line of --file is.", 'Give a pair with --pair "text".'
+        )
+    if arguments.pair:
+        if arguments.file or len(arguments.pair) != len(arguments.text):
+            raise InputError(
+                f"--pair is given {len(arguments.pair)} times for {len(arguments.text)} texts.",
+                'Each text needs its own: ptdeploy run BUNDLE "first" --pair "second". In a file '
+                "give pairs with --pairs.",
+            )
+        seconds = (argument_text(text) for text in arguments.pair)
+        found = [Asked((str(one.given), two)) for one, two in zip(found, seconds, strict=True)]
+    found += [Asked(_numbers("--ids", ids)) for ids in arguments.ids]
+    if not found:
+        raise InputError("Nothing to run.", 'Give text: ptdeploy run BUNDLE "text", or --file.')
+    if len({isinstance(one.given, list) for one in found}) > 1:
+        raise InputError("Give either text or --ids, not both.")
+    return found
+
+
+def _variables(given: str | None, chat: bool) -> dict[str, Any]:
+    if given is None:
+        return {}
+    if not chat:
+        raise InputError("--chat-template-kwargs needs --chat.")
+    try:
+        variables: dict[str, Any] = msgspec.json.decode(argument_text(given), type=dict[str, Any])
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise InputError(
+            f"--chat-template-kwargs: not a JSON object ({error}).",
+            """For example --chat-template-kwargs '{"enable_thinking": false}'.""",
+        ) from None
+    return variables
+
+
+def _two_texts(line: Asked) -> Asked:
+    """A line of --file as a pair, with --pairs."""
+    if line.problem or not isinstance(line.given, str):
+        return line
+    first, *rest = line.given.split("\t")
+    if len(rest) != 1:
+        needs = f"The line has {len(rest)} tabs, but needs one between its two texts."
+        return dataclasses.replace(line, problem=needs)
+    return dataclasses.replace(line, given=(first, rest[0]))
+
+
+def _segments(arguments: argparse.Namespace) -> list[list[int]] | None:
+    """--token-type-ids, one for each --ids."""
+    given: list[str] = arguments.token_type_ids
+    if not given:
+        return None
+    if len(given) != len(arguments.ids):
+        raise InputError(
+            f"--token-type-ids is given {len(given)} times, and --ids {len(arguments.ids)} times.",
+            "Give one for each row: --ids 2,5,3,7,3 --token-type-ids 0,0,0,1,1",
+        )
+    return [_numbers("--token-type-ids", row) for row in given]
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"{option} {text}: not whole numbers with commas between.") from None
+
+
+def _generation(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(arguments, name) for name in GENERATION}

@@ -1,0 +1,93 @@
+"""What is installed here, which targets can run, and why the others cannot."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from ptdeploy.backends.cores import usable_cores
+from ptdeploy.engine_options import EngineOptions
+from ptdeploy.printable import printable_fields
+from ptdeploy.targets import TARGETS, get_target
+
+_RUNTIME = ("numpy", "tokenizers", "safetensors", "msgspec")
+_ENGINES = ("onnxruntime", "onnxruntime-gpu")
+_TENSORRT = ("tensorrt", "tensorrt-rtx-cu13", "cuda-bindings")
+_COMPILE = ("torch", "transformers", "peft", "onnx", "onnx-ir", "onnxscript")
+
+
+def examine() -> dict[str, Any]:
+    """Versions by group, problems found, and for each target and device why it is unavailable."""
+    packages = {
+        group: {name: _version(name) for name in names}
+        for group, names in (
+            ("runtime", _RUNTIME),
+            ("engines", _ENGINES),
+            ("tensorrt", _TENSORRT),
+            ("compile", _COMPILE),
+        )
+    }
+    problems = []
+    if all(packages["engines"].values()):
+        problems.append(
+            "onnxruntime and onnxruntime-gpu are both installed, and they are the same module: "
+            "pip uninstall onnxruntime onnxruntime-gpu, then install one of them."
+        )
+    targets: dict[str, dict[str, str | None]] = {}
+    builds: dict[str, str | None] = {}
+    for name in TARGETS:
+        target = get_target(name)
+        targets[name] = {d: _words(target.unavailable(d)) for d in target.DEVICES}
+        if target.STAND_IN:
+            builds[name] = _words(target.unbuildable(target.DEVICES[0], EngineOptions()))
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cores": usable_cores(),
+        "packages": packages,
+        "can_compile": all(packages["compile"].values()),
+        "targets": targets,
+        "builds": builds,
+        "problems": problems,
+    }
+
+
+def describe(facts: dict[str, Any]) -> str:
+    """The same in words, for a terminal."""
+    facts = printable_fields(facts)
+    lines = [
+        f"Python {facts['python']} on {facts['platform']}",
+        f"cores      {facts['cores']} for this process",
+    ]
+    for group, names in facts["packages"].items():
+        found = [f"{name} {v or 'not installed'}" for name, v in names.items()]
+        lines.append(f"{group:<10} {', '.join(found)}")
+    lines.append(
+        "compiling  available"
+        if facts["can_compile"]
+        else "compiling  unavailable: pip install 'ptdeploy[compile]'"
+    )
+    for target, devices in facts["targets"].items():
+        for device, reason in devices.items():
+            state = "available" if reason is None else f"unavailable: {reason}"
+            lines.append(f"{target} on {device:<5}{state}")
+    for target, reason in facts["builds"].items():
+        state = "can build here" if reason is None else f"cannot build here: {reason}"
+        lines.append(f"{target:<11}{state}")
+    lines += [f"PROBLEM: {problem}" for problem in facts["problems"]]
+    return "\n".join(lines)
+
+
+def _words(problem: tuple[str, str] | None) -> str | None:
+    return " ".join(problem).strip() if problem else None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        # A source tree on the path has a module but no metadata.
+        module = package.replace("-", "_")
+        return "version unknown" if importlib.util.find_spec(module) else None

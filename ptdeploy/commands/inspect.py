@@ -1,0 +1,285 @@
+"""What a checkpoint or a bundle is, in full and as plain data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ptdeploy.arguments import checked, flag, maybe, one_of, path, text
+from ptdeploy.bundle import Bundle, is_bundle, read_bundle, whole
+from ptdeploy.bundle.task import Head, Task
+from ptdeploy.errors import InputError
+from ptdeploy.printable import printable_fields
+from ptdeploy.source.checkpoint.types import Checkpoint
+from ptdeploy.targets import TARGETS, get_target
+
+HEADS: dict[Head, str] = {
+    "softmax": "softmax: one class of a text is true",
+    "sigmoid": "sigmoid: each class is true or not by itself, from a probability of 0.5 on",
+    "regression": "regression: its numbers are the answer",
+}
+
+
+@checked(path=path, adapter=maybe(text), task=maybe(one_of(Task)), layers=flag)
+def inspect(
+    path: str | Path, adapter: str | None = None, task: Task | None = None, layers: bool = False
+) -> dict[str, Any]:
+    """Describe a checkpoint or a bundle as nested plain data, ready for JSON.
+
+    `layers` opens a bundle's engine and adds what it runs. Raises CheckpointError or BundleError if
+    it is damaged, InputError if there is nothing, and with `layers` TargetUnavailable if the
+    engine cannot run here.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder.")
+    if path.is_dir() and is_bundle(path):
+        return whole(path, lambda: _bundle(read_bundle(path), layers))
+    if layers:
+        raise InputError(f"{path}: is no bundle, and only an engine has --layers.")
+    from ptdeploy.source.checkpoint import read_checkpoint
+
+    return _checkpoint(read_checkpoint(path, adapter, task))
+
+
+def _checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
+    encoder = checkpoint.encoder
+    return {
+        "kind": "checkpoint",
+        "path": str(checkpoint.path),
+        "format": checkpoint.format,
+        "peft_type": "P_TUNING",
+        "task": checkpoint.task.value,
+        "adapter": checkpoint.adapter,
+        "num_virtual_tokens": checkpoint.num_virtual_tokens,
+        "token_dim": checkpoint.token_dim,
+        "dtype": checkpoint.dtype,
+        "prompt_evaluated": checkpoint.virtual_tokens is not None,
+        "prompt_encoder": None
+        if encoder is None
+        else {
+            "kind": encoder.kind,
+            "hidden_size": encoder.hidden_size,
+            "num_layers": encoder.num_layers,
+            "shapes": {name: list(t.shape) for name, t in encoder.tensors.items()},
+        },
+        "training_can_resume": checkpoint.resumable,
+        "heads": {name: list(checkpoint.weights[name].shape) for name in checkpoint.heads},
+        "base_weights": len(set(checkpoint.weights) - set(checkpoint.heads)),
+        "base_model": checkpoint.base.name,
+        "base_revision": checkpoint.base.revision,
+        "files": dict(checkpoint.files),
+    }
+
+
+def _bundle(bundle: Bundle, layers: bool) -> dict[str, Any]:
+    manifest: dict[str, Any] = msgspec.to_builtins(bundle.manifest)
+    target = bundle.manifest.target
+    facts = {
+        "kind": "bundle",
+        "path": str(bundle.path),
+        "bytes": sum(entry.size for entry in bundle.manifest.files),
+        **manifest,
+        "completed_parity": _completed(bundle),
+        "engine": get_target(target).facts(bundle) if target in TARGETS else {},
+    }
+    if layers:
+        found = get_target(target).layers(bundle, bundle.manifest.device)
+        facts["engine_layers"] = msgspec.to_builtins(found)
+    return facts
+
+
+def _completed(bundle: Bundle) -> dict[str, Any] | None:
+    """What verify found where the engine can run, if the manifest leaves that open."""
+    if bundle.manifest.parity is not None:
+        return None
+    from ptdeploy.parity.completed import read_completed
+
+    report = read_completed(bundle)
+    return None if report is None else msgspec.to_builtins(report.summary())
+
+
+def describe(facts: dict[str, Any]) -> str:
+    """The same in words, for a terminal."""
+    facts = printable_fields(facts)
+    return _describe_bundle(facts) if facts["kind"] == "bundle" else _describe_checkpoint(facts)
+
+
+def _describe_checkpoint(facts: dict[str, Any]) -> str:
+    encoder = facts["prompt_encoder"]
+    lines = [
+        ("checkpoint", facts["path"]),
+        ("format", facts["format"]),
+        ("PEFT type", f"{facts['peft_type']}, task {facts['task']}, adapter {facts['adapter']!r}"),
+        (
+            "prompt",
+            f"{facts['num_virtual_tokens']} virtual tokens of {facts['token_dim']}, "
+            f"{facts['dtype']}, "
+            f"{'evaluated' if facts['prompt_evaluated'] else 'not evaluated yet'}",
+        ),
+    ]
+    if encoder:
+        lines.append(
+            (
+                "prompt encoder",
+                f"{encoder['kind']}, hidden size {encoder['hidden_size']}, "
+                f"{encoder['num_layers']} layers",
+            )
+        )
+        lines += [("", f"{name} {shape}") for name, shape in encoder["shapes"].items()]
+    else:
+        lines.append(("prompt encoder", "absent: only its output was saved"))
+    lines.append(
+        (
+            "training",
+            "can resume from here"
+            if facts["training_can_resume"]
+            else "cannot resume from here: the MLP or LSTM is gone "
+            "(ptdeploy.source.checkpoint.save_full keeps it)",
+        )
+    )
+    heads = [f"{name} {shape}" for name, shape in facts["heads"].items()]
+    lines.append(("trained head", ", ".join(heads) or "none"))
+    if facts["base_weights"]:
+        lines.append(("base weights", f"{facts['base_weights']} tensors in the same file"))
+    lines.append(("base model", facts["base_model"] or "not named: pass --base"))
+    lines += [("file", f"{name}  sha256 {digest[:16]}") for name, digest in facts["files"].items()]
+    return _table(lines)
+
+
+def _describe_bundle(facts: dict[str, Any]) -> str:
+    prompt, source, limits, parity, graph = (
+        facts[name] for name in ("prompt", "source", "limits", "parity", "graph_parity")
+    )
+    prefix = f", prefix KV {prompt['prefix_kv']}" if prompt["prefix_kv"] else ""
+    lines = [
+        ("bundle", f"{facts['path']} ({megabytes(facts['bytes'])})"),
+        ("runs on", f"{facts['target']}, {facts['device']}, {facts['precision']}"),
+        ("task", f"{facts['task']} on {source['architecture']}"),
+        (
+            "prompt",
+            f"{prompt['num_virtual_tokens']} virtual tokens of {prompt['token_dim']}, frozen from "
+            f"an {prompt['kind']}{prefix}",
+        ),
+        ("graph", f"{facts['graph']['route']}: {facts['graph']['reason']}"),
+        ("made from", f"{source['format']} on base model {source['base_model']}"),
+        ("labels", ", ".join(facts["labels"]) or "none"),
+        *([("head", HEADS[facts["head"]])] if facts["task"] == "SEQ_CLS" else []),
+        ("tokenizer", tokenizer_words(facts["tokenizer"])),
+        (
+            "limits",
+            f"{limits['max_sequence']} tokens of text beside the prompt, "
+            f"{limits['max_batch'] or 'any number of'} rows, vocabulary {limits['vocab_size']}",
+        ),
+        *_engine_lines(facts["engine"]),
+        ("parity", _parity_words(parity, facts)),
+        *([("graph parity", _parity(graph, facts))] if graph else []),
+        ("made with", ", ".join(f"{name} {v}" for name, v in facts["versions"].items())),
+    ]
+    for side in ("inputs", "outputs"):
+        specs = facts[side]
+        lines += [
+            (side[:-1], f"{spec['name']} {spec['dtype']} {list(spec['shape'])}: {spec['meaning']}")
+            for spec in specs[:4]
+        ]
+        if len(specs) > 4:
+            lines.append(("", f"and {len(specs) - 4} more of the same kind"))
+    lines += [
+        ("file", f"{file['path']}  {file['role']}, {megabytes(file['size'])}")
+        for file in facts["files"]
+    ]
+    if "engine_layers" in facts:
+        lines += _layer_lines(facts["engine_layers"])
+    return _table(lines)
+
+
+def tokenizer_words(found: dict[str, Any] | None) -> str:
+    """Whose tokenizer a bundle has, from its manifest's `tokenizer` as plain data."""
+    if found is None:
+        return "none: it takes token ids only"
+    whose = {"checkpoint": "the checkpoint's", "base": "the base model's", "given": "as told, a"}
+    return f"{whose[found['origin']]} {found['type']}, {found['size']} tokens"
+
+
+def _layer_lines(found: dict[str, Any]) -> list[tuple[str, Any]]:
+    """The engine's memory, and each of its layers: what it does, in which types, its name."""
+    layers = found["layers"]
+    fused = sum(layer["fused"] for layer in layers)
+    memory = ", ".join(f"{name} {megabytes(size)}" for name, size in found["memory"].items())
+    lines = [("memory", memory), ("layers", f"{len(layers)}, {fused} of them fused")]
+    for layer in layers:
+        inputs, outputs = (
+            ", ".join(dict.fromkeys(layer[side])) or "?" for side in ("inputs", "outputs")
+        )
+        words = f"{layer['operator'] or '?'}  {inputs} -> {outputs}  {layer['name']}"
+        if layer["fused"]:
+            words += f"  fused, of {layer['module'] or 'several modules'}"
+        if layer["kernel"]:
+            words += f"  kernel {layer['kernel']}"
+        lines.append(("layer", words))
+    return lines
+
+
+def _parity_words(parity: dict[str, Any] | None, facts: dict[str, Any]) -> str:
+    if parity is not None:
+        return _parity(parity, facts)
+    if (completed := facts["completed_parity"]) is not None:
+        return f"{_parity(completed, facts)} (pending when compiled, completed by verify)"
+    return "pending: verify completes it on a GPU"
+
+
+def _parity(found: dict[str, Any], facts: dict[str, Any]) -> str:
+    ratio = found["perplexity_ratio"]
+    rounded = facts["quantization"] is not None
+    agreement = agreement_words(facts["head"], rounded, found["top1_agreement"])
+    return (
+        f"{'passed' if found['passed'] else 'FAILED'}: max abs {found['max_abs']:.2g} "
+        f"over {found['cases']} cases{agreement}, "
+        + (f"perplexity {ratio:.3f} times the reference's, " if ratio is not None else "")
+        + f"against {found['reference']}"
+    )
+
+
+def agreement_words(head: Head, rounded: bool, share: float) -> str:
+    """Which share of answers agreed, to go on from other words; a value alone has none."""
+    if head == "softmax":
+        return f", top-1 agreement {share:.2%}"
+    return f", explained variance {share:.2%}" if rounded else ""
+
+
+def _engine_lines(engine: dict[str, Any]) -> list[tuple[str, Any]]:
+    """What was built, for which GPUs and shapes, and what each type computes."""
+    if not engine:
+        return []
+    capabilities = ", ".join(engine["compute_capabilities"]) or "every GPU it supports"
+    place = f"on {engine['gpu']}" if engine["gpu"] else "ahead of time, without a GPU"
+    lines = [
+        ("engine", f"{engine['flavor']} {engine['version']}, built {place}"),
+        ("", f"for compute capability {capabilities}"),
+    ]
+    for profile in engine["profiles"]:
+        ranges = profile["shapes"]["input_ids"]
+        words = "input_ids {}, usually {}, to {}".format(*(list(shape) for shape in ranges))
+        lines.append(("profile", f"{profile['name']}: {words}"))
+    return lines + precision_lines(engine)
+
+
+def precision_lines(engine: dict[str, Any]) -> list[tuple[str, str]]:
+    """What an engine's graph computes in which type, the commonest operators first."""
+    lines = []
+    for dtype, counts in engine.get("precisions", {}).items():
+        most = sorted(counts.items(), key=lambda item: -item[1])
+        shown = ", ".join(f"{count} {operator}" for operator, count in most[:6])
+        lines.append((f"in {dtype}", f"{sum(counts.values())} operators: {shown}"))
+    return lines
+
+
+def megabytes(size: int) -> str:
+    """A size for people: kB below a megabyte, MB above."""
+    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
+
+
+def _table(lines: list[tuple[str, Any]]) -> str:
+    return "\n".join(f"{name:<15} {text}" for name, text in lines)

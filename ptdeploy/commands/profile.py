@@ -1,0 +1,381 @@
+"""How long each layer of a bundle's engine takes, for the requests that its task is made of."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptdeploy import arguments
+from ptdeploy.arguments import MOST, MOST_THREADS, checked, having, maybe, path, text
+from ptdeploy.backends.layers import Layer, LayerTime, Profiled
+from ptdeploy.backends.modules import layer_of, part_of
+from ptdeploy.bundle import Bundle, read_bundle, whole
+from ptdeploy.errors import InputError
+from ptdeploy.printable import printable_fields
+from ptdeploy.progress import Progress
+from ptdeploy.runtime import ENGINES, CausalLM, Engine
+from ptdeploy.runtime.layout import check_manifest
+from ptdeploy.targets import Placed, Session, get_target
+
+TOKENS, ROUNDS = 32, 20
+_WARM_UP = 3
+# Layers that vary by themselves still add up to this much of a round.
+_STEADY = 0.7
+Key = TypeVar("Key", Layer, str)
+
+
+@dataclass(frozen=True)
+class LayerShare:
+    """A layer's median time in a request, and its share of what all layers take."""
+
+    layer: Layer
+    milliseconds: float
+    share: float
+
+
+@dataclass(frozen=True)
+class Group:
+    """The same for several layers together."""
+
+    name: str
+    layers: int
+    milliseconds: float
+    share: float
+
+
+@dataclass(frozen=True)
+class Section:
+    """A request by its layers, the slowest first.
+
+    `milliseconds` is the median of the whole request by the clock, `layers_milliseconds` that of
+    what its layers add up to, and `covered` that of the one in the other; the rest is the engine's
+    own work between layers, copies, and Python. `engine_runs` is how often the request ran the
+    engine. `by_layer` groups by the model's layers (`model.layers.0`), `by_part` by what is the
+    same in each of them (`model.layers.*.mlp`).
+    """
+
+    request: str
+    batch: int
+    tokens: int
+    engine_runs: int
+    milliseconds: float
+    layers_milliseconds: float
+    covered: float
+    layers: tuple[LayerShare, ...]
+    by_layer: tuple[Group, ...]
+    by_part: tuple[Group, ...]
+    by_operator: tuple[Group, ...]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A bundle's engine on one device: a section for each kind of request."""
+
+    bundle: str
+    target: str
+    device: str
+    precision: str
+    task: str
+    threads: int | None
+    rounds: int
+    sections: tuple[Section, ...]
+    notes: tuple[str, ...]
+
+
+@checked(
+    path=path,
+    batch=arguments.whole(most=65_536),
+    tokens=maybe(arguments.whole(most=MOST)),
+    rounds=arguments.whole(most=100_000),
+    device=maybe(text),
+    threads=maybe(arguments.whole(0, MOST_THREADS)),
+    progress=having("stage", "note"),
+)
+def profile_bundle(
+    path: str | Path,
+    *,
+    batch: int = 1,
+    tokens: int | None = None,
+    rounds: int = ROUNDS,
+    device: str | None = None,
+    threads: int | None = None,
+    progress: Progress,
+) -> Profile:
+    """Run a bundle's engine under its own profiler, `rounds` times after a few that do not count.
+
+    A classifier gets one request of `batch` rows of `tokens` tokens; a CAUSAL_LM a prefill of one
+    row, and a decode step of `batch` rows behind so many tokens. `tokens` is 32, or as many as fit,
+    unless told. Raises InputError if a request does not fit, TargetUnavailable if the engine or
+    its profiler cannot run here.
+    """
+    for option, value in (("--batch", batch), ("--tokens", tokens), ("--rounds", rounds)):
+        if value is not None and value < 1:
+            raise InputError(f"{option} {value}: must be at least 1.")
+    with ExitStack() as stack:
+
+        def enter() -> tuple[Bundle, Profiled]:
+            with progress.stage("check the bundle's files"):
+                bundle = read_bundle(path)
+            check_manifest(bundle)
+            target = get_target(bundle.manifest.target)
+            profiled = target.profiled(bundle, device or bundle.manifest.device, threads)
+            return bundle, stack.enter_context(profiled)
+
+        bundle, opened = whole(path, enter)
+        manifest = bundle.manifest
+        session = _Counted(opened.session)
+        engine = ENGINES[manifest.task](bundle, session, None)
+        measured = []
+        for request in _requests(engine, batch, tokens):
+            with progress.stage(f"profile {request.name}"):
+                measured.append(_measure(request, session, rounds))
+        with progress.stage("read the profile"):
+            runs = opened.runs()
+    if len(runs) != session.runs:
+        raise InputError(
+            f"The engine ran {session.runs} times, but its profiler kept {len(runs)} runs.",
+            f"Ask for fewer than --rounds {rounds}.",
+        )
+    sections = tuple(_section(one, runs) for one in measured)
+    return Profile(
+        str(bundle.path),
+        manifest.target,
+        device or manifest.device,
+        manifest.precision,
+        manifest.task.value,
+        threads,
+        rounds,
+        sections,
+        (*opened.notes, *(note for one in sections for note in _unsteady(one))),
+    )
+
+
+@dataclass
+class _Counted:
+    """A session that counts its runs: a request may take several, and warming up does too."""
+
+    session: Session
+    runs: int = 0
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        self.runs += 1
+        return self.session.run(inputs)
+
+    def place(self, array: NDArray[Any]) -> Placed:
+        return self.session.place(array)
+
+    def bind(
+        self,
+        inputs: Mapping[str, NDArray[Any] | Placed],
+        outputs: Mapping[str, NDArray[Any] | Placed],
+    ) -> Callable[[], None]:
+        step = self.session.bind(inputs, outputs)
+
+        def counted() -> None:
+            self.runs += 1
+            step()
+
+        return counted
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What is timed, and in `reset` what must be undone before it can be run again."""
+
+    name: str
+    batch: int
+    tokens: int
+    run: Callable[[], object]
+    reset: Callable[[], None] = lambda: None
+
+
+@dataclass
+class _Measured:
+    """A request's rounds: seconds by the clock, and which of the engine's runs each one was."""
+
+    request: _Request
+    seconds: list[float] = field(default_factory=list)
+    spans: list[slice] = field(default_factory=list)
+
+
+def _requests(engine: Engine, batch: int, tokens: int | None) -> Iterator[_Request]:
+    limits = engine.manifest.limits
+    causal = isinstance(engine, CausalLM)
+    # A decode step needs a slot behind the tokens.
+    most = limits.max_sequence - causal
+    if most < (tokens or 1):
+        raise InputError(
+            f"--tokens {tokens or 1}: at most {most} fit beside the virtual tokens"
+            + (" and the token of a decode step." if causal else ".")
+        )
+    tokens = tokens or min(TOKENS, most)
+    rows = np.random.default_rng(0).integers(0, limits.vocab_size, (batch, tokens))
+    counted = f"{batch} row{'s' if batch > 1 else ''}"
+    if not isinstance(engine, CausalLM):
+        name = f"request of {counted} of {tokens} tokens"
+        yield _Request(name, batch, tokens, lambda: engine.logits(rows.tolist()))
+        return
+    one = engine.buffer(1, tokens)
+    ids = engine.fed(rows[0])
+    name = f"prefill of 1 row of {tokens} tokens"
+    yield _Request(name, 1, tokens, lambda: one.prefill(0, ids), one.reset)
+    many = engine.buffer(batch, tokens + 1)
+    for index, row in enumerate(rows):
+        many.prefill(index, engine.fed(row))
+    before = many.lengths.copy()
+
+    def back() -> None:
+        # The engine is bound to this very array.
+        many.lengths[:] = before
+
+    name = f"decode step of {counted} behind {tokens} tokens"
+    yield _Request(name, batch, tokens, lambda: many.decode([0] * batch), back)
+
+
+def _measure(request: _Request, session: _Counted, rounds: int) -> _Measured:
+    found = _Measured(request)
+    for number in range(-_WARM_UP, rounds):
+        request.reset()
+        first, start = session.runs, time.perf_counter()
+        request.run()
+        if number >= 0:
+            found.seconds.append(time.perf_counter() - start)
+            found.spans.append(slice(first, session.runs))
+    return found
+
+
+def _section(measured: _Measured, runs: Sequence[Sequence[LayerTime]]) -> Section:
+    rounds = [[one for run in runs[span] for one in run] for span in measured.spans]
+    together = [sum(one.seconds for one in times) for times in rounds]
+    ratios = [part / whole for part, whole in zip(together, measured.seconds, strict=True)]
+    request, span = measured.request, measured.spans[0]
+    layers = _grouped(rounds, lambda layer: layer)
+    return Section(
+        request.name,
+        request.batch,
+        request.tokens,
+        span.stop - span.start,
+        1e3 * statistics.median(measured.seconds),
+        1e3 * statistics.median(together),
+        statistics.median(ratios),
+        tuple(LayerShare(layer, took, share) for layer, _, took, share in layers),
+        _groups(rounds, lambda layer: layer_of(layer.module)),
+        _groups(rounds, lambda layer: part_of(layer.module)),
+        _groups(rounds, lambda layer: layer.operator),
+    )
+
+
+def _unsteady(section: Section) -> list[str]:
+    """A note where the layers' medians add up to far less than the median round."""
+    usual = sum(one.milliseconds for one in section.layers)
+    if usual >= _STEADY * section.layers_milliseconds:
+        return []
+    return [
+        f"{section.request}: the layers' medians add up to {usual:.3f} ms only, so that in most "
+        "rounds some layers were held up: something else uses this machine."
+    ]
+
+
+def _groups(
+    rounds: Sequence[Sequence[LayerTime]], key: Callable[[Layer], str]
+) -> tuple[Group, ...]:
+    return tuple(Group(*one) for one in _grouped(rounds, key))
+
+
+def _grouped(
+    rounds: Sequence[Sequence[LayerTime]], key: Callable[[Layer], Key]
+) -> list[tuple[Key, int, float, float]]:
+    """By key how many layers, their median milliseconds together, and their share; slowest first.
+
+    The shares are of the medians' sum, so that they add up to 1.
+    """
+    layers = dict.fromkeys(one.layer for times in rounds for one in times)
+    counts = Counter(key(layer) for layer in layers)
+    sums: list[Counter[Key]] = []
+    for times in rounds:
+        found: Counter[Key] = Counter()
+        for one in times:
+            found[key(one.layer)] += one.seconds  # type: ignore[assignment]
+        sums.append(found)
+    medians = {name: 1e3 * statistics.median(found[name] for found in sums) for name in counts}
+    # Of a model so small that no layer takes a tick of the profiler's clock.
+    whole = sum(medians.values()) or 1.0
+    ordered = sorted(medians.items(), key=lambda item: -item[1])
+    return [(name, counts[name], took, took / whole) for name, took in ordered]
+
+
+def describe(found: Profile, top: int) -> str:
+    """The profile in tables, of `top` lines each."""
+    found = printable_fields(found)
+    threads = f", {found.threads} threads" if found.threads else ""
+    lines = [
+        f"{found.bundle}: {found.target} {found.precision} on {found.device}{threads}, "
+        f"medians of {found.rounds} rounds"
+    ]
+    for one in found.sections:
+        runs = f", {one.engine_runs} engine runs" if one.engine_runs > 1 else ""
+        lines += [
+            "",
+            f"{one.request}: {one.milliseconds:.3f} ms{runs}; its layers take "
+            f"{one.layers_milliseconds:.3f} ms of it ({one.covered:.0%})",
+            *_layer_table(one, top),
+        ]
+        for title, groups in (
+            ("layer of the model", one.by_layer),
+            ("part of a layer", one.by_part),
+            ("operator", one.by_operator),
+        ):
+            lines += ["", *_group_table(title, groups, top)]
+    lines += [f"note: {note}" for note in found.notes]
+    return "\n".join(lines)
+
+
+def _layer_table(section: Section, top: int) -> list[str]:
+    rows = [("ms", "share", "type", "operator", "module", "layer")]
+    for one in section.layers[:top]:
+        layer = one.layer
+        rows.append(
+            (
+                f"{one.milliseconds:.3f}",
+                f"{one.share:.1%}",
+                layer.outputs[0] if layer.outputs else "",
+                layer.operator + (" (fused)" if layer.fused else ""),
+                layer.module,
+                layer.name.removeprefix(f"{layer.module}/"),
+            )
+        )
+    rest = section.layers[top:]
+    return [*_columns(rows), *_rest(len(rest), sum(one.milliseconds for one in rest))]
+
+
+def _group_table(title: str, groups: Sequence[Group], top: int) -> list[str]:
+    rows = [("ms", "share", "layers", f"by {title}")]
+    for one in groups[:top]:
+        shares = (f"{one.milliseconds:.3f}", f"{one.share:.1%}", str(one.layers))
+        rows.append((*shares, one.name or "not said"))
+    rest = groups[top:]
+    return [*_columns(rows), *_rest(len(rest), sum(one.milliseconds for one in rest))]
+
+
+def _rest(count: int, milliseconds: float) -> list[str]:
+    return [f"  and {count} more, {milliseconds:.3f} ms together"] if count else []
+
+
+def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [
+        "  ".join(
+            cell.rjust(width) if i < 2 else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]

@@ -1,0 +1,283 @@
+"""verify(): a bundle's files, its engine against a reference, and where it goes wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from ptdeploy.arguments import checked, flag, having, maybe, path, text
+from ptdeploy.bundle import Bundle, read_bundle, whole
+from ptdeploy.errors import InputError
+from ptdeploy.files import check_readable
+from ptdeploy.parity.cases import AskedRow, edge_note
+from ptdeploy.parity.compare import ParityReport, compare
+from ptdeploy.parity.data import DataRow, read_data
+from ptdeploy.parity.graph_check import open_stand_in
+from ptdeploy.parity.reference import Reference, Row
+from ptdeploy.parity.reference.fits import stored_reference
+from ptdeploy.parity.reports import FAILING_NAME, check_report
+from ptdeploy.parity.thresholds import Overrides, read_thresholds
+from ptdeploy.progress import REFERENCE_STAGE, Progress
+from ptdeploy.runtime import Engine, open_engine
+from ptdeploy.targets import get_target
+
+if TYPE_CHECKING:
+    from ptdeploy.parity.quality import JudgedText
+    from ptdeploy.parity.reference.peft import PeftSource
+    from ptdeploy.source.tokenizer_choice import ChosenTokenizer
+
+_STORED_TEXTS = (
+    "the bundle's tokenizer was compared with what compile stored: it was given with --tokenizer, "
+    "or is in neither the checkpoint nor its base any more. Pass --tokenizer to compare it anew."
+)
+
+
+@checked(
+    path=path,
+    checkpoint=maybe(path),
+    base=maybe(path),
+    adapter=maybe(text),
+    data=maybe(path),
+    thresholds=maybe(path),
+    locate=flag,
+    report=maybe(path),
+    graph=flag,
+    progress=having("stage", "note"),
+)
+def verify_bundle(
+    path: str | Path,
+    *,
+    checkpoint: str | Path | None = None,
+    base: str | None = None,
+    adapter: str | None = None,
+    tokenizer: str | None = None,
+    data: str | Path | None = None,
+    thresholds: str | Path | None = None,
+    locate: bool = False,
+    report: str | Path | None = None,
+    graph: bool = False,
+    progress: Progress,
+) -> ParityReport:
+    """See ptdeploy.verify."""
+    if locate and checkpoint is None:
+        raise InputError(
+            "--locate compares with PyTorch, layer by layer.", "Pass the checkpoint (--checkpoint)."
+        )
+    if tokenizer is not None and checkpoint is None:
+        raise InputError(
+            "--tokenizer is compared as transformers has it.", "Pass the checkpoint (--checkpoint)."
+        )
+    for option, file in (("--data", data), ("--thresholds", thresholds)):
+        if file is not None and str(file) != "-":
+            check_readable(Path(file), option)
+    if report is not None:
+        check_report(Path(report))
+    with ExitStack() as opened:
+        with progress.stage("check the bundle's files"):
+
+            def enter() -> Engine:
+                bundle = read_bundle(path)
+                return opened.enter_context(_open_graph(bundle) if graph else _open(bundle))
+
+            engine = whole(path, enter)
+        overrides = Overrides()
+        if thresholds is not None:
+            overrides = read_thresholds(thresholds, engine.bundle.manifest.precision)
+        given = read_data(data, engine) if data is not None else ()
+        _check_accuracy(overrides, given)
+        peft: PeftSource | None = None
+        chosen: ChosenTokenizer | None = None
+        if checkpoint is not None:
+            with progress.stage("read the checkpoint"):
+                from ptdeploy.parity.reference.peft import open_peft
+
+                peft = open_peft(checkpoint, adapter, base, engine.manifest.task)
+                chosen = _choose_tokenizer(peft, engine, tokenizer)
+        run = _Run(engine, peft, chosen, given, overrides, thresholds)
+        return _compare(run, locate, report, graph, progress)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """An open engine, and what it is held against."""
+
+    engine: Engine
+    peft: PeftSource | None
+    chosen: ChosenTokenizer | None
+    given: Sequence[DataRow]
+    overrides: Overrides
+    thresholds: str | Path | None
+
+
+def _compare(
+    run: _Run, locate: bool, report: str | Path | None, graph: bool, progress: Progress
+) -> ParityReport:
+    engine, bundle = run.engine, run.engine.bundle
+    notes: list[str] = []
+    if run.peft is None:
+        reference = _with_own_logits(stored_reference(bundle), run.given)
+    else:
+        notes += _notes(run.peft, bundle)
+        if engine.tokenizer and run.chosen is None:
+            notes.append(_STORED_TEXTS)
+        with progress.stage(REFERENCE_STAGE):
+            reference = _computed_reference(run.peft, run.chosen, engine, run.given)
+    with progress.stage("check parity"):
+        found = compare(engine, reference, notes, run.overrides, run.given)
+    if locate:
+        assert run.peft is not None, "checked before"
+        with progress.stage("locate the first module that departs"):
+            from ptdeploy.parity.locate import locate_departure
+
+            found = msgspec.structs.replace(
+                found, located=locate_departure(bundle, engine, run.peft, reference, found)
+            )
+    if bundle.manifest.parity is None and not graph:
+        from ptdeploy.parity.completed import keep_completed
+
+        # What another reads there must not hang on bounds that were loosened here.
+        own = "the bundle's parity stays pending: it is completed without --thresholds."
+        progress.note(keep_completed(bundle, found) if run.thresholds is None else own)
+    if report is not None:
+        from ptdeploy.parity.reports import write_reports
+        from ptdeploy.parity.shrink import write_failing
+
+        folder = Path(report)
+        if found.passed:
+            # What an earlier run left here no longer departs.
+            (folder / FAILING_NAME).unlink(missing_ok=True)
+        else:
+            with progress.stage("shrink the failing input"):
+                failing = write_failing(
+                    folder, engine, reference, found, run.thresholds, run.peft, graph
+                )
+                found = msgspec.structs.replace(found, failing=failing)
+        write_reports(found, bundle.manifest, folder)
+    return found
+
+
+@contextmanager
+def _open(bundle: Bundle) -> Iterator[Engine]:
+    yield open_engine(bundle)
+
+
+@contextmanager
+def _open_graph(bundle: Bundle) -> Iterator[Engine]:
+    """The graph that the bundle's engine was built from, run by the target that stands in."""
+    stand_in = get_target(bundle.manifest.target).STAND_IN
+    if not stand_in:
+        raise InputError(
+            f"{bundle.path}: an engine of the target {bundle.manifest.target} is its graph.",
+            "Leave --graph out.",
+        )
+    if bundle.file("model") is None:
+        raise InputError(
+            f"{bundle.path}: holds no ONNX, so its graph cannot be run.",
+            "Compile it with --keep-onnx.",
+        )
+    with open_stand_in(bundle, stand_in) as engine:
+        yield engine
+
+
+def _choose_tokenizer(
+    peft: PeftSource, engine: Engine, asked: str | None
+) -> ChosenTokenizer | None:
+    """The tokenizer that the bundle's is held against; None if only what is stored can tell."""
+    from ptdeploy.source.tokenizer_choice import choose_tokenizer
+
+    if engine.tokenizer is None:
+        if asked is not None:
+            raise InputError(f"--tokenizer {asked}: {engine.bundle.path} has no tokenizer.")
+        return None
+    info = engine.manifest.tokenizer
+    if asked is None and info is not None and info.origin == "given":
+        return None
+    chosen = choose_tokenizer(peft.checkpoint, peft.base, asked)
+    return chosen if chosen.tokenizer is not None else None
+
+
+def _computed_reference(
+    peft: PeftSource, chosen: ChosenTokenizer | None, engine: Engine, given: Sequence[DataRow]
+) -> Reference:
+    from ptdeploy.parity.cases import golden_rows
+    from ptdeploy.parity.reference.peft import compute_reference
+    from ptdeploy.parity.reference.texts import golden_texts, with_texts
+
+    manifest = engine.manifest
+    tokenizer = chosen.tokenizer if chosen else None
+    rows = golden_rows(manifest.limits, golden_texts(tokenizer, manifest.limits))
+    rows += [AskedRow(row.ids, "data", row.type_ids) for row in given]
+    judged = _judged(engine.bundle, given) if manifest.quantization else None
+    computed = compute_reference(
+        peft.checkpoint, peft.base, manifest.limits, judged, rows, peft.model
+    )
+    if chosen is not None:
+        return with_texts(computed, chosen, manifest.task)
+    if engine.tokenizer is None:
+        return computed
+    stored = stored_reference(engine.bundle)
+    return replace(
+        computed,
+        texts=stored.texts,
+        text_ids=stored.text_ids,
+        pairs=stored.pairs,
+        pair_ids=stored.pair_ids,
+        pair_type_ids=stored.pair_type_ids,
+    )
+
+
+def _judged(bundle: Bundle, given: Sequence[DataRow]) -> JudgedText:
+    """What rounded weights are judged on: the user's data if there is any, else what is stored."""
+    from ptdeploy.parity.quality import JudgedText
+
+    rows = tuple(AskedRow(row.ids, "data", row.type_ids) for row in given if row.ids.size > 1)
+    if rows:
+        return JudgedText(rows, "the given data")
+    stored = stored_reference(bundle)
+    asked = (AskedRow(row.ids, "text", row.type_ids) for row in stored.judged)
+    return JudgedText(tuple(asked), stored.judged_on)
+
+
+def _with_own_logits(reference: Reference, given: Sequence[DataRow]) -> Reference:
+    """The stored reference and the data's, where its rows bring their own."""
+    own = [
+        Row(row.ids, row.logits, "data", row.type_ids) for row in given if row.logits is not None
+    ]
+    if own and len(own) == len(given):
+        return replace(reference, rows=(*reference.rows, *own))
+    for number, row in enumerate(given, 1):
+        labelled = row.labels is not None or row.values is not None
+        if not labelled and row.wanted_ids is None:
+            raise InputError(
+                f"--data: row {number} has no label, and there is no reference for it.",
+                "Pass the checkpoint with --checkpoint, to compare with PEFT on your data.",
+            )
+    return reference
+
+
+def _notes(peft: PeftSource, bundle: Bundle) -> list[str]:
+    notes = []
+    if dict(peft.checkpoint.files) != bundle.manifest.source.files:
+        notes.append("the checkpoint's files are not those the bundle was compiled from.")
+    if note := edge_note(bundle.manifest.limits):
+        notes.append(note)
+    return notes
+
+
+def _check_accuracy(overrides: Overrides, given: Sequence[DataRow]) -> None:
+    asked = (overrides.min_accuracy, overrides.max_accuracy_drop)
+    if any(one is not None for one in asked) and all(row.labels is None for row in given):
+        raise InputError(
+            "--thresholds: asks for an accuracy, but no labelled data was given.",
+            'Pass a file with "label" in its rows with --data.',
+        )
+    if overrides.max_squared_error is not None and all(row.values is None for row in given):
+        raise InputError(
+            "--thresholds: max_squared_error is for labelled data given to a regression.",
+            'Pass a file with a number as "label" in its rows with --data.',
+        )

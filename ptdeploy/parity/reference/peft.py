@@ -1,0 +1,275 @@
+"""The reference from PEFT itself: no frozen prompt, program, graph or pass of ours is in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptdeploy.bundle import Limits
+from ptdeploy.bundle.task import Task
+from ptdeploy.errors import CheckpointError
+from ptdeploy.parity.cases import AskedRow, golden_rows, pad
+from ptdeploy.parity.quality import JudgedText, text_row
+from ptdeploy.parity.reference import Greedy, Reference, Row
+from ptdeploy.source.base import BaseModel, quiet_libraries, resolve_base
+from ptdeploy.source.base_weights import load_pretrained
+from ptdeploy.source.checkpoint import Checkpoint, read_checkpoint
+from ptdeploy.source.checkpoint.peft_adapter import WEIGHT_NAMES
+from ptdeploy.source.checkpoint.state_dict import read_state
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+_GREEDY_ROWS = (0, 4, 6)
+_GREEDY_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class PeftSource:
+    """A checkpoint, the base model it fits, and PEFT's model of both, loaded."""
+
+    checkpoint: Checkpoint
+    base: BaseModel
+    model: PeftModel = field(repr=False)
+
+
+def open_peft(
+    checkpoint: str | Path, adapter: str | None, base: str | None, task: Task
+) -> PeftSource:
+    """Read a checkpoint and load PEFT's model of it."""
+    source = read_checkpoint(checkpoint, adapter, task)
+    found = resolve_base(source, base)
+    return PeftSource(source, found, peft_model(source, found))
+
+
+def peft_model(checkpoint: Checkpoint, base: BaseModel) -> PeftModel:
+    """The checkpoint as PEFT loads it, on the base model as transformers loads it; fp32, eval.
+
+    Raises BaseModelError as load_pretrained does, and CheckpointError if PEFT leaves out a tensor
+    that the checkpoint brings.
+    """
+    model = load_pretrained(checkpoint, base)
+    with quiet_libraries():
+        if checkpoint.weights_file.name in WEIGHT_NAMES:
+            peft = _from_adapter(checkpoint, model)
+        else:
+            peft = _from_state_dict(checkpoint, model)
+        peft.get_base_model().tie_weights()
+    _check_taken(checkpoint, peft)
+    return peft.eval()
+
+
+def _from_adapter(checkpoint: Checkpoint, model: PreTrainedModel) -> PeftModel:
+    from peft import PeftModel, PromptEncoderConfig
+
+    folder = str(checkpoint.weights_file.parent)
+    config = PromptEncoderConfig.from_pretrained(folder)
+    # The file may name none, and PEFT then puts no prompt before the text.
+    config.task_type = checkpoint.task.value
+    return PeftModel.from_pretrained(model, folder, checkpoint.adapter, config=config)
+
+
+def _from_state_dict(checkpoint: Checkpoint, model: PreTrainedModel) -> PeftModel:
+    import torch
+    from peft import PromptEncoderConfig, get_peft_model
+
+    encoder = checkpoint.encoder
+    assert encoder is not None, "a full state dict holds the prompt encoder"
+    config = PromptEncoderConfig(
+        task_type=checkpoint.task.value,
+        num_virtual_tokens=checkpoint.num_virtual_tokens,
+        token_dim=checkpoint.token_dim,
+        # P-Tuning ignores these two, but PEFT refuses bases whose config names them otherwise.
+        num_layers=1,
+        num_attention_heads=1,
+        encoder_reparameterization_type=encoder.kind,
+        encoder_hidden_size=encoder.hidden_size,
+        encoder_num_layers=encoder.num_layers,
+    )
+    peft = get_peft_model(model, config, checkpoint.adapter)
+    places = _places(peft, checkpoint.adapter)
+    state = {}
+    for name, tensor in read_state(checkpoint.weights_file).items():
+        if name.startswith("base_model."):
+            name = places.get(_own_name(name, checkpoint.adapter) or "", "")
+        if name in places.values() or name.startswith(f"prompt_encoder.{checkpoint.adapter}."):
+            state[name] = tensor.to(torch.float32)
+    peft.load_state_dict(state, strict=False)
+    return peft
+
+
+def _own_name(name: str, adapter: str) -> str | None:
+    """A tensor's name in the base model, by its name in PEFT's; None for a copy that is not used.
+
+    Which modules PEFT copies for an adapter differs by its version.
+    """
+    if ".original_module." in name:
+        return None
+    return name.removeprefix("base_model.").replace(f".modules_to_save.{adapter}.", ".")
+
+
+def _places(peft: PeftModel, adapter: str) -> dict[str, str]:
+    """PEFT's name for each of the base model's tensors."""
+    found = {}
+    for name in peft.state_dict():
+        own = _own_name(name, adapter) if name.startswith("base_model.") else None
+        if own is not None:
+            found[own] = name
+    return found
+
+
+def _check_taken(checkpoint: Checkpoint, peft: PeftModel) -> None:
+    """Refuse a reference without the checkpoint's own weights: it would be of another model.
+
+    PEFT says nothing where it leaves a tensor of the file out.
+    """
+    import torch
+
+    live = peft.state_dict()
+    places = _places(peft, checkpoint.adapter)
+    for name, value in checkpoint.weights.items():
+        taken = live.get(places.get(name, ""))
+        # What is not among the model's own is a buffer of another version: see resolve_base.
+        if taken is None or tuple(taken.shape) != value.shape:
+            continue
+        if not torch.equal(taken.float(), torch.from_numpy(np.array(value))):
+            raise CheckpointError(
+                f"{checkpoint.weights_file}: PEFT does not load {name} from it, so nothing here "
+                "shows what an engine of it should give.",
+                "Save the full state dict, torch.save(model.state_dict(), PATH), and compile that.",
+            )
+
+
+def compute_reference(
+    checkpoint: Checkpoint,
+    base: BaseModel,
+    limits: Limits,
+    judged: JudgedText | None = None,
+    rows: Sequence[AskedRow] | None = None,
+    model: PeftModel | None = None,
+) -> Reference:
+    """Run PEFT on every row alone: logits, and for a causal model greedy continuations.
+
+    `judged` is what a rounded engine will be judged on. `rows` are random ones unless given, and
+    `model` is loaded unless given.
+    """
+    import peft
+    import torch
+
+    model = model or peft_model(checkpoint, base)
+    rows = golden_rows(limits, ()) if rows is None else rows
+    task = checkpoint.task
+    computed = tuple(
+        Row(r.ids, row_logits(model, task, r.ids, r.type_ids), r.source, r.type_ids) for r in rows
+    )
+    with torch.no_grad(), quiet_libraries():
+        greedy: tuple[Greedy, ...] = ()
+        departure = None
+        if task is Task.CAUSAL_LM:
+            random = [row.ids for row in rows if row.source == "random"]
+            chosen = [random[i] for i in _GREEDY_ROWS if i < len(random)]
+            continued = [*chosen, *_greedy_edges(rows, limits)]
+            greedy = tuple(_greedy(model, ids, limits.max_sequence) for ids in continued)
+            departure = _padded_departure(model, chosen) if chosen else None
+    texts = tuple(
+        text_row(row, row_logits(model, task, row.ids, row.type_ids), task)
+        for row in (judged.rows if judged else ())
+    )
+    return Reference(
+        computed,
+        tuple(one for one in greedy if one.tokens.size),
+        made_by=f"PEFT {peft.__version__} on PyTorch {torch.__version__}, fp32, each row alone",
+        padded_departure=departure,
+        judged=texts,
+        judged_on=judged.source if judged else "",
+    )
+
+
+def row_inputs(ids: NDArray[np.int64], type_ids: NDArray[np.int64] | None = None) -> dict[str, Any]:
+    """What PEFT's model is given for one unpadded row."""
+    import torch
+
+    tokens = torch.from_numpy(ids)[None]
+    inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    if type_ids is not None:
+        inputs["token_type_ids"] = torch.from_numpy(type_ids)[None]
+    return inputs
+
+
+def row_logits(
+    model: PeftModel,
+    task: Task,
+    ids: NDArray[np.int64],
+    type_ids: NDArray[np.int64] | None = None,
+) -> NDArray[np.float32]:
+    """PEFT's logits for one unpadded row, without those of the virtual tokens."""
+    import torch
+
+    with torch.no_grad(), quiet_libraries():
+        logits = model(**row_inputs(ids, type_ids)).logits[0]
+    if task is not Task.SEQ_CLS:
+        # PEFT's logits cover the virtual tokens too, where the architecture gives one a token.
+        logits = logits[-ids.size :]
+    array: NDArray[np.float32] = logits.float().numpy()
+    return array
+
+
+def _greedy_edges(rows: Sequence[AskedRow], limits: Limits) -> list[NDArray[np.int64]]:
+    """A row that is continued up to the context's last position, and the first text."""
+    longest = max((row.ids for row in rows if row.source == "random"), key=len, default=None)
+    room = limits.max_sequence - _GREEDY_TOKENS
+    edges = []
+    if longest is not None and longest.size == limits.max_sequence and room > 0:
+        edges.append(longest[:room])
+    texts = [row.ids[:room] for row in rows if row.source == "text" and room > 0]
+    return edges + texts[:1]
+
+
+def _greedy(model: PeftModel, ids: NDArray[np.int64], limit: int) -> Greedy:
+    import torch
+    from transformers import GenerationConfig
+
+    steps = min(_GREEDY_TOKENS, limit - ids.size)
+    if steps < 1:
+        return Greedy(ids, np.zeros(0, np.int64), np.zeros(0, np.float32))
+    tokens = torch.from_numpy(ids)[None]
+    # A configuration of our own: the model's may sample, penalise or stop early.
+    config = GenerationConfig(
+        max_new_tokens=steps, min_new_tokens=None, do_sample=False, num_beams=1, pad_token_id=0
+    )
+    base = model.get_base_model()
+    base.generation_config = config
+    output = model.generate(
+        input_ids=tokens,
+        attention_mask=torch.ones_like(tokens),
+        generation_config=config,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    scores = torch.stack([step[0].float() for step in output.logits])
+    top = scores.topk(2, dim=-1).values
+    new = output.sequences[0, -len(scores) :]
+    return Greedy(ids, new.numpy(), (top[:, 0] - top[:, 1]).numpy())
+
+
+def _padded_departure(model: PeftModel, rows: Sequence[NDArray[np.int64]]) -> float:
+    """By how much PEFT's own left-padded batch departs from its rows alone, at the last token.
+
+    PEFT numbers positions over padding (it drops position_ids), so this is no fault of an engine;
+    users who compare with such a batch need to know.
+    """
+    import torch
+
+    ids, mask = pad(rows, "left")
+    batch = model(input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask)).logits
+    alone = [
+        model(input_ids=t, attention_mask=torch.ones_like(t)).logits[0, -1]
+        for t in (torch.from_numpy(row)[None] for row in rows)
+    ]
+    return float((batch[:, -1] - torch.stack(alone)).abs().max())

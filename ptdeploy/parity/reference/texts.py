@@ -1,0 +1,156 @@
+"""The tokenizer's place in a bundle, and the texts that prove it encodes as transformers does."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ptdeploy.bundle import FileEntry, Limits, staged
+from ptdeploy.bundle.task import Task
+from ptdeploy.errors import InputError
+from ptdeploy.parity.cases import AskedRow, cut, some_segments
+from ptdeploy.parity.quality import JudgedText
+from ptdeploy.parity.reference import Reference
+from ptdeploy.parity.reference.prose import PROSE, evaluation_texts
+from ptdeploy.runtime import chat
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from ptdeploy.source.tokenizer_choice import ChosenTokenizer
+
+TOKENIZER_NAME = "tokenizer.json"
+_NEVER_CUT = 2**31
+_JUDGED_TEXTS, _JUDGED_PAIRS, _JUDGED_TOKENS = 64, 16, 128
+# A classifier gives one answer a text; each costs one short run.
+_JUDGED_CLASSIFIED, _JUDGED_RANDOM = 256, 96
+
+_PAIRS = (
+    ("Does the engine start?", "It starts on the first try, don't worry."),
+    ("naïve café", "  東京,  then a\nnew line "),
+)
+
+
+def save_text_files(tokenizer: PreTrainedTokenizerFast, folder: Path) -> tuple[FileEntry, ...]:
+    """Write `tokenizer.json` and, where the model has one, its chat template into `folder`."""
+    inner = tokenizer.backend_tokenizer
+    if tokenizer.truncation_side == "left":
+        # tokenizer.json has a place for the side, though transformers keeps it elsewhere.
+        inner.enable_truncation(_NEVER_CUT, direction="left")
+    inner.save(str(folder / TOKENIZER_NAME))
+    entries = [staged(TOKENIZER_NAME, "tokenizer")]
+    template, named = tokenizer.chat_template, {}
+    if isinstance(template, dict):
+        named = {name: one for name, one in template.items() if name != "default"}
+        template = template.get("default")
+    if template or named:
+        special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+        name = chat.save(chat.ChatTemplate(template, special, named), folder)
+        entries.append(staged(name, "chat_template"))
+    return tuple(entries)
+
+
+def judged_text(
+    tokenizer: PreTrainedTokenizerFast | None,
+    limits: Limits,
+    texts: tuple[str, ...] | None,
+    task: Task,
+) -> JudgedText:
+    """What quantized engines are judged on: the given texts, else ours, each cut to 128 tokens.
+
+    Where a text gives one answer (SEQ_CLS) there are more of them, and shorter ones. Without a
+    tokenizer it is random tokens, and says so. Raises InputError if texts were given
+    but cannot be encoded, or none is two tokens long.
+    """
+    longest = min(_JUDGED_TOKENS, limits.max_sequence)
+    if tokenizer is None:
+        if texts is not None:
+            raise InputError("--quality-text needs a tokenizer, and none was found.")
+        random = np.random.default_rng(11_26)
+        lengths = [longest] * 8
+        if task is Task.SEQ_CLS:
+            lengths = random.integers(1, min(longest, 32) + 1, _JUDGED_RANDOM).tolist()
+        ids = [random.integers(0, limits.vocab_size, length, np.int64) for length in lengths]
+        drawn = [AskedRow(row) for row in ids]
+        if limits.type_vocab_size:
+            drawn += [
+                replace(row, type_ids=some_segments(row.ids.size, limits))
+                for row in drawn[:_JUDGED_PAIRS]
+            ]
+        return JudgedText(tuple(drawn), "random tokens (no tokenizer was found)")
+    ours: tuple[str, ...] = PROSE
+    most = _JUDGED_TEXTS
+    if task is Task.SEQ_CLS:
+        ours, most = evaluation_texts(), _JUDGED_CLASSIFIED
+    alone = [row for text in texts or ours if (row := _row(tokenizer, text)).ids.size > 1][:most]
+    for row in alone:
+        largest = int(row.ids[:longest].max())
+        if largest >= limits.vocab_size:
+            token = tokenizer.convert_ids_to_tokens(largest)
+            raise InputError(
+                f"--quality-text: holds {token!r} ({largest}), which has no embedding."
+            )
+    if not alone:
+        raise InputError("--quality-text: no line is at least two tokens long.")
+    rows = alone
+    if limits.type_vocab_size:
+        pairs = [_row(tokenizer, *halves(text)) for text in (texts or PROSE)[:_JUDGED_PAIRS]]
+        rows += [row for row in pairs if _fits(row, limits)]
+    source = "the given text" if texts else "ptdeploy's own text"
+    return JudgedText(tuple(cut(row, longest) for row in rows), source)
+
+
+def golden_texts(tokenizer: PreTrainedTokenizerFast | None, limits: Limits) -> list[AskedRow]:
+    """Our own texts, as rows to compare on; none without a tokenizer.
+
+    Where the model has segments every second one is a pair, the two halves of a text.
+    """
+    if tokenizer is None:
+        return []
+    rows = [
+        _row(tokenizer, *halves(text))
+        if limits.type_vocab_size and i % 2
+        else _row(tokenizer, text)
+        for i, text in enumerate(PROSE)
+    ]
+    return [row for row in rows if row.ids.size and _fits(row, limits)]
+
+
+def _fits(row: AskedRow, limits: Limits) -> bool:
+    """Whether the model has all of its ids, and its segments."""
+    known = row.type_ids is None or row.type_ids.max() < limits.type_vocab_size
+    return bool(row.ids.max() < limits.vocab_size and known)
+
+
+def halves(text: str) -> tuple[str, str]:
+    """A text as two, parted between words; the first has at most 8, so that both are compared."""
+    words = text.split()
+    first = min(len(words) // 2, 8)
+    return " ".join(words[:first]), " ".join(words[first:])
+
+
+def _row(tokenizer: PreTrainedTokenizerFast, text: str, pair: str | None = None) -> AskedRow:
+    encoded = tokenizer(text, pair, return_token_type_ids=True)
+    types = None if pair is None else np.asarray(encoded["token_type_ids"], np.int64)
+    return AskedRow(np.asarray(encoded["input_ids"], np.int64), "text", types)
+
+
+def with_texts(reference: Reference, chosen: ChosenTokenizer, task: Task) -> Reference:
+    """The reference with what transformers makes of a few texts; unchanged without a tokenizer.
+
+    Classifiers take pairs of texts too.
+    """
+    tokenizer = chosen.tokenizer
+    pairs = () if tokenizer is None or task is Task.CAUSAL_LM else _PAIRS
+    encoded = [tokenizer(*pair, return_token_type_ids=True) for pair in pairs if tokenizer]
+    return replace(
+        reference,
+        texts=chosen.texts,
+        text_ids=chosen.text_ids,
+        pairs=pairs,
+        pair_ids=tuple(tuple(one["input_ids"]) for one in encoded),
+        pair_type_ids=tuple(tuple(one["token_type_ids"]) for one in encoded),
+    )

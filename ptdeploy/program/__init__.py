@@ -1,0 +1,1 @@
+"""What is exported: the model with its prompt, traced for an engine."""

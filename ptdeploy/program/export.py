@@ -1,0 +1,90 @@
+"""Program to ONNX, through torch's exporter."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import io
+from typing import TYPE_CHECKING
+
+from ptdeploy.bundle.task import Operators
+from ptdeploy.errors import BaseModelError
+from ptdeploy.memory import ran_out_of_memory
+from ptdeploy.passes.name import MODULE_KEY
+from ptdeploy.program.build import Program
+from ptdeploy.program.lowering import fused
+from ptdeploy.source.base import quiet_libraries
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+
+# The first that has RotaryEmbedding, and the first that has TensorScatter; older operators mean the
+# same in them.
+_OPSETS: dict[Operators, int] = {"onnxruntime": 23, "standard": 24}
+
+
+def to_onnx(program: Program, opset: int | None = None) -> ir.Model:
+    """Export a program to an ONNX model whose inputs and outputs are its signature.
+
+    `opset` is the version of ONNX's operators; None takes what the program needs.
+
+    Raises BaseModelError if torch cannot trace the architecture, with torch's reason.
+    """
+    import torch
+
+    inputs, outputs = program.signature.inputs, program.signature.outputs
+    shapes = tuple(
+        {i: torch.export.Dim.DYNAMIC for i, axis in enumerate(spec.shape) if isinstance(axis, str)}
+        for spec in inputs
+    )
+    # A decoder takes its past as *past, which torch.export sees as one tuple.
+    fixed = sum(not spec.name.startswith("past_key_values.") for spec in inputs)
+    lowering = program.lowered
+    if lowering is not None:
+        opset = max(opset or 0, _OPSETS[lowering.operators])
+    lowered = (
+        contextlib.nullcontext() if lowering is None else fused(lowering.model, lowering.operators)
+    )
+    try:
+        with lowered, quiet_libraries(), contextlib.redirect_stdout(io.StringIO()):
+            exported = torch.onnx.export(
+                program.module,
+                program.example_inputs(),
+                dynamo=True,
+                dynamic_shapes=(*shapes[:fixed], shapes[fixed:]) if fixed < len(inputs) else shapes,
+                input_names=[spec.name for spec in inputs],
+                output_names=[spec.name for spec in outputs],
+                verbose=False,
+                optimize=False,
+                opset_version=opset,
+            )
+    except Exception as error:  # torch wraps whatever the model's own code raised
+        if ran_out_of_memory(error):
+            raise
+        reason = str(error.__cause__ or error).strip().splitlines()
+        raise BaseModelError(
+            f"torch cannot export this architecture: {reason[0] if reason else type(error)}.",
+            "Only the architectures in the README's support table are tested.",
+        ) from error
+    assert exported is not None
+    _keep_modules(exported.model, program)
+    return exported.model
+
+
+def _keep_modules(model: ir.Model, program: Program) -> None:
+    """Note each node's module, by its path in the transformers model, under our own key.
+
+    torch writes the program's nested scopes as a list, the operation itself last.
+    """
+    prefix = str(getattr(program.module, "prefix", ""))
+    for node in model.graph.all_nodes():
+        scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes")
+        if scopes is None:
+            continue
+        path = [*ast.literal_eval(scopes)][-2:][0]
+        if path == "model" or path.startswith("model."):
+            path = ".".join(part for part in (prefix, path.removeprefix("model")[1:]) if part)
+        elif path.startswith("_"):
+            path = ""
+        node.metadata_props[MODULE_KEY] = path

@@ -1,0 +1,135 @@
+"""The manifest of a compilation, from what its stages gave."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from ptdeploy.bundle import (
+    FileEntry,
+    Limits,
+    Manifest,
+    PromptInfo,
+    Quantization,
+    SourceInfo,
+    TokenizerInfo,
+)
+from ptdeploy.bundle.signature import Signature
+from ptdeploy.bundle.task import Graph
+from ptdeploy.errors import InputError
+from ptdeploy.program.prompt import Prompt
+from ptdeploy.source.base import BaseModel
+from ptdeploy.source.checkpoint import Checkpoint
+from ptdeploy.source.meaning import Meaning
+
+_PACKAGES = ("ptdeploy", "numpy", "onnx", "onnxruntime", "onnxscript", "peft", "torch")
+
+
+def versions() -> dict[str, str]:
+    """The versions that decide what a compilation gives."""
+    found = {"python": platform.python_version()}
+    for package in (*_PACKAGES, "onnxruntime-gpu", "tokenizers", "transformers"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def build_manifest(
+    *,
+    checkpoint: Checkpoint,
+    base: BaseModel,
+    prompt: Prompt,
+    signature: Signature,
+    meaning: Meaning,
+    target: str,
+    device: str,
+    precision: str,
+    graph: Graph,
+    quantization: Quantization | None,
+    freeze_kv: bool,
+    limits: Limits,
+    tokenizer: TokenizerInfo | None,
+    files: tuple[FileEntry, ...],
+) -> Manifest:
+    """Say what the bundle is; sizes, hashes and parity are filled in later."""
+    return Manifest(
+        versions=versions(),
+        target=target,
+        device=device,
+        precision=precision,
+        task=checkpoint.task,
+        inputs=signature.inputs,
+        outputs=signature.outputs,
+        prompt=PromptInfo(
+            kind="evaluated prompt"
+            if checkpoint.encoder is None
+            else f"{checkpoint.encoder.kind} prompt encoder",
+            num_virtual_tokens=prompt.num_virtual_tokens,
+            token_dim=checkpoint.token_dim,
+            sha256=prompt.sha256,
+            prefix_kv=prompt.prefix_kv.shape
+            if prompt.prefix_kv is not None and freeze_kv
+            else None,
+        ),
+        source=SourceInfo(
+            format=checkpoint.format,
+            adapter=checkpoint.adapter,
+            files=dict(checkpoint.files),
+            base_model=_public_name(checkpoint.base.name or base.name),
+            base_config_sha256=_config_hash(base),
+            architecture=str(base.config.model_type),
+        ),
+        graph=graph,
+        quantization=quantization,
+        limits=limits,
+        labels=meaning.labels,
+        head=meaning.head,
+        generation=meaning.generation,
+        tokenizer=tokenizer,
+        files=files,
+    )
+
+
+def _public_name(name: str) -> str:
+    """A hub id as it is, a folder by its last part: a bundle holds no path of its maker's."""
+    return Path(name).resolve().name if Path(name).is_absolute() or Path(name).exists() else name
+
+
+def _config_hash(base: BaseModel) -> str:
+    ignored = ("_name_or_path", "transformers_version", "id2label", "label2id", "num_labels")
+    config = {k: v for k, v in base.config.to_dict().items() if k not in ignored}
+    return hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def limits(
+    base: BaseModel,
+    graph: Graph,
+    virtual_tokens: int,
+    max_batch: int | None,
+    max_context: int | None,
+) -> Limits:
+    """The model's own limits, or smaller ones that were asked for, in tokens and rows.
+
+    Raises InputError if `max_context` is more than the model has or leaves no room for text.
+    """
+    positions = base.context(graph)
+    if max_context is not None and not virtual_tokens < max_context <= positions:
+        raise InputError(
+            f"--max-context {max_context}: must be more than the {virtual_tokens} virtual tokens "
+            f"and at most the model's {positions} positions."
+        )
+    if max_batch is not None and max_batch < 1:
+        raise InputError(f"--max-batch {max_batch}: must be at least 1.")
+    context = max_context or positions
+    return Limits(
+        context - virtual_tokens,
+        context,
+        base.vocab_size,
+        max_batch,
+        type_vocab_size=base.type_vocab_size,
+    )

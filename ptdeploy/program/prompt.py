@@ -1,0 +1,184 @@
+"""Freezing: the prompt encoder evaluated once, and for a decoder its prefix KV."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptdeploy.errors import BaseModelError, CheckpointError
+from ptdeploy.memory import ran_out_of_memory
+from ptdeploy.source.checkpoint import Checkpoint, PromptEncoderState
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+PROMPT_NAME = "prompt.safetensors"
+
+# An evaluated prompt stored beside its encoder must be that encoder's output, not an older one's.
+_STALE = 1e-4
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A frozen prompt.
+
+    `virtual_tokens` has shape (num_virtual_tokens, token_dim), float32. `prefix_kv` is there for a
+    causal decoder: shape (layers, 2, kv heads, num_virtual_tokens, head dim), float32, keys before
+    values; the virtual tokens come first, so it depends on nothing else.
+    """
+
+    virtual_tokens: NDArray[np.float32] = field(repr=False)
+    prefix_kv: NDArray[np.float32] | None = field(repr=False, default=None)
+
+    @property
+    def num_virtual_tokens(self) -> int:
+        return int(self.virtual_tokens.shape[0])
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the virtual tokens as little-endian float32 in row order."""
+        return hashlib.sha256(self.virtual_tokens.astype("<f4").tobytes()).hexdigest()
+
+
+def evaluate_prompt_encoder(encoder: PromptEncoderState) -> NDArray[np.float32]:
+    """Run the prompt encoder once over its own embedding table.
+
+    Returns the virtual tokens, shape (num_virtual_tokens, token_dim), float32.
+    Raises CheckpointError if the layers' shapes do not fit one another.
+    Source: PEFT's PromptEncoder, peft/tuners/p_tuning/model.py (Liu et al. 2021, "GPT Understands,
+    Too").
+    """
+    import torch
+
+    tensors = {name: torch.from_numpy(array) for name, array in encoder.tensors.items()}
+    hidden = tensors["embedding.weight"]
+    try:
+        with torch.no_grad():
+            if encoder.kind == "LSTM":
+                lstm = torch.nn.LSTM(
+                    input_size=hidden.shape[1],
+                    hidden_size=encoder.hidden_size,
+                    num_layers=encoder.num_layers,
+                    bidirectional=True,
+                    batch_first=True,
+                )
+                prefix = "lstm_head."
+                lstm.load_state_dict(
+                    {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+                )
+                hidden = lstm(hidden[None])[0][0]
+            layers = (0, 2, 4) if encoder.kind == "MLP" else (0, 2)
+            for layer in layers:
+                hidden = torch.nn.functional.linear(
+                    hidden, tensors[f"mlp_head.{layer}.weight"], tensors[f"mlp_head.{layer}.bias"]
+                )
+                if layer != layers[-1]:
+                    hidden = torch.relu(hidden)
+    except (RuntimeError, ValueError, IndexError) as error:
+        if ran_out_of_memory(error):
+            raise
+        raise CheckpointError(
+            f"The {encoder.kind} prompt encoder's layers do not fit one another "
+            f"({str(error).splitlines()[0]}).",
+            "The checkpoint is damaged. Save it again from the trained model.",
+        ) from None
+    return cast("NDArray[np.float32]", hidden.numpy())
+
+
+def freeze(checkpoint: Checkpoint, model: PreTrainedModel, with_prefix_kv: bool) -> Prompt:
+    """Evaluate the prompt once, and for a causal decoder the keys and values it leaves behind.
+
+    Raises CheckpointError if an evaluated prompt and the encoder beside it disagree or the encoder
+    gives NaN, and BaseModelError if the base model is not causal.
+    """
+    tokens = checkpoint.virtual_tokens
+    if checkpoint.encoder is not None:
+        evaluated = evaluate_prompt_encoder(checkpoint.encoder)
+        if tokens is not None and not np.allclose(tokens, evaluated, rtol=_STALE, atol=_STALE):
+            raise CheckpointError(
+                f"{checkpoint.weights_file}: prompt_embeddings is not what the prompt encoder "
+                f"beside it gives (they differ by {np.abs(tokens - evaluated).max():.2g}).",
+                "One of the two files is from another training step. Save both again together.",
+            )
+        tokens = evaluated
+    assert tokens is not None, "a Checkpoint has virtual tokens or an encoder"
+    if tokens.shape[1] != checkpoint.token_dim or not np.isfinite(tokens).all():
+        raise CheckpointError(
+            f"{checkpoint.weights_file}: the prompt encoder gives NaN or the wrong width "
+            f"{tokens.shape[1]} instead of {checkpoint.token_dim}.",
+            "The training diverged or the file is damaged; deploy an earlier checkpoint.",
+        )
+    return Prompt(tokens, prefix_kv(model, tokens) if with_prefix_kv else None)
+
+
+def save_prompt(prompt: Prompt, folder: Path) -> str:
+    """Write `prompt.safetensors` (virtual_tokens, and prefix_kv if any) and return its name."""
+    from safetensors.numpy import save_file
+
+    tensors = {"virtual_tokens": prompt.virtual_tokens}
+    if prompt.prefix_kv is not None:
+        tensors["prefix_kv"] = prompt.prefix_kv
+    save_file({n: np.ascontiguousarray(t) for n, t in tensors.items()}, folder / PROMPT_NAME)
+    return PROMPT_NAME
+
+
+def prefix_kv(model: PreTrainedModel, virtual_tokens: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Every layer's keys and values for the virtual tokens, at positions 0 to n-1.
+
+    Returns shape (layers, 2, kv heads, num_virtual_tokens, head dim), float32.
+    Raises BaseModelError if what follows the prompt changes them: then they are no constants.
+    """
+    import torch
+
+    tokens = torch.from_numpy(virtual_tokens)[None]
+    alone = _keys_and_values(model, tokens)
+    table = model.get_input_embeddings().weight
+    followed = _keys_and_values(model, torch.cat([tokens, table[None, :1]], dim=1))
+    difference = (alone - followed[..., : tokens.shape[1], :]).abs().max().item()
+    if difference > 1e-4 * max(1.0, alone.abs().max().item()):
+        raise BaseModelError(
+            f"{model.config.model_type}: the keys and values of the virtual tokens change with the "
+            f"text after them (by {difference:.2g}), so the model is not a causal decoder.",
+            "Pass the base model the checkpoint was trained on with --base.",
+        )
+    return cast("NDArray[np.float32]", alone.numpy())
+
+
+def _keys_and_values(model: PreTrainedModel, embeds: torch.Tensor) -> torch.Tensor:
+    import torch
+    from transformers.cache_utils import DynamicCache
+
+    kind = model.config.model_type
+    # A cache that knows the model's configuration forgets what a sliding window has left.
+    cache = DynamicCache()
+    try:
+        with torch.no_grad():
+            backbone(model)(inputs_embeds=embeds, use_cache=True, past_key_values=cache)
+        tensors = [(layer.keys, layer.values) for layer in cache.layers]
+    except (AttributeError, IndexError, TypeError, ValueError) as error:
+        raise BaseModelError(
+            f"{kind}: its layers keep more, or something else, than keys and values "
+            f"({str(error).splitlines()[0][:200]}), which is not supported."
+        ) from None
+    if not tensors:
+        raise BaseModelError(f"{kind}: gives no KV cache, so cannot generate.")
+    shapes = {tuple(tensor.shape) for pair in tensors for tensor in pair}
+    if len(shapes) > 1:
+        raise BaseModelError(
+            f"{kind}: its layers have keys and values of different shapes {sorted(shapes)}, "
+            "which is not supported."
+        )
+    return torch.stack([torch.cat(pair) for pair in tensors])
+
+
+def backbone(model: PreTrainedModel) -> torch.nn.Module:
+    """The model without its head."""
+    return cast(
+        "torch.nn.Module", getattr(model, model.base_model_prefix, None) or model.get_decoder()
+    )

@@ -1,0 +1,1 @@
+"""What was trained: the checkpoint, its base model and its tokenizer."""

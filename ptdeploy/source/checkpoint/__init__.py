@@ -1,0 +1,99 @@
+"""Checkpoint formats: one file each, one registry, one Checkpoint type."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+from ptdeploy.bundle.task import Task
+from ptdeploy.errors import CheckpointError
+from ptdeploy.source.checkpoint import peft_adapter, state_dict
+from ptdeploy.source.checkpoint.full import load_full, save_full
+from ptdeploy.source.checkpoint.labels import read_labels
+from ptdeploy.source.checkpoint.peft_config import CONFIG_NAME
+from ptdeploy.source.checkpoint.tensors import TENSOR_SUFFIXES
+from ptdeploy.source.checkpoint.types import BaseReference, Checkpoint, PromptEncoderState
+
+__all__ = [
+    "READERS",
+    "BaseReference",
+    "Checkpoint",
+    "PromptEncoderState",
+    "load_full",
+    "read_checkpoint",
+    "save_full",
+]
+
+
+class Reader(Protocol):
+    """What a format's module offers."""
+
+    def matches(self, path: Path) -> bool: ...
+
+    def read(self, path: Path, adapter: str | None, task: Task | None) -> Checkpoint: ...
+
+
+# The first whose matches(path) holds reads it.
+READERS: tuple[Reader, ...] = (peft_adapter, state_dict)
+
+
+def read_checkpoint(
+    path: str | Path,
+    adapter: str | None = None,
+    task: Task | None = None,
+    labels: str | None = None,
+) -> Checkpoint:
+    """Read a P-Tuning checkpoint of any supported format.
+
+    `labels` names the classes: a comma-separated list, or a file with one a line.
+    Raises CheckpointError saying what was looked for if no format matches.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such file or folder.")
+    for reader in READERS:
+        if reader.matches(path):
+            checkpoint = reader.read(path, adapter, task)
+            return replace(checkpoint, labels=read_labels(labels)) if labels else checkpoint
+    inner = sorted(p.name for p in path.glob("checkpoint-*")) if path.is_dir() else []
+    if inner:
+        raise CheckpointError(
+            f"{path}: holds no checkpoint itself, but {len(inner)} below it.",
+            f"Pass one of them, for instance {path / inner[-1]}.",
+        )
+    if path.is_dir() and (path / CONFIG_NAME).is_file():
+        raise CheckpointError(
+            f"{path}: has {CONFIG_NAME} but no adapter weights.",
+            f"Copy {' or '.join(peft_adapter.WEIGHT_NAMES)} beside it.",
+        )
+    raise _unknown(path)
+
+
+def _unknown(path: Path) -> CheckpointError:
+    """What to do with a path that no reader takes."""
+    problem = f"{path}: not a checkpoint that ptdeploy reads."
+    files = {p.name: p for p in path.rglob("*") if p.is_file()} if path.is_dir() else {}
+    if "zero_to_fp32.py" in files:
+        return CheckpointError(
+            f"{path}: holds DeepSpeed's shards, one for each process.",
+            f"Join them first: python {files['zero_to_fp32.py']} {path} OUT, and pass OUT.",
+        )
+    if any(name.endswith(".distcp") for name in files):
+        return CheckpointError(
+            f"{path}: holds the shards of torch.distributed.checkpoint, one for each process.",
+            "Join them first: python -m torch.distributed.checkpoint.format_utils dcp_to_torch "
+            f"{path} FILE.pt, and pass FILE.pt.",
+        )
+    whole = sorted(str(p) for p in files.values() if p.suffix in TENSOR_SUFFIXES)
+    if whole:
+        more = f" and {len(whole) - 3} more" if len(whole) > 3 else ""
+        return CheckpointError(
+            f"{problem} It holds {', '.join(whole[:3])}{more}, and nothing says which is meant.",
+            "Pass the file itself, if it is a P-Tuned model's state dict.",
+        )
+    return CheckpointError(
+        problem,
+        "Expected a PEFT adapter folder, a Trainer checkpoint, or a state dict file "
+        f"({', '.join(TENSOR_SUFFIXES)}).",
+    )

@@ -1,0 +1,171 @@
+"""From named tensors to a Checkpoint: what both readers share, and every check on the tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptdeploy.errors import CheckpointError
+from ptdeploy.source.checkpoint.peft_config import PeftConfig
+from ptdeploy.source.checkpoint.tensors import sha256_file
+from ptdeploy.source.checkpoint.types import (
+    BaseReference,
+    Checkpoint,
+    EncoderKind,
+    PromptEncoderState,
+    Unusable,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+
+def assemble(
+    *,
+    path: Path,
+    weights_file: Path,
+    format: str,
+    adapter: str,
+    config: PeftConfig,
+    prompt: torch.Tensor | None,
+    encoder: Mapping[str, torch.Tensor],
+    weights: Mapping[str, torch.Tensor],
+    heads: Iterable[str],
+    files: Iterable[Path],
+    encoder_file: Path | None = None,
+) -> Checkpoint:
+    """Check shapes against the config and values against NaN, and build the Checkpoint.
+
+    Raises CheckpointError naming the tensor, its file and what it should have been.
+    """
+    where = weights_file
+    state = _encoder_state(encoder_file or where, config, encoder)
+    virtual_tokens = None if prompt is None else _finite(where, "prompt_embeddings", prompt)
+    if virtual_tokens is not None:
+        _check_table(where, "prompt_embeddings", virtual_tokens, config)
+    if state is not None:
+        _check_table(
+            encoder_file or where, "embedding.weight", state.tensors["embedding.weight"], config
+        )
+    if virtual_tokens is None and state is None:
+        raise CheckpointError(
+            f"{where}: holds neither 'prompt_embeddings' nor a prompt encoder.",
+            "Pass the file or folder that PEFT's save_pretrained, torch.save(model.state_dict()) "
+            "or ptdeploy.source.checkpoint.save_full wrote.",
+        )
+    heads = tuple(sorted(heads))
+    usable: dict[str, NDArray[np.float32]] = {}
+    unusable: dict[str, Unusable] = {}
+    for name, tensor in weights.items():
+        try:
+            usable[name] = _finite(where, name, tensor)
+        except CheckpointError as error:
+            if name in heads:
+                raise
+            unusable[name] = Unusable(tuple(tensor.shape), error)
+    first = prompt if prompt is not None else encoder["embedding.weight"]
+    return Checkpoint(
+        path=path,
+        weights_file=weights_file,
+        format=format,
+        adapter=adapter,
+        task=config.task,
+        num_virtual_tokens=config.num_virtual_tokens,
+        token_dim=int(first.shape[1]),
+        virtual_tokens=virtual_tokens,
+        encoder=state,
+        weights=usable,
+        heads=heads,
+        base=BaseReference(config.base_name, config.base_revision),
+        dtype=str(first.dtype).removeprefix("torch."),
+        files={file.name: sha256_file(file) for file in files},
+        unusable=unusable,
+    )
+
+
+def _encoder_state(
+    where: Path, config: PeftConfig, tensors: Mapping[str, torch.Tensor]
+) -> PromptEncoderState | None:
+    if not tensors:
+        return None
+    if "embedding.weight" not in tensors:
+        raise CheckpointError(f"{where}: the prompt encoder has no 'embedding.weight'.")
+    kind: EncoderKind = cast("EncoderKind", config.encoder_kind)
+    found = "LSTM" if any(name.startswith("lstm_head.") for name in tensors) else "MLP"
+    if found != kind:
+        raise CheckpointError(
+            f"{where}: holds an {found} prompt encoder, but the config says {kind}."
+        )
+    needed = (
+        {f"mlp_head.{i}.{p}" for i in (0, 2, 4) for p in ("weight", "bias")}
+        if kind == "MLP"
+        else {f"mlp_head.{i}.{p}" for i in (0, 2) for p in ("weight", "bias")}
+        | {
+            f"lstm_head.{p}_l{layer}{direction}"
+            for p in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+            for layer in range(config.encoder_num_layers)
+            for direction in ("", "_reverse")
+        }
+    )
+    missing = sorted(needed - set(tensors))
+    if missing:
+        raise CheckpointError(
+            f"{where}: the {kind} prompt encoder misses {', '.join(missing)}.",
+            "Save the whole model.state_dict() of the model that was trained; of one loaded for "
+            "inference, save the adapter with save_pretrained.",
+        )
+    unknown = sorted(set(tensors) - needed - {"embedding.weight"})
+    if unknown:
+        raise CheckpointError(
+            f"{where}: the {kind} prompt encoder has tensors that the config does not account for: "
+            f"{', '.join(unknown)}."
+        )
+    return PromptEncoderState(kind, {n: _finite(where, n, t) for n, t in sorted(tensors.items())})
+
+
+def _check_table(where: Path, name: str, table: NDArray[np.float32], config: PeftConfig) -> None:
+    if not table.size:
+        raise emptied(where, name)
+    if table.ndim != 2:
+        raise CheckpointError(f"{where}: {name} has shape {table.shape}, not two dimensions.")
+    rows, columns = table.shape
+    if rows != config.num_virtual_tokens:
+        raise CheckpointError(
+            f"{where}: {name} has {rows} rows, but the config says "
+            f"num_virtual_tokens = {config.num_virtual_tokens}.",
+            "The config and the tensors come from two trainings. Save both again together.",
+        )
+    if config.token_dim is not None and columns != config.token_dim:
+        raise CheckpointError(
+            f"{where}: {name} has {columns} columns, but the config says "
+            f"token_dim = {config.token_dim}.",
+            "The config and the tensors come from two trainings. Save both again together.",
+        )
+
+
+def emptied(where: Path, name: str) -> CheckpointError:
+    """The error for a tensor whose values are elsewhere."""
+    return CheckpointError(
+        f"{where}: {name} is empty, as where DeepSpeed or FSDP keeps the values in shards.",
+        "Save the gathered state dict: zero_to_fp32.py for DeepSpeed, FULL_STATE_DICT for FSDP.",
+    )
+
+
+def _finite(where: Path, name: str, tensor: torch.Tensor) -> NDArray[np.float32]:
+    if tensor.is_meta or tensor.is_quantized or tensor.layout.__str__() != "torch.strided":
+        raise CheckpointError(f"{where}: {name} is not a plain dense tensor.")
+    if not tensor.dtype.is_floating_point:
+        raise CheckpointError(f"{where}: {name} holds {tensor.dtype} values, not floating point.")
+    # float32 holds every float16 and bfloat16 exactly, so nothing is rounded here.
+    array = cast("NDArray[np.float32]", tensor.detach().float().numpy())
+    if not np.isfinite(array).all():
+        bad = int(array.size - np.isfinite(array).sum())
+        raise CheckpointError(
+            f"{where}: {name} holds {bad} NaN or infinite values of {array.size}.",
+            "The training diverged; deploy an earlier checkpoint.",
+        )
+    return array

@@ -1,0 +1,100 @@
+"""PEFT's adapter folder: `adapter_config.json` beside `adapter_model.safetensors` or `.bin`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ptdeploy.bundle.task import Task
+from ptdeploy.errors import CheckpointError
+from ptdeploy.source.checkpoint.assemble import assemble
+from ptdeploy.source.checkpoint.names import EVALUATED, unwrap
+from ptdeploy.source.checkpoint.peft_config import CONFIG_NAME, read_peft_config
+from ptdeploy.source.checkpoint.tensors import read_tensors
+from ptdeploy.source.checkpoint.types import Checkpoint
+
+WEIGHT_NAMES = ("adapter_model.safetensors", "adapter_model.bin")
+ENCODER_NAME = "prompt_encoder.safetensors"
+TRAINER_STATE = "trainer_state.json"
+
+
+def matches(path: Path) -> bool:
+    """Whether `path` is a folder with adapter weights, in itself or one folder further down.
+
+    One of an adapter's own files stands for its folder.
+    """
+    folder = _folder(path)
+    return folder.is_dir() and bool(_adapters(folder))
+
+
+def read(path: Path, adapter: str | None = None, task: Task | None = None) -> Checkpoint:
+    """Read the adapter named `adapter`, or the only one there is.
+
+    A `prompt_encoder.safetensors` beside it, as `save_full` writes, brings the MLP or LSTM too.
+    Raises CheckpointError if there are several and none is named, or if anything is broken.
+    """
+    path = _folder(path)
+    folders = _adapters(path)
+    if adapter is None:
+        if len(folders) > 1:
+            raise CheckpointError(
+                f"{path}: holds {len(folders)} adapters: {', '.join(sorted(folders))}.",
+                "Say which one with --adapter NAME.",
+            )
+        adapter = next(iter(folders))
+    if adapter not in folders:
+        raise CheckpointError(
+            f"{path}: has no adapter named {adapter!r}; it holds {', '.join(sorted(folders))}."
+        )
+    folder = folders[adapter]
+    config_file = folder / CONFIG_NAME
+    if not config_file.is_file():
+        raise CheckpointError(
+            f"{folder}: has adapter weights but no {CONFIG_NAME}.",
+            "Copy it from where the adapter was saved.",
+        )
+    config = read_peft_config(config_file, task)
+    weights_file = next(folder / name for name in WEIGHT_NAMES if (folder / name).is_file())
+    stored = read_tensors(weights_file)
+    tensors = unwrap(weights_file, stored, EVALUATED) or stored
+    files = [config_file, weights_file]
+    encoder = {}
+    if (folder / ENCODER_NAME).is_file():
+        files.append(folder / ENCODER_NAME)
+        encoder = read_tensors(folder / ENCODER_NAME)
+    weights = {
+        name.removeprefix("base_model."): tensor
+        for name, tensor in tensors.items()
+        if name != "prompt_embeddings"
+    }
+    return assemble(
+        path=path,
+        weights_file=weights_file,
+        format="Trainer checkpoint with a PEFT adapter"
+        if (folder / TRAINER_STATE).is_file() or (path / TRAINER_STATE).is_file()
+        else "PEFT adapter",
+        adapter=adapter,
+        config=config,
+        prompt=tensors.get("prompt_embeddings"),
+        encoder=encoder,
+        weights=weights,
+        heads=weights,
+        files=files,
+        encoder_file=folder / ENCODER_NAME,
+    )
+
+
+def _folder(path: Path) -> Path:
+    return path.parent if path.name in (*WEIGHT_NAMES, ENCODER_NAME, CONFIG_NAME) else path
+
+
+def _adapters(path: Path) -> dict[str, Path]:
+    """The adapter folders by name; PEFT keeps 'default' in the folder itself, others below it."""
+    found = {}
+    below = sorted((child.name, child) for child in path.iterdir() if child.is_dir())
+    for name, folder in [("default", path), *below]:
+        # A Trainer's output folder has checkpoint-N folders: those are no adapters of one model.
+        if name.startswith("checkpoint-"):
+            continue
+        if any((folder / weights).is_file() for weights in WEIGHT_NAMES):
+            found[name] = folder
+    return found

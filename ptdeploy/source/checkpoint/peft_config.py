@@ -1,0 +1,101 @@
+"""`adapter_config.json`, checked: PEFT's P-Tuning configuration and nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ptdeploy.bundle.task import Task
+from ptdeploy.errors import CheckpointError
+from ptdeploy.source.checkpoint.tensors import read_json
+
+CONFIG_NAME = "adapter_config.json"
+
+_OTHER_TYPES = {
+    "LORA": "Merge it into its base with merge_and_unload() and export the merged model.",
+    "PREFIX_TUNING": "ptdeploy compiles P-Tuning; prefix tuning is not supported yet.",
+    "PROMPT_TUNING": "ptdeploy compiles P-Tuning; prompt tuning is not supported yet.",
+}
+
+
+@dataclass(frozen=True)
+class PeftConfig:
+    """The fields of PEFT's `PromptEncoderConfig` that a deployment needs (peft/tuners/p_tuning).
+
+    A field that the file leaves out or sets to null is None.
+    """
+
+    task: Task
+    num_virtual_tokens: int
+    token_dim: int | None
+    encoder_kind: str
+    encoder_hidden_size: int | None
+    encoder_num_layers: int
+    base_name: str | None
+    base_revision: str | None
+
+
+def read_peft_config(path: Path, task: Task | None = None) -> PeftConfig:
+    """Read and check an `adapter_config.json`; `task` overrides the task it names.
+
+    Raises CheckpointError if it is not JSON, not P-Tuning, or misses a field.
+    """
+    raw = read_json(path)
+    peft_type = raw.get("peft_type")
+    if peft_type != "P_TUNING":
+        raise CheckpointError(
+            f"{path}: peft_type is {peft_type!r}, but ptdeploy compiles P_TUNING checkpoints.",
+            _OTHER_TYPES.get(str(peft_type), "Pass a checkpoint trained with PEFT's P-Tuning."),
+        )
+    submodules = raw.get("num_transformer_submodules")
+    if submodules not in (None, 1):
+        raise CheckpointError(
+            f"{path}: num_transformer_submodules is {submodules!r}: encoder-decoder models are "
+            "not supported.",
+            f"Supported tasks: {', '.join(t.value for t in Task)}.",
+        )
+    kind = raw.get("encoder_reparameterization_type", "MLP")
+    if kind not in ("MLP", "LSTM"):
+        raise CheckpointError(
+            f"{path}: encoder_reparameterization_type is {kind!r}, neither MLP nor LSTM."
+        )
+    num_virtual_tokens = _integer(path, raw, "num_virtual_tokens")
+    if num_virtual_tokens is None:
+        raise CheckpointError(
+            f"{path}: num_virtual_tokens is missing.", "Save the adapter again with PEFT."
+        )
+    return PeftConfig(
+        task=task or _task(path, raw.get("task_type")),
+        num_virtual_tokens=num_virtual_tokens,
+        token_dim=_integer(path, raw, "token_dim"),
+        encoder_kind=kind,
+        encoder_hidden_size=_integer(path, raw, "encoder_hidden_size"),
+        encoder_num_layers=_integer(path, raw, "encoder_num_layers") or 2,
+        base_name=_text(path, raw, "base_model_name_or_path"),
+        base_revision=_text(path, raw, "revision"),
+    )
+
+
+def _task(path: Path, name: object) -> Task:
+    try:
+        return Task(str(name))
+    except ValueError:
+        raise CheckpointError(
+            f"{path}: task_type is {name!r}; supported: {', '.join(t.value for t in Task)}.",
+            "Say which it is with --task." if name is None else "",
+        ) from None
+
+
+def _integer(path: Path, raw: dict[str, Any], field: str) -> int | None:
+    value = raw.get(field)
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        raise CheckpointError(f"{path}: {field} is {value!r}, not a positive whole number.")
+    return value
+
+
+def _text(path: Path, raw: dict[str, Any], field: str) -> str | None:
+    value = raw.get(field)
+    if value is not None and not isinstance(value, str):
+        raise CheckpointError(f"{path}: {field} is {value!r}, not a string.")
+    return value or None

@@ -1,0 +1,174 @@
+"""A PeftModel's full state dict, from `torch.save`, in safetensors, or from a Trainer."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ptdeploy.bundle.task import Task
+from ptdeploy.errors import CheckpointError
+from ptdeploy.source.checkpoint.assemble import assemble, emptied
+from ptdeploy.source.checkpoint.names import ENCODER, unwrap
+from ptdeploy.source.checkpoint.peft_adapter import TRAINER_STATE, WEIGHT_NAMES
+from ptdeploy.source.checkpoint.peft_config import CONFIG_NAME, PeftConfig, read_peft_config
+from ptdeploy.source.checkpoint.tensors import TENSOR_SUFFIXES, read_tensors
+from ptdeploy.source.checkpoint.types import Checkpoint
+
+if TYPE_CHECKING:
+    import torch
+
+FILE_NAMES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+_SAVED = re.compile(r"(.+)\.modules_to_save\.([^.]+)\.(.+)")
+
+
+def matches(path: Path) -> bool:
+    """Whether `path` is a tensor file, or a folder that holds one under a Trainer's names."""
+    if path.is_file():
+        return path.suffix in TENSOR_SUFFIXES or path.name.endswith(".index.json")
+    return any((path / name).is_file() for name in FILE_NAMES)
+
+
+def read(path: Path, adapter: str | None = None, task: Task | None = None) -> Checkpoint:
+    """Read a full state dict, whose prompt encoder is not evaluated yet.
+
+    An `adapter_config.json` beside the file is used if there is one; without it the shapes say all
+    but the task (`task`) and the base model (`--base`).
+    Raises CheckpointError if it is no state dict of a P-Tuned PeftModel.
+    """
+    file = path if path.is_file() else next(path / n for n in FILE_NAMES if (path / n).is_file())
+    tensors = read_state(file)
+    encoders = _encoders(tensors)
+    adapter = _choose(file, adapter, sorted(encoders))
+    encoder = encoders[adapter]
+    weights, heads = _base_weights(tensors, adapter)
+    config_file = file.parent / CONFIG_NAME
+    files = [file]
+    if config_file.is_file():
+        files.append(config_file)
+        config = read_peft_config(config_file, task)
+    else:
+        config = _config_from_shapes(file, encoder, weights, heads, task)
+    return assemble(
+        path=path,
+        weights_file=file,
+        format="Trainer checkpoint with a full state dict"
+        if (file.parent / TRAINER_STATE).is_file()
+        else "full state dict",
+        adapter=adapter,
+        config=config,
+        prompt=None,
+        encoder=encoder,
+        weights=weights,
+        heads=heads,
+        files=files,
+    )
+
+
+def read_state(file: Path) -> dict[str, torch.Tensor]:
+    """A P-Tuned PeftModel's state dict, under PEFT's own names, whatever wrapped the model.
+
+    Raises CheckpointError if the file holds none, or more than one.
+    """
+    stored = read_tensors(file)
+    tensors = unwrap(file, stored, ENCODER)
+    if not tensors:
+        raise _no_prompt_encoder(file, stored)
+    return tensors
+
+
+def _no_prompt_encoder(file: Path, stored: dict[str, torch.Tensor]) -> CheckpointError:
+    fix = "Save the PeftModel's own model.state_dict(), or its adapter with save_pretrained."
+    if any(name.rpartition(".")[2] in ("flat_param", "_flat_param") for name in stored):
+        return CheckpointError(
+            f"{file}: holds FSDP's flat parameters, one rank's share of them.",
+            "Save the whole of it: get_model_state_dict with StateDictOptions(full_state_dict=True)"
+            ", or Accelerate's state_dict_type FULL_STATE_DICT.",
+        )
+    if "prompt_embeddings" in stored:
+        return CheckpointError(
+            f"{file}: holds an adapter, not a full state dict.",
+            f"Name it {WEIGHT_NAMES[0]}, put its {CONFIG_NAME} beside it, and pass the folder.",
+        )
+    return CheckpointError(
+        f"{file}: has no 'prompt_encoder.*' tensors: it is not the state dict of a P-Tuned model.",
+        fix,
+    )
+
+
+def _encoders(tensors: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
+    encoders: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensor in tensors.items():
+        if match := ENCODER.fullmatch(name):
+            encoders.setdefault(match[1], {})[match[2]] = tensor
+    return encoders
+
+
+def _choose(file: Path, adapter: str | None, found: list[str]) -> str:
+    if adapter is None and len(found) > 1:
+        raise CheckpointError(
+            f"{file}: holds {len(found)} adapters: {', '.join(found)}.",
+            "Say which one with --adapter NAME.",
+        )
+    if adapter is not None and adapter not in found:
+        raise CheckpointError(
+            f"{file}: has no adapter named {adapter!r}; it holds {', '.join(found)}."
+        )
+    return adapter or found[0]
+
+
+def _base_weights(
+    tensors: dict[str, torch.Tensor], adapter: str
+) -> tuple[dict[str, torch.Tensor], set[str]]:
+    """The base model's tensors under its own names, and which of them are the trained head."""
+    weights, heads = {}, set()
+    for name, tensor in tensors.items():
+        if not name.startswith("base_model.") or ".original_module." in name:
+            continue
+        name = name.removeprefix("base_model.")
+        if match := _SAVED.fullmatch(name):
+            if match[2] != adapter:
+                continue
+            name = f"{match[1]}.{match[3]}"
+            heads.add(name)
+        weights[name] = tensor
+    return weights, heads
+
+
+def _config_from_shapes(
+    file: Path,
+    encoder: dict[str, torch.Tensor],
+    weights: dict[str, torch.Tensor],
+    heads: set[str],
+    task: Task | None,
+) -> PeftConfig:
+    if task is None and not heads and "lm_head.weight" in weights:
+        task = Task.CAUSAL_LM
+    if task is None:
+        raise CheckpointError(
+            f"{file}: nothing here says which task the model was trained for.",
+            f"Say it with --task ({', '.join(t.value for t in Task)}), or put its {CONFIG_NAME} "
+            "beside it.",
+        )
+    table = encoder.get("embedding.weight")
+    if table is not None and not table.numel():
+        raise emptied(file, "embedding.weight")
+    if table is None or table.ndim != 2:
+        raise CheckpointError(f"{file}: the prompt encoder has no two-dimensional embedding table.")
+    is_lstm = any(name.startswith("lstm_head.") for name in encoder)
+    layers = [n for n in encoder if re.fullmatch(r"lstm_head\.weight_ih_l\d+", n)]
+    return PeftConfig(
+        task=task,
+        num_virtual_tokens=int(table.shape[0]),
+        token_dim=int(table.shape[1]),
+        encoder_kind="LSTM" if is_lstm else "MLP",
+        encoder_hidden_size=None,
+        encoder_num_layers=max(1, len(layers)) if is_lstm else 2,
+        base_name=None,
+        base_revision=None,
+    )

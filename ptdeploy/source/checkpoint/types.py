@@ -1,0 +1,98 @@
+"""The one type that every checkpoint format is read into."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptdeploy.bundle.task import Task
+from ptdeploy.errors import CheckpointError
+
+EncoderKind = Literal["MLP", "LSTM"]
+
+
+@dataclass(frozen=True)
+class PromptEncoderState:
+    """A prompt encoder's tensors: its embedding table and the MLP or LSTM above it.
+
+    `tensors` has PEFT's names without the `prompt_encoder.<adapter>.` prefix, for instance
+    `embedding.weight` and `mlp_head.0.weight`; all float32.
+    """
+
+    kind: EncoderKind
+    tensors: Mapping[str, NDArray[np.float32]] = field(repr=False)
+
+    @property
+    def hidden_size(self) -> int:
+        """The width of the prompt encoder's hidden layers."""
+        name = "mlp_head.0.weight" if self.kind == "MLP" else "lstm_head.weight_hh_l0"
+        return int(self.tensors[name].shape[0 if self.kind == "MLP" else 1])
+
+    @property
+    def num_layers(self) -> int:
+        """LSTM layers; 2 for the MLP, where PEFT ignores the setting."""
+        if self.kind == "MLP":
+            return 2
+        return sum(
+            1
+            for name in self.tensors
+            if name.startswith("lstm_head.weight_ih_l") and not name.endswith("_reverse")
+        )
+
+
+@dataclass(frozen=True)
+class Unusable:
+    """A tensor that can be no weight, for its element type or its values, and why.
+
+    Buffers that older versions of transformers kept in state dicts are such, and are left out.
+    """
+
+    shape: tuple[int, ...]
+    error: CheckpointError
+
+
+@dataclass(frozen=True)
+class BaseReference:
+    """The base model as the checkpoint names it: a local folder, a hub id, or nothing."""
+
+    name: str | None
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained P-Tuning checkpoint, whatever format it was stored in.
+
+    At least one of `virtual_tokens` (the evaluated prompt, shape (num_virtual_tokens, token_dim),
+    float32) and `encoder` (from which it is evaluated) is there. `weights` holds the base model's
+    tensors that the checkpoint overrides, by their name in the base model: the trained head at
+    least, every weight for a full state dict. `unusable` are tensors under such names that are no
+    finite floating point numbers: only the base model says whether any of them matters.
+    """
+
+    path: Path
+    weights_file: Path
+    format: str
+    adapter: str
+    task: Task
+    num_virtual_tokens: int
+    token_dim: int
+    virtual_tokens: NDArray[np.float32] | None = field(repr=False)
+    encoder: PromptEncoderState | None
+    weights: Mapping[str, NDArray[np.float32]] = field(repr=False)
+    heads: tuple[str, ...]
+    base: BaseReference
+    dtype: str
+    files: Mapping[str, str] = field(repr=False)
+    labels: tuple[str, ...] = ()
+    unusable: Mapping[str, Unusable] = field(default_factory=dict, repr=False)
+
+    @property
+    def resumable(self) -> bool:
+        """Whether training can go on from it: only where the prompt encoder's MLP is present."""
+        return self.encoder is not None

@@ -1,0 +1,292 @@
+"""What a model's numbers mean, beyond its weights: its head, its classes, how it chooses tokens."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import msgspec
+
+from ptdeploy.bundle.task import GenerationOptions, Head, Task
+from ptdeploy.errors import BaseModelError, InputError
+from ptdeploy.printable import printable
+from ptdeploy.runtime.sampling import check
+from ptdeploy.source.base import BaseModel, quiet_libraries
+from ptdeploy.source.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig
+
+_FILE = "generation_config.json"
+_HEADS: dict[str | None, Head] = {
+    "regression": "regression",
+    "multi_label_classification": "sigmoid",
+    "single_label_classification": "softmax",
+}
+# Fields of GenerationConfig that change no token of one greedy or sampled continuation.
+_HARMLESS = frozenset(
+    """
+    use_cache cache_implementation cache_config max_cache_len output_attentions
+    output_hidden_states output_scores output_logits return_dict_in_generate pad_token_id
+    bos_token_id decoder_start_token_id is_assistant num_assistant_tokens
+    num_assistant_tokens_schedule assistant_confidence_threshold prompt_lookup_num_tokens
+    max_matching_ngram_size assistant_early_exit assistant_lookbehind target_lookbehind
+    assistant_ensemble_weight speculation_type use_mtp compile_config disable_compile
+    continuous_batching_config low_memory prefill_chunk_size transformers_version
+    renormalize_logits remove_invalid_values encoder_no_repeat_ngram_size
+    """.split()  # noqa: SIM905
+)
+# Fields that mean something only beside another one.
+_ONLY_WITH = {
+    "length_penalty": "num_beams",
+    "early_stopping": "num_beams",
+    "diversity_penalty": "num_beams",
+    "num_beam_groups": "num_beams",
+    "typical_p": "do_sample",
+    "epsilon_cutoff": "do_sample",
+    "eta_cutoff": "do_sample",
+    "top_h": "do_sample",
+}
+# Values besides null, 0, false and the empty list at which a field does nothing.
+_OFF_AT_ONE = frozenset(
+    """
+    typical_p length_penalty encoder_repetition_penalty guidance_scale num_beams
+    num_return_sequences num_beam_groups
+    """.split()  # noqa: SIM905
+)
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p")
+_INSTEAD = {
+    "max_length": "it counts the text too; give max_new_tokens with the request",
+    "min_length": "it counts the text too; give min_new_tokens with the request",
+    "stop_strings": "give them as stop with the request",
+    "num_return_sequences": "send the text as often, each with a seed of its own",
+    "max_time": "cancel the request",
+}
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """How logits are to be read. `notes` say what was guessed, or is not kept."""
+
+    head: Head
+    labels: tuple[str, ...]
+    generation: GenerationOptions | None
+    notes: tuple[str, ...]
+
+
+def read_meaning(checkpoint: Checkpoint, base: BaseModel, head: str | None = None) -> Meaning:
+    """Read what the base's and the checkpoint's configurations say; `head` is over them.
+
+    Raises InputError if `head` does not fit the task, BaseModelError if generation_config.json
+    cannot be read or asks for what is out of range.
+    """
+    if checkpoint.task is Task.CAUSAL_LM:
+        if head is not None:
+            raise InputError(f"--head {head}: a CAUSAL_LM model has no head that gives classes.")
+        options, notes = _generation(base)
+        return Meaning("softmax", (), options, tuple(notes))
+    labels, notes = _labels(checkpoint, base)
+    return Meaning(_head(checkpoint, base, head), labels, None, tuple(notes))
+
+
+def _head(checkpoint: Checkpoint, base: BaseModel, asked: str | None) -> Head:
+    if checkpoint.task is not Task.SEQ_CLS:
+        if asked not in (None, "softmax"):
+            raise InputError(
+                f"--head {asked}: is for SEQ_CLS; {checkpoint.task.value} has one class a token."
+            )
+        return "softmax"
+    if asked is not None:
+        if asked not in get_args(Head):
+            raise InputError(f"--head {asked}: is none of {', '.join(get_args(Head))}.")
+        if asked == "softmax" and base.num_labels == 1:
+            raise InputError(
+                "--head softmax: the head has one output, whose probability would always be 1.",
+                "Say regression, or sigmoid for a yes or no.",
+            )
+        return next(one for one in get_args(Head) if one == asked)
+    said = _HEADS.get(getattr(base.config, "problem_type", None))
+    # As transformers chooses its loss: one output is a number unless the config says otherwise.
+    if base.num_labels == 1 and said != "sigmoid":
+        return "regression"
+    return said or "softmax"
+
+
+def _labels(checkpoint: Checkpoint, base: BaseModel) -> tuple[tuple[str, ...], list[str]]:
+    """Class names: the user's, else the checkpoint's own; a base's are of another head."""
+    count = base.num_labels
+    plain = tuple(f"LABEL_{i}" for i in range(count))
+    if checkpoint.labels:
+        return checkpoint.labels, []
+    mend = "name the classes with --labels."
+    own = _own_names(checkpoint, base, count)
+    if own is not None:
+        if own == plain:
+            return plain, []
+        if all(own) and len(set(own)) == count and all(one == printable(one) for one in own):
+            return own, [f"class names are those of the checkpoint's config.json: {_few(own)}."]
+        return plain, [
+            f"the checkpoint's config.json names classes twice, not at all, or by controls: {mend}"
+        ]
+    theirs = _names(base.config.id2label, count)
+    if theirs is None or theirs == plain:
+        return plain, []
+    return plain, [
+        f"the classes are called {_few(plain)}: the adapter keeps no names. Base model {base.name} "
+        f"has names for another head ({_few(theirs)}), which were not taken; {mend}"
+    ]
+
+
+def _own_names(checkpoint: Checkpoint, base: BaseModel, count: int) -> tuple[str, ...] | None:
+    """The names in a config.json that was saved with the checkpoint, if they fit the head."""
+    folder = checkpoint.weights_file.parent
+    if Path(base.name).exists() and folder.resolve() == Path(base.name).resolve():
+        return None
+    try:
+        raw = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return _names(raw.get("id2label"), count) if isinstance(raw, dict) else None
+
+
+def _names(id2label: Any, count: int) -> tuple[str, ...] | None:
+    if not isinstance(id2label, Mapping):
+        return None
+    names = {str(index): str(name).strip() for index, name in id2label.items()}
+    wanted = [str(index) for index in range(count)]
+    return tuple(names[i] for i in wanted) if sorted(names) == sorted(wanted) else None
+
+
+def _few(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+
+
+def _generation(base: BaseModel) -> tuple[GenerationOptions, list[str]]:
+    config = _load(base)
+    given = {k: v for k, v in config.to_dict().items() if v is not None}
+    eos, notes = _eos(base, given.pop("eos_token_id", None), base.vocab_size)
+    fields = {name: given[name] for name in GenerationOptions.__struct_fields__ if name in given}
+    if fields.get("do_sample"):
+        if fields.get("temperature") == 0:
+            notes.append(
+                f"{_FILE} asks for sampling at temperature 0: the likeliest token is taken."
+            )
+            del fields["do_sample"], fields["temperature"]
+        else:
+            # transformers' own default where a model samples and does not say from how many.
+            fields.setdefault("top_k", 50)
+    if not fields.get("do_sample"):
+        # Nobody reads these then; the ranges are those of a request that asks for sampling.
+        for name in _SAMPLING:
+            if name in fields and not _in_range(name, fields[name], base.vocab_size):
+                del fields[name]
+    try:
+        options = msgspec.convert({**fields, "eos_token_ids": eos}, GenerationOptions, strict=False)
+        check(options, base.vocab_size)
+    except (msgspec.ValidationError, InputError) as error:
+        raise BaseModelError(
+            f"{base.name}: {_FILE}: {str(error).rstrip('.')}.",
+            "transformers would refuse it too, at its first token. Mend the file.",
+        ) from None
+    return options, [*notes, *_not_kept(given)]
+
+
+def _load(base: BaseModel) -> GenerationConfig:
+    """The generation defaults as transformers finds them: in their file, else in config.json."""
+    from transformers import GenerationConfig
+
+    def read(**options: Any) -> GenerationConfig:
+        with quiet_libraries():
+            return GenerationConfig.from_pretrained(base.name, revision=base.revision, **options)
+
+    try:
+        return read()
+    except OSError as error:
+        reason: Exception = error
+        if not (Path(base.name) / _FILE).exists():
+            try:
+                return read(config_file_name="config.json", _from_model_config=True)
+            except OSError:
+                return GenerationConfig()
+            except Exception as other:  # untrusted fields: transformers raises anything
+                reason = other
+    except Exception as error:  # untrusted fields: transformers raises anything
+        reason = error
+    raise BaseModelError(
+        f"{base.name}: {_FILE} cannot be read ({str(reason).splitlines()[0]}).",
+        "Mend the file, or remove it: then nothing but the EOS token of config.json is kept.",
+    )
+
+
+def _in_range(name: str, value: Any, vocab_size: int) -> bool:
+    try:
+        check(msgspec.convert({name: value}, GenerationOptions, strict=False), vocab_size)
+    except (msgspec.ValidationError, InputError):
+        return False
+    return True
+
+
+def _eos(base: BaseModel, given: Any, vocab_size: int) -> tuple[tuple[int, ...], list[str]]:
+    """The tokens that end a row, and what of them means none."""
+    if given is None:
+        given = getattr(base.config, "eos_token_id", None)
+    found = given if isinstance(given, (list, tuple)) else [] if given is None else [given]
+    ids = [one for one in found if isinstance(one, int) and not isinstance(one, bool)]
+    if len(ids) != len(found):
+        raise BaseModelError(
+            f"{base.name}: its eos_token_id is {given!r}, not a token id or a list of them.",
+            f"Mend {_FILE} or config.json.",
+        )
+    known = tuple(dict.fromkeys(one for one in ids if 0 <= one < vocab_size))
+    notes = []
+    if len(known) < len(set(ids)):
+        other = ", ".join(str(one) for one in ids if one not in known)
+        notes.append(
+            f"eos_token_id {other} is no token of the model, which has {vocab_size}: no row ends "
+            "there."
+        )
+    if not known:
+        notes.append(
+            "neither generation_config.json nor config.json names an EOS token: a row ends after "
+            "max_new_tokens, unless a request gives eos_token_ids or stop."
+        )
+    return known, notes
+
+
+def _not_kept(given: Mapping[str, Any]) -> list[str]:
+    """What the defaults ask for and an engine does not do, a note for each field."""
+    from transformers import GenerationConfig
+
+    notes = []
+    for name in vars(GenerationConfig()):
+        value = given.get(name)
+        kept = name in GenerationOptions.__struct_fields__
+        if name.startswith("_") or name in _HARMLESS or kept or _off(name, value):
+            continue
+        beside = _ONLY_WITH.get(name)
+        if beside is not None and _off(beside, given.get(beside)):
+            continue
+        if name == "max_length" and given.get("max_new_tokens") is not None:
+            continue
+        if name == "min_length" and given.get("min_new_tokens") is not None:
+            continue
+        instead = _INSTEAD.get(name, "tokens differ from transformers' own generate there")
+        notes.append(
+            f"{_FILE} asks for {name}={_shown(value)}, which the engine does not do: {instead}."
+        )
+    return notes
+
+
+def _off(name: str, value: Any) -> bool:
+    """Whether a field's value does nothing."""
+    if isinstance(value, (int, float)) and name in _OFF_AT_ONE and value == 1:
+        return True
+    return not value
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."
