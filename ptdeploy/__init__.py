@@ -27,7 +27,7 @@ from ptdeploy.progress import Progress
 if TYPE_CHECKING:
     from ptdeploy.bundle import Bundle
     from ptdeploy.bundle.task import Task
-    from ptdeploy.parity.compare import ParityReport
+    from ptdeploy.parity.report import ParityReport
     from ptdeploy.runtime import Engine
 
 __version__ = "0.1.0"

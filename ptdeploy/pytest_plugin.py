@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from ptdeploy.parity.compare import ParityReport
+    from ptdeploy.parity.report import ParityReport
 
 OPTION, INI, VARIABLE = "--ptdeploy-bundle", "ptdeploy_bundle", "PTDEPLOY_BUNDLE"
 

@@ -20,8 +20,9 @@ from onnx import numpy_helper
 import ptdeploy
 from benchmarks.faults import Editor
 from ptdeploy.errors import PtdeployError
-from ptdeploy.parity.compare import ParityReport, compare
+from ptdeploy.parity.compare import compare
 from ptdeploy.parity.reference import Reference, Row, load_reference, save_reference
+from ptdeploy.parity.report import ParityReport
 from ptdeploy.parity.reports.text import describe
 
 KINDS = [

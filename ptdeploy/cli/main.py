@@ -176,7 +176,7 @@ def _head_line(manifest: Manifest) -> str:
 
 def _parity_lines(manifest: Manifest) -> str:
     from ptdeploy.commands.inspect import agreement_words
-    from ptdeploy.parity.reports.text import ratio_words
+    from ptdeploy.parity.checks import ratio_words
 
     manifest, lines = printable_fields(manifest), ""
     for found, of in ((manifest.parity, ""), (manifest.graph_parity, "of the engine's graph: ")):

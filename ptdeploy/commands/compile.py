@@ -41,10 +41,11 @@ from ptdeploy.errors import (
     TargetUnavailable,
 )
 from ptdeploy.parity.cases import check_golden, compared_rows
-from ptdeploy.parity.compare import ParityReport, compare
+from ptdeploy.parity.compare import compare
 from ptdeploy.parity.graph_check import open_stand_in
 from ptdeploy.parity.reference import Reference, save_reference
 from ptdeploy.parity.refusal import Compiled, refuse_departure
+from ptdeploy.parity.report import ParityReport
 from ptdeploy.parity.reports import report_json
 from ptdeploy.progress import PENDING, REFERENCE_STAGE, Progress
 from ptdeploy.runtime import open_engine

@@ -15,11 +15,12 @@ from ptdeploy.bundle import Bundle, read_bundle, whole
 from ptdeploy.errors import InputError
 from ptdeploy.files import check_readable
 from ptdeploy.parity.cases import AskedRow, edge_note
-from ptdeploy.parity.compare import ParityReport, compare
+from ptdeploy.parity.compare import compare
 from ptdeploy.parity.data import DataRow, read_data
 from ptdeploy.parity.graph_check import open_stand_in
 from ptdeploy.parity.reference import Reference, Row
 from ptdeploy.parity.reference.fits import stored_reference
+from ptdeploy.parity.report import ParityReport
 from ptdeploy.parity.reports import FAILING_NAME, check_report
 from ptdeploy.parity.thresholds import Overrides, read_thresholds
 from ptdeploy.progress import REFERENCE_STAGE, Progress

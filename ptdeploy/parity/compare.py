@@ -1,4 +1,4 @@
-"""An engine against a reference, and the report."""
+"""An engine against a reference: every case run and measured."""
 
 from __future__ import annotations
 
@@ -8,168 +8,16 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ptdeploy.bundle import ParitySummary, Quantization
 from ptdeploy.errors import EngineFault
-from ptdeploy.parity.cases import BatchCase, Padding, Source, batches, pad
+from ptdeploy.parity.cases import BatchCase, Padding, batches, pad
+from ptdeploy.parity.checks import quality_notes, quantization_failures
 from ptdeploy.parity.data import DataRow, TaskMetric, task_metric
-from ptdeploy.parity.located import Located
 from ptdeploy.parity.measure import HISTOGRAM_EDGES, Measured, bin_positions, measure
-from ptdeploy.parity.quality import TOP1, Quality, judge, row_logits
+from ptdeploy.parity.quality import judge, row_logits
 from ptdeploy.parity.reference import Reference, Row
+from ptdeploy.parity.report import CaseResult, GreedyResult, ParityReport, PositionError
 from ptdeploy.parity.thresholds import Overrides, Thresholds
 from ptdeploy.runtime import CausalLM, Classifier, Engine
-
-# A share of changed answers that agreement should not miss, and one of texts in a single class.
-_COARSE, _ONE_CLASS = 0.15, 0.9
-
-
-class CaseResult(msgspec.Struct, frozen=True):
-    """One batch, compared at every real position; null where a number is not finite.
-
-    `stopped` says why the engine gave no numbers at all: it failed on a request it must take.
-    `rows` are the reference's rows it was made of, `histogram` how many logits differ by how much,
-    in the bins of the report's `histogram_edges`.
-    """
-
-    name: str
-    source: Source
-    padding: Padding
-    rows: tuple[int, ...]
-    lengths: tuple[int, ...]
-    max_abs: float | None
-    mean_abs: float | None
-    cosine: float | None
-    kl: float | None
-    top1_agreement: float
-    histogram: tuple[int, ...]
-    passed: bool
-    stopped: str | None = None
-
-
-class GreedyResult(msgspec.Struct, frozen=True):
-    """One row's greedy tokens, generated in a batch: how many agree before one departs.
-
-    `stopped` says why the engine generated none.
-    """
-
-    length: int
-    agreed: int
-    total: int
-    passed: bool
-    stopped: str | None = None
-
-
-class PositionError(msgspec.Struct, frozen=True):
-    """The largest logits difference at tokens `first` to `last` of a row, over all cases."""
-
-    first: int
-    last: int
-    max_abs: float | None
-
-
-class Failing(msgspec.Struct, frozen=True):
-    """The smallest input found that departs: its rows' lengths, its file, and how to run it."""
-
-    lengths: tuple[int, ...]
-    file: str
-    command: str
-
-
-class ParityReport(msgspec.Struct, frozen=True):
-    """The outcome of a parity check. `bool(report.passed)` is what CI asks."""
-
-    passed: bool
-    target: str
-    device: str
-    precision: str
-    reference: str
-    thresholds: Thresholds | None
-    largest_allowed: float | None
-    cases: tuple[CaseResult, ...]
-    greedy: tuple[GreedyResult, ...]
-    texts_agreed: int
-    texts_total: int
-    quality: Quality | None
-    quality_allowed: Quantization | None
-    notes: tuple[str, ...]
-    positions: tuple[PositionError, ...] = ()
-    histogram_edges: tuple[float, ...] = ()
-    data: TaskMetric | None = None
-    located: Located | None = None
-    failing: Failing | None = None
-
-    @property
-    def max_abs(self) -> float:
-        return max((_worst(case.max_abs) for case in self.cases), default=0.0)
-
-    @property
-    def top1_agreement(self) -> float:
-        return min((case.top1_agreement for case in self.cases), default=1.0)
-
-    def summary(self) -> ParitySummary:
-        quality = self.quality
-        return ParitySummary(
-            self.passed,
-            len(self.cases),
-            self.max_abs,
-            self.top1_agreement if quality is None else quality.top1_agreement,
-            self.reference,
-            None if quality is None else quality.perplexity_ratio,
-        )
-
-    @property
-    def runs(self) -> tuple[CaseResult | GreedyResult, ...]:
-        """Everything that the engine was run on."""
-        return *self.cases, *self.greedy
-
-    @property
-    def engine_failed(self) -> bool:
-        """Whether the engine failed on a request that it must take."""
-        return any(one.stopped for one in self.runs)
-
-    def faults(self) -> list[str]:
-        """Why the engine failed, each reason once, with how often and where first."""
-        found: dict[str, list[str]] = {}
-        for case in self.cases:
-            if case.stopped:
-                where = f"{case.name}, lengths {list(case.lengths)}"
-                found.setdefault(case.stopped, []).append(where)
-        for one in self.greedy:
-            if one.stopped:
-                where = f"greedy tokens of a row of {one.length}"
-                found.setdefault(one.stopped, []).append(where)
-        return [
-            f"the engine failed in {len(where)} of {len(self.runs)} runs, first in {where[0]}: "
-            f"{reason}"
-            for reason, where in found.items()
-        ]
-
-    def failures(self) -> list[str]:
-        """Where the engine failed and what departs, in words; cases on your own data first."""
-        cases = sorted(self.cases, key=lambda case: case.source != "data")
-        lines = self.faults()
-        lines += [
-            f"{case.name}, lengths {list(case.lengths)}: max abs {shown(case.max_abs)}, "
-            f"KL {shown(case.kl)}, top-1 agreement {case.top1_agreement:.4f}"
-            for case in cases
-            if not case.passed and not case.stopped
-        ]
-        lines += [
-            f"greedy tokens of a row of {one.length}: {one.agreed} of {one.total} agree"
-            for one in self.greedy
-            if not one.passed and not one.stopped
-        ]
-        if self.texts_agreed < self.texts_total:
-            lines.append(
-                f"tokenizer: {self.texts_total - self.texts_agreed} of {self.texts_total} texts "
-                "give other token ids"
-            )
-        if self.data is not None and not self.data.passed:
-            lines.append(
-                f"{self.data.name} on the given data: {shown(self.data.engine)}"
-                + (f", PEFT {shown(self.data.reference)}" if self.data.reference else "")
-            )
-        return lines + rounding_failures(self.quality, self.quality_allowed)
 
 
 def compare(
@@ -222,7 +70,7 @@ def compare(
         and all(one.passed for one in greedy)
         and agreed == texts
         and (metric is None or metric.passed)
-        and not rounding_failures(quality, rounded),
+        and not quantization_failures(quality, rounded),
         target=engine.manifest.target,
         device=engine.manifest.device,
         precision=engine.manifest.precision,
@@ -243,57 +91,6 @@ def compare(
         histogram_edges=HISTOGRAM_EDGES,
         data=metric,
     )
-
-
-def rounding_failures(quality: Quality | None, allowed: Quantization | None) -> list[str]:
-    """Where an engine with rounded weights falls short of what its manifest asks for, in words."""
-    if allowed is None:
-        return []
-    if quality is None:
-        return ["the reference holds no text to judge rounded weights on"]
-    lines = []
-    # NaN compares false with everything, so each bound is written as what must hold.
-    if not quality.top1_agreement >= allowed.min_agreement:
-        lines.append(
-            f"{quality.measured} {quality.top1_agreement:.4f} on {quality.judged_on}, "
-            f"but {allowed.min_agreement} is asked for (--min-agreement)"
-        )
-    error, most = quality.logits_error, allowed.max_logits_error
-    if error is not None and most is not None and not error <= most:
-        lines.append(
-            f"logits error {error:.4f} on {quality.judged_on}, "
-            f"but at most {most} is asked for (--max-logits-error)"
-        )
-    ratio = quality.perplexity_ratio
-    if ratio is not None and not ratio <= allowed.max_perplexity_ratio:
-        lines.append(
-            f"perplexity {ratio:.4f} times the reference's on {quality.judged_on}, "
-            f"but at most {allowed.max_perplexity_ratio} is asked for (--max-perplexity-ratio)"
-        )
-    return lines
-
-
-def quality_notes(quality: Quality | None) -> list[str]:
-    """Where agreement alone would say little, in words."""
-    if quality is None or quality.measured != TOP1:
-        return []
-    notes = []
-    if quality.detectable is None or quality.detectable > _COARSE:
-        share = "any number" if quality.detectable is None else f"{quality.detectable:.0%}"
-        notes.append(
-            f"agreement at {quality.positions} positions is a coarse measure: a fault that changes "
-            f"{share} of the answers could pass it."
-        )
-    if quality.largest_share is not None and quality.largest_share >= _ONE_CLASS:
-        notes.append(
-            f"the reference finds one class in {quality.largest_share:.0%} of {quality.judged_on}: "
-            + (
-                "agreement says little, the logits error decides."
-                if quality.logits_error is not None
-                else "agreement says little."
-            )
-        )
-    return notes
 
 
 def padded(
@@ -319,11 +116,6 @@ def _logits(
             (width,) if isinstance(engine, Classifier) else (row.ids.size, width) for row in rows
         ]
         return [np.full(shape, np.nan, np.float32) for shape in per_row], error.problem
-
-
-def shown(number: float | None) -> str:
-    """A measure in words: NaN and infinity are named."""
-    return "not finite" if number is None else f"{number:.3g}"
 
 
 def measure_rows(
@@ -399,10 +191,6 @@ def _metric(
         for want, got in zip(compared, ours, strict=True)
     )
     return task_metric(engine, data, ours, compared if whole else None, overrides)
-
-
-def _worst(number: float | None) -> float:
-    return float("inf") if number is None else number
 
 
 def _compare_greedy(

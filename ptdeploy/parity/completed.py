@@ -12,7 +12,7 @@ import msgspec
 from ptdeploy.bundle import Bundle
 from ptdeploy.errors import BundleError, OutputError
 from ptdeploy.files import write_whole
-from ptdeploy.parity.compare import ParityReport
+from ptdeploy.parity.report import ParityReport
 from ptdeploy.parity.reports import report_json
 
 NAME = "parity.json"

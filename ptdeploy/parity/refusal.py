@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from ptdeploy.bundle import Quantization
 from ptdeploy.bundle.task import Activations
 from ptdeploy.errors import EngineFault, ParityError
-from ptdeploy.parity.compare import ParityReport
 from ptdeploy.parity.quality import Quality
+from ptdeploy.parity.report import ParityReport
 
 _LINES = 8
 # Of a logits error; an engine that answers every text alike has 1.

@@ -16,8 +16,6 @@ from ptdeploy.errors import EngineFault
 from ptdeploy.files import write_whole
 from ptdeploy.parity.cases import Padding
 from ptdeploy.parity.compare import (
-    Failing,
-    ParityReport,
     case_passed,
     measure_rows,
     padded,
@@ -25,6 +23,7 @@ from ptdeploy.parity.compare import (
     wanted_pairs,
 )
 from ptdeploy.parity.reference import Reference, Row
+from ptdeploy.parity.report import Failing, ParityReport
 from ptdeploy.parity.reports import FAILING_NAME, REPORT_FIX
 from ptdeploy.parity.thresholds import ROUNDED
 from ptdeploy.runtime import Engine

@@ -20,9 +20,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 import ptdeploy
 from ptdeploy.bundle import Quantization
-from ptdeploy.parity.compare import CaseResult, GreedyResult, ParityReport
 from ptdeploy.parity.quality import Quality
 from ptdeploy.parity.refusal import Compiled, refuse_departure
+from ptdeploy.parity.report import CaseResult, GreedyResult, ParityReport
 from ptdeploy.parity.reports.text import verdict
 from ptdeploy.program.build import build_program
 from ptdeploy.program.prompt import freeze

@@ -19,7 +19,7 @@ from benchmarks.faults import Editor
 from ptdeploy.bundle import Limits
 from ptdeploy.bundle.quantization import Rounding, quantization_for
 from ptdeploy.bundle.task import Task
-from ptdeploy.parity.compare import quality_notes, rounding_failures
+from ptdeploy.parity.checks import quality_notes, quantization_failures
 from ptdeploy.parity.quality import Quality, detectable, logits_error
 from ptdeploy.parity.reference.peft import compute_reference
 from ptdeploy.parity.reference.prose import evaluation_texts
@@ -190,7 +190,7 @@ def test_numbers_that_are_not_finite_never_pass():
     allowed = quantization_for("int4", Rounding())
     for bad in (np.nan, np.inf):
         error = logits_error(LOGITS, np.full_like(LOGITS, bad))
-        assert rounding_failures(_quality(logits_error=error), allowed)
+        assert quantization_failures(_quality(logits_error=error), allowed)
 
 
 def test_a_single_score_counts_as_it_is():

@@ -14,13 +14,12 @@ from ptdeploy.backends.modules import common_module
 from ptdeploy.bundle import Bundle
 from ptdeploy.errors import EngineFault, PtdeployError
 from ptdeploy.memory import ran_out_of_memory
-from ptdeploy.parity.compare import ParityReport
 from ptdeploy.parity.locate.causes import Cause, Suspect, likely_cause
 from ptdeploy.parity.locate.graph import ModuleGraph, computes, read_graph, run_exposed
 from ptdeploy.parity.locate.trace import Event, trace_row
-from ptdeploy.parity.located import Located, ModuleError
 from ptdeploy.parity.measure import finite
 from ptdeploy.parity.reference import Reference, Row
+from ptdeploy.parity.report import Located, ModuleError, ParityReport
 from ptdeploy.passes.name import module_of
 from ptdeploy.runtime import CausalLM, Engine
 from ptdeploy.runtime.batching import pack

@@ -10,7 +10,7 @@ import msgspec
 from ptdeploy.bundle import Manifest
 from ptdeploy.errors import OutputError
 from ptdeploy.files import check_folder, read_regular, write_together
-from ptdeploy.parity.compare import ParityReport
+from ptdeploy.parity.report import ParityReport
 
 REPORT_FIX = "Choose another --report."
 FAILING_NAME = "failing.jsonl"

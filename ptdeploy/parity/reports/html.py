@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from html import escape
 
 from ptdeploy.bundle import Manifest
-from ptdeploy.parity.compare import ParityReport, shown
-from ptdeploy.parity.located import Located, ModuleError
+from ptdeploy.parity.checks import quantization_words, shown
+from ptdeploy.parity.report import Located, ModuleError, ParityReport
 from ptdeploy.parity.reports import svg
-from ptdeploy.parity.reports.text import grouped, outcome, rounded_words, verdict
+from ptdeploy.parity.reports.text import grouped, outcome, verdict
 from ptdeploy.printable import printable_fields
 
 _STYLE = """
@@ -272,7 +272,7 @@ def _about(report: ParityReport, manifest: Manifest) -> str:
             )
         )
     if report.quality is not None:
-        facts.append(("Rounding", rounded_words(report.quality)))
+        facts.append(("Rounding", quantization_words(report.quality)))
     facts += [("Note", note) for note in report.notes]
     body = "".join(f"<dt>{escape(n)}</dt><dd>{escape(v)}</dd>" for n, v in facts)
     return f"<section><h2>About this bundle</h2><dl>{body}</dl></section>"

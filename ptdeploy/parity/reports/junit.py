@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
 
-from ptdeploy.parity.compare import ParityReport, rounding_failures, shown
+from ptdeploy.parity.checks import quantization_failures, shown
+from ptdeploy.parity.report import ParityReport
 from ptdeploy.printable import printable_fields
 
 
@@ -29,7 +30,7 @@ def render(report: ParityReport) -> bytes:
             ("tokenizer", "texts", "" if report.texts_agreed == report.texts_total else said)
         )
     if report.quality_allowed is not None:
-        said = "; ".join(rounding_failures(report.quality, report.quality_allowed))
+        said = "; ".join(quantization_failures(report.quality, report.quality_allowed))
         found.append(("quality", "rounded weights", said))
     if report.data is not None:
         said = (

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 
 from ptdeploy.bundle import Manifest
-from ptdeploy.parity.compare import ParityReport, shown
-from ptdeploy.parity.reports.text import grouped, located_words, outcome, rounded_words, verdict
+from ptdeploy.parity.checks import quantization_words, shown
+from ptdeploy.parity.report import ParityReport
+from ptdeploy.parity.reports.text import grouped, located_words, outcome, verdict
 from ptdeploy.printable import printable_fields
 
 # What starts markup within a line; a heading, a list or a fence starts a line, and no line of the
@@ -43,7 +44,7 @@ def render(report: ParityReport, manifest: Manifest) -> str:
     if report.texts_total:
         facts.append(f"Tokenizer: {report.texts_agreed} of {report.texts_total} texts alike.")
     if report.quality is not None:
-        facts.append(f"{_plain(rounded_words(report.quality).capitalize())}.")
+        facts.append(f"{_plain(quantization_words(report.quality).capitalize())}.")
     if report.data is not None:
         theirs = "" if report.data.reference is None else f" (PEFT {report.data.reference:.4f})"
         facts.append(

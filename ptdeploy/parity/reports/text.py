@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ptdeploy.parity.compare import ParityReport, shown
-from ptdeploy.parity.located import Located
-from ptdeploy.parity.quality import Quality
+from ptdeploy.parity.checks import quantization_words, shown
+from ptdeploy.parity.report import Located, ParityReport
 from ptdeploy.printable import printable_fields
 
 
@@ -69,7 +68,7 @@ def describe(report: ParityReport) -> str:
     if report.texts_total:
         lines.append(f"tokenizer: {report.texts_agreed} of {report.texts_total} texts encode alike")
     if report.quality is not None:
-        lines.append(rounded_words(report.quality))
+        lines.append(quantization_words(report.quality))
     if report.data is not None:
         theirs = "" if report.data.reference is None else f", PEFT {report.data.reference:.4f}"
         lines.append(
@@ -120,29 +119,6 @@ def located_words(located: Located) -> list[str]:
     if len(located.operators) > 1:
         lines.append(f"  between what agrees and it: {', '.join(located.operators)}")
     return [*lines, f"  likely cause: {located.cause or 'unknown'}"]
-
-
-def rounded_words(quality: Quality) -> str:
-    """What rounding the weights cost."""
-    return (
-        f"rounded weights on {quality.judged_on}: {quality.measured} "
-        f"{quality.top1_agreement:.2%} at {quality.positions} positions of {quality.texts} texts"
-        f"{_seen_words(quality)}{ratio_words(quality.perplexity_ratio)}"
-    )
-
-
-def _seen_words(quality: Quality) -> str:
-    words = ""
-    if quality.detectable is not None:
-        words += f" (a fault in {quality.detectable:.1%} of the answers would be seen)"
-    if quality.logits_error is not None:
-        words += f", logits error {quality.logits_error:.2g}"
-    return words
-
-
-def ratio_words(ratio: float | None) -> str:
-    """What rounding did to the perplexity, to go on from other words; nothing where unknown."""
-    return "" if ratio is None else f", perplexity {ratio:.3f} times the reference's"
 
 
 def outcome(group: CaseGroup) -> str:

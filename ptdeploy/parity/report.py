@@ -1,0 +1,160 @@
+"""The outcome of a parity check: what was compared, what came of it, and where it goes wrong."""
+
+from __future__ import annotations
+
+import msgspec
+
+from ptdeploy.bundle import ParitySummary, Quantization
+from ptdeploy.parity import checks
+from ptdeploy.parity.cases import Padding, Source
+from ptdeploy.parity.data import TaskMetric
+from ptdeploy.parity.quality import Quality
+from ptdeploy.parity.thresholds import Thresholds
+
+
+class CaseResult(msgspec.Struct, frozen=True):
+    """One batch, compared at every real position; null where a number is not finite.
+
+    `stopped` says why the engine gave no numbers at all: it failed on a request it must take.
+    `rows` are the reference's rows it was made of, `histogram` how many logits differ by how much,
+    in the bins of the report's `histogram_edges`.
+    """
+
+    name: str
+    source: Source
+    padding: Padding
+    rows: tuple[int, ...]
+    lengths: tuple[int, ...]
+    max_abs: float | None
+    mean_abs: float | None
+    cosine: float | None
+    kl: float | None
+    top1_agreement: float
+    histogram: tuple[int, ...]
+    passed: bool
+    stopped: str | None = None
+
+
+class GreedyResult(msgspec.Struct, frozen=True):
+    """One row's greedy tokens, generated in a batch: how many agree before one departs.
+
+    `stopped` says why the engine generated none.
+    """
+
+    length: int
+    agreed: int
+    total: int
+    passed: bool
+    stopped: str | None = None
+
+
+class PositionError(msgspec.Struct, frozen=True):
+    """The largest logits difference at tokens `first` to `last` of a row, over all cases."""
+
+    first: int
+    last: int
+    max_abs: float | None
+
+
+class ModuleError(msgspec.Struct, frozen=True):
+    """One tensor of the model, PyTorch's against the engine's, in the order PyTorch computes them.
+
+    `module` is its path in the transformers model; `what` says whether it is the module's output or
+    what goes into it. `relative` is the largest difference over the tensor's own largest value.
+    """
+
+    module: str
+    what: str
+    value: str
+    relative: float | None
+    departs: bool
+
+
+class Located(msgspec.Struct, frozen=True):
+    """The first module whose tensor departs, and why as far as it is known.
+
+    `module` is empty where every tensor that can be compared agrees. `operators` are the graph's
+    nodes between the last tensors that agree and the one that departs, the departing one last.
+    """
+
+    module: str
+    operator: str
+    dtype: str
+    operators: tuple[str, ...]
+    cause: str
+    lengths: tuple[int, ...]
+    compared: int
+    modules: tuple[ModuleError, ...]
+
+
+class Failing(msgspec.Struct, frozen=True):
+    """The smallest input found that departs: its rows' lengths, its file, and how to run it."""
+
+    lengths: tuple[int, ...]
+    file: str
+    command: str
+
+
+class ParityReport(msgspec.Struct, frozen=True):
+    """The outcome of a parity check. `bool(report.passed)` is what CI asks."""
+
+    passed: bool
+    target: str
+    device: str
+    precision: str
+    reference: str
+    thresholds: Thresholds | None
+    largest_allowed: float | None
+    cases: tuple[CaseResult, ...]
+    greedy: tuple[GreedyResult, ...]
+    texts_agreed: int
+    texts_total: int
+    quality: Quality | None
+    quality_allowed: Quantization | None
+    notes: tuple[str, ...]
+    positions: tuple[PositionError, ...] = ()
+    histogram_edges: tuple[float, ...] = ()
+    data: TaskMetric | None = None
+    located: Located | None = None
+    failing: Failing | None = None
+
+    @property
+    def max_abs(self) -> float:
+        return max((_worst(case.max_abs) for case in self.cases), default=0.0)
+
+    @property
+    def top1_agreement(self) -> float:
+        return min((case.top1_agreement for case in self.cases), default=1.0)
+
+    def summary(self) -> ParitySummary:
+        quality = self.quality
+        return ParitySummary(
+            self.passed,
+            len(self.cases),
+            self.max_abs,
+            self.top1_agreement if quality is None else quality.top1_agreement,
+            self.reference,
+            None if quality is None else quality.perplexity_ratio,
+        )
+
+    @property
+    def runs(self) -> tuple[CaseResult | GreedyResult, ...]:
+        """Everything that the engine was run on."""
+        return *self.cases, *self.greedy
+
+    @property
+    def engine_failed(self) -> bool:
+        """Whether the engine failed on a request that it must take."""
+        return any(one.stopped for one in self.runs)
+
+    def faults(self) -> list[str]:
+        """Why the engine failed, each reason once, with how often and where first."""
+        return checks.faults(self)
+
+    def failures(self) -> list[str]:
+        """Where the engine failed and what does not hold; cases on your own data first."""
+        return checks.failures(self)
+
+
+def _worst(number: float | None) -> float:
+    return float("inf") if number is None else number
