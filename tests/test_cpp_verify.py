@@ -19,9 +19,11 @@ from onnx import numpy_helper
 
 import ptdeploy
 from benchmarks.faults import Editor
+from ptdeploy.bundle import read_bundle
 from ptdeploy.errors import PtdeployError
 from ptdeploy.parity.compare import compare
-from ptdeploy.parity.reference import Reference, Row, load_reference, save_reference
+from ptdeploy.parity.reference import Reference, Row
+from ptdeploy.parity.reference.store import load_reference, save_reference
 from ptdeploy.parity.report import ParityReport
 from ptdeploy.parity.reports.text import describe
 
@@ -165,7 +167,7 @@ def test_each_measure_has_pythons_threshold(bundles, probe, tmp_path, precision)
     """One row's huge logits allow the others any difference: cosine and KL decide on them."""
     bundle = Path(shutil.copytree(bundles("encoder classifier"), tmp_path / "bundle"))
     edit(bundle, lambda m: m.update(precision=precision))
-    reference = load_reference(bundle / "reference.safetensors")
+    reference = load_reference(read_bundle(bundle))
     ids = reference.rows[0].ids
     logits = ptdeploy.load(bundle).logits([ids])[0]
     rows = [Row(ids, logits * np.float32(1e9))]
@@ -256,7 +258,7 @@ def test_batches_are_pythons_for_every_source_and_bound(bundles, probe, tmp_path
         for source in sources
         if (ids := random.integers(0, 101, random.integers(1, 6))) is not None
     ]
-    stored = replace(load_reference(bundle / "reference.safetensors"), rows=tuple(rows))
+    stored = replace(load_reference(read_bundle(bundle)), rows=tuple(rows))
     store(bundle, stored)
     ours = compare(engine, stored)
     assert ours.passed
@@ -296,7 +298,7 @@ def test_a_greedy_row_may_depart_at_a_near_tie_alone(bundles, probe, tmp_path):
 
 def test_texts_for_the_tokenizer_are_said_to_be_left_out(bundles, probe, tmp_path):
     bundle = Path(shutil.copytree(bundles("encoder classifier"), tmp_path / "bundle"))
-    reference = load_reference(bundle / "reference.safetensors")
+    reference = load_reference(read_bundle(bundle))
     store(bundle, replace(reference, texts=("a", "b"), text_ids=((1,), (2,))))
     (bundle / "tokenizer.json").write_text("{}")
     entry = {"path": "tokenizer.json", "role": "tokenizer", "size": 2, "sha256": ""}

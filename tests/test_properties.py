@@ -20,7 +20,8 @@ from ptdeploy.bundle.signature import Signature
 from ptdeploy.bundle.task import TensorSpec
 from ptdeploy.errors import CheckpointError
 from ptdeploy.parity.cases import pad
-from ptdeploy.parity.reference import Greedy, Reference, Row, load_reference, save_reference
+from ptdeploy.parity.reference import Greedy, Reference, Row
+from ptdeploy.parity.reference.store import _read, save_reference
 from ptdeploy.passes import PassContext, run_passes
 from ptdeploy.program.prompt import evaluate_prompt_encoder
 from ptdeploy.runtime.batching import pack, rows_of
@@ -131,7 +132,7 @@ def test_a_reference_round_trips(tmp_path, rows, classes, departure):
         departure,
     )
     save_reference(reference, tmp_path)
-    back = load_reference(tmp_path / "reference.safetensors")
+    back = _read(tmp_path / "reference.safetensors")
     assert (back.texts, back.text_ids) == (reference.texts, reference.text_ids)
     assert back.padded_departure == departure
     for one, two in zip(reference.rows, back.rows, strict=True):
@@ -142,7 +143,7 @@ def test_a_reference_round_trips(tmp_path, rows, classes, departure):
 def test_a_large_vocabulary_keeps_its_last_positions_only(tmp_path):
     logits = np.arange(4 * 200_000, dtype=np.float32).reshape(4, 200_000)
     save_reference(Reference((Row(np.arange(4), logits),), ()), tmp_path)
-    (row,) = load_reference(tmp_path / "reference.safetensors").rows
+    (row,) = _read(tmp_path / "reference.safetensors").rows
     assert np.array_equal(row.logits, logits[-1:])
 
 

@@ -42,9 +42,10 @@ from ptdeploy.errors import (
 )
 from ptdeploy.parity.cases import check_golden, compared_rows
 from ptdeploy.parity.compare import compare
-from ptdeploy.parity.graph_check import open_stand_in
-from ptdeploy.parity.reference import Reference, save_reference
-from ptdeploy.parity.refusal import Compiled, refuse_departure
+from ptdeploy.parity.graph_check import open_graph_check
+from ptdeploy.parity.reference import Reference
+from ptdeploy.parity.reference.store import save_reference
+from ptdeploy.parity.refusal import Compiled, refuse_mismatch
 from ptdeploy.parity.report import ParityReport
 from ptdeploy.parity.reports import report_json
 from ptdeploy.progress import PENDING, REFERENCE_STAGE, Progress
@@ -122,8 +123,8 @@ def compile_checkpoint(
         _check_causal(source.task, freeze_kv, max_batch, max_context)
         from ptdeploy.parity.reference.peft import compute_reference
         from ptdeploy.parity.reference.texts import (
-            golden_texts,
-            judged_text,
+            evaluation_text,
+            reference_texts,
             save_text_files,
             with_texts,
         )
@@ -210,8 +211,8 @@ def compile_checkpoint(
         with progress.stage(REFERENCE_STAGE):
             judged = None
             if quantization is not None:
-                judged = judged_text(chosen.tokenizer, manifest.limits, texts, source.task)
-            compared = compared_rows(bounds, golden_texts(chosen.tokenizer, bounds), golden)
+                judged = evaluation_text(chosen.tokenizer, manifest.limits, texts, source.task)
+            compared = compared_rows(bounds, reference_texts(chosen.tokenizer, bounds), golden)
             computed = compute_reference(source, found, bounds, judged, compared)
             reference = with_texts(computed, chosen, source.task)
             files += (staged(save_reference(reference, staging, golden), "reference"),)
@@ -295,10 +296,10 @@ def _check_parity(
     if stand_in and _runs_on_default(stand_in):
         with (
             progress.stage(f"check parity of the graph, with {stand_in}"),
-            open_stand_in(new, stand_in) as engine,
+            open_graph_check(new, stand_in) as engine,
         ):
             reports["graph_parity"] = compare(engine, reference)
-        refuse_departure(reports["graph_parity"], compiled)
+        refuse_mismatch(reports["graph_parity"], compiled)
     if get_target(manifest.target).unavailable(manifest.device) is None:
         with progress.stage("check parity"):
             try:
@@ -310,7 +311,7 @@ def _check_parity(
                 progress.note(f"the engine cannot run here: {error.problem}")
                 return reports
             reports["parity"] = compare(engine, reference)
-        refuse_departure(reports["parity"], compiled)
+        refuse_mismatch(reports["parity"], compiled)
     return reports
 
 

@@ -18,7 +18,7 @@ from ptdeploy.bundle import Bundle, read_bundle, whole
 from ptdeploy.errors import InputError, TargetUnavailable
 from ptdeploy.parity.measure import finite
 from ptdeploy.parity.quality import row_logits
-from ptdeploy.parity.reference import load_reference
+from ptdeploy.parity.reference.store import load_reference
 from ptdeploy.printable import printable_fields
 from ptdeploy.runtime import CausalLM, Engine, open_engine
 from ptdeploy.targets import TARGETS, get_target
@@ -209,8 +209,7 @@ def _changes(before: dict[str, Any], after: dict[str, Any]) -> tuple[Change, ...
 
 
 def _apart(first: Bundle, before: Engine, after: Engine) -> float | None:
-    with first.reading("reference") as stored:
-        reference = load_reference(stored) if stored else None
+    reference = load_reference(first) if first.file("reference") else None
     specs = before.manifest.outputs[0], after.manifest.outputs[0]
     if reference is None or specs[0].shape[1:] != specs[1].shape[1:]:
         return None

@@ -10,7 +10,7 @@ from ptdeploy.arguments import checked, flag, having, maybe, path, text
 from ptdeploy.bundle import Bundle, check_destination, publish, read_bundle, stage_bundle, staged
 from ptdeploy.errors import InputError, ParityError, TargetUnavailable
 from ptdeploy.parity.compare import compare
-from ptdeploy.parity.reference import load_reference
+from ptdeploy.parity.reference.store import load_reference
 from ptdeploy.parity.reports import report_json
 from ptdeploy.progress import PENDING, Progress
 from ptdeploy.runtime import open_engine
@@ -52,8 +52,7 @@ def rebuild_bundle(
         if output
         else check_destination(bundle.path.resolve(), True, bundle.manifest_bytes())
     )
-    with bundle.reading("reference") as stored:
-        reference = load_reference(stored) if stored else None
+    reference = load_reference(bundle) if bundle.file("reference") else None
     with stage_bundle(destination) as staging:
         # What was shown of the engine before says nothing of this one.
         files = tuple(entry for entry in manifest.files if entry.role != "parity")

@@ -17,9 +17,9 @@ from ptdeploy.files import check_readable
 from ptdeploy.parity.cases import AskedRow, edge_note
 from ptdeploy.parity.compare import compare
 from ptdeploy.parity.data import DataRow, read_data
-from ptdeploy.parity.graph_check import open_stand_in
+from ptdeploy.parity.graph_check import open_graph_check
 from ptdeploy.parity.reference import Reference, Row
-from ptdeploy.parity.reference.fits import stored_reference
+from ptdeploy.parity.reference.store import load_reference
 from ptdeploy.parity.report import ParityReport
 from ptdeploy.parity.reports import FAILING_NAME, check_report
 from ptdeploy.parity.thresholds import Overrides, read_thresholds
@@ -28,7 +28,7 @@ from ptdeploy.runtime import Engine, open_engine
 from ptdeploy.targets import get_target
 
 if TYPE_CHECKING:
-    from ptdeploy.parity.quality import JudgedText
+    from ptdeploy.parity.quality import EvaluationText
     from ptdeploy.parity.reference.peft import PeftSource
     from ptdeploy.source.tokenizer_choice import ChosenTokenizer
 
@@ -121,7 +121,7 @@ def _compare(
     engine, bundle = run.engine, run.engine.bundle
     notes: list[str] = []
     if run.peft is None:
-        reference = _with_own_logits(stored_reference(bundle), run.given)
+        reference = _with_own_logits(load_reference(bundle), run.given)
     else:
         notes += _notes(run.peft, bundle)
         if engine.tokenizer and run.chosen is None:
@@ -133,10 +133,10 @@ def _compare(
     if locate:
         assert run.peft is not None, "checked before"
         with progress.stage("locate the first module that departs"):
-            from ptdeploy.parity.locate import locate_departure
+            from ptdeploy.parity.locate import locate_mismatch
 
             found = msgspec.structs.replace(
-                found, located=locate_departure(bundle, engine, run.peft, reference, found)
+                found, located=locate_mismatch(bundle, engine, run.peft, reference, found)
             )
     if bundle.manifest.parity is None and not graph:
         from ptdeploy.parity.completed import keep_completed
@@ -181,7 +181,7 @@ def _open_graph(bundle: Bundle) -> Iterator[Engine]:
             f"{bundle.path}: holds no ONNX, so its graph cannot be run.",
             "Compile it with --keep-onnx.",
         )
-    with open_stand_in(bundle, stand_in) as engine:
+    with open_graph_check(bundle, stand_in) as engine:
         yield engine
 
 
@@ -205,13 +205,13 @@ def _choose_tokenizer(
 def _computed_reference(
     peft: PeftSource, chosen: ChosenTokenizer | None, engine: Engine, given: Sequence[DataRow]
 ) -> Reference:
-    from ptdeploy.parity.cases import golden_rows
+    from ptdeploy.parity.cases import reference_rows
     from ptdeploy.parity.reference.peft import compute_reference
-    from ptdeploy.parity.reference.texts import golden_texts, with_texts
+    from ptdeploy.parity.reference.texts import reference_texts, with_texts
 
     manifest = engine.manifest
     tokenizer = chosen.tokenizer if chosen else None
-    rows = golden_rows(manifest.limits, golden_texts(tokenizer, manifest.limits))
+    rows = reference_rows(manifest.limits, reference_texts(tokenizer, manifest.limits))
     rows += [AskedRow(row.ids, "data", row.type_ids) for row in given]
     judged = _judged(engine.bundle, given) if manifest.quantization else None
     computed = compute_reference(
@@ -221,7 +221,7 @@ def _computed_reference(
         return with_texts(computed, chosen, manifest.task)
     if engine.tokenizer is None:
         return computed
-    stored = stored_reference(engine.bundle)
+    stored = load_reference(engine.bundle)
     return replace(
         computed,
         texts=stored.texts,
@@ -232,16 +232,16 @@ def _computed_reference(
     )
 
 
-def _judged(bundle: Bundle, given: Sequence[DataRow]) -> JudgedText:
+def _judged(bundle: Bundle, given: Sequence[DataRow]) -> EvaluationText:
     """What rounded weights are judged on: the user's data if there is any, else what is stored."""
-    from ptdeploy.parity.quality import JudgedText
+    from ptdeploy.parity.quality import EvaluationText
 
     rows = tuple(AskedRow(row.ids, "data", row.type_ids) for row in given if row.ids.size > 1)
     if rows:
-        return JudgedText(rows, "the given data")
-    stored = stored_reference(bundle)
+        return EvaluationText(rows, "the given data")
+    stored = load_reference(bundle)
     asked = (AskedRow(row.ids, "text", row.type_ids) for row in stored.judged)
-    return JudgedText(tuple(asked), stored.judged_on)
+    return EvaluationText(tuple(asked), stored.judged_on)
 
 
 def _with_own_logits(reference: Reference, given: Sequence[DataRow]) -> Reference:

@@ -22,7 +22,7 @@ _BATCH = 8
 _LONGEST_EDGE, _WIDEST_EDGE = 512, 64
 _TEXT_TOKENS = 64
 TEXT_ROWS = 8
-_MOST_GOLDEN = 1000
+_MOST_ROWS = 1000
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def make_rows(vocab_size: int, max_sequence: int) -> list[NDArray[np.int64]]:
     return [random.integers(0, vocab_size, length, np.int64) for length in lengths]
 
 
-def golden_rows(
+def reference_rows(
     limits: Limits, texts: Sequence[AskedRow], count: int | None = None
 ) -> list[AskedRow]:
     """`count` rows: random ones of unequal lengths first, then text, then more random ones.
@@ -98,16 +98,16 @@ def cut(row: AskedRow, tokens: int) -> AskedRow:
 
 def check_golden(count: int | None) -> None:
     """Raises InputError if that many rows cannot be stored: verify needs one at least."""
-    if count is not None and not 1 <= count <= _MOST_GOLDEN:
+    if count is not None and not 1 <= count <= _MOST_ROWS:
         raise InputError(
-            f"--golden {count}: must be from 1 to {_MOST_GOLDEN}.",
+            f"--golden {count}: must be from 1 to {_MOST_ROWS}.",
             "Without any stored row, verify could not tell whether the engine still fits.",
         )
 
 
 def compared_rows(limits: Limits, texts: Sequence[AskedRow], golden: int | None) -> list[AskedRow]:
     """What compile compares on: never less than the usual rows, however few are stored."""
-    rows, usual = golden_rows(limits, texts, golden), golden_rows(limits, texts)
+    rows, usual = reference_rows(limits, texts, golden), reference_rows(limits, texts)
     return rows if len(rows) > len(usual) else usual
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def open_stand_in(bundle: Bundle, target: str) -> Iterator[Engine]:
+def open_graph_check(bundle: Bundle, target: str) -> Iterator[Engine]:
     """Open the graph of a bundle that still has its ONNX, with `target` on its default device.
 
     Its precision stays what it is judged by, but for TF32: a stand-in multiplies in fp32.

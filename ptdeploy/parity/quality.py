@@ -25,7 +25,7 @@ _MISSED = 0.05
 
 
 @dataclass(frozen=True)
-class JudgedText:
+class EvaluationText:
     """The texts an engine is judged on, and in words where they are from."""
 
     rows: tuple[AskedRow, ...]

@@ -26,7 +26,7 @@ class Compiled:
     precisions: Sequence[str]
 
 
-def refuse_departure(report: ParityReport, compiled: Compiled) -> None:
+def refuse_mismatch(report: ParityReport, compiled: Compiled) -> None:
     """Raises EngineFault where the engine failed, ParityError where its numbers depart."""
     if report.passed:
         return

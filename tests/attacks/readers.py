@@ -17,8 +17,8 @@ import numpy as np
 
 from ptdeploy.bundle import Bundle, Manifest, read_bundle
 from ptdeploy.bundle.quantization import read_texts
-from ptdeploy.parity.reference import Greedy, Reference, Row, TextRow, save_reference
-from ptdeploy.parity.reference.fits import stored_reference
+from ptdeploy.parity.reference import Greedy, Reference, Row, TextRow
+from ptdeploy.parity.reference.store import load_reference, save_reference
 from ptdeploy.parity.thresholds import read_thresholds
 from ptdeploy.runtime import chat
 from ptdeploy.runtime.tokenizer import Tokenizer
@@ -122,7 +122,7 @@ def _read_reference(task: str) -> Callable[[Path, bytes], object]:
         body = manifest(task)
         body["files"] = [{"path": "r.safetensors", "role": "reference", "size": 1, "sha256": _SHA}]
         (folder / "r.safetensors").write_bytes(data)
-        return stored_reference(Bundle(folder, msgspec.convert(body, Manifest)))
+        return load_reference(Bundle(folder, msgspec.convert(body, Manifest)))
 
     return run
 

@@ -15,7 +15,7 @@ import ptdeploy
 from ptdeploy.bundle import read_bundle, whole
 from ptdeploy.commands.inspect import inspect
 from ptdeploy.errors import BundleError
-from ptdeploy.parity.reference.fits import stored_reference
+from ptdeploy.parity.reference.store import load_reference
 from ptdeploy.runtime import open_engine
 
 LOADS = 40
@@ -60,7 +60,7 @@ def test_a_bundle_that_was_read_stays_what_it_was(source, tmp_path):
     shutil.rmtree(tmp_path / "v1")
     assert bundle.held is not None
     assert bundle.held.read("prompt.safetensors") == (source / "prompt.safetensors").read_bytes()
-    assert len(stored_reference(bundle).rows) > 0
+    assert len(load_reference(bundle).rows) > 0
     entry = bundle.entry("weights")
     assert entry is not None
     bundle.copy(entry, tmp_path / "copied")

@@ -140,12 +140,13 @@ def test_a_reference_that_is_off_by_a_thousandth_departs(compiled, task):
     """The parity check can fail."""
     from dataclasses import replace
 
+    from ptdeploy.bundle import read_bundle
     from ptdeploy.parity.compare import compare
-    from ptdeploy.parity.reference import load_reference
+    from ptdeploy.parity.reference.store import load_reference
 
     architecture = "bert" if task == "SEQ_CLS" else "qwen2"
     bundle = compiled(architecture, task).bundle
-    reference = load_reference(bundle / "reference.safetensors")
+    reference = load_reference(read_bundle(bundle))
     engine = ptdeploy.load(bundle)
     assert compare(engine, reference).passed
     moved = replace(reference.rows[2], logits=reference.rows[2].logits + np.float32(1e-3))

@@ -149,11 +149,12 @@ def test_empty_text_is_refused(bundles):
 def test_another_tokenizer_departs(bundles):
     from dataclasses import replace
 
+    from ptdeploy.bundle import read_bundle
     from ptdeploy.parity.compare import compare
-    from ptdeploy.parity.reference import load_reference
+    from ptdeploy.parity.reference.store import load_reference
 
     bundle = bundles["SEQ_CLS"][1]
-    reference = load_reference(bundle / "reference.safetensors")
+    reference = load_reference(read_bundle(bundle))
     other = replace(reference, text_ids=((1, 2), *reference.text_ids[1:]))
     report = compare(ptdeploy.load(bundle), other)
     assert not report.passed

@@ -21,7 +21,7 @@ import ptdeploy
 from ptdeploy import EngineOptions, Rounding
 from ptdeploy.bundle import Bundle, read_bundle
 from ptdeploy.cli.main import main
-from ptdeploy.parity.graph_check import open_stand_in
+from ptdeploy.parity.graph_check import open_graph_check
 from ptdeploy.targets.trt import cuda
 from ptdeploy.targets.trt.engine_file import read_info
 
@@ -138,7 +138,7 @@ def test_the_graph_of_a_batch_equals_peft_row_by_row(kept, trained):
     """The graph that was parsed, run by ONNX Runtime, against PEFT itself."""
     model = trained("qwen2", "CAUSAL_LM").model
     rows = random_rows()
-    with open_stand_in(read_bundle(kept), "ort") as engine:
+    with open_graph_check(read_bundle(kept), "ort") as engine:
         for got, row in zip(engine.logits(rows), rows, strict=True):
             assert np.abs(got - peft_alone(model, row, "CAUSAL_LM")).max() < 1e-5
         together = engine.generate([row.tolist() for row in rows], 12, eos_token_ids=())
@@ -148,7 +148,7 @@ def test_the_graph_of_a_batch_equals_peft_row_by_row(kept, trained):
 
 def test_a_buffer_with_an_overflow_is_not_used_again(kept):
     """Attention reads all slots under a mask, and nothing times infinity is no number."""
-    with open_stand_in(read_bundle(kept), "ort") as engine:
+    with open_graph_check(read_bundle(kept), "ort") as engine:
         want = engine.logits([[1, 2, 3]])[0]
         engine.generate([[5, 6]], 3, eos_token_ids=())
         (spare,) = engine._spare
@@ -181,7 +181,7 @@ def test_a_classifier_runs_more_rows_than_its_engine_takes_at_once(trained, tmp_
     engine = EngineOptions(profile="batch=1:1:2", keep_onnx=True)
     bundle = compiled(one, tmp_path / "b", engine=engine)
     rows = [[1, 2, 3], [4], [5, 6], [7, 8, 9, 10], [11]]
-    with open_stand_in(bundle, "ort") as opened:
+    with open_graph_check(bundle, "ort") as opened:
         sizes = []
         run = opened._session.run
         opened._session.run = lambda feed: sizes.append(len(feed["input_ids"])) or run(feed)

@@ -17,8 +17,9 @@ from e2e.test_pipeline import run_without_torch
 from e2e.test_text import add_tokenizer
 
 import ptdeploy
+from ptdeploy.bundle import read_bundle
 from ptdeploy.cli.main import main
-from ptdeploy.parity.reference import load_reference
+from ptdeploy.parity.reference.store import load_reference
 
 REPORTS = ("report.json", "junit.xml", "report.md", "report.html")
 
@@ -188,7 +189,7 @@ def test_golden_stores_as_many_rows_as_asked(tmp_path, count):
     arguments = ["compile", str(trained.adapter), "--target", "ort", "--base", str(trained.base)]
     output = tmp_path / "bundle"
     assert main([*arguments, "-o", str(output), "--golden", str(count), "-q"]) == 0
-    stored = load_reference(output / "reference.safetensors")
+    stored = load_reference(read_bundle(output))
     assert len(stored.rows) == count
     assert sum(row.source == "text" for row in stored.rows) == max(0, count - 9)
     out = run_without_torch(

@@ -21,7 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 import ptdeploy
 from ptdeploy.bundle import Quantization
 from ptdeploy.parity.quality import Quality
-from ptdeploy.parity.refusal import Compiled, refuse_departure
+from ptdeploy.parity.refusal import Compiled, refuse_mismatch
 from ptdeploy.parity.report import CaseResult, GreedyResult, ParityReport
 from ptdeploy.parity.reports.text import verdict
 from ptdeploy.program.build import build_program
@@ -239,7 +239,7 @@ FP16 = Compiled("bert", "float16", ("fp32", "tf32", "fp16", "bf16"))
 def test_an_engine_that_fails_is_an_error_of_its_own_with_one_reason(report):
     failed = _changed(report, max_abs=None, stopped="ONNX Runtime failed (Gather: out of bounds).")
     with pytest.raises(ptdeploy.EngineFault) as raised:
-        refuse_departure(failed, FP16)
+        refuse_mismatch(failed, FP16)
     assert raised.value.exit_code == 2
     assert str(raised.value).count("Gather: out of bounds") == 1
     assert "in 2 of 3 runs, first in alone, lengths [5]" in str(raised.value)
@@ -250,7 +250,7 @@ def test_an_engine_that_fails_is_an_error_of_its_own_with_one_reason(report):
 def test_overflow_of_16_bits_names_bf16(report):
     lost = _changed(report, max_abs=None)
     with pytest.raises(ptdeploy.ParityError, match="65504") as raised:
-        refuse_departure(lost, FP16)
+        refuse_mismatch(lost, FP16)
     assert "--precision bf16 or fp32" in raised.value.fix
 
 
@@ -258,13 +258,13 @@ def test_overflow_is_said_as_that_where_decoding_stops_at_it_too(report):
     greedy = GreedyResult(5, 0, 16, False, "The engine gave logits that are not finite.")
     lost = msgspec.structs.replace(_changed(report, max_abs=None), greedy=(greedy,))
     with pytest.raises(ptdeploy.ParityError, match="overflow 16 bits"):
-        refuse_departure(lost, FP16)
+        refuse_mismatch(lost, FP16)
 
 
 def test_overflow_names_no_precision_that_the_target_lacks(report):
     lost = _changed(report, max_abs=None)
     with pytest.raises(ptdeploy.ParityError) as raised:
-        refuse_departure(lost, Compiled("bert", "float16", ("fp32", "fp16", "int8", "int4")))
+        refuse_mismatch(lost, Compiled("bert", "float16", ("fp32", "fp16", "int8", "int4")))
     assert raised.value.fix == "Compile with --precision fp32."
 
 
@@ -275,7 +275,7 @@ def test_overflow_names_no_precision_that_the_target_lacks(report):
 def test_the_way_out_fits_what_departs(report, precision, fix):
     departed = msgspec.structs.replace(_changed(report, max_abs=0.5), precision=precision)
     with pytest.raises(ptdeploy.ParityError) as raised:
-        refuse_departure(departed, FP16)
+        refuse_mismatch(departed, FP16)
     assert fix in raised.value.fix
 
 
@@ -290,12 +290,12 @@ def test_the_way_out_of_quantization_fits_its_logits_error(report, error, fix):
         report, cases=report.cases[:1], precision="int8", quality=quality, quality_allowed=allowed
     )
     with pytest.raises(ptdeploy.ParityError) as raised:
-        refuse_departure(departed, Compiled("bert", "float32", ("fp32", "int8", "int4")))
+        refuse_mismatch(departed, Compiled("bert", "float32", ("fp32", "int8", "int4")))
     assert fix in raised.value.fix
 
 
 def test_a_tokenizer_that_differs_is_not_blamed_on_the_architecture(report):
     held = msgspec.structs.replace(report, cases=report.cases[:1], texts_agreed=3, texts_total=5)
     with pytest.raises(ptdeploy.ParityError, match="2 of 5 texts") as raised:
-        refuse_departure(held, FP16)
+        refuse_mismatch(held, FP16)
     assert raised.value.fix.startswith("Only the tokenizer differs")

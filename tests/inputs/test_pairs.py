@@ -18,10 +18,10 @@ from transformers import AutoTokenizer
 
 import ptdeploy
 from benchmarks.faults import Editor
+from ptdeploy.bundle import read_bundle
 from ptdeploy.cli.main import main
 from ptdeploy.parity.compare import compare
-from ptdeploy.parity.reference import load_reference
-from ptdeploy.parity.reference.fits import stored_reference
+from ptdeploy.parity.reference.store import load_reference
 
 PAIRS = [
     ("the cat sat on the mat", "the dog ran"),
@@ -309,7 +309,7 @@ def test_pairs_of_data_that_do_not_fit_are_refused_by_their_line(segmented, tmp_
 
 
 def test_the_stored_reference_has_every_segment_in_random_rows_and_in_pairs_of_text(segmented):
-    reference = load_reference(segmented.bundle / "reference.safetensors")
+    reference = load_reference(read_bundle(segmented.bundle))
     drawn = [r for r in reference.rows if r.source == "random" and r.type_ids is not None]
     assert {int(one) for row in drawn for one in row.type_ids} == {0, 1, 2}
     texts = [row for row in reference.rows if row.source == "text"]
@@ -341,7 +341,7 @@ def test_an_engine_that_ignores_segments_departs(segmented, tmp_path):
 
 def test_another_way_to_join_two_texts_departs(segmented):
     engine = ptdeploy.load(segmented.bundle)
-    reference = stored_reference(engine.bundle)
+    reference = load_reference(engine.bundle)
     assert len(reference.pairs) == 2
     ids = ((1, 2), *reference.pair_ids[1:])
     types = (reference.pair_type_ids[0], (9,))

@@ -23,7 +23,7 @@ from ptdeploy.parity.checks import quality_notes, quantization_failures
 from ptdeploy.parity.quality import Quality, detectable, logits_error
 from ptdeploy.parity.reference.peft import compute_reference
 from ptdeploy.parity.reference.prose import evaluation_texts
-from ptdeploy.parity.reference.texts import judged_text
+from ptdeploy.parity.reference.texts import evaluation_text
 from ptdeploy.source.base import resolve_base
 from ptdeploy.source.base_weights import load_model
 from ptdeploy.source.checkpoint import read_checkpoint
@@ -100,7 +100,7 @@ def test_the_reference_shares_no_weights_with_the_model_that_is_exported(one_cla
     checkpoint = read_checkpoint(trained.adapter)
     base = resolve_base(checkpoint, str(trained.base))
     exported = load_model(checkpoint, base)
-    judged = judged_text(None, LIMITS, None, Task.SEQ_CLS)
+    judged = evaluation_text(None, LIMITS, None, Task.SEQ_CLS)
     before = compute_reference(checkpoint, base, LIMITS, judged)
     with torch.no_grad():
         for parameter in exported.parameters():
@@ -114,7 +114,7 @@ def test_a_classifier_is_judged_on_many_texts_of_many_lengths():
     texts = evaluation_texts()
     assert len(set(texts)) == len(texts) >= 64
     assert min(map(len, texts)) < 40 < 150 < max(map(len, texts))
-    rows = judged_text(None, LIMITS, None, Task.SEQ_CLS).rows
+    rows = evaluation_text(None, LIMITS, None, Task.SEQ_CLS).rows
     assert len(rows) >= 64
     assert len({row.ids.size for row in rows}) > 20
 

@@ -56,7 +56,7 @@ class Fed:
     runs_prefix: bool
 
 
-def locate_departure(
+def locate_mismatch(
     bundle: Bundle,
     engine: Engine,
     peft: PeftSource,

@@ -1,87 +1,72 @@
-"""A bundle's stored reference, held against the bundle: its file is not trusted."""
+"""Whether a reference fits a bundle's engine: all of it must be what that can be asked for."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ptdeploy.bundle import Bundle, Limits, Manifest
+from ptdeploy.bundle import Limits, Manifest
 from ptdeploy.bundle.task import Task
-from ptdeploy.errors import BundleError, InputError
-from ptdeploy.parity.reference import Reference, load_reference
+from ptdeploy.parity.reference import Greedy, Reference, Row, TextRow
 
 
-def stored_reference(bundle: Bundle) -> Reference:
-    """Read a bundle's reference.
-
-    Raises InputError if it holds none, BundleError if that is damaged or does not fit the engine.
-    """
-    path = bundle.file("reference")
-    if path is None:
-        raise InputError(
-            f"{bundle.path}: holds no stored reference.", "Pass the checkpoint with --checkpoint."
-        )
-    try:
-        with bundle.reading("reference") as opened:
-            assert opened is not None, "it has a path"
-            reference = load_reference(opened)
-        _check(reference, bundle)
-    except ValueError as error:
-        raise BundleError(
-            f"{path}: not a stored reference ({error}).", "Compile the checkpoint again."
-        ) from None
-    return reference
-
-
-def _check(reference: Reference, bundle: Bundle) -> None:
+def check_fits(reference: Reference, manifest: Manifest) -> None:
     """Raises ValueError unless the engine can be asked for all of it."""
-    manifest = bundle.manifest
-    limits, task = manifest.limits, manifest.task
-    columns = manifest.outputs[0].shape[-1]
     if not reference.rows:
         raise ValueError("it holds no rows")
     for i, row in enumerate(reference.rows):
-        name = f"rows.{i:03}"
-        _check_ids(f"{name}.ids", row.ids, limits)
-        _check_segments(f"{name}.type_ids", row.type_ids, row.ids.size, limits)
-        shape, tokens = row.logits.shape, row.ids.size
-        alone = task is Task.SEQ_CLS
-        engine = (columns,) if alone else (tokens, columns)
-        fits = len(shape) == len(engine) and shape[-1] == columns
-        if not fits or not (alone or 1 <= shape[0] <= tokens):
-            raise ValueError(f"{name}.logits has shape {shape}, but the engine gives {engine}")
-        _check_type(f"{name}.logits", row.logits, np.float32)
-        if not np.isfinite(row.logits).all():
-            raise ValueError(f"{name}.logits holds a number that is not finite")
+        _check_row(f"rows.{i:03}", row, manifest)
     for i, one in enumerate(reference.greedy):
-        name = f"greedy.{i:03}"
-        _check_ids(f"{name}.ids", one.ids, limits)
-        room = limits.max_sequence - one.ids.size
-        if not 1 <= _length(f"{name}.tokens", one.tokens, np.int64) <= room:
-            raise ValueError(
-                f"{name}.tokens has {one.tokens.size} tokens, but its text leaves room for {room}"
-            )
-        _check_length(f"{name}.margins", one.margins, np.float32, one.tokens.size)
+        _check_greedy(f"greedy.{i:03}", one, manifest.limits)
     for i, text in enumerate(reference.judged):
-        name, tokens = f"judged.{i:03}", text.ids.size
-        _check_ids(f"{name}.ids", text.ids, limits)
-        _check_segments(f"{name}.type_ids", text.type_ids, tokens, limits)
-        _check_length(f"{name}.top1", text.top1, np.int64, 1 if task is Task.SEQ_CLS else tokens)
-        surprises = tokens - 1 if task is Task.CAUSAL_LM else 0
-        _check_length(f"{name}.nll", text.nll, np.float32, surprises)
-        if text.logits is not None or _are_judged(manifest):
-            _check_judged(f"{name}.logits", text.logits, (text.top1.size, columns))
+        _check_text(f"judged.{i:03}", text, manifest)
 
 
-def _are_judged(manifest: Manifest) -> bool:
-    """Whether an engine with rounded weights is judged by its logits themselves."""
+def _check_row(name: str, row: Row, manifest: Manifest) -> None:
+    _check_ids(f"{name}.ids", row.ids, manifest.limits)
+    _check_segments(f"{name}.type_ids", row.type_ids, row.ids.size, manifest.limits)
+    shape, tokens, columns = row.logits.shape, row.ids.size, manifest.outputs[0].shape[-1]
+    alone = manifest.task is Task.SEQ_CLS
+    engine = (columns,) if alone else (tokens, columns)
+    fits = len(shape) == len(engine) and shape[-1] == columns
+    if not fits or not (alone or 1 <= shape[0] <= tokens):
+        raise ValueError(f"{name}.logits has shape {shape}, but the engine gives {engine}")
+    _check_type(f"{name}.logits", row.logits, np.float32)
+    if not np.isfinite(row.logits).all():
+        raise ValueError(f"{name}.logits holds a number that is not finite")
+
+
+def _check_greedy(name: str, one: Greedy, limits: Limits) -> None:
+    _check_ids(f"{name}.ids", one.ids, limits)
+    room = limits.max_sequence - one.ids.size
+    if not 1 <= _length(f"{name}.tokens", one.tokens, np.int64) <= room:
+        raise ValueError(
+            f"{name}.tokens has {one.tokens.size} tokens, but its text leaves room for {room}"
+        )
+    _check_length(f"{name}.margins", one.margins, np.float32, one.tokens.size)
+
+
+def _check_text(name: str, text: TextRow, manifest: Manifest) -> None:
+    task, tokens = manifest.task, text.ids.size
+    _check_ids(f"{name}.ids", text.ids, manifest.limits)
+    _check_segments(f"{name}.type_ids", text.type_ids, tokens, manifest.limits)
+    _check_length(f"{name}.top1", text.top1, np.int64, 1 if task is Task.SEQ_CLS else tokens)
+    surprises = tokens - 1 if task is Task.CAUSAL_LM else 0
+    _check_length(f"{name}.nll", text.nll, np.float32, surprises)
+    if text.logits is not None or _has_logits(manifest):
+        wanted = (text.top1.size, manifest.outputs[0].shape[-1])
+        _check_text_logits(f"{name}.logits", text.logits, wanted)
+
+
+def _has_logits(manifest: Manifest) -> bool:
+    """Whether a quantized engine is judged by its logits themselves."""
     if manifest.task is Task.CAUSAL_LM:
         return False
     asked = manifest.quantization is not None and manifest.quantization.max_logits_error is not None
     return asked or manifest.head != "softmax"
 
 
-def _check_judged(
+def _check_text_logits(
     name: str, logits: NDArray[np.float32] | None, wanted: tuple[object, ...]
 ) -> None:
     if logits is None:

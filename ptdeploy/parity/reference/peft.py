@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from ptdeploy.bundle import Limits
 from ptdeploy.bundle.task import Task
 from ptdeploy.errors import CheckpointError
-from ptdeploy.parity.cases import AskedRow, golden_rows, pad
-from ptdeploy.parity.quality import JudgedText, text_row
+from ptdeploy.parity.cases import AskedRow, pad, reference_rows
+from ptdeploy.parity.quality import EvaluationText, text_row
 from ptdeploy.parity.reference import Greedy, Reference, Row
 from ptdeploy.source.base import BaseModel, quiet_libraries, resolve_base
 from ptdeploy.source.base_weights import load_pretrained
@@ -150,7 +150,7 @@ def compute_reference(
     checkpoint: Checkpoint,
     base: BaseModel,
     limits: Limits,
-    judged: JudgedText | None = None,
+    judged: EvaluationText | None = None,
     rows: Sequence[AskedRow] | None = None,
     model: PeftModel | None = None,
 ) -> Reference:
@@ -163,7 +163,7 @@ def compute_reference(
     import torch
 
     model = model or peft_model(checkpoint, base)
-    rows = golden_rows(limits, ()) if rows is None else rows
+    rows = reference_rows(limits, ()) if rows is None else rows
     task = checkpoint.task
     computed = tuple(
         Row(r.ids, row_logits(model, task, r.ids, r.type_ids), r.source, r.type_ids) for r in rows
@@ -176,7 +176,7 @@ def compute_reference(
             chosen = [random[i] for i in _GREEDY_ROWS if i < len(random)]
             continued = [*chosen, *_greedy_edges(rows, limits)]
             greedy = tuple(_greedy(model, ids, limits.max_sequence) for ids in continued)
-            departure = _padded_departure(model, chosen) if chosen else None
+            departure = _padded_mismatch(model, chosen) if chosen else None
     texts = tuple(
         text_row(row, row_logits(model, task, row.ids, row.type_ids), task)
         for row in (judged.rows if judged else ())
@@ -258,7 +258,7 @@ def _greedy(model: PeftModel, ids: NDArray[np.int64], limit: int) -> Greedy:
     return Greedy(ids, new.numpy(), (top[:, 0] - top[:, 1]).numpy())
 
 
-def _padded_departure(model: PeftModel, rows: Sequence[NDArray[np.int64]]) -> float:
+def _padded_mismatch(model: PeftModel, rows: Sequence[NDArray[np.int64]]) -> float:
     """By how much PEFT's own left-padded batch departs from its rows alone, at the last token.
 
     PEFT numbers positions over padding (it drops position_ids), so this is no fault of an engine;

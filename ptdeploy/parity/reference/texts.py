@@ -12,7 +12,7 @@ from ptdeploy.bundle import FileEntry, Limits, staged
 from ptdeploy.bundle.task import Task
 from ptdeploy.errors import InputError
 from ptdeploy.parity.cases import AskedRow, cut, some_segments
-from ptdeploy.parity.quality import JudgedText
+from ptdeploy.parity.quality import EvaluationText
 from ptdeploy.parity.reference import Reference
 from ptdeploy.parity.reference.prose import PROSE, evaluation_texts
 from ptdeploy.runtime import chat
@@ -53,12 +53,12 @@ def save_text_files(tokenizer: PreTrainedTokenizerFast, folder: Path) -> tuple[F
     return tuple(entries)
 
 
-def judged_text(
+def evaluation_text(
     tokenizer: PreTrainedTokenizerFast | None,
     limits: Limits,
     texts: tuple[str, ...] | None,
     task: Task,
-) -> JudgedText:
+) -> EvaluationText:
     """What quantized engines are judged on: the given texts, else ours, each cut to 128 tokens.
 
     Where a text gives one answer (SEQ_CLS) there are more of them, and shorter ones. Without a
@@ -80,7 +80,7 @@ def judged_text(
                 replace(row, type_ids=some_segments(row.ids.size, limits))
                 for row in drawn[:_JUDGED_PAIRS]
             ]
-        return JudgedText(tuple(drawn), "random tokens (no tokenizer was found)")
+        return EvaluationText(tuple(drawn), "random tokens (no tokenizer was found)")
     ours: tuple[str, ...] = PROSE
     most = _JUDGED_TEXTS
     if task is Task.SEQ_CLS:
@@ -100,10 +100,10 @@ def judged_text(
         pairs = [_row(tokenizer, *halves(text)) for text in (texts or PROSE)[:_JUDGED_PAIRS]]
         rows += [row for row in pairs if _fits(row, limits)]
     source = "the given text" if texts else "ptdeploy's own text"
-    return JudgedText(tuple(cut(row, longest) for row in rows), source)
+    return EvaluationText(tuple(cut(row, longest) for row in rows), source)
 
 
-def golden_texts(tokenizer: PreTrainedTokenizerFast | None, limits: Limits) -> list[AskedRow]:
+def reference_texts(tokenizer: PreTrainedTokenizerFast | None, limits: Limits) -> list[AskedRow]:
     """Our own texts, as rows to compare on; none without a tokenizer.
 
     Where the model has segments every second one is a pair, the two halves of a text.

@@ -1,0 +1,194 @@
+"""A bundle's reference file: written once, and checked against the bundle whenever it is read."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from ptdeploy.bundle import Bundle
+from ptdeploy.errors import BundleError, InputError
+from ptdeploy.parity.cases import Source
+from ptdeploy.parity.reference import Greedy, Reference, Row, TextRow
+from ptdeploy.parity.reference.fits import check_fits
+
+REFERENCE_NAME = "reference.safetensors"
+
+# What a bundle may spend on its reference, in bytes of logits for each row.
+_ROW_BYTES = 1 << 20
+
+
+_Count = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class _Metadata(msgspec.Struct, forbid_unknown_fields=True):
+    texts: tuple[str, ...]
+    made_by: str
+    padded_departure: float | None
+    rows: _Count
+    greedy: _Count
+    judged: _Count
+    judged_on: str
+    sources: tuple[Source, ...] = ()
+    pairs: tuple[tuple[str, str], ...] = ()
+
+
+def save_reference(reference: Reference, folder: Path, golden: int | None = None) -> str:
+    """Write a reference as safetensors into `folder` and return its name.
+
+    Of large vocabularies only the last positions are kept, and of all rows the first `golden`.
+    """
+    from safetensors.numpy import save_file
+
+    tensors: dict[str, NDArray[np.int64] | NDArray[np.float32]] = {}
+    rows = reference.rows[:golden]
+    for i, row in enumerate(_trimmed(row) for row in rows):
+        tensors[f"rows.{i:03}.ids"] = row.ids
+        tensors[f"rows.{i:03}.logits"] = row.logits
+        if row.type_ids is not None:
+            tensors[f"rows.{i:03}.type_ids"] = row.type_ids
+    for i, one in enumerate(reference.greedy):
+        tensors[f"greedy.{i:03}.ids"] = one.ids
+        tensors[f"greedy.{i:03}.tokens"] = one.tokens
+        tensors[f"greedy.{i:03}.margins"] = one.margins
+    for i, text in enumerate(reference.judged):
+        tensors[f"judged.{i:03}.ids"] = text.ids
+        tensors[f"judged.{i:03}.top1"] = text.top1
+        tensors[f"judged.{i:03}.nll"] = text.nll
+        if text.type_ids is not None:
+            tensors[f"judged.{i:03}.type_ids"] = text.type_ids
+        if text.logits is not None:
+            tensors[f"judged.{i:03}.logits"] = text.logits
+    for i, ids in enumerate(reference.text_ids):
+        tensors[f"texts.{i:03}.ids"] = np.asarray(ids, np.int64)
+    for i, (ids, types) in enumerate(zip(reference.pair_ids, reference.pair_type_ids, strict=True)):
+        tensors[f"pairs.{i:03}.ids"] = np.asarray(ids, np.int64)
+        tensors[f"pairs.{i:03}.type_ids"] = np.asarray(types, np.int64)
+    metadata = _Metadata(
+        reference.texts,
+        reference.made_by,
+        reference.padded_departure,
+        len(rows),
+        len(reference.greedy),
+        len(reference.judged),
+        reference.judged_on,
+        tuple(row.source for row in rows),
+        reference.pairs,
+    )
+    save_file(
+        {name: np.ascontiguousarray(value) for name, value in tensors.items()},
+        folder / REFERENCE_NAME,
+        metadata={"ptdeploy": msgspec.json.encode(metadata).decode()},
+    )
+    return REFERENCE_NAME
+
+
+def load_reference(bundle: Bundle) -> Reference:
+    """Read a bundle's reference. Its file is not trusted: it must fit the bundle's engine.
+
+    Raises InputError if it holds none, BundleError if that is damaged or does not fit the engine.
+    """
+    path = bundle.file("reference")
+    if path is None:
+        raise InputError(
+            f"{bundle.path}: holds no stored reference.", "Pass the checkpoint with --checkpoint."
+        )
+    try:
+        with bundle.reading("reference") as opened:
+            assert opened is not None, "it has a path"
+            reference = _read(opened)
+        check_fits(reference, bundle.manifest)
+    except ValueError as error:
+        raise BundleError(
+            f"{path}: not a stored reference ({error}).", "Compile the checkpoint again."
+        ) from error
+    return reference
+
+
+def _read(path: Path) -> Reference:
+    """Read what `save_reference` wrote. Raises BundleError if anything is missing."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as file:
+            metadata = msgspec.json.decode(file.metadata()["ptdeploy"], type=_Metadata)
+            if 0 < len(metadata.sources) < metadata.rows:
+                raise IndexError(
+                    f"its metadata has {len(metadata.sources)} sources for {metadata.rows} rows"
+                )
+            return _from_tensors(_Tensors(file), metadata)
+    except (
+        SafetensorError,
+        KeyError,
+        IndexError,
+        TypeError,
+        OSError,
+        msgspec.DecodeError,
+    ) as error:
+        raise BundleError(
+            f"{path}: not a stored reference ({error}).", "Compile the checkpoint again."
+        ) from error
+
+
+class _Tensors:
+    """A safetensors file's tensors by name; a missing one is None, or an error of the library."""
+
+    def __init__(self, file: Any):
+        self._file, self._names = file, set(file.keys())
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        tensor: NDArray[Any] = self._file.get_tensor(name)
+        return tensor
+
+    def get(self, name: str) -> NDArray[Any] | None:
+        return self[name] if name in self._names else None
+
+    def ids(self, kind: str, count: int, what: str = "ids") -> tuple[tuple[int, ...], ...]:
+        return tuple(tuple(self[f"{kind}.{i:03}.{what}"].tolist()) for i in range(count))
+
+
+def _from_tensors(tensors: _Tensors, metadata: _Metadata) -> Reference:
+    rows = []
+    for i in range(metadata.rows):
+        name = f"rows.{i:03}"
+        source: Source = metadata.sources[i] if metadata.sources else "random"
+        ids, logits = tensors[f"{name}.ids"], tensors[f"{name}.logits"]
+        rows.append(Row(ids, logits, source, tensors.get(f"{name}.type_ids")))
+    greedy = [
+        Greedy(*(tensors[f"greedy.{i:03}.{what}"] for what in ("ids", "tokens", "margins")))
+        for i in range(metadata.greedy)
+    ]
+    text_ids = tensors.ids("texts", len(metadata.texts))
+    pair_ids = tensors.ids("pairs", len(metadata.pairs))
+    pair_type_ids = tensors.ids("pairs", len(metadata.pairs), "type_ids")
+    judged = [
+        TextRow(
+            *(tensors[f"judged.{i:03}.{what}"] for what in ("ids", "top1", "nll")),
+            *(tensors.get(f"judged.{i:03}.{what}") for what in ("type_ids", "logits")),
+        )
+        for i in range(metadata.judged)
+    ]
+    return Reference(
+        rows=tuple(rows),
+        greedy=tuple(greedy),
+        texts=metadata.texts,
+        text_ids=text_ids,
+        made_by=metadata.made_by,
+        padded_departure=metadata.padded_departure,
+        judged=tuple(judged),
+        judged_on=metadata.judged_on,
+        pairs=metadata.pairs,
+        pair_ids=pair_ids,
+        pair_type_ids=pair_type_ids,
+    )
+
+
+def _trimmed(row: Row) -> Row:
+    if row.logits.ndim == 1:
+        return row
+    keep = max(1, _ROW_BYTES // (4 * row.logits.shape[1]))
+    return replace(row, logits=row.logits[-keep:])
