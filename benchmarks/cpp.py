@@ -4,13 +4,15 @@
 
 Models as in benchmarks/decoder.py. A C++ and a Python process hold the same bundle and take turns;
 both answer through their public generate(). Opening and memory are measured in processes of their
-own. What is printed are medians, kept in benchmarks/results/cpp-MODEL-cpu.json.
+own. What is printed are medians, kept in benchmarks/results/cpp-MODEL-cpu.json. Needs cmake, a
+compiler and $ONNXRUNTIME_ROOT, as docs/cpp.md says.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -21,7 +23,7 @@ from typing import Any
 import numpy as np
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "tests")]
+sys.path.insert(0, str(HERE))
 # Threads of one engine spin for a while after its run, and would take a core from the next.
 REST = 0.1
 
@@ -66,9 +68,11 @@ class Child:
 
 def commands() -> dict[str, list[str]]:
     """How to start each side; the C++ one is compiled as a release with its symbols stripped."""
-    import native
-
-    built = native.build(HERE / "cpp", CMAKE_BUILD_TYPE="Release", CMAKE_CXX_FLAGS="")
+    built = HERE.parent / ".cache" / "cpp" / "benchmark"
+    library = HERE.parent / "ptdeploy" / "cpp" / "cmake"
+    configure = ["cmake", "-S", str(HERE / "cpp"), "-B", str(built), f"-Dptdeploy_DIR={library}"]
+    for command in ([*configure, "-DCMAKE_BUILD_TYPE=Release"], ["cmake", "--build", str(built)]):
+        subprocess.run(command, check=True, stdout=sys.stderr)
     return {"C++": [str(built / "bench")], "Python": [sys.executable, "-c", PYTHON]}
 
 
@@ -123,10 +127,8 @@ def openings(
 
 def sizes(sides: dict[str, list[str]]) -> dict[str, int]:
     """Bytes on disk: the program, the engine's library, and what Python needs instead."""
-    import native
-
     packages = ("onnxruntime", "numpy", "tokenizers", "safetensors", "msgspec", "jinja2")
-    library = (native.onnxruntime_root() / "lib" / "libonnxruntime.so").resolve()
+    library = (Path(os.environ["ONNXRUNTIME_ROOT"]) / "lib" / "libonnxruntime.so").resolve()
     return {
         "C++ program": Path(sides["C++"][0]).stat().st_size,
         "libonnxruntime": library.stat().st_size,

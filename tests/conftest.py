@@ -12,10 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import native
 import pytest
-import tiny
 import torch
+from support import native, tiny
 
 import ptdeploy
 

@@ -81,7 +81,7 @@ def test_a_template_passes_what_holds_and_stops_what_is_slower(repository, templ
 
 
 def test_a_template_stops_what_departs(repository):
-    from benchmarks.faults import Editor
+    from support.faults import Editor
 
     # The bundle that is built is replaced by a faulty one before it is verified.
     editor = Editor.copy(repository / "released.bundle", repository / "faulty")

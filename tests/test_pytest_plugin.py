@@ -55,7 +55,7 @@ def test_without_a_bundle_the_test_is_skipped_with_a_reason(tmp_path):
 
 
 def test_a_departure_fails_the_test_and_says_what_departs(compiled, tmp_path):
-    from benchmarks.faults import Editor
+    from support.faults import Editor
 
     editor = Editor.copy(compiled("bert", "SEQ_CLS").bundle, tmp_path / "bundle")
     editor.set_constant("classifier/Gemm", 1, -editor.constant("classifier/Gemm", 1))

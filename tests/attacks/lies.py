@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from damage import DECODER, ENCODER, QUANTIZED, edit, fix_slots, replace
 from safetensors.numpy import load_file, save
+from support.damage import DECODER, ENCODER, QUANTIZED, edit, fix_slots, replace
 
 Change = Callable[[dict[str, Any]], object]
 TAGGER, PLAIN = ("bert", "TOKEN_CLS"), ("bloom", "CAUSAL_LM")

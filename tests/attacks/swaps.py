@@ -23,10 +23,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import native
 import numpy as np
-from damage import edit, replace
 from safetensors.numpy import load_file, save
+from support import native
+from support.damage import edit, replace
 
 import ptdeploy
 from ptdeploy.bundle import check_destination, publish, read_bundle, stage_bundle

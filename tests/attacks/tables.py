@@ -16,10 +16,9 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-import native
-import tiny
 from attacks.lies import LIES, alike
 from attacks.values import VALUES, doors, outcome, with_words
+from support import native, tiny
 
 import ptdeploy
 from ptdeploy.errors import PtdeployError

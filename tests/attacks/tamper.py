@@ -156,8 +156,7 @@ class Cpp(Worker):
 
 def make_bundles(folder: Path) -> dict[str, Path]:
     """A classifier and a decoder, each with a tokenizer, the decoder with a chat template too."""
-    import families
-    import tiny
+    from support import families, tiny
 
     import ptdeploy
 

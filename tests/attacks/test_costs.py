@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from attacks.values import with_words
-from damage import edit
+from support.damage import edit
 
 import ptdeploy
 from ptdeploy.bundle.task import GenerationOptions

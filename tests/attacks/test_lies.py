@@ -7,11 +7,11 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import native
 import pytest
 from attacks.lies import LIES, Honest, Lie, alike
-from native import bits, text_of
-from test_cpp import python_refusal, same_refusal
+from support import native
+from support.native import bits, text_of
+from support.refusals import python_refusal, same_refusal
 
 import ptdeploy
 

@@ -7,9 +7,9 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import native
 import pytest
 from attacks import swaps
+from support import native
 
 import ptdeploy
 from ptdeploy.bundle import read_bundle, whole
@@ -91,7 +91,7 @@ def test_whatever_reads_a_bundle_reads_one(source, kind):
 
 
 def test_a_report_goes_into_the_bundle_that_it_is_about(source, tmp_path):
-    from damage import edit
+    from support.damage import edit
 
     from ptdeploy.commands.verify import verify_bundle
     from ptdeploy.parity.completed import keep_completed

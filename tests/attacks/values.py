@@ -16,7 +16,7 @@ from threading import Event
 from typing import Any
 
 import numpy as np
-from damage import edit, replace
+from support.damage import edit, replace
 
 import ptdeploy
 from ptdeploy.errors import PtdeployError

@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
-from alone import peft_alone
-from test_parity import NEAR
+from support import tiny
+from support.alone import NEAR, peft_alone
 
 import ptdeploy
 

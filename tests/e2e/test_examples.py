@@ -50,8 +50,7 @@ def test_topics_knows_its_subject(topics):
 def test_a_fault_in_the_real_model_is_located(topics, tmp_path):
     """A real model's activations have outliers, in whose noise a wrong GELU nearly drowns."""
     from data import find_base_model
-
-    from benchmarks.faults import Editor
+    from support.faults import Editor
 
     module = "bert.encoder.layer.3.intermediate.intermediate_act_fn"
     editor = Editor.copy(topics, tmp_path / "bundle")

@@ -4,25 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import tiny
 import torch
-from alone import peft_alone, random_rows
+from support import tiny
+from support.alone import DECODERS, NEAR, SUPPORTED, peft_alone, random_rows
 
 import ptdeploy
 from ptdeploy.parity.cases import pad
-
-ENCODERS = ("bert", "distilbert", "electra", "roberta")
-DECODERS = ("gpt2", "qwen2", "llama", "mistral", "opt", "bloom")
-SUPPORTED = [
-    *((architecture, task) for architecture in ENCODERS for task in ("SEQ_CLS", "TOKEN_CLS")),
-    *((architecture, "CAUSAL_LM") for architecture in DECODERS),
-    *(
-        (architecture, task)
-        for architecture in ("gpt2", "qwen2")
-        for task in ("SEQ_CLS", "TOKEN_CLS")
-    ),
-]
-NEAR = 1e-5
 
 
 @pytest.mark.parametrize(("architecture", "task"), SUPPORTED)

@@ -14,8 +14,8 @@ import msgspec
 import numpy as np
 import onnx
 import pytest
-import tiny
-from alone import peft_alone, random_rows
+from support import tiny
+from support.alone import peft_alone, random_rows
 
 import ptdeploy
 from ptdeploy import EngineOptions, Rounding

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-import tiny
-from test_parity import SUPPORTED
+from support import tiny
+from support.alone import SUPPORTED
 
 import ptdeploy
 from ptdeploy.bundle import read_bundle

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
-from e2e.test_pipeline import run_without_torch
-from e2e.test_text import add_tokenizer
+from support import tiny
+from support.characters import add_tokenizer
+from support.without_torch import run_without_torch
 
 import ptdeploy
 from ptdeploy.bundle import read_bundle
@@ -208,7 +208,7 @@ def test_golden_of_nothing_is_refused(tmp_path, capsys):
 @pytest.fixture(scope="module")
 def departed(texts, tmp_path_factory) -> tuple[Path, Path]:
     """A bundle whose classifier is another training's, and the reports of verifying it."""
-    from benchmarks.faults import Editor, other_head
+    from support.faults import Editor, other_head
 
     folder = tmp_path_factory.mktemp("departed")
     other = tiny.make(folder / "other", "bert", "SEQ_CLS", seed=1)
@@ -231,7 +231,7 @@ def test_the_smallest_failing_input_reproduces_in_one_command(departed, capsys):
 
 
 def test_a_failing_causal_row_is_cut_without_the_checkpoint(compiled, tmp_path):
-    from benchmarks.faults import Editor, changed
+    from support.faults import Editor, changed
 
     editor = Editor.copy(compiled("gpt2", "CAUSAL_LM").bundle, tmp_path / "bundle")
     # Position 13 is the ninth token's, after five virtual ones.
@@ -246,7 +246,7 @@ def test_a_failing_causal_row_is_cut_without_the_checkpoint(compiled, tmp_path):
 
 
 def test_a_failing_tokenizer_leaves_its_text(texts, tmp_path, capsys):
-    from benchmarks.faults import FAULTS, Editor
+    from support.faults import FAULTS, Editor
 
     editor = Editor.copy(texts[1], tmp_path / "bundle")
     next(fault for fault in FAULTS if "lower-casing" in fault.name).inject(editor, None)
@@ -258,7 +258,7 @@ def test_a_failing_tokenizer_leaves_its_text(texts, tmp_path, capsys):
 
 
 def test_an_engine_that_fails_on_a_row_is_said_to_fail_not_to_depart(compiled, tmp_path, capsys):
-    from benchmarks.faults import FAULTS, Editor
+    from support.faults import FAULTS, Editor
 
     editor = Editor.copy(compiled("gpt2", "CAUSAL_LM").bundle, tmp_path / "bundle")
     next(fault for fault in FAULTS if "(learned)" in fault.name).inject(editor, None)

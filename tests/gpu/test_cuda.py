@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-import tiny
+from support import tiny
 
 import ptdeploy
 from ptdeploy.targets import ort

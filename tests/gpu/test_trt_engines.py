@@ -6,8 +6,8 @@ import threading
 
 import numpy as np
 import pytest
-import tiny
-from alone import peft_alone, random_rows
+from support import tiny
+from support.alone import peft_alone, random_rows
 
 import ptdeploy
 from ptdeploy import EngineOptions, Rounding

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-import tiny
+from support import tiny
 
 import ptdeploy
 from ptdeploy.cli.main import main

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import families
 import pytest
-import tiny
+from support import families, tiny
 from transformers import PreTrainedTokenizerFast
 
 import ptdeploy

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
 import transformers
 from peft import PromptEncoderConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from support import tiny
 
 from ptdeploy.bundle.task import Task
 from ptdeploy.cli.main import main

@@ -11,11 +11,10 @@ import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
-import families
 import pytest
-import tiny
 from hypothesis import given
 from hypothesis import strategies as st
+from support import families, tiny
 
 import ptdeploy
 from ptdeploy.bundle.quantization import read_texts

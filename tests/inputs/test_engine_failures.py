@@ -14,9 +14,9 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-import tiny
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from support import tiny
 
 import ptdeploy
 from ptdeploy.bundle import Quantization

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from damage import POINTER
+from support.damage import POINTER
 
 import ptdeploy
 from ptdeploy.bundle import check_destination, publish, read_bundle, stage_bundle

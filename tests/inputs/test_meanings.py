@@ -10,13 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import families
-import native
 import numpy as np
 import pytest
-import tiny
 import torch
-from damage import edit
+from support import families, native, tiny
+from support.damage import edit
 from transformers import GenerationConfig
 
 import ptdeploy

@@ -8,16 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import families
 import numpy as np
 import pytest
-import tiny
 import torch
 from onnx import numpy_helper
+from support import families, tiny
+from support.faults import Editor
 from transformers import AutoTokenizer
 
 import ptdeploy
-from benchmarks.faults import Editor
 from ptdeploy.bundle import read_bundle
 from ptdeploy.cli.main import main
 from ptdeploy.parity.compare import compare

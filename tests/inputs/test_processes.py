@@ -356,8 +356,7 @@ def test_sessions_and_kept_buffers_go_on_in_a_forked_process(decoder):
 
 
 def test_a_stream_that_was_begun_goes_on_in_a_forked_process(compiled, tmp_path_factory):
-    import families
-    import tiny
+    from support import families, tiny
 
     folder = tmp_path_factory.mktemp("stream")
     trained = tiny.make(folder, "gpt2", "CAUSAL_LM", vocab_size=400)

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import numpy_helper
 from safetensors.torch import load_file, save_file
+from support import tiny
+from support.faults import Editor
 
 import ptdeploy
-from benchmarks.faults import Editor
 from ptdeploy.bundle import Limits
 from ptdeploy.bundle.quantization import Rounding, quantization_for
 from ptdeploy.bundle.task import Task

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from support import tiny
 
 from ptdeploy.bundle.task import Task
 from ptdeploy.errors import BaseModelError, CheckpointError

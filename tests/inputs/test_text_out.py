@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import families
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import families
 from tokenizers import decoders
 
 import ptdeploy

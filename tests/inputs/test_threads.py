@@ -6,10 +6,10 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 
-import families
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import families
 
 import ptdeploy
 from ptdeploy.errors import InputError

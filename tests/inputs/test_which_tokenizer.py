@@ -11,14 +11,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import families
 import pytest
-import tiny
 import tokenizers
 import transformers
-from damage import replace
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from support import families, tiny
+from support.damage import replace
 from transformers import AutoTokenizer
 
 import ptdeploy

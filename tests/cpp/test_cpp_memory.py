@@ -6,11 +6,11 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import native
 import numpy as np
 import pytest
-from damage import DAMAGE, REFERENCE_DAMAGE
-from native import ROWS, text_of
+from support import native
+from support.damage import DAMAGE, REFERENCE_DAMAGE
+from support.native import ROWS, text_of
 
 SOME = ["encoder classifier", "token classifier", "decoder classifier", "fused", "plain"]
 

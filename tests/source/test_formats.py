@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from peft import PeftModel
 from safetensors.torch import save_file
+from support import tiny
 
 from ptdeploy.bundle.task import Task
 from ptdeploy.commands.inspect import inspect

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import native
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_cpp import VALUES
+from support import native
+from support.values import VALUES
 
 from ptdeploy.bundle import read_bundle
 from ptdeploy.errors import BundleError

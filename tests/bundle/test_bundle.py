@@ -9,9 +9,9 @@ import shutil
 
 import msgspec
 import pytest
-from damage import DAMAGE, flip
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.damage import DAMAGE, flip
 
 import ptdeploy
 from ptdeploy.bundle import read_bundle

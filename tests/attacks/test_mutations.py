@@ -1,11 +1,10 @@
-"""Every deliberate fault of benchmarks/faults.py is caught, and its module named."""
+"""Every deliberate fault of support/faults.py is caught, and its module named."""
 
 from __future__ import annotations
 
 import pytest
-
-from benchmarks.faults import FAULTS, MODELS
-from benchmarks.mutations import Honest, honest, inject
+from attacks.mutations import Honest, honest, inject
+from support.faults import FAULTS, MODELS
 
 
 @pytest.fixture(scope="module", params=MODELS)

@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 import numpy as np
-import tiny
 import torch
+from support import tiny
 
+ENCODERS = ("bert", "distilbert", "electra", "roberta")
+DECODERS = ("gpt2", "qwen2", "llama", "mistral", "opt", "bloom")
+SUPPORTED = [
+    *((architecture, task) for architecture in ENCODERS for task in ("SEQ_CLS", "TOKEN_CLS")),
+    *((architecture, "CAUSAL_LM") for architecture in DECODERS),
+    *(
+        (architecture, task)
+        for architecture in ("gpt2", "qwen2")
+        for task in ("SEQ_CLS", "TOKEN_CLS")
+    ),
+]
+NEAR = 1e-5
 LENGTHS = (1, 2, 5, 9, 16, 23, 3, 12)
 
 

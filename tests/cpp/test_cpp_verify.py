@@ -10,15 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import damage
-import native
 import numpy as np
 import pytest
-from damage import REFERENCE_DAMAGE, edit
 from onnx import numpy_helper
+from support import damage, native
+from support.damage import REFERENCE_DAMAGE, edit
+from support.faults import Editor
 
 import ptdeploy
-from benchmarks.faults import Editor
 from ptdeploy.bundle import read_bundle
 from ptdeploy.errors import PtdeployError
 from ptdeploy.parity.compare import compare

@@ -1,12 +1,13 @@
 """Compile random tiny models that have no fault: parity must raise no alarm on any of them.
 
-    python benchmarks/honest.py --start 0 --count 40 --out build/honest.jsonl   # one chunk
-    python benchmarks/honest.py --summary build/honest.jsonl                    # what all found
+    python -m attacks.honest --start 0 --count 40 --out build/honest.jsonl   # one chunk
+    python -m attacks.honest --summary build/honest.jsonl                    # what all found
 
-Model number i is the same on every machine: its architecture, task, shape, prompt, options and
-precision are drawn from i. Each is compiled (which checks parity), verified on its golden data, and
-in fp32 verified against its checkpoint too, where `--locate` must find no module that departs.
-Weights of random models mean nothing, so int8 and int4 are not asked to keep an agreement.
+Run from `tests/`. Model number i is the same on every machine: its architecture, task, shape,
+prompt, options and precision are drawn from i. Each is compiled (which checks parity), verified on
+its golden data, and in fp32 verified against its checkpoint too, where `--locate` must find no
+module that departs. Weights of random models mean nothing, so int8 and int4 are not asked to keep
+an agreement.
 """
 
 from __future__ import annotations
@@ -27,10 +28,6 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-HERE = Path(__file__).resolve().parent
-for folder in (HERE.parent, HERE.parent / "tests"):
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
 
 ENCODERS = ("bert", "distilbert", "electra", "roberta")
 DECODERS = ("gpt2", "qwen2", "llama", "mistral", "opt", "bloom")
@@ -88,7 +85,7 @@ def draw(number: int) -> dict[str, Any]:
 
 def check(number: int) -> dict[str, Any]:
     """Compile and verify honest model `number`; says what was alarmed about, if anything."""
-    import tiny
+    from support import tiny
 
     import ptdeploy
 

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 import onnx
-import tiny
 from onnx import helper, numpy_helper
 from safetensors.numpy import load_file, save_file
+from support import tiny
 
 # Each model's architecture, task and configuration; biases and norms are random in all of them.
 MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from test_passes import NOTHING, given_rows, graph, random, run, weight
+from support.graphs import NOTHING, given_rows, graph, random, run, weight
 
 from ptdeploy.bundle import Quantization
 from ptdeploy.errors import InputError

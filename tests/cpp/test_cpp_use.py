@@ -11,9 +11,9 @@ import textwrap
 import zipfile
 from pathlib import Path
 
-import native
 import pytest
-from native import ROWS, bits, text_of
+from support import native
+from support.native import ROWS, bits, text_of
 
 import ptdeploy
 from ptdeploy.cli.main import main

@@ -1,6 +1,6 @@
-"""Inject every fault of faults.py into an honest bundle: is it caught, and is its module named?
+"""Inject every fault of support/faults.py into an honest bundle: is it caught, its module named?
 
-    python benchmarks/mutations.py [--only WORD]
+    python -m attacks.mutations [--only WORD]     # from tests/
 
 Prints a table and exits 1 unless every fault is caught by the bundle's own golden data (no torch,
 no checkpoint), and `verify --locate` names the right module for each that has one. Below the table
@@ -21,16 +21,12 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-HERE = Path(__file__).resolve().parent
-for folder in (HERE.parent, HERE, HERE.parent / "tests", HERE.parent / "tests" / "e2e"):
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
 
-import tiny  # noqa: E402
-from faults import FAULTS, MODELS, Editor, Fault, flip_bit  # noqa: E402
-from test_text import add_tokenizer  # noqa: E402
+from support import tiny
+from support.characters import add_tokenizer
+from support.faults import FAULTS, MODELS, Editor, Fault, flip_bit
 
-import ptdeploy  # noqa: E402
+import ptdeploy
 
 
 @dataclass(frozen=True)

@@ -10,17 +10,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import native
 import numpy as np
 import pytest
-import tiny
-from damage import DAMAGE, edit, first_file, fix_slots, replace
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from native import CAUSAL, KINDS, ROWS, bits, options_text, text_of
+from support import native, tiny
+from support.damage import DAMAGE, edit, first_file, fix_slots, replace
+from support.native import CAUSAL, KINDS, ROWS, bits, options_text, text_of
+from support.refusals import python_refusal, same_refusal
+from support.values import VALUES
 
 import ptdeploy
-from ptdeploy.errors import PtdeployError
 
 
 @pytest.fixture(scope="module")
@@ -439,27 +439,6 @@ def test_keys_in_half_precision_are_refused_by_name(bundles, probe, tmp_path, dt
     assert f"in float32, not in {dtype}" in answer["problem"]
 
 
-def python_refusal(bundle: Path) -> PtdeployError | None:
-    try:
-        ptdeploy.load(bundle)
-    except PtdeployError as error:
-        return error
-    return None
-
-
-def same_refusal(theirs: dict[str, str], ours: PtdeployError | None, same_words: bool) -> bool:
-    """Whether both refused for one reason, or neither did."""
-    if ours is None:
-        return theirs == {}
-    if isinstance(ours, ptdeploy.TargetUnavailable):  # each names the devices it can run on
-        return theirs["error"] == "TargetUnavailable"
-    problems = [theirs.get("problem", ""), ours.problem]
-    if not same_words:
-        problems = [text.split(" (")[0] for text in problems]
-    found = {"kind": theirs.get("error"), "fix": theirs.get("fix")}
-    return problems[0] == problems[1] and found == {"kind": type(ours).__name__, "fix": ours.fix}
-
-
 @pytest.mark.parametrize("damage", DAMAGE, ids=str)
 def test_a_damaged_bundle_is_refused_as_in_python(compiled, probe, tmp_path, damage):
     bundle = tmp_path / "bundle"
@@ -504,17 +483,6 @@ def test_any_changed_byte_of_the_manifest_is_judged_as_in_python(
     theirs, ours = probe.ask("open", "d", bundle), python_refusal(bundle)
     same_words = ours is None or not JSON_ERROR.search(ours.problem)
     assert same_refusal(theirs, ours, same_words), (theirs, ours)
-
-
-VALUES = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-(2**63), 2**63 - 1)
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("abc_"), inner),
-    max_leaves=6,
-)
 
 
 @settings(

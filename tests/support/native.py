@@ -1,6 +1,6 @@
 """What the C++ tests compile with and against: headers, library, builds, and the probe program.
 
-`python tests/native.py` prints the folder to give as ONNXRUNTIME_ROOT.
+`python tests/support/native.py` prints the folder to give as ONNXRUNTIME_ROOT.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import numpy as np
 
 from ptdeploy.bundle.quantization import Rounding
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 TESTS = REPOSITORY / "tests" / "cpp"
 CACHE = REPOSITORY / ".cache"
 # ONNX Runtime's headers, API version 29; any library from 1.29 on runs what they compile.

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-import tiny
-from e2e.test_parity import peft_alone, random_rows
+from support import tiny
+from support.alone import peft_alone, random_rows
 
 from ptdeploy.bundle import Bundle, Quantization, staged
 from ptdeploy.passes import PassContext, run_passes
