@@ -90,7 +90,7 @@ class PlainDecoder(Decoder):
         return (logits, *(tensor[:, :, slots:] for tensor in present))
 
 
-class DecoderClassifier(nn.Module):
+class ClassifyingDecoder(nn.Module):
     """The decoder with the prefix KV as a constant, and the head at each row's last token."""
 
     prefix_kv: torch.Tensor

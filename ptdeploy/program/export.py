@@ -11,8 +11,8 @@ from ptdeploy.bundle.task import Operators
 from ptdeploy.errors import BaseModelError
 from ptdeploy.memory import ran_out_of_memory
 from ptdeploy.passes.name import MODULE_KEY
-from ptdeploy.program.build import Program
 from ptdeploy.program.lowering import fused
+from ptdeploy.program.program import Program
 from ptdeploy.source.base import quiet_libraries
 
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ptdeploy.bundle.task import Graph, Task
 from ptdeploy.errors import BaseModelError, TargetUnavailable
 from ptdeploy.files import POINTER_FIX, POINTER_PROBLEM, pointer_in
+from ptdeploy.program.kinds import ProgramKind, kind_of
 from ptdeploy.source.buffers import is_computed, is_kept_no_more
 from ptdeploy.source.checkpoint import Checkpoint
 from ptdeploy.source.checkpoint.peft_config import CONFIG_NAME
@@ -29,9 +30,9 @@ class BaseModel:
 
     `max_positions` counts the positions left for virtual tokens and text together;
     `sliding_window` is how far back, in tokens, a writing decoder's layers that have one see.
-    `vocab_size` counts its embeddings. `last_token_head` says that the class logits are read at the
-    last token (decoders), not at the first. `type_vocab_size` is how many segments (token_type_ids)
-    it tells apart, 0 without. `notes` say what was made to fit, for the user to read.
+    `vocab_size` counts its embeddings. `type_vocab_size` is how many segments (token_type_ids) it
+    tells apart, 0 without. `kind` builds its program. `notes` say what was made to fit, for the
+    user to read.
     """
 
     name: str
@@ -42,8 +43,8 @@ class BaseModel:
     embedding_dim: int
     vocab_size: int
     num_labels: int
-    last_token_head: bool
     type_vocab_size: int
+    kind: ProgramKind
     notes: tuple[str, ...] = ()
 
     def context(self, graph: Graph) -> int:
@@ -106,6 +107,7 @@ def resolve_base(checkpoint: Checkpoint, override: str | None = None) -> BaseMod
             f"but the embeddings of base model {name} have {embedding_dim}.",
             "The checkpoint was trained on another base model. Pass the right one with --base.",
         )
+    kind = kind_of(checkpoint.task, skeleton)
     dropped = _check_names(checkpoint, skeleton, name)
     max_positions = _max_positions(config, skeleton)
     if checkpoint.num_virtual_tokens >= max_positions:
@@ -123,12 +125,12 @@ def resolve_base(checkpoint: Checkpoint, override: str | None = None) -> BaseMod
         revision=revision,
         config=config,
         max_positions=max_positions,
-        sliding_window=_sliding_window(config) if checkpoint.task is Task.CAUSAL_LM else None,
+        sliding_window=_sliding_window(config) if kind.keeps_kv_buffer else None,
         embedding_dim=embedding_dim,
         vocab_size=int(table.shape[0]),
         num_labels=num_labels,
-        last_token_head=checkpoint.task is Task.SEQ_CLS and hasattr(skeleton, "score"),
-        type_vocab_size=_segments(config) if _is_encoder(checkpoint, skeleton) else 0,
+        type_vocab_size=_segments(config) if _tells_segments(kind, skeleton) else 0,
+        kind=kind,
         notes=tuple(note for note in (quantized, resized, dropped) if note),
     )
 
@@ -180,17 +182,6 @@ def _model_beside(checkpoint: Checkpoint) -> str:
     return f" {folder} holds a model itself." if (folder / "config.json").is_file() else ""
 
 
-def auto_class(task: Task) -> Any:
-    """transformers' class that makes a model for the task."""
-    import transformers
-
-    return {
-        Task.SEQ_CLS: transformers.AutoModelForSequenceClassification,
-        Task.TOKEN_CLS: transformers.AutoModelForTokenClassification,
-        Task.CAUSAL_LM: transformers.AutoModelForCausalLM,
-    }[task]
-
-
 def build_skeleton(task: Task, config: PretrainedConfig, name: str) -> PreTrainedModel:
     """The model without memory, on torch's meta device.
 
@@ -200,7 +191,7 @@ def build_skeleton(task: Task, config: PretrainedConfig, name: str) -> PreTraine
 
     try:
         with torch.device("meta"), quiet_libraries():
-            model: PreTrainedModel = auto_class(task).from_config(config)
+            model: PreTrainedModel = kind_of(task).auto_class().from_config(config)
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise BaseModelError(
@@ -229,7 +220,7 @@ def _skeleton(
         )
         text.vocab_size = rows
         skeleton = build_skeleton(checkpoint.task, config, name)
-    if checkpoint.task is Task.CAUSAL_LM:
+    if not kind_of(checkpoint.task).has_trained_head:
         return skeleton, 0, note
     # The adapter's config does not say how many classes there are: the head's own shape does.
     head = {n: checkpoint.weights[n].shape for n in _heads(checkpoint, skeleton)}
@@ -266,7 +257,7 @@ def _shapes(model: torch.nn.Module) -> Mapping[str, tuple[int, ...]]:
 
 def _check_names(checkpoint: Checkpoint, skeleton: PreTrainedModel, name: str) -> str | None:
     """Refuse what the base model has no place for; a note on buffers that were left out."""
-    if not _heads(checkpoint, skeleton) and checkpoint.task is not Task.CAUSAL_LM:
+    if not _heads(checkpoint, skeleton) and kind_of(checkpoint.task).has_trained_head:
         raise BaseModelError(
             f"{checkpoint.weights_file}: holds no trained head, but {checkpoint.task.value} "
             "needs one.",
@@ -329,9 +320,9 @@ def _foreign(
     )
 
 
-def _is_encoder(checkpoint: Checkpoint, skeleton: PreTrainedModel) -> bool:
+def _tells_segments(kind: ProgramKind, skeleton: PreTrainedModel) -> bool:
     """Decoders call their class head `score`; GPT-2 would embed token types as words."""
-    return checkpoint.task is not Task.CAUSAL_LM and not hasattr(skeleton, "score")
+    return kind.takes_segments and not hasattr(skeleton, "score")
 
 
 def _segments(config: PretrainedConfig) -> int:

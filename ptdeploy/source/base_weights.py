@@ -10,7 +10,7 @@ import numpy as np
 
 from ptdeploy.errors import BaseModelError
 from ptdeploy.memory import out_of_memory, ran_out_of_memory
-from ptdeploy.source.base import BaseModel, auto_class, build_skeleton, quiet_libraries
+from ptdeploy.source.base import BaseModel, build_skeleton, quiet_libraries
 from ptdeploy.source.buffers import is_computed
 from ptdeploy.source.checkpoint import Checkpoint
 from ptdeploy.source.quantized_base import (
@@ -39,7 +39,7 @@ def load_pretrained(checkpoint: Checkpoint, base: BaseModel, **options: Any) -> 
     hold in the right shape (transformers draws those at random), and for every one that is not
     finite.
     """
-    loader: Any = auto_class(checkpoint.task)
+    loader: Any = base.kind.auto_class()
     source: dict[str, Any] = {"pretrained_model_name_or_path": base.name, "revision": base.revision}
     try:
         with quiet_libraries():
@@ -71,7 +71,7 @@ def load_pretrained(checkpoint: Checkpoint, base: BaseModel, **options: Any) -> 
         if not isinstance(error, OSError) or not _covers(checkpoint, base):
             raise _unloadable(base, error) from None
         with quiet_libraries():
-            model = auto_class(checkpoint.task).from_config(base.config, **options)
+            model = base.kind.auto_class().from_config(base.config, **options)
     else:
         _check_report(checkpoint, base, model, report)
     model = model.float().eval()

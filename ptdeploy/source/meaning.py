@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import msgspec
 
-from ptdeploy.bundle.task import GenerationOptions, Head, Task
+from ptdeploy.bundle.task import GenerationOptions, Head
 from ptdeploy.errors import BaseModelError, InputError
 from ptdeploy.printable import printable
 from ptdeploy.runtime.sampling import check
@@ -83,22 +83,12 @@ def read_meaning(checkpoint: Checkpoint, base: BaseModel, head: str | None = Non
     Raises InputError if `head` does not fit the task, BaseModelError if generation_config.json
     cannot be read or asks for what is out of range.
     """
-    if checkpoint.task is Task.CAUSAL_LM:
-        if head is not None:
-            raise InputError(f"--head {head}: a CAUSAL_LM model has no head that gives classes.")
-        options, notes = _generation(base)
-        return Meaning("softmax", (), options, tuple(notes))
-    labels, notes = _labels(checkpoint, base)
-    return Meaning(_head(checkpoint, base, head), labels, None, tuple(notes))
+    return base.kind.meaning(checkpoint, base, head)
 
 
-def _head(checkpoint: Checkpoint, base: BaseModel, asked: str | None) -> Head:
-    if checkpoint.task is not Task.SEQ_CLS:
-        if asked not in (None, "softmax"):
-            raise InputError(
-                f"--head {asked}: is for SEQ_CLS; {checkpoint.task.value} has one class a token."
-            )
-        return "softmax"
+def sequence_head(base: BaseModel, asked: str | None) -> Head:
+    """What a text's logits are: as asked, else as the base's configuration says, as transformers
+    reads it. Raises InputError if it cannot be what is asked."""
     if asked is not None:
         if asked not in get_args(Head):
             raise InputError(f"--head {asked}: is none of {', '.join(get_args(Head))}.")
@@ -115,29 +105,29 @@ def _head(checkpoint: Checkpoint, base: BaseModel, asked: str | None) -> Head:
     return said or "softmax"
 
 
-def _labels(checkpoint: Checkpoint, base: BaseModel) -> tuple[tuple[str, ...], list[str]]:
-    """Class names: the user's, else the checkpoint's own; a base's are of another head."""
+def class_names(checkpoint: Checkpoint, base: BaseModel) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Class names (the user's, else the checkpoint's: a base's are of another head), and notes."""
     count = base.num_labels
     plain = tuple(f"LABEL_{i}" for i in range(count))
     if checkpoint.labels:
-        return checkpoint.labels, []
+        return checkpoint.labels, ()
     mend = "name the classes with --labels."
     own = _own_names(checkpoint, base, count)
     if own is not None:
         if own == plain:
-            return plain, []
+            return plain, ()
         if all(own) and len(set(own)) == count and all(one == printable(one) for one in own):
-            return own, [f"class names are those of the checkpoint's config.json: {_few(own)}."]
-        return plain, [
-            f"the checkpoint's config.json names classes twice, not at all, or by controls: {mend}"
-        ]
+            return own, (f"class names are those of the checkpoint's config.json: {_few(own)}.",)
+        return plain, (
+            f"the checkpoint's config.json names classes twice, not at all, or by controls: {mend}",
+        )
     theirs = _names(base.config.id2label, count)
     if theirs is None or theirs == plain:
-        return plain, []
-    return plain, [
+        return plain, ()
+    return plain, (
         f"the classes are called {_few(plain)}: the adapter keeps no names. Base model {base.name} "
-        f"has names for another head ({_few(theirs)}), which were not taken; {mend}"
-    ]
+        f"has names for another head ({_few(theirs)}), which were not taken; {mend}",
+    )
 
 
 def _own_names(checkpoint: Checkpoint, base: BaseModel, count: int) -> tuple[str, ...] | None:
@@ -164,7 +154,11 @@ def _few(names: tuple[str, ...]) -> str:
     return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
 
 
-def _generation(base: BaseModel) -> tuple[GenerationOptions, list[str]]:
+def generation_defaults(base: BaseModel) -> tuple[GenerationOptions, tuple[str, ...]]:
+    """How the base chooses tokens unless a request says otherwise, and notes.
+
+    Raises BaseModelError if its file cannot be read or asks for what is out of range.
+    """
     config = _load(base)
     given = {k: v for k, v in config.to_dict().items() if v is not None}
     eos, notes = _eos(base, given.pop("eos_token_id", None), base.vocab_size)
@@ -191,7 +185,7 @@ def _generation(base: BaseModel) -> tuple[GenerationOptions, list[str]]:
             f"{base.name}: {_FILE}: {str(error).rstrip('.')}.",
             "transformers would refuse it too, at its first token. Mend the file.",
         ) from None
-    return options, [*notes, *_not_kept(given)]
+    return options, (*notes, *_not_kept(given))
 
 
 def _load(base: BaseModel) -> GenerationConfig:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ptdeploy.bundle.task import Task
 from ptdeploy.errors import CheckpointError
+from ptdeploy.program.kinds import recognised
 from ptdeploy.source.checkpoint.assemble import assemble, emptied
 from ptdeploy.source.checkpoint.names import ENCODER, unwrap
 from ptdeploy.source.checkpoint.peft_adapter import TRAINER_STATE, WEIGHT_NAMES
@@ -147,8 +148,7 @@ def _config_from_shapes(
     heads: set[str],
     task: Task | None,
 ) -> PeftConfig:
-    if task is None and not heads and "lm_head.weight" in weights:
-        task = Task.CAUSAL_LM
+    task = task or recognised(weights, heads)
     if task is None:
         raise CheckpointError(
             f"{file}: nothing here says which task the model was trained for.",

@@ -1,0 +1,111 @@
+"""What a compilation asks of a program kind: one way to put a frozen prompt into a base model."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ptdeploy.bundle.signature import BATCH, SEQUENCE
+from ptdeploy.bundle.task import Graph, Operators, Task, TensorSpec
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from ptdeploy.program.program import Program
+    from ptdeploy.program.prompt import Prompt
+    from ptdeploy.source.base import BaseModel
+    from ptdeploy.source.checkpoint import Checkpoint
+    from ptdeploy.source.meaning import Meaning
+    from ptdeploy.targets import Attention
+
+IDS = TensorSpec("input_ids", "int64", (BATCH, SEQUENCE), "token ids of the text")
+MASK = TensorSpec(
+    "attention_mask", "int64", (BATCH, SEQUENCE), "1 for text, 0 for padding on the right"
+)
+
+
+def _never(_: Attention) -> str:
+    return ""
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What a program with a KV buffer is built for; other kinds need none of it.
+
+    Without `freeze_kv` the virtual tokens stay in the program as embeddings. `operators` are what
+    attention is traced as, None where the target has none over a buffer. `refuses` says why the
+    target's operator cannot compute a layer, "" where it can.
+    """
+
+    freeze_kv: bool = True
+    operators: Operators | None = "onnxruntime"
+    refuses: Callable[[Attention], str] = _never
+
+
+class ProgramKind(ABC):
+    """A task's program on one kind of base model.
+
+    Several kinds may be of one task; what depends on the task alone, they answer alike.
+    """
+
+    task: ClassVar[Task]
+    # transformers' class that makes a model for the task.
+    auto_class_name: ClassVar[str]
+    # Whether the prompt's keys and values are computed before it is built.
+    needs_prefix_kv: ClassVar[bool] = False
+    # Whether its engine keeps keys and values from run to run, so that there is a buffer to size.
+    keeps_kv_buffer: ClassVar[bool] = False
+    # Whether an engine continues texts, so that the reference has greedy continuations.
+    generates: ClassVar[bool] = False
+    # Whether it takes token_type_ids where the model tells segments apart.
+    takes_segments: ClassVar[bool] = False
+    # Whether a head is trained with the prompt, which the checkpoint must then bring.
+    has_trained_head: ClassVar[bool] = True
+
+    def auto_class(self) -> Any:
+        """transformers' class that makes a model for the task."""
+        import transformers
+
+        return getattr(transformers, self.auto_class_name)
+
+    def matches(self, model: PreTrainedModel) -> bool:
+        """Whether it is the program for that model, which `auto_class` made."""
+        return True
+
+    def recognises(self, weights: Collection[str], heads: Collection[str]) -> bool:
+        """Whether a checkpoint that names no task must be of this one, by its tensors' names.
+
+        `heads` are those among `weights` that PEFT marks as trained.
+        """
+        return False
+
+    @abstractmethod
+    def meaning(self, checkpoint: Checkpoint, base: BaseModel, head: str | None) -> Meaning:
+        """What the logits mean; `head` is what the user says of it.
+
+        Raises InputError if `head` does not fit the task, BaseModelError if the base's own
+        configuration of it cannot be read or is out of range.
+        """
+
+    @abstractmethod
+    def build(
+        self,
+        model: PreTrainedModel,
+        base: BaseModel,
+        prompt: Prompt,
+        options: BuildOptions,
+    ) -> tuple[Program, Graph]:
+        """The program, and which route its graph takes and why.
+
+        Raises BaseModelError if the model cannot be run in that way.
+        """
+
+    def text_logits(self, logits: torch.Tensor, tokens: int) -> torch.Tensor:
+        """PEFT's logits of one row of so many tokens, without those of the virtual tokens.
+
+        Where the architecture gives logits for each token, PEFT's cover the virtual tokens too.
+        """
+        return logits[-tokens:]
