@@ -126,7 +126,7 @@ class Ours:
 
     def overhead(self) -> float:
         """The share of a decode step that is not the engine's run."""
-        from ptdeploy.runtime.generation import Row, decode
+        from ptdeploy.runtime.generation import GeneratingRow, decode
 
         inside = 0.0
         kv = self.engine.buffer(1, REAL + 4 * self.steps)
@@ -141,7 +141,7 @@ class Ours:
 
         kv._decode = timed
         options = self.engine.options(4 * self.steps, {"do_sample": False, "eos_token_ids": ()})
-        row = Row(self.ids.tolist(), options, None, (), False, None)
+        row = GeneratingRow(self.ids.tolist(), options, None, (), False, None)
         start = time.perf_counter()
         for _ in decode(kv, logits, [row], 4 * self.steps, None):
             pass

@@ -20,7 +20,7 @@ from ptdeploy.parity.measure import finite
 from ptdeploy.parity.quality import row_logits
 from ptdeploy.parity.reference.store import load_reference
 from ptdeploy.printable import printable_fields
-from ptdeploy.runtime import CausalLM, Engine, open_engine
+from ptdeploy.runtime import Engine, open_engine
 from ptdeploy.targets import TARGETS, get_target
 
 _NEW_TOKENS, _ROWS, _TOKENS = 16, 8, 32
@@ -250,18 +250,7 @@ def _requests(engine: Engine) -> dict[str, Callable[[], object]]:
     limits = engine.manifest.limits
     tokens = max(1, min(_TOKENS, limits.max_sequence - _NEW_TOKENS))
     rows = np.random.default_rng(0).integers(0, limits.vocab_size, (_ROWS, tokens)).tolist()
-    if not isinstance(engine, CausalLM):
-        return {
-            f"1 row of {tokens} tokens": lambda: engine.logits(rows[:1]),
-            f"{_ROWS} rows of {tokens} tokens": lambda: engine.logits(rows),
-        }
-    causal = engine
-    return {
-        f"first token after {tokens}": lambda: causal.generate(rows[:1], 1, do_sample=False),
-        f"{_NEW_TOKENS} tokens after {tokens}": lambda: causal.generate(
-            rows[:1], _NEW_TOKENS, do_sample=False, eos_token_ids=()
-        ),
-    }
+    return {one.name: one.run for one in engine.whole_requests(rows, _NEW_TOKENS)}
 
 
 def _short(value: Any) -> str:

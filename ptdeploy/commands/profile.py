@@ -5,13 +5,12 @@ from __future__ import annotations
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 from numpy.typing import NDArray
 
 from ptdeploy import arguments
@@ -22,11 +21,12 @@ from ptdeploy.bundle import Bundle, read_bundle, whole
 from ptdeploy.errors import InputError
 from ptdeploy.printable import printable_fields
 from ptdeploy.progress import Progress
-from ptdeploy.runtime import ENGINES, CausalLM, Engine
+from ptdeploy.runtime import ENGINES
 from ptdeploy.runtime.layout import check_manifest
+from ptdeploy.runtime.probes import ProbeRequest
 from ptdeploy.targets import Placed, Session, get_target
 
-TOKENS, ROUNDS = 32, 20
+ROUNDS = 20
 _WARM_UP = 3
 # Layers that vary by themselves still add up to this much of a round.
 _STEADY = 0.7
@@ -125,8 +125,9 @@ def profile_bundle(
         def enter() -> tuple[Bundle, Profiled]:
             with progress.stage("check the bundle's files"):
                 bundle = read_bundle(path)
-            check_manifest(bundle)
-            target = get_target(bundle.manifest.target)
+            manifest = bundle.manifest
+            check_manifest(bundle, ENGINES[manifest.task].manifest_problems(manifest))
+            target = get_target(manifest.target)
             profiled = target.profiled(bundle, device or bundle.manifest.device, threads)
             return bundle, stack.enter_context(profiled)
 
@@ -135,7 +136,7 @@ def profile_bundle(
         session = _Counted(opened.session)
         engine = ENGINES[manifest.task](bundle, session, None)
         measured = []
-        for request in _requests(engine, batch, tokens):
+        for request in engine.step_requests(batch, tokens):
             with progress.stage(f"profile {request.name}"):
                 measured.append(_measure(request, session, rounds))
         with progress.stage("read the profile"):
@@ -187,61 +188,16 @@ class _Counted:
         return counted
 
 
-@dataclass(frozen=True)
-class _Request:
-    """What is timed, and in `reset` what must be undone before it can be run again."""
-
-    name: str
-    batch: int
-    tokens: int
-    run: Callable[[], object]
-    reset: Callable[[], None] = lambda: None
-
-
 @dataclass
 class _Measured:
     """A request's rounds: seconds by the clock, and which of the engine's runs each one was."""
 
-    request: _Request
+    request: ProbeRequest
     seconds: list[float] = field(default_factory=list)
     spans: list[slice] = field(default_factory=list)
 
 
-def _requests(engine: Engine, batch: int, tokens: int | None) -> Iterator[_Request]:
-    limits = engine.manifest.limits
-    causal = isinstance(engine, CausalLM)
-    # A decode step needs a slot behind the tokens.
-    most = limits.max_sequence - causal
-    if most < (tokens or 1):
-        raise InputError(
-            f"--tokens {tokens or 1}: at most {most} fit beside the virtual tokens"
-            + (" and the token of a decode step." if causal else ".")
-        )
-    tokens = tokens or min(TOKENS, most)
-    rows = np.random.default_rng(0).integers(0, limits.vocab_size, (batch, tokens))
-    counted = f"{batch} row{'s' if batch > 1 else ''}"
-    if not isinstance(engine, CausalLM):
-        name = f"request of {counted} of {tokens} tokens"
-        yield _Request(name, batch, tokens, lambda: engine.logits(rows.tolist()))
-        return
-    one = engine.buffer(1, tokens)
-    ids = engine.fed(rows[0])
-    name = f"prefill of 1 row of {tokens} tokens"
-    yield _Request(name, 1, tokens, lambda: one.prefill(0, ids), one.reset)
-    many = engine.buffer(batch, tokens + 1)
-    for index, row in enumerate(rows):
-        many.prefill(index, engine.fed(row))
-    before = many.lengths.copy()
-
-    def back() -> None:
-        # The engine is bound to this very array.
-        many.lengths[:] = before
-
-    name = f"decode step of {counted} behind {tokens} tokens"
-    yield _Request(name, batch, tokens, lambda: many.decode([0] * batch), back)
-
-
-def _measure(request: _Request, session: _Counted, rounds: int) -> _Measured:
+def _measure(request: ProbeRequest, session: _Counted, rounds: int) -> _Measured:
     found = _Measured(request)
     for number in range(-_WARM_UP, rounds):
         request.reset()

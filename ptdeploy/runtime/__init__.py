@@ -10,9 +10,10 @@ from ptdeploy.arguments import MOST_THREADS, checked, maybe
 from ptdeploy.bundle import Bundle, check_hashes, read_bundle, whole
 from ptdeploy.bundle.task import Task
 from ptdeploy.runtime.causal import CausalLM
-from ptdeploy.runtime.classifier import Classifier, TokenClassifier
+from ptdeploy.runtime.classifier import Classifier
 from ptdeploy.runtime.engine import Engine, OpenOptions
 from ptdeploy.runtime.layout import check_manifest
+from ptdeploy.runtime.token_classifier import TokenClassifier
 from ptdeploy.runtime.tokenizer import load_tokenizer
 from ptdeploy.targets import get_target
 
@@ -65,10 +66,11 @@ def open_engine(
 ) -> Engine:
     """Open a bundle that was read already."""
     manifest = bundle.manifest
-    check_manifest(bundle)
+    task_engine = ENGINES[manifest.task]
+    check_manifest(bundle, task_engine.manifest_problems(manifest))
     target = get_target(manifest.target)
     session = target.load(bundle, device or manifest.device, threads, map_weights)
-    engine = ENGINES[manifest.task](bundle, session, load_tokenizer(bundle))
+    engine = task_engine(bundle, session, load_tokenizer(bundle))
     engine.options_given = OpenOptions(device, threads, map_weights)
     return engine
 

@@ -15,7 +15,8 @@ from ptdeploy.bundle import Limits
 from ptdeploy.errors import InputError
 from ptdeploy.runtime.tokenizer import Encoding
 
-Row = NDArray[np.int64]
+# The token ids of one row, or the segment of each of its tokens.
+Ids = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ def rows_of(
     attention_mask: ArrayLike | Sequence[Sequence[int]] | None,
     limits: Limits,
     truncate: bool = False,
-) -> list[Row]:
+) -> list[Ids]:
     """Take the real tokens out of a batch padded anywhere, or out of rows of unequal length.
 
     Raises InputError if a row is empty, longer than `limits.max_sequence` (unless `truncate`), or
@@ -82,7 +83,7 @@ def segments_of(
     input_ids: ArrayLike | Sequence[Sequence[int]],
     attention_mask: ArrayLike | Sequence[Sequence[int]] | None,
     limits: Limits,
-) -> list[Row]:
+) -> list[Ids]:
     """The segment of each token that `rows_of` takes out of the same batch.
 
     Raises InputError if the model has no segments, or one is out of its range or missing.
@@ -118,7 +119,7 @@ def check_segments(row: ArrayLike, limits: Limits, where: str) -> None:
         )
 
 
-def pack(rows: Sequence[Row]) -> Batch:
+def pack(rows: Sequence[Ids]) -> Batch:
     """Pad rows on the right to the longest one."""
     width = max(row.size for row in rows)
     ids = np.zeros((len(rows), width), np.int64)
@@ -129,7 +130,7 @@ def pack(rows: Sequence[Row]) -> Batch:
     return Batch(ids, mask)
 
 
-def _unpad(name: str, given: Any, attention_mask: Any) -> list[Row]:
+def _unpad(name: str, given: Any, attention_mask: Any) -> list[Ids]:
     """Rows of whole numbers, without what the mask says is padding."""
     rows = [_integers(name, row) for row in _batch(name, given)]
     if attention_mask is None:
@@ -177,7 +178,7 @@ def _array(name: str, row: Any) -> NDArray[Any]:
         raise InputError(f"{name}: a row is no list of numbers.") from None
 
 
-def _integers(name: str, row: Any) -> Row:
+def _integers(name: str, row: Any) -> Ids:
     array = _array(name, row)
     if array.ndim != 1 or (array.size and not np.issubdtype(array.dtype, np.integer)):
         what = "Token ids" if name == "input_ids" else name

@@ -11,19 +11,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptdeploy.arguments import CANCEL, SEED, Check, checked, flag, listed, maybe, number, whole
-from ptdeploy.bundle import Bundle
+from ptdeploy.bundle import Bundle, Manifest
 from ptdeploy.bundle.task import GenerationOptions
 from ptdeploy.errors import InputError
 from ptdeploy.runtime import chat, sampling
 from ptdeploy.runtime.answer import stop_strings
-from ptdeploy.runtime.batching import Row as Ids
-from ptdeploy.runtime.batching import embedded
+from ptdeploy.runtime.batching import Ids, embedded
+from ptdeploy.runtime.buffers import Buffers
 from ptdeploy.runtime.conversation import Conversation
-from ptdeploy.runtime.engine import Engine, Inputs, one_row
-from ptdeploy.runtime.generation import Generated, Row, decode
+from ptdeploy.runtime.engine import Engine, Inputs, Metric, one_row
+from ptdeploy.runtime.generation import Generated, GeneratingRow, decode
 from ptdeploy.runtime.kv import KVBuffer
-from ptdeploy.runtime.layout import KVLayout
+from ptdeploy.runtime.kv_layout import KVLayout, decoder_problems
 from ptdeploy.runtime.memory import require_memory
+from ptdeploy.runtime.probes import Fed, ProbeRequest, probe_rows, rows_in_words
 from ptdeploy.runtime.tokenizer import Tokenizer
 from ptdeploy.targets import Session
 
@@ -40,21 +41,32 @@ _OPTIONS: dict[str, Check] = {
     "eos_token_ids": lambda name, value: tuple(whole()(name, one) for one in listed(name, value)),
 }
 _SAMPLES = ("temperature", "top_k", "top_p", "min_p")
-# Buffers of nearly the same size are kept for one another.
-_SLOTS = 64
 
 
 class CausalLM(Engine):
     """An engine for CAUSAL_LM. Every request starts from the same prefix KV: it is never run."""
 
+    writes = True
+    takes_pairs = False
+
     def __init__(self, bundle: Bundle, session: Session, tokenizer: Tokenizer | None) -> None:
         super().__init__(bundle, session, tokenizer)
-        self.layout = KVLayout.of(self.manifest)
-        prompt, vocabulary = self.manifest.prompt, self.manifest.limits.vocab_size
-        # A prompt that is not frozen is fed like text, under ids behind the vocabulary.
-        count = prompt.num_virtual_tokens if self._prefix_kv is None else 0
-        self._virtual = np.arange(vocabulary, vocabulary + count)
-        self._spare: list[KVBuffer] = []
+        self.buffers = Buffers(session, self.manifest, self._prefix_kv)
+
+    @classmethod
+    def _own_problems(cls, manifest: Manifest) -> Iterator[str]:
+        return decoder_problems(manifest)
+
+    @property
+    def layout(self) -> KVLayout:
+        return self.buffers.layout
+
+    @property
+    def metric(self) -> Metric:
+        return "perplexity"
+
+    def label_problem(self, given: Any, tokens: int) -> str:
+        return "has a label, but a causal model has no classes."
 
     @checked(seed=SEED, logprobs=flag, cancel=CANCEL)
     def generate(
@@ -81,13 +93,13 @@ class CausalLM(Engine):
         ids = [np.asarray(encoding.ids, np.int64) for encoding in self.encode(inputs)]
         chosen = self.options(max_new_tokens, options)
         budget = self._budget(max(row.size for row in ids), max_new_tokens, chosen)
-        rows = self._rows(ids, chosen, seed, stop, logprobs)
+        rows = self.started(ids, chosen, seed, stop, logprobs)
         if budget:
             with_kv = self.buffer(len(ids), max(row.size for row in ids) + budget)
             logits = [with_kv.prefill(i, self.fed(row))[0] for i, row in enumerate(ids)]
             for _ in decode(with_kv, logits, rows, budget, cancel):
                 pass
-            self._keep(with_kv)
+            self.buffers.keep(with_kv)
         return [row.result() for row in rows]
 
     @checked(seed=SEED, cancel=CANCEL)
@@ -111,12 +123,12 @@ class CausalLM(Engine):
         chosen = self.options(max_new_tokens, options)
         budget = self._budget(ids.size, max_new_tokens, chosen)
         self._text_tokenizer()
-        (row,) = self._rows([ids], chosen, seed, stop, False, streamed=True)
+        (row,) = self.started([ids], chosen, seed, stop, False, streamed=True)
         kv = self.buffer(1, ids.size + budget)
         for _ in decode(kv, [kv.prefill(0, self.fed(ids))[0]], [row], budget, cancel):
             if piece := row.piece():
                 yield piece
-        self._keep(kv)
+        self.buffers.keep(kv)
         if rest := row.rest():
             yield rest
 
@@ -180,54 +192,86 @@ class CausalLM(Engine):
         return options
 
     def buffer(self, rows: int, tokens: int) -> KVBuffer:
-        """A KV buffer for rows of at most `tokens` tokens of text, the last request's if it fits.
-
-        Raises InputError if there are more rows than the bundle was compiled for.
-        """
-        limits = self.manifest.limits
-        if limits.max_batch is not None and rows > limits.max_batch:
-            raise InputError(
-                f"{rows} rows at once, but the bundle was compiled for {limits.max_batch}.",
-                "Send them in several requests, or compile with a larger --max-batch.",
-            )
-        needed = tokens + self.manifest.prompt.num_virtual_tokens
-        try:
-            # Taken out while it is used: two threads never share a buffer.
-            spare = self._spare.pop()
-        except IndexError:
-            spare = None
-        if spare is not None and spare.rows == rows and needed <= spare.slots:
-            spare.reset()
-            return spare
-        slots = min(-(-needed // _SLOTS) * _SLOTS, limits.max_context)
-        return KVBuffer(self._session, self.layout, self._prefix_kv, rows, slots)
-
-    def _keep(self, kv: KVBuffer) -> None:
-        """Leave a buffer to the next request."""
-        self._spare = [kv] if kv.is_sound else []
+        """See Buffers.take."""
+        return self.buffers.take(rows, tokens)
 
     def fed(self, ids: Ids) -> Ids:
-        """What is prefilled for a row: its ids, after virtual tokens that are not frozen."""
-        return np.concatenate([self._virtual, ids]) if self._virtual.size else ids
+        """See Buffers.fed."""
+        return self.buffers.fed(ids)
+
+    def greedy(self, rows: Sequence[Sequence[int]], tokens: int) -> list[list[int]]:
+        generated = self.generate(
+            rows,
+            tokens,
+            do_sample=False,
+            min_new_tokens=0,
+            repetition_penalty=1.0,
+            eos_token_ids=(),
+        )
+        return [row.token_ids for row in generated]
+
+    def step_requests(self, batch: int, tokens: int | None) -> Iterator[ProbeRequest]:
+        limits = self.manifest.limits
+        # A decode step needs a slot behind the tokens.
+        beside = " and the token of a decode step."
+        rows = probe_rows(limits, batch, tokens, limits.max_sequence - 1, beside)
+        tokens = rows.shape[1]
+        one, ids = self.buffer(1, tokens), self.fed(rows[0])
+        name = f"prefill of 1 row of {tokens} tokens"
+        yield ProbeRequest(name, 1, tokens, lambda: one.prefill(0, ids), one.reset)
+        many = self.buffer(batch, tokens + 1)
+        for index, row in enumerate(rows):
+            many.prefill(index, self.fed(row))
+        before = many.lengths.copy()
+
+        def back() -> None:
+            # The engine is bound to this very array.
+            many.lengths[:] = before
+
+        name = f"decode step of {rows_in_words(batch)} behind {tokens} tokens"
+        yield ProbeRequest(name, batch, tokens, lambda: many.decode([0] * batch), back)
+
+    def whole_requests(self, rows: list[list[int]], new_tokens: int) -> Iterator[ProbeRequest]:
+        tokens, one = len(rows[0]), rows[:1]
+        name = f"first token after {tokens}"
+        yield ProbeRequest(name, 1, tokens, lambda: self.generate(one, 1, do_sample=False))
+
+        def run() -> object:
+            return self.generate(one, new_tokens, do_sample=False, eos_token_ids=())
+
+        name = f"{new_tokens} tokens after {tokens}"
+        yield ProbeRequest(name, 1, tokens, run)
+
+    def feed(self, rows: Sequence[Ids], segments: Sequence[Ids], row: int) -> Fed:
+        count, prefix = len(rows), self.manifest.prompt.num_virtual_tokens
+        kv = self.buffer(count, max(one.size for one in rows))
+        if count == 1:
+            ids = self.fed(rows[0])
+            feed = kv.feed(ids[None], every_position=True)
+            return Fed(feed, 0, 1, ids.size, ids.size, prefix, False)
+        for index, one in enumerate(rows):
+            kv.prefill(index, self.fed(one)[:-1], every_position=True)
+        last = np.asarray([[one[-1]] for one in rows], np.int64)
+        return Fed(kv.feed(last, every_position=True), row, count, 1, 1, prefix, False)
 
     def _row_logits(
         self, rows: Sequence[Ids], segments: Sequence[Ids] | None = None
     ) -> list[NDArray[np.float32]]:
         """Each row's last token runs as a step of the whole batch, those before it row by row."""
-        tokens = sum(row.size for row in rows) + len(rows) * self._virtual.size
+        tokens = sum(row.size for row in rows) + len(rows) * self.buffers.virtual_ids.size
         require_memory(tokens * self.layout.vocabulary * 4, f"Logits of {tokens} tokens")
         kv = self.buffer(len(rows), max(row.size for row in rows))
         first = [
             kv.prefill(i, self.fed(row)[:-1], every_position=True) for i, row in enumerate(rows)
         ]
         last = kv.decode([int(row[-1]) for row in rows])
-        skip = self._virtual.size
+        skip = self.buffers.virtual_ids.size
         return [
             np.concatenate([before[skip:], after[None]])
             for before, after in zip(first, last, strict=True)
         ]
 
-    def _rows(
+    def started(
         self,
         ids: Sequence[Ids],
         options: GenerationOptions,
@@ -235,12 +279,13 @@ class CausalLM(Engine):
         stop: str | Sequence[str],
         logprobs: bool,
         streamed: bool = False,
-    ) -> list[Row]:
+    ) -> list[GeneratingRow]:
+        """Rows to be continued with `options`; row i is sampled with `seed` + i."""
         strings = stop_strings(stop)
         if strings:
             self._text_tokenizer()
         return [
-            Row(
+            GeneratingRow(
                 row.tolist(),
                 options,
                 None if seed is None else (seed + index) % sampling.SEEDS,

@@ -1,20 +1,22 @@
-"""Classes for a text, or for each of its tokens."""
+"""Classes, or numbers, for a text."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from ptdeploy.arguments import MOST, checked, flag, whole
+from ptdeploy.bundle import Manifest
+from ptdeploy.bundle.signature import BATCH
 from ptdeploy.errors import InputError
-from ptdeploy.runtime.batching import Row
-from ptdeploy.runtime.engine import Engine, Inputs, finite, sigmoid, softmax
-from ptdeploy.runtime.tokenizer import Encoding
-
-TypeIds = ArrayLike | Sequence[Sequence[int]] | None
+from ptdeploy.printable import printable
+from ptdeploy.runtime.batching import Ids
+from ptdeploy.runtime.engine import Inputs, Metric, finite, sigmoid, softmax
+from ptdeploy.runtime.labelling import Labelling, TypeIds, classifier_problems
 
 
 @dataclass(frozen=True)
@@ -40,39 +42,25 @@ class Regression:
     values: tuple[float, ...]
 
 
-@dataclass(frozen=True)
-class TokenLabel:
-    """A token, its place in the text (characters, end excluded), and its likeliest class.
-
-    `sequence` is 1 for a token of the second text of a pair, whose places are in that one.
-    """
-
-    token: str
-    token_id: int
-    start: int
-    end: int
-    label: str
-    index: int
-    probability: float
-    sequence: int = 0
-
-
-class _Labelling(Engine):
-    """An engine whose logits are of the manifest's labels."""
-
-    def _parts(
-        self, rows: Sequence[Row], segments: Sequence[Row] | None
-    ) -> Iterator[tuple[Sequence[Row], NDArray[np.float32]]]:
-        """The rows in batches that one run of the engine takes, and what it gives for each."""
-        size = self.manifest.limits.max_batch or len(rows)
-        for start in range(0, len(rows), size):
-            part = slice(start, start + size)
-            types = None if segments is None else segments[part]
-            yield rows[part], self._run_rows(rows[part], types)[1]
-
-
-class Classifier(_Labelling):
+class Classifier(Labelling):
     """An engine for SEQ_CLS."""
+
+    one_answer = True
+    heads = ("softmax", "sigmoid", "regression")
+
+    @classmethod
+    def _own_problems(cls, manifest: Manifest) -> Iterator[str]:
+        return classifier_problems(manifest, (BATCH, len(manifest.labels)))
+
+    @property
+    def metric(self) -> Metric:
+        return "mean squared error" if self.manifest.head == "regression" else "accuracy"
+
+    def label_problem(self, given: Any, tokens: int) -> str:
+        several = self.manifest.head == "sigmoid"
+        if not several and (isinstance(given, list) or given is None):
+            return "its label is a list, but a text has one class."
+        return ""
 
     @checked(truncate=flag, batch_size=whole(1, MOST))
     def classify(
@@ -97,7 +85,7 @@ class Classifier(_Labelling):
             )
         results = []
         encodings = self.encode(inputs, truncate, token_type_ids)
-        for part, logits in _batches(self, encodings, batch_size):
+        for part, logits in self._batches(encodings, batch_size):
             rows = sigmoid(finite(logits)) if head == "sigmoid" else softmax(finite(logits))
             for _, row in zip(part, rows, strict=True):
                 index = int(row.argmax())
@@ -135,80 +123,38 @@ class Classifier(_Labelling):
         encodings = self.encode(inputs, truncate, token_type_ids)
         return [
             Regression(float(row[0]), tuple(row.tolist()))
-            for _, logits in _batches(self, encodings, batch_size)
+            for _, logits in self._batches(encodings, batch_size)
             for row in finite(logits)
         ]
 
-    def _row_logits(
-        self, rows: Sequence[Row], segments: Sequence[Row] | None = None
-    ) -> list[NDArray[np.float32]]:
-        return [row for _, logits in self._parts(rows, segments) for row in logits]
-
-
-class TokenClassifier(_Labelling):
-    """An engine for TOKEN_CLS."""
-
-    @checked(truncate=flag, batch_size=whole(1, MOST))
-    def tag(
-        self,
-        inputs: Inputs,
-        truncate: bool = False,
-        batch_size: int = 16,
-        token_type_ids: TypeIds = None,
-    ) -> list[list[TokenLabel]]:
-        """Label each token of each text or pair of texts; special tokens are left out.
-
-        Inputs and errors are those of `Classifier.classify`.
-        """
-        results = []
-        encodings = self.encode(inputs, truncate, token_type_ids)
-        for part, logits in _batches(self, encodings, batch_size):
-            for encoding, row in zip(part, logits, strict=True):
-                probabilities = softmax(finite(row[: len(encoding.ids)]))
-                results.append(self._labels(encoding, probabilities))
-        return results
-
-    def _labels(self, encoding: Encoding, rows: NDArray[np.float64]) -> list[TokenLabel]:
-        labels = []
-        for i, row in enumerate(rows):
-            if encoding.special[i]:
-                continue
-            index = int(row.argmax())
-            labels.append(
-                TokenLabel(
-                    encoding.tokens[i] if encoding.tokens else str(encoding.ids[i]),
-                    encoding.ids[i],
-                    *encoding.offsets[i],
-                    self.manifest.labels[index],
-                    index,
-                    float(row[index]),
-                    1 if encoding.sequences and encoding.sequences[i] == 1 else 0,
-                )
-            )
-        return labels
-
-    def _row_logits(
-        self, rows: Sequence[Row], segments: Sequence[Row] | None = None
-    ) -> list[NDArray[np.float32]]:
+    def records(self, inputs: Inputs, truncate: bool, token_type_ids: TypeIds) -> list[Any]:
+        names, head = self.manifest.labels, self.manifest.head
+        if head == "regression":
+            return [
+                {"value": one.value, "values": dict(zip(names, one.values, strict=True))}
+                for one in self.regress(inputs, truncate, token_type_ids=token_type_ids)
+            ]
         return [
-            one[: row.size]
-            for part, logits in self._parts(rows, segments)
-            for row, one in zip(part, logits, strict=True)
+            {
+                "label": one.label,
+                "probability": one.probability,
+                **({"labels": list(one.labels)} if head == "sigmoid" else {}),
+                "probabilities": dict(zip(names, one.probabilities, strict=True)),
+            }
+            for one in self.classify(inputs, truncate, token_type_ids=token_type_ids)
         ]
 
+    def lines(self, record: Any) -> list[str]:
+        if "values" in record:
+            values = record["values"].items()
+            several = len(values) > 1
+            words = [f"{printable(n)} {v:.6g}" if several else f"{v:.6g}" for n, v in values]
+        else:
+            ranked = sorted(record["probabilities"].items(), key=lambda item: -item[1])
+            words = [f"{printable(label)} {probability:.3f}" for label, probability in ranked]
+        return ["  ".join(words)]
 
-def _batches(
-    engine: Engine, encodings: list[Encoding], size: int
-) -> list[tuple[list[Encoding], NDArray[np.float32]]]:
-    size = min(size, engine.manifest.limits.max_batch or size)
-    parts = [encodings[i : i + size] for i in range(0, len(encodings), size)]
-    return [
-        (
-            part,
-            engine._run_rows(
-                [np.asarray(e.ids, np.int64) for e in part],
-                [np.asarray(e.type_ids, np.int64) for e in part],
-            )[1],
-        )
-        for part in parts
-    ]
+    def _row_logits(
+        self, rows: Sequence[Ids], segments: Sequence[Ids] | None = None
+    ) -> list[NDArray[np.float32]]:
+        return [row for _, logits in self._parts(rows, segments) for row in logits]

@@ -2,21 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from threading import Event
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from ptdeploy.arguments import CANCEL, SEED, checked, flag, whole
+from ptdeploy.bundle import Manifest
+from ptdeploy.bundle.task import GenerationOptions
 from ptdeploy.errors import InputError
-from ptdeploy.runtime.batching import embedded
-from ptdeploy.runtime.engine import one_row
-from ptdeploy.runtime.generation import Generated, decode
-from ptdeploy.runtime.kv import KVBuffer
+from ptdeploy.runtime.batching import Ids, embedded
+from ptdeploy.runtime.buffers import Buffers
+from ptdeploy.runtime.engine import Inputs, one_row
+from ptdeploy.runtime.generation import Generated, GeneratingRow, decode
+from ptdeploy.runtime.tokenizer import Encoding, Tokenizer
 
-if TYPE_CHECKING:
-    from ptdeploy.runtime.causal import CausalLM
+
+class Writer(Protocol):
+    """What a conversation needs of the engine that writes in it: a CausalLM is one."""
+
+    @property
+    def manifest(self) -> Manifest: ...
+    @property
+    def tokenizer(self) -> Tokenizer | None: ...
+    @property
+    def buffers(self) -> Buffers: ...
+
+    def encode(self, inputs: Inputs) -> list[Encoding]: ...
+
+    def options(self, max_new_tokens: int | None, given: Mapping[str, Any]) -> GenerationOptions:
+        """The model's defaults with what a request changes."""
+
+    def started(
+        self,
+        ids: Sequence[Ids],
+        options: GenerationOptions,
+        seed: int | None,
+        stop: str | Sequence[str],
+        logprobs: bool,
+    ) -> list[GeneratingRow]:
+        """Rows to be continued."""
 
 
 class Conversation:
@@ -25,21 +51,21 @@ class Conversation:
     `token_ids` is its text so far, virtual tokens left out. It belongs to one thread at a time.
     """
 
-    def __init__(self, engine: CausalLM, room: int) -> None:
+    def __init__(self, engine: Writer, room: int, origin: Conversation | None = None) -> None:
         self._engine, self._room = engine, room
-        self._kv = KVBuffer(
-            engine._session,
-            engine.layout,
-            engine._prefix_kv,
-            1,
-            room + engine.manifest.prompt.num_virtual_tokens,
-        )
-        if engine._virtual.size:
-            self._kv.prefill(0, engine._virtual)
-        self._start = int(self._kv.lengths[0])
+        self._start: int
+        self._kv = engine.buffers.own(room)
         self.token_ids: list[int] = []
         # How many of the last tokens are special ones behind the text before them.
         self._ending = 0
+        if origin is not None:
+            self._kv.copy_row(0, origin._kv, 0, origin._kv.prefix)
+            self._start = origin._start
+            self.token_ids, self._ending = list(origin.token_ids), origin._ending
+            return
+        if engine.buffers.virtual_ids.size:
+            self._kv.prefill(0, engine.buffers.virtual_ids)
+        self._start = int(self._kv.lengths[0])
 
     def append(self, inputs: str | Sequence[int]) -> None:
         """Add text, or token ids, to the sequence. Raises InputError if it does not fit.
@@ -81,7 +107,7 @@ class Conversation:
                 f"{max_new_tokens} new tokens do not fit: the session has room for {room}."
             )
         ids = np.asarray(self.token_ids, np.int64)
-        (row,) = self._engine._rows([ids], chosen, seed, stop, logprobs)
+        (row,) = self._engine.started([ids], chosen, seed, stop, logprobs)
         # The last token runs (again, after a rollback): its logits choose the next.
         self._cut(len(self.token_ids) - 1)
         logits = self._kv.prefill(0, ids[int(self._kv.lengths[0]) - self._start :])
@@ -104,13 +130,7 @@ class Conversation:
 
     def fork(self) -> Conversation:
         """Another sequence that goes on from here; the text so far is not run again."""
-        other = Conversation.__new__(Conversation)
-        other._engine, other._room, other._start = self._engine, self._room, self._start
-        engine = self._engine
-        other._kv = KVBuffer(engine._session, engine.layout, engine._prefix_kv, 1, self._kv.slots)
-        other._kv.copy_row(0, self._kv, 0, self._kv.prefix)
-        other.token_ids, other._ending = list(self.token_ids), self._ending
-        return other
+        return Conversation(self._engine, self._room, self)
 
     def __copy__(self) -> Conversation:
         return self.fork()

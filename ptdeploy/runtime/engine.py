@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import msgspec
 import numpy as np
@@ -14,22 +14,22 @@ from numpy.typing import ArrayLike, NDArray
 
 from ptdeploy.arguments import checked, flag, listed
 from ptdeploy.bundle import Bundle, Manifest
-from ptdeploy.bundle.task import Task
+from ptdeploy.bundle.task import Head
 from ptdeploy.errors import BundleError, EngineFault, InputError
 from ptdeploy.runtime.batching import (
-    Batch,
-    Row,
+    Ids,
     check_segments,
     embedded,
-    pack,
     rows_of,
     segments_of,
     split,
 )
-from ptdeploy.runtime.layout import check_prompt
+from ptdeploy.runtime.layout import check_prompt, problems_of_any
+from ptdeploy.runtime.probes import Fed, ProbeRequest
 from ptdeploy.runtime.tokenizer import Encoding, Tokenizer
 from ptdeploy.targets import Session
 
+Metric = Literal["accuracy", "mean squared error", "perplexity"]
 Pair = tuple[str, str]
 Inputs = str | Sequence[str | Pair] | Sequence[int] | Sequence[Sequence[int]]
 
@@ -50,6 +50,16 @@ class Engine(ABC):
     unpickled, if it is still the same bundle. Copies of it are the engine itself.
     """
 
+    # Facts of the task, which its class has without a bundle.
+    # Whether a row has one answer, so that its logits are (columns,), not one for each token.
+    one_answer: ClassVar[bool] = False
+    # Whether it continues texts: the logits at a token are scores of the token after it.
+    writes: ClassVar[bool] = False
+    # Whether two texts can be one request.
+    takes_pairs: ClassVar[bool] = True
+    # What its logits may mean.
+    heads: ClassVar[tuple[Head, ...]] = ("softmax",)
+
     options_given = OpenOptions()
 
     def __init__(self, bundle: Bundle, session: Session, tokenizer: Tokenizer | None) -> None:
@@ -61,6 +71,59 @@ class Engine(ABC):
     @property
     def manifest(self) -> Manifest:
         return self.bundle.manifest
+
+    @classmethod
+    def manifest_problems(cls, manifest: Manifest) -> Iterator[str]:
+        """What in a manifest no engine of this task has, in words, the first cause first."""
+        yield from problems_of_any(manifest, cls.heads)
+        yield from cls._own_problems(manifest)
+
+    @classmethod
+    @abstractmethod
+    def _own_problems(cls, manifest: Manifest) -> Iterator[str]:
+        """The problems that only this task has, once those of any task are none."""
+
+    @classmethod
+    def logit_shape(cls, manifest: Manifest, tokens: int) -> tuple[int, ...]:
+        """The shape of the logits of a row of so many tokens: (columns,) or (tokens, columns)."""
+        columns = int(manifest.outputs[0].shape[-1])
+        return (columns,) if cls.one_answer else (tokens, columns)
+
+    @property
+    @abstractmethod
+    def metric(self) -> Metric:
+        """What labelled data, or text, says of how well it does its task."""
+
+    @abstractmethod
+    def label_problem(self, given: Any, tokens: int) -> str:
+        """Why a label cannot be that of a row of so many tokens, in words; "" where it can."""
+
+    @abstractmethod
+    def step_requests(self, batch: int, tokens: int | None) -> Iterator[ProbeRequest]:
+        """The runs that its work is made of, to be timed layer by layer, each made when asked for.
+
+        Of `batch` rows of `tokens` random tokens, 32 or as many as fit unless told. Raises
+        InputError if they do not fit.
+        """
+
+    @abstractmethod
+    def whole_requests(self, rows: list[list[int]], new_tokens: int) -> Iterator[ProbeRequest]:
+        """What users ask of it, to be timed: of one of these rows, and of more of its work."""
+
+    @abstractmethod
+    def feed(self, rows: Sequence[Ids], segments: Sequence[Ids], row: int) -> Fed:
+        """What the engine is given for rows, so that another can be run on it.
+
+        `segments` are those of each row, `row` is the one that is looked at. A decoder's earlier
+        tokens are run: only the last of each row is fed where there are several.
+        """
+
+    def greedy(self, rows: Sequence[Sequence[int]], tokens: int) -> list[list[int]]:
+        """The likeliest `tokens` tokens behind each row, EOS or not.
+
+        Raises InputError if it continues no texts.
+        """
+        raise InputError(f"{self.bundle.path}: its task continues no texts.")
 
     def __reduce__(self) -> tuple[Any, ...]:
         path = str(self.bundle.path.absolute())
@@ -138,7 +201,7 @@ class Engine(ABC):
             raise InputError(
                 f"{self.bundle.path}: was compiled without a tokenizer, so it takes token ids only."
             )
-        if pair is not None and self.manifest.task is Task.CAUSAL_LM:
+        if pair is not None and not self.takes_pairs:
             raise InputError("A pair of texts is for classifiers; a causal model continues one.")
         limit = self.manifest.limits.max_sequence
         encoding = self.tokenizer.encode(text, pair=pair)
@@ -163,24 +226,9 @@ class Engine(ABC):
         """Whether the program has an input for token_type_ids."""
         return any(spec.name == "token_type_ids" for spec in self.manifest.inputs)
 
-    def _run_rows(
-        self, rows: Sequence[Row], segments: Sequence[Row] | None = None
-    ) -> tuple[Batch, NDArray[np.float32]]:
-        """Run rows as one right-padded batch through a program without past KV."""
-        batch = pack(rows)
-        feed: dict[str, NDArray[Any]] = {
-            "input_ids": batch.input_ids,
-            "attention_mask": batch.attention_mask,
-        }
-        if self.takes_segments:
-            feed["token_type_ids"] = (
-                np.zeros_like(batch.input_ids) if segments is None else pack(segments).input_ids
-            )
-        return batch, self._session.run(feed)["logits"]
-
     @abstractmethod
     def _row_logits(
-        self, rows: Sequence[Row], segments: Sequence[Row] | None = None
+        self, rows: Sequence[Ids], segments: Sequence[Ids] | None = None
     ) -> list[NDArray[np.float32]]:
         """Logits of checked rows, padding left out."""
 

@@ -36,7 +36,7 @@ class Generated:
     logprobs: list[float] = field(default_factory=list)
 
 
-class Row:
+class GeneratingRow:
     """One row while it is being continued."""
 
     def __init__(
@@ -87,7 +87,7 @@ class Row:
 def decode(
     kv: KVBuffer,
     logits: Sequence[NDArray[np.float32]] | NDArray[np.float32],
-    rows: Sequence[Row],
+    rows: Sequence[GeneratingRow],
     budget: int,
     cancel: Event | None,
 ) -> Iterator[list[int]]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ptdeploy.errors import OutOfMemory
 from ptdeploy.runtime.bfloat16 import stored, to_stored
-from ptdeploy.runtime.layout import KVLayout
+from ptdeploy.runtime.kv_layout import KVLayout
 from ptdeploy.runtime.memory import require_memory
 from ptdeploy.targets import Session
 

@@ -1,4 +1,4 @@
-"""What a manifest must say for its engine to be run as it says: ranges, signature, prompt.
+"""What any manifest must say for its engine to be run as it says: ranges, signature, prompt.
 
 The C++ library has the same rules, in the same order and the same words (layout.cc).
 """
@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import zip_longest
 from typing import Any
 
@@ -16,15 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptdeploy.bundle import MANIFEST_NAME, Bundle, Manifest
-from ptdeploy.bundle.task import Task, TensorSpec
+from ptdeploy.bundle.task import Head, TensorSpec
 from ptdeploy.errors import BundleError
-from ptdeploy.runtime import sampling
 
 AGAIN = "Compile the checkpoint again."
 # Ids, positions and sizes fit in 32 bits, so that products of two of them fit in 64.
 MOST = 2**31 - 1
 _RANGE = f"from 1 to {MOST}"
-_CACHES = ("float32", "float16", "bfloat16")
 # An engine built for fixed sizes has room for the logits of so many positions of one run: a large
 # vocabulary's are many times as large as all else that a prefill needs.
 KEPT = 64
@@ -33,57 +30,12 @@ KEPT = 64
 PREFILL = 512
 
 
-@dataclass(frozen=True)
-class KVLayout:
-    """A causal model's KV buffer: one array (rows, heads, slots, width) for each name of `past`.
+def check_manifest(bundle: Bundle, problems: Iterable[str]) -> None:
+    """Raises BundleError naming the first problem of the manifest, if it has any.
 
-    `past` and `present` go layer by layer, keys before values. `fixed_slots` is how many slots
-    every buffer has, None for as many as are asked for. `prefill` is the most tokens of one run,
-    `kept` of one that gives logits of each. `in_place` says that the engine updates the buffer.
+    `problems` are `manifest_problems` of its task's engine.
     """
-
-    past: tuple[str, ...]
-    present: tuple[str, ...]
-    dtype: str
-    heads: int
-    width: int
-    vocabulary: int
-    fixed_slots: int | None
-    prefill: int
-    kept: int
-    in_place: bool
-
-    @classmethod
-    def of(cls, manifest: Manifest) -> KVLayout:
-        """The layout of a manifest that `check_manifest` passed."""
-        past = [spec for spec in manifest.inputs if spec.name.startswith("past_key_values.")]
-        present = [spec.name for spec in manifest.outputs if spec.name.startswith("present.")]
-        _, heads, slots, width = past[0].shape
-        most = manifest.limits.max_prefill
-        prefill = min(PREFILL, most or PREFILL)
-        return cls(
-            past=tuple(spec.name for spec in past),
-            present=tuple(present),
-            dtype=past[0].dtype,
-            heads=int(heads),
-            width=int(width),
-            vocabulary=int(manifest.outputs[0].shape[-1]),
-            fixed_slots=slots if isinstance(slots, int) else None,
-            prefill=prefill,
-            kept=prefill if most is None else min(prefill, KEPT),
-            in_place=manifest.graph.route == "fused",
-        )
-
-    def bytes(self, rows: int, slots: int) -> int:
-        """What a buffer takes, in bytes, with room for one step's logits."""
-        size = 4 if self.dtype == "float32" else 2
-        keys_and_values = rows * self.heads * (self.fixed_slots or slots) * self.width * size
-        return len(self.past) * keys_and_values + rows * self.vocabulary * 4
-
-
-def check_manifest(bundle: Bundle) -> None:
-    """Raises BundleError naming the first thing in the manifest that no engine of ours has."""
-    for problem in _problems(bundle.manifest):
+    for problem in problems:
         raise BundleError(f"{bundle.path / MANIFEST_NAME}: {problem}.", AGAIN)
 
 
@@ -158,8 +110,9 @@ def _shape(shape: Sequence[int | str]) -> str:
     return f"({', '.join(map(str, shape))})"
 
 
-def _problems(manifest: Manifest) -> Iterator[str]:
-    """What is wrong, in the order in which one thing's range is needed to say the next."""
+def problems_of_any(manifest: Manifest, heads: Sequence[Head]) -> Iterator[str]:
+    """What no engine has, whatever its task, in the order in which one thing's range is needed to
+    say the next. `heads` are those that its task has."""
     limits, prompt = manifest.limits, manifest.prompt
     for name, value in (
         ("limits.max_sequence", limits.max_sequence),
@@ -177,17 +130,13 @@ def _problems(manifest: Manifest) -> Iterator[str]:
         yield f"limits.type_vocab_size must be from 0 to {MOST}"
     if limits.type_vocab_size and all(spec.name != "token_type_ids" for spec in manifest.inputs):
         yield "its limits have segments, but its signature takes none"
-    if manifest.head != "softmax" and manifest.task is not Task.SEQ_CLS:
+    if manifest.head not in heads:
         yield "its head is for SEQ_CLS, which it is not"
     if limits.max_sequence + prompt.num_virtual_tokens != limits.max_context:
         yield "limits.max_sequence and prompt.num_virtual_tokens do not add up to max_context"
     if not re.fullmatch(r"[0-9a-f]{64}", prompt.sha256):
         yield "prompt.sha256 is no SHA-256"
     yield from _of_quantization(manifest)
-    if manifest.task is Task.CAUSAL_LM:
-        yield from _of_a_decoder(manifest)
-    else:
-        yield from _of_a_classifier(manifest)
 
 
 def _of_quantization(manifest: Manifest) -> Iterator[str]:
@@ -205,78 +154,11 @@ def _of_quantization(manifest: Manifest) -> Iterator[str]:
             yield f"quantization.{name} must be {wanted}"
 
 
-_BATCH, _SEQUENCE, _KEPT, _SLOTS = "batch", "sequence", "kept", "slots"
-_Specs = list[tuple[str, str, tuple[int | str, ...]]]
+# Name, element type and shape of each tensor that a signature must have.
+Specs = list[tuple[str, str, tuple[int | str, ...]]]
 
 
-def _of_a_classifier(manifest: Manifest) -> Iterator[str]:
-    inputs: _Specs = [
-        (name, "int64", (_BATCH, _SEQUENCE))
-        for name in ("input_ids", "attention_mask", "token_type_ids")
-    ]
-    if len(manifest.inputs) < 3:
-        inputs.pop()
-    logits: tuple[int | str, ...] = (_BATCH, len(manifest.labels))
-    if manifest.task is Task.TOKEN_CLS:
-        logits = (_BATCH, _SEQUENCE, len(manifest.labels))
-    yield from _unlike("inputs", manifest.inputs, inputs)
-    yield from _unlike("outputs", manifest.outputs, [("logits", "float32", logits)])
-    if not manifest.labels:
-        yield "labels are missing"
-    shape = manifest.prompt.prefix_kv
-    if shape is not None and (
-        len(shape) != 5 or shape[1] != 2 or shape[3] != manifest.prompt.num_virtual_tokens
-    ):
-        yield "prompt.prefix_kv is not the shape of a prefix KV"
-
-
-def _of_a_decoder(manifest: Manifest) -> Iterator[str]:
-    limits, count = manifest.limits, manifest.prompt.num_virtual_tokens
-    if manifest.generation is None:
-        yield "it has no generation defaults"
-        return
-    for name, wanted in sampling.out_of_range(manifest.generation, limits.vocab_size):
-        yield f"generation.{name} must be {wanted}"
-    if manifest.labels:
-        yield "labels are a classifier's"
-    layers = max(1, (len(manifest.inputs) - 2) // 2)
-    names = [f"{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
-    # What may differ from model to model is taken from the first, and the others held against it.
-    first = manifest.inputs[3] if len(manifest.inputs) > 3 else None
-    dtype = first.dtype if first is not None and first.dtype in _CACHES else _CACHES[0]
-    shape = first.shape if first is not None and len(first.shape) == 4 else (_BATCH, 1, _SLOTS, 1)
-    heads, width = (size if _is_size(size) else 1 for size in (shape[1], shape[3]))
-    slots = limits.max_context if isinstance(shape[2], int) else _SLOTS
-    buffer = (_BATCH, heads, slots, width)
-    inputs: _Specs = [
-        ("input_ids", "int64", (_BATCH, _SEQUENCE)),
-        ("past_lengths", "int64", (_BATCH,)),
-        ("logits_positions", "int64", (_KEPT,)),
-        *((f"past_key_values.{name}", dtype, buffer) for name in names),
-    ]
-    yield from _unlike("inputs", manifest.inputs, inputs)
-    logits = manifest.outputs[0].shape if manifest.outputs else ()
-    vocabulary = logits[-1] if logits and _is_size(logits[-1]) else limits.vocab_size
-    new = buffer if manifest.graph.route == "fused" else (_BATCH, heads, _SEQUENCE, width)
-    outputs: _Specs = [
-        ("logits", "float32", (_BATCH, _KEPT, vocabulary)),
-        *((f"present.{name}", dtype, new) for name in names),
-    ]
-    yield from _unlike("outputs", manifest.outputs, outputs)
-    if int(vocabulary) < limits.vocab_size:
-        yield "limits.vocab_size is more than the logits have"
-    prefix = manifest.prompt.prefix_kv
-    if prefix is None and vocabulary != limits.vocab_size:
-        yield "limits.vocab_size is not that of the logits, behind which the virtual tokens stand"
-    if prefix is not None and prefix != (layers, 2, heads, count, width):
-        yield "prompt.prefix_kv is not the shape of the KV buffer's first slots"
-
-
-def _is_size(axis: int | str) -> bool:
-    return isinstance(axis, int) and 1 <= axis <= MOST
-
-
-def _unlike(side: str, found: Sequence[TensorSpec], wanted: _Specs) -> Iterator[str]:
+def unlike(side: str, found: Sequence[TensorSpec], wanted: Specs) -> Iterator[str]:
     """The first of a signature's tensors that is not what its place needs."""
     for index, (spec, want) in enumerate(zip_longest(found, wanted)):
         place = f"{side}[{index}]"

@@ -16,7 +16,7 @@ import ptdeploy
 from ptdeploy.bundle.task import GenerationOptions
 from ptdeploy.runtime import memory
 from ptdeploy.runtime.chat import ChatTemplate, render
-from ptdeploy.runtime.layout import KVLayout
+from ptdeploy.runtime.kv_layout import KVLayout
 from ptdeploy.runtime.sampling import Sampler, distribution
 from ptdeploy.runtime.tokenizer import library
 from ptdeploy.source.checkpoint.tensors import read_tensors

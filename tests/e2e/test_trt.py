@@ -151,10 +151,10 @@ def test_a_buffer_with_an_overflow_is_not_used_again(kept):
     with open_graph_check(read_bundle(kept), "ort") as engine:
         want = engine.logits([[1, 2, 3]])[0]
         engine.generate([[5, 6]], 3, eos_token_ids=())
-        (spare,) = engine._spare
+        spare = engine.buffer(1, 5)
         spare._placed["past_key_values.0.value"].value[:, :, 20] = np.inf
         assert np.isnan(spare.decode([7])).any()
-        engine._keep(spare)
+        engine.buffers.keep(spare)
         assert np.array_equal(engine.logits([[1, 2, 3]])[0], want)
 
 

@@ -1,0 +1,70 @@
+"""KV buffers of one engine: made, kept for the next request, and fed."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptdeploy.bundle import Manifest
+from ptdeploy.errors import InputError
+from ptdeploy.runtime.batching import Ids
+from ptdeploy.runtime.kv import KVBuffer
+from ptdeploy.runtime.kv_layout import KVLayout
+from ptdeploy.targets import Session
+
+# Buffers of nearly the same size are kept for one another.
+_SLOTS = 64
+
+
+class Buffers:
+    """Where an engine's KV buffers come from: all of one layout, with one prompt in front.
+
+    A prompt that is not frozen is fed like text, as `virtual_ids`: ids behind the vocabulary, int64
+    (virtual tokens,); empty where it is frozen.
+    """
+
+    def __init__(
+        self, session: Session, manifest: Manifest, prefix_kv: NDArray[np.float32] | None
+    ) -> None:
+        self.layout = KVLayout.of(manifest)
+        self._session, self._prefix_kv = session, prefix_kv
+        self._limits, self._prompt = manifest.limits, manifest.prompt
+        count = self._prompt.num_virtual_tokens if prefix_kv is None else 0
+        self.virtual_ids = np.arange(self._limits.vocab_size, self._limits.vocab_size + count)
+        self._spare: list[KVBuffer] = []
+
+    def take(self, rows: int, tokens: int) -> KVBuffer:
+        """A KV buffer for rows of at most `tokens` tokens of text, the last request's if it fits.
+
+        Raises InputError if there are more rows than the bundle was compiled for.
+        """
+        most = self._limits.max_batch
+        if most is not None and rows > most:
+            raise InputError(
+                f"{rows} rows at once, but the bundle was compiled for {most}.",
+                "Send them in several requests, or compile with a larger --max-batch.",
+            )
+        needed = tokens + self._prompt.num_virtual_tokens
+        try:
+            # Taken out while it is used: two threads never share a buffer.
+            spare = self._spare.pop()
+        except IndexError:
+            spare = None
+        if spare is not None and spare.rows == rows and needed <= spare.slots:
+            spare.reset()
+            return spare
+        slots = min(-(-needed // _SLOTS) * _SLOTS, self._limits.max_context)
+        return KVBuffer(self._session, self.layout, self._prefix_kv, rows, slots)
+
+    def keep(self, kv: KVBuffer) -> None:
+        """Leave a buffer to the next request."""
+        self._spare = [kv] if kv.is_sound else []
+
+    def own(self, tokens: int) -> KVBuffer:
+        """A new buffer for one row of at most `tokens` tokens of text, which nobody else gets."""
+        slots = tokens + self._prompt.num_virtual_tokens
+        return KVBuffer(self._session, self.layout, self._prefix_kv, 1, slots)
+
+    def fed(self, ids: Ids) -> Ids:
+        """What is prefilled for a row: its ids, after virtual tokens that are not frozen."""
+        return np.concatenate([self.virtual_ids, ids]) if self.virtual_ids.size else ids
