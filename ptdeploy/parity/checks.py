@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from ptdeploy.bundle import Quantization
@@ -22,9 +22,9 @@ _COARSE, _ONE_CLASS = 0.15, 0.9
 class Check:
     """One thing that was checked: what came out, what was allowed, and what to say of it.
 
-    `value` is the measured fact in words, `bound` what it may be, empty where it speaks for itself.
-    `fails` are sentences on what does not hold, none where it passes or where the engine `stopped`
-    and gave no numbers that could be wrong.
+    `value` is the measured fact, `bound` what it was held against, empty where it speaks for
+    itself, and `said` both as a phrase. `fails` are sentences on what does not hold: none where it
+    passes, nor where the engine `stopped` and gave no numbers that could be wrong.
     """
 
     kind: Kind
@@ -32,6 +32,7 @@ class Check:
     passed: bool
     value: str
     bound: str = ""
+    said: str = ""
     fails: tuple[str, ...] = ()
     stopped: str | None = None
 
@@ -48,21 +49,23 @@ def checks(report: ParityReport) -> list[Check]:
 
 
 def totals(report: ParityReport) -> list[Check]:
-    """The report at a glance: one check for each kind of number, at its worst or summed."""
+    """The report at a glance: a check for each kind of number, at its worst or summed up.
+
+    Their names are what the value counts: "5 of 5", "texts encode alike".
+    """
     finite = all(case.max_abs is not None for case in report.cases)
     allowed = report.largest_allowed
-    beyond = not finite or (allowed is not None and report.max_abs > allowed)
     within = sum(case.passed for case in report.cases)
     agreement = report.top1_agreement
     found = [
         Check(
             "logits",
             "max abs of logits",
-            not beyond,
+            finite and (allowed is None or report.max_abs <= allowed),
             f"{report.max_abs:.2g}" if finite else "not finite",
-            "" if allowed is None else f"{allowed:.2g}",
+            "" if allowed is None else f"allowed {allowed:.2g}",
         ),
-        Check("logits", "smallest top-1 agreement", not agreement < 1, f"{agreement:.2%}"),
+        Check("logits", "smallest top-1 agreement", agreement >= 1, f"{agreement:.2%}"),
         Check(
             "logits",
             "cases within thresholds",
@@ -76,7 +79,15 @@ def totals(report: ParityReport) -> list[Check]:
         found.append(
             Check("greedy tokens", "greedy tokens agree", agreed == total, f"{agreed} of {total}")
         )
-    return [*found, *_tokenizer(report), *_data(report)]
+    found += [replace(one, name="texts encode alike") for one in _tokenizer(report)]
+    data = report.data
+    if data is not None:
+        value = "not finite" if data.engine is None else f"{data.engine:.4f}"
+        found += [
+            replace(one, name=f"{data.name} on {data.rows} rows", value=value)
+            for one in _data(report)
+        ]
+    return found
 
 
 def faults(report: ParityReport) -> list[str]:
@@ -111,77 +122,84 @@ def failures(report: ParityReport) -> list[str]:
 
 
 def _case(report: ParityReport, case: CaseResult) -> Check:
+    allowed = report.largest_allowed
+    bound = "" if allowed is None else f"allowed {allowed:.3g}"
     lengths = f"lengths {list(case.lengths)}"
-    numbers = f"max abs {shown(case.max_abs)}, KL {shown(case.kl)}"
-    fails = f"{case.name}, {lengths}: {numbers}, top-1 agreement {case.top1_agreement:.4f}"
+    value = f"max abs {shown(case.max_abs)}, KL {shown(case.kl)}"
+    fails = f"{case.name}, {lengths}: {value}, top-1 agreement {case.top1_agreement:.4f}"
     return Check(
-        "logits",
-        f"{case.name}, rows {list(case.rows)}, {lengths}",
-        case.passed,
-        numbers,
-        "" if report.largest_allowed is None else f"{report.largest_allowed:.3g}",
-        () if case.passed or case.stopped else (fails,),
-        case.stopped,
+        kind="logits",
+        name=f"{case.name}, rows {list(case.rows)}, {lengths}",
+        passed=case.passed,
+        value=value,
+        bound=bound,
+        said=f"{value}, {bound}" if bound else value,
+        fails=() if case.passed or case.stopped else (fails,),
+        stopped=case.stopped,
     )
 
 
-def _greedy(report: ParityReport) -> list[Check]:
-    return [
-        Check(
-            "greedy tokens",
-            f"row of {one.length}",
-            one.passed,
-            f"{one.agreed} of {one.total}",
-            fails=()
-            if one.passed or one.stopped
-            else (f"greedy tokens of a row of {one.length}: {one.agreed} of {one.total} agree",),
+def _greedy(report: ParityReport) -> Iterator[Check]:
+    for one in report.greedy:
+        value = f"{one.agreed} of {one.total}"
+        fails = f"greedy tokens of a row of {one.length}: {value} agree"
+        yield Check(
+            kind="greedy tokens",
+            name=f"row of {one.length}",
+            passed=one.passed,
+            value=value,
+            said=f"{value} tokens agree",
+            fails=() if one.passed or one.stopped else (fails,),
             stopped=one.stopped,
         )
-        for one in report.greedy
-    ]
 
 
-def _tokenizer(report: ParityReport) -> list[Check]:
+def _tokenizer(report: ParityReport) -> Iterator[Check]:
     agreed, total = report.texts_agreed, report.texts_total
     if not total:
-        return []
+        return
+    value = f"{agreed} of {total}"
     fails = f"tokenizer: {total - agreed} of {total} texts give other token ids"
-    return [
-        Check(
-            "tokenizer",
-            "texts encode alike",
-            agreed == total,
-            f"{agreed} of {total}",
-            fails=(fails,) if agreed < total else (),
-        )
-    ]
+    yield Check(
+        kind="tokenizer",
+        name="texts",
+        passed=agreed == total,
+        value=value,
+        said=f"{value} texts encode alike",
+        fails=(fails,) if agreed < total else (),
+    )
 
 
-def _data(report: ParityReport) -> list[Check]:
+def _quality(report: ParityReport) -> Iterator[Check]:
+    if report.quality_allowed is None:
+        return
+    fails = quantization_failures(report.quality, report.quality_allowed)
+    yield Check(
+        kind="quality",
+        name="rounded weights",
+        passed=not fails,
+        value="" if report.quality is None else quantization_words(report.quality),
+        said="; ".join(fails),
+        fails=tuple(fails),
+    )
+
+
+def _data(report: ParityReport) -> Iterator[Check]:
     data = report.data
     if data is None:
-        return []
+        return
     fails = f"{data.name} on the given data: {shown(data.engine)}"
     if data.reference:
         fails += f", PEFT {shown(data.reference)}"
-    return [
-        Check(
-            "data",
-            data.name,
-            data.passed,
-            shown(data.engine),
-            "" if data.reference is None else f"PEFT {data.reference:.4f}",
-            () if data.passed else (fails,),
-        )
-    ]
-
-
-def _quality(report: ParityReport) -> list[Check]:
-    if report.quality_allowed is None:
-        return []
-    fails = tuple(quantization_failures(report.quality, report.quality_allowed))
-    value = "" if report.quality is None else quantization_words(report.quality)
-    return [Check("quality", "rounded weights", not fails, value, fails=fails)]
+    yield Check(
+        kind="data",
+        name=data.name,
+        passed=data.passed,
+        value=shown(data.engine),
+        bound="" if data.reference is None else f"PEFT {data.reference:.4f}",
+        said=f"{shown(data.engine)} on {data.rows} rows",
+        fails=() if data.passed else (fails,),
+    )
 
 
 def quantization_failures(quality: Quality | None, allowed: Quantization | None) -> list[str]:
@@ -257,8 +275,3 @@ def ratio_words(ratio: float | None) -> str:
 def shown(number: float | None) -> str:
     """A measure in words: NaN and infinity are named."""
     return "not finite" if number is None else f"{number:.3g}"
-
-
-def of_kind(found: Sequence[Check], kind: Kind) -> list[Check]:
-    """The checks of one kind, in their order."""
-    return [one for one in found if one.kind == kind]

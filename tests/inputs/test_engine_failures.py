@@ -23,7 +23,7 @@ from ptdeploy.bundle import Quantization
 from ptdeploy.parity.quality import Quality
 from ptdeploy.parity.refusal import Compiled, refuse_mismatch
 from ptdeploy.parity.report import CaseResult, GreedyResult, ParityReport
-from ptdeploy.parity.reports.text import verdict
+from ptdeploy.parity.reports.words import verdict
 from ptdeploy.program.build import build_program
 from ptdeploy.program.prompt import freeze
 from ptdeploy.progress import Progress

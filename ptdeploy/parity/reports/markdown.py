@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 
 from ptdeploy.bundle import Manifest
-from ptdeploy.parity.checks import quantization_words, shown
+from ptdeploy.parity.checks import checks, shown, totals
 from ptdeploy.parity.report import ParityReport
-from ptdeploy.parity.reports.text import grouped, located_words, outcome, verdict
+from ptdeploy.parity.reports.words import grouped, located_words, outcome, verdict
 from ptdeploy.printable import printable_fields
 
 # What starts markup within a line; a heading, a list or a fence starts a line, and no line of the
@@ -22,8 +22,9 @@ def render(report: ParityReport, manifest: Manifest) -> str:
     lines = [
         f"### {mark} {verdict(report).capitalize()}: {_plain(manifest.source.base_model)}",
         "",
-        f"{manifest.task.value}, {report.target} {report.precision} on {report.device}, "
-        f"against {_plain(report.reference)}",
+        f"{manifest.task.value}, "
+        + _plain(f"{report.target} {report.precision} on {report.device}, ")
+        + f"against {_plain(report.reference)}",
         "",
         "| case | runs | longest | max abs | KL | top-1 | |",
         "|---|--:|--:|--:|--:|--:|---|",
@@ -34,24 +35,7 @@ def render(report: ParityReport, manifest: Manifest) -> str:
         for g in grouped(report)
     ]
     lines.append("")
-    facts = []
-    if report.largest_allowed is not None:
-        facts.append(f"Allowed max abs: {report.largest_allowed:.3g}.")
-    if report.greedy:
-        agreed = sum(one.agreed for one in report.greedy)
-        total = sum(one.total for one in report.greedy)
-        facts.append(f"Greedy tokens: {agreed} of {total} agree.")
-    if report.texts_total:
-        facts.append(f"Tokenizer: {report.texts_agreed} of {report.texts_total} texts alike.")
-    if report.quality is not None:
-        facts.append(f"{_plain(quantization_words(report.quality).capitalize())}.")
-    if report.data is not None:
-        theirs = "" if report.data.reference is None else f" (PEFT {report.data.reference:.4f})"
-        facts.append(
-            f"{report.data.name.capitalize()} on {report.data.rows} rows of the given data: "
-            f"{shown(report.data.engine)}{theirs}."
-        )
-    lines += [" ".join(facts), ""]
+    lines += [" ".join(_facts(report)), ""]
     if not report.passed:
         failures = report.failures()
         lines += [f"- {_plain(failure)}" for failure in failures[:10]]
@@ -71,6 +55,29 @@ def render(report: ParityReport, manifest: Manifest) -> str:
         ]
         lines += ["", "</details>", ""]
     return "\n".join(lines)
+
+
+def _facts(report: ParityReport) -> list[str]:
+    facts = []
+    if report.largest_allowed is not None:
+        facts.append(f"Allowed max abs: {report.largest_allowed:.3g}.")
+    facts += [
+        f"Greedy tokens: {one.value} agree."
+        for one in totals(report)
+        if one.kind == "greedy tokens"
+    ]
+    for one in checks(report):
+        if one.kind == "tokenizer":
+            facts.append(f"Tokenizer: {one.value} texts alike.")
+        elif one.kind == "quality" and one.value:
+            facts.append(f"{_plain(one.value.capitalize())}.")
+        elif one.kind == "data" and report.data is not None:
+            beside = f" ({one.bound})" if one.bound else ""
+            facts.append(
+                f"{_plain(one.name.capitalize())} on {report.data.rows} rows of the given data: "
+                f"{one.value}{beside}."
+            )
+    return facts
 
 
 def _plain(text: str) -> str:

@@ -2,50 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from ptdeploy.parity.checks import quantization_words, shown
-from ptdeploy.parity.report import Located, ParityReport
+from ptdeploy.parity.checks import Check, checks
+from ptdeploy.parity.report import ParityReport
+from ptdeploy.parity.reports.words import grouped, located_words, outcome, verdict
 from ptdeploy.printable import printable_fields
-
-
-@dataclass(frozen=True)
-class CaseGroup:
-    """All cases of one name, at their worst; None is a number that was not finite."""
-
-    name: str
-    count: int
-    longest: int
-    max_abs: float | None
-    mean_abs: float | None
-    kl: float | None
-    top1_agreement: float
-    histogram: tuple[int, ...]
-    passed: bool
-    failed: int = 0
-
-
-def grouped(report: ParityReport) -> list[CaseGroup]:
-    """The report's cases by name, in their order."""
-    names = list(dict.fromkeys(case.name for case in report.cases))
-    groups = []
-    for name in names:
-        cases = [case for case in report.cases if case.name == name]
-        groups.append(
-            CaseGroup(
-                name,
-                len(cases),
-                max(max(case.lengths) for case in cases),
-                _largest([case.max_abs for case in cases]),
-                _largest([case.mean_abs for case in cases]),
-                _largest([case.kl for case in cases]),
-                min(case.top1_agreement for case in cases),
-                tuple(map(sum, zip(*(case.histogram for case in cases), strict=True))),
-                all(case.passed for case in cases),
-                sum(case.stopped is not None for case in cases),
-            )
-        )
-    return groups
 
 
 def describe(report: ParityReport) -> str:
@@ -61,20 +21,7 @@ def describe(report: ParityReport) -> str:
         f"{'' if group.passed else f'  {outcome(group).upper()}'}"
         for group in grouped(report)
     ]
-    lines += [
-        f"greedy tokens, row of {one.length}: {one.agreed} of {one.total} agree"
-        for one in report.greedy
-    ]
-    if report.texts_total:
-        lines.append(f"tokenizer: {report.texts_agreed} of {report.texts_total} texts encode alike")
-    if report.quality is not None:
-        lines.append(quantization_words(report.quality))
-    if report.data is not None:
-        theirs = "" if report.data.reference is None else f", PEFT {report.data.reference:.4f}"
-        lines.append(
-            f"{report.data.name} on {report.data.rows} rows of the given data: "
-            f"{shown(report.data.engine)}{theirs}"
-        )
+    lines += [_said(report, one) for one in checks(report) if one.kind != "logits" and one.value]
     bound = (
         "" if report.largest_allowed is None else f"allowed max abs {report.largest_allowed:.2g}; "
     )
@@ -98,38 +45,16 @@ def describe(report: ParityReport) -> str:
     return "\n".join(lines)
 
 
-def verdict(report: ParityReport) -> str:
-    """The outcome in a few words; an engine that fails gives no numbers that could depart."""
-    if report.passed:
-        return "parity holds"
-    departs = any(not one.passed and not one.stopped for one in report.runs)
-    if report.engine_failed:
-        return "the engine fails" + (" and parity departs" if departs else "")
-    return "parity departs"
-
-
-def located_words(located: Located) -> list[str]:
-    """Where it goes wrong, in a few lines."""
-    if not located.module:
-        return [f"located: {located.cause}"]
-    lines = [
-        f"located: {located.module} departs first, of {located.compared} tensors compared",
-        f"  operator {located.operator} ({located.dtype})",
-    ]
-    if len(located.operators) > 1:
-        lines.append(f"  between what agrees and it: {', '.join(located.operators)}")
-    return [*lines, f"  likely cause: {located.cause or 'unknown'}"]
-
-
-def outcome(group: CaseGroup) -> str:
-    """What came of a group's cases, in one word."""
-    if group.failed:
-        return "fails"
-    return "holds" if group.passed else "departs"
-
-
-def _largest(numbers: list[float | None]) -> float | None:
-    return None if None in numbers else max(n for n in numbers if n is not None)
+def _said(report: ParityReport, one: Check) -> str:
+    if one.kind == "greedy tokens":
+        return f"greedy tokens, {one.name}: {one.value} agree"
+    if one.kind == "tokenizer":
+        return f"tokenizer: {one.said}"
+    if one.kind == "quality":
+        return one.value
+    assert report.data is not None, "what else is checked are cases, which have a table"
+    beside = f", {one.bound}" if one.bound else ""
+    return f"{one.name} on {report.data.rows} rows of the given data: {one.value}{beside}"
 
 
 def _short(number: float | None) -> str:

@@ -1,0 +1,80 @@
+"""What the forms of a report have in common: cases by kind, the verdict, where it goes wrong."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ptdeploy.parity.report import Located, ParityReport
+
+
+@dataclass(frozen=True)
+class CaseGroup:
+    """All cases of one name, at their worst; None is a number that was not finite."""
+
+    name: str
+    count: int
+    longest: int
+    max_abs: float | None
+    mean_abs: float | None
+    kl: float | None
+    top1_agreement: float
+    histogram: tuple[int, ...]
+    passed: bool
+    failed: int = 0
+
+
+def grouped(report: ParityReport) -> list[CaseGroup]:
+    """The report's cases by name, in their order."""
+    names = list(dict.fromkeys(case.name for case in report.cases))
+    groups = []
+    for name in names:
+        cases = [case for case in report.cases if case.name == name]
+        groups.append(
+            CaseGroup(
+                name,
+                len(cases),
+                max(max(case.lengths) for case in cases),
+                _largest([case.max_abs for case in cases]),
+                _largest([case.mean_abs for case in cases]),
+                _largest([case.kl for case in cases]),
+                min(case.top1_agreement for case in cases),
+                tuple(map(sum, zip(*(case.histogram for case in cases), strict=True))),
+                all(case.passed for case in cases),
+                sum(case.stopped is not None for case in cases),
+            )
+        )
+    return groups
+
+
+def verdict(report: ParityReport) -> str:
+    """The outcome in a few words; an engine that fails gives no numbers that could depart."""
+    if report.passed:
+        return "parity holds"
+    departs = any(not one.passed and not one.stopped for one in report.runs)
+    if report.engine_failed:
+        return "the engine fails" + (" and parity departs" if departs else "")
+    return "parity departs"
+
+
+def located_words(located: Located) -> list[str]:
+    """Where it goes wrong, in a few lines."""
+    if not located.module:
+        return [f"located: {located.cause}"]
+    lines = [
+        f"located: {located.module} departs first, of {located.compared} tensors compared",
+        f"  operator {located.operator} ({located.dtype})",
+    ]
+    if len(located.operators) > 1:
+        lines.append(f"  between what agrees and it: {', '.join(located.operators)}")
+    return [*lines, f"  likely cause: {located.cause or 'unknown'}"]
+
+
+def outcome(group: CaseGroup) -> str:
+    """What came of a group's cases, in one word."""
+    if group.failed:
+        return "fails"
+    return "holds" if group.passed else "departs"
+
+
+def _largest(numbers: list[float | None]) -> float | None:
+    return None if None in numbers else max(n for n in numbers if n is not None)
