@@ -31,6 +31,22 @@ class ModuleGraph:
     users: Mapping[str, tuple[onnx.NodeProto, ...]]
     initializers: Mapping[str, onnx.TensorProto]
 
+    @classmethod
+    def of(cls, bundle: Bundle, path: Path, model: onnx.ModelProto) -> ModuleGraph:
+        """A model's graph; what its initializers hold outside of it lies beside `path`."""
+        users: dict[str, list[onnx.NodeProto]] = defaultdict(list)
+        for node in model.graph.node:
+            for name in node.input:
+                users[name].append(node)
+        return cls(
+            bundle,
+            path,
+            model,
+            {name: node for node in model.graph.node for name in node.output if name},
+            {name: tuple(nodes) for name, nodes in users.items()},
+            {tensor.name: tensor for tensor in model.graph.initializer},
+        )
+
     def module(self, value: str) -> str:
         """The path of the module whose node gives a value; "" for the program's own."""
         if value not in self.producers:
@@ -45,7 +61,8 @@ class ModuleGraph:
     def taken(self, module: str) -> list[str]:
         """The computed values a module's nodes take from outside of it.
 
-        One is what a fused node computes for another module before its own work.
+        That includes the extra output of a fused node (a residual sum) that belongs to another
+        module.
         """
         names = (name for node in self.nodes(module) for name in (*node.input, *node.output))
         return list(
@@ -89,6 +106,11 @@ class ModuleGraph:
         )
         return array
 
+    def outputs_of(self, operator: str) -> set[str]:
+        """What the nodes of one operator give."""
+        nodes = (node for node in self.model.graph.node if node.op_type == operator)
+        return {name for node in nodes for name in node.output}
+
     def behind(self, value: str, known: set[str]) -> list[onnx.NodeProto]:
         """The nodes that compute a value from what is `known`, in the graph's order."""
         seen: set[int] = set()
@@ -120,18 +142,7 @@ def read_graph(bundle: Bundle) -> ModuleGraph:
             f"{bundle.path}: its graph does not say which module a node is from.",
             "Compile the checkpoint again; then --locate can name the module.",
         )
-    users: dict[str, list[onnx.NodeProto]] = defaultdict(list)
-    for node in model.graph.node:
-        for name in node.input:
-            users[name].append(node)
-    return ModuleGraph(
-        bundle,
-        path,
-        model,
-        {name: node for node in model.graph.node for name in node.output if name},
-        {name: tuple(nodes) for name, nodes in users.items()},
-        {tensor.name: tensor for tensor in model.graph.initializer},
-    )
+    return ModuleGraph.of(bundle, path, model)
 
 
 def computes(node: onnx.NodeProto) -> bool:

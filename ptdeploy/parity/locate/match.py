@@ -1,0 +1,204 @@
+"""PyTorch's tensors beside the graph's values: which belong together, and which do not match."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptdeploy.parity.locate.feed import Fed
+from ptdeploy.parity.locate.graph import ModuleGraph, run_exposed
+from ptdeploy.parity.locate.trace import Event
+
+if TYPE_CHECKING:
+    from ptdeploy.parity.reference.peft import PeftSource
+
+# A tensor does not match if its largest difference, over its largest value, is above what its type
+# may cost and well above that of all tensors before it: honest differences grow slowly, a fault
+# shows at once. Where PyTorch's module can be run on the engine's own input, what came before does
+# not count.
+_TYPES = {"float16": 5e-3, "bfloat16": 4e-2}
+_JUMP = 5.0
+
+
+@dataclass(frozen=True)
+class Match:
+    """A PyTorch tensor and the graph's value nearest to it, cut to the same positions.
+
+    `relative` is their largest difference over the tensor's largest value, `jump` how many times as
+    far apart they are as any tensors before them.
+    """
+
+    event: Event
+    value: str
+    ours: NDArray[Any] = field(repr=False)
+    theirs: NDArray[np.float32] = field(repr=False)
+    relative: float
+    jump: float
+    departs: bool
+    values: Mapping[str, NDArray[Any]] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class _Nearest:
+    value: str
+    ours: NDArray[Any]
+    theirs: NDArray[np.float32]
+    relative: float
+
+
+@dataclass(frozen=True)
+class Search:
+    """PyTorch's events, the graph, and what it is fed, to find which tensors match.
+
+    `tolerance` is what a float32 value of the engine may be off by, over its tensor's largest.
+    """
+
+    graph: ModuleGraph = field(repr=False)
+    events: Sequence[Event] = field(repr=False)
+    fed: Fed
+    tolerance: float
+    peft: PeftSource
+
+    def matches(self, coarse: bool = False) -> Iterator[Match]:
+        """Each event that has a value of the same shape, in PyTorch's order; the graph is run once.
+
+        `coarse` takes only the layers' outputs out of the graph, so that the engine fuses what lies
+        between two of them.
+        """
+        events = [e for e in self.events if not coarse or _is_layers_output(e)]
+        names = self._names(events)
+        exposed = {name for found in names.values() for name in found}
+        if not coarse:
+            exposed |= self.graph.outputs_of("Softmax")
+        values = run_exposed(self.graph, sorted(exposed), self.fed.feed)
+        noise, mismatched, given = 0.0, False, dict[str, list[NDArray[Any]]]()
+        for event in events:
+            nearest = self._nearest(event, names[event.module, event.what], values)
+            if nearest is None:
+                continue
+            if event.what == "input":
+                given.setdefault(event.module, []).append(nearest.ours)
+            own = None
+            if event.what == "output" and not coarse and not mismatched:
+                own = self._own_error(event.module, given.get(event.module, []), nearest.ours)
+            allowed = max(_TYPES.get(str(nearest.ours.dtype), self.tolerance), self.tolerance)
+            relative = nearest.relative
+            # NaN compares false with everything, so the bound is written as what must hold.
+            holds = relative <= max(allowed, _JUMP * noise) if own is None else own <= allowed
+            jump = relative / max(noise, 1e-9)
+            # From the first mismatch on, differences are its consequence.
+            mismatched = mismatched or not holds
+            if not mismatched:
+                noise = max(noise, relative)
+            yield Match(
+                event,
+                nearest.value,
+                nearest.ours,
+                nearest.theirs,
+                relative,
+                jump,
+                not holds,
+                values,
+            )
+
+    def _names(self, events: Sequence[Event]) -> dict[tuple[str, str], list[str]]:
+        """The graph's values that may be a module's input or output."""
+        names: dict[tuple[str, str], list[str]] = {}
+        for event in events:
+            find = self.graph.given if event.what == "output" else self.graph.taken
+            key = (event.module, event.what)
+            if key not in names:
+                names[key] = find(event.module)
+        return names
+
+    def _nearest(
+        self, event: Event, names: Sequence[str], values: Mapping[str, NDArray[Any]]
+    ) -> _Nearest | None:
+        best: _Nearest | None = None
+        for name in names:
+            pair = aligned(values[name], event.tensor, self.fed) if name in values else None
+            if pair is None:
+                continue
+            relative = _relative(*pair)
+            if best is None or relative < best.relative:
+                best = _Nearest(name, *pair, relative)
+        return best
+
+    def _own_error(
+        self, path: str, given: Sequence[NDArray[Any]], ours: NDArray[Any]
+    ) -> float | None:
+        """Relative error of a leaf module alone: PyTorch's module on the engine's own input.
+
+        None where it has parts, or needs more than its one float input.
+        """
+        import torch
+
+        module = self.peft.model.get_base_model().get_submodule(path)
+        if len(given) != 1 or next(module.children(), None) is not None:
+            return None
+        try:
+            with torch.no_grad():
+                theirs = module(torch.from_numpy(given[0].astype(np.float32))).numpy()
+        except Exception:  # it needs more than its one float input
+            return None
+        return _relative(ours, theirs) if theirs.shape == ours.shape else None
+
+
+def aligned(
+    ours: NDArray[Any], theirs: NDArray[np.float32], fed: Fed
+) -> tuple[NDArray[Any], NDArray[np.float32]] | None:
+    """The row's own positions in both, or None if the shapes do not fit."""
+    if not np.issubdtype(ours.dtype, np.floating):
+        return None
+    if not fed.runs_prefix and _is_last_token(ours, theirs, fed):
+        return ours[fed.row], theirs[0, -1]
+    if ours.ndim == theirs.ndim - 1 and ours.size % fed.rows == 0:
+        # Some modules see all rows' tokens as one list.
+        ours = ours.reshape(fed.rows, -1, *ours.shape[1:])
+    elif ours.ndim == theirs.ndim + 1:
+        # Heads that the next module takes side by side.
+        ours = ours.reshape(*ours.shape[:-2], -1)
+    if ours.ndim != theirs.ndim:
+        return None
+    if ours.shape[0] == fed.rows:
+        ours = ours[fed.row : fed.row + 1]
+    for axis in range(1, ours.ndim):
+        if ours.shape[axis] == theirs.shape[axis]:
+            continue
+        kept = _kept(ours.shape[axis], theirs.shape[axis], fed)
+        if kept is None:
+            return None
+        ours, theirs = np.take(ours, kept[0], axis), np.take(theirs, kept[1], axis)
+    return (ours, theirs) if ours.shape == theirs.shape else None
+
+
+def _is_last_token(ours: NDArray[Any], theirs: NDArray[np.float32], fed: Fed) -> bool:
+    """Whether a value is of a head that the program runs at the last token only."""
+    one_less = ours.ndim == theirs.ndim - 1 and ours.size % fed.rows == 0
+    return one_less and ours.shape == (fed.rows, theirs.shape[-1])
+
+
+def _kept(mine: int, its: int, fed: Fed) -> tuple[range, range] | None:
+    """Which of an axis' positions are the same in both; None where it is no axis of tokens."""
+    if mine == fed.width and (its == fed.taken or not fed.runs_prefix):
+        kept = min(fed.taken, its)
+        # A prompt that is not frozen is fed before the text, where PyTorch embeds text alone.
+        return range(fed.taken - kept, fed.taken), range(its - kept, its)
+    if fed.runs_prefix and mine == fed.prefix + fed.width and its == fed.prefix + fed.taken:
+        return range(its), range(its)
+    return None
+
+
+def _relative(ours: NDArray[Any], theirs: NDArray[np.float32]) -> float:
+    scale = float(np.abs(theirs).max(initial=0)) or 1.0
+    with np.errstate(invalid="ignore", over="ignore"):
+        difference = np.abs(ours.astype(np.float64) - theirs)
+    return float(np.where(np.isfinite(difference), difference, np.inf).max(initial=0)) / scale
+
+
+def _is_layers_output(event: Event) -> bool:
+    return event.what == "output" and event.module.rpartition(".")[2].isdigit()
