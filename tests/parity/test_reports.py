@@ -9,10 +9,9 @@ from typing import Any
 
 import msgspec
 import pytest
+from support.manifests import made_manifest
 
-from ptdeploy.bundle import Limits, Manifest, Quantization
-from ptdeploy.bundle.schema import PromptInfo, SourceInfo
-from ptdeploy.bundle.task import Graph, Task, TensorSpec
+from ptdeploy.bundle import Quantization
 from ptdeploy.parity.checks import checks, failures, totals
 from ptdeploy.parity.data import TaskMetric
 from ptdeploy.parity.quality import Quality
@@ -168,23 +167,6 @@ REPORTS = {
 }
 
 
-def manifest(base: str = "bert-tiny") -> Manifest:
-    return Manifest(
-        versions={"ptdeploy": "0.1", "onnxruntime": "1.23"},
-        target="ort",
-        device="cpu",
-        precision="fp32",
-        task=Task.SEQ_CLS,
-        inputs=(TensorSpec("input_ids", "int64", ("batch", "sequence"), "token ids"),),
-        outputs=(TensorSpec("logits", "float32", ("batch", 3), "class scores"),),
-        prompt=PromptInfo("P_TUNING, evaluated", 8, 32, "float32", None),
-        source=SourceInfo("peft", "default", {}, base, "sha256", "bert"),
-        limits=Limits(59, 64, 101),
-        graph=Graph("plain", "attention as it is"),
-        files=(),
-    )
-
-
 def hostile() -> ParityReport:
     """The failing report with others' words wherever a report has words."""
 
@@ -297,14 +279,14 @@ def test_the_terminal_says_what_quantization_cost():
 
 
 def test_markdown_has_the_verdict_first_and_the_facts_in_a_line():
-    lines = markdown.render(FAILS, manifest()).splitlines()
+    lines = markdown.render(FAILS, made_manifest()).splitlines()
     assert lines[0] == "### ❌ Parity departs: bert-tiny"
     assert lines[10] == (
         "Allowed max abs: 1.2e-05. Greedy tokens: 19 of 32 agree. Tokenizer: 3 of 5 texts alike. "
         "Accuracy on 40 rows of the given data: 0.912 (PEFT 0.9375)."
     )
     assert "| alone | 1 | 5 | 2.5e-07 | 3e-09 | 100.00% | ok |" in lines
-    assert markdown.render(HOLDS, manifest()).startswith("### ✅ Parity holds")
+    assert markdown.render(HOLDS, made_manifest()).startswith("### ✅ Parity holds")
 
 
 def test_junit_counts_a_test_for_each_check():
@@ -325,7 +307,7 @@ def test_junit_counts_a_test_for_each_check():
 
 
 def test_the_page_shows_each_total_plot_and_failure():
-    page = Page(html.render(FAILS, manifest()))
+    page = Page(html.render(FAILS, made_manifest()))
     assert page.open == []
     for words in ("3 of 5 texts encode alike", "19 of 32 greedy tokens agree", *failures(FAILS)):
         assert words in page.text
@@ -333,17 +315,17 @@ def test_the_page_shows_each_total_plot_and_failure():
         assert title in page.texts
     assert page.elements.count("svg") == 4
     assert page.elements.count("circle") == len(LOCATED.modules)
-    assert Page(html.render(HOLDS, manifest())).elements.count("svg") == 2
-    assert "What fails" in Page(html.render(STOPPED, manifest())).texts
+    assert Page(html.render(HOLDS, made_manifest())).elements.count("svg") == 2
+    assert "What fails" in Page(html.render(STOPPED, made_manifest())).texts
 
 
 def test_hostile_words_stay_words_in_every_form():
-    report, base = hostile(), manifest(f"bert{HOSTILE}")
+    report, base = hostile(), made_manifest(base=f"bert{HOSTILE}")
     document = html.render(report, base)
     page = Page(document)
     assert page.open == []
     assert "script" not in page.elements
-    tame = Page(html.render(FAILS, manifest()))
+    tame = Page(html.render(FAILS, made_manifest()))
     for element in {*page.elements, *tame.elements} - {"text"}:
         assert page.elements.count(element) == tame.elements.count(element), element
     assert "{{ 7 * 7 }}" in page.text

@@ -1,0 +1,462 @@
+"""Each known cause of a mismatch is named on a suspect made by hand, and only where it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import helper, numpy_helper
+from safetensors.numpy import save_file
+from support import tiny
+from support.manifests import made_manifest
+from torch.nn import functional
+
+from ptdeploy.bundle import Bundle, FileEntry, Manifest
+from ptdeploy.bundle.task import Task
+from ptdeploy.parity.locate.causes import DETECTORS, Suspect, likely_cause
+from ptdeploy.parity.locate.causes.activations import activation
+from ptdeploy.parity.locate.causes.attention import attributes, heads, mask, scale
+from ptdeploy.parity.locate.causes.numbers import multiple, not_finite
+from ptdeploy.parity.locate.causes.positions import learned, rotary
+from ptdeploy.parity.locate.causes.prompt import pefts_prompt, prefix_kv, virtual_tokens
+from ptdeploy.parity.locate.causes.weights import epsilon, weights
+from ptdeploy.parity.locate.graph import ModuleGraph
+from ptdeploy.parity.locate.trace import Event
+from ptdeploy.parity.reference.peft import PeftSource, open_peft
+from ptdeploy.passes.name import PROGRAM
+from ptdeploy.program.prompt import prefix_kv as evaluate
+
+DENSE = "bert.encoder.layer.0.output.dense"
+ATTENTION = "bert.encoder.layer.0.attention.self"
+CAUSAL = msgspec.structs.replace(made_manifest(), task=Task.CAUSAL_LM)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> dict[str, PeftSource]:
+    """A tiny model of each kind, as PEFT loads it."""
+    made = {}
+    for name, task in (("bert", Task.SEQ_CLS), ("gpt2", Task.CAUSAL_LM), ("qwen2", Task.CAUSAL_LM)):
+        folder = tmp_path_factory.mktemp(name)
+        trained = tiny.make(folder, name, task.value, jitter=True)
+        made[name] = open_peft(trained.adapter, None, str(trained.base), task)
+    return made
+
+
+@pytest.fixture
+def bert(models) -> PeftSource:
+    return models["bert"]
+
+
+@pytest.fixture
+def gpt2(models) -> PeftSource:
+    return models["gpt2"]
+
+
+@pytest.fixture
+def qwen2(models) -> PeftSource:
+    return models["qwen2"]
+
+
+def node(module: str, operator: str, *inputs: str, **attributes: Any) -> onnx.NodeProto:
+    """A module's node, which gives a value of its own name."""
+    name = f"{module or PROGRAM}/{operator}"
+    return helper.make_node(operator, list(inputs), [name], name=name, **attributes)
+
+
+def suspect(
+    peft: PeftSource,
+    module: str,
+    nodes: Sequence[onnx.NodeProto],
+    ours: np.ndarray,
+    theirs: np.ndarray | None = None,
+    *,
+    what: str = "output",
+    constants: Mapping[str, np.ndarray] | None = None,
+    values: Mapping[str, np.ndarray] | None = None,
+    feed: Mapping[str, np.ndarray] | None = None,
+    lengths: tuple[int, ...] = (3,),
+    manifest: Manifest | None = None,
+    folder: Path = Path(),
+) -> Suspect:
+    """A suspect whose value is what the last of the nodes gives."""
+    stored = [numpy_helper.from_array(array, name) for name, array in (constants or {}).items()]
+    model = helper.make_model(helper.make_graph(list(nodes), "graph", [], [], stored))
+    bundle = Bundle(folder, manifest or made_manifest())
+    value = nodes[-1].output[0]
+    wanted = ours if theirs is None else theirs
+    return Suspect(
+        module=module,
+        event=Event(module, what, wanted.astype(np.float32)),
+        value=value,
+        ours=ours,
+        theirs=wanted.astype(np.float32),
+        graph=ModuleGraph.of(bundle, folder / "model.onnx", model),
+        behind=nodes,
+        prefix=5,
+        row=0,
+        lengths=lengths,
+        values={value: ours, **(values or {})},
+        feed=feed or {},
+        peft=peft,
+        bundle=bundle,
+    )
+
+
+def random(*shape: int) -> np.ndarray:
+    return np.random.default_rng(1).normal(size=shape).astype(np.float32)
+
+
+def words(cause: Any) -> str:
+    assert cause is not None
+    return str(cause.words)
+
+
+# Prompt
+
+
+def test_virtual_tokens_of_another_prompt_are_counted_and_the_prompt_encoder_is_named(bert):
+    theirs = random(1, 8, 32)
+    ours = theirs.copy()
+    ours[0, [1, 3]] += 1
+    cause = virtual_tokens(suspect(bert, "", [node("", "Concat", "x")], ours, theirs))
+    assert words(cause) == "2 of 5 virtual tokens in the graph are not the checkpoint's"
+    assert cause.module == "prompt_encoder"
+
+
+def test_virtual_tokens_in_another_order_are_said_to_be_that(bert):
+    theirs = random(1, 8, 32)
+    ours = theirs.copy()
+    ours[0, :5] = theirs[0, [1, 0, 2, 4, 3]]
+    cause = virtual_tokens(suspect(bert, "", [node("", "Concat", "x")], ours, theirs))
+    assert words(cause).endswith("; they are the right rows in another order")
+
+
+def test_text_that_differs_too_does_not_blame_the_prompt(bert):
+    theirs = random(1, 8, 32)
+    made = suspect(bert, "", [node("", "Concat", "x")], theirs + 1, theirs)
+    assert virtual_tokens(made) is None
+
+
+def test_a_bundles_prefix_kv_of_another_prompt_is_stale(qwen2, tmp_path):
+    right = evaluate(qwen2.model.get_base_model(), pefts_prompt(qwen2))
+    entry = FileEntry("prompt.safetensors", "prompt", 0, "")
+    prompt = msgspec.structs.replace(CAUSAL.prompt, prefix_kv=right.shape)
+    manifest = msgspec.structs.replace(CAUSAL, prompt=prompt, files=(entry,))
+
+    def found(stored: np.ndarray) -> Any:
+        save_file({"prefix_kv": stored}, tmp_path / "prompt.safetensors")
+        module = "model.layers.1.self_attn"
+        nodes = [node(module, "GroupQueryAttention", "q", "k", "v")]
+        return prefix_kv(
+            suspect(qwen2, module, nodes, random(1, 3, 32), manifest=manifest, folder=tmp_path)
+        )
+
+    assert found(right) is None
+    wrong = right.copy()
+    wrong[1, 1] += 0.5
+    assert words(found(wrong)) == "stale prefix KV: layer 1's values are not the checkpoint's"
+    wrong = right.copy()
+    wrong[0] += 0.5
+    assert found(wrong) is None  # another layer's
+
+
+def test_a_graphs_own_prefix_kv_is_compared_too(qwen2):
+    keys, values = evaluate(qwen2.model.get_base_model(), pefts_prompt(qwen2))[0]
+    prompt = msgspec.structs.replace(made_manifest().prompt, prefix_kv=(2, 2, 2, 5, 8))
+    module = "model.layers.0.self_attn"
+    nodes = [node(module, "Softmax", "keys", "values")]
+
+    def found(**constants: np.ndarray) -> Any:
+        manifest = made_manifest(prompt=prompt)
+        made = random(1, 3, 32)
+        return prefix_kv(
+            suspect(qwen2, module, nodes, made, constants=constants, manifest=manifest)
+        )
+
+    assert found(keys=keys, values=values) is None
+    assert "layer 0's keys" in words(found(keys=keys + 1, values=values))
+
+
+# Weights
+
+
+def dense(bert: PeftSource, weight: np.ndarray, bias: np.ndarray | None) -> Suspect:
+    """A linear layer as it is exported: a product with the transposed weight, and a sum."""
+    product = node(DENSE, "MatMul", "x", "weight")
+    nodes, constants = [product], {"weight": weight}
+    if bias is not None:
+        nodes.append(node(DENSE, "Add", product.output[0], "bias"))
+        constants["bias"] = bias
+    return suspect(bert, DENSE, nodes, random(1, 8, 32), constants=constants)
+
+
+@pytest.fixture
+def right(bert) -> tuple[np.ndarray, np.ndarray]:
+    layer = bert.model.get_base_model().get_submodule(DENSE)
+    return layer.weight.detach().numpy().T.copy(), layer.bias.detach().numpy().copy()
+
+
+def test_the_checkpoints_weights_are_no_cause(bert, right):
+    assert weights(dense(bert, *right)) is None
+
+
+def test_one_number_of_a_weight_is_counted(bert, right):
+    weight, bias = right
+    weight[3, 4] *= 2
+    assert words(weights(dense(bert, weight, bias))) == (
+        "1 of 2048 numbers of its weight are not the checkpoint's"
+    )
+
+
+def test_rows_of_a_weight_in_another_order_are_said_to_be_that(bert, right):
+    weight, bias = right
+    found = weights(dense(bert, np.roll(weight, 1, axis=0), bias))
+    assert words(found).endswith("they are the right rows in another order")
+    found = weights(dense(bert, weight, np.roll(bias, 1)))
+    assert words(found).endswith("they are the right numbers in another order")
+
+
+def test_a_zero_weight_and_a_missing_bias_are_named(bert, right):
+    weight, bias = right
+    assert words(weights(dense(bert, weight, np.zeros_like(bias)))) == (
+        "its bias is zero in the graph"
+    )
+    assert words(weights(dense(bert, weight, None))) == "its bias is missing from the graph"
+
+
+def test_a_square_weight_the_other_way_round_is_transposed(bert):
+    module = f"{ATTENTION}.query"
+    layer = bert.model.get_base_model().get_submodule(module)
+    product = node(module, "MatMul", "x", "weight")
+    constants = {"weight": layer.weight.detach().numpy(), "bias": layer.bias.detach().numpy()}
+    nodes = [product, node(module, "Add", product.output[0], "bias")]
+    made = suspect(bert, module, nodes, random(1, 8, 32), constants=constants)
+    assert words(weights(made)) == "its weight is transposed"
+
+
+def test_quantized_weights_are_not_compared(bert):
+    nodes = [node(DENSE, "MatMulNBits", "x", "weight")]
+    constants = {"weight": np.zeros((32, 64), np.uint8)}
+    assert weights(suspect(bert, DENSE, nodes, random(1, 8, 32), constants=constants)) is None
+
+
+def test_an_epsilon_that_is_not_the_models_is_named(bert):
+    module = "bert.encoder.layer.0.output.LayerNorm"
+    want = bert.model.get_base_model().get_submodule(module).eps
+
+    def found(value: float) -> Any:
+        nodes = [node(module, "LayerNormalization", "x", epsilon=value)]
+        return epsilon(suspect(bert, module, nodes, random(1, 8, 32)))
+
+    assert found(want) is None
+    assert words(found(0.5)) == f"its epsilon is 0.5, but the model's is {want:g}"
+
+
+# Positions
+
+
+def turned(qwen2: PeftSource, positions: np.ndarray, frequencies: np.ndarray) -> Suspect:
+    inverse = qwen2.model.get_base_model().model.rotary_emb.inv_freq.numpy()
+    angles = np.outer(positions, inverse)
+    ours = np.cos(np.concatenate([angles, angles], axis=-1))[None].astype(np.float32)
+    nodes = [node("model.rotary_emb", "Cos", "frequencies")]
+    constants = {"frequencies": frequencies}
+    return suspect(qwen2, "model.rotary_emb", nodes, ours, constants=constants, manifest=CAUSAL)
+
+
+def test_rotary_angles_tell_by_how_much_positions_are_off(qwen2):
+    inverse = qwen2.model.get_base_model().model.rotary_emb.inv_freq.numpy()
+    for shift in (1, -1, -5):
+        found = rotary(turned(qwen2, 5 + shift + np.arange(3), inverse))
+        assert words(found) == f"position numbering: positions are off by {shift:+d}"
+    found = rotary(turned(qwen2, np.array([9, 2, 30]), inverse))
+    assert "not those of the row's own positions" in words(found)
+
+
+def test_rotary_frequencies_of_another_model_are_named(qwen2):
+    inverse = qwen2.model.get_base_model().model.rotary_emb.inv_freq.numpy()
+    found = rotary(turned(qwen2, 5 + np.arange(3), inverse * 2))
+    assert "rope theta or scaling" in words(found)
+
+
+def test_a_learned_position_embedding_tells_by_how_much_positions_are_off(gpt2):
+    module = "transformer.wpe"
+    table = gpt2.model.get_base_model().get_submodule(module).weight.detach().numpy()
+    nodes = [node(module, "Gather", "table", "positions")]
+
+    def found(*positions: int) -> Any:
+        return learned(suspect(gpt2, module, nodes, table[list(positions)][None], table[None, 5:8]))
+
+    assert found(5, 6, 7) is None
+    assert words(found(6, 7, 8)) == "position numbering: positions are off by +1"
+    assert words(found(5, 7, 8)) == ("position numbering: positions are not those of the row alone")
+
+
+# Activations
+
+
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [
+        (lambda x: functional.gelu(x, approximate="tanh"), "GELU's tanh approximation"),
+        (functional.relu, "ReLU"),
+        (lambda x: x, "nothing"),
+    ],
+)
+def test_another_activation_is_named(bert, function, name):
+    module = "bert.encoder.layer.0.intermediate.intermediate_act_fn"
+    given = 3 * random(1, 8, 64)
+    before = node("bert.encoder.layer.0.intermediate.dense", "Add", "x")
+    nodes = [before, node(module, "Gelu", before.output[0])]
+    ours = function(torch.from_numpy(given)).numpy()
+    made = suspect(bert, module, nodes, ours, values={before.output[0]: given})
+    assert words(activation(made)) == f"it computes {name}, but the model has GELUActivation"
+
+
+def test_an_unknown_activation_is_no_guess(bert):
+    module = "bert.encoder.layer.0.intermediate.intermediate_act_fn"
+    given = random(1, 8, 64)
+    before = node("bert.encoder.layer.0.intermediate.dense", "Add", "x")
+    nodes = [before, node(module, "Gelu", before.output[0])]
+    made = suspect(bert, module, nodes, given**3, values={before.output[0]: given})
+    assert activation(made) is None
+
+
+# Attention
+
+
+def test_heads_in_another_order_are_named(bert):
+    theirs = random(1, 8, 32)
+    ours = theirs.reshape(1, 8, 4, 8)[:, :, [1, 0, 2, 3]].reshape(1, 8, 32)
+    nodes = [node(ATTENTION, "Reshape", "x")]
+    assert words(heads(suspect(bert, ATTENTION, nodes, ours, theirs))) == (
+        "its heads are in another order"
+    )
+    assert heads(suspect(bert, ATTENTION, nodes, ours + 1, theirs)) is None
+
+
+def fused(qwen2: PeftSource, rotated: int = 2, **changes: Any) -> Any:
+    module = "model.layers.0.self_attn"
+    turns = [node(module, "RotaryEmbedding", f"x{i}") for i in range(rotated)]
+    for i, one in enumerate(turns):
+        one.output[0] = f"{module}/turned{i}"
+    given = [one.output[0] for one in turns]
+    nodes = [*turns, node(module, "GroupQueryAttention", *given, **changes)]
+    return attributes(suspect(qwen2, module, nodes, random(1, 3, 32), manifest=CAUSAL))
+
+
+def test_a_fused_attention_has_the_models_window_scale_and_rotation(qwen2):
+    scaling = 8**-0.5
+    assert fused(qwen2, scale=scaling) is None
+    assert words(fused(qwen2, local_window_size=7)) == (
+        "its sliding window is 7, but the model's is None"
+    )
+    assert "only one of queries and keys is rotated" in words(fused(qwen2, rotated=1))
+    assert words(fused(qwen2, scale=1.0)) == (
+        f"scores are scaled by 1, but the model's scale is {scaling:g}"
+    )
+
+
+def attended(peft: PeftSource, weights: np.ndarray, **changes: Any) -> Any:
+    softmax = node(ATTENTION, "Softmax", "scores")
+    nodes = [softmax, node(ATTENTION, "MatMul", softmax.output[0], "values")]
+    values = {softmax.output[0]: weights}
+    return mask(suspect(peft, ATTENTION, nodes, random(1, 8, 32), values=values, **changes))
+
+
+def test_attention_on_padding_is_a_wrong_mask(bert):
+    weights = np.zeros((1, 4, 10, 10), np.float32)
+    weights[..., :8] = random(1, 4, 10, 8)
+    assert attended(bert, weights) is None
+    weights[0, 1, 2, 9] = 0.36
+    assert words(attended(bert, weights)) == (
+        "mask value: a token puts 36% of a head's attention where it must not look"
+    )
+
+
+def test_attention_on_the_future_is_a_wrong_mask(qwen2):
+    weights = np.tril(np.abs(random(1, 4, 3, 11)), k=8)
+    weights[..., 5:8] = 0  # slots that are free
+    feed = {"past_lengths": np.array([5]), "input_ids": np.zeros((1, 3), np.int64)}
+    assert attended(qwen2, weights, feed=feed, manifest=CAUSAL) is None
+    weights[0, 0, 0, 10] = 0.5
+    assert "50%" in words(attended(qwen2, weights, feed=feed, manifest=CAUSAL))
+
+
+def test_a_frozen_prefix_is_seen_and_the_future_is_not(qwen2):
+    prompt = msgspec.structs.replace(made_manifest().prompt, prefix_kv=(2, 2, 2, 5, 8))
+    manifest = made_manifest(prompt=prompt)
+    weights = np.tril(np.abs(random(1, 4, 3, 8)), k=5)
+    assert attended(qwen2, weights, manifest=manifest) is None
+    weights[0, 0, 1, 7] = 0.25
+    assert "25%" in words(attended(qwen2, weights, manifest=manifest))
+
+
+def test_attention_on_all_alike_hides_the_scores(bert):
+    weights = np.full((1, 4, 8, 8), 1 / 8, np.float32)
+    assert "it hides the scores themselves" in words(attended(bert, weights))
+
+
+def test_scores_without_the_models_scale_are_named(bert):
+    nodes = [node(ATTENTION, "Mul", "q", "scale"), node(ATTENTION, "Softmax", "scores")]
+    nodes[1].input[0] = nodes[0].output[0]
+
+    def found(value: float) -> Any:
+        constants = {"scale": np.array(value, np.float32)}
+        return scale(suspect(bert, ATTENTION, nodes, random(1, 8, 32), constants=constants))
+
+    assert found(8**-0.5) is None
+    assert words(found(1.0)) == f"attention scores are not scaled by the model's {8**-0.5:g}"
+
+
+# Numbers
+
+
+def test_infinity_in_half_precision_is_an_overflow(bert):
+    infinite = np.full((1, 8, 32), np.inf, np.float32)
+    nodes = [node(DENSE, "MatMul", "x")]
+    assert words(not_finite(suspect(bert, DENSE, nodes, infinite))).startswith("NaN or infinity")
+    half = suspect(bert, DENSE, nodes, infinite.astype(np.float16))
+    assert "fp16 overflow" in words(not_finite(half))
+    cast = [*nodes, node(DENSE, "Cast", nodes[0].output[0], to=onnx.TensorProto.FLOAT16)]
+    assert "fp16 overflow" in words(not_finite(suspect(bert, DENSE, cast, infinite)))
+    assert not_finite(suspect(bert, DENSE, nodes, random(1, 8, 32))) is None
+
+
+def test_a_multiple_of_the_models_numbers_is_named_with_its_factor(bert):
+    theirs, nodes = random(1, 8, 32), [node(DENSE, "MatMul", "x")]
+    made = suspect(bert, DENSE, nodes, 0.999 * theirs, theirs)
+    assert words(multiple(made)) == "it gives 0.999 times what the model gives"
+    assert multiple(suspect(bert, DENSE, nodes, theirs[:, ::-1], theirs)) is None
+
+
+# All together
+
+
+def test_what_is_read_off_a_constant_is_believed_before_what_numbers_suggest(bert, right):
+    weight, bias = right
+    made = dense(bert, 2 * weight, bias)
+    assert "numbers of its weight" in likely_cause(made).words
+
+
+def test_a_fused_operator_is_blamed_where_nothing_is_found(bert):
+    theirs = random(1, 8, 32)
+    nodes = [node("bert.encoder", "SimplifiedLayerNormalization", "x")]
+    found = likely_cause(suspect(bert, "bert.encoder", nodes, theirs**2, theirs))
+    assert found.words == (
+        "the fused operator SimplifiedLayerNormalization computes something else than the module"
+    )
+    plain = [node("bert.encoder", "Add", "x")]
+    assert likely_cause(suspect(bert, "bert.encoder", plain, theirs**2, theirs)).words == ""
+
+
+def test_every_detector_is_asked():
+    tested = {activation, attributes, epsilon, heads, learned, mask, multiple, not_finite}
+    tested |= {prefix_kv, rotary, scale, virtual_tokens, weights}
+    assert set(DETECTORS) == tested
