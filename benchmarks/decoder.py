@@ -304,6 +304,26 @@ def ceilings(model: Subject, paths: dict[str, Path], results: dict[str, Any]) ->
     }
 
 
+def ratios(results: dict[str, Any]) -> dict[str, float]:
+    """How the measured seconds lie to one another."""
+    first, decode = results["first_token_s"], results["decode_s"]
+    return {
+        "first token, frozen over no prompt": first["frozen"] / first["no prompt"],
+        "first token, prompt in the prefill over frozen": first["prompt in the prefill"]
+        / first["frozen"],
+        **{
+            f"decode, {name} over PEFT eager": decode["PEFT eager fp32"] / seconds
+            for name, seconds in decode.items()
+            if not name.startswith("PEFT")
+        },
+        **{
+            f"decode, {name} over genai's loop": decode[f"genai {name}"] / decode[name]
+            for name in ("fp32", "int4")
+            if f"genai {name}" in decode
+        },
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", choices=("qwen2", "storyteller"), default="qwen2")
@@ -357,23 +377,7 @@ def main() -> None:
         },
         rounds,
     )
-    first, decode = results["first_token_s"], results["decode_s"]
-    results["ratios"] = {
-        "first token, frozen over no prompt": first["frozen"] / first["no prompt"],
-        "first token, prompt in the prefill over frozen": first["prompt in the prefill"]
-        / first["frozen"],
-        **{
-            f"decode, {name} over PEFT eager": decode["PEFT eager fp32"] / seconds
-            for name, seconds in decode.items()
-            if not name.startswith("PEFT")
-        },
-        **ceilings(model, paths, results),
-        **{
-            f"decode, {name} over genai's loop": decode[f"genai {name}"] / decode[name]
-            for name in paths
-            if f"genai {name}" in decode
-        },
-    }
+    results["ratios"] = ratios(results) | ceilings(model, paths, results)
     print(json.dumps(results, indent=2))
 
 

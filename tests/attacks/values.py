@@ -286,19 +286,7 @@ def _of_a_causal_model(engine: Any) -> Iterator[Door]:
     yield Door("chat_text(a prompt)", lambda v: engine.chat_text([message], v))
 
 
-def _of_the_package(bundle: Path) -> Iterator[Door]:
-    from ptdeploy.commands.diff import compare_bundles
-    from ptdeploy.commands.inspect import inspect
-    from ptdeploy.commands.profile import profile_bundle
-    from ptdeploy.progress import Progress
-
-    nowhere = bundle / "no such checkpoint"
-    quiet = Progress(quiet=True)
-
-    def of(name: str, function: Any, *given: Any, names: tuple[str, ...]) -> Iterator[Door]:
-        for one in names:
-            yield Door(f"{name}({one})", lambda v, one=one: function(*given, **{one: v}))
-
+def _of_compile(nowhere: Path) -> Iterator[Door]:
     yield Door("compile(checkpoint)", lambda v: ptdeploy.compile(v, target="ort"))
     yield Door("compile(target)", lambda v: ptdeploy.compile(nowhere, target=v))
     names = (
@@ -329,6 +317,20 @@ def _of_the_package(bundle: Path) -> Iterator[Door]:
                     **{option: kind(**{one.name: v})},
                 ),
             )
+
+
+def _of_the_package(bundle: Path) -> Iterator[Door]:
+    from ptdeploy.commands.diff import compare_bundles
+    from ptdeploy.commands.inspect import inspect
+    from ptdeploy.commands.profile import profile_bundle
+    from ptdeploy.progress import Progress
+
+    quiet = Progress(quiet=True)
+
+    def of(name: str, function: Any, *given: Any, names: tuple[str, ...]) -> Iterator[Door]:
+        for one in names:
+            yield Door(f"{name}({one})", lambda v, one=one: function(*given, **{one: v}))
+
     yield Door("verify(bundle)", ptdeploy.verify)
     names = ("checkpoint", "base", "adapter", "data", "thresholds", "locate", "report", "graph")
     yield from of("verify", ptdeploy.verify, bundle, names=(*names, "progress"))
@@ -360,7 +362,8 @@ def doors(classifier: Path, tagger: Path, causal: Path) -> list[Door]:
         "causal": ptdeploy.load(causal),
     }
     found = [door for name, one in loaded.items() for door in _of_an_engine(name, one)]
-    return [*found, *_of_a_causal_model(loaded["causal"]), *_of_the_package(classifier)]
+    found += _of_a_causal_model(loaded["causal"])
+    return [*found, *_of_compile(classifier / "no such checkpoint"), *_of_the_package(classifier)]
 
 
 def outcome(door: Door, value: Any) -> str:

@@ -1,0 +1,79 @@
+"""What costs much is made once in a session, whichever test process asks for it first."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import tiny
+
+import ptdeploy
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A tiny trained model and the bundle it was compiled to. Tests that change one copy it."""
+
+    trained: tiny.Trained
+    bundle: Path
+
+
+class Shared:
+    """Folders by what lies in them, below the session's own folder: nothing outlives a session."""
+
+    def __init__(self, tmp_path_factory: pytest.TempPathFactory) -> None:
+        base = tmp_path_factory.getbasetemp()
+        # pytest-xdist gives each of its processes a folder of its own in the session's.
+        self._folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+        self._folder.mkdir(exist_ok=True)
+        self._compiled: dict[str, Compiled] = {}
+
+    def folder(self, key: object, fill: Callable[[Path], object]) -> Path:
+        """The folder that `fill` filled for a key (its `repr`); others wait until it has."""
+        name = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
+        folder, done = self._folder / name, self._folder / f"{name}.done"
+        with (self._folder / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                fill(folder)
+                done.touch()
+        return folder
+
+    def compiled(
+        self, architecture: str, task: str, options: dict[str, Any] | None = None, **how: Any
+    ) -> Compiled:
+        """A tiny model made as tiny.make is told, and its bundle, compiled with these options."""
+        made = {"architecture": architecture, "task": task, **how}
+        options = options or {}
+        key = repr(("compiled", sorted(made.items()), sorted(options.items())))
+        if key not in self._compiled:
+            live = []
+
+            def fill(folder: Path) -> None:
+                trained = tiny.make(folder, **made)
+                ptdeploy.compile(
+                    trained.adapter,
+                    target="ort",
+                    base=str(trained.base),
+                    output=folder / "bundle",
+                    **options,
+                )
+                live.append(trained.model)
+
+            folder = self.folder(key, fill)
+            if not live:
+                with tempfile.TemporaryDirectory() as again:
+                    live.append(tiny.make(Path(again), **made).model)
+            trained = tiny.Trained(live[0], folder / "base", folder / "adapter")
+            self._compiled[key] = Compiled(trained, folder / "bundle")
+        return self._compiled[key]
