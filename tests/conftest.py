@@ -8,68 +8,47 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
+import functools
+import gc
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
-from support import native, tiny
-
-import ptdeploy
+from support import native
+from support.shared import Compiled, Shared
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 # Two cores, and as many processes as pytest-xdist was asked for.
 torch.set_num_threads(max(2 // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")), 1))
-
-
-@dataclass(frozen=True)
-class Compiled:
-    """A tiny trained model and the bundle it was compiled to."""
-
-    trained: tiny.Trained
-    bundle: Path
+# What was imported stays, so that collecting garbage need not look through it each time.
+gc.freeze()
+# torch reads the source of all its translations to ONNX at each export: once will do.
+ONNXRegistry.from_torchlib = staticmethod(functools.cache(ONNXRegistry.from_torchlib))
 
 
 @pytest.fixture(scope="session")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Compiled]:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
+    """What is compiled once for all tests and test processes."""
+    return Shared(tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def compiled(shared: Shared) -> Callable[[str, str], Compiled]:
     """`compiled(architecture, task)`: the same bundle however often it is asked for."""
-    made: dict[tuple[str, str], Compiled] = {}
-
-    def get(architecture: str, task: str) -> Compiled:
-        key = (architecture, task)
-        if key not in made:
-            folder = tmp_path_factory.mktemp(f"{architecture}-{task}")
-            trained = tiny.make(folder, architecture, task)
-            bundle = ptdeploy.compile(
-                trained.adapter, target="ort", base=str(trained.base), output=folder / "bundle"
-            )
-            made[key] = Compiled(trained, bundle.path)
-        return made[key]
-
-    return get
+    return shared.compiled
 
 
 @pytest.fixture(scope="session")
-def bundles(tmp_path_factory, compiled) -> Callable[[str], Path]:
-    """`bundles(kind)`: compiled when first asked for."""
-    trained: dict[tuple[str, str], tiny.Trained] = {}
-    made: dict[str, Path] = {}
+def bundles(shared: Shared) -> Callable[[str], Path]:
+    """`bundles(kind)`: one of native.KINDS; the causal ones have room for 64 new tokens."""
 
     def get(kind: str) -> Path:
         architecture, task, options = native.KINDS[kind]
         if task != "CAUSAL_LM" and not options:
-            return Path(compiled(architecture, task).bundle)
-        if kind not in made:
-            folder = tmp_path_factory.mktemp("cpp")
-            if (architecture, task) not in trained:
-                trained[architecture, task] = tiny.make(
-                    folder, architecture, task, max_position_embeddings=700
-                )
-            one = trained[architecture, task]
-            made[kind] = ptdeploy.compile(
-                one.adapter, target="ort", base=str(one.base), output=folder / "bundle", **options
-            ).path
-        return made[kind]
+            return shared.compiled(architecture, task).bundle
+        room = {"max_position_embeddings": 700}
+        return shared.compiled(architecture, task, options, **room).bundle
 
     return get
 

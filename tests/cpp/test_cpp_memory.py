@@ -11,6 +11,7 @@ import pytest
 from support import native
 from support.damage import DAMAGE, REFERENCE_DAMAGE
 from support.native import ROWS, text_of
+from support.tools import tool
 
 SOME = ["encoder classifier", "token classifier", "decoder classifier", "fused", "plain"]
 
@@ -156,7 +157,7 @@ VALGRIND = (
 
 
 def test_valgrind_finds_no_error_and_no_leak(bundles, built):
-    probe = native.Probe(native.tool("valgrind"), *VALGRIND, str(built / "probe"))
+    probe = native.Probe(tool("valgrind"), *VALGRIND, str(built / "probe"))
     for kind in ("encoder classifier", "fused", "plain"):
         exercise(probe, bundles(kind))
     assert probe.close() == ""
@@ -175,5 +176,5 @@ def test_the_checkers_can_find_what_they_look_for(address, thread, built):
     assert "insufficient space" in report(address / "planted", "overflow")
     assert "signed integer overflow" in report(address / "planted", "undefined")
     assert "data race" in report(thread / "planted", "race")
-    valgrind = native.tool("valgrind")
+    valgrind = tool("valgrind")
     assert "1,234 bytes" in report(valgrind, *VALGRIND, built / "planted", "leak")

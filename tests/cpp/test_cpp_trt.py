@@ -20,6 +20,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support import native
+from support.tools import tool
 from support.values import VALUES
 
 from ptdeploy.bundle import read_bundle
@@ -56,7 +57,7 @@ def test_the_backend_compiles_without_a_warning(tmp_path, flavor):
     for name in SOURCES:
         native.checked(shlex.split(by_name[name]["command"]), cwd=by_name[name]["directory"])
     symbols = native.checked(
-        [native.tool("nm"), "-C", *map(str, (tmp_path / "build").rglob("backend*.o"))]
+        [tool("nm"), "-C", *map(str, (tmp_path / "build").rglob("backend*.o"))]
     )
     # Asked for where bundles are opened, and there.
     assert "U ptdeploy::detail::open_trt(" in symbols
@@ -90,7 +91,7 @@ def test_a_missing_tensorrt_or_cuda_is_named(tmp_path):
         }
         done = subprocess.run(
             [
-                *(native.tool("cmake"), "-S", str(LIBRARY), "-B", str(tmp_path / "build")),
+                *(tool("cmake"), "-S", str(LIBRARY), "-B", str(tmp_path / "build")),
                 *(f"-D{name}={value}" for name, value in defines.items()),
             ],
             capture_output=True,
@@ -111,7 +112,7 @@ def test_the_cuda_part_links_with_the_real_runtime_and_says_why_there_is_no_gpu(
     sources = (native.TESTS / "gpu.cc", LIBRARY / "src" / "cuda.cc", LIBRARY / "src" / "errors.cc")
     native.checked(
         [
-            *(native.tool("c++"), "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror"),
+            *(tool("c++"), "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror"),
             *(f"-I{LIBRARY / 'include'}", f"-I{LIBRARY / 'src'}", '-DPTDEPLOY_VERSION=""'),
             *("-isystem", str(root / "include"), *map(str, sources)),
             *(f"-L{root / 'lib'}", "-lcudart", f"-Wl,-rpath,{root / 'lib'}"),

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from support import native
 from support.native import ROWS, bits, text_of
+from support.tools import tool
 
 import ptdeploy
 from ptdeploy.cli.main import main
@@ -154,7 +155,7 @@ def test_another_language_loads_the_shared_library(bundles, built):
 
 def test_a_shared_library_shows_its_api_alone(built):
     (library,) = (built / "ptdeploy-library").glob("libptdeploy.so")
-    shown = native.checked([native.tool("nm"), "-DC", "--defined-only", str(library)])
+    shown = native.checked([tool("nm"), "-DC", "--defined-only", str(library)])
     assert "ptdeploy_open" in shown
     assert "ptdeploy::Engine::open" in shown
     assert "ptdeploy::detail::parse_json" not in shown
@@ -167,7 +168,7 @@ def project(bundles, tmp_path_factory) -> Path:
     assert main(["cpp-new", str(folder), str(bundles("fused"))]) == 0
     native.checked(
         [
-            *(native.tool("cmake"), "-S", str(folder), "-B", str(folder / "build")),
+            *(tool("cmake"), "-S", str(folder), "-B", str(folder / "build")),
             f"-DONNXRUNTIME_ROOT={native.onnxruntime_root()}",
             # Faster to compile than the Release it would choose.
             "-DCMAKE_BUILD_TYPE=Debug",
@@ -194,7 +195,7 @@ def test_a_new_project_for_a_classifier_runs(bundles, project, tmp_path, kind):
     lib = native.onnxruntime_root() / "lib"
     native.checked(
         [
-            *(native.tool("c++"), "-std=c++17", "-Wall", "-Wextra", "-Werror", "-pthread"),
+            *(tool("c++"), "-std=c++17", "-Wall", "-Wextra", "-Werror", "-pthread"),
             *(f"-I{LIBRARY / 'include'}", str(tmp_path / "app" / "main.cc"), str(library)),
             *(f"-L{lib}", "-lonnxruntime", f"-Wl,-rpath,{lib}", "-o", str(tmp_path / "run")),
         ]
@@ -245,7 +246,7 @@ def test_cmake_dir_is_where_find_package_looks(capsys):
 def test_a_missing_onnxruntime_is_named(tmp_path):
     done = subprocess.run(
         [
-            *(native.tool("cmake"), "-S", str(LIBRARY), "-B", str(tmp_path)),
+            *(tool("cmake"), "-S", str(LIBRARY), "-B", str(tmp_path)),
             f"-DONNXRUNTIME_ROOT={tmp_path / 'nowhere'}",
         ],
         capture_output=True,

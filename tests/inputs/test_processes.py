@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.tools import tool
 
 import ptdeploy
 from ptdeploy.backends.cores import default_threads, may_spin, usable_cores
@@ -114,9 +115,7 @@ def test_cores_are_those_that_affinity_and_quota_leave(tmp_path, monkeypatch, na
 
 
 def test_cpp_counts_cores_as_python_does(tmp_path):
-    compiler = shutil.which("c++")
-    if compiler is None:
-        pytest.skip("needs a C++ compiler")
+    compiler = tool("c++")
     (tmp_path / "main.cc").write_text(
         '#include <cstdio>\n#include "cores.hpp"\n'
         "int main(int argc, char** argv) try {\n"

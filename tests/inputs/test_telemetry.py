@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from support.tools import tool
 
 import ptdeploy
 from ptdeploy.backends import telemetry
@@ -58,9 +58,9 @@ VARIABLES = ("ORT_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY")
 
 @pytest.fixture(scope="module")
 def watch(tmp_path_factory) -> Path:
-    compiler = shutil.which("cc")
-    if compiler is None or not sys.platform.startswith("linux"):
-        pytest.skip("watching what native code looks up needs Linux and a C compiler")
+    if not sys.platform.startswith("linux"):
+        pytest.skip("watching what native code looks up needs Linux")
+    compiler = tool("cc")
     folder = tmp_path_factory.mktemp("watch")
     (folder / "watch.c").write_text(WATCH)
     library = folder / "watch.so"

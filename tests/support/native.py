@@ -1,6 +1,6 @@
 """What the C++ tests compile with and against: headers, library, builds, and the probe program.
 
-`python tests/support/native.py` prints the folder to give as ONNXRUNTIME_ROOT.
+`python -m support.native`, from tests/, prints the folder to give as ONNXRUNTIME_ROOT.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from support.tools import find, tool
 
 from ptdeploy.bundle.quantization import Rounding
 
@@ -88,7 +89,7 @@ def onnxruntime_root() -> Path:
 def _fetch_headers(include: Path) -> None:
     include.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=include.parent) as folder:
-        command = ["npm", "pack", HEADERS_PACKAGE, "--silent"]
+        command = [tool("npm"), "pack", HEADERS_PACKAGE, "--silent"]
         try:
             subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=300)
         except (OSError, subprocess.SubprocessError) as error:
@@ -192,18 +193,16 @@ def configure(source: Path, folder: Path, flavour: str = "plain", **variables: s
         **variables,
     }
     defines = [f"-D{name}={value}" for name, value in settings.items()]
+    tool("c++")
+    # A folder keeps what it was configured for.
+    ninja = None if (folder / "CMakeCache.txt").exists() else find("ninja")
+    if ninja:
+        defines += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
     checked([tool("cmake"), "-S", str(source), "-B", str(folder), *defines])
 
 
 def compile_(folder: Path) -> None:
     checked([tool("cmake"), "--build", str(folder), "--parallel", "2"])
-
-
-def tool(name: str) -> str:
-    """The path of a program that the C++ tests need."""
-    path = shutil.which(name)
-    assert path, f"The C++ tests need {name}. On Debian: apt-get install cmake g++ npm valgrind"
-    return path
 
 
 def checked(command: list[str], **options: Any) -> str:
