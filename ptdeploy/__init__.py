@@ -1,217 +1,114 @@
 """ptdeploy: compile P-Tuned language models, prove them equal to PyTorch, run them without it.
 
-This is the whole public API. Nothing heavy is imported until it is needed.
+This is the whole public API. A name is imported when it is first asked for: nothing heavy before it
+is needed.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-from ptdeploy.bundle.quantization import Rounding
-from ptdeploy.engine_options import EngineOptions
-from ptdeploy.errors import (
-    BaseModelError,
-    BundleError,
-    CheckpointError,
-    EngineFault,
-    InputError,
-    OutOfMemory,
-    OutputError,
-    ParityError,
-    PtdeployError,
-    TargetUnavailable,
-)
-from ptdeploy.progress import Progress
+import importlib
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ptdeploy.api import compile, load, rebuild, verify
     from ptdeploy.bundle import Bundle
+    from ptdeploy.bundle.quantization import Rounding
     from ptdeploy.bundle.task import Task
+    from ptdeploy.commands.diff import Difference
+    from ptdeploy.commands.diff import compare_bundles as diff
+    from ptdeploy.commands.inspect import inspect
+    from ptdeploy.commands.profile import Profile
+    from ptdeploy.commands.profile import profile_bundle as profile
+    from ptdeploy.engine_options import EngineOptions
+    from ptdeploy.errors import (
+        BaseModelError,
+        BundleError,
+        CheckpointError,
+        EngineFault,
+        InputError,
+        OutOfMemory,
+        OutputError,
+        ParityError,
+        PtdeployError,
+        TargetUnavailable,
+    )
     from ptdeploy.parity.report import ParityReport
-    from ptdeploy.runtime import Engine
+    from ptdeploy.progress import Progress
+    from ptdeploy.runtime import CausalLM, Classifier, Engine, TokenClassifier
+    from ptdeploy.source.checkpoint import load_full, save_full
 
 __version__ = "0.1.0"
+_FROM = {
+    "api": ("compile", "load", "rebuild", "verify"),
+    "bundle": ("Bundle",),
+    "bundle.quantization": ("Rounding",),
+    "bundle.task": ("Task",),
+    "commands.diff": ("Difference", "diff"),
+    "commands.inspect": ("inspect",),
+    "commands.profile": ("Profile", "profile"),
+    "engine_options": ("EngineOptions",),
+    "errors": (
+        "BaseModelError",
+        "BundleError",
+        "CheckpointError",
+        "EngineFault",
+        "InputError",
+        "OutOfMemory",
+        "OutputError",
+        "ParityError",
+        "PtdeployError",
+        "TargetUnavailable",
+    ),
+    "parity.report": ("ParityReport",),
+    "progress": ("Progress",),
+    "runtime": ("CausalLM", "Classifier", "Engine", "TokenClassifier"),
+    "source.checkpoint": ("load_full", "save_full"),
+}
+_CALLED = {"diff": "compare_bundles", "profile": "profile_bundle"}
+_MODULES = {name: f"ptdeploy.{module}" for module, names in _FROM.items() for name in names}
 __all__ = [
     "BaseModelError",
+    "Bundle",
     "BundleError",
+    "CausalLM",
     "CheckpointError",
+    "Classifier",
+    "Difference",
+    "Engine",
     "EngineFault",
     "EngineOptions",
     "InputError",
     "OutOfMemory",
     "OutputError",
     "ParityError",
+    "ParityReport",
+    "Profile",
+    "Progress",
     "PtdeployError",
     "Rounding",
     "TargetUnavailable",
+    "Task",
+    "TokenClassifier",
     "compile",
+    "diff",
+    "inspect",
     "load",
+    "load_full",
+    "profile",
     "rebuild",
+    "save_full",
     "verify",
 ]
 
 
-def compile(
-    checkpoint: str | Path,
-    *,
-    target: str,
-    base: str | None = None,
-    output: str | Path | None = None,
-    device: str | None = None,
-    precision: str | None = None,
-    adapter: str | None = None,
-    tokenizer: str | None = None,
-    task: Task | None = None,
-    labels: str | None = None,
-    head: str | None = None,
-    force: bool = False,
-    freeze_kv: bool = True,
-    max_batch: int | None = None,
-    max_context: int | None = None,
-    rounding: Rounding | None = None,
-    golden: int | None = None,
-    engine: EngineOptions | None = None,
-    progress: Progress | None = None,
-) -> Bundle:
-    """Compile a P-Tuned checkpoint into a verified bundle.
-
-    `checkpoint` is a PEFT adapter folder, a Trainer checkpoint or a state dict file; `base`
-    overrides the base model it names (a local folder or a hub id). `target` is "ort" or "trt";
-    `device` "cpu" or "cuda", and `precision`, are the target's default unless told. `labels` names
-    the classes; `head` says what SEQ_CLS logits are, "softmax", "sigmoid" or "regression", over
-    what the base's problem_type says. `tokenizer` is a folder or a hub id to take the tokenizer
-    from, or "none" for a bundle that takes token ids only; unless told it is the checkpoint's own,
-    else the base model's.
-    For CAUSAL_LM the virtual tokens are frozen as prefix KV unless `freeze_kv` is False, and the
-    KV buffer is bounded to `max_batch` rows of `max_context` tokens, virtual tokens included.
-    `rounding` has the options of the precisions "int8", "int4" and "fp8", which are accepted or
-    refused on agreement and perplexity against the reference on text.
-    `golden` reference rows are stored, for verify without the checkpoint: random ones of unequal
-    lengths and then text, 1 to 1000; all that were compared unless told.
-    `engine` has the options of the target "trt". Where its engine cannot run, the graph given to
-    its builder must show parity in ONNX Runtime, and the manifest says that the engine's is
-    pending.
-    The bundle is written to `output` atomically, after parity with PEFT on PyTorch was shown.
-    Raises CheckpointError, BaseModelError, BundleError, InputError, OutputError, ParityError or
-    TargetUnavailable; then no bundle is written and an older one is kept.
-    """
-    from ptdeploy.backends.telemetry import switch_off
-
-    switch_off()
-    from ptdeploy.commands.compile import compile_checkpoint
-
-    return compile_checkpoint(
-        checkpoint,
-        target=target,
-        base=base,
-        output=output,
-        device=device,
-        precision=precision,
-        adapter=adapter,
-        tokenizer=tokenizer,
-        task=task,
-        labels=labels,
-        head=head,
-        force=force,
-        freeze_kv=freeze_kv,
-        max_batch=max_batch,
-        max_context=max_context,
-        rounding=rounding,
-        golden=golden,
-        engine=engine,
-        progress=Progress(quiet=True) if progress is None else progress,
-    )
+def __getattr__(name: str) -> Any:
+    module = _MODULES.get(name)
+    if module is None:
+        raise AttributeError(f"module 'ptdeploy' has no attribute {name!r}")
+    found = getattr(importlib.import_module(module), _CALLED.get(name, name))
+    globals()[name] = found
+    return found
 
 
-def verify(
-    bundle: str | Path,
-    *,
-    checkpoint: str | Path | None = None,
-    base: str | None = None,
-    adapter: str | None = None,
-    tokenizer: str | None = None,
-    data: str | Path | None = None,
-    thresholds: str | Path | None = None,
-    locate: bool = False,
-    report: str | Path | None = None,
-    graph: bool = False,
-    progress: Progress | None = None,
-) -> ParityReport:
-    """Check a bundle's files, and its engine against the reference.
-
-    The reference is the one stored in the bundle at compile time, which needs no torch; with
-    `checkpoint` it is computed again with PEFT on PyTorch, each row alone; `tokenizer` is then as
-    for compile.
-    `data` is a JSONL file of your own texts or token ids, compared too, and scored where it has
-    labels. `thresholds` is a JSON file of bounds over the precision's own. `locate` names the first
-    module that departs (needs `checkpoint`). `report` is a folder for report.json, junit.xml,
-    report.md, report.html and, where parity departs, the smallest failing input. `graph` holds the
-    graph that a TensorRT engine was built from against the reference, in ONNX Runtime, instead of
-    the engine itself: it needs no GPU, and the bundle's ONNX.
-    The caller asks `report.passed`. Raises BundleError if the bundle is damaged, InputError if an
-    option or a file does not fit, and what compile raises for a checkpoint.
-    """
-    from ptdeploy.backends.telemetry import switch_off
-
-    switch_off()
-    from ptdeploy.commands.verify import verify_bundle
-
-    return verify_bundle(
-        bundle,
-        checkpoint=checkpoint,
-        base=base,
-        adapter=adapter,
-        tokenizer=tokenizer,
-        data=data,
-        thresholds=thresholds,
-        locate=locate,
-        report=report,
-        graph=graph,
-        progress=Progress(quiet=True) if progress is None else progress,
-    )
-
-
-def rebuild(
-    bundle: str | Path,
-    *,
-    output: str | Path | None = None,
-    flavor: str | None = None,
-    force: bool = False,
-    progress: Progress | None = None,
-) -> Bundle:
-    """Build a TensorRT bundle's engine again, for this machine, from the ONNX that it keeps.
-
-    It needs neither the checkpoint nor torch. The bundle is replaced, or a new one written to
-    `output` (`force` replaces what is there). `flavor` is "tensorrt" or "rtx" instead of its own.
-    Where the engine can run, parity with the stored reference is shown before anything is written.
-    Raises BundleError if the bundle is damaged or keeps no ONNX, InputError if its target has
-    nothing to build, TargetUnavailable if it cannot build here, ParityError if the new one departs.
-    """
-    from ptdeploy.commands.rebuild import rebuild_bundle
-
-    return rebuild_bundle(
-        bundle,
-        output=output,
-        flavor=flavor,
-        force=force,
-        progress=Progress(quiet=True) if progress is None else progress,
-    )
-
-
-def load(
-    bundle: str | Path,
-    *,
-    device: str | None = None,
-    threads: int | None = None,
-    map_weights: bool = False,
-) -> Engine:
-    """Open a bundle: a Classifier, TokenClassifier or CausalLM, with numpy and its engine alone.
-
-    `device` is the one it was compiled for unless told; `threads` the engine's own default.
-    On a CPU `map_weights` leaves the weights in their file instead of copying them into the layout
-    that runs fastest: it opens at once and processes share the memory, but each token takes longer.
-    Raises BundleError if the bundle is damaged, TargetUnavailable if its engine cannot run here.
-    """
-    from ptdeploy.runtime import load
-
-    return load(bundle, device=device, threads=threads, map_weights=map_weights)
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -155,6 +155,14 @@ def one_of(kind: type[Enum]) -> Check:
     return check
 
 
+def check_fields(request: Any, **checks: Check) -> None:
+    """Check each field of a frozen dataclass in this order, from its __post_init__."""
+    if checks.keys() != {one.name for one in fields(request)}:
+        raise TypeError(f"Every field of {type(request).__name__} needs a check: {sorted(checks)}.")
+    for name, check in checks.items():
+        object.__setattr__(request, name, check(name, getattr(request, name)))
+
+
 def instance(kind: type[Any], **checks: Check) -> Check:
     """An object of a class of ours, and its fields where they are not None."""
     if checks and checks.keys() != {one.name for one in fields(kind)}:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Iterator
@@ -17,13 +18,17 @@ PENDING = (
     "on a machine with a GPU."
 )
 REFERENCE_STAGE = "run PEFT on PyTorch, each row alone"
+LOGGER = logging.getLogger("ptdeploy")
+# A library's notes go where its host's logging sends them, and nowhere unless it was set up.
+LOGGER.addHandler(logging.NullHandler())
 
 
 class Progress:
     """Says which stage runs, and how long each one took.
 
     Writes to `stream` (standard error unless told), never to standard output, so that `--json`
-    stays machine readable. `quiet` says nothing.
+    stays machine readable. `quiet` says nothing. The logger "ptdeploy" has the same: stages as
+    INFO, notes as WARNING.
     """
 
     def __init__(self, quiet: bool = False, stream: TextIO | None = None) -> None:
@@ -34,6 +39,7 @@ class Progress:
     def stage(self, title: str) -> Iterator[None]:
         """One stage, from its title to how long it took. Raises OutOfMemory in its name."""
         start = time.perf_counter()
+        LOGGER.info("%s", printable(title))
         self._say(f"  {printable(title)} ...", end="")
         try:
             yield
@@ -45,6 +51,7 @@ class Progress:
         self._say(f" {time.perf_counter() - start:.1f} s")
 
     def note(self, text: str) -> None:
+        LOGGER.warning("%s", printable(text))
         self._say(f"  note: {printable(text)}")
 
     def _say(self, text: str, end: str = "\n") -> None:

@@ -37,12 +37,13 @@ class Bundle:
     """A bundle on disk whose manifest was read and whose files were checked against it.
 
     Its files are held open, so that it stays this bundle whatever takes its place; one that is
-    still being made is not held.
+    still being made is not held. `notes` are what compile and rebuild have to say of it.
     """
 
     path: Path
     manifest: Manifest
     held: Held | None = field(default=None, repr=False, compare=False)
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
     def file(self, role: Role) -> Path | None:
         """The path of the one file with this role, if there is one: for people, not to open."""

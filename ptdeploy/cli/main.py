@@ -104,37 +104,20 @@ def _out_of_memory(arguments: argparse.Namespace, error: Exception) -> int:
 def _compile(arguments: argparse.Namespace) -> int:
     import msgspec
 
-    import ptdeploy
+    from ptdeploy.bundle.quantization import Rounding
+    from ptdeploy.commands.compile import compile_checkpoint
     from ptdeploy.commands.inspect import inspect, megabytes, precision_lines, tokenizer_words
+    from ptdeploy.commands.request import CompileRequest
 
-    bundle = ptdeploy.compile(
-        arguments.checkpoint,
-        target=arguments.target,
-        base=arguments.base,
-        output=arguments.output,
-        device=arguments.device,
-        precision=arguments.precision,
-        adapter=arguments.adapter,
-        tokenizer=arguments.tokenizer,
-        task=_task(arguments.task),
-        labels=arguments.labels,
-        head=arguments.head,
-        force=arguments.force,
-        freeze_kv=arguments.freeze_kv,
-        max_batch=arguments.max_batch,
-        max_context=arguments.max_context,
-        rounding=ptdeploy.Rounding(
-            block_size=arguments.block_size,
-            accuracy_level=arguments.accuracy_level,
-            min_agreement=arguments.min_agreement,
-            max_perplexity_ratio=arguments.max_perplexity_ratio,
-            max_logits_error=arguments.max_logits_error,
-            quality_text=arguments.quality_text,
-        ),
-        golden=arguments.golden,
-        engine=_engine_options(arguments),
-        progress=_progress(arguments),
+    request = CompileRequest(
+        **_asked(
+            CompileRequest,
+            arguments,
+            rounding=Rounding(**_asked(Rounding, arguments)),
+            engine=_engine_options(arguments),
+        )
     )
+    bundle = compile_checkpoint(request, _progress(arguments))
     if arguments.json:
         return _print_json(inspect(bundle.path))
     manifest, path = printable_fields(bundle.manifest), printable(str(bundle.path))
@@ -206,23 +189,13 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    import ptdeploy
+    from ptdeploy.commands.request import VerifyRequest
+    from ptdeploy.commands.verify import verify_bundle
     from ptdeploy.parity.reports import report_json
     from ptdeploy.parity.reports.text import describe
 
-    report = ptdeploy.verify(
-        arguments.bundle,
-        checkpoint=arguments.checkpoint,
-        base=arguments.base,
-        adapter=arguments.adapter,
-        tokenizer=arguments.tokenizer,
-        data=arguments.data,
-        thresholds=arguments.thresholds,
-        locate=arguments.locate,
-        report=arguments.report,
-        graph=arguments.graph,
-        progress=_progress(arguments),
-    )
+    request = VerifyRequest(**_asked(VerifyRequest, arguments))
+    report = verify_bundle(request, _progress(arguments))
     if arguments.json:
         show_json_text(report_json(report).decode())
     else:
@@ -256,16 +229,12 @@ def _diff(arguments: argparse.Namespace) -> int:
 
 
 def _rebuild(arguments: argparse.Namespace) -> int:
-    import ptdeploy
     from ptdeploy.commands.inspect import inspect
+    from ptdeploy.commands.rebuild import rebuild_bundle
+    from ptdeploy.commands.request import RebuildRequest
 
-    bundle = ptdeploy.rebuild(
-        arguments.bundle,
-        output=arguments.output,
-        flavor=arguments.trt_flavor,
-        force=arguments.force,
-        progress=_progress(arguments),
-    )
+    request = RebuildRequest(**_asked(RebuildRequest, arguments, flavor=arguments.trt_flavor))
+    bundle = rebuild_bundle(request, _progress(arguments))
     if arguments.json:
         return _print_json(inspect(bundle.path))
     show(f"bundle    {printable(str(bundle.path))}\n{_parity_lines(bundle.manifest)}", end="")
@@ -338,6 +307,12 @@ class _CMakeDir(argparse.Action):
 
         show(str(cmake_dir()))
         parser.exit()
+
+
+def _asked(kind: type[Any], arguments: argparse.Namespace, **given: Any) -> dict[str, Any]:
+    """The fields of a request by the options of the same names; `given` ones have other names."""
+    names = (one.name for one in dataclasses.fields(kind))
+    return {name: given[name] if name in given else getattr(arguments, name) for name in names}
 
 
 def _engine_options(arguments: argparse.Namespace) -> EngineOptions:

@@ -1,93 +1,84 @@
-"""rebuild(): a bundle's engine made anew from its own ONNX, for this machine and its versions."""
+"""rebuild(): a bundle's engine made anew from its own ONNX, for this machine and its versions.
+
+It is the tail of compile's line: another draft, the same proof, the same end.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
-from ptdeploy.arguments import checked, flag, having, maybe, path, text
-from ptdeploy.bundle import Bundle, check_destination, publish, read_bundle, stage_bundle, staged
-from ptdeploy.errors import InputError, ParityError, TargetUnavailable
-from ptdeploy.parity.compare import compare
+from ptdeploy.arguments import checked, having, instance
+from ptdeploy.bundle import Bundle, check_destination, read_bundle, stage_bundle, staged
+from ptdeploy.bundle.publish import Destination
+from ptdeploy.commands.draft import Draft, finish, prove
+from ptdeploy.commands.request import RebuildRequest
+from ptdeploy.errors import InputError
+from ptdeploy.parity.reference import Reference
 from ptdeploy.parity.reference.store import load_reference
-from ptdeploy.parity.reports import report_json
-from ptdeploy.progress import PENDING, Progress
-from ptdeploy.runtime import open_engine
+from ptdeploy.progress import Progress
 from ptdeploy.targets import get_target
 
 
-@checked(
-    path=path,
-    output=maybe(path),
-    flavor=maybe(text),
-    force=flag,
-    progress=having("stage", "note"),
-)
-def rebuild_bundle(
-    path: str | Path,
-    *,
-    output: str | Path | None = None,
-    flavor: str | None = None,
-    force: bool = False,
-    progress: Progress,
-) -> Bundle:
+@dataclass(frozen=True)
+class Rebuilding:
+    """A bundle whose engine can be built again, and where the new one is to lie."""
+
+    bundle: Bundle
+    destination: Destination
+    reference: Reference | None
+
+
+@checked(request=instance(RebuildRequest), progress=having("stage", "note"))
+def rebuild_bundle(request: RebuildRequest, progress: Progress) -> Bundle:
     """See ptdeploy.rebuild."""
+    old = _read(request, progress)
+    with stage_bundle(old.destination) as folder:
+        draft = _build(old, request.flavor, folder, progress)
+        return finish(prove(draft, progress), old.destination, progress)
+
+
+def _read(request: RebuildRequest, progress: Progress) -> Rebuilding:
     with progress.stage("check the bundle's files"):
-        bundle = read_bundle(path)
-    manifest = bundle.manifest
-    target = get_target(manifest.target)
-    if not target.STAND_IN:
+        bundle = read_bundle(request.bundle)
+    target = bundle.manifest.target
+    if not get_target(target).STAND_IN:
         raise InputError(
-            f"{path}: an engine of {manifest.target} is its graph: nothing to rebuild."
+            f"{request.bundle}: an engine of {target} is its graph: nothing to rebuild."
         )
     if bundle.file("model") is None:
         raise InputError(
-            f"{path}: holds no ONNX to build from.",
+            f"{request.bundle}: holds no ONNX to build from.",
             "Compile the checkpoint here, or compile it with --keep-onnx.",
         )
     # In place, what a link leads to; and nothing but the very bundle that was read.
     destination = (
-        check_destination(Path(output), force)
-        if output
+        check_destination(Path(request.output), request.force)
+        if request.output
         else check_destination(bundle.path.resolve(), True, bundle.manifest_bytes())
     )
     reference = load_reference(bundle) if bundle.file("reference") else None
-    with stage_bundle(destination) as staging:
-        # What was shown of the engine before says nothing of this one.
-        files = tuple(entry for entry in manifest.files if entry.role != "parity")
-        for entry in files:
-            (staging / entry.path).parent.mkdir(parents=True, exist_ok=True)
-            bundle.copy(entry, staging / entry.path)
-        copied = Bundle(staging, manifest)
-        with progress.stage(f"build the {manifest.target} engine"):
-            notes = target.rebuild(copied, flavor)
-        made = ("engine", "engine_info")
-        files = tuple(staged(one.path, one.role) if one.role in made else one for one in files)
-        manifest = msgspec.structs.replace(manifest, parity=None, files=files)
-        engine = None
-        if target.unavailable(manifest.device) is None:
-            try:
-                engine = open_engine(Bundle(staging, manifest))
-            except TargetUnavailable as error:
-                # Built for another GPU than the one that is here.
-                notes = (*notes, f"the engine cannot run here: {error.problem}")
-        if engine is not None and reference is not None:
-            with progress.stage("check parity"):
-                report = compare(engine, reference)
-            if not report.passed:
-                raise ParityError(
-                    f"The rebuilt engine departs from {report.reference}; {destination.path} is "
-                    "as it was.\n  " + "\n  ".join(report.failures()[:8])
-                )
-            (staging / "parity.json").write_bytes(report_json(report))
-            manifest = msgspec.structs.replace(
-                manifest, parity=report.summary(), files=(*files, staged("parity.json", "parity"))
-            )
-        with progress.stage("write the bundle"):
-            rebuilt = publish(staging, manifest, destination)
-    for note in notes:
-        progress.note(note)
-    if manifest.parity is None:
-        progress.note(PENDING)
-    return rebuilt
+    return Rebuilding(bundle, destination, reference)
+
+
+def _build(old: Rebuilding, flavor: str | None, folder: Path, progress: Progress) -> Draft:
+    """Copy the bundle, and build its engine where the copy lies."""
+    manifest = old.bundle.manifest
+    # What was shown of the engine before says nothing of this one.
+    files = tuple(entry for entry in manifest.files if entry.role != "parity")
+    for entry in files:
+        (folder / entry.path).parent.mkdir(parents=True, exist_ok=True)
+        old.bundle.copy(entry, folder / entry.path)
+    with progress.stage(f"build the {manifest.target} engine"):
+        notes = get_target(manifest.target).rebuild(Bundle(folder, manifest), flavor)
+    made = ("engine", "engine_info")
+    files = tuple(staged(one.path, one.role) if one.role in made else one for one in files)
+    return Draft(
+        folder,
+        msgspec.structs.replace(manifest, parity=None, files=files),
+        notes=notes,
+        reference=old.reference,
+        refused=f"{old.destination.path} is as it was",
+    )

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from ptdeploy.arguments import checked, flag, having, maybe, path, text
+from ptdeploy.arguments import checked, having, instance
 from ptdeploy.bundle import Bundle, read_bundle, whole
+from ptdeploy.commands.request import VerifyRequest
 from ptdeploy.errors import InputError
 from ptdeploy.files import check_readable
 from ptdeploy.parity.cases import AskedRow, edge_note
@@ -38,87 +39,69 @@ _STORED_TEXTS = (
 )
 
 
-@checked(
-    path=path,
-    checkpoint=maybe(path),
-    base=maybe(path),
-    adapter=maybe(text),
-    data=maybe(path),
-    thresholds=maybe(path),
-    locate=flag,
-    report=maybe(path),
-    graph=flag,
-    progress=having("stage", "note"),
-)
-def verify_bundle(
-    path: str | Path,
-    *,
-    checkpoint: str | Path | None = None,
-    base: str | None = None,
-    adapter: str | None = None,
-    tokenizer: str | None = None,
-    data: str | Path | None = None,
-    thresholds: str | Path | None = None,
-    locate: bool = False,
-    report: str | Path | None = None,
-    graph: bool = False,
-    progress: Progress,
-) -> ParityReport:
+@checked(request=instance(VerifyRequest), progress=having("stage", "note"))
+def verify_bundle(request: VerifyRequest, progress: Progress) -> ParityReport:
     """See ptdeploy.verify."""
-    if locate and checkpoint is None:
-        raise InputError(
-            "--locate compares with PyTorch, layer by layer.", "Pass the checkpoint (--checkpoint)."
-        )
-    if tokenizer is not None and checkpoint is None:
-        raise InputError(
-            "--tokenizer is compared as transformers has it.", "Pass the checkpoint (--checkpoint)."
-        )
-    for option, file in (("--data", data), ("--thresholds", thresholds)):
-        if file is not None and str(file) != "-":
-            check_readable(Path(file), option)
-    if report is not None:
-        check_report(Path(report))
+    _refuse(request)
+    path = request.bundle
     with ExitStack() as opened:
         with progress.stage("check the bundle's files"):
 
             def enter() -> Engine:
                 bundle = read_bundle(path)
+                graph = request.graph
                 return opened.enter_context(_open_graph(bundle) if graph else _open(bundle))
 
             engine = whole(path, enter)
         overrides = Overrides()
-        if thresholds is not None:
-            overrides = read_thresholds(thresholds, engine.bundle.manifest.precision)
-        given = read_data(data, engine) if data is not None else ()
+        if request.thresholds is not None:
+            overrides = read_thresholds(request.thresholds, engine.bundle.manifest.precision)
+        given = read_data(request.data, engine) if request.data is not None else ()
         _check_accuracy(overrides, given)
         peft: PeftSource | None = None
         chosen: ChosenTokenizer | None = None
-        if checkpoint is not None:
+        if request.checkpoint is not None:
             with progress.stage("read the checkpoint"):
                 from ptdeploy.parity.reference.peft import open_peft
 
-                peft = open_peft(checkpoint, adapter, base, engine.manifest.task)
-                chosen = _choose_tokenizer(peft, engine, tokenizer)
-        run = _Run(engine, peft, chosen, given, overrides, thresholds)
-        return _compare(run, locate, report, graph, progress)
+                peft = open_peft(
+                    request.checkpoint, request.adapter, request.base, engine.manifest.task
+                )
+                chosen = _choose_tokenizer(peft, engine, request.tokenizer)
+        return _compare(_Run(request, engine, peft, chosen, given, overrides), progress)
+
+
+def _refuse(request: VerifyRequest) -> None:
+    """Refuse what can be refused before the bundle is read."""
+    if request.locate and request.checkpoint is None:
+        raise InputError(
+            "--locate compares with PyTorch, layer by layer.", "Pass the checkpoint (--checkpoint)."
+        )
+    if request.tokenizer is not None and request.checkpoint is None:
+        raise InputError(
+            "--tokenizer is compared as transformers has it.", "Pass the checkpoint (--checkpoint)."
+        )
+    for option, file in (("--data", request.data), ("--thresholds", request.thresholds)):
+        if file is not None and str(file) != "-":
+            check_readable(Path(file), option)
+    if request.report is not None:
+        check_report(Path(request.report))
 
 
 @dataclass(frozen=True)
 class _Run:
-    """An open engine, and what it is held against."""
+    """What was asked, an open engine, and what it is held against."""
 
+    request: VerifyRequest
     engine: Engine
     peft: PeftSource | None
     chosen: ChosenTokenizer | None
     given: Sequence[DataRow]
     overrides: Overrides
-    thresholds: str | Path | None
 
 
-def _compare(
-    run: _Run, locate: bool, report: str | Path | None, graph: bool, progress: Progress
-) -> ParityReport:
-    engine, bundle = run.engine, run.engine.bundle
+def _compare(run: _Run, progress: Progress) -> ParityReport:
+    request, engine, bundle = run.request, run.engine, run.engine.bundle
     notes: list[str] = []
     if run.peft is None:
         reference = _with_own_logits(load_reference(bundle), run.given)
@@ -130,7 +113,7 @@ def _compare(
             reference = _computed_reference(run.peft, run.chosen, engine, run.given)
     with progress.stage("check parity"):
         found = compare(engine, reference, notes, run.overrides, run.given)
-    if locate:
+    if request.locate:
         assert run.peft is not None, "checked before"
         with progress.stage("locate the first module that departs"):
             from ptdeploy.parity.locate import locate_mismatch
@@ -138,24 +121,24 @@ def _compare(
             found = msgspec.structs.replace(
                 found, located=locate_mismatch(bundle, engine, run.peft, reference, found)
             )
-    if bundle.manifest.parity is None and not graph:
+    if bundle.manifest.parity is None and not request.graph:
         from ptdeploy.parity.completed import keep_completed
 
         # What another reads there must not hang on bounds that were loosened here.
         own = "the bundle's parity stays pending: it is completed without --thresholds."
-        progress.note(keep_completed(bundle, found) if run.thresholds is None else own)
-    if report is not None:
+        progress.note(keep_completed(bundle, found) if request.thresholds is None else own)
+    if request.report is not None:
         from ptdeploy.parity.reports import write_reports
         from ptdeploy.parity.shrink import write_failing
 
-        folder = Path(report)
+        folder = Path(request.report)
         if found.passed:
             # What an earlier run left here no longer departs.
             (folder / FAILING_NAME).unlink(missing_ok=True)
         else:
             with progress.stage("shrink the failing input"):
                 failing = write_failing(
-                    folder, engine, reference, found, run.thresholds, run.peft, graph
+                    folder, engine, reference, found, request.thresholds, run.peft, request.graph
                 )
                 found = msgspec.structs.replace(found, failing=failing)
         write_reports(found, bundle.manifest, folder)

@@ -19,11 +19,15 @@ _SIXTEEN_BITS = {"float16": "65504", "bfloat16": "3.4e38"}
 
 @dataclass(frozen=True)
 class Compiled:
-    """What was compiled: its architecture, how it computes, and the target's other precisions."""
+    """What was compiled: its architecture, how it computes, and the target's other precisions.
+
+    `left` says what its user has now.
+    """
 
     architecture: str
     activations: Activations
     precisions: Sequence[str]
+    left: str = "no bundle was written"
 
 
 def refuse_mismatch(report: ParityReport, compiled: Compiled) -> None:
@@ -35,7 +39,7 @@ def refuse_mismatch(report: ParityReport, compiled: Compiled) -> None:
         raise ParityError(*lost)
     if faults := report.faults():
         raise EngineFault(
-            "The engine fails on what it must take; no bundle was written.\n  "
+            f"The engine fails on what it must take; {compiled.left}.\n  "
             + "\n  ".join(faults[:_LINES]),
             f"Its graph does not fit the target {report.target} on {report.device}: compile for "
             "another target or device, or report this with the base model's name.",
@@ -44,7 +48,7 @@ def refuse_mismatch(report: ParityReport, compiled: Compiled) -> None:
     lines = report.failures()
     more = [f"and {len(lines) - _LINES} more"] if len(lines) > _LINES else []
     raise ParityError(
-        f"The engine departs from {report.reference}{bound}; no bundle was written.\n  "
+        f"The engine departs from {report.reference}{bound}; {compiled.left}.\n  "
         + "\n  ".join([*lines[:_LINES], *more]),
         _way_out(report, compiled),
     )
@@ -61,7 +65,7 @@ def _overflowed(report: ParityReport, compiled: Compiled) -> tuple[str, str] | N
         return (
             f"The engine gives numbers that are not finite in {len(cases)} of "
             f"{len(report.cases)} cases, first in {first}, where {report.reference}, gives finite "
-            "ones; no bundle was written.",
+            f"ones; {compiled.left}.",
             "Its activations leave the range of float32 in another order of operations: the "
             "model's weights are too large to be computed with safely.",
         )
@@ -69,7 +73,7 @@ def _overflowed(report: ParityReport, compiled: Compiled) -> tuple[str, str] | N
     return (
         f"Values overflow 16 bits: {report.precision} computes in {compiled.activations}, whose "
         f"largest number is {largest}, and logits are not finite in {len(cases)} of "
-        f"{len(report.cases)} cases, first in {first}; no bundle was written.",
+        f"{len(report.cases)} cases, first in {first}; {compiled.left}.",
         f"Compile with --precision {' or '.join(wider)}"
         + (": bfloat16 is as small and has float32's range." if "bf16" in wider else "."),
     )

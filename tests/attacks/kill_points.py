@@ -22,6 +22,7 @@ from unittest import mock
 import ptdeploy.files as files
 from ptdeploy.bundle import check_destination, publish, read_bundle, stage_bundle
 from ptdeploy.commands.rebuild import rebuild_bundle
+from ptdeploy.commands.request import RebuildRequest
 from ptdeploy.errors import PtdeployError
 from ptdeploy.progress import Progress
 from ptdeploy.targets import get_target
@@ -83,7 +84,7 @@ def rebuild_in_place(new: Path, place: Path) -> None:
 
     target = get_target("trt")
     with mock.patch.object(target, "rebuild", build):
-        rebuild_bundle(place, progress=Progress(quiet=True))
+        rebuild_bundle(RebuildRequest(bundle=place), Progress(quiet=True))
 
 
 def dies_at(point: int, work: Callable[[], None]) -> bool:

@@ -93,6 +93,7 @@ def test_whatever_reads_a_bundle_reads_one(source, kind):
 def test_a_report_goes_into_the_bundle_that_it_is_about(source, tmp_path):
     from support.damage import edit
 
+    from ptdeploy.commands.request import VerifyRequest
     from ptdeploy.commands.verify import verify_bundle
     from ptdeploy.parity.completed import keep_completed
     from ptdeploy.progress import Progress
@@ -107,7 +108,7 @@ def test_a_report_goes_into_the_bundle_that_it_is_about(source, tmp_path):
 
     edit(live, pending)
     bundle = read_bundle(live)
-    report = verify_bundle(source, progress=Progress(quiet=True))
+    report = verify_bundle(VerifyRequest(bundle=source), Progress(quiet=True))
     os.rename(live, tmp_path / "v1")
     shutil.copytree(tmp_path / "v1", live)
     keep_completed(bundle, report)

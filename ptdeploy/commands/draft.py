@@ -1,0 +1,128 @@
+"""The end of the line, for compile and rebuild alike: a bundle in its staging folder, proven equal
+to PEFT on PyTorch and only then published."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import msgspec
+
+from ptdeploy.bundle import Bundle, FileEntry, Manifest, Role, publish, staged
+from ptdeploy.bundle.publish import Destination
+from ptdeploy.commands.plan import runs_here
+from ptdeploy.errors import BaseModelError, BundleError, EngineFault, TargetUnavailable
+from ptdeploy.parity.compare import compare
+from ptdeploy.parity.graph_check import open_graph_check
+from ptdeploy.parity.reference import Reference
+from ptdeploy.parity.refusal import Compiled, refuse_mismatch
+from ptdeploy.parity.report import ParityReport
+from ptdeploy.parity.reports import report_json
+from ptdeploy.progress import PENDING, Progress
+from ptdeploy.runtime import Engine, open_engine
+from ptdeploy.targets import get_target
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A bundle that is being made in `folder`.
+
+    `working` files were needed to make the engine and stay out of the bundle. `notes` are for the
+    user at the end; the `told` ones were shown before. `refused` says what is left if parity fails.
+    """
+
+    folder: Path
+    manifest: Manifest
+    working: tuple[FileEntry, ...] = ()
+    notes: tuple[str, ...] = ()
+    told: tuple[str, ...] = ()
+    reference: Reference | None = field(default=None, repr=False)
+    refused: str = "no bundle was written"
+
+    def opened(self) -> Bundle:
+        """It as a bundle, its working files included."""
+        files = (*self.manifest.files, *self.working)
+        return Bundle(self.folder, msgspec.structs.replace(self.manifest, files=files))
+
+
+def prove(draft: Draft, progress: Progress) -> Draft:
+    """Compare what can run here with the reference: the engine, and the graph that it is built of.
+
+    Raises ParityError if either differs, EngineFault if one fails.
+    """
+    if draft.reference is None:
+        return draft
+    manifest, bundle = draft.manifest, draft.opened()
+    target = get_target(manifest.target)
+    compiled = Compiled(
+        manifest.source.architecture,
+        target.numerics(manifest.device, manifest.precision).activations,
+        target.precisions(manifest.device),
+        draft.refused,
+    )
+    reports: dict[Role, ParityReport] = {}
+    lost: tuple[str, ...] = ()
+    if target.STAND_IN and manifest.graph_parity is None and runs_here(target.STAND_IN):
+        with (
+            progress.stage(f"check parity of the graph, with {target.STAND_IN}"),
+            open_graph_check(bundle, target.STAND_IN) as engine,
+        ):
+            reports["graph_parity"] = compare(engine, draft.reference)
+        refuse_mismatch(reports["graph_parity"], compiled)
+    if target.unavailable(manifest.device) is None:
+        try:
+            with progress.stage("check parity"):
+                reports["parity"] = compare(_open(bundle, compiled), draft.reference)
+        except TargetUnavailable as error:
+            # Built for another GPU than the one that is here.
+            if not reports and manifest.graph_parity is None:
+                raise
+            lost = (f"the engine cannot run here: {error.problem}",)
+        else:
+            refuse_mismatch(reports["parity"], compiled)
+    noted = replace(draft, notes=(*draft.notes, *lost))
+    return _with_reports(noted, reports)
+
+
+def finish(draft: Draft, destination: Destination, progress: Progress) -> Bundle:
+    """Put the bundle into its place, whole, and say what its user should know."""
+    for entry in draft.working:
+        (draft.folder / entry.path).unlink()
+    with progress.stage("write the bundle"):
+        bundle = publish(draft.folder, draft.manifest, destination)
+    notes = tuple(dict.fromkeys(draft.notes))
+    if draft.manifest.parity is None:
+        notes += (PENDING,)
+    for note in notes:
+        progress.note(note)
+    return replace(bundle, notes=(*draft.told, *notes))
+
+
+def _with_reports(draft: Draft, reports: dict[Role, ParityReport]) -> Draft:
+    files, notes = draft.manifest.files, draft.notes
+    for role, report in reports.items():
+        name = f"{role.replace('_', '-')}.json"
+        (draft.folder / name).write_bytes(report_json(report))
+        files += (staged(name, role),)
+        notes += tuple(report.notes)
+    summaries = {role: report.summary() for role, report in reports.items()}
+    manifest = msgspec.structs.replace(draft.manifest, files=files, **summaries)
+    return replace(draft, manifest=manifest, notes=notes)
+
+
+def _open(bundle: Bundle, compiled: Compiled) -> Engine:
+    try:
+        return open_engine(bundle)
+    except BundleError as error:
+        # ONNX Runtime's word for an operator that it has no kernel for, in that type.
+        if "find an implementation" in error.problem:
+            raise BaseModelError(
+                f"{compiled.architecture}: its graph has operators that the target cannot run "
+                f"({error.problem}).",
+                "Only the architectures in the README's support table are tested.",
+            ) from error
+        raise EngineFault(
+            f"{compiled.architecture}: the target cannot open the engine that was built of its "
+            f"graph ({error.problem}).",
+            "Compile for another target or device, or report this with the base model's name.",
+        ) from error

@@ -1,0 +1,94 @@
+"""The first stage of compile: what was asked for, held against what the target can do here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ptdeploy.bundle import Quantization, check_destination
+from ptdeploy.bundle.publish import Destination
+from ptdeploy.bundle.quantization import Rounding, quantization_for, read_texts
+from ptdeploy.commands.request import CompileRequest
+from ptdeploy.engine_options import EngineOptions
+from ptdeploy.errors import InputError, TargetUnavailable
+from ptdeploy.parity.cases import check_golden
+from ptdeploy.targets import Numerics, Target, get_target
+from ptdeploy.text_files import library_path
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A request whose every default is filled in and that the target can carry out.
+
+    `texts` are what a quantized engine is judged on, None for our own.
+    """
+
+    request: CompileRequest
+    target: Target
+    device: str
+    precision: str
+    numerics: Numerics
+    quantization: Quantization | None
+    options: EngineOptions
+    texts: tuple[str, ...] | None
+    destination: Destination
+
+    @property
+    def weight_bits(self) -> int:
+        """How many bits most weights take in the bundle."""
+        if self.quantization:
+            return self.quantization.bits
+        return 32 if self.numerics.activations == "float32" else 16
+
+
+def make_plan(request: CompileRequest) -> Plan:
+    """Refuse what cannot be done before any work is: nothing is replaced by something near.
+
+    Raises InputError, OutputError or TargetUnavailable.
+    """
+    check_golden(request.golden)
+    target = get_target(request.target)
+    options = request.engine or EngineOptions()
+    device = request.device or target.DEVICES[0]
+    for problem in (target.unbuildable(device, options), _unprovable(target, device)):
+        if problem:
+            raise TargetUnavailable(*problem)
+    precision = _precision(request, target, device)
+    numerics = target.numerics(device, precision)
+    rounding = request.rounding or Rounding()
+    quantization = quantization_for(
+        precision, rounding, numerics.block_size, numerics.custom_operators
+    )
+    texts = read_texts(rounding.quality_text) if rounding.quality_text else None
+    for given in (request.checkpoint, request.base or "", request.place):
+        library_path(given)
+    destination = check_destination(request.place, request.force)
+    return Plan(
+        request, target, device, precision, numerics, quantization, options, texts, destination
+    )
+
+
+def runs_here(name: str) -> bool:
+    """Whether the target of that name runs on its default device here."""
+    target = get_target(name)
+    return target.unavailable(target.DEVICES[0]) is None
+
+
+def _precision(request: CompileRequest, target: Target, device: str) -> str:
+    precisions = target.precisions(device)
+    precision = request.precision or precisions[0]
+    if precision not in precisions:
+        raise InputError(
+            f"Target {request.target} has no precision {precision!r} on {device}; "
+            f"there is {', '.join(precisions)}."
+        )
+    return precision
+
+
+def _unprovable(target: Target, device: str) -> tuple[str, str] | None:
+    """Why neither the engine nor its graph can be compared with PEFT here, or None."""
+    problem = target.unavailable(device)
+    if problem is None or not target.STAND_IN:
+        return problem
+    if runs_here(target.STAND_IN):
+        return None
+    return f"Nothing here could show parity: {problem[0]}", "pip install 'ptdeploy[cpu]'"

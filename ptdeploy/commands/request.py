@@ -1,0 +1,110 @@
+"""What is asked of a command: made and checked at its doors, the API and the command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ptdeploy.arguments import MOST, check_fields, flag, instance, maybe, one_of, path, text, whole
+from ptdeploy.bundle.quantization import ROUNDING, Rounding
+from ptdeploy.bundle.task import Task
+from ptdeploy.engine_options import ENGINE_OPTIONS, EngineOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompileRequest:
+    """What ptdeploy.compile takes, but for its progress. Raises InputError as it does."""
+
+    checkpoint: str | Path
+    target: str
+    base: str | None = None
+    output: str | Path | None = None
+    device: str | None = None
+    precision: str | None = None
+    adapter: str | None = None
+    tokenizer: str | None = None
+    task: Task | None = None
+    labels: str | None = None
+    head: str | None = None
+    force: bool = False
+    freeze_kv: bool = True
+    max_batch: int | None = None
+    max_context: int | None = None
+    rounding: Rounding | None = None
+    golden: int | None = None
+    engine: EngineOptions | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(
+            self,
+            checkpoint=path,
+            target=text,
+            base=maybe(path),
+            output=maybe(path),
+            device=maybe(text),
+            precision=maybe(text),
+            adapter=maybe(text),
+            tokenizer=maybe(path),
+            task=maybe(one_of(Task)),
+            labels=maybe(text),
+            head=maybe(text),
+            force=flag,
+            freeze_kv=flag,
+            max_batch=maybe(whole(most=MOST)),
+            max_context=maybe(whole(most=MOST)),
+            rounding=maybe(instance(Rounding, **ROUNDING)),
+            golden=maybe(whole()),
+            engine=maybe(instance(EngineOptions, **ENGINE_OPTIONS)),
+        )
+
+    @property
+    def place(self) -> Path:
+        """Where the bundle is written; unless told `<checkpoint's name>.<target>.bundle`, here."""
+        if self.output:
+            return Path(self.output)
+        given = Path(self.checkpoint).resolve()
+        return Path(f"{given.stem if given.is_file() else given.name}.{self.target}.bundle")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RebuildRequest:
+    """What ptdeploy.rebuild takes, but for its progress. Raises InputError as it does."""
+
+    bundle: str | Path
+    output: str | Path | None = None
+    flavor: str | None = None
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self, bundle=path, output=maybe(path), flavor=maybe(text), force=flag)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyRequest:
+    """What ptdeploy.verify takes, but for its progress. Raises InputError as it does."""
+
+    bundle: str | Path
+    checkpoint: str | Path | None = None
+    base: str | None = None
+    adapter: str | None = None
+    tokenizer: str | None = None
+    data: str | Path | None = None
+    thresholds: str | Path | None = None
+    locate: bool = False
+    report: str | Path | None = None
+    graph: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(
+            self,
+            bundle=path,
+            checkpoint=maybe(path),
+            base=maybe(path),
+            adapter=maybe(text),
+            tokenizer=maybe(path),
+            data=maybe(path),
+            thresholds=maybe(path),
+            locate=flag,
+            report=maybe(path),
+            graph=flag,
+        )

@@ -1,0 +1,217 @@
+"""The stages of compile between its plan and its proof: each takes one dataclass and gives one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from ptdeploy.bundle import FileEntry, Limits, check_room, staged
+from ptdeploy.bundle.signature import Signature
+from ptdeploy.bundle.task import Graph, Task
+from ptdeploy.commands.draft import Draft
+from ptdeploy.commands.plan import Plan
+from ptdeploy.commands.request import CompileRequest
+from ptdeploy.errors import InputError
+from ptdeploy.progress import REFERENCE_STAGE, Progress
+from ptdeploy.source.base import BaseModel, resolve_base
+from ptdeploy.source.base_weights import load_model
+from ptdeploy.source.checkpoint import Checkpoint, read_checkpoint
+from ptdeploy.targets import BuildRequest
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    from transformers import PreTrainedModel
+
+    from ptdeploy.program.prompt import Prompt
+    from ptdeploy.source.meaning import Meaning
+    from ptdeploy.source.tokenizer_choice import ChosenTokenizer
+
+
+@dataclass(frozen=True)
+class Source:
+    """What was trained: the checkpoint, the base model it fits, what they mean, a tokenizer."""
+
+    checkpoint: Checkpoint
+    base: BaseModel
+    meaning: Meaning
+    tokenizer: ChosenTokenizer
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """The base model with its weights and trained head, float32, and the prompt, evaluated."""
+
+    source: Source
+    model: PreTrainedModel = field(repr=False)
+    prompt: Prompt
+
+
+@dataclass(frozen=True)
+class Traced:
+    """Model and prompt as an ONNX graph, what goes in and out of it, and what it is limited to."""
+
+    source: Source
+    prompt: Prompt
+    graph: ir.Model = field(repr=False)
+    route: Graph
+    signature: Signature
+    limits: Limits
+
+
+def read(plan: Plan, progress: Progress) -> Source:
+    """Read all that was trained, and refuse what does not fit together. No weight is loaded."""
+    request = plan.request
+    with progress.stage("read the checkpoint"):
+        checkpoint = read_checkpoint(
+            request.checkpoint, request.adapter, request.task, request.labels
+        )
+        _check_causal(checkpoint.task, request)
+        from ptdeploy.source.meaning import read_meaning
+        from ptdeploy.source.tokenizer_choice import choose_tokenizer
+
+        base = resolve_base(checkpoint, request.base)
+        meaning = read_meaning(checkpoint, base, request.head)
+        tokenizer = choose_tokenizer(checkpoint, base, request.tokenizer)
+    for note in base.notes:
+        progress.note(note)
+    return Source(checkpoint, base, meaning, tokenizer)
+
+
+def freeze(plan: Plan, source: Source, progress: Progress) -> Frozen:
+    """Load the base model, and evaluate the prompt encoder over it once."""
+    from ptdeploy.program.build import needs_prefix_kv
+    from ptdeploy.program.prompt import freeze as freeze_prompt
+
+    checkpoint, base = source.checkpoint, source.base
+    with progress.stage(f"load the base model {base.name}"):
+        model = load_model(checkpoint, base)
+        # Not every weight need come into the graph.
+        weights = sum(weight.numel() for weight in model.parameters())
+        check_room(plan.destination, weights * plan.weight_bits // 10)
+    with progress.stage(f"freeze {checkpoint.num_virtual_tokens} virtual tokens"):
+        prompt = freeze_prompt(checkpoint, model, needs_prefix_kv(checkpoint.task, base))
+    return Frozen(source, model, prompt)
+
+
+def trace(plan: Plan, frozen: Frozen, progress: Progress) -> Traced:
+    """Trace the model with its prompt, and export it to ONNX as its target computes it."""
+    from ptdeploy.program.build import build_program
+    from ptdeploy.program.export import to_onnx
+    from ptdeploy.program.manifest import limits
+
+    request, numerics, source = plan.request, plan.numerics, frozen.source
+    checkpoint = source.checkpoint
+    with progress.stage("export to ONNX"):
+        program, route = build_program(
+            checkpoint.task,
+            frozen.model,
+            source.base,
+            frozen.prompt,
+            request.freeze_kv,
+            numerics.operators,
+            partial(plan.target.refuses, plan.device, numerics.activations),
+        )
+        asked = request.max_context
+        bounds = limits(source.base, route, checkpoint.num_virtual_tokens, request.max_batch, asked)
+        is_causal = checkpoint.task is Task.CAUSAL_LM
+        bounds = plan.target.limit(bounds, plan.options, is_causal, asked)
+        signature = program.signature.computed_in(numerics.activations)
+        if numerics.fixed_slots and route.route == "fused":
+            signature = signature.with_slots(bounds.max_context)
+        graph = to_onnx(program, numerics.opset)
+    return Traced(source, frozen.prompt, graph, route, signature, bounds)
+
+
+def optimise(plan: Plan, traced: Traced, progress: Progress) -> Traced:
+    """Run every pass over the graph."""
+    from ptdeploy.passes import PassContext, run_passes
+
+    numerics = plan.numerics
+    with progress.stage("optimise the graph"):
+        context = PassContext(
+            traced.signature, plan.quantization, numerics.activations, numerics.custom_operators
+        )
+        return replace(traced, graph=run_passes(traced.graph, context))
+
+
+def build(plan: Plan, traced: Traced, folder: Path, progress: Progress) -> Draft:
+    """Build the engine, and put it into `folder` with its prompt and its tokenizer."""
+    from ptdeploy.parity.reference.texts import save_text_files
+    from ptdeploy.program.manifest import build_manifest
+    from ptdeploy.program.prompt import save_prompt
+
+    request, source = plan.request, traced.source
+    tokenizer = source.tokenizer
+    with progress.stage(f"build the {request.target} engine"):
+        built = plan.target.build(
+            BuildRequest(
+                traced.graph,
+                traced.signature,
+                traced.limits,
+                plan.precision,
+                folder,
+                plan.options,
+            )
+        )
+        files: tuple[FileEntry, ...] = (
+            *built.files,
+            staged(save_prompt(traced.prompt, folder), "prompt"),
+        )
+        if tokenizer.tokenizer is not None:
+            files += save_text_files(tokenizer.tokenizer, folder)
+    manifest = build_manifest(
+        checkpoint=source.checkpoint,
+        base=source.base,
+        prompt=traced.prompt,
+        signature=traced.signature,
+        meaning=source.meaning,
+        target=request.target,
+        device=plan.device,
+        precision=plan.precision,
+        graph=traced.route,
+        quantization=plan.quantization,
+        freeze_kv=request.freeze_kv,
+        limits=traced.limits,
+        tokenizer=tokenizer.info,
+        files=files,
+    )
+    notes = (*source.meaning.notes, *built.notes, *tokenizer.notes)
+    return Draft(folder, manifest, built.working, notes, told=source.base.notes)
+
+
+def refer(plan: Plan, source: Source, draft: Draft, progress: Progress) -> Draft:
+    """Compute what PEFT on PyTorch gives, each row alone, and put some of it into the bundle."""
+    from ptdeploy.parity.cases import compared_rows
+    from ptdeploy.parity.reference.peft import compute_reference
+    from ptdeploy.parity.reference.store import save_reference
+    from ptdeploy.parity.reference.texts import evaluation_text, reference_texts, with_texts
+
+    checkpoint, chosen, golden = source.checkpoint, source.tokenizer, plan.request.golden
+    bounds = draft.manifest.limits
+    with progress.stage(REFERENCE_STAGE):
+        judged = None
+        if plan.quantization is not None:
+            judged = evaluation_text(chosen.tokenizer, bounds, plan.texts, checkpoint.task)
+        rows = compared_rows(bounds, reference_texts(chosen.tokenizer, bounds), golden)
+        computed = compute_reference(checkpoint, source.base, bounds, judged, rows)
+        reference = with_texts(computed, chosen, checkpoint.task)
+        entry = staged(save_reference(reference, draft.folder, golden), "reference")
+    files = (*draft.manifest.files, entry)
+    manifest = msgspec.structs.replace(draft.manifest, files=files)
+    return replace(draft, manifest=manifest, reference=reference)
+
+
+def _check_causal(task: Task, request: CompileRequest) -> None:
+    if task is Task.CAUSAL_LM:
+        return
+    for option, given in (
+        ("--no-freeze-kv", not request.freeze_kv),
+        ("--max-batch", request.max_batch is not None),
+        ("--max-context", request.max_context is not None),
+    ):
+        if given:
+            raise InputError(f"{option} is about a KV buffer, and a {task.value} model keeps none.")
