@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parents[1] / "ptdeploy"
 # From left to right; what stands in one line is one layer. "" is `import ptdeploy` itself, whose
 # modules are the doors to all the rest.
 LAYERS = (
-    ("", "__init__", "__main__", "pytest_plugin", "cli", "cpp"),
+    ("", "__init__", "__main__", "api", "pytest_plugin", "cli", "cpp"),
     ("commands",),
     ("parity",),
     ("targets", "passes", "program", "source"),
