@@ -20,7 +20,8 @@ class Buffers:
     """Where an engine's KV buffers come from: all of one layout, with one prompt in front.
 
     A prompt that is not frozen is fed like text, as `virtual_ids`: ids behind the vocabulary, int64
-    (virtual tokens,); empty where it is frozen.
+    (virtual tokens,); empty where it is frozen. `words` counts the tokens that there are to choose
+    from.
     """
 
     def __init__(
@@ -30,6 +31,7 @@ class Buffers:
         self._session, self._prefix_kv = session, prefix_kv
         self._limits, self._prompt = manifest.limits, manifest.prompt
         count = self._prompt.num_virtual_tokens if prefix_kv is None else 0
+        self.words = self._limits.vocab_size
         self.virtual_ids = np.arange(self._limits.vocab_size, self._limits.vocab_size + count)
         self._spare: list[KVBuffer] = []
 

@@ -97,7 +97,7 @@ class CausalLM(Engine):
         if budget:
             with_kv = self.buffer(len(ids), max(row.size for row in ids) + budget)
             logits = [with_kv.prefill(i, self.fed(row))[0] for i, row in enumerate(ids)]
-            for _ in decode(with_kv, logits, rows, budget, cancel):
+            for _ in decode(with_kv, logits, rows, budget, self.buffers.words, cancel):
                 pass
             self.buffers.keep(with_kv)
         return [row.result() for row in rows]
@@ -125,7 +125,8 @@ class CausalLM(Engine):
         self._text_tokenizer()
         (row,) = self.started([ids], chosen, seed, stop, False, streamed=True)
         kv = self.buffer(1, ids.size + budget)
-        for _ in decode(kv, [kv.prefill(0, self.fed(ids))[0]], [row], budget, cancel):
+        first = [kv.prefill(0, self.fed(ids))[0]]
+        for _ in decode(kv, first, [row], budget, self.buffers.words, cancel):
             if piece := row.piece():
                 yield piece
         self.buffers.keep(kv)

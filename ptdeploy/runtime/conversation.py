@@ -111,7 +111,8 @@ class Conversation:
         # The last token runs (again, after a rollback): its logits choose the next.
         self._cut(len(self.token_ids) - 1)
         logits = self._kv.prefill(0, ids[int(self._kv.lengths[0]) - self._start :])
-        for _ in decode(self._kv, logits, [row], min(chosen.max_new_tokens, room), cancel):
+        budget = min(chosen.max_new_tokens, room)
+        for _ in decode(self._kv, logits, [row], budget, self._engine.buffers.words, cancel):
             pass
         self.token_ids += row.token_ids
         self._ending = 0 if row.token_ids else self._ending

@@ -89,10 +89,12 @@ def decode(
     logits: Sequence[NDArray[np.float32]] | NDArray[np.float32],
     rows: Sequence[GeneratingRow],
     budget: int,
+    words: int,
     cancel: Event | None,
 ) -> Iterator[list[int]]:
     """Continue every row, from the logits of its last token, by at most `budget` tokens.
 
+    Only the first `words` tokens are chosen from: logits may be wider than the embedding is long.
     Gives each step's tokens, one for each row; a row that has ended repeats its last one. The last
     step's tokens are not in the KV buffer.
     """
@@ -106,7 +108,7 @@ def decode(
             logits = kv.decode(tokens)
         for index, row in enumerate(rows):
             if row.stopped is None:
-                tokens[index] = row.take(logits[index])
+                tokens[index] = row.take(logits[index][:words])
         yield tokens
         if all(row.stopped for row in rows):
             return

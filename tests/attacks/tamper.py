@@ -7,7 +7,9 @@
 A change is made as a damaged disk would (the manifest's hashes stay) or as an attacker would (they
 are made to fit). Each bundle is opened and asked in a worker process, which may die. Outcomes:
 
-    refused    a BundleError, InputError or TargetUnavailable, at load or at the first request
+    refused    a BundleError, InputError or TargetUnavailable, at load or at the first request; an
+               EngineFault of its own words only where the hashes were made to fit: a graph is a
+               program, and may fail
     harmless   the same answers as before
     other      another answer: only where the hashes were made to fit, or in the manifest itself,
                which is what a signature is for
@@ -69,7 +71,7 @@ def answers(path: str) -> dict[str, Any]:
 
 def work() -> None:
     """Answer paths on standard input, a JSON line each, until it ends."""
-    from ptdeploy.errors import PtdeployError
+    from ptdeploy.errors import EngineFault, PtdeployError
 
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
     # Engines print what they like on standard output.
@@ -78,6 +80,8 @@ def work() -> None:
     for line in sys.stdin:
         try:
             said = {"answers": answers(line.rstrip("\n"))}
+        except EngineFault as error:
+            said = {"fault": error.problem}
         except PtdeployError as error:
             said = {"refused": f"{type(error).__name__}: {error.problem}"}
         except Exception as error:
@@ -103,6 +107,8 @@ class Worker:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 text=True,
+                # Words of files that are no UTF-8.
+                errors="replace",
                 env={**os.environ, "RUST_BACKTRACE": "0"},
             )
         assert self._process.stdin is not None
@@ -131,27 +137,32 @@ class Python(Worker):
     def __init__(self) -> None:
         super().__init__(sys.executable, __file__, "--work")
 
-    def open(self, bundle: Path) -> dict[str, Any] | None:
+    def open(self, bundle: Path, task: str) -> dict[str, Any] | None:
         return self.ask(str(bundle))
 
 
 class Cpp(Worker):
     """The C++ tests' probe: one request after the other, up to the first refusal."""
 
-    def open(self, bundle: Path) -> dict[str, Any] | None:
+    def open(self, bundle: Path, task: str) -> dict[str, Any] | None:
         found: dict[str, Any] = {}
         rows = ";".join(",".join(map(str, row)) for row in ROWS)
-        for words in (("open", "e", str(bundle), "1"), ("logits", "e", rows)):
+        asked: dict[str, tuple[str, ...]] = {
+            "SEQ_CLS": ("classify", "e", rows),
+            "CAUSAL_LM": ("generate", "e", rows, "max_new_tokens=4"),
+        }
+        for words in (("open", "e", str(bundle), "1"), ("logits", "e", rows), asked[task]):
             said = self.ask("\t".join(words))
             if said is None:
                 return None
             if isinstance(said, dict) and "error" in said:
                 kind, problem = said["error"], said["problem"]
-                raw = kind == "EngineFault"
-                return {"raw" if raw else "refused": f"{kind}: {problem}"}
+                if kind == "EngineFault":
+                    return {"fault": problem}
+                return {"refused": f"{kind}: {problem}"}
             found[words[0]] = said
         self.ask("close\te")
-        return {"answers": {"logits": found["logits"]}}
+        return {"answers": found}
 
 
 def make_bundles(folder: Path) -> dict[str, Path]:
@@ -207,6 +218,8 @@ def outcome(said: dict[str, Any] | None, want: Any, file: str, fits: bool) -> tu
         return "wrong", "the process died"
     if "refused" in said:
         return "refused", said["refused"]
+    if "fault" in said:
+        return "refused" if fits else "wrong", f"EngineFault: {said['fault']}"
     if "raw" in said:
         return "wrong", said["raw"]
     if said["answers"] == want:
@@ -227,9 +240,9 @@ def tamper(
 ) -> tuple[Counter[tuple[str, str]], list[str]]:
     """Counts by (file, outcome), and what was wrong in words."""
     python, cpp = Python(), Cpp(probe) if probe else None
-    want = {name: (python.open(path) or {}).get("answers") for name, path in bundles.items()}
+    want = {name: (python.open(path, name) or {}).get("answers") for name, path in bundles.items()}
     cpp_want = {
-        name: (cpp.open(path) or {}).get("answers") if cpp else None
+        name: (cpp.open(path, name) or {}).get("answers") if cpp else None
         for name, path in bundles.items()
     }
     assert all(want.values()), f"the bundles themselves do not answer: {want}"
@@ -240,9 +253,9 @@ def tamper(
         name = rng.choice(sorted(bundles))
         copy = folder / "changed"
         file, fits = change_one(bundles[name], copy, rng)
-        found, said = outcome(python.open(copy), want[name], file, fits)
+        found, said = outcome(python.open(copy, name), want[name], file, fits)
         if cpp is not None:
-            other, words = outcome(cpp.open(copy), cpp_want[name], file, fits)
+            other, words = outcome(cpp.open(copy, name), cpp_want[name], file, fits)
             if other != found and not _only_python(file, found, said):
                 found, said = "wrong", f"Python: {found} {said!r}; C++: {other} {words!r}"
         counts[file, found] += 1

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import ctypes
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from damage import edit
 
 OK, INPUT, FAULT = 0, 2, 4
 NONE = None
@@ -124,8 +126,11 @@ def test_eos_ids_outside_the_vocabulary_are_refused(library):
             f"eos_token_ids is {token}; it must be token ids from 0 to 100"
             in (library.generate(options)[0])
         )
-    many = library.options(eos_token_ids=(ctypes.c_int64 * 1)(), num_eos_token_ids=2**63)
-    assert "num_eos_token_ids is" in library.generate(many)[0]
+    for count in (102, 2**31 - 1, 2**31, 2**63):  # so many are never read
+        many = library.options(eos_token_ids=(ctypes.c_int64 * 1)(), num_eos_token_ids=count)
+        assert f"num_eos_token_ids is {count}; there are 101" in library.generate(many)[0]
+    twice = (ctypes.c_int64 * 101)()
+    assert library.generate(library.options(eos_token_ids=twice, num_eos_token_ids=101))[0] == ""
 
 
 def test_sizes_are_held_against_what_fits_before_anything_is_read(library):
@@ -137,6 +142,8 @@ def test_sizes_are_held_against_what_fits_before_anything_is_read(library):
         assert "capacity is" in library.generate(options, capacity=size)[0]
     assert "The batch has no rows" in library.generate(options, rows=0)[0]
     assert "Row 0 is empty" in library.generate(options, lengths=(0,))[0]
+    # The first row that cannot be one ends the reading of lengths, however many are said to be.
+    assert "Row 1 is empty" in library.generate(options, lengths=(2, 0), rows=2**31 - 1)[0]
     assert library.generate(options, capacity=0) == ("", 0)
     assert "size is not sizeof" in library.generate(library.options(size=3))[0]
 
@@ -198,12 +205,41 @@ def test_a_session_takes_no_size_that_does_not_fit(library):
     for size in SIZES[2:]:
         for call in ("append", "rollback"):
             given = (session, ids) if call == "append" else (session,)
-            if call == "append" and size < 2**31:
-                continue  # so many ids would be read
             status = getattr(library.c, f"ptdeploy_session_{call}")(*given, ctypes.c_size_t(size))
             assert library.said(status)
+    # One more than there is room for is not read either, nor in a fork or after a rollback.
+    fork = ctypes.c_void_p()
+    assert library.c.ptdeploy_session_fork(session, ctypes.byref(fork)) == OK
+    assert library.c.ptdeploy_session_rollback(fork, ctypes.c_size_t(1)) == OK
+    for one, size, held in ((session, 19, 2), (fork, 20, 1)):
+        status = library.c.ptdeploy_session_append(one, ids, ctypes.c_size_t(size))
+        said = f"{size} more tokens do not fit: the session has {held} of 20."
+        assert library.said(status) == said
+    library.c.ptdeploy_session_close(fork)
     assert library.c.ptdeploy_session_length(session) == 2
     library.c.ptdeploy_session_close(session)
+
+
+def test_more_rows_than_an_engine_takes_at_once_are_not_read(built, compiled, tmp_path):
+    bundle = Path(shutil.copytree(compiled("gpt2", "CAUSAL_LM").bundle, tmp_path / "bundle"))
+    edit(bundle, lambda m: m["limits"].update(max_batch=2))
+    library = Library(built, bundle)
+    ids, lengths = (ctypes.c_int64 * 2)(5, 6), (ctypes.c_size_t * 2)(1, 1)
+    logits = (ctypes.c_float * 202)()
+    for rows in (3, 2**31 - 1):
+        status = library.c.ptdeploy_logits(
+            library.engine, ids, NONE, lengths, ctypes.c_size_t(rows), logits
+        )
+        assert library.said(status) == f"rows is {rows}; the engine takes at most 2 at once."
+        assert library.generate(library.options(), ids, lengths, rows)[0] == library.said(status)
+
+
+def test_words_for_people_are_printable(library, tmp_path):
+    status = library.c.ptdeploy_open(
+        str(tmp_path / "\x1b[2J\n").encode(), NONE, 0, 0, ctypes.byref(ctypes.c_void_p())
+    )
+    assert status == 1
+    assert b"\\x1b[2J\\n: no such bundle folder" in library.c.ptdeploy_last_error()
 
 
 @pytest.mark.parametrize("threads", [-1, 1025, 2**31 - 1, -(2**31)])

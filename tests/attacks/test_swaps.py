@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from attacks import swaps
 from support import native
+from support.damage import replace
 
 import ptdeploy
 from ptdeploy.bundle import read_bundle, whole
@@ -65,6 +66,31 @@ def test_a_bundle_that_was_read_stays_what_it_was(source, tmp_path):
     assert entry is not None
     bundle.copy(entry, tmp_path / "copied")
     assert (tmp_path / "copied").read_bytes() == (source / "model.onnx.data").read_bytes()
+
+
+def test_the_cpp_library_reads_files_of_the_bundle_that_it_opened(source, built, tmp_path):
+    """A tokenizer that is read later is not another version's."""
+    first = tmp_path / "v1"
+    shutil.copytree(source, first)
+    second = swaps.second_version(source, tmp_path / "v2")
+    replace(second, "parity.json", b"of the second")
+    live = tmp_path / "live"
+    live.symlink_to(first)
+    probe = native.Probe(str(built / "probe"))
+    assert probe.ask("open", "e", live) == {}
+    wanted = (source / "parity.json").read_text()
+    swaps.turn_a_link(live, (first, second), 1)
+    assert (live / "parity.json").read_bytes() == b"of the second"
+    assert probe.ask("read", "e", "parity") == wanted
+    os.replace(live / "parity.json", first / "parity.json")
+    assert probe.ask("read", "e", "parity") == wanted
+    # What is overwritten where it lies is no longer what was hashed.
+    third = Path(shutil.copytree(source, tmp_path / "v3"))
+    assert probe.ask("open", "e", third) == {}
+    with (third / "parity.json").open("r+b") as file:
+        file.write(b"[")
+    assert "its SHA-256 is not the manifest's" in probe.ask("read", "e", "parity")["problem"]
+    probe.close()
 
 
 def test_an_open_engine_answers_on_when_its_bundle_is_deleted(source, tmp_path):

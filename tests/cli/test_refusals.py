@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from support import tiny
 
 from ptdeploy.cli.main import main
+from ptdeploy.source.checkpoint import read_checkpoint
 
 ADAPTER = "adapter_model.safetensors"
 
@@ -211,7 +212,19 @@ def test_several_adapters_need_a_name(adapter, trained, refuse):
     message = refuse(adapter, trained.base)
     assert "default, second" in message
     assert "--adapter" in message
+    assert "'default' is the one in the folder itself" in message
     assert "no adapter named 'third'" in refuse(adapter, trained.base, "--adapter", "third")
+
+
+def test_an_adapter_below_another_of_its_name_does_not_stand_for_it(trained, refuse, tmp_path):
+    folder = Path(shutil.copytree(trained.adapter, tmp_path / "a"))
+    other = tiny.make(tmp_path / "other", "bert", "SEQ_CLS", virtual_tokens=3)
+    shutil.copytree(other.adapter, folder / "default")
+    message = refuse(folder, trained.base)
+    assert "holds 2 adapters: default, default/." in message
+    assert "--adapter" in message
+    assert read_checkpoint(folder, "default").num_virtual_tokens == 5
+    assert read_checkpoint(folder, "default/").num_virtual_tokens == 3
 
 
 def test_a_state_dict_without_a_task(trained, refuse, tmp_path):

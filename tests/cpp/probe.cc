@@ -32,6 +32,14 @@ std::vector<ptdeploy::Ids> rows_of(const std::string& text) {
   return rows;
 }
 
+// "0a1b": any bytes in a line.
+std::string bytes_of(const std::string& hex) {
+  std::string out;
+  for (std::size_t i = 0; i + 1 < hex.size(); i += 2)
+    out += static_cast<char>(std::stoi(hex.substr(i, 2), nullptr, 16));
+  return out;
+}
+
 std::string quoted(const std::string& text) {
   std::ostringstream out;
   out << '"';
@@ -164,10 +172,14 @@ struct Open {
       engines.emplace(word(1), Engine::open(word(2), options));
       return "{}";
     }
+    if (what == "printable")
+      return list(std::vector<bool>{false, true}, [&](bool lines) {
+        return quoted(ptdeploy::printable(bytes_of(word(1)), lines));
+      });
     if (what == "close") return engines.erase(word(1)), "{}";
     if (what.rfind("session", 0) == 0) return session(what, word(1), word(2));
     const Engine& engine = engines.at(word(1));
-    if (what == "file") return quoted(engine.file(word(2)));
+    if (what == "read") return quoted(engine.read(word(2)).value_or(""));
     if (what == "verify") return report_text(engine.verify());
     if (what == "logits")
       return list(engine.logits(rows_of(word(2)), rows_of(word(3))),

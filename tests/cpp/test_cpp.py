@@ -21,6 +21,7 @@ from support.refusals import python_refusal, same_refusal
 from support.values import VALUES
 
 import ptdeploy
+from ptdeploy.printable import printable, printable_lines
 
 
 @pytest.fixture(scope="module")
@@ -459,7 +460,56 @@ def test_a_bundle_reached_through_links_and_odd_paths_opens(compiled, probe, tmp
     for path in (tmp_path / "link", f"{tmp_path}//link/./", f"{tmp_path}/bundle/../link"):
         assert probe.ask("open", "e", path) == {}
         assert python_refusal(Path(path)) is None
-    assert probe.ask("file", "e", "prompt") == f"{tmp_path}/bundle/../link/prompt.safetensors"
+    assert probe.ask("read", "e", "parity") == (source / "parity.json").read_text()
+    assert probe.ask("read", "e", "tokenizer") == ""
+
+
+@given(st.text())
+@example("\x1b[2J\x9b31m\u202e\r\n\t\x00\x7f\u2028\ufffe\U0001f600\u200d caf\u00e9")
+def test_printable_text_is_pythons(probe, text):
+    content = text.encode("utf-8", "surrogatepass").hex()
+    assert probe.ask("printable", content) == [printable(text), printable_lines(text)]
+
+
+def test_bytes_that_are_no_utf8_are_printable_too(probe):
+    for content, want in (
+        (b"a\x9b31m", "a\\x9b31m"),
+        (b"\xe2\x82", "\\xe2\\x82"),
+        (b"\xc0\xaf\xff\xf8", "\\xc0\\xaf\\xff\\xf8"),
+        (b"\xf4\x90\x80\x80", "\\xf4\\x90\\x80\\x80"),
+    ):
+        assert probe.ask("printable", content.hex()) == [want, want]
+
+
+@pytest.mark.parametrize("kind", ["fused", "plain"])
+def test_no_token_past_the_vocabulary_is_chosen(bundles, probe, tmp_path, kind):
+    """Logits may be wider than the embedding: what lies behind it would be looked up nowhere."""
+    bundle = Path(shutil.copytree(bundles(kind), tmp_path / "bundle"))
+    words = 1 + max(map(max, ROWS))
+
+    def fewer(manifest: dict[str, Any]) -> None:
+        manifest["limits"]["vocab_size"] = words
+        manifest["generation"]["eos_token_ids"] = []
+
+    edit(bundle, fewer)
+    before = ptdeploy.load(bundles(kind)).generate(ROWS, 16, eos_token_ids=())
+    engine = opened(probe, bundle)
+    if kind == "fused":
+        assert max(max(one.token_ids) for one in before) >= words, "the test shows nothing"
+    options: dict[str, Any]
+    for options in ({}, {"temperature": 50.0, "seed": 7, "min_new_tokens": 3}):
+        ours = engine.generate(ROWS, 16, logprobs=True, **options)
+        asked = options_text({"max_new_tokens": 16, "logprobs": 1, **options})
+        theirs = probe.ask("generate", "e", text_of(ROWS), asked)
+        assert [one["token_ids"] for one in theirs] == [one.token_ids for one in ours]
+        assert max(max(one.token_ids) for one in ours) < words
+    session = engine.session(40)
+    session.append(ROWS[0])
+    said = session.generate(8)
+    session.append(said.token_ids)
+    probe.ask("session-open", "s", "e 40")
+    probe.ask("session-append", "s", text_of([ROWS[0]]))
+    assert probe.ask("session-generate", "s", "max_new_tokens=8")["token_ids"] == said.token_ids
 
 
 JSON_ERROR = re.compile(r"malformed|truncated|codec can't|surrogate|Expected `object`, got")

@@ -13,11 +13,13 @@ from pathlib import Path
 
 import pytest
 from support import native
+from support.damage import edit
 from support.native import ROWS, bits, text_of
 from support.tools import tool
 
 import ptdeploy
 from ptdeploy.cli.main import main
+from ptdeploy.printable import printable
 
 LIBRARY = native.REPOSITORY / "ptdeploy" / "cpp"
 
@@ -83,6 +85,20 @@ def test_the_server_example_answers_every_request_as_python_does(bundles, exampl
         else:
             want = engine.generate([row])[0].token_ids
             assert got[name] == "".join(f"{token}," for token in want)
+
+
+@pytest.mark.parametrize("kind", ["encoder classifier", "token classifier"])
+def test_no_label_acts_on_a_terminal_or_forges_a_line(bundles, examples, tmp_path, kind):
+    bundle = Path(shutil.copytree(bundles(kind), tmp_path / "bundle"))
+    label = "\x1b]0;x\x07\x9b2J\u202e\nr2\tgood"
+    edit(bundle, lambda m: m.update(labels=[f"{label}{i}" for i in range(len(m["labels"]))]))
+    lines = output(examples / "classify", bundle, "5,6,7").splitlines()
+    assert len(lines) == (1 if kind == "encoder classifier" else 3)
+    assert all(printable(label) in line for line in lines)
+    if kind == "encoder classifier":
+        said = output(examples / "server", bundle, given="r\x1b1 5,6,7\n")
+        assert said.startswith(f"r\\x1b1\t{printable(label)}")
+        assert said.count("\n") == 1
 
 
 @pytest.mark.parametrize("name", ["classify", "generate", "server"])

@@ -25,6 +25,7 @@ from ptdeploy.parity.reference import Reference, Row
 from ptdeploy.parity.reference.store import load_reference, save_reference
 from ptdeploy.parity.report import ParityReport
 from ptdeploy.parity.reports.text import describe
+from ptdeploy.printable import printable
 
 KINDS = [
     "encoder classifier",
@@ -384,6 +385,25 @@ def test_the_example_prints_what_ptdeploy_verify_prints(bundles, example, tmp_pa
         [],
         [one for one in wanted if one.startswith("departs: and ")],
     )
+
+
+def test_the_example_prints_no_character_of_the_bundles_that_acts(compiled, example, tmp_path):
+    """Neither a terminal nor a line of the report is a bundle's to write."""
+    bundle = Path(shutil.copytree(compiled("bert", "SEQ_CLS").bundle, tmp_path / "bundle"))
+    words = "\x1b[2J\x9b31m\u202e\nparity holds"
+
+    def change(_: object, metadata: dict[str, Any]) -> None:
+        metadata.update(made_by=words)
+
+    damage.rewrite_reference(bundle, change)
+    done = example(bundle)
+    assert done.returncode == 0, done.stderr
+    assert f"reference: {printable(words)}\n" in done.stdout
+    edit(bundle, lambda m: m.update(target=words))
+    done = example(bundle)
+    assert done.returncode in (2, 3)
+    assert printable(done.stderr.replace("\n", "")) == done.stderr.replace("\n", "")
+    assert "\nparity holds" not in done.stderr
 
 
 def test_the_example_says_what_is_wrong_by_its_exit_code(compiled, example, tmp_path):

@@ -9,15 +9,15 @@ namespace {
 
 void print_classes(const ptdeploy::Engine& engine, const std::vector<ptdeploy::Ids>& rows) {
   for (const auto& result : engine.classify(rows))
-    std::printf("%s %.3f\n", result.label.c_str(), result.probability);
+    std::printf("%s %.3f\n", ptdeploy::printable(result.label).c_str(), result.probability);
 }
 
 void print_tags(const ptdeploy::Engine& engine, const std::vector<ptdeploy::Ids>& rows,
                 const Text& text) {
   for (const auto& tokens : engine.tag(rows))
     for (const auto& token : tokens)
-      std::printf("%s %s %.3f\n", text.decode({token.token_id}).c_str(), token.label.c_str(),
-                  token.probability);
+      std::printf("%s %s %.3f\n", ptdeploy::printable(text.decode({token.token_id})).c_str(),
+                  ptdeploy::printable(token.label).c_str(), token.probability);
 }
 
 }  // namespace

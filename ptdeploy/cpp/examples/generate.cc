@@ -17,7 +17,8 @@ int main(int argc, char** argv) {
     if (argc > 3) options.max_new_tokens = std::atoll(argv[3]);
     TextStream stream(text);
     engine.generate({text.encode(argv[2])}, options, [&](std::size_t, std::int64_t token) {
-      std::fputs(stream.add(token).c_str(), stdout);
+      // Line ends are the model's to write; what would act on a terminal is not.
+      std::fputs(ptdeploy::printable(stream.add(token), true).c_str(), stdout);
       std::fflush(stdout);
       return true;  // false would stop here
     });

@@ -88,7 +88,9 @@ int main(int argc, char** argv) {
         while (auto request = queue.take()) {
           const std::string result = answer(engine, text, request->text);
           std::lock_guard<std::mutex> lock(output);
-          std::cout << request->id << '\t' << result << std::endl;
+          // A line each: no answer, and no id, can forge another's.
+          std::cout << ptdeploy::printable(request->id) << '\t' << ptdeploy::printable(result)
+                    << std::endl;
         }
       });
     for (std::string line; std::getline(std::cin, line);) {

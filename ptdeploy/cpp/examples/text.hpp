@@ -2,9 +2,8 @@
 //
 // The examples call open_text() and know no more. This folder's text_ids.cc is the stand-in for
 // one: its "text" is ids, as in "5,6,7". For real text write another file that defines
-// open_text(), with any library that reads the bundle's tokenizer.json, whose path is
-// engine.file("tokenizer"), and build with -DPTDEPLOY_EXAMPLE_TEXT=that/file.cc. docs/cpp.md has
-// such a file.
+// open_text(), with any library that takes the bundle's tokenizer.json as engine.read("tokenizer")
+// gives it, and build with -DPTDEPLOY_EXAMPLE_TEXT=that/file.cc. docs/cpp.md has such a file.
 #pragma once
 
 #include <functional>

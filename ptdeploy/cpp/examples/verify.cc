@@ -11,6 +11,7 @@ namespace {
 
 using ptdeploy::ParityCase;
 using ptdeploy::ParityReport;
+using ptdeploy::printable;
 
 // All cases of one name, at their worst.
 struct Group {
@@ -62,7 +63,7 @@ void print(const ParityReport& report) {
   std::printf("%-28s%5s%8s%10s%10s%10s%9s\n", "case", "runs", "longest", "max abs", "mean abs",
               "KL", "top-1");
   for (const Group& group : grouped(report.cases))
-    std::printf("%-28s%5zu%8zu%10s%10s%10s%8.2f%%%s\n", group.worst.name.c_str(), group.runs,
+    std::printf("%-28s%5zu%8zu%10s%10s%10s%8.2f%%%s\n", printable(group.worst.name).c_str(), group.runs,
                 group.longest, short_text(group.worst.max_abs).c_str(),
                 short_text(group.worst.mean_abs).c_str(), short_text(group.worst.kl).c_str(),
                 100 * group.worst.top1_agreement, group.worst.passed ? ""
@@ -72,7 +73,7 @@ void print(const ParityReport& report) {
     std::printf("greedy tokens, row of %zu: %zu of %zu agree\n", one.length, one.agreed, one.total);
   if (const auto& quality = report.quality) {
     std::printf("rounded weights on %s: top-1 agreement %.2f%% at %zu positions of %zu texts",
-                quality->judged_on.c_str(), 100 * quality->top1_agreement, quality->positions,
+                printable(quality->judged_on).c_str(), 100 * quality->top1_agreement, quality->positions,
                 quality->texts);
     if (quality->detectable)
       std::printf(" (a fault in %.1f%% of the answers would be seen)", 100 * *quality->detectable);
@@ -82,10 +83,10 @@ void print(const ParityReport& report) {
     std::puts("");
   }
   if (report.largest_allowed) std::printf("allowed max abs %.2g; ", *report.largest_allowed);
-  std::printf("reference: %s\n", report.reference.c_str());
+  std::printf("reference: %s\n", printable(report.reference).c_str());
   for (std::size_t i = 0; i < report.failures.size(); ++i)
-    std::printf("%s%s\n", i < report.engine_faults ? "" : "departs: ", report.failures[i].c_str());
-  for (const std::string& note : report.notes) std::printf("note: %s\n", note.c_str());
+    std::printf("%s%s\n", i < report.engine_faults ? "" : "departs: ", printable(report.failures[i]).c_str());
+  for (const std::string& note : report.notes) std::printf("note: %s\n", printable(note).c_str());
   std::puts(verdict(report));
 }
 

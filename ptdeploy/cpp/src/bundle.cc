@@ -106,6 +106,27 @@ void check_file(Held& held, const std::string& folder, const FileEntry& entry) {
                     "The file is damaged. Copy the whole bundle folder again.");
 }
 
+// Gives `take` a file's bytes in pieces. Throws BundleError, after the last of them, unless they are
+// the listed ones.
+template <class Take>
+void take_hashed(const Bundle& bundle, const FileEntry& entry, Take take) {
+  const std::string file = join(bundle.path, entry.path);
+  // One byte more shows a file that has grown, and no more is read of it.
+  const std::uintmax_t most = static_cast<std::uintmax_t>(entry.size) + 1;
+  Sha256 hash;
+  try {
+    bundle.held->read(entry.path, most, [&](const char* bytes, std::size_t count) {
+      hash.update(bytes, count);
+      take(bytes, count);
+    });
+  } catch (const FileFault& fault) {
+    throw BundleError(file + ": cannot be read (" + reason_of(fault.number) + ").");
+  }
+  if (hash.hex() != entry.sha256)
+    throw BundleError(file + ": its SHA-256 is not the manifest's.",
+                      "The file was changed or damaged. Copy the whole bundle folder again.");
+}
+
 Bundle read_once(const std::string& path) {
   std::shared_ptr<Held> held = hold(path);
   Bundle bundle{path, read_manifest(*held, path), held};
@@ -141,6 +162,16 @@ std::string Bundle::opened(const std::string& role) const {
   return found ? held->reopened(found->path) : "";
 }
 
+std::optional<std::string> Bundle::content(const std::string& role) const {
+  const FileEntry* found = entry(role);
+  if (!found) return std::nullopt;
+  std::string text;
+  take_hashed(*this, *found, [&text](const char* bytes, std::size_t count) {
+    text.append(bytes, count);
+  });
+  return text;
+}
+
 std::string Bundle::in_folder(const std::string& role) const {
   const FileEntry* found = entry(role);
   return found ? held->inside(found->path) : "";
@@ -166,20 +197,8 @@ Bundle read_bundle(const std::string& given) {
 }
 
 void check_hashes(const Bundle& bundle) {
-  for (const FileEntry& entry : bundle.manifest.files) {
-    const std::string file = join(bundle.path, entry.path);
-    Sha256 hash;
-    try {
-      bundle.held->read(
-          entry.path, UINTMAX_MAX,
-          [&hash](const char* bytes, std::size_t count) { hash.update(bytes, count); });
-    } catch (const FileFault& fault) {
-      throw BundleError(file + ": cannot be read (" + reason_of(fault.number) + ").");
-    }
-    if (hash.hex() != entry.sha256)
-      throw BundleError(file + ": its SHA-256 is not the manifest's.",
-                        "The file was changed or damaged. Copy the whole bundle folder again.");
-  }
+  for (const FileEntry& entry : bundle.manifest.files)
+    take_hashed(bundle, entry, [](const char*, std::size_t) {});
 }
 
 }  // namespace ptdeploy::detail

@@ -3,6 +3,7 @@
 
 #include <chrono>
 #include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 
@@ -22,6 +23,8 @@ struct Bundle {
   std::string file(const std::string& role) const;
   // A path to read the very file with this role that was checked, or empty.
   std::string opened(const std::string& role) const;
+  // The bytes of the very file with this role, hashed again as they are read; or nothing.
+  std::optional<std::string> content(const std::string& role) const;
   // Like `opened`, for what finds other files beside it; `check_unchanged` must follow.
   std::string in_folder(const std::string& role) const;
   // Throws BundleError if a file was replaced since the bundle was read.

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <exception>
 #include <limits>
+#include <memory>
 #include <new>
 
 #include "ptdeploy/ptdeploy.h"
@@ -13,6 +14,8 @@ struct ptdeploy_engine {
 
 struct ptdeploy_session {
   ptdeploy::Session session;
+  size_t room;  // tokens of text that it can hold
+  ptdeploy::BundleInfo info;
 };
 
 struct ptdeploy_report {
@@ -30,8 +33,9 @@ thread_local LastError last_error;
 
 ptdeploy_status failed(ptdeploy_status status, const char* problem, const char* fix) noexcept {
   try {
-    last_error.problem = problem;
-    last_error.fix = fix;
+    // Words for people, and C has nothing else to print them with.
+    last_error.problem = ptdeploy::printable(problem);
+    last_error.fix = ptdeploy::printable(fix);
   } catch (...) {
     last_error.problem.clear();
     last_error.fix.clear();
@@ -74,11 +78,18 @@ void check_count(size_t count, const char* name) {
                                "; it must be at most " + std::to_string(kMost) + ".");
 }
 
-// A row longer than the engine takes is refused before it is read.
+// What cannot be one is refused before it is read: a row that is longer than the engine takes or
+// empty, and more rows together than it takes at once.
 std::vector<ptdeploy::Ids> rows_of(const ptdeploy_engine* engine, const int64_t* ids,
                                    const size_t* lengths, size_t rows) {
-  const int64_t most = given(engine, "engine")->engine.info().max_sequence;
+  const ptdeploy::BundleInfo& info = given(engine, "engine")->engine.info();
+  const int64_t most = info.max_sequence;
   check_count(rows, "rows");
+  if (info.task == ptdeploy::Task::causal_lm && info.max_batch &&
+      rows > static_cast<size_t>(*info.max_batch))
+    throw ptdeploy::InputError("rows is " + std::to_string(rows) + "; the engine takes at most " +
+                                   std::to_string(*info.max_batch) + " at once.",
+                               "Send fewer rows at once.");
   std::vector<ptdeploy::Ids> out;
   for (size_t i = 0; i < rows; ids += lengths[i++]) {
     const size_t length = given(lengths, "lengths")[i];
@@ -87,7 +98,10 @@ std::vector<ptdeploy::Ids> rows_of(const ptdeploy_engine* engine, const int64_t*
                                      " tokens, but at most " + std::to_string(most) +
                                      " fit beside the virtual tokens.",
                                  "Shorten the text.");
-    if (length > 0) given(ids, "ids");
+    if (length == 0)
+      throw ptdeploy::InputError("Row " + std::to_string(i) +
+                                 " is empty: an engine needs at least one token.");
+    given(ids, "ids");
     out.emplace_back(ids, ids + length);
   }
   return out;
@@ -106,7 +120,8 @@ void set(std::optional<Value>& place, Given given) {
   if (!(given < 0)) place = static_cast<Value>(given);
 }
 
-ptdeploy::GenerateOptions options_of(const ptdeploy_options* from, size_t capacity,
+ptdeploy::GenerateOptions options_of(const ptdeploy_options* from,
+                                     const ptdeploy::BundleInfo& info, size_t capacity,
                                      bool logprobs) {
   check_count(capacity, "capacity");
   ptdeploy::GenerateOptions out;
@@ -126,7 +141,10 @@ ptdeploy::GenerateOptions options_of(const ptdeploy_options* from, size_t capaci
   set(out.top_p, options.top_p);
   set(out.min_p, options.min_p);
   set(out.repetition_penalty, options.repetition_penalty);
-  check_count(options.num_eos_token_ids, "num_eos_token_ids");
+  // More than there are would name one twice.
+  if (options.eos_token_ids && options.num_eos_token_ids > static_cast<size_t>(info.vocab_size))
+    throw ptdeploy::InputError("num_eos_token_ids is " + std::to_string(options.num_eos_token_ids) +
+                               "; there are " + std::to_string(info.vocab_size) + " token ids.");
   if (options.eos_token_ids)
     out.eos_token_ids.emplace(options.eos_token_ids,
                               options.eos_token_ids + options.num_eos_token_ids);
@@ -267,7 +285,8 @@ ptdeploy_status ptdeploy_generate(const ptdeploy_engine* engine, const int64_t* 
     given(counts, "counts");
     given(stopped, "stopped");
     const auto results = engine->engine.generate(asked,
-                                                 options_of(options, capacity, logprobs != nullptr),
+                                                 options_of(options, engine->engine.info(),
+                                                            capacity, logprobs != nullptr),
                                                  on_token_of(options, capacity, rows));
     for (size_t i = 0; i < rows; ++i)
       give(results[i], capacity, tokens + i * capacity, counts + i, stopped + i,
@@ -279,7 +298,9 @@ ptdeploy_status ptdeploy_session_open(const ptdeploy_engine* engine, size_t max_
                                       ptdeploy_session** session) {
   return guarded([&] {
     *given(session, "session") = nullptr;
-    *session = new ptdeploy_session{given(engine, "engine")->engine.session(max_tokens)};
+    const ptdeploy::Engine& one = given(engine, "engine")->engine;
+    const size_t room = max_tokens ? max_tokens : static_cast<size_t>(one.info().max_sequence);
+    *session = new ptdeploy_session{one.session(max_tokens), room, one.info()};
   });
 }
 
@@ -289,7 +310,12 @@ ptdeploy_status ptdeploy_session_append(ptdeploy_session* session, const int64_t
                                         size_t count) {
   return guarded([&] {
     auto& one = given(session, "session")->session;
-    check_count(count, "count");
+    const size_t held = one.token_ids().size();
+    if (count > session->room - held)
+      throw ptdeploy::InputError(std::to_string(count) + " more tokens do not fit: the session has " +
+                                     std::to_string(held) + " of " + std::to_string(session->room) +
+                                     ".",
+                                 "Roll it back, or open one with a larger max_tokens.");
     if (count > 0) given(ids, "ids");
     one.append(ptdeploy::Ids(ids, ids + count));
   });
@@ -304,7 +330,7 @@ ptdeploy_status ptdeploy_session_generate(ptdeploy_session* session,
     if (capacity > 0) given(tokens, "tokens");
     given(count, "count");
     given(stopped, "stopped");
-    give(session->session.generate(options_of(options, capacity, logprobs != nullptr),
+    give(session->session.generate(options_of(options, session->info, capacity, logprobs != nullptr),
                                    on_token_of(options, capacity, 1)),
          capacity, tokens, count, stopped, logprobs);
   });
@@ -317,7 +343,8 @@ ptdeploy_status ptdeploy_session_rollback(ptdeploy_session* session, size_t toke
 ptdeploy_status ptdeploy_session_fork(const ptdeploy_session* session, ptdeploy_session** fork) {
   return guarded([&] {
     *given(fork, "fork") = nullptr;
-    *fork = new ptdeploy_session{given(session, "session")->session.fork()};
+    given(session, "session");
+    *fork = new ptdeploy_session{session->session.fork(), session->room, session->info};
   });
 }
 
@@ -328,7 +355,12 @@ size_t ptdeploy_session_length(const ptdeploy_session* session) {
 ptdeploy_status ptdeploy_verify(const ptdeploy_engine* engine, ptdeploy_report** report) {
   return guarded([&] {
     *given(report, "report") = nullptr;
-    *report = new ptdeploy_report{given(engine, "engine")->engine.verify()};
+    auto made = std::make_unique<ptdeploy_report>(
+        ptdeploy_report{given(engine, "engine")->engine.verify()});
+    for (auto* lines : {&made->report.failures, &made->report.notes})
+      for (std::string& line : *lines) line = ptdeploy::printable(line);
+    for (ptdeploy::ParityCase& one : made->report.cases) one.name = ptdeploy::printable(one.name);
+    *report = made.release();
   });
 }
 

@@ -152,8 +152,8 @@ std::vector<Generated> Engine::generate(const std::vector<Ids>& rows, const Gene
       const Ids fed = detail::fed_ids(*state_, rows[i]);
       first.push_back(kv->prefill(i, fed.data(), fed.size()));
     }
-    detail::decode(*kv, first, continued, budget, state_->layout.vocabulary, given.cancelled,
-                   on_token);
+    detail::decode(*kv, first, continued, budget, state_->layout.vocabulary,
+                   static_cast<std::size_t>(state_->info.vocab_size), given.cancelled, on_token);
     detail::keep_buffer(*state_, std::move(kv));
   }
   std::vector<Generated> out;

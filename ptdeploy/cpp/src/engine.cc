@@ -101,7 +101,9 @@ Engine::Engine(std::shared_ptr<const detail::EngineState> state) : state_(std::m
 
 const BundleInfo& Engine::info() const { return state_->info; }
 
-std::string Engine::file(const std::string& role) const { return state_->bundle.file(role); }
+std::optional<std::string> Engine::read(const std::string& role) const {
+  return state_->bundle.content(role);
+}
 
 std::vector<Logits> Engine::logits(const std::vector<Ids>& rows,
                                    const std::vector<Ids>& token_type_ids) const {

@@ -3,7 +3,8 @@
 namespace ptdeploy {
 
 Error::Error(std::string problem, std::string fix)
-    : std::runtime_error(fix.empty() ? problem : problem + "\n" + fix),
+    : std::runtime_error(fix.empty() ? printable(problem)
+                                     : printable(problem) + "\n" + printable(fix)),
       problem_(std::move(problem)),
       fix_(std::move(fix)) {}
 

@@ -25,8 +25,8 @@ void Row::end(Stopped why) {
 }
 
 void decode(KVBuffer& kv, const std::vector<std::vector<float>>& first, std::vector<Row>& rows,
-            std::size_t budget, std::size_t vocabulary, const std::function<bool()>& cancelled,
-            const OnToken& on_token) {
+            std::size_t budget, std::size_t vocabulary, std::size_t words,
+            const std::function<bool()>& cancelled, const OnToken& on_token) {
   std::vector<std::int64_t> tokens(rows.size(), 0);
   for (std::size_t step = 0; step < budget; ++step) {
     if (cancelled && cancelled()) {
@@ -36,7 +36,7 @@ void decode(KVBuffer& kv, const std::vector<std::vector<float>>& first, std::vec
     const float* logits = step > 0 ? kv.decode(tokens) : nullptr;
     for (std::size_t i = 0; i < rows.size(); ++i)
       if (!rows[i].ended())
-        tokens[i] = rows[i].take(logits ? logits + i * vocabulary : first[i].data(), vocabulary, i,
+        tokens[i] = rows[i].take(logits ? logits + i * vocabulary : first[i].data(), words, i,
                                  on_token);
     if (std::all_of(rows.begin(), rows.end(), [](const Row& row) { return row.ended(); })) return;
   }

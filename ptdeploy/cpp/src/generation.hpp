@@ -32,8 +32,9 @@ class Row {
 
 // Continues every row, from the logits of its last token, by at most `budget` tokens. A row that
 // has ended repeats its last one. The last step's tokens are not in the KV buffer.
+// Only the first `words` tokens are chosen from: logits may be wider than the embedding is long.
 void decode(KVBuffer& kv, const std::vector<std::vector<float>>& first, std::vector<Row>& rows,
-            std::size_t budget, std::size_t vocabulary, const std::function<bool()>& cancelled,
-            const OnToken& on_token);
+            std::size_t budget, std::size_t vocabulary, std::size_t words,
+            const std::function<bool()>& cancelled, const OnToken& on_token);
 
 }  // namespace ptdeploy::detail

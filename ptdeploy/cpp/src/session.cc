@@ -81,7 +81,8 @@ Generated Session::generate(const GenerateOptions& given, const OnToken& on_toke
   try {
     detail::decode(s.kv, first, rows,
                    static_cast<std::size_t>(std::min(options.max_new_tokens, room)),
-                   s.engine->layout.vocabulary, given.cancelled, on_token);
+                   s.engine->layout.vocabulary,
+                   static_cast<std::size_t>(s.engine->info.vocab_size), given.cancelled, on_token);
   } catch (...) {
     s.cut(before);
     throw;

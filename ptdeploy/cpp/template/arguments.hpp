@@ -1,5 +1,5 @@
 // Token ids on the command line, "5,6,7". For text, put your tokenizer here: see ptdeploy's
-// docs/cpp.md. The bundle's own is engine.file("tokenizer").
+// docs/cpp.md. The bundle's own is what engine.read("tokenizer") gives.
 #pragma once
 
 #include <sstream>

@@ -18,6 +18,6 @@ int main(int argc, char** argv) try {
     return true;  // false ends that row
   });
 } catch (const std::exception& error) {
-  std::cerr << error.what() << "\n";
+  std::cerr << ptdeploy::printable(error.what(), true) << "\n";
   return 2;
 }

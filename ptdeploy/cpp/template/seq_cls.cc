@@ -12,8 +12,8 @@ int main(int argc, char** argv) try {
   std::vector<ptdeploy::Ids> rows;
   for (int i = 1; i < argc; ++i) rows.push_back(ids_of(argv[i]));
   for (const auto& result : engine.classify(rows))
-    std::cout << result.label << " " << result.probability << "\n";
+    std::cout << ptdeploy::printable(result.label) << " " << result.probability << "\n";
 } catch (const std::exception& error) {
-  std::cerr << error.what() << "\n";
+  std::cerr << ptdeploy::printable(error.what(), true) << "\n";
   return 2;
 }

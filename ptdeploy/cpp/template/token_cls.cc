@@ -13,8 +13,9 @@ int main(int argc, char** argv) try {
   for (int i = 1; i < argc; ++i) rows.push_back(ids_of(argv[i]));
   for (const auto& tokens : engine.tag(rows))
     for (const auto& token : tokens)
-      std::cout << token.token_id << " " << token.label << " " << token.probability << "\n";
+      std::cout << token.token_id << " " << ptdeploy::printable(token.label) << " "
+                << token.probability << "\n";
 } catch (const std::exception& error) {
-  std::cerr << error.what() << "\n";
+  std::cerr << ptdeploy::printable(error.what(), true) << "\n";
   return 2;
 }

@@ -36,8 +36,9 @@ def read(path: Path, adapter: str | None = None, task: Task | None = None) -> Ch
     folders = _adapters(path)
     if adapter is None:
         if len(folders) > 1:
+            own = " 'default' is the one in the folder itself." if path in folders.values() else ""
             raise CheckpointError(
-                f"{path}: holds {len(folders)} adapters: {', '.join(sorted(folders))}.",
+                f"{path}: holds {len(folders)} adapters: {', '.join(sorted(folders))}.{own}",
                 "Say which one with --adapter NAME.",
             )
         adapter = next(iter(folders))
@@ -96,5 +97,6 @@ def _adapters(path: Path) -> dict[str, Path]:
         if name.startswith("checkpoint-"):
             continue
         if any((folder / weights).is_file() for weights in WEIGHT_NAMES):
-            found[name] = folder
+            # A folder below that is named as the folder's own adapter is must not stand for it.
+            found[f"{name}/" if name in found else name] = folder
     return found

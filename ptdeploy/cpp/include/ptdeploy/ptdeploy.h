@@ -5,8 +5,11 @@
  *
  * Rows of token ids are given one after the other in `ids`, with their sizes in `lengths`. Where a
  * function takes `token_type_ids` too, they are the segment of each of `ids`; null: all 0.
- * Another pointer that is null where one is needed, and a size past 2^31 - 1, are refused; a row
- * longer than the engine takes is refused before it is read.
+ * Another pointer that is null where one is needed, and a size past 2^31 - 1, are refused. So is,
+ * before anything is read, a count that cannot be right: a row that is empty or longer than the
+ * engine takes, more rows than it generates at once, more ids than a session has room for, more EOS
+ * ids than there are ids. Words for people (errors, and all of a report) come printable: what would
+ * act on a terminal is escaped. A label is what the bundle says: escape it before you print it.
  */
 #ifndef PTDEPLOY_H
 #define PTDEPLOY_H

@@ -25,7 +25,13 @@ struct EngineState;
 struct SessionState;
 }  // namespace detail
 
-// What is wrong and where in `problem`, how to mend it in `fix` (may be empty); what() is both.
+// Text on one line, whose characters that would act on a terminal or forge a line are written as
+// escapes (\x1b); with `lines`, line ends and tabs stay. Names, labels, reasons and decoded text come
+// from files and models, so print them through this.
+PTDEPLOY_API std::string printable(const std::string& text, bool lines = false);
+
+// What is wrong and where in `problem`, how to mend it in `fix` (may be empty). They hold words of
+// files as they are; what() is both, a line each, and printable.
 class PTDEPLOY_API Error : public std::runtime_error {
  public:
   explicit Error(std::string problem, std::string fix = "");
@@ -219,8 +225,10 @@ class PTDEPLOY_API Engine {
   static Engine open(const std::string& path, const OpenOptions& options = {});
 
   const BundleInfo& info() const;
-  // The path of the file with this role ("tokenizer", "chat_template", ...), or empty.
-  std::string file(const std::string& role) const;
+  // The bytes of the file with this role ("tokenizer", "chat_template", ...), or nothing where the
+  // bundle has none. It is the file that was there when the bundle was opened, whatever has taken
+  // its place, and it is hashed again: throws BundleError if it was changed where it lies.
+  std::optional<std::string> read(const std::string& role) const;
 
   // For seq_cls, but for a regression, whose values are its logits: one result for each row. Rows run in batches of `batch_size`. `token_type_ids` has
   // the segment of each token, as a tokenizer gives them for a pair of texts; empty: all 0.
