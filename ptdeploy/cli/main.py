@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ptdeploy import __version__
 from ptdeploy.backends.telemetry import switch_off
+from ptdeploy.bundle.precision import default_words, quantized
 from ptdeploy.cli.console import (
     abandon,
     complain,
@@ -407,21 +408,30 @@ def _parser() -> argparse.ArgumentParser:
     )
     _engine_group(sub)
     rounding = sub.add_argument_group(
-        "int8, int4, fp8",
-        "Rounded weights are accepted or refused on text, against PyTorch in fp32.",
+        ", ".join(quantized()),
+        "Quantized weights are accepted or refused on text, against PyTorch in fp32.",
     )
     rounding.add_argument("--block-size", type=int, metavar="N", help="weights a scale")
     rounding.add_argument(
         "--accuracy-level", type=int, metavar="L", help="1 computes in fp32, 4 in int8 (default)"
     )
     rounding.add_argument(
-        "--min-agreement", type=float, metavar="A", help="top-1; default: 0.97, 0.80, 0.93"
+        "--min-agreement",
+        type=float,
+        metavar="A",
+        help=f"top-1; default: {default_words('min_agreement')}",
     )
     rounding.add_argument(
-        "--max-perplexity-ratio", type=float, metavar="R", help="default: 1.02, 1.15, 1.05"
+        "--max-perplexity-ratio",
+        type=float,
+        metavar="R",
+        help=f"default: {default_words('max_perplexity_ratio')}",
     )
     rounding.add_argument(
-        "--max-logits-error", type=float, metavar="E", help="classifiers; default: 0.15, 0.75, 0.35"
+        "--max-logits-error",
+        type=float,
+        metavar="E",
+        help=f"classifiers; default: {default_words('max_logits_error')}",
     )
     rounding.add_argument(
         "--quality-text", metavar="FILE", help="judge on this, a text a line; default: our own"

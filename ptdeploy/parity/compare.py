@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from ptdeploy.bundle.precision import Thresholds
 from ptdeploy.errors import EngineFault
 from ptdeploy.parity.cases import BatchCase, Padding, batches, pad
 from ptdeploy.parity.checks import quality_notes, quantization_failures
@@ -16,7 +17,7 @@ from ptdeploy.parity.measure import HISTOGRAM_EDGES, Measured, bin_positions, me
 from ptdeploy.parity.quality import judge, row_logits
 from ptdeploy.parity.reference import Reference, Row
 from ptdeploy.parity.report import CaseResult, GreedyResult, ParityReport, PositionError
-from ptdeploy.parity.thresholds import Overrides, Thresholds
+from ptdeploy.parity.thresholds import Overrides
 from ptdeploy.runtime import CausalLM, Classifier, Engine
 
 
@@ -34,7 +35,7 @@ def compare(
     """
     overrides = overrides or Overrides()
     stored = engine.manifest.quantization
-    rounded = overrides.rounding(stored)
+    quantization = overrides.quantization(stored)
     thresholds = overrides.thresholds(engine.manifest.precision, stored, engine.manifest.head)
     scale = max((float(np.abs(row.logits).max()) for row in reference.rows), default=0.0)
     allowed = thresholds.max_abs + thresholds.relative * scale
@@ -62,7 +63,7 @@ def compare(
             "PEFT's own left-padded batch departs from its rows alone by "
             f"{reference.padded_departure:.2g}; the reference here is each row alone.",
         )
-    quality = judge(engine, reference, rounded.min_agreement) if rounded else None
+    quality = judge(engine, reference, quantization.min_agreement) if quantization else None
     metric = _metric(engine, reference, data, alone, overrides)
     texts = len(reference.texts) + len(reference.pairs) + len(wanted)
     return ParityReport(
@@ -70,19 +71,19 @@ def compare(
         and all(one.passed for one in greedy)
         and agreed == texts
         and (metric is None or metric.passed)
-        and not quantization_failures(quality, rounded),
+        and not quantization_failures(quality, quantization),
         target=engine.manifest.target,
         device=engine.manifest.device,
         precision=engine.manifest.precision,
         reference=reference.made_by,
-        thresholds=None if rounded else thresholds,
-        largest_allowed=None if rounded else allowed,
+        thresholds=None if quantization else thresholds,
+        largest_allowed=None if quantization else allowed,
         cases=tuple(cases),
         greedy=greedy,
         texts_agreed=agreed,
         texts_total=texts,
         quality=quality,
-        quality_allowed=rounded,
+        quality_allowed=quantization,
         notes=(*notes, *quality_notes(quality)),
         positions=tuple(
             PositionError(first, last, found if np.isfinite(found) else None)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import msgspec
 
 from ptdeploy.bundle import ParitySummary, Quantization
+from ptdeploy.bundle.precision import Thresholds
 from ptdeploy.parity import checks
 from ptdeploy.parity.cases import Padding, Source
 from ptdeploy.parity.data import TaskMetric
 from ptdeploy.parity.quality import Quality
-from ptdeploy.parity.thresholds import Thresholds
 
 
 class CaseResult(msgspec.Struct, frozen=True):

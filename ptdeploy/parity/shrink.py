@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
+from ptdeploy.bundle.precision import FINITE
 from ptdeploy.bundle.task import Task
 from ptdeploy.errors import EngineFault
 from ptdeploy.files import write_whole
@@ -25,7 +26,6 @@ from ptdeploy.parity.compare import (
 from ptdeploy.parity.reference import Reference, Row
 from ptdeploy.parity.report import Failing, ParityReport
 from ptdeploy.parity.reports import FAILING_NAME, REPORT_FIX
-from ptdeploy.parity.thresholds import ROUNDED
 from ptdeploy.runtime import Engine
 
 if TYPE_CHECKING:
@@ -165,9 +165,9 @@ def _departs(engine: Engine, rows: Sequence[Row], padding: Padding, report: Pari
         logits = engine.logits(*padded(rows, padding))
     except EngineFault:  # on a request that it must take: as good as a departure to reproduce
         return True
-    allowed = ROUNDED.max_abs if report.largest_allowed is None else report.largest_allowed
+    allowed = FINITE.max_abs if report.largest_allowed is None else report.largest_allowed
     found, _ = measure_rows(rows, logits, allowed)
-    return not case_passed(found, report.thresholds or ROUNDED, allowed)
+    return not case_passed(found, report.thresholds or FINITE, allowed)
 
 
 def _after_greedy(

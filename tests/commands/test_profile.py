@@ -11,14 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from support import tiny
 
 import ptdeploy
+from ptdeploy.bundle.precision import PRECISIONS, Thresholds
 from ptdeploy.cli.main import main
 from ptdeploy.engine_options import EngineOptions
-from ptdeploy.parity import thresholds
-from ptdeploy.parity.thresholds import Thresholds
 from ptdeploy.targets import get_target
 from ptdeploy.targets.trt.inspector import read_layer
 
@@ -247,7 +247,8 @@ def test_verify_completes_a_pending_parity(pending, capsys):
 
 def test_a_pending_parity_that_departs_is_kept_as_that(pending, monkeypatch, capsys):
     none = Thresholds(max_abs=0, relative=0, cosine=1, kl=0)
-    monkeypatch.setitem(thresholds.THRESHOLDS, "fp32", none)
+    strict = msgspec.structs.replace(PRECISIONS["fp32"], thresholds=none)
+    monkeypatch.setitem(PRECISIONS, "fp32", strict)
     assert main(["verify", str(pending)]) == 1
     assert not json.loads((pending / "parity.json").read_text())["passed"]
     capsys.readouterr()

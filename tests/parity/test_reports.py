@@ -12,6 +12,7 @@ import pytest
 from support.manifests import made_manifest
 
 from ptdeploy.bundle import Quantization
+from ptdeploy.bundle.precision import Thresholds
 from ptdeploy.parity.checks import checks, failures, totals
 from ptdeploy.parity.data import TaskMetric
 from ptdeploy.parity.quality import Quality
@@ -26,7 +27,6 @@ from ptdeploy.parity.report import (
 )
 from ptdeploy.parity.reports import html, junit, markdown
 from ptdeploy.parity.reports.text import describe
-from ptdeploy.parity.thresholds import Thresholds
 
 EDGES = tuple(10.0**power for power in range(-9, 2))
 # An escape sequence, the end of a line, a turned direction, markup, and a template's own signs.

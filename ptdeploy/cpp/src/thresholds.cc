@@ -1,5 +1,6 @@
 #include "thresholds.hpp"
 
+#include "precision_table.hpp"
 #include "schema.hpp"
 
 namespace ptdeploy::detail {
@@ -7,10 +8,8 @@ namespace ptdeploy::detail {
 namespace {
 
 Thresholds of_precision(const Manifest& manifest) {
-  if (manifest.precision == "fp32") return {1e-5, 1e-5, 0.99999, 1e-6};
-  if (manifest.precision == "tf32") return {5e-3, 5e-3, 0.9999, 1e-4};
-  if (manifest.precision == "fp16") return {1e-2, 1e-2, 0.999, 1e-3};
-  if (manifest.precision == "bf16") return {8e-2, 8e-2, 0.95, 1e-2};
+  for (const PrecisionThresholds& one : kPrecisions)
+    if (manifest.precision == one.name) return one.bounds;
   throw InputError("There are no thresholds for the precision " + quoted(manifest.precision) + ".",
                    "Verify the bundle with the ptdeploy that made it.");
 }
@@ -18,12 +17,12 @@ Thresholds of_precision(const Manifest& manifest) {
 }  // namespace
 
 Thresholds thresholds_of(const Manifest& manifest) {
-  if (manifest.quantization) return {1e30, 0, -1, 1e30};
+  if (manifest.quantization) return kFinite;
   Thresholds found = of_precision(manifest);
   if (manifest.head != Head::softmax) {
     // Directions and probabilities of all outputs together mean nothing there.
-    found.cosine = -1;
-    found.kl = 1e30;
+    found.cosine = kFinite.cosine;
+    found.kl = kFinite.kl;
   }
   return found;
 }

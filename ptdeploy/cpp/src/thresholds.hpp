@@ -1,4 +1,4 @@
-// What a precision may cost: the table of ptdeploy/parity/thresholds.py.
+// What a precision may cost: the table of ptdeploy/bundle/precision.py.
 #pragma once
 
 #include "manifest.hpp"
@@ -10,7 +10,7 @@ struct Thresholds {
   double max_abs, relative, cosine, kl;
 };
 
-// Rounded weights are judged by what they do to text; their cases only have to be finite.
+// Quantized weights are judged by what they do to text; their cases only have to be finite.
 // Throws InputError on a precision that has no thresholds.
 Thresholds thresholds_of(const Manifest& manifest);
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ptdeploy.backends.modules import common_module
 from ptdeploy.bundle import Bundle
+from ptdeploy.bundle.precision import PRECISIONS
 from ptdeploy.errors import EngineFault, PtdeployError
 from ptdeploy.memory import ran_out_of_memory
 from ptdeploy.parity.locate.causes import Cause, Suspect, likely_cause
@@ -28,9 +29,6 @@ from ptdeploy.runtime import Engine
 if TYPE_CHECKING:
     from ptdeploy.parity.reference.peft import PeftSource
 
-# What float32 values may be off by, over their tensor's largest; of some precisions more.
-_FP32, _QUANTIZED = 2e-5, 0.3
-_INNER = {"tf32": 5e-3, "bf16": 4e-2}
 _MOST_OPERATORS = 12
 
 
@@ -53,7 +51,8 @@ def locate_mismatch(
     lengths = tuple(int(one.ids.size) for one in chosen)
     events = trace_row(peft.model, chosen[row].ids, chosen[row].type_ids)
     try:
-        search = Search(graph, events, feed_rows(engine, chosen, row), _tolerance(engine), peft)
+        tolerance = PRECISIONS[engine.manifest.precision].inner_tolerance
+        search = Search(graph, events, feed_rows(engine, chosen, row), tolerance, peft)
         matches = list(search.matches())
     except PtdeployError as error:
         if not isinstance(error, EngineFault):
@@ -177,12 +176,6 @@ def _failed(error: str, lengths: tuple[int, ...]) -> Located:
     name = found[1] if found else ""
     words = f"the engine failed: {error.splitlines()[0]}"
     return Located(module_of(name), name.rpartition("/")[2], "", (), words, lengths, 0, ())
-
-
-def _tolerance(engine: Engine) -> float:
-    if engine.manifest.quantization:
-        return _QUANTIZED
-    return _INNER.get(engine.manifest.precision, _FP32)
 
 
 def _module(graph: ModuleGraph, match: Match) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ptdeploy.bundle.precision import INNER_TYPES
 from ptdeploy.parity.locate.feed import Fed
 from ptdeploy.parity.locate.graph import ModuleGraph, run_exposed
 from ptdeploy.parity.locate.trace import Event
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 # may cost and well above that of all tensors before it: honest differences grow slowly, a fault
 # shows at once. Where PyTorch's module can be run on the engine's own input, what came before does
 # not count.
-_TYPES = {"float16": 5e-3, "bfloat16": 4e-2}
 _JUMP = 5.0
 
 
@@ -85,7 +85,7 @@ class Search:
             own = None
             if event.what == "output" and not coarse and not mismatched:
                 own = self._own_error(event.module, given.get(event.module, []), nearest.ours)
-            allowed = max(_TYPES.get(str(nearest.ours.dtype), self.tolerance), self.tolerance)
+            allowed = max(INNER_TYPES.get(str(nearest.ours.dtype), self.tolerance), self.tolerance)
             relative = nearest.relative
             # NaN compares false with everything, so the bound is written as what must hold.
             holds = relative <= max(allowed, _JUMP * noise) if own is None else own <= allowed

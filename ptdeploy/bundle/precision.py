@@ -1,0 +1,98 @@
+"""What each precision is and may cost: the one table of it.
+
+`make schema` writes it into docs/parity.md and into the C++ sources; help texts are made from it.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+
+class Thresholds(msgspec.Struct, frozen=True):
+    """What a precision that quantizes no weights may cost.
+
+    A logits difference may reach `max_abs` + `relative` times the largest reference logit; `kl` is
+    in nats. Top-1 and greedy tokens must agree wherever the reference's own margin is larger than
+    twice that difference: below it either token is as right. `min_top1_agreement` is the share of
+    a case's positions that must agree whatever the margin.
+    """
+
+    max_abs: float
+    relative: float
+    cosine: float
+    kl: float
+    min_top1_agreement: float = 0
+
+
+class QuantizedWeights(msgspec.Struct, frozen=True):
+    """How a precision quantizes weights, and what the engine must keep on the evaluation text.
+
+    `min_agreement` and `max_perplexity_ratio` are what round-to-nearest in blocks of 32 keeps on
+    models that were trained, with some room. `max_logits_error` (parity/quality.py) is of a
+    classifier: measured were 0.02 (int8), 0.16 (int4) and 0.06 (fp8) on a trained model, up to 0.09
+    (int8) and 0.73 (int4) on random ones that answer to the text.
+    """
+
+    bits: int
+    min_agreement: float
+    max_perplexity_ratio: float
+    max_logits_error: float
+    type: Literal["int", "float8e4m3fn"] = "int"
+
+
+class Precision(msgspec.Struct, frozen=True):
+    """One precision: held by `thresholds` on logits, or by the evaluation text where `weights` are
+    quantized.
+
+    `inner_tolerance` is what a float32 value inside the engine may be off by, over its tensor's
+    largest, before --locate takes it for a mismatch.
+    """
+
+    name: str
+    inner_tolerance: float
+    thresholds: Thresholds | None = None
+    weights: QuantizedWeights | None = None
+
+
+_FP32 = Thresholds(max_abs=1e-5, relative=1e-5, cosine=0.99999, kl=1e-6)
+# Products of 10 bits of mantissa, summed in fp32.
+_TF32 = Thresholds(max_abs=5e-3, relative=5e-3, cosine=0.9999, kl=1e-4)
+_FP16 = Thresholds(max_abs=1e-2, relative=1e-2, cosine=0.999, kl=1e-3)
+# 8 bits of mantissa, 7 of them stored: eight times fp16's steps.
+_BF16 = Thresholds(max_abs=8e-2, relative=8e-2, cosine=0.95, kl=1e-2)
+_INT8 = QuantizedWeights(8, min_agreement=0.97, max_perplexity_ratio=1.02, max_logits_error=0.15)
+_INT4 = QuantizedWeights(4, min_agreement=0.80, max_perplexity_ratio=1.15, max_logits_error=0.75)
+_FP8 = QuantizedWeights(
+    8, min_agreement=0.93, max_perplexity_ratio=1.05, max_logits_error=0.35, type="float8e4m3fn"
+)
+
+PRECISIONS = {
+    one.name: one
+    for one in (
+        Precision("fp32", 2e-5, _FP32),
+        Precision("tf32", 5e-3, _TF32),
+        # Its halves have a tolerance of their own; what stays float32 is as exact as in fp32.
+        Precision("fp16", 2e-5, _FP16),
+        # Values come out of a bf16 engine as float32.
+        Precision("bf16", 4e-2, _BF16),
+        Precision("int8", 0.3, weights=_INT8),
+        Precision("int4", 0.3, weights=_INT4),
+        Precision("fp8", 0.3, weights=_FP8),
+    )
+}
+# The same tolerance for values of these types, whatever the precision, where it is larger.
+INNER_TYPES = {"float16": 5e-3, "bfloat16": 4e-2}
+# Quantized weights are judged by what they do to text; their cases only have to be finite.
+FINITE = Thresholds(max_abs=1e30, relative=0, cosine=-1, kl=1e30)
+
+
+def quantized() -> dict[str, QuantizedWeights]:
+    """The precisions that quantize weights, by name."""
+    return {name: one.weights for name, one in PRECISIONS.items() if one.weights is not None}
+
+
+def default_words(bound: str) -> str:
+    """A bound of the precisions that quantize, in their order, for help texts."""
+    return ", ".join(f"{getattr(weights, bound):.2f}" for weights in quantized().values())

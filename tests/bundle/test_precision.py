@@ -1,0 +1,62 @@
+"""One table says what a precision is: everything else that names its numbers is made from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import ptdeploy
+from ptdeploy.bundle.precision import PRECISIONS, quantized
+from ptdeploy.bundle.published_precision import CPP, DOCS, cpp_header, with_tables
+from ptdeploy.bundle.quantization import Rounding, quantization_for
+from ptdeploy.cli.main import main
+from ptdeploy.parity.thresholds import Overrides
+from ptdeploy.targets import DEVICES, TARGETS, get_target
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_cpp_table_is_what_the_table_gives():
+    assert (ROOT / CPP).read_text() == cpp_header(), "run: make schema"
+
+
+def test_the_docs_tables_are_what_the_table_gives():
+    page = (ROOT / DOCS).read_text("utf-8")
+    assert page == with_tables(page), "run: make schema"
+    assert with_tables(page.replace("| int4 | 4 | 0.80 |", "| int4 | 4 | 0.10 |")) == page
+
+
+def test_docs_without_marks_are_refused():
+    with pytest.raises(ValueError, match="has no lines"):
+        with_tables("# Parity\n")
+
+
+def test_help_texts_have_the_tables_defaults(capsys):
+    with pytest.raises(SystemExit):
+        main(["compile", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    for bound in ("min_agreement", "max_perplexity_ratio", "max_logits_error"):
+        numbers = ", ".join(f"{getattr(one, bound):.2f}" for one in quantized().values())
+        assert f"default: {numbers}" in shown
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_precision_of_a_target_is_in_the_table(target):
+    for device in DEVICES:
+        assert set(get_target(target).precisions(device)) <= set(PRECISIONS)
+
+
+@pytest.mark.parametrize("name", PRECISIONS)
+def test_a_precision_is_held_by_thresholds_or_by_the_evaluation_text(name):
+    one, quantization = PRECISIONS[name], quantization_for(name, Rounding())
+    assert (one.thresholds is None) == (quantization is not None)
+    if one.weights is not None and quantization is not None:
+        assert quantization.bits == one.weights.bits
+        assert quantization.min_agreement == one.weights.min_agreement
+
+
+@pytest.mark.parametrize("name", ["int8", "fp99"])
+def test_no_bounds_are_made_up_for_a_precision_without_thresholds(name):
+    with pytest.raises(ptdeploy.InputError, match="no thresholds for the precision"):
+        Overrides().thresholds(name, None, "softmax")
