@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import msgspec
 import numpy as np
@@ -11,13 +12,14 @@ from numpy.typing import NDArray
 from ptdeploy.bundle.precision import Thresholds
 from ptdeploy.errors import EngineFault
 from ptdeploy.parity.cases import BatchCase, Padding, batches, pad
-from ptdeploy.parity.checks import quality_notes, quantization_failures
+from ptdeploy.parity.checks import checks, quality_notes
 from ptdeploy.parity.data import DataRow, TaskMetric, task_metric
 from ptdeploy.parity.measure import HISTOGRAM_EDGES, Measured, bin_positions, measure
 from ptdeploy.parity.quality import judge, row_logits
 from ptdeploy.parity.reference import Reference, Row
 from ptdeploy.parity.report import CaseResult, GreedyResult, ParityReport, PositionError
 from ptdeploy.parity.thresholds import Overrides
+from ptdeploy.parity.token_ids import texts_agreed
 from ptdeploy.runtime import CausalLM, Classifier, Engine
 
 
@@ -30,68 +32,89 @@ def compare(
 ) -> ParityReport:
     """Run every case through the engine and hold it against the reference's rows alone.
 
-    `data` is the user's own; its rows are the reference's last ones, or none of them where only
-    the task metric can be computed.
+    Either all of `data`, the user's own rows, are the last rows of `reference`, or none is; then
+    only the task metric is computed of them.
+    Raises InputError if there are no thresholds for the engine's precision.
     """
     overrides = overrides or Overrides()
-    stored = engine.manifest.quantization
-    quantization = overrides.quantization(stored)
-    thresholds = overrides.thresholds(engine.manifest.precision, stored, engine.manifest.head)
-    scale = max((float(np.abs(row.logits).max()) for row in reference.rows), default=0.0)
-    allowed = thresholds.max_abs + thresholds.relative * scale
-    cases: list[CaseResult] = []
-    positions: list[tuple[int, float]] = []
-    alone: dict[int, NDArray[np.float32]] = {}
-    sources = [row.source for row in reference.rows]
-    for case in batches(sources, engine.manifest.limits.max_batch):
-        rows = [reference.rows[i] for i in case.rows]
-        logits, stopped = _logits(engine, rows, case.padding)
-        if len(case.rows) == 1 and case.source == "data":
-            alone[case.rows[0]] = logits[0]
-        result, where = _measure(case, reference, logits, thresholds, allowed)
-        cases.append(msgspec.structs.replace(result, stopped=stopped))
-        positions += where
+    bounds = _bounds(engine, reference, overrides)
+    quantization = overrides.quantization(engine.manifest.quantization)
+    run = _run_cases(engine, reference, bounds)
     greedy: tuple[GreedyResult, ...] = ()
     if isinstance(engine, CausalLM):
-        greedy = _compare_greedy(engine, reference, allowed)
-    agreed = _texts_agreed(engine, reference)
-    wanted = [row for row in data if row.text is not None and row.wanted_ids]
-    agreed += sum(_data_agrees(engine, row) for row in wanted)
-    if reference.padded_departure is not None and reference.padded_departure > allowed:
-        notes = (
-            *notes,
-            "PEFT's own left-padded batch departs from its rows alone by "
-            f"{reference.padded_departure:.2g}; the reference here is each row alone.",
-        )
+        greedy = _compare_greedy(engine, reference, bounds.allowed)
+    agreed, texts = texts_agreed(engine, reference, data)
     quality = judge(engine, reference, quantization.min_agreement) if quantization else None
-    metric = _metric(engine, reference, data, alone, overrides)
-    texts = len(reference.texts) + len(reference.pairs) + len(wanted)
-    return ParityReport(
-        passed=all(case.passed for case in cases)
-        and all(one.passed for one in greedy)
-        and agreed == texts
-        and (metric is None or metric.passed)
-        and not quantization_failures(quality, quantization),
+    report = ParityReport(
+        passed=False,
         target=engine.manifest.target,
         device=engine.manifest.device,
         precision=engine.manifest.precision,
         reference=reference.made_by,
-        thresholds=None if quantization else thresholds,
-        largest_allowed=None if quantization else allowed,
-        cases=tuple(cases),
+        thresholds=None if quantization else bounds.thresholds,
+        largest_allowed=None if quantization else bounds.allowed,
+        cases=tuple(run.cases),
         greedy=greedy,
         texts_agreed=agreed,
         texts_total=texts,
         quality=quality,
         quality_allowed=quantization,
-        notes=(*notes, *quality_notes(quality)),
+        notes=(*notes, *_padding_notes(reference, bounds.allowed), *quality_notes(quality)),
         positions=tuple(
             PositionError(first, last, found if np.isfinite(found) else None)
-            for first, last, found in bin_positions(positions)
+            for first, last, found in bin_positions(run.positions)
         ),
         histogram_edges=HISTOGRAM_EDGES,
-        data=metric,
+        data=_metric(engine, reference, data, run.alone, overrides),
     )
+    return msgspec.structs.replace(report, passed=all(one.passed for one in checks(report)))
+
+
+@dataclass(frozen=True)
+class _Bounds:
+    """What cases are held by; `allowed` is the largest difference of a logit."""
+
+    thresholds: Thresholds
+    allowed: float
+
+
+def _bounds(engine: Engine, reference: Reference, overrides: Overrides) -> _Bounds:
+    manifest = engine.manifest
+    thresholds = overrides.thresholds(manifest.precision, manifest.quantization, manifest.head)
+    scale = max((float(np.abs(row.logits).max()) for row in reference.rows), default=0.0)
+    return _Bounds(thresholds, thresholds.max_abs + thresholds.relative * scale)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Every case's result, each position's largest difference, and the data rows' logits alone."""
+
+    cases: list[CaseResult] = field(default_factory=list)
+    positions: list[tuple[int, float]] = field(default_factory=list)
+    alone: dict[int, NDArray[np.float32]] = field(default_factory=dict)
+
+
+def _run_cases(engine: Engine, reference: Reference, bounds: _Bounds) -> _Run:
+    run = _Run()
+    sources = [row.source for row in reference.rows]
+    for case in batches(sources, engine.manifest.limits.max_batch):
+        rows = [reference.rows[i] for i in case.rows]
+        logits, stopped = _logits(engine, rows, case.padding)
+        if len(case.rows) == 1 and case.source == "data":
+            run.alone[case.rows[0]] = logits[0]
+        result, where = _measure(case, rows, logits, bounds)
+        run.cases.append(msgspec.structs.replace(result, stopped=stopped))
+        run.positions.extend(where)
+    return run
+
+
+def _padding_notes(reference: Reference, allowed: float) -> list[str]:
+    if reference.padded_departure is None or not reference.padded_departure > allowed:
+        return []
+    return [
+        "PEFT's own left-padded batch departs from its rows alone by "
+        f"{reference.padded_departure:.2g}; the reference here is each row alone."
+    ]
 
 
 def padded(
@@ -144,14 +167,12 @@ def case_passed(found: Measured, thresholds: Thresholds, allowed: float) -> bool
 
 def _measure(
     case: BatchCase,
-    reference: Reference,
+    rows: Sequence[Row],
     logits: Sequence[NDArray[np.float32]],
-    thresholds: Thresholds,
-    allowed: float,
+    bounds: _Bounds,
 ) -> tuple[CaseResult, list[tuple[int, float]]]:
     """A case's numbers, and (position in the row, largest difference) for each position."""
-    rows = [reference.rows[i] for i in case.rows]
-    found, largest = measure_rows(rows, logits, allowed)
+    found, largest = measure_rows(rows, logits, bounds.allowed)
     # A class is read off the whole row: it counts at the row's last token.
     where = [
         position
@@ -170,7 +191,7 @@ def _measure(
         kl=found.kl,
         top1_agreement=found.top1_agreement,
         histogram=found.histogram,
-        passed=case_passed(found, thresholds, allowed),
+        passed=case_passed(found, bounds.thresholds, bounds.allowed),
     )
     return result, list(zip(where, largest.tolist(), strict=True))
 
@@ -229,36 +250,3 @@ def _compare_greedy(
         passed = why is None and (agreed == steps or tie)
         results.append(GreedyResult(int(one.ids.size), agreed, steps, passed, why))
     return tuple(results)
-
-
-def _texts_agreed(engine: Engine, reference: Reference) -> int:
-    if engine.tokenizer is None:
-        return 0
-    alone = sum(
-        tuple(engine.tokenizer.encode(text).ids) == ids
-        for text, ids in zip(reference.texts, reference.text_ids, strict=True)
-    )
-    return alone + sum(pair_agrees(engine, *wanted) for wanted in wanted_pairs(reference))
-
-
-Ids = Sequence[int]
-
-
-def wanted_pairs(reference: Reference) -> Iterator[tuple[tuple[str, str], Ids, Ids]]:
-    """Each pair of texts, the token ids and the segments that transformers makes of it."""
-    return zip(reference.pairs, reference.pair_ids, reference.pair_type_ids, strict=True)
-
-
-def pair_agrees(engine: Engine, pair: tuple[str, str], ids: Ids, type_ids: Ids) -> bool:
-    """Whether a pair is encoded so; its segments count where the model has any."""
-    assert engine.tokenizer is not None
-    found = engine.tokenizer.encode(pair[0], pair=pair[1])
-    same = found.ids == list(ids)
-    return same and (not engine.takes_segments or found.type_ids == list(type_ids))
-
-
-def _data_agrees(engine: Engine, row: DataRow) -> bool:
-    """Whether a data row's text is encoded as the row itself says."""
-    (found,) = engine.encode([row.given])
-    same = found.ids == row.ids.tolist()
-    return same and (row.type_ids is None or found.type_ids == row.type_ids.tolist())

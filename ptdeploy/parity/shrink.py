@@ -20,12 +20,11 @@ from ptdeploy.parity.compare import (
     case_passed,
     measure_rows,
     padded,
-    pair_agrees,
-    wanted_pairs,
 )
 from ptdeploy.parity.reference import Reference, Row
 from ptdeploy.parity.report import Failing, ParityReport
 from ptdeploy.parity.reports import FAILING_NAME, REPORT_FIX
+from ptdeploy.parity.token_ids import pair_agrees, wanted_pairs
 from ptdeploy.runtime import Engine
 
 if TYPE_CHECKING:
