@@ -25,7 +25,7 @@ LAYERS = (
     ("bundle",),
     (
         *("arguments", "engine_options", "errors", "files", "memory", "printable", "progress"),
-        *("signals", "text_files"),
+        *("signals", "tables", "text_files"),
     ),
 )
 RANKS = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -10,12 +10,15 @@ from typing import Any
 from ptdeploy.backends.cores import usable_cores
 from ptdeploy.engine_options import EngineOptions
 from ptdeploy.printable import printable_fields
+from ptdeploy.tables import columns
 from ptdeploy.targets import TARGETS, get_target
 
 _RUNTIME = ("numpy", "tokenizers", "safetensors", "msgspec")
 _ENGINES = ("onnxruntime", "onnxruntime-gpu")
 _TENSORRT = ("tensorrt", "tensorrt-rtx-cu13", "cuda-bindings")
 _COMPILE = ("torch", "transformers", "peft", "onnx", "onnx-ir", "onnxscript")
+# Of the columns: what, and its state.
+_WIDTHS = (10, 0)
 
 
 def examine() -> dict[str, Any]:
@@ -57,27 +60,26 @@ def examine() -> dict[str, Any]:
 def describe(facts: dict[str, Any]) -> str:
     """The same in words, for a terminal."""
     facts = printable_fields(facts)
-    lines = [
-        f"Python {facts['python']} on {facts['platform']}",
-        f"cores      {facts['cores']} for this process",
-    ]
+    rows = [("cores", f"{facts['cores']} for this process")]
     for group, names in facts["packages"].items():
         found = [f"{name} {v or 'not installed'}" for name, v in names.items()]
-        lines.append(f"{group:<10} {', '.join(found)}")
-    lines.append(
-        "compiling  available"
-        if facts["can_compile"]
-        else "compiling  unavailable: pip install 'ptdeploy[compile]'"
-    )
+        rows.append((group, ", ".join(found)))
+    missing = "unavailable: pip install 'ptdeploy[compile]'"
+    rows.append(("compiling", "available" if facts["can_compile"] else missing))
+    lines = columns(rows, _WIDTHS, gap=" ")
     for target, devices in facts["targets"].items():
-        for device, reason in devices.items():
-            state = "available" if reason is None else f"unavailable: {reason}"
-            lines.append(f"{target} on {device:<5}{state}")
-    for target, reason in facts["builds"].items():
-        state = "can build here" if reason is None else f"cannot build here: {reason}"
-        lines.append(f"{target:<11}{state}")
+        rows = [
+            (f"{target} on {device}", "available" if reason is None else f"unavailable: {reason}")
+            for device, reason in devices.items()
+        ]
+        lines += columns(rows, (len(f"{target} on cuda"), 0), gap=" ")
+    builds = [
+        (target, "can build here" if reason is None else f"cannot build here: {reason}")
+        for target, reason in facts["builds"].items()
+    ]
+    lines += columns(builds, _WIDTHS, gap=" ")
     lines += [f"PROBLEM: {problem}" for problem in facts["problems"]]
-    return "\n".join(lines)
+    return "\n".join([f"Python {facts['python']} on {facts['platform']}", *lines])
 
 
 def _words(problem: tuple[str, str] | None) -> str | None:

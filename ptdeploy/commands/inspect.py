@@ -13,6 +13,7 @@ from ptdeploy.bundle.task import Head, Task
 from ptdeploy.errors import InputError
 from ptdeploy.printable import printable_fields
 from ptdeploy.source.checkpoint.types import Checkpoint
+from ptdeploy.tables import columns
 from ptdeploy.targets import TARGETS, get_target
 
 HEADS: dict[Head, str] = {
@@ -282,4 +283,4 @@ def megabytes(size: int) -> str:
 
 
 def _table(lines: list[tuple[str, Any]]) -> str:
-    return "\n".join(f"{name:<15} {text}" for name, text in lines)
+    return "\n".join(columns(lines, (15, 0), gap=" "))

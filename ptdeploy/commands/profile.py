@@ -24,6 +24,7 @@ from ptdeploy.progress import Progress
 from ptdeploy.runtime import ENGINES
 from ptdeploy.runtime.layout import check_manifest
 from ptdeploy.runtime.probes import ProbeRequest
+from ptdeploy.tables import columns
 from ptdeploy.targets import Placed, Session, get_target
 
 ROUNDS = 20
@@ -310,7 +311,7 @@ def _layer_table(section: Section, top: int) -> list[str]:
             )
         )
     rest = section.layers[top:]
-    return [*_columns(rows), *_rest(len(rest), sum(one.milliseconds for one in rest))]
+    return [*columns(rows, right=(0, 1)), *_rest(len(rest), sum(one.milliseconds for one in rest))]
 
 
 def _group_table(title: str, groups: Sequence[Group], top: int) -> list[str]:
@@ -319,19 +320,8 @@ def _group_table(title: str, groups: Sequence[Group], top: int) -> list[str]:
         shares = (f"{one.milliseconds:.3f}", f"{one.share:.1%}", str(one.layers))
         rows.append((*shares, one.name or "not said"))
     rest = groups[top:]
-    return [*_columns(rows), *_rest(len(rest), sum(one.milliseconds for one in rest))]
+    return [*columns(rows, right=(0, 1)), *_rest(len(rest), sum(one.milliseconds for one in rest))]
 
 
 def _rest(count: int, milliseconds: float) -> list[str]:
     return [f"  and {count} more, {milliseconds:.3f} ms together"] if count else []
-
-
-def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return [
-        "  ".join(
-            cell.rjust(width) if i < 2 else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]

@@ -6,21 +6,13 @@ from ptdeploy.parity.checks import Check, checks
 from ptdeploy.parity.report import ParityReport
 from ptdeploy.parity.reports.words import grouped, located_words, outcome, verdict
 from ptdeploy.printable import printable_fields
+from ptdeploy.tables import columns
 
 
 def describe(report: ParityReport) -> str:
     """The report in lines of text, the verdict last."""
     report = printable_fields(report)
-    lines = [
-        f"{'case':<28}{'runs':>5}{'longest':>8}{'max abs':>10}{'mean abs':>10}{'KL':>10}"
-        f"{'top-1':>9}"
-    ]
-    lines += [
-        f"{group.name:<28}{group.count:>5}{group.longest:>8}{_short(group.max_abs):>10}"
-        f"{_short(group.mean_abs):>10}{_short(group.kl):>10}{group.top1_agreement:>9.2%}"
-        f"{'' if group.passed else f'  {outcome(group).upper()}'}"
-        for group in grouped(report)
-    ]
+    lines = _cases(report)
     lines += [_said(report, one) for one in checks(report) if one.kind != "logits" and one.value]
     bound = (
         "" if report.largest_allowed is None else f"allowed max abs {report.largest_allowed:.2g}; "
@@ -43,6 +35,24 @@ def describe(report: ParityReport) -> str:
         lines.append(f"reproduce: {report.failing.command}")
     lines.append(verdict(report) if report.passed else verdict(report).upper())
     return "\n".join(lines)
+
+
+def _cases(report: ParityReport) -> list[str]:
+    rows: list[tuple[str, ...]] = [
+        ("case", "runs", "longest", "max abs", "mean abs", "KL", "top-1", "")
+    ]
+    rows += [
+        (
+            group.name,
+            str(group.count),
+            str(group.longest),
+            *map(_short, (group.max_abs, group.mean_abs, group.kl)),
+            f"{group.top1_agreement:.2%}",
+            "" if group.passed else f"  {outcome(group).upper()}",
+        )
+        for group in grouped(report)
+    ]
+    return columns([head, *rows], (28, 5, 8, 10, 10, 10, 9, 0), right=range(1, 7), gap="")
 
 
 def _said(report: ParityReport, one: Check) -> str:
