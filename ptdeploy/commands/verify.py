@@ -133,7 +133,7 @@ def _compare(run: _Run, progress: Progress) -> ParityReport:
 
         folder = Path(request.report)
         if found.passed:
-            # What an earlier run left here no longer departs.
+            # What an earlier run left here no longer fails.
             (folder / FAILING_NAME).unlink(missing_ok=True)
         else:
             with progress.stage("shrink the failing input"):
@@ -216,7 +216,7 @@ def _computed_reference(
 
 
 def _judged(bundle: Bundle, given: Sequence[DataRow]) -> EvaluationText:
-    """What rounded weights are judged on: the user's data if there is any, else what is stored."""
+    """What quantized weights are evaluated on: the user's data if there is any, else what is stored."""
     from ptdeploy.parity.quality import EvaluationText
 
     rows = tuple(AskedRow(row.ids, "data", row.type_ids) for row in given if row.ids.size > 1)

@@ -105,9 +105,9 @@ def check_golden(count: int | None) -> None:
         )
 
 
-def compared_rows(limits: Limits, texts: Sequence[AskedRow], golden: int | None) -> list[AskedRow]:
+def compared_rows(limits: Limits, texts: Sequence[AskedRow], count: int | None) -> list[AskedRow]:
     """What compile compares on: never less than the usual rows, however few are stored."""
-    rows, usual = reference_rows(limits, texts, golden), reference_rows(limits, texts)
+    rows, usual = reference_rows(limits, texts, count), reference_rows(limits, texts)
     return rows if len(rows) > len(usual) else usual
 
 

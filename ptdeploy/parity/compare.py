@@ -244,9 +244,9 @@ def _compare_greedy(
             stopped += [None for _ in part]
     results = []
     for one, row, why in zip(reference.greedy, rows, stopped, strict=True):
-        departs = np.flatnonzero(one.tokens[:steps] != np.asarray(row))
-        agreed = int(departs[0]) if departs.size else steps
-        tie = bool(departs.size) and float(one.margins[agreed]) <= 2 * allowed
+        mismatches = np.flatnonzero(one.tokens[:steps] != np.asarray(row))
+        agreed = int(mismatches[0]) if mismatches.size else steps
+        tie = bool(mismatches.size) and float(one.margins[agreed]) <= 2 * allowed
         passed = why is None and (agreed == steps or tie)
         results.append(GreedyResult(int(one.ids.size), agreed, steps, passed, why))
     return tuple(results)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def open_graph_check(bundle: Bundle, target: str) -> Iterator[Engine]:
     """Open the graph of a bundle that still has its ONNX, with `target` on its default device.
 
-    Its precision stays what it is judged by, but for TF32: a stand-in multiplies in fp32.
+    It is held by its own precision's bounds, but for TF32: the graph check multiplies in fp32.
     bfloat16, for which no CPU has kernels, is emulated: fp32 arithmetic, and every value rounded
     to bfloat16.
     """

@@ -17,7 +17,7 @@ from ptdeploy.parity.reference import Reference, TextRow
 from ptdeploy.runtime import Engine
 from ptdeploy.runtime.engine import sigmoid
 
-# A model that hardly heeds the text varies less than its weights' rounding changes.
+# A model that hardly heeds the text varies less than quantizing its weights changes.
 _LEAST_VARIATION = 0.2
 # What an engine whose numbers are not finite is said to miss the reference by.
 _HOPELESS = 1e30
@@ -26,7 +26,7 @@ _MISSED = 0.05
 
 @dataclass(frozen=True)
 class EvaluationText:
-    """The texts an engine is judged on, and in words where they are from."""
+    """The evaluation text of an engine, and in words where it is from."""
 
     rows: tuple[AskedRow, ...]
     source: str

@@ -13,7 +13,7 @@ from ptdeploy.parity.report import ParityReport
 
 _LINES = 8
 # Of a logits error; an engine that answers every text alike has 1.
-_MORE_THAN_ROUNDING = 0.9
+_MORE_THAN_QUANTIZATION = 0.9
 _SIXTEEN_BITS = {"float16": "65504", "bfloat16": "3.4e38"}
 
 
@@ -31,7 +31,7 @@ class Compiled:
 
 
 def refuse_mismatch(report: ParityReport, compiled: Compiled) -> None:
-    """Raises EngineFault where the engine failed, ParityError where its numbers depart."""
+    """Raises EngineFault where the engine failed, ParityError where its numbers do not match."""
     if report.passed:
         return
     # Before faults: what is not finite cannot be decoded either.
@@ -83,7 +83,7 @@ def _way_out(report: ParityReport, compiled: Compiled) -> str:
     """The fix for the first cause that holds."""
     numbers = not all(one.passed for one in report.runs)
     if report.quality is not None and not numbers:
-        return _rounding_way_out(report.quality, report.quality_allowed)
+        return _quantization_way_out(report.quality, report.quality_allowed)
     if report.texts_agreed < report.texts_total and not numbers:
         return (
             "Only the tokenizer differs: tokenizer.json does not say all that this tokenizer does. "
@@ -99,10 +99,10 @@ def _way_out(report: ParityReport, compiled: Compiled) -> str:
     )
 
 
-def _rounding_way_out(quality: Quality, allowed: Quantization | None) -> str:
+def _quantization_way_out(quality: Quality, allowed: Quantization | None) -> str:
     error = quality.logits_error
     most = None if allowed is None else allowed.max_logits_error
-    if error is not None and error > _MORE_THAN_ROUNDING:
+    if error is not None and error > _MORE_THAN_QUANTIZATION:
         return (
             "That is more than rounding costs most models: see with --precision fp32 whether "
             "its graph agrees. If it does, try more bits or a smaller --block-size."

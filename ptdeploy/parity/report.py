@@ -36,7 +36,7 @@ class CaseResult(msgspec.Struct, frozen=True):
 
 
 class GreedyResult(msgspec.Struct, frozen=True):
-    """One row's greedy tokens, generated in a batch: how many agree before one departs.
+    """One row's greedy tokens, generated in a batch: how many agree before the first mismatch.
 
     `stopped` says why the engine generated none.
     """
@@ -71,10 +71,10 @@ class ModuleError(msgspec.Struct, frozen=True):
 
 
 class Located(msgspec.Struct, frozen=True):
-    """The first module whose tensor departs, and why as far as it is known.
+    """The first module whose tensor does not match, and why as far as it is known.
 
     `module` is empty where every tensor that can be compared agrees. `operators` are the graph's
-    nodes between the last tensors that agree and the one that departs, the departing one last.
+    nodes between the last tensors that match and the one that does not, that one's last.
     """
 
     module: str
@@ -88,7 +88,7 @@ class Located(msgspec.Struct, frozen=True):
 
 
 class Failing(msgspec.Struct, frozen=True):
-    """The smallest input found that departs: its rows' lengths, its file, and how to run it."""
+    """The smallest input found that fails: its rows' lengths, its file, and how to run it."""
 
     lengths: tuple[int, ...]
     file: str

@@ -1,4 +1,4 @@
-"""The smallest input that still departs, in a file that brings its own reference."""
+"""The smallest input that still fails, in a file that brings its own reference."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _MOST_LOGITS = 400_000
 
 @dataclass(frozen=True)
 class FailingInput:
-    """Rows with their reference, run together with padding on one side, that depart."""
+    """Rows with their reference, run together with padding on one side, that fail."""
 
     rows: tuple[Row, ...]
     padding: Padding
@@ -51,10 +51,10 @@ def write_failing(
     peft: PeftSource | None,
     graph: bool = False,
 ) -> Failing | None:
-    """Shrink what departs and write it as `failing.jsonl`; None where no input can show it.
+    """Shrink what fails and write it as `failing.jsonl`; None where no input can show it.
 
     `graph` says that what was run is the graph that an engine was built from.
-    What only a score over much text shows (a task metric, rounded weights) has no such input.
+    What only a score over much text shows (a task metric, quantized weights) has no such input.
     """
     found = smallest_failing(engine, reference, report, peft)
     lines: list[dict[str, Any]]
@@ -94,20 +94,20 @@ def smallest_failing(
     if found is None:
         return None
 
-    def departs(rows: Sequence[Row]) -> bool:
-        return _departs(engine, rows, found.padding, report)
+    def fails(rows: Sequence[Row]) -> bool:
+        return _fails(engine, rows, found.padding, report)
 
-    rows = _fewer_rows(list(found.rows), departs)
+    rows = _fewer_rows(list(found.rows), fails)
     known = _references(engine.manifest.task, peft)
     for index in range(len(rows)):
-        rows = _shorter_row(rows, index, departs, known)
+        rows = _shorter_row(rows, index, fails, known)
     return replace(found, rows=tuple(rows))
 
 
-def _fewer_rows(rows: list[Row], departs: Callable[[Sequence[Row]], bool]) -> list[Row]:
+def _fewer_rows(rows: list[Row], fails: Callable[[Sequence[Row]], bool]) -> list[Row]:
     for row in list(rows):
         without = [one for one in rows if one is not row]
-        if without and departs(without):
+        if without and fails(without):
             rows = without
     return rows
 
@@ -116,16 +116,16 @@ Known = Callable[[Row, slice], Row | None]
 
 
 def _shorter_row(
-    rows: list[Row], index: int, departs: Callable[[Sequence[Row]], bool], known: Known
+    rows: list[Row], index: int, fails: Callable[[Sequence[Row]], bool], known: Known
 ) -> list[Row]:
-    """Cut a row at its end, then at its start, to about the shortest that departs."""
+    """Cut a row at its end, then at its start, to about the shortest that fails."""
 
     def attempt(kept: slice) -> list[Row] | None:
         row = known(rows[index], kept)
         if row is None:
             return None
         changed = [*rows[:index], row, *rows[index + 1 :]]
-        return changed if departs(changed) else None
+        return changed if fails(changed) else None
 
     for side in ("end", "start"):
         size = rows[index].ids.size
@@ -159,10 +159,10 @@ def _references(task: Task, peft: PeftSource | None) -> Known:
     return known
 
 
-def _departs(engine: Engine, rows: Sequence[Row], padding: Padding, report: ParityReport) -> bool:
+def _fails(engine: Engine, rows: Sequence[Row], padding: Padding, report: ParityReport) -> bool:
     try:
         logits = engine.logits(*padded(rows, padding))
-    except EngineFault:  # on a request that it must take: as good as a departure to reproduce
+    except EngineFault:  # on a request that it must take: as good as a mismatch to reproduce
         return True
     allowed = FINITE.max_abs if report.largest_allowed is None else report.largest_allowed
     found, _ = measure_rows(rows, logits, allowed)
@@ -172,7 +172,7 @@ def _departs(engine: Engine, rows: Sequence[Row], padding: Padding, report: Pari
 def _after_greedy(
     engine: Engine, reference: Reference, report: ParityReport, peft: PeftSource
 ) -> FailingInput | None:
-    """A row whose greedy tokens depart, up to the token where they do, if its logits depart too."""
+    """A row whose greedy tokens do not match, up to the first, if its logits do not either."""
     from ptdeploy.parity.reference.peft import row_logits
 
     for one, result in zip(reference.greedy, report.greedy, strict=False):
@@ -180,7 +180,7 @@ def _after_greedy(
             continue
         ids = np.concatenate([one.ids, one.tokens[: result.agreed]])
         row = Row(ids, row_logits(peft.model, engine.manifest.task, ids))
-        if _departs(engine, [row], "right", report):
+        if _fails(engine, [row], "right", report):
             return FailingInput((row,), "right")
     return None
 

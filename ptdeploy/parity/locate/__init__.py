@@ -64,7 +64,7 @@ def locate_mismatch(
         return _failed(str(error), lengths)
     found = _first(search, matches, chosen[row], report)
     modules = tuple(
-        ModuleError(m.event.module, m.event.what, m.value, finite(m.relative), m.departs)
+        ModuleError(m.event.module, m.event.what, m.value, finite(m.relative), m.mismatch)
         for m in found.matches
     )
     if found.first is None:
@@ -99,7 +99,7 @@ class _Found:
 
 def _first(search: Search, matches: Sequence[Match], row: Row, report: ParityReport) -> _Found:
     """The first tensor that does not match, or what is nearest to one where the logits do not."""
-    first = next((m for m in matches if m.departs), None)
+    first = next((m for m in matches if m.mismatch), None)
     fails = any(not case.passed for case in report.cases)
     if first is not None or not fails or not matches:
         return _Found(first, matches)
@@ -109,7 +109,7 @@ def _first(search: Search, matches: Sequence[Match], row: Row, report: ParityRep
             widest, matches, "no tensor departs by itself; the difference grows most here"
         )
     coarse = list(search.matches(coarse=True))
-    first = next((m for m in coarse if m.departs), None)
+    first = next((m for m in coarse if m.mismatch), None)
     remark = "the engine's own fusion: with every value taken out of the graph it agrees"
     return _Found(first, coarse if first else matches, remark)
 
@@ -120,7 +120,7 @@ def _suspect(
     """What is known of the first mismatch, and the values that match."""
     graph, fed, first = search.graph, search.fed, found.first
     assert first is not None, "the caller has one"
-    known = {m.value for m in found.matches if not m.departs and m is not first}
+    known = {m.value for m in found.matches if not m.mismatch and m is not first}
     suspect = Suspect(
         module=_module(graph, first),
         event=first.event,

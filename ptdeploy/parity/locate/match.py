@@ -38,7 +38,7 @@ class Match:
     theirs: NDArray[np.float32] = field(repr=False)
     relative: float
     jump: float
-    departs: bool
+    mismatch: bool
     values: Mapping[str, NDArray[Any]] = field(repr=False)
 
 

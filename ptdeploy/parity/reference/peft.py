@@ -156,7 +156,7 @@ def compute_reference(
 ) -> Reference:
     """Run PEFT on every row alone: logits, and for a causal model greedy continuations.
 
-    `judged` is what a rounded engine will be judged on. `rows` are random ones unless given, and
+    `judged` is the evaluation text of a quantized engine. `rows` are random ones unless given, and
     `model` is loaded unless given.
     """
     import peft
@@ -170,13 +170,13 @@ def compute_reference(
     )
     with torch.no_grad(), quiet_libraries():
         greedy: tuple[Greedy, ...] = ()
-        departure = None
+        mismatch = None
         if task is Task.CAUSAL_LM:
             random = [row.ids for row in rows if row.source == "random"]
             chosen = [random[i] for i in _GREEDY_ROWS if i < len(random)]
             continued = [*chosen, *_greedy_edges(rows, limits)]
             greedy = tuple(_greedy(model, ids, limits.max_sequence) for ids in continued)
-            departure = _padded_mismatch(model, chosen) if chosen else None
+            mismatch = _padded_mismatch(model, chosen) if chosen else None
     texts = tuple(
         text_row(row, row_logits(model, task, row.ids, row.type_ids), task)
         for row in (judged.rows if judged else ())
@@ -185,7 +185,7 @@ def compute_reference(
         computed,
         tuple(one for one in greedy if one.tokens.size),
         made_by=f"PEFT {peft.__version__} on PyTorch {torch.__version__}, fp32, each row alone",
-        padded_departure=departure,
+        padded_departure=mismatch,
         judged=texts,
         judged_on=judged.source if judged else "",
     )
@@ -259,7 +259,7 @@ def _greedy(model: PeftModel, ids: NDArray[np.int64], limit: int) -> Greedy:
 
 
 def _padded_mismatch(model: PeftModel, rows: Sequence[NDArray[np.int64]]) -> float:
-    """By how much PEFT's own left-padded batch departs from its rows alone, at the last token.
+    """By how much PEFT's own left-padded batch differs from its rows alone, at the last token.
 
     PEFT numbers positions over padding (it drops position_ids), so this is no fault of an engine;
     users who compare with such a batch need to know.

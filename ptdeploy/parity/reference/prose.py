@@ -1,4 +1,4 @@
-"""Text that quantized engines are judged on, written for this: several kinds and languages."""
+"""Evaluation text for quantized engines, written for this: several kinds and languages."""
 
 from __future__ import annotations
 

@@ -37,15 +37,15 @@ class _Metadata(msgspec.Struct, forbid_unknown_fields=True):
     pairs: tuple[tuple[str, str], ...] = ()
 
 
-def save_reference(reference: Reference, folder: Path, golden: int | None = None) -> str:
+def save_reference(reference: Reference, folder: Path, count: int | None = None) -> str:
     """Write a reference as safetensors into `folder` and return its name.
 
-    Of large vocabularies only the last positions are kept, and of all rows the first `golden`.
+    Of large vocabularies only the last positions are kept, and of all rows the first `count`.
     """
     from safetensors.numpy import save_file
 
     tensors: dict[str, NDArray[np.int64] | NDArray[np.float32]] = {}
-    rows = reference.rows[:golden]
+    rows = reference.rows[:count]
     for i, row in enumerate(_trimmed(row) for row in rows):
         tensors[f"rows.{i:03}.ids"] = row.ids
         tensors[f"rows.{i:03}.logits"] = row.logits

@@ -59,7 +59,7 @@ def evaluation_text(
     texts: tuple[str, ...] | None,
     task: Task,
 ) -> EvaluationText:
-    """What quantized engines are judged on: the given texts, else ours, each cut to 128 tokens.
+    """The evaluation text of quantized engines: the given texts, else ours, each cut to 128 tokens.
 
     Where a text gives one answer (SEQ_CLS) there are more of them, and shorter ones. Without a
     tokenizer it is random tokens, and says so. Raises InputError if texts were given

@@ -10,7 +10,7 @@ from ptdeploy.printable import printable_fields
 
 
 def render(report: ParityReport) -> bytes:
-    """A test suite whose failures are what departs."""
+    """A test suite whose failures are the checks that do not pass."""
     report = printable_fields(report)
     found = checks(report)
     failed = [one for one in found if not one.passed]

@@ -38,10 +38,8 @@ def describe(report: ParityReport) -> str:
 
 
 def _cases(report: ParityReport) -> list[str]:
-    rows: list[tuple[str, ...]] = [
-        ("case", "runs", "longest", "max abs", "mean abs", "KL", "top-1", "")
-    ]
-    rows += [
+    head = ("case", "runs", "longest", "max abs", "mean abs", "KL", "top-1", "")
+    rows = [
         (
             group.name,
             str(group.count),

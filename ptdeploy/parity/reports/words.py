@@ -47,12 +47,12 @@ def grouped(report: ParityReport) -> list[CaseGroup]:
 
 
 def verdict(report: ParityReport) -> str:
-    """The outcome in a few words; an engine that fails gives no numbers that could depart."""
+    """The outcome in a few words; an engine that fails gives no numbers that could be wrong."""
     if report.passed:
         return "parity holds"
-    departs = any(not one.passed and not one.stopped for one in report.runs)
+    wrong = any(not one.passed and not one.stopped for one in report.runs)
     if report.engine_failed:
-        return "the engine fails" + (" and parity departs" if departs else "")
+        return "the engine fails" + (" and parity departs" if wrong else "")
     return "parity departs"
 
 
