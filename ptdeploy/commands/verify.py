@@ -216,7 +216,7 @@ def _computed_reference(
 
 
 def _judged(bundle: Bundle, given: Sequence[DataRow]) -> EvaluationText:
-    """What quantized weights are evaluated on: the user's data if there is any, else what is stored."""
+    """What quantized weights are evaluated on: the user's data, or else what is stored."""
     from ptdeploy.parity.quality import EvaluationText
 
     rows = tuple(AskedRow(row.ids, "data", row.type_ids) for row in given if row.ids.size > 1)
