@@ -124,7 +124,7 @@ def _compare(run: _Run, progress: Progress) -> ParityReport:
     if bundle.manifest.parity is None and not request.graph:
         from ptdeploy.parity.completed import keep_completed
 
-        # What another reads there must not hang on bounds that were loosened here.
+        # With bounds of one's own it is not kept: parity.json must mean the default ones.
         own = "the bundle's parity stays pending: it is completed without --thresholds."
         progress.note(keep_completed(bundle, found) if request.thresholds is None else own)
     if request.report is not None:

@@ -66,4 +66,4 @@ def _decode(path: Path, content: bytes, fix: str) -> ParityReport:
     try:
         return msgspec.json.decode(content, type=ParityReport)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BundleError(f"{path}: not a parity report ({error}).", fix) from None
+        raise BundleError(f"{path}: not a parity report ({error}).", fix) from error

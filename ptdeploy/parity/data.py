@@ -88,9 +88,9 @@ def read_data(path: str | Path, engine: Engine) -> tuple[DataRow, ...]:
                 f"--data {path}: line {number} is not a data row ({error}).",
                 'A line is {"text": "..."} or {"ids": [1, 2, 3]}, and may have a "label", and a '
                 '"text_pair" or "token_type_ids".',
-            ) from None
+            ) from error
         except InputError as error:
-            raise InputError(f"--data {path}: line {number}: {error.problem}", error.fix) from None
+            raise InputError(f"--data {path}: line {number}: {error.problem}", error.fix) from error
         if len(rows) > _MOST_ROWS:
             raise InputError(f"--data {path}: has over {_MOST_ROWS} rows.", "Take a sample.")
     if not rows:

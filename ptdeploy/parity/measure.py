@@ -1,4 +1,4 @@
-"""Logits against logits: the numbers of a case, none of them kept in more than one pass."""
+"""Measures of difference between the reference's and an engine's logits, in one pass over them."""
 
 from __future__ import annotations
 
