@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
-from support import tiny
+from support import damage, tiny
 
 import ptdeploy
 from ptdeploy.cli.main import main
@@ -37,6 +39,13 @@ def test_another_precision_shows_in_settings_graph_size_and_logits(compiled, tmp
     assert "MatMulNBits: none -> " in out
     assert "model.onnx.data: " in out
     assert "logits: at most 0.0" in out
+
+
+def test_a_reference_that_does_not_fit_its_bundle_is_refused_here_too(compiled, tmp_path, capsys):
+    bundle = Path(shutil.copytree(compiled("bert", "SEQ_CLS").bundle, tmp_path / "bundle"))
+    damage.rewrite_reference(bundle, lambda tensors, _: tensors["rows.000.ids"].fill(5000))
+    assert main(["diff", str(bundle), str(bundle)]) == 2
+    assert "rows.000.ids holds a token id outside 0 to 100" in capsys.readouterr().err
 
 
 def test_other_tasks_are_not_timed_together(compiled, capsys):

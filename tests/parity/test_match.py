@@ -1,0 +1,57 @@
+"""Which positions of a graph's value and of PyTorch's tensor are the same ones."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ptdeploy.parity.locate.feed import Fed
+from ptdeploy.parity.locate.match import aligned
+
+# Two rows of 3 and 2 tokens after 4 virtual ones; the second row is looked at.
+INSIDE = Fed({}, row=1, rows=2, width=3, taken=2, prefix=4, runs_prefix=True)
+FROZEN = Fed({}, row=1, rows=2, width=3, taken=2, prefix=4, runs_prefix=False)
+
+
+def numbered(*shape: int) -> np.ndarray:
+    return np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+
+
+def test_a_rows_padding_is_left_out_where_the_graph_computes_the_prompt():
+    ours, theirs = numbered(2, 7, 5), numbered(1, 6, 5)
+    found = aligned(ours, theirs, INSIDE)
+    assert found is not None
+    assert np.array_equal(found[0], ours[1:, :6])
+    assert np.array_equal(found[1], theirs)
+
+
+def test_a_frozen_prompts_positions_are_left_out_of_pytorchs():
+    ours, theirs = numbered(2, 3, 5), numbered(1, 6, 5)
+    found = aligned(ours, theirs, FROZEN)
+    assert found is not None
+    assert np.array_equal(found[0], ours[1:, :2])
+    assert np.array_equal(found[1], theirs[:, 4:])
+
+
+def test_heads_side_by_side_and_rows_in_one_list_are_the_same_numbers():
+    ours, theirs = numbered(2, 3, 4, 5), numbered(1, 2, 20)
+    found = aligned(ours, theirs, INSIDE)
+    assert found is not None
+    assert np.array_equal(found[0], ours[1:, :2].reshape(1, 2, 20))
+    tokens = numbered(6, 5)
+    found = aligned(tokens, numbered(1, 2, 5), INSIDE)
+    assert found is not None
+    assert np.array_equal(found[0][0], tokens[3:5])
+
+
+def test_a_head_that_runs_at_the_last_token_is_compared_there():
+    ours, theirs = numbered(2, 5), numbered(1, 6, 5)
+    found = aligned(ours, theirs, FROZEN)
+    assert found is not None
+    assert np.array_equal(found[0], ours[1])
+    assert np.array_equal(found[1], theirs[0, -1])
+
+
+def test_what_does_not_fit_is_not_compared():
+    assert aligned(numbered(2, 3, 5).astype(np.int64), numbered(1, 2, 5), INSIDE) is None
+    assert aligned(numbered(2, 3, 6), numbered(1, 2, 5), INSIDE) is None
+    assert aligned(numbered(2, 3, 5, 5, 5), numbered(1, 2, 5), INSIDE) is None
