@@ -45,11 +45,11 @@ def checked(**checks: Check) -> Callable[[Callable[P, R]], Callable[P, R]]:
                     bound.arguments[name] = check(name, bound.arguments[name])
             try:
                 return function(*bound.args, **bound.kwargs)
-            except MemoryError:
+            except MemoryError as error:
                 raise OutOfMemory(
                     "There is not enough memory for what was asked.",
                     "Ask for less at once, or give this process more.",
-                ) from None
+                ) from error
 
         return at_the_door
 
@@ -148,9 +148,9 @@ def one_of(kind: type[Enum]) -> Check:
     def check(name: str, value: Any) -> Any:
         try:
             return kind(value)
-        except Exception:  # what compares with a stranger's value raises anything
+        except Exception as error:  # what compares with a stranger's value raises anything
             words = ", ".join(str(one.value) for one in kind)
-            raise refused(name, value, f"one of {words}") from None
+            raise refused(name, value, f"one of {words}") from error
 
     return check
 

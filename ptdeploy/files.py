@@ -93,7 +93,7 @@ def write_together(folder: Path, contents: Mapping[str, bytes], fix: str = "") -
         _replace_files(folder, contents)
     except OSError as error:
         names = ", ".join(str(folder / name) for name in contents)
-        raise OutputError(f"{names}: cannot be written ({error.strerror}).", fix) from None
+        raise OutputError(f"{names}: cannot be written ({error.strerror}).", fix) from error
 
 
 def replace_file(path: Path, content: bytes) -> None:
@@ -139,7 +139,7 @@ def check_folder(folder: Path, option: str) -> None:
         raise OutputError(
             f"{option} {folder}: cannot be written to ({error.strerror}).",
             f"Choose another {option}.",
-        ) from None
+        ) from error
 
 
 def check_readable(path: Path, option: str) -> None:
@@ -149,7 +149,7 @@ def check_readable(path: Path, option: str) -> None:
         if not stat.S_ISFIFO(os.stat(path).st_mode):
             os.close(open_regular(path))
     except OSError as error:
-        raise InputError(f"{option} {path}: cannot be read ({error.strerror}).") from None
+        raise InputError(f"{option} {path}: cannot be read ({error.strerror}).") from error
 
 
 def nearest_folder(path: Path) -> Path:
@@ -163,9 +163,9 @@ def nearest_folder(path: Path) -> Path:
     for parent in place.parents:
         try:
             found = os.stat(parent)
-        except FileNotFoundError:
+        except FileNotFoundError as error:
             if parent.is_symlink():
-                raise FileNotFoundError(errno.ENOENT, "A link to nothing", str(parent)) from None
+                raise FileNotFoundError(errno.ENOENT, "A link to nothing", str(parent)) from error
             continue
         if not stat.S_ISDIR(found.st_mode):
             raise NotADirectoryError(errno.ENOTDIR, f"{parent} is no folder", str(parent))
@@ -213,7 +213,7 @@ def rename_new(source: Path, destination: Path) -> None:
         if error.errno in (errno.ENOTEMPTY, errno.ENOTDIR, errno.EEXIST):
             raise FileExistsError(
                 errno.EEXIST, os.strerror(errno.EEXIST), str(destination)
-            ) from None
+            ) from error
         raise
 
 

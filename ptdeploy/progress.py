@@ -47,7 +47,7 @@ class Progress:
             self._say(" failed")
             if isinstance(error, PtdeployError) or not ran_out_of_memory(error):
                 raise
-            raise out_of_memory(f"the stage was: {title}", error) from None
+            raise out_of_memory(f"the stage was: {title}", error) from error
         self._say(f" {time.perf_counter() - start:.1f} s")
 
     def note(self, text: str) -> None:

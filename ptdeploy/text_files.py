@@ -40,7 +40,7 @@ def read_content(path: str | Path, option: str) -> bytes:
         content = _read(path, option)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise InputError(f"{option} {path}: cannot be read ({reason}).") from None
+        raise InputError(f"{option} {path}: cannot be read ({reason}).") from error
     if len(content) > _MOST_BYTES:
         raise InputError(f"{option} {path}: has over {_MOST_BYTES >> 20} MiB.", "Split it.")
     for mark, name in _OTHER_MARKS.items():
@@ -92,8 +92,8 @@ def argument_text(text: str) -> str:
         pass
     try:
         return os.fsencode(text).decode()
-    except UnicodeError:
-        raise InputError(f"The argument {text!r} is not UTF-8.") from None
+    except UnicodeError as error:
+        raise InputError(f"The argument {text!r} is not UTF-8.") from error
 
 
 def library_path(path: str | Path) -> str:
@@ -103,12 +103,12 @@ def library_path(path: str | Path) -> str:
     """
     try:
         return os.fsencode(path).decode()
-    except UnicodeError:
+    except UnicodeError as error:
         raise InputError(
             f"{path}: its name is not UTF-8, and ONNX Runtime, tokenizers and safetensors open "
             "nothing by such a name.",
             "Rename it, or name a link to it.",
-        ) from None
+        ) from error
 
 
 def _read(path: str | Path, option: str) -> bytes:

@@ -84,7 +84,7 @@ def check_destination(path: Path, force: bool, replaces: bytes | None = None) ->
         with _working_folder(nearest, place.name):
             pass
     except OSError as error:
-        raise OutputError(f"{path}: cannot be written to ({error.strerror}).", _FIX) from None
+        raise OutputError(f"{path}: cannot be written to ({error.strerror}).", _FIX) from error
     return destination
 
 
@@ -126,7 +126,7 @@ def stage_bundle(destination: Destination) -> Iterator[Path]:
         raise OutputError(
             f"{destination.path}: cannot be written ({reason}).",
             "Make room, or choose another -o.",
-        ) from None
+        ) from error
     finally:
         for parent in reversed(made):
             with contextlib.suppress(OSError):
@@ -160,7 +160,7 @@ def publish(staging: Path, manifest: Manifest, destination: Destination) -> Bund
     except OSError as error:
         raise OutputError(
             f"{destination.path}: cannot be written ({error.strerror}).", _FIX
-        ) from None
+        ) from error
     return Bundle(destination.path, manifest)
 
 

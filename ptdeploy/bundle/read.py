@@ -72,7 +72,7 @@ class Bundle:
             yield opened
         except PtdeployError as error:
             problem = error.problem.replace(str(opened), str(shown))
-            raise type(error)(problem, error.fix) from None
+            raise type(error)(problem, error.fix) from error
 
     def copy(self, entry: FileEntry, place: Path) -> None:
         """Copy the very file that was checked."""
@@ -142,8 +142,8 @@ def _read(path: Path, hashes: bool) -> Bundle:
         held = Held(path)
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EMFILE, errno.ENFILE):
-            raise BundleError(f"{path}: cannot be read ({error.strerror}).") from None
-        raise BundleError(f"{path}: no such bundle folder.") from None
+            raise BundleError(f"{path}: cannot be read ({error.strerror}).") from error
+        raise BundleError(f"{path}: no such bundle folder.") from error
     manifest = _read_manifest(held)
     seen = set()
     for entry in manifest.files:
@@ -167,11 +167,11 @@ def _read_manifest(held: Held) -> Manifest:
         raw = held.read(MANIFEST_NAME, MAX_MANIFEST_BYTES + 1)
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.EISDIR, errno.ELOOP):
-            raise BundleError(f"{file}: cannot be read ({error.strerror}).") from None
+            raise BundleError(f"{file}: cannot be read ({error.strerror}).") from error
         raise BundleError(
             f"{path}: has no {MANIFEST_NAME}, so it is no bundle.",
             "Make one with: ptdeploy compile CHECKPOINT --target ort -o BUNDLE",
-        ) from None
+        ) from error
     if len(raw) > MAX_MANIFEST_BYTES:
         raise BundleError(f"{file}: larger than {MAX_MANIFEST_BYTES} bytes, not a manifest.")
     if is_pointer_text(raw):
@@ -190,7 +190,7 @@ def _read_manifest(held: Held) -> Manifest:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BundleError(
             f"{file}: not a valid manifest ({error}).", "Compile the checkpoint again."
-        ) from None
+        ) from error
 
 
 def _check_file(held: Held, entry: FileEntry, hashes: bool) -> None:
@@ -214,16 +214,16 @@ def _check_file(held: Held, entry: FileEntry, hashes: bool) -> None:
         size = held.size(entry.path)
     except OSError as error:
         if error.errno == errno.ELOOP:
-            raise BundleError(f"{where} is a link that leads back to itself.") from None
+            raise BundleError(f"{where} is a link that leads back to itself.") from error
         if error.errno in (errno.EACCES, errno.EMFILE, errno.ENFILE, errno.EIO):
-            raise BundleError(f"{file}: cannot be read ({error.strerror}).") from None
+            raise BundleError(f"{file}: cannot be read ({error.strerror}).") from error
         if os.path.islink(file):
             raise BundleError(
                 f"{file}: is a link to no file.", "Copy what the links lead to, too: cp -rL"
-            ) from None
-        raise BundleError(f"{file}: is missing.", "Copy the whole bundle folder again.") from None
-    except ValueError:  # a name that no file system can hold
-        raise BundleError(f"{file}: is missing.", "Copy the whole bundle folder again.") from None
+            ) from error
+        raise BundleError(f"{file}: is missing.", "Copy the whole bundle folder again.") from error
+    except ValueError as error:  # a name that no file system can hold
+        raise BundleError(f"{file}: is missing.", "Copy the whole bundle folder again.") from error
     if size != entry.size:
         if is_pointer_text(held.read(entry.path, 1025)):
             raise BundleError(f"{file}: {POINTER_PROBLEM}", POINTER_FIX)
@@ -239,7 +239,9 @@ def _check_hash(held: Held, entry: FileEntry) -> None:
     try:
         found = held.sha256(entry.path)
     except OSError as error:
-        raise BundleError(f"{held.path / entry.path}: cannot be read ({error.strerror}).") from None
+        raise BundleError(
+            f"{held.path / entry.path}: cannot be read ({error.strerror})."
+        ) from error
     if found != entry.sha256:
         raise BundleError(
             f"{held.path / entry.path}: its SHA-256 is not the manifest's.",

@@ -101,7 +101,7 @@ def _print(text: str, end: str, flush: bool) -> None:
         raise OutputError(
             f"Standard output cannot be written ({error.strerror}).",
             "Files that the command wrote are whole. Send its output elsewhere.",
-        ) from None
+        ) from error
 
 
 def _is_utf8(stream: TextIO) -> bool:

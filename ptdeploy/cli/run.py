@@ -280,7 +280,7 @@ def _variables(given: str | None, chat: bool) -> dict[str, Any]:
         raise InputError(
             f"--chat-template-kwargs: not a JSON object ({error}).",
             """For example --chat-template-kwargs '{"enable_thinking": false}'.""",
-        ) from None
+        ) from error
     return variables
 
 
@@ -311,8 +311,8 @@ def _segments(arguments: argparse.Namespace) -> list[list[int]] | None:
 def _numbers(option: str, text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise InputError(f"{option} {text}: not whole numbers with commas between.") from None
+    except ValueError as error:
+        raise InputError(f"{option} {text}: not whole numbers with commas between.") from error
 
 
 def _generation(arguments: argparse.Namespace) -> dict[str, Any]:

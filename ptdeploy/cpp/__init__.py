@@ -67,7 +67,7 @@ def _write_new(folder: Path, texts: Mapping[str, str]) -> None:
             with contextlib.suppress(OSError):
                 folder.rmdir()
         if isinstance(error, OSError):
-            raise OutputError(f"{folder}: cannot be written ({error.strerror}).") from None
+            raise OutputError(f"{folder}: cannot be written ({error.strerror}).") from error
         raise
 
 

@@ -87,7 +87,7 @@ def evaluate_prompt_encoder(encoder: PromptEncoderState) -> NDArray[np.float32]:
             f"The {encoder.kind} prompt encoder's layers do not fit one another "
             f"({str(error).splitlines()[0]}).",
             "The checkpoint is damaged. Save it again from the trained model.",
-        ) from None
+        ) from error
     return cast("NDArray[np.float32]", hidden.numpy())
 
 
@@ -165,7 +165,7 @@ def _keys_and_values(model: PreTrainedModel, embeds: torch.Tensor) -> torch.Tens
         raise BaseModelError(
             f"{kind}: its layers keep more, or something else, than keys and values "
             f"({str(error).splitlines()[0][:200]}), which is not supported."
-        ) from None
+        ) from error
     if not tensors:
         raise BaseModelError(f"{kind}: gives no KV cache, so cannot generate.")
     shapes = {tuple(tensor.shape) for pair in tensors for tensor in pair}

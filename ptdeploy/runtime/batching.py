@@ -174,8 +174,8 @@ def _batch(name: str, given: Any) -> list[Any]:
 def _array(name: str, row: Any) -> NDArray[Any]:
     try:
         return np.asarray(row)
-    except Exception:  # ragged, too deep, or a stranger's __array__
-        raise InputError(f"{name}: a row is no list of numbers.") from None
+    except Exception as error:  # ragged, too deep, or a stranger's __array__
+        raise InputError(f"{name}: a row is no list of numbers.") from error
 
 
 def _integers(name: str, row: Any) -> Ids:

@@ -41,7 +41,7 @@ def load(path: Path) -> ChatTemplate:
     try:
         return msgspec.json.decode(path.read_bytes(), type=ChatTemplate)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BundleError(f"{path}: not a chat template ({error}).") from None
+        raise BundleError(f"{path}: not a chat template ({error}).") from error
 
 
 def render(
@@ -137,7 +137,7 @@ def _run(source: str, variables: dict[str, Any]) -> str:
         return joined(environment.from_string(source).generate(variables))
     except Exception as error:  # whatever the template's own code does
         reason = str(error)[:200] or type(error).__name__
-        raise InputError(f"The chat template refuses these messages: {reason}.") from None
+        raise InputError(f"The chat template refuses these messages: {reason}.") from error
 
 
 def _chosen(template: ChatTemplate, name: str | None, tools: bool) -> str:

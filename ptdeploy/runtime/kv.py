@@ -46,11 +46,11 @@ class KVBuffer:
                 name: session.place(_filled(layout, rows, slots, prefix))
                 for name, prefix in zip(layout.past, prefixes, strict=True)
             }
-        except (MemoryError, OutOfMemory):
+        except (MemoryError, OutOfMemory) as error:
             raise OutOfMemory(
                 f"The KV buffer for {rows} rows of {slots} tokens does not fit in memory.",
                 "Send fewer rows at once, or ask for fewer tokens.",
-            ) from None
+            ) from error
         self._present = dict(zip(layout.past, layout.present, strict=True))
         self._prefilled_well = True
         self.lengths = np.full(rows, self.prefix, np.int64)

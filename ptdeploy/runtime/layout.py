@@ -68,7 +68,7 @@ def check_prompt(bundle: Bundle) -> NDArray[np.float32] | None:
                     )
                 found[name] = file.get_tensor(name)
         except (SafetensorError, OSError, ValueError) as error:
-            raise BundleError(f"{path}: holds no {words} ({error}).", AGAIN) from None
+            raise BundleError(f"{path}: holds no {words} ({error}).", AGAIN) from error
         if not np.isfinite(found[name]).all():
             raise BundleError(f"{path}: {words} holds a number that is not finite.", AGAIN)
     digest = hashlib.sha256(found["virtual_tokens"].astype("<f4").tobytes()).hexdigest()

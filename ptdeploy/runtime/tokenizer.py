@@ -174,7 +174,7 @@ def library(kind: type[PtdeployError], problem: str) -> Iterator[None]:
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise kind(f"{problem} ({error}).") from None
+        raise kind(f"{problem} ({error}).") from error
 
 
 def load_tokenizer(bundle: Bundle) -> Tokenizer | None:
@@ -213,7 +213,7 @@ def unicode_text(text: str, what: str = "The text") -> str:
             f"as character {error.start}.",
             "It was read as something other than the UTF-8 that it is; read it again, or replace "
             "what is broken: text.encode('utf-8', 'replace').decode().",
-        ) from None
+        ) from error
     return text
 
 

@@ -140,11 +140,11 @@ def _load_config(
 ) -> PretrainedConfig:
     try:
         from transformers import AutoConfig
-    except ImportError:
+    except ImportError as error:
         raise TargetUnavailable(
             "Compiling needs transformers, which is not installed here.",
             "pip install 'ptdeploy[compile]'",
-        ) from None
+        ) from error
     named = "" if override else f", which {checkpoint.path} names"
     if _is_path(name) and not Path(name).exists():
         raise BaseModelError(
@@ -168,7 +168,7 @@ def _load_config(
             fix = "Pass the folder that the model was saved to, not one of its files."
         raise BaseModelError(
             f"{name}: the base model's configuration cannot be read ({reason}).", fix
-        ) from None
+        ) from error
 
 
 def _is_path(name: str) -> bool:
@@ -198,7 +198,7 @@ def build_skeleton(task: Task, config: PretrainedConfig, name: str) -> PreTraine
             f"{name}: a {config.model_type} model cannot do {task.value} with its "
             f"configuration ({reason[:200]}).",
             "Pass the base model that the checkpoint was trained on with --base.",
-        ) from None
+        ) from error
     return model
 
 

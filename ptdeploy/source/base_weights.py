@@ -67,9 +67,9 @@ def load_pretrained(checkpoint: Checkpoint, base: BaseModel, **options: Any) -> 
                 f"the weights of base model {base.name} do not fit in float32",
                 error,
                 "A compilation loads them twice, one after the other.",
-            ) from None
+            ) from error
         if not isinstance(error, OSError) or not _covers(checkpoint, base):
-            raise _unloadable(base, error) from None
+            raise _unloadable(base, error) from error
         with quiet_libraries():
             model = base.kind.auto_class().from_config(base.config, **options)
     else:

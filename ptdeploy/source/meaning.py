@@ -184,7 +184,7 @@ def generation_defaults(base: BaseModel) -> tuple[GenerationOptions, tuple[str, 
         raise BaseModelError(
             f"{base.name}: {_FILE}: {str(error).rstrip('.')}.",
             "transformers would refuse it too, at its first token. Mend the file.",
-        ) from None
+        ) from error
     return options, (*notes, *_not_kept(given))
 
 

@@ -169,7 +169,7 @@ def _load(place: Place) -> ChosenTokenizer | None:
             return None
         if reason := needs(files, error):
             return _ids_only(place, reason)
-        raise broken(place, files, error) from None
+        raise broken(place, files, error) from error
     kind = type(tokenizer).__name__
     if not getattr(tokenizer, "is_fast", False):
         return _ids_only(place, f"{kind} runs in Python alone")
@@ -190,7 +190,7 @@ def _load(place: Place) -> ChosenTokenizer | None:
     except PtdeployError:
         raise
     except Exception as error:  # as of a vocabulary without the token for unknown words
-        raise broken(place, files or place.files(), error) from None
+        raise broken(place, files or place.files(), error) from error
 
 
 def _as_found(tokenizer: Any, place: Place) -> ChosenTokenizer:

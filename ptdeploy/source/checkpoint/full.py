@@ -55,7 +55,7 @@ def save_full(peft_model: PeftModel, path: str | Path) -> Path:
     except BaseException as error:
         shutil.rmtree(working, ignore_errors=True)
         if reason := error.strerror if isinstance(error, OSError) else disk_refusal(error):
-            raise OutputError(f"{path}: cannot be written ({reason}).") from None
+            raise OutputError(f"{path}: cannot be written ({reason}).") from error
         raise
     return path
 

@@ -80,11 +80,11 @@ def read_peft_config(path: Path, task: Task | None = None) -> PeftConfig:
 def _task(path: Path, name: object) -> Task:
     try:
         return Task(str(name))
-    except ValueError:
+    except ValueError as error:
         raise CheckpointError(
             f"{path}: task_type is {name!r}; supported: {', '.join(t.value for t in Task)}.",
             "Say which it is with --task." if name is None else "",
-        ) from None
+        ) from error
 
 
 def _integer(path: Path, raw: dict[str, Any], field: str) -> int | None:

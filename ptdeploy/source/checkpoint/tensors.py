@@ -60,7 +60,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path}: not valid JSON ({error}).", "Copy the file again from where it was saved."
-        ) from None
+        ) from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: holds a JSON {type(value).__name__}, not an object.")
     return value
@@ -81,11 +81,11 @@ def require_torch() -> Any:
     """Import torch, or say which extra brings it."""
     try:
         import torch
-    except ImportError:
+    except ImportError as error:
         raise TargetUnavailable(
             "Reading a checkpoint needs PyTorch, which is not installed here.",
             "pip install 'ptdeploy[compile]'",
-        ) from None
+        ) from error
     return torch
 
 
@@ -98,11 +98,11 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         if ran_out_of_memory(error):
-            raise out_of_memory(f"{path} does not fit", error) from None
+            raise out_of_memory(f"{path} does not fit", error) from error
         raise CheckpointError(
             f"{path}: not a whole safetensors file ({error}).",
             "The file is damaged or was cut short. Copy it again from where it was saved.",
-        ) from None
+        ) from error
 
 
 def _read_torch(path: Path) -> dict[str, torch.Tensor]:
@@ -114,17 +114,17 @@ def _read_torch(path: Path) -> dict[str, torch.Tensor]:
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         if "Unsupported" in str(error) or "WeightsUnpickler" in str(error):
-            raise _pickled(path, error) from None
-        raise _damaged(path, error) from None
+            raise _pickled(path, error) from error
+        raise _damaged(path, error) from error
     except Exception as error:  # a damaged file makes torch's reader raise anything
         if ran_out_of_memory(error):
-            raise out_of_memory(f"{path} does not fit", error) from None
+            raise out_of_memory(f"{path} does not fit", error) from error
         if "TorchScript" in str(error):
             raise CheckpointError(
                 f"{path}: is a TorchScript program, not a state dict.",
                 "Save torch.save(model.state_dict(), path) from the model that was trained.",
-            ) from None
-        raise _damaged(path, error) from None
+            ) from error
+        raise _damaged(path, error) from error
     if not isinstance(loaded, dict):
         raise CheckpointError(f"{path}: holds a {type(loaded).__name__}, not a state dict.")
     tensors = dict(islice(_named(loaded, "", _MAX_DEPTH), _MAX_TENSORS))
