@@ -34,7 +34,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
 
 
 @pytest.fixture(scope="session")
-def compiled(shared: Shared) -> Callable[[str, str], Compiled]:
+def compiled(shared: Shared) -> Callable[..., Compiled]:
     """`compiled(architecture, task)`: the same bundle however often it is asked for."""
     return shared.compiled
 

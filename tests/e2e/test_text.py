@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from support import tiny
-from support.characters import add_tokenizer
 from transformers import AutoTokenizer
 
 import ptdeploy
@@ -15,16 +14,11 @@ from ptdeploy.cli.main import main
 
 
 @pytest.fixture(scope="module")
-def bundles(tmp_path_factory) -> dict[str, tuple[tiny.Trained, Path]]:
+def bundles(compiled) -> dict[str, tuple[tiny.Trained, Path]]:
     made = {}
     for architecture, task in (("bert", "SEQ_CLS"), ("bert", "TOKEN_CLS"), ("gpt2", "CAUSAL_LM")):
-        folder = tmp_path_factory.mktemp(task)
-        trained = tiny.make(folder, architecture, task)
-        add_tokenizer(trained.base, wrap=architecture == "bert")
-        bundle = ptdeploy.compile(
-            trained.adapter, target="ort", base=str(trained.base), output=folder / "bundle"
-        )
-        made[task] = (trained, bundle.path)
+        one = compiled(architecture, task, tokenizer="characters")
+        made[task] = (one.trained, one.bundle)
     return made
 
 

@@ -25,19 +25,11 @@ REPORTS = ("report.json", "junit.xml", "report.md", "report.html")
 
 
 @pytest.fixture(scope="module")
-def texts(tmp_path_factory) -> tuple[tiny.Trained, Path]:
+def texts(compiled) -> tuple[tiny.Trained, Path]:
     """A classifier with a tokenizer."""
-    folder = tmp_path_factory.mktemp("texts")
-    trained = tiny.make(folder, "bert", "SEQ_CLS", jitter=True)
-    add_tokenizer(trained.base, wrap=True)
-    bundle = ptdeploy.compile(
-        trained.adapter,
-        target="ort",
-        base=str(trained.base),
-        output=folder / "bundle",
-        labels="no,maybe,yes",
-    )
-    return trained, bundle.path
+    labels = {"labels": "no,maybe,yes"}
+    one = compiled("bert", "SEQ_CLS", labels, tokenizer="characters", jitter=True)
+    return one.trained, one.bundle
 
 
 def with_checkpoint(trained: tiny.Trained) -> list[str]:

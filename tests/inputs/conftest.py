@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from support import families, tiny
+from support import families
 from transformers import PreTrainedTokenizerFast
 
 import ptdeploy
@@ -27,19 +27,8 @@ def tokenizers(tmp_path_factory) -> Callable[[str], tuple[PreTrainedTokenizerFas
 
 
 @pytest.fixture(scope="session")
-def engines(tmp_path_factory, tokenizers) -> Callable[[str], CausalLM]:
+def engines(compiled, tokenizers) -> Callable[[str], CausalLM]:
     """`engines(kind)`: one tiny decoder, with ids that no tokenizer names, under any tokenizer."""
-    folder = tmp_path_factory.mktemp("decoder")
-    trained = tiny.make(
-        folder,
-        "llama",
-        "CAUSAL_LM",
-        vocab_size=470,
-        initializer_range=0.3,
-        max_position_embeddings=160,
-    )
-    bundle = ptdeploy.compile(
-        trained.adapter, target="ort", base=str(trained.base), output=folder / "bundle"
-    )
-    engine = ptdeploy.load(bundle.path)
+    shape = {"vocab_size": 470, "initializer_range": 0.3, "max_position_embeddings": 160}
+    engine = ptdeploy.load(compiled("llama", "CAUSAL_LM", **shape).bundle)
     return lambda kind: CausalLM(engine.bundle, engine._session, tokenizers(kind)[1])

@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import families, tiny
 
 import ptdeploy
 from ptdeploy.bundle.quantization import read_texts
@@ -37,20 +36,12 @@ LINES = (
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory) -> dict[str, Path]:
+def made(compiled) -> dict[str, Path]:
     """A classifier and a decoder with tokenizers."""
-    bundles = {}
-    for architecture, task, family in (
-        ("bert", "SEQ_CLS", "wordpiece"),
-        ("gpt2", "CAUSAL_LM", "byte_level"),
-    ):
-        folder = tmp_path_factory.mktemp(task)
-        trained = tiny.make(folder, architecture, task, vocab_size=400)
-        families.make(family).save_pretrained(trained.base)
-        bundles[task] = ptdeploy.compile(
-            trained.adapter, target="ort", base=str(trained.base), output=folder / "bundle"
-        ).path
-    return bundles
+    return {
+        "SEQ_CLS": compiled("bert", "SEQ_CLS", tokenizer="wordpiece", vocab_size=400).bundle,
+        "CAUSAL_LM": compiled("gpt2", "CAUSAL_LM", tokenizer="byte_level", vocab_size=400).bundle,
+    }
 
 
 def command(

@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import pytest
 import torch
 from support import families, native, tiny
 from support.damage import edit
+from support.shared import Compiled
 from transformers import GenerationConfig
 
 import ptdeploy
@@ -261,29 +261,13 @@ def test_a_head_for_another_task_is_refused(read):
         read("CAUSAL_LM", head="softmax")
 
 
-@dataclass(frozen=True)
-class Made:
-    trained: tiny.Trained
-    bundle: Path
-
-
 @pytest.fixture(scope="module")
-def regression(tmp_path_factory) -> Made:
+def regression(compiled) -> Compiled:
     """One output, trained as a number; int8, so that its gate is shown too."""
-    folder = tmp_path_factory.mktemp("regression")
-    tokenizer = families.make("wordpiece")
-    size = max(len(tokenizer), tiny.VOCABULARY)
-    trained = tiny.make(folder, "bert", "SEQ_CLS", vocab_size=size, num_labels=1, jitter=True)
-    tokenizer.save_pretrained(trained.base)
-    bundle = ptdeploy.compile(
-        trained.adapter,
-        target="ort",
-        base=str(trained.base),
-        output=folder / "bundle",
-        precision="int8",
-        rounding=native.LOOSE,
-    )
-    return Made(trained, bundle.path)
+    size = max(len(families.make("wordpiece")), tiny.VOCABULARY)
+    options = {"precision": "int8", "rounding": native.LOOSE}
+    shape = {"vocab_size": size, "num_labels": 1, "jitter": True}
+    return compiled("bert", "SEQ_CLS", options, tokenizer="wordpiece", **shape)
 
 
 def test_one_output_is_a_number(regression, capsys):

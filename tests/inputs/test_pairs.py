@@ -38,27 +38,24 @@ class Made:
     tokenizer: Any
 
 
-def make(folder: Path, architecture: str, family: str, **changes: Any) -> Made:
-    tokenizer = families.make(family)
-    size = max(len(tokenizer), tiny.VOCABULARY)
-    trained = tiny.make(folder, architecture, "SEQ_CLS", vocab_size=size, jitter=True, **changes)
-    tokenizer.save_pretrained(trained.base)
-    bundle = ptdeploy.compile(
-        trained.adapter, target="ort", base=str(trained.base), output=folder / "bundle"
+def make(compiled: Any, architecture: str, family: str, **changes: Any) -> Made:
+    size = max(len(families.make(family)), tiny.VOCABULARY)
+    one = compiled(
+        architecture, "SEQ_CLS", tokenizer=family, vocab_size=size, jitter=True, **changes
     )
-    return Made(trained, bundle.path, AutoTokenizer.from_pretrained(trained.base))
+    return Made(one.trained, one.bundle, AutoTokenizer.from_pretrained(one.trained.base))
 
 
 @pytest.fixture(scope="module")
-def segmented(tmp_path_factory) -> Made:
+def segmented(compiled) -> Made:
     """A BERT that tells three segments apart, with room for 59 tokens of text."""
-    return make(tmp_path_factory.mktemp("bert"), "bert", "wordpiece", type_vocab_size=3)
+    return make(compiled, "bert", "wordpiece", type_vocab_size=3)
 
 
 @pytest.fixture(scope="module")
-def decoder(tmp_path_factory) -> Made:
+def decoder(compiled) -> Made:
     """A Llama that classifies: its tokenizer joins two texts, and it has no segments."""
-    return make(tmp_path_factory.mktemp("llama"), "llama", "metaspace")
+    return make(compiled, "llama", "metaspace")
 
 
 def peft_logits(made: Made, segments: bool = True, **encoding: Any) -> np.ndarray:

@@ -354,16 +354,9 @@ def test_sessions_and_kept_buffers_go_on_in_a_forked_process(decoder):
     assert goes_on() == theirs, "what the child did is not the parent's"
 
 
-def test_a_stream_that_was_begun_goes_on_in_a_forked_process(compiled, tmp_path_factory):
-    from support import families, tiny
-
-    folder = tmp_path_factory.mktemp("stream")
-    trained = tiny.make(folder, "gpt2", "CAUSAL_LM", vocab_size=400)
-    families.make("byte_level").save_pretrained(trained.base)
-    made = ptdeploy.compile(
-        trained.adapter, target="ort", base=str(trained.base), output=folder / "bundle"
-    )
-    engine = ptdeploy.load(made.path)
+def test_a_stream_that_was_begun_goes_on_in_a_forked_process(compiled):
+    one = compiled("gpt2", "CAUSAL_LM", tokenizer="byte_level", vocab_size=400)
+    engine = ptdeploy.load(one.bundle)
     pieces = engine.stream("the cat", 12, eos_token_ids=())
     first = next(pieces)
     rest = in_fork(lambda: list(pieces))

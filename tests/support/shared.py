@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import tiny
+from support import families, tiny
+from support.characters import add_tokenizer
 
 import ptdeploy
 
@@ -50,17 +51,29 @@ class Shared:
         return folder
 
     def compiled(
-        self, architecture: str, task: str, options: dict[str, Any] | None = None, **how: Any
+        self,
+        architecture: str,
+        task: str,
+        options: dict[str, Any] | None = None,
+        tokenizer: str = "",
+        **how: Any,
     ) -> Compiled:
-        """A tiny model made as tiny.make is told, and its bundle, compiled with these options."""
+        """A tiny model made as tiny.make is told, and its bundle, compiled with these options.
+
+        `tokenizer`, that the base has, is one of families.KINDS or "characters".
+        """
         made = {"architecture": architecture, "task": task, **how}
         options = options or {}
-        key = repr(("compiled", sorted(made.items()), sorted(options.items())))
+        key = repr((sorted(made.items()), tokenizer, sorted(options.items())))
         if key not in self._compiled:
             live = []
 
             def fill(folder: Path) -> None:
                 trained = tiny.make(folder, **made)
+                if tokenizer == "characters":
+                    add_tokenizer(trained.base, wrap=architecture in tiny.ENCODERS)
+                elif tokenizer:
+                    families.make(tokenizer).save_pretrained(trained.base)
                 ptdeploy.compile(
                     trained.adapter,
                     target="ort",

@@ -1,8 +1,13 @@
-"""What hypothesis puts where a field of JSON was."""
+"""What hypothesis puts where a field of JSON was, and how often it tries."""
 
 from __future__ import annotations
 
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
+
+MODEST = settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 VALUES = st.recursive(
     st.none()

@@ -1,0 +1,43 @@
+"""Rows of any batch come back as they were given, and their probabilities sum to one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.values import MODEST
+
+from ptdeploy.bundle import Limits
+from ptdeploy.parity.cases import pad
+from ptdeploy.runtime.batching import pack, rows_of
+from ptdeploy.runtime.engine import softmax
+
+LIMITS = Limits(max_sequence=40, max_context=50, vocab_size=100)
+
+
+ROWS = st.lists(
+    st.lists(st.integers(0, 99), min_size=1, max_size=40).map(lambda r: np.array(r, np.int64)),
+    min_size=1,
+    max_size=6,
+)
+
+
+@given(rows=ROWS, padding=st.sampled_from(["left", "right"]))
+@MODEST
+def test_rows_come_back_from_either_padding(rows, padding):
+    back = rows_of(*pad(rows, padding), LIMITS)
+    assert all(np.array_equal(a, b) for a, b in zip(rows, back, strict=True))
+    batch = pack(back)
+    assert batch.lengths.tolist() == [row.size for row in rows]
+    for row, ids, mask in zip(rows, batch.input_ids, batch.attention_mask, strict=True):
+        assert np.array_equal(ids[: row.size], row)
+        assert mask.tolist() == [1] * row.size + [0] * (mask.size - row.size)
+
+
+@given(st.lists(st.floats(-500, 500), min_size=1, max_size=9))
+@MODEST
+def test_probabilities_sum_to_one(logits):
+    probabilities = softmax(np.array([logits], np.float32))
+    assert probabilities.sum() == pytest.approx(1)
+    assert (probabilities >= 0).all()
