@@ -10,7 +10,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import functools
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -57,3 +57,11 @@ def bundles(shared: Shared) -> Callable[[str], Path]:
 def built() -> Path:
     """Where the C++ tests and examples were built."""
     return native.build(native.TESTS, BUILD_SHARED_LIBS="ON")
+
+
+@pytest.fixture(scope="module")
+def probe(built: Path) -> Iterator[native.Probe]:
+    """The C++ library, behind a program that answers a request a line."""
+    running = native.Probe(str(built / "probe"))
+    yield running
+    running.close()

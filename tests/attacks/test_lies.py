@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from attacks.lies import LIES, Honest, Lie, alike
-from support import native
 from support.native import bits, text_of
 from support.refusals import python_refusal, same_refusal
 
@@ -23,13 +22,6 @@ every_lie = pytest.mark.parametrize("lie", LIES, ids=str)
 def honest(compiled, bundles) -> Callable[[Honest], Path]:
     """The bundle that a lie is made of."""
     return lambda kind: bundles(kind) if isinstance(kind, str) else compiled(*kind).bundle
-
-
-@pytest.fixture(scope="module")
-def probe(built) -> Iterator[native.Probe]:
-    running = native.Probe(str(built / "probe"))
-    yield running
-    running.close()
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,13 +37,6 @@ KINDS = [
     "int4",
     "int8 classifier",
 ]
-
-
-@pytest.fixture(scope="module")
-def probe(built) -> Iterator[native.Probe]:
-    running = native.Probe(str(built / "probe"))
-    yield running
-    running.close()
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from support.tools import find, tool
 
+import ptdeploy
 from ptdeploy.bundle.quantization import Rounding
 
 REPOSITORY = Path(__file__).parents[2]
@@ -247,6 +248,12 @@ class Probe:
         _, errors = self._process.communicate()
         assert self._process.returncode == 0, errors
         return errors
+
+
+def opened(probe: Probe, bundle: Path) -> ptdeploy.runtime.Engine:
+    """Open a bundle as `e` in the probe, and in Python."""
+    assert probe.ask("open", "e", bundle) == {}
+    return ptdeploy.load(bundle)
 
 
 def text_of(rows: list[list[int]]) -> str:

@@ -1,40 +1,22 @@
-"""The C++ library gives what the Python runtime gives, and refuses what it refuses."""
+"""The C++ library gives what the Python runtime gives, bit for bit, and refuses what it refuses."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
-from support import native, tiny
-from support.damage import DAMAGE, edit, first_file, fix_slots, replace
-from support.native import CAUSAL, KINDS, ROWS, bits, options_text, text_of
-from support.refusals import python_refusal, same_refusal
-from support.values import VALUES
+from support import tiny
+from support.damage import edit
+from support.native import CAUSAL, KINDS, ROWS, bits, opened, options_text, text_of
 
 import ptdeploy
 from ptdeploy.printable import printable, printable_lines
-
-
-@pytest.fixture(scope="module")
-def probe(built) -> Iterator[native.Probe]:
-    running = native.Probe(str(built / "probe"))
-    yield running
-    running.close()
-
-
-def opened(probe: native.Probe, bundle: Path) -> ptdeploy.runtime.Engine:
-    """Open a bundle as `e` in the probe, and in Python."""
-    assert probe.ask("open", "e", bundle) == {}
-    return ptdeploy.load(bundle)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -280,190 +262,6 @@ def test_more_rows_than_the_bundle_allows_are_refused(bundles, probe, tmp_path):
     assert answer["problem"] == "4 rows at once, but the bundle was compiled for 2."
 
 
-def narrowed(source: Path, folder: Path, axes: dict[str, tuple[int, int]]) -> Path:
-    """A copy of a bundle whose graph runs with one size of an axis, of inputs by their names.
-
-    Nothing says so: ONNX Runtime fails when it runs with another size.
-    """
-    import onnx
-    from onnx import helper
-
-    shutil.copytree(source, folder)
-    model = onnx.load(folder / "model.onnx", load_external_data=False)
-    constants: dict[str, Any] = {"none": [0]}
-    nodes = []
-    for name, (axis, size) in axes.items():
-        constants |= {f"{name}.axis": axis, f"{name}.size": size}
-        for node in model.graph.node:
-            node.input[:] = [f"{name}.narrow" if one == name else one for one in node.input]
-        # 0 where the axis has that size, else behind the end of a table of one 0.
-        nodes += [
-            helper.make_node("Shape", [name], [f"{name}.shape"]),
-            helper.make_node("Gather", [f"{name}.shape", f"{name}.axis"], [f"{name}.found"]),
-            helper.make_node("Sub", [f"{name}.found", f"{name}.size"], [f"{name}.off"]),
-            helper.make_node("Mul", [f"{name}.off", f"{name}.off"], [f"{name}.place"]),
-            helper.make_node("Gather", ["none", f"{name}.place"], [f"{name}.zero"]),
-            helper.make_node("Add", [name, f"{name}.zero"], [f"{name}.narrow"]),
-        ]
-    for name, value in constants.items():
-        array = np.array(value, np.int64)
-        model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
-    nodes += model.graph.node
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
-    replace(folder, "model.onnx", model.SerializeToString())
-    return folder
-
-
-def with_slots(source: Path, folder: Path, slots: int) -> Path:
-    """A copy of a bundle whose KV buffer has that many slots and no other number."""
-    import onnx
-
-    shutil.copytree(source, folder)
-    model = onnx.load(folder / "model.onnx", load_external_data=False)
-    for value in (*model.graph.input, *model.graph.output):
-        for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_param == "slots":
-                dim.dim_value = slots
-    replace(folder, "model.onnx", model.SerializeToString())
-    edit(folder, lambda m: fix_slots(m, slots))
-    return folder
-
-
-def in_half(source: Path, folder: Path, dtype: str) -> Path:
-    """A copy of a bundle whose graph takes and gives keys and values in 16 bits."""
-    import onnx
-    from onnx import helper
-
-    shutil.copytree(source, folder)
-    model = onnx.load(folder / "model.onnx", load_external_data=False)
-    kinds = {"float16": onnx.TensorProto.FLOAT16, "bfloat16": onnx.TensorProto.BFLOAT16}
-    for value in (*model.graph.input[3:], *model.graph.output[1:]):
-        name, given = value.name, value in model.graph.input
-        for node in model.graph.node:
-            names = node.input if given else node.output
-            names[:] = [f"{name}.wide" if one == name else one for one in names]
-        value.type.tensor_type.elem_type = kinds[dtype]
-        ends = [name, f"{name}.wide"] if given else [f"{name}.wide", name]
-        to = onnx.TensorProto.FLOAT if given else kinds[dtype]
-        cast = helper.make_node("Cast", ends[:1], ends[1:], to=to)
-        model.graph.node.insert(0 if given else len(model.graph.node), cast)
-    replace(folder, "model.onnx", model.SerializeToString())
-
-    def say(manifest: dict[str, Any]) -> None:
-        for spec in (*manifest["inputs"][3:], *manifest["outputs"][1:]):
-            spec["dtype"] = dtype
-
-    edit(folder, say)
-    return folder
-
-
-def test_a_buffer_of_fixed_slots_has_that_many(bundles, probe, tmp_path):
-    context = ptdeploy.load(bundles("fused")).manifest.limits.max_context
-    bundle = with_slots(bundles("fused"), tmp_path / "bundle", context)
-    engine = opened(probe, bundle)
-    ours = [one.token_ids for one in engine.generate(ROWS, 9, eos_token_ids=())]
-    theirs = probe.ask("generate", "e", text_of(ROWS), "max_new_tokens=9 eos_token_ids=")
-    assert [one["token_ids"] for one in theirs] == ours
-    assert probe.ask("logits", "e", text_of(ROWS)) == [bits(one) for one in engine.logits(ROWS)]
-    probe.ask("session-open", "s", "e 20")
-    probe.ask("session-append", "s", "5,6,7")
-    assert "error" not in probe.ask("session-generate", "s", "max_new_tokens=9")
-
-
-def test_a_prefill_runs_as_many_tokens_as_the_engine_takes(bundles, probe, tmp_path):
-    bundle = narrowed(bundles("fused"), tmp_path / "bundle", {"input_ids": (1, 1)})
-    edit(bundle, lambda m: m["limits"].update(max_prefill=1))
-    engine = opened(probe, bundle)
-    assert probe.ask("logits", "e", text_of(ROWS)) == [bits(one) for one in engine.logits(ROWS)]
-
-
-def test_logits_of_every_token_come_in_small_pieces_where_sizes_are_fixed(
-    bundles, probe, tmp_path, monkeypatch
-):
-    bundle = Path(shutil.copytree(bundles("fused"), tmp_path / "bundle"))
-    edit(bundle, lambda m: m["limits"].update(max_prefill=512))
-    engine = opened(probe, bundle)
-    kept = []
-    bind = engine._session.bind
-
-    def recorded(inputs, outputs):
-        kept.append(inputs["logits_positions"].size)
-        return bind(inputs, outputs)
-
-    monkeypatch.setattr(engine._session, "bind", recorded)
-    rows = [list(range(100)) * 2]
-    assert probe.ask("logits", "e", text_of(rows)) == [bits(one) for one in engine.logits(rows)]
-    assert sorted(kept) == [1, 7, 64, 64, 64]
-
-
-@pytest.mark.parametrize(
-    ("kind", "method"), [("encoder classifier", "classify"), ("token classifier", "tag")]
-)
-def test_a_classifier_runs_as_many_rows_as_the_engine_takes(bundles, probe, tmp_path, kind, method):
-    whole = opened(probe, bundles(kind))
-    bundle = narrowed(
-        bundles(kind),
-        tmp_path / "bundle",
-        {"input_ids": (0, 2), "attention_mask": (0, 2), "token_type_ids": (0, 2)},
-    )
-    edit(bundle, lambda m: m["limits"].update(max_batch=2))
-    assert probe.ask("open", "e", bundle) == {}
-    theirs = probe.ask("logits", "e", text_of(ROWS))
-    pairs = [*whole.logits(ROWS[:2]), *whole.logits(ROWS[2:])]
-    assert theirs == [bits(one) for one in pairs]
-    assert len(probe.ask(method, "e", text_of(ROWS))) == len(ROWS)
-
-
-def test_a_bundle_for_another_engine_is_refused(bundles, probe, tmp_path):
-    shutil.copytree(bundles("fused"), tmp_path / "bundle")
-    edit(tmp_path / "bundle", lambda m: m.update(target="trt", device="cuda"))
-    answer = probe.ask("open", "e", tmp_path / "bundle")
-    assert answer["error"] == "TargetUnavailable"
-    assert "no backend for the target trt" in answer["problem"]
-    assert "-DPTDEPLOY_TENSORRT=ON" in answer["fix"]
-
-
-def test_another_device_or_an_unknown_one_is_refused(bundles, probe):
-    for device in ("cuda", "abacus"):
-        answer = probe.ask("open", "e", bundles("fused"), "", device)
-        assert answer["error"] == "TargetUnavailable"
-        assert f"not on '{device}'" in answer["problem"]
-
-
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_keys_in_half_precision_are_refused_by_name(bundles, probe, tmp_path, dtype):
-    bundle = in_half(bundles("fused"), tmp_path / "bundle", dtype)
-    assert ptdeploy.load(bundle).layout.dtype == dtype
-    answer = probe.ask("open", "e", bundle)
-    assert answer["error"] == "TargetUnavailable"
-    assert f"in float32, not in {dtype}" in answer["problem"]
-
-
-@pytest.mark.parametrize("damage", DAMAGE, ids=str)
-def test_a_damaged_bundle_is_refused_as_in_python(compiled, probe, tmp_path, damage):
-    bundle = tmp_path / "bundle"
-    shutil.copytree(compiled(*damage.bundle).bundle, bundle)
-    damage.do(bundle)
-    theirs, ours = probe.ask("open", "d", bundle), python_refusal(bundle)
-    assert damage.reason in theirs["problem"].replace("\\\\", "\\")
-    assert same_refusal(theirs, ours, damage.same_words), (theirs, ours)
-
-
-def test_a_bundle_reached_through_links_and_odd_paths_opens(compiled, probe, tmp_path):
-    source = compiled("gpt2", "CAUSAL_LM").bundle
-    shutil.copytree(source, tmp_path / "bundle")
-    (tmp_path / "bundle" / "model.onnx.data").rename(tmp_path / "bundle" / "moved")
-    (tmp_path / "bundle" / "model.onnx.data").symlink_to("moved")
-    (tmp_path / "link").symlink_to(tmp_path / "bundle")
-    edit(tmp_path / "bundle", lambda m: first_file(m).update(path=".//./model.onnx"))
-    for path in (tmp_path / "link", f"{tmp_path}//link/./", f"{tmp_path}/bundle/../link"):
-        assert probe.ask("open", "e", path) == {}
-        assert python_refusal(Path(path)) is None
-    assert probe.ask("read", "e", "parity") == (source / "parity.json").read_text()
-    assert probe.ask("read", "e", "tokenizer") == ""
-
-
 @given(st.text())
 @example("\x1b[2J\x9b31m\u202e\r\n\t\x00\x7f\u2028\ufffe\U0001f600\u200d caf\u00e9")
 def test_printable_text_is_pythons(probe, text):
@@ -510,61 +308,3 @@ def test_no_token_past_the_vocabulary_is_chosen(bundles, probe, tmp_path, kind):
     probe.ask("session-open", "s", "e 40")
     probe.ask("session-append", "s", text_of([ROWS[0]]))
     assert probe.ask("session-generate", "s", "max_new_tokens=8")["token_ids"] == said.token_ids
-
-
-JSON_ERROR = re.compile(r"malformed|truncated|codec can't|surrogate|Expected `object`, got")
-
-
-@settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(place=st.floats(0, 1, exclude_max=True), byte=st.integers(0, 255))
-@example(place=0.0078125, byte=128)
-def test_any_changed_byte_of_the_manifest_is_judged_as_in_python(
-    compiled, probe, tmp_path, place, byte
-):
-    bundle = tmp_path / "bundle"
-    if not bundle.exists():
-        shutil.copytree(compiled("gpt2", "CAUSAL_LM").bundle, bundle)
-    original = (compiled("gpt2", "CAUSAL_LM").bundle / "manifest.json").read_bytes()
-    content = bytearray(original)
-    content[int(place * len(content))] = byte
-    (bundle / "manifest.json").write_bytes(content)
-    theirs, ours = probe.ask("open", "d", bundle), python_refusal(bundle)
-    same_words = ours is None or not JSON_ERROR.search(ours.problem)
-    assert same_refusal(theirs, ours, same_words), (theirs, ours)
-
-
-@settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(data=st.data())
-def test_any_changed_field_is_judged_as_in_python(compiled, probe, tmp_path, data):
-    source = compiled("gpt2", "CAUSAL_LM").bundle
-    bundle = tmp_path / "bundle"
-    if not bundle.exists():
-        shutil.copytree(source, bundle)
-    manifest = json.loads((source / "manifest.json").read_text())
-    place: Any = manifest
-    while True:
-        keys = sorted(place) if isinstance(place, dict) else range(len(place))
-        key = data.draw(st.sampled_from(keys))
-        inner = place[key]
-        if isinstance(inner, (dict, list)) and inner and data.draw(st.booleans()):
-            place = inner
-            continue
-        place[key] = data.draw(VALUES)
-        break
-    (bundle / "manifest.json").write_text(json.dumps(manifest))
-    theirs, ours = probe.ask("open", "d", bundle), python_refusal(bundle)
-    assert same_refusal(theirs, ours, True), (theirs, ours)
-
-
-def test_sha256_of_every_length_around_a_block(built, tmp_path):
-    """With the processor's instructions and without."""
-    for size in (0, 1, 55, 56, 57, 63, 64, 65, 119, 120, 127, 128, 1000, 3 << 20):
-        content = np.random.default_rng(size).bytes(size)
-        (tmp_path / "file").write_bytes(content)
-        got = native.checked([str(built / "hash"), str(tmp_path / "file")]).split()
-        assert set(got) == {hashlib.sha256(content).hexdigest()}
-        assert len(got) == 3
