@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from damage import edit
+from support.damage import edit
 
 OK, INPUT, FAULT = 0, 2, 4
 NONE = None
