@@ -148,13 +148,14 @@ def _compile(arguments: argparse.Namespace) -> int:
 
 
 def _head_line(manifest: Manifest) -> str:
-    from ptdeploy.bundle.task import Task
     from ptdeploy.commands.inspect import HEADS
+    from ptdeploy.runtime import ENGINES
 
-    if manifest.task is Task.CAUSAL_LM:
+    if not manifest.labels:
         return ""
     names = ", ".join(manifest.labels[:6]) + (", ..." if len(manifest.labels) > 6 else "")
-    kind = HEADS[manifest.head].partition(":")[0] if manifest.task is Task.SEQ_CLS else "a class"
+    one_of_several = len(ENGINES[manifest.task].heads) > 1
+    kind = HEADS[manifest.head].partition(":")[0] if one_of_several else "a class"
     return f"head      {kind} over {names}\n"
 
 

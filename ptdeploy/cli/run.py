@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
@@ -16,7 +16,8 @@ from ptdeploy.printable import printable
 from ptdeploy.text_files import argument_text, lines_of, read_content
 
 if TYPE_CHECKING:
-    from ptdeploy.runtime import Classifier
+    from ptdeploy.runtime import CausalLM
+    from ptdeploy.runtime.labelling import Labelling
 
 GENERATION: dict[str, dict[str, Any]] = {
     "max_new_tokens": {"type": int, "metavar": "N", "help": "default: the model's"},
@@ -59,7 +60,6 @@ Answered = tuple[Asked, Any | InputError]
 def run(arguments: argparse.Namespace) -> int:
     """Answer each input. With --file a line that is refused gets its error, and all others run."""
     import ptdeploy
-    from ptdeploy.runtime import CausalLM, Classifier, TokenClassifier
 
     inputs = _inputs(arguments)
     segments = _segments(arguments)
@@ -69,21 +69,26 @@ def run(arguments: argparse.Namespace) -> int:
         threads=arguments.threads,
         map_weights=arguments.map_weights,
     )
-    if isinstance(engine, CausalLM):
+    if engine.writes:
         if segments is not None:
             raise InputError(f"{arguments.bundle}: has no segments; leave --token-type-ids out.")
-        return _run_causal(arguments, engine, inputs)
+        return _run_writer(arguments, cast("CausalLM", engine), inputs)
+    return _run_labelling(arguments, cast("Labelling", engine), inputs, segments)
+
+
+def _run_labelling(
+    arguments: argparse.Namespace,
+    engine: Labelling,
+    inputs: list[Asked],
+    segments: list[list[int]] | None,
+) -> int:
     for name, value in _generation(arguments).items():
         if value:
             option = f"--{name.replace('_', '-')}"
             raise InputError(f"{arguments.bundle}: is a classifier; {option} does not apply.")
 
     def answer(given: Sequence[Any]) -> list[Any]:
-        if isinstance(engine, TokenClassifier):
-            rows = engine.tag(given, arguments.truncate, token_type_ids=segments)
-            return [[dataclasses.asdict(token) for token in row] for row in rows]
-        assert isinstance(engine, Classifier)
-        return _classified(engine, given, arguments.truncate, segments)
+        return engine.records(given, arguments.truncate, segments)
 
     refused = _Refused()
     for number, (asked, result) in enumerate(_answers(inputs, answer, bool(arguments.file))):
@@ -91,46 +96,15 @@ def run(arguments: argparse.Namespace) -> int:
             refused.show(asked, result, arguments.json)
         elif arguments.json:
             show_json({**asked.of(), "result": result})
-        elif isinstance(result, list):
-            if number:
-                show()
-            for token in result:
-                name, label = printable(token["token"]), printable(token["label"])
-                show(f"{name:<20} {label:<16} {token['probability']:.3f}")
-        elif "values" in result:
-            values = result["values"].items()
-            several = len(values) > 1
-            show("  ".join(f"{printable(n)} {v:.6g}" if several else f"{v:.6g}" for n, v in values))
         else:
-            ranked = sorted(result["probabilities"].items(), key=lambda item: -item[1])
-            show(
-                "  ".join(f"{printable(label)} {probability:.3f}" for label, probability in ranked)
-            )
+            if number and not engine.one_answer:
+                show()
+            for line in engine.lines(result):
+                show(line)
     return refused.end(len(inputs))
 
 
-def _classified(
-    engine: Classifier, given: Any, truncate: bool, segments: list[list[int]] | None
-) -> list[Any]:
-    """What a SEQ_CLS head says of each input, by the names of its outputs."""
-    names, head = engine.manifest.labels, engine.manifest.head
-    if head == "regression":
-        return [
-            {"value": one.value, "values": dict(zip(names, one.values, strict=True))}
-            for one in engine.regress(given, truncate, token_type_ids=segments)
-        ]
-    return [
-        {
-            "label": one.label,
-            "probability": one.probability,
-            **({"labels": list(one.labels)} if head == "sigmoid" else {}),
-            "probabilities": dict(zip(names, one.probabilities, strict=True)),
-        }
-        for one in engine.classify(given, truncate, token_type_ids=segments)
-    ]
-
-
-def _run_causal(arguments: argparse.Namespace, engine: Any, inputs: list[Asked]) -> int:
+def _run_writer(arguments: argparse.Namespace, engine: CausalLM, inputs: list[Asked]) -> int:
     options = _generation(arguments)
     options["stop"] = tuple(argument_text(one) for one in options["stop"])
     chat, logprobs = options.pop("chat"), options.pop("logprobs")

@@ -151,6 +151,8 @@ def _describe_checkpoint(facts: dict[str, Any]) -> str:
 
 
 def _describe_bundle(facts: dict[str, Any]) -> str:
+    from ptdeploy.runtime import ENGINES
+
     prompt, source, limits, parity, graph = (
         facts[name] for name in ("prompt", "source", "limits", "parity", "graph_parity")
     )
@@ -167,7 +169,7 @@ def _describe_bundle(facts: dict[str, Any]) -> str:
         ("graph", f"{facts['graph']['route']}: {facts['graph']['reason']}"),
         ("made from", f"{source['format']} on base model {source['base_model']}"),
         ("labels", ", ".join(facts["labels"]) or "none"),
-        *([("head", HEADS[facts["head"]])] if facts["task"] == "SEQ_CLS" else []),
+        *([("head", HEADS[facts["head"]])] if len(ENGINES[facts["task"]].heads) > 1 else []),
         ("tokenizer", tokenizer_words(facts["tokenizer"])),
         (
             "limits",

@@ -20,7 +20,7 @@ from ptdeploy.parity.reference import Reference, Row
 from ptdeploy.parity.report import CaseResult, GreedyResult, ParityReport, PositionError
 from ptdeploy.parity.thresholds import Overrides
 from ptdeploy.parity.token_ids import texts_agreed
-from ptdeploy.runtime import CausalLM, Classifier, Engine
+from ptdeploy.runtime import Engine
 
 
 def compare(
@@ -41,7 +41,7 @@ def compare(
     quantization = overrides.quantization(engine.manifest.quantization)
     run = _run_cases(engine, reference, bounds)
     greedy: tuple[GreedyResult, ...] = ()
-    if isinstance(engine, CausalLM):
+    if engine.writes:
         greedy = _compare_greedy(engine, reference, bounds.allowed)
     agreed, texts = texts_agreed(engine, reference, data)
     quality = judge(engine, reference, quantization.min_agreement) if quantization else None
@@ -135,11 +135,8 @@ def _logits(
     try:
         return engine.logits(*padded(rows, padding)), None
     except EngineFault as error:
-        width = int(engine.manifest.outputs[0].shape[-1])
-        per_row: list[tuple[int, ...]] = [
-            (width,) if isinstance(engine, Classifier) else (row.ids.size, width) for row in rows
-        ]
-        return [np.full(shape, np.nan, np.float32) for shape in per_row], error.problem
+        shapes = [engine.logit_shape(engine.manifest, row.ids.size) for row in rows]
+        return [np.full(shape, np.nan, np.float32) for shape in shapes], error.problem
 
 
 def measure_rows(
@@ -216,7 +213,7 @@ def _metric(
 
 
 def _compare_greedy(
-    engine: CausalLM, reference: Reference, allowed: float
+    engine: Engine, reference: Reference, allowed: float
 ) -> tuple[GreedyResult, ...]:
     if not reference.greedy:
         return ()
@@ -228,19 +225,12 @@ def _compare_greedy(
     for start in range(0, len(reference.greedy), most):
         part = [one.ids.tolist() for one in reference.greedy[start : start + most]]
         try:
-            generated = engine.generate(
-                part,
-                steps,
-                do_sample=False,
-                min_new_tokens=0,
-                repetition_penalty=1.0,
-                eos_token_ids=(),
-            )
+            continued = engine.greedy(part, steps)
         except EngineFault as error:
             rows += [[-1] * steps for _ in part]
             stopped += [error.problem for _ in part]
         else:
-            rows += [row.token_ids for row in generated]
+            rows += continued
             stopped += [None for _ in part]
     results = []
     for one, row, why in zip(reference.greedy, rows, stopped, strict=True):

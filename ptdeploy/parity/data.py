@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,13 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ptdeploy.bundle.task import Head, Task
+from ptdeploy.bundle.task import Head
 from ptdeploy.errors import InputError
-from ptdeploy.parity.cases import AskedRow
 from ptdeploy.parity.measure import finite
-from ptdeploy.parity.quality import text_row
+from ptdeploy.parity.quality import next_token_surprise
 from ptdeploy.parity.thresholds import Overrides
 from ptdeploy.runtime import Engine
+from ptdeploy.runtime.engine import Metric
 from ptdeploy.text_files import read_lines
 
 _MOST_ROWS = 100_000
@@ -106,22 +106,40 @@ def task_metric(
     overrides: Overrides,
 ) -> TaskMetric | None:
     """Accuracy on what is labelled, or for CAUSAL_LM perplexity; None where nothing can be said."""
-    if engine.manifest.task is Task.CAUSAL_LM:
-        got = _perplexity(rows, ours)
-        want = _perplexity(rows, reference) if reference is not None else None
-        if got is None:
-            return None
-        ratio = overrides.max_perplexity_ratio
-        worse = ratio is not None and want is not None and not got <= ratio * want
-        return TaskMetric("perplexity", len(rows), finite(got), want, not worse)
-    if engine.manifest.head == "regression":
-        return _squared_error(rows, ours, reference, overrides)
+    judged = _Judged(engine.manifest.head, rows, ours, reference, overrides)
+    return _METRICS[engine.metric](judged)
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """Rows with the engine's logits and the reference's, and what was asked of the metric."""
+
+    head: Head
+    rows: Sequence[DataRow]
+    ours: Sequence[NDArray[np.float32]]
+    reference: Sequence[NDArray[np.float32]] | None
+    overrides: Overrides
+
+
+def _perplexity(judged: _Judged) -> TaskMetric | None:
+    rows, reference = judged.rows, judged.reference
+    got = _perplexity_of(rows, judged.ours)
+    want = _perplexity_of(rows, reference) if reference is not None else None
+    if got is None:
+        return None
+    ratio = judged.overrides.max_perplexity_ratio
+    worse = ratio is not None and want is not None and not got <= ratio * want
+    return TaskMetric("perplexity", len(rows), finite(got), want, not worse)
+
+
+def _accuracy(judged: _Judged) -> TaskMetric | None:
+    rows, ours, reference = judged.rows, judged.ours, judged.reference
     labelled = [i for i, row in enumerate(rows) if row.labels is not None]
     if not labelled:
         return None
-    head = engine.manifest.head
-    got = _accuracy(rows, ours, labelled, head)
-    want = _accuracy(rows, reference, labelled, head) if reference is not None else None
+    head, overrides = judged.head, judged.overrides
+    got = _share_right(rows, ours, labelled, head)
+    want = _share_right(rows, reference, labelled, head) if reference is not None else None
     least, drop = overrides.min_accuracy, overrides.max_accuracy_drop
     passed = least is None or got >= least
     if drop is not None and want is not None:
@@ -129,23 +147,26 @@ def task_metric(
     return TaskMetric("accuracy", len(labelled), got, want, passed)
 
 
-def _squared_error(
-    rows: Sequence[DataRow],
-    ours: Sequence[NDArray[np.float32]],
-    reference: Sequence[NDArray[np.float32]] | None,
-    overrides: Overrides,
-) -> TaskMetric | None:
-    known = [(i, row.values) for i, row in enumerate(rows) if row.values is not None]
+def _squared_error(judged: _Judged) -> TaskMetric | None:
+    known = [(i, row.values) for i, row in enumerate(judged.rows) if row.values is not None]
     if not known:
         return None
 
     def error(found: Sequence[NDArray[np.float32]]) -> float:
         return float(np.mean([(found[i].astype(np.float64) - values) ** 2 for i, values in known]))
 
-    got, want = error(ours), None if reference is None else error(reference)
-    most = overrides.max_squared_error
+    reference = judged.reference
+    got, want = error(judged.ours), None if reference is None else error(reference)
+    most = judged.overrides.max_squared_error
     passed = most is None or got <= most
     return TaskMetric("mean squared error", len(known), finite(got), want, passed)
+
+
+_METRICS: dict[Metric, Callable[[_Judged], TaskMetric | None]] = {
+    "accuracy": _accuracy,
+    "mean squared error": _squared_error,
+    "perplexity": _perplexity,
+}
 
 
 def _row(line: _Line, engine: Engine) -> DataRow:
@@ -164,27 +185,20 @@ def _row(line: _Line, engine: Engine) -> DataRow:
     segments = None
     if engine.takes_segments and any(encoding.type_ids):
         segments = np.asarray(encoding.type_ids, np.int64)
-    task = engine.manifest.task
     labels, values = None, None
     if line.label is not None and engine.manifest.head == "regression":
         values = _numbers(line.label, len(engine.manifest.labels))
     elif line.label is not None:
-        labels = _labels(line.label, task, engine, ids.size)
-    logits = None if line.logits is None else _logits(line.logits, task, engine, ids.size)
+        labels = _labels(line.label, engine, ids.size)
+    logits = None if line.logits is None else _logits(line.logits, engine, ids.size)
     return DataRow(ids, line.text, line.text_pair, segments, labels, values, logits, wanted)
 
 
-def _labels(given: Any, task: Task, engine: Engine, tokens: int) -> NDArray[np.int64]:
-    if task is Task.CAUSAL_LM:
-        raise InputError("has a label, but a causal model has no classes.")
+def _labels(given: Any, engine: Engine, tokens: int) -> NDArray[np.int64]:
+    if problem := engine.label_problem(given, tokens):
+        raise InputError(problem)
     values = given if isinstance(given, list) else [given]
     several = engine.manifest.head == "sigmoid"
-    if task is Task.SEQ_CLS and not several and (isinstance(given, list) or given is None):
-        raise InputError("its label is a list, but a text has one class.")
-    if task is Task.TOKEN_CLS and (not isinstance(given, list) or len(values) != tokens):
-        raise InputError(
-            f"needs one label for each of its {tokens} tokens, null for those without one."
-        )
     names = engine.manifest.labels
     indices = []
     for value in values:
@@ -212,13 +226,13 @@ def _numbers(given: Any, outputs: int) -> NDArray[np.float64]:
     return np.asarray(values, np.float64)
 
 
-def _logits(given: list[Any], task: Task, engine: Engine, tokens: int) -> NDArray[np.float32]:
+def _logits(given: list[Any], engine: Engine, tokens: int) -> NDArray[np.float32]:
     try:
         array = np.asarray(given, np.float32)
     except (ValueError, TypeError):
         array = np.zeros(0, np.float32)
     width = engine.manifest.outputs[0].shape[-1]
-    flat = task is Task.SEQ_CLS
+    flat = engine.one_answer
     if array.ndim != (1 if flat else 2) or array.shape[-1] != width:
         raise InputError(f"its logits are not {width} numbers{'' if flat else ' a position'}.")
     if not flat and not 1 <= len(array) <= tokens:
@@ -228,7 +242,7 @@ def _logits(given: list[Any], task: Task, engine: Engine, tokens: int) -> NDArra
     return array
 
 
-def _accuracy(
+def _share_right(
     rows: Sequence[DataRow],
     logits: Sequence[NDArray[np.float32]],
     chosen: Sequence[int],
@@ -249,9 +263,9 @@ def _accuracy(
     return right / total if total else 1.0
 
 
-def _perplexity(rows: Sequence[DataRow], logits: Sequence[NDArray[np.float32]]) -> float | None:
+def _perplexity_of(rows: Sequence[DataRow], logits: Sequence[NDArray[np.float32]]) -> float | None:
     nll = [
-        text_row(AskedRow(row.ids), one, Task.CAUSAL_LM).nll
+        next_token_surprise(row.ids, one)
         for row, one in zip(rows, logits, strict=True)
         if row.ids.size > 1 and len(one) == row.ids.size
     ]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ptdeploy.bundle.task import Head, Task
 from ptdeploy.parity.cases import AskedRow
 from ptdeploy.parity.reference import Reference, TextRow
-from ptdeploy.runtime import Engine
+from ptdeploy.runtime import ENGINES, Engine
 from ptdeploy.runtime.engine import sigmoid
 
 # A model that hardly heeds the text varies less than quantizing its weights changes.
@@ -67,16 +67,23 @@ class Quality(msgspec.Struct, frozen=True):
 
 def text_row(row: AskedRow, logits: NDArray[np.float32], task: Task) -> TextRow:
     """What logits say of a text: shape (classes,) for SEQ_CLS, else (tokens, classes or vocab)."""
-    ids = row.ids
+    writes = ENGINES[task].writes
     scores = logits[None] if logits.ndim == 1 else logits
-    nll = np.zeros(0, np.float32)
-    if task is Task.CAUSAL_LM:
-        before = scores[:-1].astype(np.float64)
-        top = before.max(-1, keepdims=True)
-        total = top[:, 0] + np.log(np.exp(before - top).sum(-1))
-        nll = (total - before[np.arange(len(before)), ids[1:]]).astype(np.float32)
-    kept = None if task is Task.CAUSAL_LM else np.ascontiguousarray(scores, np.float32)
-    return TextRow(ids, scores.argmax(-1).astype(np.int64), nll, row.type_ids, kept)
+    nll = next_token_surprise(row.ids, scores) if writes else np.zeros(0, np.float32)
+    kept = None if writes else np.ascontiguousarray(scores, np.float32)
+    return TextRow(row.ids, scores.argmax(-1).astype(np.int64), nll, row.type_ids, kept)
+
+
+def next_token_surprise(ids: NDArray[np.int64], logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """How surprising each token after the first is, in nats, float32 (tokens - 1,).
+
+    `logits`, (tokens, vocabulary), are of the token after each one.
+    """
+    before = logits[:-1].astype(np.float64)
+    top = before.max(-1, keepdims=True)
+    total = top[:, 0] + np.log(np.exp(before - top).sum(-1))
+    surprise: NDArray[np.float32] = total - before[np.arange(len(before)), ids[1:]]
+    return surprise.astype(np.float32)
 
 
 def explained(want: NDArray[np.floating], got: NDArray[np.floating], head: Head) -> float:
@@ -120,7 +127,7 @@ def judge(engine: Engine, reference: Reference, min_agreement: float) -> Quality
     of = Quality(
         reference.judged_on, len(ours), int(want.size), float((want == got).mean()), None, None
     )
-    if task is Task.CAUSAL_LM:
+    if engine.writes:
         return msgspec.structs.replace(
             of,
             perplexity=_perplexity(ours),

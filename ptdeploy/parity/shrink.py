@@ -25,7 +25,7 @@ from ptdeploy.parity.reference import Reference, Row
 from ptdeploy.parity.report import Failing, ParityReport
 from ptdeploy.parity.reports import FAILING_NAME, REPORT_FIX
 from ptdeploy.parity.token_ids import pair_agrees, wanted_pairs
-from ptdeploy.runtime import Engine
+from ptdeploy.runtime import ENGINES, Engine
 
 if TYPE_CHECKING:
     from ptdeploy.parity.reference.peft import PeftSource
@@ -152,7 +152,7 @@ def _references(task: Task, peft: PeftSource | None) -> Known:
 
             return Row(ids, row_logits(peft.model, task, ids, types), row.source, types)
         left_out = row.ids.size - kept.stop
-        if task is not Task.CAUSAL_LM or kept.start or len(row.logits) <= left_out:
+        if not ENGINES[task].writes or kept.start or len(row.logits) <= left_out:
             return None
         return Row(ids, row.logits[: len(row.logits) - left_out], row.source)
 

@@ -89,6 +89,11 @@ class Engine(ABC):
         columns = int(manifest.outputs[0].shape[-1])
         return (columns,) if cls.one_answer else (tokens, columns)
 
+    @classmethod
+    def positions(cls, tokens: int) -> int:
+        """How many rows of logits a row of so many tokens has."""
+        return 1 if cls.one_answer else tokens
+
     @property
     @abstractmethod
     def metric(self) -> Metric:

@@ -16,7 +16,7 @@ from ptdeploy.bundle.precision import PRECISIONS
 from ptdeploy.errors import EngineFault, PtdeployError
 from ptdeploy.memory import ran_out_of_memory
 from ptdeploy.parity.locate.causes import Cause, Suspect, likely_cause
-from ptdeploy.parity.locate.feed import Fed, failing_rows, feed_rows
+from ptdeploy.parity.locate.feed import failing_rows, feed_rows
 from ptdeploy.parity.locate.graph import ModuleGraph, computes, read_graph
 from ptdeploy.parity.locate.match import Match, Search
 from ptdeploy.parity.locate.trace import Event, trace_row
@@ -25,6 +25,7 @@ from ptdeploy.parity.reference import Reference, Row
 from ptdeploy.parity.report import Located, ModuleError, ParityReport
 from ptdeploy.passes.name import module_of
 from ptdeploy.runtime import Engine
+from ptdeploy.runtime.probes import Fed
 
 if TYPE_CHECKING:
     from ptdeploy.parity.reference.peft import PeftSource

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptdeploy.bundle.precision import INNER_TYPES
-from ptdeploy.parity.locate.feed import Fed
 from ptdeploy.parity.locate.graph import ModuleGraph, run_exposed
 from ptdeploy.parity.locate.trace import Event
+from ptdeploy.runtime.probes import Fed
 
 if TYPE_CHECKING:
     from ptdeploy.parity.reference.peft import PeftSource

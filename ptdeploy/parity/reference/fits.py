@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptdeploy.bundle import Limits, Manifest
-from ptdeploy.bundle.task import Task
 from ptdeploy.parity.reference import Greedy, Reference, Row, TextRow
+from ptdeploy.runtime import ENGINES
 
 
 def check_fits(reference: Reference, manifest: Manifest) -> None:
@@ -25,11 +25,10 @@ def check_fits(reference: Reference, manifest: Manifest) -> None:
 def _check_row(name: str, row: Row, manifest: Manifest) -> None:
     _check_ids(f"{name}.ids", row.ids, manifest.limits)
     _check_segments(f"{name}.type_ids", row.type_ids, row.ids.size, manifest.limits)
-    shape, tokens, columns = row.logits.shape, row.ids.size, manifest.outputs[0].shape[-1]
-    alone = manifest.task is Task.SEQ_CLS
-    engine = (columns,) if alone else (tokens, columns)
-    fits = len(shape) == len(engine) and shape[-1] == columns
-    if not fits or not (alone or 1 <= shape[0] <= tokens):
+    shape, tokens, task_engine = row.logits.shape, row.ids.size, ENGINES[manifest.task]
+    engine = task_engine.logit_shape(manifest, tokens)
+    fits = len(shape) == len(engine) and shape[-1] == engine[-1]
+    if not fits or not (task_engine.one_answer or 1 <= shape[0] <= tokens):
         raise ValueError(f"{name}.logits has shape {shape}, but the engine gives {engine}")
     _check_type(f"{name}.logits", row.logits, np.float32)
     if not np.isfinite(row.logits).all():
@@ -47,11 +46,11 @@ def _check_greedy(name: str, one: Greedy, limits: Limits) -> None:
 
 
 def _check_text(name: str, text: TextRow, manifest: Manifest) -> None:
-    task, tokens = manifest.task, text.ids.size
+    task_engine, tokens = ENGINES[manifest.task], text.ids.size
     _check_ids(f"{name}.ids", text.ids, manifest.limits)
     _check_segments(f"{name}.type_ids", text.type_ids, tokens, manifest.limits)
-    _check_length(f"{name}.top1", text.top1, np.int64, 1 if task is Task.SEQ_CLS else tokens)
-    surprises = tokens - 1 if task is Task.CAUSAL_LM else 0
+    _check_length(f"{name}.top1", text.top1, np.int64, task_engine.positions(tokens))
+    surprises = tokens - 1 if task_engine.writes else 0
     _check_length(f"{name}.nll", text.nll, np.float32, surprises)
     if text.logits is not None or _has_logits(manifest):
         wanted = (text.top1.size, manifest.outputs[0].shape[-1])
@@ -60,7 +59,7 @@ def _check_text(name: str, text: TextRow, manifest: Manifest) -> None:
 
 def _has_logits(manifest: Manifest) -> bool:
     """Whether a quantized engine is judged by its logits themselves."""
-    if manifest.task is Task.CAUSAL_LM:
+    if ENGINES[manifest.task].writes:
         return False
     asked = manifest.quantization is not None and manifest.quantization.max_logits_error is not None
     return asked or manifest.head != "softmax"

@@ -16,6 +16,7 @@ from ptdeploy.errors import CheckpointError
 from ptdeploy.parity.cases import AskedRow, pad, reference_rows
 from ptdeploy.parity.quality import EvaluationText, text_row
 from ptdeploy.parity.reference import Greedy, Reference, Row
+from ptdeploy.program.kinds import kind_of
 from ptdeploy.source.base import BaseModel, quiet_libraries, resolve_base
 from ptdeploy.source.base_weights import load_pretrained
 from ptdeploy.source.checkpoint import Checkpoint, read_checkpoint
@@ -171,7 +172,7 @@ def compute_reference(
     with torch.no_grad(), quiet_libraries():
         greedy: tuple[Greedy, ...] = ()
         mismatch = None
-        if task is Task.CAUSAL_LM:
+        if base.kind.generates:
             random = [row.ids for row in rows if row.source == "random"]
             chosen = [random[i] for i in _GREEDY_ROWS if i < len(random)]
             continued = [*chosen, *_greedy_edges(rows, limits)]
@@ -213,10 +214,8 @@ def row_logits(
 
     with torch.no_grad(), quiet_libraries():
         logits = model(**row_inputs(ids, type_ids)).logits[0]
-    if task is not Task.SEQ_CLS:
-        # PEFT's logits cover the virtual tokens too, where the architecture gives one a token.
-        logits = logits[-ids.size :]
-    array: NDArray[np.float32] = logits.float().numpy()
+    own = kind_of(task).text_logits(logits, ids.size)
+    array: NDArray[np.float32] = own.float().numpy()
     return array
 
 

@@ -15,7 +15,7 @@ from ptdeploy.parity.cases import AskedRow, cut, some_segments
 from ptdeploy.parity.quality import EvaluationText
 from ptdeploy.parity.reference import Reference
 from ptdeploy.parity.reference.prose import PROSE, evaluation_texts
-from ptdeploy.runtime import chat
+from ptdeploy.runtime import ENGINES, chat
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -71,7 +71,7 @@ def evaluation_text(
             raise InputError("--quality-text needs a tokenizer, and none was found.")
         random = np.random.default_rng(11_26)
         lengths = [longest] * 8
-        if task is Task.SEQ_CLS:
+        if ENGINES[task].one_answer:
             lengths = random.integers(1, min(longest, 32) + 1, _JUDGED_RANDOM).tolist()
         ids = [random.integers(0, limits.vocab_size, length, np.int64) for length in lengths]
         drawn = [AskedRow(row) for row in ids]
@@ -83,7 +83,7 @@ def evaluation_text(
         return EvaluationText(tuple(drawn), "random tokens (no tokenizer was found)")
     ours: tuple[str, ...] = PROSE
     most = _JUDGED_TEXTS
-    if task is Task.SEQ_CLS:
+    if ENGINES[task].one_answer:
         ours, most = evaluation_texts(), _JUDGED_CLASSIFIED
     alone = [row for text in texts or ours if (row := _row(tokenizer, text)).ids.size > 1][:most]
     for row in alone:
@@ -144,7 +144,7 @@ def with_texts(reference: Reference, chosen: ChosenTokenizer, task: Task) -> Ref
     Classifiers take pairs of texts too.
     """
     tokenizer = chosen.tokenizer
-    pairs = () if tokenizer is None or task is Task.CAUSAL_LM else _PAIRS
+    pairs = _PAIRS if tokenizer is not None and ENGINES[task].takes_pairs else ()
     encoded = [tokenizer(*pair, return_token_type_ids=True) for pair in pairs if tokenizer]
     return replace(
         reference,

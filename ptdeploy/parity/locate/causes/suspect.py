@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptdeploy.bundle import Bundle
-from ptdeploy.bundle.task import Task
 from ptdeploy.parity.locate.graph import ModuleGraph
 from ptdeploy.parity.locate.trace import Event
+from ptdeploy.runtime import ENGINES
 
 if TYPE_CHECKING:
     import onnx
@@ -87,7 +87,7 @@ class Suspect:
     @property
     def is_causal(self) -> bool:
         """Whether the model continues its text."""
-        return self.bundle.manifest.task is Task.CAUSAL_LM
+        return ENGINES[self.bundle.manifest.task].writes
 
 
 @dataclass(frozen=True)
