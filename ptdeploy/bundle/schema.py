@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from ptdeploy.bundle.task import GenerationOptions, Graph, Head, Task, TensorSpec
+from ptdeploy.bundle.task import Head, Task, TensorSpec
 
 MANIFEST_NAME = "manifest.json"
 FORMAT = "ptdeploy-bundle"
@@ -89,6 +89,31 @@ class Quantization(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_perplexity_ratio: float
     type: Literal["int", "float8e4m3fn"] = "int"
     max_logits_error: float | None = None
+
+
+class Graph(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which route the graph took, and why: `fused` has one operator for each layer's attention."""
+
+    route: Literal["fused", "plain"]
+    reason: str
+
+
+class GenerationOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How a causal model chooses tokens: a model's defaults, or what one request uses.
+
+    The meanings are transformers'; `top_k` 0, `top_p` 1 and `min_p` 0 cut nothing. Without
+    `do_sample` the likeliest token is taken.
+    """
+
+    max_new_tokens: int = 128
+    min_new_tokens: int = 0
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    eos_token_ids: tuple[int, ...] = ()
 
 
 class TokenizerInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -19,7 +19,7 @@ from ptdeploy.parity.cases import AskedRow, edge_note
 from ptdeploy.parity.compare import compare
 from ptdeploy.parity.data import DataRow, read_data
 from ptdeploy.parity.graph_check import open_graph_check
-from ptdeploy.parity.reference import Reference, Row
+from ptdeploy.parity.reference import Reference, ReferenceRow
 from ptdeploy.parity.reference.store import load_reference
 from ptdeploy.parity.report import ParityReport
 from ptdeploy.parity.reports import FAILING_NAME, check_report
@@ -230,7 +230,9 @@ def _judged(bundle: Bundle, given: Sequence[DataRow]) -> EvaluationText:
 def _with_own_logits(reference: Reference, given: Sequence[DataRow]) -> Reference:
     """The stored reference and the data's, where its rows bring their own."""
     own = [
-        Row(row.ids, row.logits, "data", row.type_ids) for row in given if row.logits is not None
+        ReferenceRow(row.ids, row.logits, "data", row.type_ids)
+        for row in given
+        if row.logits is not None
     ]
     if own and len(own) == len(given):
         return replace(reference, rows=(*reference.rows, *own))

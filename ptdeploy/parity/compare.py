@@ -16,7 +16,7 @@ from ptdeploy.parity.checks import checks, quality_notes
 from ptdeploy.parity.data import DataRow, TaskMetric, task_metric
 from ptdeploy.parity.measure import HISTOGRAM_EDGES, Measured, bin_positions, measure
 from ptdeploy.parity.quality import judge, row_logits
-from ptdeploy.parity.reference import Reference, Row
+from ptdeploy.parity.reference import Reference, ReferenceRow
 from ptdeploy.parity.report import CaseResult, GreedyResult, ParityReport, PositionError
 from ptdeploy.parity.thresholds import Overrides
 from ptdeploy.parity.token_ids import texts_agreed
@@ -118,7 +118,7 @@ def _padding_notes(reference: Reference, allowed: float) -> list[str]:
 
 
 def padded(
-    rows: Sequence[Row], padding: Padding
+    rows: Sequence[ReferenceRow], padding: Padding
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64] | None]:
     """A padded batch as a caller would send it: (input_ids, attention_mask, token_type_ids)."""
     ids, mask = pad([row.ids for row in rows], padding)
@@ -129,7 +129,7 @@ def padded(
 
 
 def _logits(
-    engine: Engine, rows: Sequence[Row], padding: Padding
+    engine: Engine, rows: Sequence[ReferenceRow], padding: Padding
 ) -> tuple[list[NDArray[np.float32]], str | None]:
     """The engine's logits; where it fails on a request that it must take, NaN, and why."""
     try:
@@ -140,7 +140,7 @@ def _logits(
 
 
 def measure_rows(
-    rows: Sequence[Row], logits: Sequence[NDArray[np.float32]], allowed: float
+    rows: Sequence[ReferenceRow], logits: Sequence[NDArray[np.float32]], allowed: float
 ) -> tuple[Measured, NDArray[np.float64]]:
     """Hold an engine's logits against a reference's rows, at the positions which that has."""
     wanted = [np.atleast_2d(row.logits) for row in rows]
@@ -164,7 +164,7 @@ def case_passed(found: Measured, thresholds: Thresholds, allowed: float) -> bool
 
 def _measure(
     case: BatchCase,
-    rows: Sequence[Row],
+    rows: Sequence[ReferenceRow],
     logits: Sequence[NDArray[np.float32]],
     bounds: _Bounds,
 ) -> tuple[CaseResult, list[tuple[int, float]]]:

@@ -21,7 +21,7 @@ from ptdeploy.parity.compare import (
     measure_rows,
     padded,
 )
-from ptdeploy.parity.reference import Reference, Row
+from ptdeploy.parity.reference import Reference, ReferenceRow
 from ptdeploy.parity.report import Failing, ParityReport
 from ptdeploy.parity.reports import FAILING_NAME, REPORT_FIX
 from ptdeploy.parity.token_ids import pair_agrees, wanted_pairs
@@ -38,7 +38,7 @@ _MOST_LOGITS = 400_000
 class FailingInput:
     """Rows with their reference, run together with padding on one side, that fail."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[ReferenceRow, ...]
     padding: Padding
 
 
@@ -94,7 +94,7 @@ def smallest_failing(
     if found is None:
         return None
 
-    def fails(rows: Sequence[Row]) -> bool:
+    def fails(rows: Sequence[ReferenceRow]) -> bool:
         return _fails(engine, rows, found.padding, report)
 
     rows = _fewer_rows(list(found.rows), fails)
@@ -104,7 +104,9 @@ def smallest_failing(
     return replace(found, rows=tuple(rows))
 
 
-def _fewer_rows(rows: list[Row], fails: Callable[[Sequence[Row]], bool]) -> list[Row]:
+def _fewer_rows(
+    rows: list[ReferenceRow], fails: Callable[[Sequence[ReferenceRow]], bool]
+) -> list[ReferenceRow]:
     for row in list(rows):
         without = [one for one in rows if one is not row]
         if without and fails(without):
@@ -112,15 +114,18 @@ def _fewer_rows(rows: list[Row], fails: Callable[[Sequence[Row]], bool]) -> list
     return rows
 
 
-Known = Callable[[Row, slice], Row | None]
+Known = Callable[[ReferenceRow, slice], ReferenceRow | None]
 
 
 def _shorter_row(
-    rows: list[Row], index: int, fails: Callable[[Sequence[Row]], bool], known: Known
-) -> list[Row]:
+    rows: list[ReferenceRow],
+    index: int,
+    fails: Callable[[Sequence[ReferenceRow]], bool],
+    known: Known,
+) -> list[ReferenceRow]:
     """Cut a row at its end, then at its start, to about the shortest that fails."""
 
-    def attempt(kept: slice) -> list[Row] | None:
+    def attempt(kept: slice) -> list[ReferenceRow] | None:
         row = known(rows[index], kept)
         if row is None:
             return None
@@ -144,22 +149,24 @@ def _shorter_row(
 
 
 def _references(task: Task, peft: PeftSource | None) -> Known:
-    def known(row: Row, kept: slice) -> Row | None:
+    def known(row: ReferenceRow, kept: slice) -> ReferenceRow | None:
         ids = np.ascontiguousarray(row.ids[kept])
         types = None if row.type_ids is None else np.ascontiguousarray(row.type_ids[kept])
         if peft is not None:
             from ptdeploy.parity.reference.peft import row_logits
 
-            return Row(ids, row_logits(peft.model, task, ids, types), row.source, types)
+            return ReferenceRow(ids, row_logits(peft.model, task, ids, types), row.source, types)
         left_out = row.ids.size - kept.stop
         if not ENGINES[task].writes or kept.start or len(row.logits) <= left_out:
             return None
-        return Row(ids, row.logits[: len(row.logits) - left_out], row.source)
+        return ReferenceRow(ids, row.logits[: len(row.logits) - left_out], row.source)
 
     return known
 
 
-def _fails(engine: Engine, rows: Sequence[Row], padding: Padding, report: ParityReport) -> bool:
+def _fails(
+    engine: Engine, rows: Sequence[ReferenceRow], padding: Padding, report: ParityReport
+) -> bool:
     try:
         logits = engine.logits(*padded(rows, padding))
     except EngineFault:  # on a request that it must take: as good as a mismatch to reproduce
@@ -179,7 +186,7 @@ def _after_greedy(
         if result.passed:
             continue
         ids = np.concatenate([one.ids, one.tokens[: result.agreed]])
-        row = Row(ids, row_logits(peft.model, engine.manifest.task, ids))
+        row = ReferenceRow(ids, row_logits(peft.model, engine.manifest.task, ids))
         if _fails(engine, [row], "right", report):
             return FailingInput((row,), "right")
     return None
@@ -202,7 +209,7 @@ def _failing_text(engine: Engine, reference: Reference) -> dict[str, Any] | None
     return min(failing, key=lambda one: len(one["ids"]), default=None)
 
 
-def _line(row: Row) -> dict[str, Any]:
+def _line(row: ReferenceRow) -> dict[str, Any]:
     logits = row.logits
     if logits.ndim == 2:
         logits = logits[-max(1, _MOST_LOGITS // logits.shape[1]) :]

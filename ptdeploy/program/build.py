@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ptdeploy.bundle.task import Graph, Operators, Task
+from ptdeploy.bundle import Graph
+from ptdeploy.bundle.task import Operators, Task
 from ptdeploy.program.kinds import BuildOptions
 from ptdeploy.program.program import Program
 from ptdeploy.program.prompt import Prompt

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ptdeploy.bundle import (
     FileEntry,
+    Graph,
     Limits,
     Manifest,
     PromptInfo,
@@ -18,7 +19,6 @@ from ptdeploy.bundle import (
     TokenizerInfo,
 )
 from ptdeploy.bundle.signature import Signature
-from ptdeploy.bundle.task import Graph
 from ptdeploy.errors import InputError
 from ptdeploy.program.prompt import Prompt
 from ptdeploy.source.base import BaseModel

@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptdeploy.arguments import CANCEL, SEED, Check, checked, flag, listed, maybe, number, whole
-from ptdeploy.bundle import Bundle, Manifest
-from ptdeploy.bundle.task import GenerationOptions
+from ptdeploy.bundle import Bundle, GenerationOptions, Manifest
 from ptdeploy.errors import InputError
 from ptdeploy.runtime import chat, sampling
 from ptdeploy.runtime.answer import stop_strings

@@ -9,8 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ptdeploy.arguments import CANCEL, SEED, checked, flag, whole
-from ptdeploy.bundle import Manifest
-from ptdeploy.bundle.task import GenerationOptions
+from ptdeploy.bundle import GenerationOptions, Manifest
 from ptdeploy.errors import InputError
 from ptdeploy.runtime.batching import Ids, embedded
 from ptdeploy.runtime.buffers import Buffers

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ptdeploy.bundle.task import GenerationOptions
+from ptdeploy.bundle import GenerationOptions
 from ptdeploy.runtime.answer import Answer
 from ptdeploy.runtime.kv import KVBuffer
 from ptdeploy.runtime.sampling import Sampler, log_probability

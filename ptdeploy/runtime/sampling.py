@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptdeploy.arguments import MOST, shown
-from ptdeploy.bundle.task import GenerationOptions
+from ptdeploy.bundle import GenerationOptions
 from ptdeploy.errors import EngineFault, InputError
 
 # One more than the largest seed.

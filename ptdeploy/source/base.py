@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ptdeploy.bundle.task import Graph, Task
+from ptdeploy.bundle import Graph
+from ptdeploy.bundle.task import Task
 from ptdeploy.errors import BaseModelError, TargetUnavailable
 from ptdeploy.files import POINTER_FIX, POINTER_PROBLEM, pointer_in
 from ptdeploy.program.kinds import ProgramKind, kind_of

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import msgspec
 
-from ptdeploy.bundle.task import GenerationOptions, Head
+from ptdeploy.bundle import GenerationOptions
+from ptdeploy.bundle.task import Head
 from ptdeploy.errors import BaseModelError, InputError
 from ptdeploy.printable import printable
 from ptdeploy.runtime.sampling import check

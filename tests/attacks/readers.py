@@ -17,7 +17,7 @@ import numpy as np
 
 from ptdeploy.bundle import Bundle, Manifest, read_bundle
 from ptdeploy.bundle.quantization import read_texts
-from ptdeploy.parity.reference import Greedy, Reference, Row, TextRow
+from ptdeploy.parity.reference import Greedy, Reference, ReferenceRow, TextRow
 from ptdeploy.parity.reference.store import load_reference, save_reference
 from ptdeploy.parity.thresholds import read_thresholds
 from ptdeploy.runtime import chat
@@ -136,7 +136,10 @@ def _references(task: str) -> Callable[[Path], list[bytes]]:
         nll = np.zeros(2 if causal else 0, np.float32)
         judged = TextRow(ids, ids if causal else ids[:1], nll)
         reference = Reference(
-            rows=(Row(ids, logits), Row(ids[:1], logits[:1] if causal else logits, "text")),
+            rows=(
+                ReferenceRow(ids, logits),
+                ReferenceRow(ids[:1], logits[:1] if causal else logits, "text"),
+            ),
             greedy=(one,) if one else (),
             texts=("a text",),
             text_ids=((1, 2),),

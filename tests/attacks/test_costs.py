@@ -13,7 +13,7 @@ from attacks.values import with_words
 from support.damage import edit
 
 import ptdeploy
-from ptdeploy.bundle.task import GenerationOptions
+from ptdeploy.bundle import GenerationOptions
 from ptdeploy.runtime import memory
 from ptdeploy.runtime.chat import ChatTemplate, render
 from ptdeploy.runtime.kv_layout import KVLayout

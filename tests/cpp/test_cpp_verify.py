@@ -21,7 +21,7 @@ import ptdeploy
 from ptdeploy.bundle import read_bundle
 from ptdeploy.errors import PtdeployError
 from ptdeploy.parity.compare import compare
-from ptdeploy.parity.reference import Reference, Row
+from ptdeploy.parity.reference import Reference, ReferenceRow
 from ptdeploy.parity.reference.store import load_reference, save_reference
 from ptdeploy.parity.report import ParityReport
 from ptdeploy.parity.reports.text import describe
@@ -163,11 +163,11 @@ def test_each_measure_has_pythons_threshold(bundles, probe, tmp_path, precision)
     reference = load_reference(read_bundle(bundle))
     ids = reference.rows[0].ids
     logits = ptdeploy.load(bundle).logits([ids])[0]
-    rows = [Row(ids, logits * np.float32(1e9))]
+    rows = [ReferenceRow(ids, logits * np.float32(1e9))]
     for power in np.arange(0, 6, 0.25):
         step = np.float32(10**-power)
         # Another scale has the same cosine, a shift of all scores the same probabilities.
-        rows += [Row(ids, logits * (1 + step)), Row(ids, logits + step)]
+        rows += [ReferenceRow(ids, logits * (1 + step)), ReferenceRow(ids, logits + step)]
     store(bundle, replace(reference, rows=tuple(rows)))
     ours = ptdeploy.verify(bundle)
     bounds, cases = ours.thresholds, ours.cases[1 : len(rows)]
@@ -247,7 +247,7 @@ def test_batches_are_pythons_for_every_source_and_bound(bundles, probe, tmp_path
     random = np.random.default_rng(3)
     sources = ["random", "text", "data"] * 11
     rows = [
-        Row(ids, engine.logits([ids])[0], source)
+        ReferenceRow(ids, engine.logits([ids])[0], source)
         for source in sources
         if (ids := random.integers(0, 101, random.integers(1, 6))) is not None
     ]

@@ -18,7 +18,7 @@ from support.shared import Compiled
 from transformers import GenerationConfig
 
 import ptdeploy
-from ptdeploy.bundle.task import GenerationOptions
+from ptdeploy.bundle import GenerationOptions
 from ptdeploy.cli.main import main
 from ptdeploy.parity.quality import explained
 from ptdeploy.runtime.classifier import Classifier

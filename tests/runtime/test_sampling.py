@@ -18,7 +18,7 @@ from transformers.generation.logits_process import (
 )
 
 from ptdeploy import InputError
-from ptdeploy.bundle.task import GenerationOptions
+from ptdeploy.bundle import GenerationOptions
 from ptdeploy.runtime.sampling import Sampler, check, distribution, log_probability
 
 VOCABULARY = 40

@@ -6,9 +6,9 @@ from typing import Any
 
 import msgspec
 
-from ptdeploy.bundle import Limits, Manifest
+from ptdeploy.bundle import Graph, Limits, Manifest
 from ptdeploy.bundle.schema import PromptInfo, SourceInfo
-from ptdeploy.bundle.task import Graph, Task, TensorSpec
+from ptdeploy.bundle.task import Task, TensorSpec
 
 
 def made_manifest(base: str = "bert-tiny", **changes: Any) -> Manifest:

@@ -21,7 +21,7 @@ from ptdeploy.parity.locate.graph import ModuleGraph, computes, read_graph
 from ptdeploy.parity.locate.match import Match, Search
 from ptdeploy.parity.locate.trace import Event, trace_row
 from ptdeploy.parity.measure import finite
-from ptdeploy.parity.reference import Reference, Row
+from ptdeploy.parity.reference import Reference, ReferenceRow
 from ptdeploy.parity.report import Located, ModuleError, ParityReport
 from ptdeploy.passes.name import module_of
 from ptdeploy.runtime import Engine
@@ -98,7 +98,9 @@ class _Found:
     remark: str = ""
 
 
-def _first(search: Search, matches: Sequence[Match], row: Row, report: ParityReport) -> _Found:
+def _first(
+    search: Search, matches: Sequence[Match], row: ReferenceRow, report: ParityReport
+) -> _Found:
     """The first tensor that does not match, or what is nearest to one where the logits do not."""
     first = next((m for m in matches if m.mismatch), None)
     fails = any(not case.passed for case in report.cases)
@@ -141,7 +143,7 @@ def _suspect(
     return suspect, known
 
 
-def _logits_apart(values: Mapping[str, NDArray[Any]], fed: Fed, row: Row) -> float:
+def _logits_apart(values: Mapping[str, NDArray[Any]], fed: Fed, row: ReferenceRow) -> float:
     """How far the row's logits are from the reference's in a run with all values taken out."""
     ours = values["logits"][fed.row]
     if row.logits.ndim == 1:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ptdeploy.parity.reference import Reference, Row
+from ptdeploy.parity.reference import Reference, ReferenceRow
 from ptdeploy.parity.report import ParityReport
 from ptdeploy.runtime import Engine
 from ptdeploy.runtime.probes import Fed
@@ -14,7 +14,7 @@ from ptdeploy.runtime.probes import Fed
 _USUAL_ROW = 4
 
 
-def failing_rows(reference: Reference, report: ParityReport) -> tuple[list[Row], int]:
+def failing_rows(reference: Reference, report: ParityReport) -> tuple[list[ReferenceRow], int]:
     """The failing case with the fewest rows and tokens, and which of its rows to look at.
 
     Where no case fails it is one usual row.
@@ -29,7 +29,7 @@ def failing_rows(reference: Reference, report: ParityReport) -> tuple[list[Row],
     return rows, min(range(len(rows)), key=lambda i: rows[i].ids.size)
 
 
-def feed_rows(engine: Engine, chosen: Sequence[Row], row: int) -> Fed:
+def feed_rows(engine: Engine, chosen: Sequence[ReferenceRow], row: int) -> Fed:
     """The rows as the engine's graph takes them, with logits asked for at every position."""
     rows = [one.ids for one in chosen]
     types = [np.zeros_like(one.ids) if one.type_ids is None else one.type_ids for one in chosen]

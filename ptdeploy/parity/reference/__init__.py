@@ -15,7 +15,7 @@ from ptdeploy.parity.cases import Source
 
 
 @dataclass(frozen=True)
-class Row:
+class ReferenceRow:
     """A row's token ids and reference logits, at its last `len(logits)` positions in token tasks.
 
     `logits` has shape (classes,) for SEQ_CLS and (positions, classes or vocabulary) otherwise.
@@ -63,7 +63,7 @@ class Reference:
     transformers makes of `texts`; of `pairs` it makes `pair_ids`, and the segments `pair_type_ids`.
     """
 
-    rows: tuple[Row, ...] = field(repr=False)
+    rows: tuple[ReferenceRow, ...] = field(repr=False)
     greedy: tuple[Greedy, ...] = field(repr=False)
     texts: tuple[str, ...] = ()
     text_ids: tuple[tuple[int, ...], ...] = ()

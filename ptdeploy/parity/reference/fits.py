@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptdeploy.bundle import Limits, Manifest
-from ptdeploy.parity.reference import Greedy, Reference, Row, TextRow
+from ptdeploy.parity.reference import Greedy, Reference, ReferenceRow, TextRow
 from ptdeploy.runtime import ENGINES
 
 
@@ -22,7 +22,7 @@ def check_fits(reference: Reference, manifest: Manifest) -> None:
         _check_text(f"judged.{i:03}", text, manifest)
 
 
-def _check_row(name: str, row: Row, manifest: Manifest) -> None:
+def _check_row(name: str, row: ReferenceRow, manifest: Manifest) -> None:
     _check_ids(f"{name}.ids", row.ids, manifest.limits)
     _check_segments(f"{name}.type_ids", row.type_ids, row.ids.size, manifest.limits)
     shape, tokens, task_engine = row.logits.shape, row.ids.size, ENGINES[manifest.task]

@@ -15,7 +15,7 @@ from ptdeploy.bundle.task import Task
 from ptdeploy.errors import CheckpointError
 from ptdeploy.parity.cases import AskedRow, pad, reference_rows
 from ptdeploy.parity.quality import EvaluationText, text_row
-from ptdeploy.parity.reference import Greedy, Reference, Row
+from ptdeploy.parity.reference import Greedy, Reference, ReferenceRow
 from ptdeploy.program.kinds import kind_of
 from ptdeploy.source.base import BaseModel, quiet_libraries, resolve_base
 from ptdeploy.source.base_weights import load_pretrained
@@ -167,7 +167,8 @@ def compute_reference(
     rows = reference_rows(limits, ()) if rows is None else rows
     task = checkpoint.task
     computed = tuple(
-        Row(r.ids, row_logits(model, task, r.ids, r.type_ids), r.source, r.type_ids) for r in rows
+        ReferenceRow(r.ids, row_logits(model, task, r.ids, r.type_ids), r.source, r.type_ids)
+        for r in rows
     )
     with torch.no_grad(), quiet_libraries():
         greedy: tuple[Greedy, ...] = ()

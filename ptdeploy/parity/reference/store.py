@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ptdeploy.bundle import Bundle
 from ptdeploy.errors import BundleError, InputError
 from ptdeploy.parity.cases import Source
-from ptdeploy.parity.reference import Greedy, Reference, Row, TextRow
+from ptdeploy.parity.reference import Greedy, Reference, ReferenceRow, TextRow
 from ptdeploy.parity.reference.fits import check_fits
 
 REFERENCE_NAME = "reference.safetensors"
@@ -157,7 +157,7 @@ def _from_tensors(tensors: _Tensors, metadata: _Metadata) -> Reference:
         name = f"rows.{i:03}"
         source: Source = metadata.sources[i] if metadata.sources else "random"
         ids, logits = tensors[f"{name}.ids"], tensors[f"{name}.logits"]
-        rows.append(Row(ids, logits, source, tensors.get(f"{name}.type_ids")))
+        rows.append(ReferenceRow(ids, logits, source, tensors.get(f"{name}.type_ids")))
     greedy = [
         Greedy(*(tensors[f"greedy.{i:03}.{what}"] for what in ("ids", "tokens", "margins")))
         for i in range(metadata.greedy)
@@ -187,7 +187,7 @@ def _from_tensors(tensors: _Tensors, metadata: _Metadata) -> Reference:
     )
 
 
-def _trimmed(row: Row) -> Row:
+def _trimmed(row: ReferenceRow) -> ReferenceRow:
     if row.logits.ndim == 1:
         return row
     keep = max(1, _ROW_BYTES // (4 * row.logits.shape[1]))

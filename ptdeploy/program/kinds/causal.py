@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
+from ptdeploy.bundle import Graph
 from ptdeploy.bundle.signature import BATCH, KEPT, SEQUENCE, SLOTS, Signature
-from ptdeploy.bundle.task import Graph, Operators, Task, TensorSpec
+from ptdeploy.bundle.task import Operators, Task, TensorSpec
 from ptdeploy.errors import BaseModelError, InputError
 from ptdeploy.memory import ran_out_of_memory
 from ptdeploy.program.kinds.kind import IDS, BuildOptions, ProgramKind

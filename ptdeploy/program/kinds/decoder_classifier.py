@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ptdeploy.bundle import Graph
 from ptdeploy.bundle.signature import BATCH, Signature
-from ptdeploy.bundle.task import Graph, TensorSpec
+from ptdeploy.bundle.task import TensorSpec
 from ptdeploy.program.kinds.kind import IDS, MASK, BuildOptions
 from ptdeploy.program.kinds.sequence import SequenceKind
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ptdeploy.bundle import Graph
 from ptdeploy.bundle.signature import BATCH, SEQUENCE, Signature
-from ptdeploy.bundle.task import Graph, Task, TensorSpec
+from ptdeploy.bundle.task import Task, TensorSpec
 from ptdeploy.errors import InputError
 from ptdeploy.program.kinds.kind import IDS, MASK, BuildOptions, ProgramKind
 from ptdeploy.program.kinds.sequence import SequenceKind

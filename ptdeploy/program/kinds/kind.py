@@ -7,8 +7,9 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from ptdeploy.bundle import Graph
 from ptdeploy.bundle.signature import BATCH, SEQUENCE
-from ptdeploy.bundle.task import Graph, Operators, Task, TensorSpec
+from ptdeploy.bundle.task import Operators, Task, TensorSpec
 
 if TYPE_CHECKING:
     import torch
