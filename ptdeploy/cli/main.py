@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ptdeploy import __version__
 from ptdeploy.backends.telemetry import switch_off
 from ptdeploy.bundle.precision import default_words, quantized
+from ptdeploy.bundle.task import Task
 from ptdeploy.cli.console import (
     abandon,
     complain,
@@ -39,9 +40,8 @@ from ptdeploy.targets import DEVICES, TARGETS, get_target
 
 if TYPE_CHECKING:
     from ptdeploy.bundle import Manifest
-    from ptdeploy.bundle.task import Task
 
-_TASKS = ("SEQ_CLS", "TOKEN_CLS", "CAUSAL_LM")
+_TASKS = [task.value for task in Task]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -323,8 +323,6 @@ def _engine_options(arguments: argparse.Namespace) -> EngineOptions:
 
 
 def _task(name: str | None) -> Task | None:
-    from ptdeploy.bundle.task import Task
-
     return Task(name) if name else None
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.values import MODEST
 
-from ptdeploy.parity.reference import Greedy, Reference, Row
+from ptdeploy.parity.reference import Greedy, Reference, ReferenceRow
 from ptdeploy.parity.reference.store import _read, save_reference
 
 ROWS = st.lists(
@@ -22,7 +22,7 @@ ROWS = st.lists(
 def test_a_reference_round_trips(tmp_path, rows, classes, departure):
     random = np.random.default_rng(0)
     reference = Reference(
-        tuple(Row(ids, random.normal(size=(ids.size, classes)).astype("f4")) for ids in rows),
+        tuple(ReferenceRow(ids, random.normal(size=(ids.size, classes)).astype("f4")) for ids in rows),
         tuple(Greedy(ids, ids, ids.astype("f4")) for ids in rows[:2]),
         ("a", "ü"),
         ((1, 2), ()),
@@ -40,6 +40,6 @@ def test_a_reference_round_trips(tmp_path, rows, classes, departure):
 
 def test_a_large_vocabulary_keeps_its_last_positions_only(tmp_path):
     logits = np.arange(4 * 200_000, dtype=np.float32).reshape(4, 200_000)
-    save_reference(Reference((Row(np.arange(4), logits),), ()), tmp_path)
+    save_reference(Reference((ReferenceRow(np.arange(4), logits),), ()), tmp_path)
     (row,) = _read(tmp_path / "reference.safetensors").rows
     assert np.array_equal(row.logits, logits[-1:])
