@@ -7,6 +7,7 @@
 
 #include "ptdeploy/ptdeploy.h"
 #include "ptdeploy/ptdeploy.hpp"
+#include "task.hpp"
 
 struct ptdeploy_engine {
   ptdeploy::Engine engine;
@@ -85,7 +86,7 @@ std::vector<ptdeploy::Ids> rows_of(const ptdeploy_engine* engine, const int64_t*
   const ptdeploy::BundleInfo& info = given(engine, "engine")->engine.info();
   const int64_t most = info.max_sequence;
   check_count(rows, "rows");
-  if (info.task == ptdeploy::Task::causal_lm && info.max_batch &&
+  if (ptdeploy::detail::kind_of(info.task).writes && info.max_batch &&
       rows > static_cast<size_t>(*info.max_batch))
     throw ptdeploy::InputError("rows is " + std::to_string(rows) + "; the engine takes at most " +
                                    std::to_string(*info.max_batch) + " at once.",
@@ -242,15 +243,8 @@ ptdeploy_status ptdeploy_probabilities(const ptdeploy_engine* engine, const int6
     const auto asked = rows_of(engine, ids, lengths, rows);
     const auto types = types_of(engine, token_type_ids, lengths, rows);
     given(probabilities, "probabilities");
-    auto take = [&](const std::vector<double>& one) {
+    for (const auto& one : engine->engine.probabilities(asked, kBatch, types))
       probabilities = std::copy(one.begin(), one.end(), probabilities);
-    };
-    if (engine->engine.info().task == ptdeploy::Task::token_cls) {
-      for (const auto& row : engine->engine.tag(asked, kBatch, types))
-        for (const auto& token : row) take(token.probabilities);
-    } else {
-      for (const auto& row : engine->engine.classify(asked, kBatch, types)) take(row.probabilities);
-    }
   });
 }
 

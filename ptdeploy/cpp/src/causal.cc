@@ -1,14 +1,15 @@
-// Generation over a KV buffer whose first slots are the prompt's frozen prefix KV.
+#include "causal.hpp"
+
 #include <algorithm>
 #include <numeric>
 
-#include "engine_state.hpp"
 #include "generation.hpp"
+#include "kv_layout.hpp"
+#include "layout.hpp"
 #include "memory.hpp"
 #include "rows.hpp"
 
-namespace ptdeploy {
-namespace detail {
+namespace ptdeploy::detail {
 namespace {
 
 // Buffers of nearly the same size are kept for one another.
@@ -19,19 +20,37 @@ std::size_t longest(const std::vector<Ids>& rows) {
   return most;
 }
 
+}  // namespace
+
+CausalEngine::CausalEngine(const EngineState& state)
+    : TaskEngine(state), layout_(layout_of(state.manifest())) {
+  const Manifest& manifest = state.manifest();
+  if (!state.backend->caches(layout_.type))
+    throw TargetUnavailable("With the target " + state.info.target +
+                            " the C++ library keeps keys and values in float32, not in " +
+                            name_of(layout_.type) + ".");
+  const auto count = static_cast<std::size_t>(manifest.prompt.num_virtual_tokens);
+  if (const auto prefix_kv = check_prompt(state.bundle)) {
+    layout_.prefix = count;
+    layout_.prefix_kv = rounded(*prefix_kv, layout_.type);
+  } else {
+    virtual_ids_.resize(count);
+    std::iota(virtual_ids_.begin(), virtual_ids_.end(), manifest.limits.vocab_size);
+  }
+}
+
 // A KV buffer for rows of at most `tokens` tokens of text, the last request's if it fits.
-std::unique_ptr<KVBuffer> take_buffer(const EngineState& state, std::size_t rows,
-                                      std::size_t tokens) {
-  const Limits& limits = state.manifest().limits;
+std::unique_ptr<KVBuffer> CausalEngine::take_buffer(std::size_t rows, std::size_t tokens) const {
+  const Limits& limits = state_.manifest().limits;
   if (limits.max_batch && static_cast<std::int64_t>(rows) > *limits.max_batch)
     throw InputError(std::to_string(rows) + " rows at once, but the bundle was compiled for " +
                          std::to_string(*limits.max_batch) + ".",
                      "Send them in several requests, or compile with a larger --max-batch.");
-  const auto needed = static_cast<std::int64_t>(tokens) + state.info.num_virtual_tokens;
+  const auto needed = static_cast<std::int64_t>(tokens) + state_.info.num_virtual_tokens;
   std::unique_ptr<KVBuffer> spare;
   {
-    std::lock_guard<std::mutex> lock(state.spare_mutex);
-    spare = std::move(state.spare);
+    std::lock_guard<std::mutex> lock(spare_mutex_);
+    spare = std::move(spare_);
   }
   if (spare && spare->rows() == rows && needed <= static_cast<std::int64_t>(spare->slots())) {
     spare->reset();
@@ -39,18 +58,19 @@ std::unique_ptr<KVBuffer> take_buffer(const EngineState& state, std::size_t rows
   }
   spare.reset();  // before the new one: they need not fit in memory together
   const std::int64_t slots = std::min((needed + kSlots - 1) / kSlots * kSlots, limits.max_context);
-  return std::make_unique<KVBuffer>(*state.backend, state.layout, rows,
+  return std::make_unique<KVBuffer>(*state_.backend, layout_, rows,
                                     static_cast<std::size_t>(slots));
 }
 
-void keep_buffer(const EngineState& state, std::unique_ptr<KVBuffer> buffer) {
-  std::lock_guard<std::mutex> lock(state.spare_mutex);
-  state.spare = std::move(buffer);
+void CausalEngine::keep_buffer(std::unique_ptr<KVBuffer> buffer) const {
+  std::lock_guard<std::mutex> lock(spare_mutex_);
+  spare_ = std::move(buffer);
 }
 
-std::size_t budget_of(const EngineState& state, std::size_t longest_row,
-                      const std::optional<std::int64_t>& asked, const GenerationOptions& options) {
-  const Limits& limits = state.manifest().limits;
+std::size_t CausalEngine::budget(std::size_t longest_row,
+                                 const std::optional<std::int64_t>& asked,
+                                 const GenerationOptions& options) const {
+  const Limits& limits = state_.manifest().limits;
   const std::int64_t room = limits.max_sequence - static_cast<std::int64_t>(longest_row);
   if (!asked) return static_cast<std::size_t>(std::min(options.max_new_tokens, room));
   if (*asked > room)
@@ -61,22 +81,8 @@ std::size_t budget_of(const EngineState& state, std::size_t longest_row,
   return static_cast<std::size_t>(*asked);
 }
 
-}  // namespace
-
-void prepare_causal(EngineState& state, const std::optional<std::vector<float>>& prefix_kv) {
-  const Manifest& manifest = state.manifest();
-  state.info.columns = state.layout.vocabulary;
-  if (prefix_kv) {
-    state.layout.prefix = static_cast<std::size_t>(manifest.prompt.num_virtual_tokens);
-    state.layout.prefix_kv = rounded(*prefix_kv, state.layout.type);
-  } else {
-    state.virtual_ids.resize(static_cast<std::size_t>(manifest.prompt.num_virtual_tokens));
-    std::iota(state.virtual_ids.begin(), state.virtual_ids.end(), manifest.limits.vocab_size);
-  }
-}
-
-GenerationOptions chosen_options(const EngineState& state, const GenerateOptions& given) {
-  GenerationOptions options = *state.manifest().generation;
+GenerationOptions CausalEngine::options(const GenerateOptions& given) const {
+  GenerationOptions options = *state_.manifest().generation;
   auto set = [](auto& place, const auto& value) {
     if (value) place = *value;
   };
@@ -96,30 +102,31 @@ GenerationOptions chosen_options(const EngineState& state, const GenerateOptions
     const bool samples = given.temperature || given.top_k || given.top_p || given.min_p;
     if (samples && !given.do_sample) options.do_sample = true;
   }
-  check(options, state.manifest().limits.vocab_size);
+  check(options, state_.manifest().limits.vocab_size);
   return options;
 }
 
-Ids fed_ids(const EngineState& state, const Ids& ids) {
-  Ids fed = state.virtual_ids;
+Ids CausalEngine::fed(const Ids& ids) const {
+  Ids fed = virtual_ids_;
   fed.insert(fed.end(), ids.begin(), ids.end());
   return fed;
 }
 
 // Each row's last token runs as a step of the whole batch, those before it row by row.
-std::vector<Logits> causal_logits(const EngineState& state, const std::vector<Ids>& rows) {
-  const std::size_t vocabulary = state.layout.vocabulary;
+std::vector<Logits> CausalEngine::logits(const std::vector<Ids>& rows,
+                                         const std::vector<Ids>&) const {
+  const std::size_t vocabulary = layout_.vocabulary;
   std::size_t tokens = 0;
-  for (const Ids& row : rows) tokens += row.size() + state.virtual_ids.size();
+  for (const Ids& row : rows) tokens += row.size() + virtual_ids_.size();
   require_memory(std::uint64_t{tokens} * vocabulary * sizeof(float),
                  "Logits of " + std::to_string(tokens) + " tokens");
-  auto kv = take_buffer(state, rows.size(), longest(rows));
-  const auto skip = static_cast<std::ptrdiff_t>(state.virtual_ids.size() * vocabulary);
+  auto kv = take_buffer(rows.size(), longest(rows));
+  const auto skip = static_cast<std::ptrdiff_t>(virtual_ids_.size() * vocabulary);
   std::vector<Logits> out;
   std::vector<std::int64_t> last;
   for (std::size_t i = 0; i < rows.size(); ++i) {
-    const Ids fed = fed_ids(state, rows[i]);
-    std::vector<float> before = kv->prefill(i, fed.data(), fed.size() - 1, true);
+    const Ids given = fed(rows[i]);
+    std::vector<float> before = kv->prefill(i, given.data(), given.size() - 1, true);
     before.erase(before.begin(), before.begin() + skip);
     out.push_back({rows[i].size(), vocabulary, std::move(before)});
     last.push_back(rows[i].back());
@@ -130,35 +137,44 @@ std::vector<Logits> causal_logits(const EngineState& state, const std::vector<Id
   return out;
 }
 
-}  // namespace detail
-
-std::vector<Generated> Engine::generate(const std::vector<Ids>& rows, const GenerateOptions& given,
-                                        const OnToken& on_token) const {
-  detail::require_task(*state_, Task::causal_lm, "generate");
-  detail::check_rows(rows, state_->manifest().limits);
-  const detail::GenerationOptions options = detail::chosen_options(*state_, given);
-  const std::size_t most = detail::longest(rows);
-  const std::size_t budget = detail::budget_of(*state_, most, given.max_new_tokens, options);
-  std::vector<detail::Row> continued;
+std::vector<Generated> CausalEngine::generate(const std::vector<Ids>& rows,
+                                              const GenerateOptions& given,
+                                              const OnToken& on_token) const {
+  check_rows(rows, state_.manifest().limits);
+  const GenerationOptions chosen = options(given);
+  const std::size_t most = longest(rows);
+  const std::size_t steps = budget(most, given.max_new_tokens, chosen);
+  std::vector<Row> continued;
   continued.reserve(rows.size());
   for (std::size_t i = 0; i < rows.size(); ++i)
-    continued.emplace_back(options, rows[i],
+    continued.emplace_back(chosen, rows[i],
                            given.seed ? std::optional(*given.seed + i) : std::nullopt,
                            given.logprobs);
-  if (budget > 0) {
-    auto kv = detail::take_buffer(*state_, rows.size(), most + budget);
+  if (steps > 0) {
+    auto kv = take_buffer(rows.size(), most + steps);
     std::vector<std::vector<float>> first;
     for (std::size_t i = 0; i < rows.size(); ++i) {
-      const Ids fed = detail::fed_ids(*state_, rows[i]);
-      first.push_back(kv->prefill(i, fed.data(), fed.size()));
+      const Ids ids = fed(rows[i]);
+      first.push_back(kv->prefill(i, ids.data(), ids.size()));
     }
-    detail::decode(*kv, first, continued, budget, state_->layout.vocabulary,
-                   static_cast<std::size_t>(state_->info.vocab_size), given.cancelled, on_token);
-    detail::keep_buffer(*state_, std::move(kv));
+    decode(*kv, first, continued, steps, layout_.vocabulary,
+           static_cast<std::size_t>(state_.info.vocab_size), given.cancelled, on_token);
+    keep_buffer(std::move(kv));
   }
   std::vector<Generated> out;
-  for (detail::Row& row : continued) out.push_back(std::move(row).result());
+  for (Row& row : continued) out.push_back(std::move(row).result());
   return out;
 }
 
-}  // namespace ptdeploy
+const TaskKind kCausal = {
+    "CAUSAL_LM",
+    /*one_answer=*/false,
+    /*writes=*/true,
+    /*any_head=*/false,
+    require_decoder,
+    [](const EngineState& state) -> std::unique_ptr<TaskEngine> {
+      return std::make_unique<CausalEngine>(state);
+    },
+};
+
+}  // namespace ptdeploy::detail

@@ -1,5 +1,4 @@
 // Opening a bundle, and what every task has in common.
-#include <algorithm>
 #include <future>
 
 #include "engine_state.hpp"
@@ -34,41 +33,14 @@ std::shared_ptr<const EngineState> open_state(Bundle bundle, const OpenOptions& 
   state->bundle = std::move(bundle);
   state->info = describe(state->manifest());
   check_manifest(state->bundle);
-  const auto& given = state->manifest().inputs;
-  state->takes_type_ids = std::any_of(given.begin(), given.end(), [](const TensorSpec& spec) {
-    return spec.name == "token_type_ids";
-  });
   state->backend = open_backend(state->bundle, options);
   state->backend->check(state->bundle);
-  const bool causal = state->info.task == Task::causal_lm;
-  if (causal) {
-    state->layout = layout_of(state->manifest());
-    if (!state->backend->caches(state->layout.type))
-      throw TargetUnavailable("With the target " + state->info.target +
-                              " the C++ library keeps keys and values in float32, not in " +
-                              name_of(state->layout.type) + ".");
-  }
-  const auto prefix_kv = check_prompt(state->bundle);
-  if (causal)
-    prepare_causal(*state, prefix_kv);
-  else
-    prepare_classifier(*state);
+  state->task = state->kind().open(*state);
+  state->info.columns = state->task->columns();
   return state;
 }
 
-const char* name_of(Task task) {
-  static constexpr const char* kNames[] = {"SEQ_CLS", "TOKEN_CLS", "CAUSAL_LM"};
-  return kNames[static_cast<int>(task)];
-}
-
 }  // namespace
-
-void require_task(const EngineState& state, Task task, const char* method) {
-  if (state.info.task != task)
-    throw InputError(state.bundle.path + ": its task is " + name_of(state.info.task) + "; " +
-                     method + " is for " + name_of(task) + ".");
-}
-
 }  // namespace detail
 
 namespace {
@@ -109,9 +81,30 @@ std::vector<Logits> Engine::logits(const std::vector<Ids>& rows,
                                    const std::vector<Ids>& token_type_ids) const {
   detail::check_rows(rows, state_->manifest().limits);
   detail::check_segments(token_type_ids, rows, state_->manifest().limits);
-  return state_->info.task == Task::causal_lm
-             ? detail::causal_logits(*state_, rows)
-             : detail::classifier_logits(*state_, rows, token_type_ids);
+  return state_->task->logits(rows, token_type_ids);
+}
+
+std::vector<Classification> Engine::classify(const std::vector<Ids>& rows, std::size_t batch_size,
+                                             const std::vector<Ids>& token_type_ids) const {
+  return state_->task->classify(rows, batch_size, token_type_ids);
+}
+
+std::vector<std::vector<TokenLabel>> Engine::tag(const std::vector<Ids>& rows,
+                                                 std::size_t batch_size,
+                                                 const std::vector<Ids>& token_type_ids) const {
+  return state_->task->tag(rows, batch_size, token_type_ids);
+}
+
+std::vector<std::vector<double>> Engine::probabilities(
+    const std::vector<Ids>& rows, std::size_t batch_size,
+    const std::vector<Ids>& token_type_ids) const {
+  return state_->task->probabilities(rows, batch_size, token_type_ids);
+}
+
+std::vector<Generated> Engine::generate(const std::vector<Ids>& rows,
+                                        const GenerateOptions& options,
+                                        const OnToken& on_token) const {
+  return state_->task->generate(rows, options, on_token);
 }
 
 }  // namespace ptdeploy

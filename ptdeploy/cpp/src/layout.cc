@@ -5,40 +5,12 @@
 
 #include "paths.hpp"
 #include "safetensors.hpp"
-#include "sampling.hpp"
 #include "schema.hpp"
 #include "sha256.hpp"
+#include "task.hpp"
 
 namespace ptdeploy::detail {
 namespace {
-
-// A prefill longer than this, or than the engine takes, runs in pieces: an engine's scratch space
-// grows with its square.
-constexpr std::int64_t kPrefill = 512;
-// An engine built for fixed sizes has room for the logits of so many positions of one run.
-constexpr std::size_t kKept = 64;
-
-using Shape = std::vector<Axis>;
-
-// What a tensor at some place of a signature must be.
-struct Wanted {
-  std::string name, dtype;
-  Shape shape;
-};
-
-// Ends the search at the first problem.
-struct Problem {
-  std::string text;
-};
-
-void require(bool holds, const std::string& problem) {
-  if (!holds) throw Problem{problem};
-}
-
-bool is_size(const Axis& axis) {
-  const auto* size = std::get_if<std::int64_t>(&axis);
-  return size && *size >= 1 && *size <= kMost;
-}
 
 std::string text_of(const Axis& axis) {
   if (const auto* size = std::get_if<std::int64_t>(&axis)) return std::to_string(*size);
@@ -59,24 +31,6 @@ std::string described(const TensorSpec* spec) {
 template <class Item>
 const Item* at(const std::vector<Item>& items, std::size_t index) {
   return index < items.size() ? &items[index] : nullptr;
-}
-
-// The first of a signature's tensors that is not what its place needs.
-void require_alike(const std::string& side, const std::vector<TensorSpec>& found,
-                   const std::vector<Wanted>& wanted) {
-  for (std::size_t i = 0; i < std::max(found.size(), wanted.size()); ++i) {
-    const std::string place = side + "[" + std::to_string(i) + "]";
-    const TensorSpec* spec = at(found, i);
-    const Wanted* want = at(wanted, i);
-    require(spec, place + " is missing; it must be " + (want ? quoted(want->name) : ""));
-    require(want, place + " is " + quoted(spec->name) + ", which no engine of this task has");
-    require(spec->name == want->name,
-            place + " is " + quoted(spec->name) + "; it must be " + quoted(want->name));
-    require(spec->dtype == want->dtype,
-            place + ".dtype is " + quoted(spec->dtype) + "; it must be " + quoted(want->dtype));
-    require(spec->shape == want->shape, place + ".shape is " + quoted(text_of(spec->shape)) +
-                                            "; it must be " + quoted(text_of(want->shape)));
-  }
 }
 
 void require_numbers(const Manifest& manifest) {
@@ -104,7 +58,7 @@ void require_numbers(const Manifest& manifest) {
                                          return spec.name == "token_type_ids";
                                        }),
           "its limits have segments, but its signature takes none");
-  require(manifest.head == Head::softmax || manifest.task == Task::seq_cls,
+  require(manifest.head == Head::softmax || kind_of(manifest.task).any_head,
           "its head is for SEQ_CLS, which it is not");
   require(limits.max_sequence + prompt.num_virtual_tokens == limits.max_context,
           "limits.max_sequence and prompt.num_virtual_tokens do not add up to max_context");
@@ -122,71 +76,6 @@ void require_numbers(const Manifest& manifest) {
             name + "min_agreement must be from 0 to 1");
     require(found->max_perplexity_ratio > 0, name + "max_perplexity_ratio must be more than 0");
   }
-}
-
-void require_classifier(const Manifest& manifest) {
-  const Shape tokens{"batch", "sequence"};
-  std::vector<Wanted> inputs{{"input_ids", "int64", tokens}, {"attention_mask", "int64", tokens}};
-  if (manifest.inputs.size() >= 3) inputs.push_back({"token_type_ids", "int64", tokens});
-  require_alike("inputs", manifest.inputs, inputs);
-  Shape logits{"batch"};
-  if (manifest.task == Task::token_cls) logits.emplace_back("sequence");
-  logits.emplace_back(static_cast<std::int64_t>(manifest.labels.size()));
-  require_alike("outputs", manifest.outputs, {{"logits", "float32", logits}});
-  require(!manifest.labels.empty(), "labels are missing");
-  if (const auto& shape = manifest.prompt.prefix_kv)
-    require(shape->size() == 5 && (*shape)[1] == 2 &&
-                (*shape)[3] == manifest.prompt.num_virtual_tokens,
-            "prompt.prefix_kv is not the shape of a prefix KV");
-}
-
-void require_decoder(const Manifest& manifest) {
-  const Limits& limits = manifest.limits;
-  require(manifest.generation.has_value(), "it has no generation defaults");
-  if (const auto problem = out_of_range(*manifest.generation, limits.vocab_size))
-    throw Problem{std::string("generation.") + problem->name + " must be " + problem->range};
-  require(manifest.labels.empty(), "labels are a classifier's");
-  const std::size_t count = manifest.inputs.size();
-  const std::size_t layers = std::max<std::size_t>(1, count > 2 ? (count - 2) / 2 : 0);
-  // What may differ from model to model is taken from the first, and the others held against it.
-  std::string dtype = "float32";
-  Shape first{"batch", std::int64_t{1}, "slots", std::int64_t{1}};
-  if (const TensorSpec* spec = at(manifest.inputs, 3)) {
-    if (spec->dtype == "float16" || spec->dtype == "bfloat16") dtype = spec->dtype;
-    if (spec->shape.size() == 4) first = spec->shape;
-  }
-  auto size = [](const Axis& axis) { return is_size(axis) ? std::get<std::int64_t>(axis) : 1; };
-  const std::int64_t heads = size(first[1]), width = size(first[3]);
-  Axis slots = "slots";
-  if (std::holds_alternative<std::int64_t>(first[2])) slots = limits.max_context;
-  const Shape buffer{"batch", heads, slots, width};
-  std::vector<Wanted> inputs{{"input_ids", "int64", {"batch", "sequence"}},
-                             {"past_lengths", "int64", {"batch"}},
-                             {"logits_positions", "int64", {"kept"}}};
-  Shape fresh = buffer;
-  if (!manifest.fused) fresh[2] = "sequence";
-  std::int64_t vocabulary = limits.vocab_size;
-  if (!manifest.outputs.empty() && !manifest.outputs[0].shape.empty() &&
-      is_size(manifest.outputs[0].shape.back()))
-    vocabulary = std::get<std::int64_t>(manifest.outputs[0].shape.back());
-  std::vector<Wanted> outputs{{"logits", "float32", {"batch", "kept", vocabulary}}};
-  for (std::size_t layer = 0; layer < layers; ++layer)
-    for (const char* part : {".key", ".value"}) {
-      inputs.push_back({"past_key_values." + std::to_string(layer) + part, dtype, buffer});
-      outputs.push_back({"present." + std::to_string(layer) + part, dtype, fresh});
-    }
-  require_alike("inputs", manifest.inputs, inputs);
-  require_alike("outputs", manifest.outputs, outputs);
-  require(vocabulary >= limits.vocab_size, "limits.vocab_size is more than the logits have");
-  const auto& prefix = manifest.prompt.prefix_kv;
-  require(
-      prefix || vocabulary == limits.vocab_size,
-      "limits.vocab_size is not that of the logits, behind which the virtual tokens stand");
-  require(!prefix || *prefix == std::vector<std::int64_t>{static_cast<std::int64_t>(layers), 2,
-                                                          heads,
-                                                          manifest.prompt.num_virtual_tokens,
-                                                          width},
-          "prompt.prefix_kv is not the shape of the KV buffer's first slots");
 }
 
 bool agree(const TensorSpec& ours, const TensorSpec& theirs, bool loosely) {
@@ -227,14 +116,32 @@ std::vector<float> read_prompt(const std::string& file, const std::string& name,
 
 }  // namespace
 
+void require(bool holds, const std::string& problem) {
+  if (!holds) throw Problem{problem};
+}
+
+void require_alike(const std::string& side, const std::vector<TensorSpec>& found,
+                   const std::vector<Wanted>& wanted) {
+  for (std::size_t i = 0; i < std::max(found.size(), wanted.size()); ++i) {
+    const std::string place = side + "[" + std::to_string(i) + "]";
+    const TensorSpec* spec = at(found, i);
+    const Wanted* want = at(wanted, i);
+    require(spec, place + " is missing; it must be " + (want ? quoted(want->name) : ""));
+    require(want, place + " is " + quoted(spec->name) + ", which no engine of this task has");
+    require(spec->name == want->name,
+            place + " is " + quoted(spec->name) + "; it must be " + quoted(want->name));
+    require(spec->dtype == want->dtype,
+            place + ".dtype is " + quoted(spec->dtype) + "; it must be " + quoted(want->dtype));
+    require(spec->shape == want->shape, place + ".shape is " + quoted(text_of(spec->shape)) +
+                                            "; it must be " + quoted(text_of(want->shape)));
+  }
+}
+
 void check_manifest(const Bundle& bundle) {
   const Manifest& manifest = bundle.manifest;
   try {
     require_numbers(manifest);
-    if (manifest.task == Task::causal_lm)
-      require_decoder(manifest);
-    else
-      require_classifier(manifest);
+    kind_of(manifest.task).require(manifest);
   } catch (const Problem& problem) {
     throw BundleError(join(bundle.path, "manifest.json") + ": " + problem.text + ".", kAgain);
   }
@@ -267,29 +174,6 @@ void check_signature(const std::string& where, const Manifest& manifest, const s
                             described(ours) + ", but the manifest says " + described(theirs) + ".",
                         kAgain);
   }
-}
-
-KVLayout layout_of(const Manifest& manifest) {
-  KVLayout layout;
-  for (std::size_t i = 3; i < manifest.inputs.size(); ++i)
-    layout.past.push_back(manifest.inputs[i].name);
-  for (std::size_t i = 1; i < manifest.outputs.size(); ++i)
-    layout.present.push_back(manifest.outputs[i].name);
-  auto size = [](const Axis& axis) {
-    return static_cast<std::size_t>(std::get<std::int64_t>(axis));
-  };
-  const TensorSpec& first = manifest.inputs[3];
-  layout.type = *element_type(first.dtype);
-  layout.heads = size(first.shape[1]);
-  layout.width = size(first.shape[3]);
-  if (std::holds_alternative<std::int64_t>(first.shape[2]))
-    layout.fixed_slots = size(first.shape[2]);
-  layout.vocabulary = size(manifest.outputs[0].shape.back());
-  layout.in_place = manifest.fused;
-  const auto& most = manifest.limits.max_prefill;
-  layout.prefill = static_cast<std::size_t>(std::min(kPrefill, most.value_or(kPrefill)));
-  layout.kept = most ? std::min(kKept, layout.prefill) : layout.prefill;
-  return layout;
 }
 
 }  // namespace ptdeploy::detail

@@ -1,4 +1,4 @@
-// What a manifest must say for its engine to be run as it says: ranges, signature, prompt. The same
+// What any manifest must say for its engine to be run as it says: ranges, signature, prompt. The same
 // rules, in the same order and the same words, as ptdeploy/runtime/layout.py.
 #pragma once
 
@@ -7,7 +7,6 @@
 #include <vector>
 
 #include "bundle.hpp"
-#include "kv_buffer.hpp"
 
 namespace ptdeploy::detail {
 
@@ -29,7 +28,23 @@ std::optional<std::vector<float>> check_prompt(const Bundle& bundle);
 void check_signature(const std::string& where, const Manifest& manifest, const std::string& side,
                      const std::vector<TensorSpec>& found);
 
-// The KV buffer of a causal model whose manifest check_manifest passed, without the prefix.
-KVLayout layout_of(const Manifest& manifest);
+// For the rules of one task, which `check_manifest` asks after those of any.
+
+// Ends the search at the first problem.
+struct Problem {
+  std::string text;
+};
+// Throws Problem unless it holds.
+void require(bool holds, const std::string& problem);
+
+using Shape = std::vector<Axis>;
+// What a tensor at some place of a signature must be.
+struct Wanted {
+  std::string name, dtype;
+  Shape shape;
+};
+// Throws Problem naming the first of a signature's tensors that is not what its place needs.
+void require_alike(const std::string& side, const std::vector<TensorSpec>& found,
+                   const std::vector<Wanted>& wanted);
 
 }  // namespace ptdeploy::detail

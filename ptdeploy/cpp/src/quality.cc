@@ -159,8 +159,8 @@ std::optional<ParityQuality> judge(Reference& reference, const BundleInfo& info,
   quality.texts = reference.judged_rows();
   Perplexity ours, theirs;
   std::size_t agreed = 0;
-  const bool chooses = info.head == Head::softmax;
-  const bool classifies = chooses && info.task != Task::causal_lm;
+  const bool chooses = info.head == Head::softmax, writes = kind_of(info.task).writes;
+  const bool classifies = chooses && !writes;
   Explained explained(info.columns, info.head);
   Scores wanted(info.columns), given(info.columns);
   bool whole = true;
@@ -191,7 +191,7 @@ std::optional<ParityQuality> judge(Reference& reference, const BundleInfo& info,
       chooses ? static_cast<double>(agreed) / static_cast<double>(quality.positions)
               : explained.share();
   if (!chooses) quality.measured = "explained variance of the values";
-  if (info.task == Task::causal_lm) quality.perplexity_ratio = ours.value() / theirs.value();
+  if (writes) quality.perplexity_ratio = ours.value() / theirs.value();
   if (classifies) {
     std::size_t commonest = 0;
     for (const auto& one : found) commonest = std::max(commonest, one.second);

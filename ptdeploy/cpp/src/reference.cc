@@ -153,7 +153,7 @@ ReferenceRow Reference::row(std::size_t index) {
     row.type_ids = segments(tensor_name("rows", index, "type_ids"), row.ids.size());
     const std::string name = tensor_name("rows", index, "logits");
     const auto& shape = tensors_->shape(name, "F32");
-    const bool one = engine_.info.task == Task::seq_cls;
+    const bool one = engine_.kind().one_answer;
     const auto columns = static_cast<std::int64_t>(engine_.info.columns);
     const auto tokens = static_cast<std::int64_t>(row.ids.size());
     const bool fits =
@@ -192,16 +192,17 @@ ReferenceGreedy Reference::greedy(std::size_t index) {
 ReferenceText Reference::judged(std::size_t index) {
   return checked([&] {
     ReferenceText row;
+    const bool writes = engine_.kind().writes;
     row.ids = ids(tensor_name("judged", index, "ids"));
     row.type_ids = segments(tensor_name("judged", index, "type_ids"), row.ids.size());
     const std::string top1 = tensor_name("judged", index, "top1");
     const std::string nll = tensor_name("judged", index, "nll");
-    require_length(top1, "I64", engine_.info.task == Task::seq_cls ? 1 : row.ids.size());
-    require_length(nll, "F32", engine_.info.task == Task::causal_lm ? row.ids.size() - 1 : 0);
+    require_length(top1, "I64", engine_.kind().positions(row.ids.size()));
+    require_length(nll, "F32", writes ? row.ids.size() - 1 : 0);
     row.top1 = tensors_->integers(top1);
     row.nll = tensors_->floats(nll);
     const auto& quantization = engine_.manifest().quantization;
-    const bool asked = engine_.info.task != Task::causal_lm &&
+    const bool asked = !writes &&
                        ((quantization && quantization->max_logits_error) ||
                         engine_.info.head != Head::softmax);
     const std::string name = tensor_name("judged", index, "logits");

@@ -1,7 +1,7 @@
 // Sessions: one sequence whose KV stays between turns.
 #include <algorithm>
 
-#include "engine_state.hpp"
+#include "causal.hpp"
 #include "generation.hpp"
 #include "rows.hpp"
 
@@ -9,10 +9,12 @@ namespace ptdeploy {
 namespace detail {
 
 struct SessionState {
-  SessionState(std::shared_ptr<const EngineState> of, std::size_t tokens)
+  SessionState(std::shared_ptr<const EngineState> of, const CausalEngine& writer_of,
+               std::size_t tokens)
       : engine(std::move(of)),
+        writer(writer_of),
         room(tokens),
-        kv(*engine->backend, engine->layout, 1,
+        kv(*engine->backend, writer.layout(), 1,
            tokens + static_cast<std::size_t>(engine->info.num_virtual_tokens)) {}
 
   // Keeps the KV of the first tokens of text alone.
@@ -20,24 +22,29 @@ struct SessionState {
   std::size_t filled() const { return kv.length(0) - start; }
 
   std::shared_ptr<const EngineState> engine;
+  const CausalEngine& writer;  // the engine's own
   std::size_t room, start = 0;
   KVBuffer kv;
   Ids token_ids;
 };
 
-}  // namespace detail
-
-Session Engine::session(std::size_t max_tokens) const {
-  detail::require_task(*state_, Task::causal_lm, "session");
-  const auto limit = static_cast<std::size_t>(state_->info.max_sequence);
+std::unique_ptr<SessionState> CausalEngine::session(std::shared_ptr<const EngineState> owner,
+                                                    std::size_t max_tokens) const {
+  const auto limit = static_cast<std::size_t>(state_.info.max_sequence);
   if (max_tokens > limit)
     throw InputError("max_tokens is " + std::to_string(max_tokens) + "; it must be from 1 to " +
                      std::to_string(limit) + ".");
-  auto state = std::make_unique<detail::SessionState>(state_, max_tokens ? max_tokens : limit);
-  const Ids& virtual_ids = state_->virtual_ids;
-  if (!virtual_ids.empty()) state->kv.prefill(0, virtual_ids.data(), virtual_ids.size());
-  state->start = state->kv.length(0);
-  return Session(std::move(state));
+  auto opened =
+      std::make_unique<SessionState>(std::move(owner), *this, max_tokens ? max_tokens : limit);
+  if (!virtual_ids_.empty()) opened->kv.prefill(0, virtual_ids_.data(), virtual_ids_.size());
+  opened->start = opened->kv.length(0);
+  return opened;
+}
+
+}  // namespace detail
+
+Session Engine::session(std::size_t max_tokens) const {
+  return Session(state_->task->session(state_, max_tokens));
 }
 
 Session::Session(std::unique_ptr<detail::SessionState> state) : state_(std::move(state)) {}
@@ -63,7 +70,7 @@ void Session::append(const Ids& ids) {
 Generated Session::generate(const GenerateOptions& given, const OnToken& on_token) {
   auto& s = *state_;
   if (s.token_ids.empty()) throw InputError("The session is empty.", "Append some text first.");
-  const detail::GenerationOptions options = detail::chosen_options(*s.engine, given);
+  const detail::GenerationOptions options = s.writer.options(given);
   const auto room = static_cast<std::int64_t>(s.room - s.token_ids.size());
   if (given.max_new_tokens && *given.max_new_tokens > room)
     throw InputError(std::to_string(*given.max_new_tokens) +
@@ -81,7 +88,7 @@ Generated Session::generate(const GenerateOptions& given, const OnToken& on_toke
   try {
     detail::decode(s.kv, first, rows,
                    static_cast<std::size_t>(std::min(options.max_new_tokens, room)),
-                   s.engine->layout.vocabulary,
+                   s.writer.layout().vocabulary,
                    static_cast<std::size_t>(s.engine->info.vocab_size), given.cancelled, on_token);
   } catch (...) {
     s.cut(before);
@@ -104,7 +111,7 @@ void Session::rollback(std::size_t tokens) {
 
 Session Session::fork() const {
   const auto& s = *state_;
-  auto other = std::make_unique<detail::SessionState>(s.engine, s.room);
+  auto other = std::make_unique<detail::SessionState>(s.engine, s.writer, s.room);
   other->start = s.start;
   other->kv.copy_row(0, s.kv, 0, s.kv.prefix());
   other->token_ids = s.token_ids;

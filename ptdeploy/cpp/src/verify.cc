@@ -28,7 +28,7 @@ class Verifier {
     if (!manifest.quantization) out.largest_allowed = allowed_;
     for (const BatchCase& one : batch_cases(reference_.sources(), manifest.limits.max_batch))
       out.cases.push_back(compare(one));
-    if (state_.info.task == Task::causal_lm) out.greedy = compare_greedy();
+    if (state_.kind().writes) out.greedy = compare_greedy();
     if (manifest.quantization)
       out.quality = judge(reference_, state_.info, manifest.quantization->min_agreement,
                           [this](const std::vector<Ids>& rows, const std::vector<Ids>& types) {
@@ -65,7 +65,7 @@ class Verifier {
     std::vector<Logits> none;
     const std::size_t columns = state_.info.columns;
     for (const Ids& row : rows) {
-      const std::size_t count = state_.info.task == Task::seq_cls ? 1 : row.size();
+      const std::size_t count = state_.kind().positions(row.size());
       none.push_back(
           {count, columns,
            std::vector<float>(count * columns, std::numeric_limits<float>::quiet_NaN())});

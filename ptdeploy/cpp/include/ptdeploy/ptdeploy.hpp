@@ -238,6 +238,11 @@ class PTDEPLOY_API Engine {
   std::vector<std::vector<TokenLabel>> tag(const std::vector<Ids>& rows,
                                            std::size_t batch_size = 16,
                                            const std::vector<Ids>& token_type_ids = {}) const;
+  // What both of them say in numbers alone: the probability of each class for each row or, for
+  // token_cls, for each token of the first row, then of the second.
+  std::vector<std::vector<double>> probabilities(const std::vector<Ids>& rows,
+                                                 std::size_t batch_size = 16,
+                                                 const std::vector<Ids>& token_type_ids = {}) const;
   // Any task: (1, classes), (tokens, classes) or (tokens, vocabulary) for each row.
   std::vector<Logits> logits(const std::vector<Ids>& rows,
                              const std::vector<Ids>& token_type_ids = {}) const;

@@ -1,0 +1,43 @@
+// What the tasks have in common that give labels: one run, no KV buffer.
+#pragma once
+
+#include <functional>
+
+#include "engine_state.hpp"
+
+namespace ptdeploy::detail {
+
+class Labelling : public TaskEngine {
+ public:
+  // Throws BundleError if the prompt is not the manifest's.
+  explicit Labelling(const EngineState& state);
+
+  std::size_t columns() const override { return classes_; }
+  std::vector<Logits> logits(const std::vector<Ids>& rows,
+                             const std::vector<Ids>& segments) const override;
+
+ protected:
+  // Given a row, and its logits: (classes,), or (width, classes) where each token has its own.
+  using Take = std::function<void(const Ids& row, const float* logits)>;
+  // Checks a request, and runs its rows in batches of `batch_size`, or of as many as the engine
+  // takes.
+  void run(const std::vector<Ids>& rows, std::size_t batch_size, const std::vector<Ids>& segments,
+           const Take& take) const;
+
+ private:
+  void in_batches(const std::vector<Ids>& rows, const std::vector<Ids>& segments, std::size_t size,
+                  const Take& take) const;
+
+  std::size_t classes_;
+  bool takes_type_ids_;
+};
+
+// Throws Problem naming what in a manifest no classifier has whose logits have that shape.
+void require_classifier(const Manifest& manifest, const std::vector<Axis>& logits);
+
+// Probabilities of `count` logits. Throw EngineFault unless all are finite: no class is likeliest.
+std::vector<double> softmax(const float* logits, std::size_t count);
+std::vector<double> sigmoid(const float* logits, std::size_t count);
+std::size_t likeliest(const std::vector<double>& probabilities);
+
+}  // namespace ptdeploy::detail

@@ -1,0 +1,53 @@
+// TOKEN_CLS: a class for each token of a text.
+#include "labelling.hpp"
+#include "layout.hpp"
+
+namespace ptdeploy::detail {
+namespace {
+
+class TokenClassifier : public Labelling {
+ public:
+  using Labelling::Labelling;
+
+  std::vector<std::vector<TokenLabel>> tag(const std::vector<Ids>& rows, std::size_t batch_size,
+                                           const std::vector<Ids>& segments) const override {
+    std::vector<std::vector<TokenLabel>> out;
+    run(rows, batch_size, segments, [&](const Ids& row, const float* logits) {
+      std::vector<TokenLabel> labels;
+      for (std::size_t i = 0; i < row.size(); ++i) {
+        const auto found = softmax(logits + i * columns(), columns());
+        const std::size_t index = likeliest(found);
+        labels.push_back({row[i], state_.info.labels[index], index, found[index], found});
+      }
+      out.push_back(std::move(labels));
+    });
+    return out;
+  }
+
+  std::vector<std::vector<double>> probabilities(const std::vector<Ids>& rows,
+                                                 std::size_t batch_size,
+                                                 const std::vector<Ids>& segments) const override {
+    std::vector<std::vector<double>> out;
+    for (std::vector<TokenLabel>& row : tag(rows, batch_size, segments))
+      for (TokenLabel& token : row) out.push_back(std::move(token.probabilities));
+    return out;
+  }
+};
+
+}  // namespace
+
+const TaskKind kTokenClassifier = {
+    "TOKEN_CLS",
+    /*one_answer=*/false,
+    /*writes=*/false,
+    /*any_head=*/false,
+    [](const Manifest& manifest) {
+      const auto classes = static_cast<std::int64_t>(manifest.labels.size());
+      require_classifier(manifest, {"batch", "sequence", classes});
+    },
+    [](const EngineState& state) -> std::unique_ptr<TaskEngine> {
+      return std::make_unique<TokenClassifier>(state);
+    },
+};
+
+}  // namespace ptdeploy::detail
