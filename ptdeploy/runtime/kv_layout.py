@@ -1,6 +1,6 @@
 """A causal bundle's KV buffer: what its manifest must say of it, and what it then is.
 
-The C++ library has the same rules, in the same order and the same words (causal.cc).
+The C++ library has the same rules, in the same order and the same words (kv_layout.cc).
 """
 
 from __future__ import annotations
