@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from ptdeploy.bundle import FileEntry, Limits, check_room, staged
+from ptdeploy.bundle.schema import Graph
 from ptdeploy.bundle.signature import Signature
-from ptdeploy.bundle.task import Graph, Task
+from ptdeploy.bundle.task import Task
 from ptdeploy.commands.draft import Draft
 from ptdeploy.commands.plan import Plan
 from ptdeploy.commands.request import CompileRequest
 from ptdeploy.errors import InputError
+from ptdeploy.program.kinds import BuildOptions, kind_of
 from ptdeploy.progress import REFERENCE_STAGE, Progress
 from ptdeploy.source.base import BaseModel, resolve_base
 from ptdeploy.source.base_weights import load_model
@@ -69,7 +71,7 @@ def read(plan: Plan, progress: Progress) -> Source:
         checkpoint = read_checkpoint(
             request.checkpoint, request.adapter, request.task, request.labels
         )
-        _check_causal(checkpoint.task, request)
+        _check_kv_options(checkpoint.task, request)
         from ptdeploy.source.meaning import read_meaning
         from ptdeploy.source.tokenizer_choice import choose_tokenizer
 
@@ -83,7 +85,6 @@ def read(plan: Plan, progress: Progress) -> Source:
 
 def freeze(plan: Plan, source: Source, progress: Progress) -> Frozen:
     """Load the base model, and evaluate the prompt encoder over it once."""
-    from ptdeploy.program.build import needs_prefix_kv
     from ptdeploy.program.prompt import freeze as freeze_prompt
 
     checkpoint, base = source.checkpoint, source.base
@@ -93,32 +94,25 @@ def freeze(plan: Plan, source: Source, progress: Progress) -> Frozen:
         weights = sum(weight.numel() for weight in model.parameters())
         check_room(plan.destination, weights * plan.weight_bits // 10)
     with progress.stage(f"freeze {checkpoint.num_virtual_tokens} virtual tokens"):
-        prompt = freeze_prompt(checkpoint, model, needs_prefix_kv(checkpoint.task, base))
+        prompt = freeze_prompt(checkpoint, model, base.kind.needs_prefix_kv)
     return Frozen(source, model, prompt)
 
 
 def trace(plan: Plan, frozen: Frozen, progress: Progress) -> Traced:
     """Trace the model with its prompt, and export it to ONNX as its target computes it."""
-    from ptdeploy.program.build import build_program
     from ptdeploy.program.export import to_onnx
     from ptdeploy.program.manifest import limits
 
     request, numerics, source = plan.request, plan.numerics, frozen.source
     checkpoint = source.checkpoint
     with progress.stage("export to ONNX"):
-        program, route = build_program(
-            checkpoint.task,
-            frozen.model,
-            source.base,
-            frozen.prompt,
-            request.freeze_kv,
-            numerics.operators,
-            partial(plan.target.refuses, plan.device, numerics.activations),
-        )
+        refuses = partial(plan.target.refuses, plan.device, numerics.activations)
+        options = BuildOptions(request.freeze_kv, numerics.operators, refuses)
+        program, route = source.base.kind.build(frozen.model, source.base, frozen.prompt, options)
         asked = request.max_context
         bounds = limits(source.base, route, checkpoint.num_virtual_tokens, request.max_batch, asked)
-        is_causal = checkpoint.task is Task.CAUSAL_LM
-        bounds = plan.target.limit(bounds, plan.options, is_causal, asked)
+        keeps_kv = source.base.kind.keeps_kv_buffer
+        bounds = plan.target.limit(bounds, plan.options, keeps_kv, asked)
         signature = program.signature.computed_in(numerics.activations)
         if numerics.fixed_slots and route.route == "fused":
             signature = signature.with_slots(bounds.max_context)
@@ -205,8 +199,9 @@ def refer(plan: Plan, source: Source, draft: Draft, progress: Progress) -> Draft
     return replace(draft, manifest=manifest, reference=reference)
 
 
-def _check_causal(task: Task, request: CompileRequest) -> None:
-    if task is Task.CAUSAL_LM:
+def _check_kv_options(task: Task, request: CompileRequest) -> None:
+    """Raises InputError if a KV buffer is asked for that the task's engine does not keep."""
+    if kind_of(task).keeps_kv_buffer:
         return
     for option, given in (
         ("--no-freeze-kv", not request.freeze_kv),

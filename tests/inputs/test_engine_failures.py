@@ -24,7 +24,7 @@ from ptdeploy.parity.quality import Quality
 from ptdeploy.parity.refusal import Compiled, refuse_mismatch
 from ptdeploy.parity.report import CaseResult, GreedyResult, ParityReport
 from ptdeploy.parity.reports.words import verdict
-from ptdeploy.program.build import build_program
+from ptdeploy.program.kinds import BuildOptions
 from ptdeploy.program.prompt import freeze
 from ptdeploy.progress import Progress
 from ptdeploy.source.base import resolve_base
@@ -88,7 +88,7 @@ def test_the_graph_is_the_one_that_the_engine_can_run(tmp_path, architecture, ch
     base = resolve_base(checkpoint, str(trained.base))
     model = load_model(checkpoint, base)
     prompt = freeze(checkpoint, model, with_prefix_kv=True)
-    _, graph = build_program(checkpoint.task, model, base, prompt, refuses=_refused)
+    _, graph = base.kind.build(model, base, prompt, BuildOptions(refuses=_refused))
     assert graph.route == route
     assert ("GroupQueryAttention does not take" in graph.reason) == (route == "plain")
 

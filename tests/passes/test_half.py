@@ -12,8 +12,8 @@ from support.alone import peft_alone, random_rows
 
 from ptdeploy.bundle import Bundle, Quantization, staged
 from ptdeploy.passes import PassContext, run_passes
-from ptdeploy.program.build import build_program, needs_prefix_kv
 from ptdeploy.program.export import to_onnx
+from ptdeploy.program.kinds import BuildOptions
 from ptdeploy.program.manifest import build_manifest, limits
 from ptdeploy.program.prompt import freeze, save_prompt
 from ptdeploy.runtime import Engine, open_engine
@@ -42,10 +42,9 @@ def compiled_in_half(
     checkpoint = read_checkpoint(trained.adapter)
     base = resolve_base(checkpoint, str(trained.base))
     model = load_model(checkpoint, base)
-    prompt = freeze(checkpoint, model, needs_prefix_kv(checkpoint.task, base))
-    program, route = build_program(
-        checkpoint.task, model, base, prompt, operators="onnxruntime" if fuse else None
-    )
+    prompt = freeze(checkpoint, model, base.kind.needs_prefix_kv)
+    options = BuildOptions(operators="onnxruntime" if fuse else None)
+    program, route = base.kind.build(model, base, prompt, options)
     signature = program.signature.computed_in("float16")
     graph = run_passes(to_onnx(program), PassContext(signature, quantization, "float16"))
     folder.mkdir()
