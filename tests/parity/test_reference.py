@@ -22,7 +22,9 @@ ROWS = st.lists(
 def test_a_reference_round_trips(tmp_path, rows, classes, departure):
     random = np.random.default_rng(0)
     reference = Reference(
-        tuple(ReferenceRow(ids, random.normal(size=(ids.size, classes)).astype("f4")) for ids in rows),
+        tuple(
+            ReferenceRow(ids, random.normal(size=(ids.size, classes)).astype("f4")) for ids in rows
+        ),
         tuple(Greedy(ids, ids, ids.astype("f4")) for ids in rows[:2]),
         ("a", "ü"),
         ((1, 2), ()),
