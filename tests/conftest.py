@@ -30,7 +30,9 @@ ONNXRegistry.from_torchlib = staticmethod(functools.cache(ONNXRegistry.from_torc
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
     """What is compiled once for all tests and test processes."""
-    return Shared(tmp_path_factory)
+    base = tmp_path_factory.getbasetemp()
+    # pytest-xdist gives each of its processes a folder of its own in the session's.
+    return Shared((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared")
 
 
 @pytest.fixture(scope="session")

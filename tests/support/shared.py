@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -12,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
 from support import families, tiny
 from support.characters import add_tokenizer
 
@@ -30,10 +28,8 @@ class Compiled:
 class Shared:
     """Folders by what lies in them, below the session's own folder: nothing outlives a session."""
 
-    def __init__(self, tmp_path_factory: pytest.TempPathFactory) -> None:
-        base = tmp_path_factory.getbasetemp()
-        # pytest-xdist gives each of its processes a folder of its own in the session's.
-        self._folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self._folder.mkdir(exist_ok=True)
         self._compiled: dict[str, Compiled] = {}
 
