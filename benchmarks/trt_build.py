@@ -26,7 +26,7 @@ from data import find_base_model  # noqa: E402  (topics/ is a folder of scripts,
 
 import ptdeploy  # noqa: E402
 from ptdeploy import EngineOptions, Rounding  # noqa: E402
-from ptdeploy.targets.trt.engine_file import read_info  # noqa: E402
+from ptdeploy.backends.trt.engine_file import read_info  # noqa: E402
 
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8", "int4", "fp8")
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ptdeploy.backends.modules import common_module
 
 if TYPE_CHECKING:
-    from ptdeploy.targets import Session
+    from ptdeploy.backends.session import Session
 
 
 @dataclass(frozen=True)

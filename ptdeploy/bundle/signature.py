@@ -1,13 +1,18 @@
-"""What goes in and out of a program, with its symbolic axes."""
+"""What goes in and out of a program, with its symbolic axes, and whether an engine has the same."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import msgspec
 
+from ptdeploy.bundle.schema import Manifest
 from ptdeploy.bundle.task import Activations, TensorSpec
+from ptdeploy.errors import BundleError
 
+AGAIN = "Compile the checkpoint again."
 BATCH, SEQUENCE, SLOTS, KEPT = "batch", "sequence", "slots", "kept"
 
 
@@ -36,3 +41,36 @@ class Signature:
             return msgspec.structs.replace(spec, shape=shape)
 
         return Signature(tuple(map(fixed, self.inputs)), tuple(map(fixed, self.outputs)))
+
+
+def check_signature(where: str, manifest: Manifest, side: str, found: Sequence[TensorSpec]) -> None:
+    """Raises BundleError unless an engine's own inputs or outputs are the manifest's.
+
+    `where` names the engine; `side` is "inputs" or "outputs". An axis without a name, of an output,
+    may be any that the manifest names.
+    """
+    wanted: Sequence[TensorSpec] = getattr(manifest, side)
+    for index, (ours, theirs) in enumerate(zip_longest(found, wanted)):
+        if ours is None or theirs is None or not _agree(ours, theirs, side == "outputs"):
+            raise BundleError(
+                f"{where}: its {side}[{index}] is {_described(ours)}, but the manifest says "
+                f"{_described(theirs)}.",
+                AGAIN,
+            )
+
+
+def _agree(ours: TensorSpec, theirs: TensorSpec, loosely: bool) -> bool:
+    def same(axis: int | str, other: int | str) -> bool:
+        return axis == other or (loosely and axis == "" and isinstance(other, str))
+
+    return (
+        (ours.name, ours.dtype, len(ours.shape)) == (theirs.name, theirs.dtype, len(theirs.shape))
+    ) and all(map(same, ours.shape, theirs.shape))
+
+
+def _described(spec: TensorSpec | None) -> str:
+    return "missing" if spec is None else f"{spec.name!r}: {spec.dtype!r} {words_of(spec.shape)!r}"
+
+
+def words_of(shape: Sequence[int | str]) -> str:
+    return f"({', '.join(map(str, shape))})"

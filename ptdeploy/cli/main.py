@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ptdeploy import __version__
+from ptdeploy.backends import engine_facts, engine_words
 from ptdeploy.backends.telemetry import switch_off
 from ptdeploy.bundle.precision import default_words, quantized
 from ptdeploy.bundle.task import Task
@@ -36,7 +37,7 @@ from ptdeploy.memory import out_of_memory, ran_out_of_memory
 from ptdeploy.printable import printable, printable_fields
 from ptdeploy.progress import Progress
 from ptdeploy.signals import EndedBySignal, end_by_signals
-from ptdeploy.targets import DEVICES, TARGETS, get_target
+from ptdeploy.targets import DEVICES, TARGETS
 
 if TYPE_CHECKING:
     from ptdeploy.bundle import Manifest
@@ -107,7 +108,7 @@ def _compile(arguments: argparse.Namespace) -> int:
 
     from ptdeploy.bundle.quantization import Rounding
     from ptdeploy.commands.compile import compile_checkpoint
-    from ptdeploy.commands.inspect import inspect, megabytes, precision_lines, tokenizer_words
+    from ptdeploy.commands.inspect import inspect, megabytes, tokenizer_words
     from ptdeploy.commands.request import CompileRequest
 
     request = CompileRequest(
@@ -127,7 +128,7 @@ def _compile(arguments: argparse.Namespace) -> int:
     frozen = f"{prompt.num_virtual_tokens} virtual tokens"
     if prompt.prefix_kv:
         frozen += f" as prefix KV {list(prompt.prefix_kv)}"
-    computed = precision_lines(get_target(manifest.target).facts(bundle))
+    computed = engine_words(manifest.target, engine_facts(bundle)).computes
     types = "".join(f"          {dtype}: {words}\n" for dtype, words in computed)
     tokenizer = None if manifest.tokenizer is None else msgspec.to_builtins(manifest.tokenizer)
     ask = '"text"' if bundle.file("tokenizer") else "--ids 1,2,3"

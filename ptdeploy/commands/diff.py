@@ -14,6 +14,7 @@ import numpy as np
 
 from ptdeploy import arguments
 from ptdeploy.arguments import checked, flag, path
+from ptdeploy.backends import engine_facts, engine_words
 from ptdeploy.bundle import Bundle, read_bundle, whole
 from ptdeploy.errors import InputError, TargetUnavailable
 from ptdeploy.parity.measure import finite
@@ -21,7 +22,6 @@ from ptdeploy.parity.quality import row_logits
 from ptdeploy.parity.reference.store import load_reference
 from ptdeploy.printable import printable_fields
 from ptdeploy.runtime import Engine, open_engine
-from ptdeploy.targets import TARGETS, get_target
 
 _NEW_TOKENS, _ROWS, _TOKENS = 16, 8, 32
 # The manifest's fields that say what a bundle is, in the order they are shown.
@@ -96,7 +96,7 @@ def _compare(before: str | Path, after: str | Path, speed: bool, rounds: int) ->
         )
     engines = _open(bundles, speed, notes)
     settings = {name: (_plain(getattr(a, name)), _plain(getattr(b, name))) for name in _SETTINGS}
-    settings["engine"] = _engine_facts(bundles[0]), _engine_facts(bundles[1])
+    settings["engine"] = _compared(bundles[0]), _compared(bundles[1])
     return Difference(
         versions=_changes(a.versions, b.versions),
         settings=_flat(settings),
@@ -169,15 +169,9 @@ def _open(
         return None
 
 
-def _engine_facts(bundle: Bundle) -> dict[str, Any]:
+def _compared(bundle: Bundle) -> dict[str, Any]:
     """What an engine was built for and how; what it is called follows from that."""
-    target = bundle.manifest.target
-    facts = get_target(target).facts(bundle) if target in TARGETS else {}
-    profiles = facts.pop("profiles", ())
-    shapes = {
-        one["name"]: [list(shape) for shape in one["shapes"]["input_ids"]] for one in profiles
-    }
-    return {**facts, **{f"profile {name}": shown for name, shown in shapes.items()}}
+    return dict(engine_words(bundle.manifest.target, engine_facts(bundle)).compared)
 
 
 def _sizes(bundle: Bundle) -> dict[str, int]:

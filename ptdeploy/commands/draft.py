@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from ptdeploy.backends import NoKernel
 from ptdeploy.bundle import Bundle, FileEntry, Manifest, Role, publish, staged
 from ptdeploy.bundle.publish import Destination
 from ptdeploy.commands.plan import runs_here
@@ -114,8 +115,7 @@ def _open(bundle: Bundle, compiled: Compiled) -> Engine:
     try:
         return open_engine(bundle)
     except BundleError as error:
-        # ONNX Runtime's word for an operator that it has no kernel for, in that type.
-        if "find an implementation" in error.problem:
+        if isinstance(error, NoKernel):
             raise BaseModelError(
                 f"{compiled.architecture}: its graph has operators that the target cannot run "
                 f"({error.problem}).",

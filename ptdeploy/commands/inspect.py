@@ -8,13 +8,13 @@ from typing import Any
 import msgspec
 
 from ptdeploy.arguments import checked, flag, maybe, one_of, path, text
+from ptdeploy.backends import engine_facts, engine_words, get_backend
 from ptdeploy.bundle import Bundle, is_bundle, read_bundle, whole
 from ptdeploy.bundle.task import Head, Task
 from ptdeploy.errors import InputError
 from ptdeploy.printable import printable_fields
 from ptdeploy.source.checkpoint.types import Checkpoint
 from ptdeploy.tables import columns
-from ptdeploy.targets import TARGETS, get_target
 
 HEADS: dict[Head, str] = {
     "softmax": "softmax: one class of a text is true",
@@ -77,17 +77,16 @@ def _checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _bundle(bundle: Bundle, layers: bool) -> dict[str, Any]:
     manifest: dict[str, Any] = msgspec.to_builtins(bundle.manifest)
-    target = bundle.manifest.target
     facts = {
         "kind": "bundle",
         "path": str(bundle.path),
         "bytes": sum(entry.size for entry in bundle.manifest.files),
         **manifest,
         "completed_parity": _completed(bundle),
-        "engine": get_target(target).facts(bundle) if target in TARGETS else {},
+        "engine": engine_facts(bundle),
     }
     if layers:
-        found = get_target(target).layers(bundle, bundle.manifest.device)
+        found = get_backend(bundle.manifest.target).layers(bundle, bundle.manifest.device)
         facts["engine_layers"] = msgspec.to_builtins(found)
     return facts
 
@@ -157,6 +156,7 @@ def _describe_bundle(facts: dict[str, Any]) -> str:
         facts[name] for name in ("prompt", "source", "limits", "parity", "graph_parity")
     )
     prefix = f", prefix KV {prompt['prefix_kv']}" if prompt["prefix_kv"] else ""
+    engine = engine_words(facts["target"], facts["engine"])
     lines = [
         ("bundle", f"{facts['path']} ({megabytes(facts['bytes'])})"),
         ("runs on", f"{facts['target']}, {facts['device']}, {facts['precision']}"),
@@ -176,7 +176,8 @@ def _describe_bundle(facts: dict[str, Any]) -> str:
             f"{limits['max_sequence']} tokens of text beside the prompt, "
             f"{limits['max_batch'] or 'any number of'} rows, vocabulary {limits['vocab_size']}",
         ),
-        *_engine_lines(facts["engine"]),
+        *engine.built,
+        *engine.computes,
         ("parity", _parity_words(parity, facts)),
         *([("graph parity", _parity(graph, facts))] if graph else []),
         ("made with", ", ".join(f"{name} {v}" for name, v in facts["versions"].items())),
@@ -250,33 +251,6 @@ def agreement_words(head: Head, rounded: bool, share: float) -> str:
     if head == "softmax":
         return f", top-1 agreement {share:.2%}"
     return f", explained variance {share:.2%}" if rounded else ""
-
-
-def _engine_lines(engine: dict[str, Any]) -> list[tuple[str, Any]]:
-    """What was built, for which GPUs and shapes, and what each type computes."""
-    if not engine:
-        return []
-    capabilities = ", ".join(engine["compute_capabilities"]) or "every GPU it supports"
-    place = f"on {engine['gpu']}" if engine["gpu"] else "ahead of time, without a GPU"
-    lines = [
-        ("engine", f"{engine['flavor']} {engine['version']}, built {place}"),
-        ("", f"for compute capability {capabilities}"),
-    ]
-    for profile in engine["profiles"]:
-        ranges = profile["shapes"]["input_ids"]
-        words = "input_ids {}, usually {}, to {}".format(*(list(shape) for shape in ranges))
-        lines.append(("profile", f"{profile['name']}: {words}"))
-    return lines + precision_lines(engine)
-
-
-def precision_lines(engine: dict[str, Any]) -> list[tuple[str, str]]:
-    """What an engine's graph computes in which type, the commonest operators first."""
-    lines = []
-    for dtype, counts in engine.get("precisions", {}).items():
-        most = sorted(counts.items(), key=lambda item: -item[1])
-        shown = ", ".join(f"{count} {operator}" for operator, count in most[:6])
-        lines.append((f"in {dtype}", f"{sum(counts.values())} operators: {shown}"))
-    return lines
 
 
 def megabytes(size: int) -> str:

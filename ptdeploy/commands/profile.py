@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 
 from ptdeploy import arguments
 from ptdeploy.arguments import MOST, MOST_THREADS, checked, having, maybe, path, text
+from ptdeploy.backends import get_backend
 from ptdeploy.backends.layers import Layer, LayerTime, Profiled
 from ptdeploy.backends.modules import layer_of, part_of
+from ptdeploy.backends.session import DeviceArray, Session
 from ptdeploy.bundle import Bundle, read_bundle, whole
 from ptdeploy.errors import InputError
 from ptdeploy.printable import printable_fields
@@ -25,7 +27,6 @@ from ptdeploy.runtime import ENGINES
 from ptdeploy.runtime.layout import check_manifest
 from ptdeploy.runtime.probes import ProbeRequest
 from ptdeploy.tables import columns
-from ptdeploy.targets import Placed, Session, get_target
 
 ROUNDS = 20
 _WARM_UP = 3
@@ -128,8 +129,8 @@ def profile_bundle(
                 bundle = read_bundle(path)
             manifest = bundle.manifest
             check_manifest(bundle, ENGINES[manifest.task].manifest_problems(manifest))
-            target = get_target(manifest.target)
-            profiled = target.profiled(bundle, device or bundle.manifest.device, threads)
+            backend = get_backend(manifest.target)
+            profiled = backend.profiled(bundle, device or bundle.manifest.device, threads)
             return bundle, stack.enter_context(profiled)
 
         bundle, opened = whole(path, enter)
@@ -172,13 +173,13 @@ class _Counted:
         self.runs += 1
         return self.session.run(inputs)
 
-    def place(self, array: NDArray[Any]) -> Placed:
+    def place(self, array: NDArray[Any]) -> DeviceArray:
         return self.session.place(array)
 
     def bind(
         self,
-        inputs: Mapping[str, NDArray[Any] | Placed],
-        outputs: Mapping[str, NDArray[Any] | Placed],
+        inputs: Mapping[str, NDArray[Any] | DeviceArray],
+        outputs: Mapping[str, NDArray[Any] | DeviceArray],
     ) -> Callable[[], None]:
         step = self.session.bind(inputs, outputs)
 

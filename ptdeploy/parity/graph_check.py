@@ -52,7 +52,7 @@ def open_graph_check(bundle: Bundle, target: str) -> Iterator[Engine]:
 def _emulated(bundle: Bundle, folder: Path) -> tuple[msgspec.Struct, ...]:
     import onnx_ir as ir
 
-    from ptdeploy.targets.ort import write_model
+    from ptdeploy.targets.onnx_model import write_model
 
     source = bundle.in_folder("model")
     assert source is not None, "the caller's bundle has its ONNX"

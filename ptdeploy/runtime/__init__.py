@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ptdeploy import arguments
 from ptdeploy.arguments import MOST_THREADS, checked, maybe
+from ptdeploy.backends import get_backend
 from ptdeploy.bundle import Bundle, check_hashes, read_bundle, whole
 from ptdeploy.bundle.task import Task
 from ptdeploy.runtime.causal import CausalLM
@@ -15,7 +16,6 @@ from ptdeploy.runtime.engine import Engine, OpenOptions
 from ptdeploy.runtime.layout import check_manifest
 from ptdeploy.runtime.token_classifier import TokenClassifier
 from ptdeploy.runtime.tokenizer import load_tokenizer
-from ptdeploy.targets import get_target
 
 ENGINES: dict[Task, type[Engine]] = {
     Task.SEQ_CLS: Classifier,
@@ -68,8 +68,8 @@ def open_engine(
     manifest = bundle.manifest
     task_engine = ENGINES[manifest.task]
     check_manifest(bundle, task_engine.manifest_problems(manifest))
-    target = get_target(manifest.target)
-    session = target.load(bundle, device or manifest.device, threads, map_weights)
+    backend = get_backend(manifest.target)
+    session = backend.load(bundle, device or manifest.device, threads, map_weights)
     engine = task_engine(bundle, session, load_tokenizer(bundle))
     engine.options_given = OpenOptions(device, threads, map_weights)
     return engine

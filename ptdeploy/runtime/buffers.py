@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from ptdeploy.backends.session import Session
 from ptdeploy.bundle import Manifest
 from ptdeploy.errors import InputError
 from ptdeploy.runtime.batching import Ids
 from ptdeploy.runtime.kv import KVBuffer
 from ptdeploy.runtime.kv_layout import KVLayout
-from ptdeploy.targets import Session
 
 # Buffers of nearly the same size are kept for one another.
 _SLOTS = 64

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptdeploy.arguments import CANCEL, SEED, Check, checked, flag, listed, maybe, number, whole
+from ptdeploy.backends.session import Session
 from ptdeploy.bundle import Bundle, GenerationOptions, Manifest
 from ptdeploy.errors import InputError
 from ptdeploy.runtime import chat, sampling
@@ -25,7 +26,6 @@ from ptdeploy.runtime.kv_layout import KVLayout, decoder_problems
 from ptdeploy.runtime.memory import require_memory
 from ptdeploy.runtime.probes import Fed, ProbeRequest, probe_rows, rows_in_words
 from ptdeploy.runtime.tokenizer import Tokenizer
-from ptdeploy.targets import Session
 
 # What a request may change, and what kind of value each is.
 _OPTIONS: dict[str, Check] = {

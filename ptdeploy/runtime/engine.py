@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ptdeploy.arguments import checked, flag, listed
+from ptdeploy.backends.session import Session
 from ptdeploy.bundle import Bundle, Manifest
 from ptdeploy.bundle.task import Head
 from ptdeploy.errors import BundleError, EngineFault, InputError
@@ -27,7 +28,6 @@ from ptdeploy.runtime.batching import (
 from ptdeploy.runtime.layout import check_prompt, problems_of_any
 from ptdeploy.runtime.probes import Fed, ProbeRequest
 from ptdeploy.runtime.tokenizer import Encoding, Tokenizer
-from ptdeploy.targets import Session
 
 Metric = Literal["accuracy", "mean squared error", "perplexity"]
 Pair = tuple[str, str]

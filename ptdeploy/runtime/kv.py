@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ptdeploy.backends.session import Session
 from ptdeploy.errors import OutOfMemory
 from ptdeploy.runtime.bfloat16 import stored, to_stored
 from ptdeploy.runtime.kv_layout import KVLayout
 from ptdeploy.runtime.memory import require_memory
-from ptdeploy.targets import Session
 
 
 class KVBuffer:

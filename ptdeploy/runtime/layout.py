@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptdeploy.bundle import MANIFEST_NAME, Bundle, Manifest
+from ptdeploy.bundle.signature import AGAIN, words_of
 from ptdeploy.bundle.task import Head, TensorSpec
 from ptdeploy.errors import BundleError
 
-AGAIN = "Compile the checkpoint again."
 # Ids, positions and sizes fit in 32 bits, so that products of two of them fit in 64.
 MOST = 2**31 - 1
 _RANGE = f"from 1 to {MOST}"
@@ -64,7 +64,7 @@ def check_prompt(bundle: Bundle) -> NDArray[np.float32] | None:
                     raise BundleError(f"{path}: {name} is {dtype}, not F32.", AGAIN)
                 if size != shape:
                     raise BundleError(
-                        f"{path}: {words} has shape {_shape(size)}, not the manifest's.", AGAIN
+                        f"{path}: {words} has shape {words_of(size)}, not the manifest's.", AGAIN
                     )
                 found[name] = file.get_tensor(name)
         except (SafetensorError, OSError, ValueError) as error:
@@ -75,39 +75,6 @@ def check_prompt(bundle: Bundle) -> NDArray[np.float32] | None:
     if digest != prompt.sha256:
         raise BundleError(f"{path}: its virtual tokens are not those of prompt.sha256.", AGAIN)
     return found.get("prefix_kv")
-
-
-def check_signature(where: str, manifest: Manifest, side: str, found: Sequence[TensorSpec]) -> None:
-    """Raises BundleError unless an engine's own inputs or outputs are the manifest's.
-
-    `where` names the engine; `side` is "inputs" or "outputs". An axis without a name, of an output,
-    may be any that the manifest names.
-    """
-    wanted: Sequence[TensorSpec] = getattr(manifest, side)
-    for index, (ours, theirs) in enumerate(zip_longest(found, wanted)):
-        if ours is None or theirs is None or not _agree(ours, theirs, side == "outputs"):
-            raise BundleError(
-                f"{where}: its {side}[{index}] is {_described(ours)}, but the manifest says "
-                f"{_described(theirs)}.",
-                AGAIN,
-            )
-
-
-def _agree(ours: TensorSpec, theirs: TensorSpec, loosely: bool) -> bool:
-    def same(axis: int | str, other: int | str) -> bool:
-        return axis == other or (loosely and axis == "" and isinstance(other, str))
-
-    return (
-        (ours.name, ours.dtype, len(ours.shape)) == (theirs.name, theirs.dtype, len(theirs.shape))
-    ) and all(map(same, ours.shape, theirs.shape))
-
-
-def _described(spec: TensorSpec | None) -> str:
-    return "missing" if spec is None else f"{spec.name!r}: {spec.dtype!r} {_shape(spec.shape)!r}"
-
-
-def _shape(shape: Sequence[int | str]) -> str:
-    return f"({', '.join(map(str, shape))})"
 
 
 def problems_of_any(manifest: Manifest, heads: Sequence[Head]) -> Iterator[str]:
@@ -171,4 +138,4 @@ def unlike(side: str, found: Sequence[TensorSpec], wanted: Specs) -> Iterator[st
         elif spec.dtype != want[1]:
             yield f"{place}.dtype is {spec.dtype!r}; it must be {want[1]!r}"
         elif spec.shape != want[2]:
-            yield f"{place}.shape is {_shape(spec.shape)!r}; it must be {_shape(want[2])!r}"
+            yield f"{place}.shape is {words_of(spec.shape)!r}; it must be {words_of(want[2])!r}"

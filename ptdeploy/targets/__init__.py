@@ -1,10 +1,9 @@
-"""Targets: what turns ONNX into engine files and runs them. One file each, one interface."""
+"""Targets: what turns ONNX into engine files. One file each, one interface."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -14,11 +13,9 @@ from ptdeploy.engine_options import EngineOptions
 from ptdeploy.errors import InputError
 
 if TYPE_CHECKING:
-    import numpy as np
     import onnx_ir as ir
     from numpy.typing import NDArray
 
-    from ptdeploy.backends.layers import EngineLayers, Profiled
     from ptdeploy.bundle import Bundle, FileEntry, Limits
     from ptdeploy.bundle.signature import Signature
 
@@ -82,50 +79,6 @@ class Built:
     notes: tuple[str, ...] = ()
 
 
-class Placed(Protocol):
-    """Memory on the engine's device that it reads and writes where it lies."""
-
-    def rows(self, rows: slice) -> Placed:
-        """The same memory, seen as some of its first axis."""
-        ...
-
-    def read(self) -> NDArray[Any]:
-        """What it holds: on a CPU the memory itself, elsewhere a copy."""
-        ...
-
-    def write(self, array: NDArray[Any]) -> None:
-        """Replace what it holds. `array` has its shape and type."""
-        ...
-
-    def write_slots(self, lengths: NDArray[np.int64], tokens: Any) -> None:
-        """Put new tokens behind each row's filled slots.
-
-        `tokens` (rows, heads, new, width) was placed by the same session, and this memory is
-        (rows, heads, slots, width), of which `lengths` (rows,) are filled.
-        """
-        ...
-
-
-class Session(Protocol):
-    """A loaded engine."""
-
-    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Run once: arrays by input name in, arrays by output name out."""
-        ...
-
-    def place(self, array: NDArray[Any]) -> Placed:
-        """Put an array on the engine's device; on a CPU it stays where it is."""
-        ...
-
-    def bind(
-        self,
-        inputs: Mapping[str, NDArray[Any] | Placed],
-        outputs: Mapping[str, NDArray[Any] | Placed],
-    ) -> Callable[[], None]:
-        """A function that runs over these very arrays, which one name may share with another."""
-        ...
-
-
 class Target(Protocol):
     """What a target's module offers.
 
@@ -183,24 +136,6 @@ class Target(Protocol):
 
         bfloat16 is given as float32.
         """
-        ...
-
-    def facts(self, bundle: Bundle) -> dict[str, Any]:
-        """What a bundle's engine files say of themselves, as plain data; {} if nothing."""
-        ...
-
-    def load(self, bundle: Bundle, device: str, threads: int | None, map_weights: bool) -> Session:
-        """Open a bundle's engine. Raises TargetUnavailable, never falls back to another device."""
-        ...
-
-    def layers(self, bundle: Bundle, device: str) -> EngineLayers:
-        """What a bundle's engine runs on `device`, layer by layer. Raises as `load` does."""
-        ...
-
-    def profiled(
-        self, bundle: Bundle, device: str, threads: int | None
-    ) -> AbstractContextManager[Profiled]:
-        """Open a bundle's engine so that it times its layers. Raises as `load` does."""
         ...
 
 

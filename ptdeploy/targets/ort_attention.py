@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from ptdeploy.backends.ort.errors import reason
 from ptdeploy.backends.telemetry import import_onnxruntime
 from ptdeploy.bundle.task import Activations
 from ptdeploy.memory import ran_out_of_memory
 from ptdeploy.targets import Attention
-from ptdeploy.targets.ort_errors import reason
 
 OPERATOR = "GroupQueryAttention"
 # Of a text's tokens those that the buffer holds already, the new ones, and the buffer's slots.

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ptdeploy.backends.trt.engine_file import read_info
 from ptdeploy.bundle import Bundle, Manifest, read_bundle
 from ptdeploy.bundle.quantization import read_texts
 from ptdeploy.parity.reference import Greedy, Reference, ReferenceRow, TextRow
@@ -25,7 +26,6 @@ from ptdeploy.runtime.tokenizer import Tokenizer
 from ptdeploy.source.checkpoint.labels import read_labels
 from ptdeploy.source.checkpoint.peft_config import read_peft_config
 from ptdeploy.source.checkpoint.tensors import read_json, read_tensors
-from ptdeploy.targets.trt.engine_file import read_info
 
 CORPUS = Path(__file__).parent / "corpus"
 _SHA = "0" * 64

@@ -16,16 +16,16 @@ import pytest
 from support import tiny
 
 import ptdeploy
+from ptdeploy.backends import get_backend
+from ptdeploy.backends.trt.inspector import read_layer
 from ptdeploy.bundle.precision import PRECISIONS, Thresholds
 from ptdeploy.cli.main import main
 from ptdeploy.engine_options import EngineOptions
-from ptdeploy.targets import get_target
-from ptdeploy.targets.trt.inspector import read_layer
 
 RTX = importlib.util.find_spec("tensorrt_rtx") is not None
 needs_rtx = pytest.mark.skipif(not RTX, reason="tensorrt_rtx is not installed")
 needs_no_gpu = pytest.mark.skipif(
-    get_target("trt").unavailable("cuda") is None, reason="the engine can run here"
+    get_backend("trt").unavailable("cuda") is None, reason="the engine can run here"
 )
 
 
@@ -224,7 +224,7 @@ def test_an_engine_that_cannot_run_here_says_why(trt_bundle, capsys, command):
 
 @needs_rtx
 def test_a_pending_parity_is_shown_as_pending(trt_bundle, capsys):
-    if get_target("trt").unavailable("cuda") is None:
+    if get_backend("trt").unavailable("cuda") is None:
         pytest.skip("the engine can run here")
     assert as_json(capsys, "inspect", str(trt_bundle))["completed_parity"] is None
     assert main(["inspect", str(trt_bundle)]) == 0
@@ -343,8 +343,8 @@ def test_a_completed_parity_of_another_engine_is_refused(pending, capsys):
 
 @needs_rtx
 def test_the_profiler_is_one_that_tensorrt_takes():
-    from ptdeploy.targets.trt.profile import _profiler
-    from ptdeploy.targets.trt.vendor import open_vendor
+    from ptdeploy.backends.trt.profile import _profiler
+    from ptdeploy.backends.trt.vendor import open_vendor
 
     module = open_vendor("rtx").module
     told: list[tuple[str, float]] = []

@@ -23,12 +23,12 @@ from support import native
 from support.tools import tool
 from support.values import VALUES
 
+from ptdeploy.backends.trt import cuda
+from ptdeploy.backends.trt.deserialize import how_to_rebuild, why_not_here
+from ptdeploy.backends.trt.engine_file import EngineInfo, read_info
 from ptdeploy.bundle import read_bundle
 from ptdeploy.errors import BundleError
 from ptdeploy.runtime.bfloat16 import to_stored
-from ptdeploy.targets.trt import cuda
-from ptdeploy.targets.trt.deserialize import how_to_rebuild, why_not_here
-from ptdeploy.targets.trt.engine_file import EngineInfo, read_info
 
 LIBRARY = native.REPOSITORY / "ptdeploy" / "cpp"
 SOURCES = ("backend", "backend_trt", "cuda", "engine_fit", "engine_info", "trt_engine", "trt_run")

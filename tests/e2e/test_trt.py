@@ -19,11 +19,11 @@ from support.alone import peft_alone, random_rows
 
 import ptdeploy
 from ptdeploy import EngineOptions, Rounding
+from ptdeploy.backends.trt import cuda
+from ptdeploy.backends.trt.engine_file import read_info
 from ptdeploy.bundle import Bundle, read_bundle
 from ptdeploy.cli.main import main
 from ptdeploy.parity.graph_check import open_graph_check
-from ptdeploy.targets.trt import cuda
-from ptdeploy.targets.trt.engine_file import read_info
 
 NO_GPU = pytest.mark.skipif(cuda.unavailable() is None, reason="there is a GPU here")
 

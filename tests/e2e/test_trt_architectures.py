@@ -7,8 +7,8 @@ from support import tiny
 from support.alone import SUPPORTED
 
 import ptdeploy
+from ptdeploy.backends.trt.engine_file import read_info
 from ptdeploy.bundle import read_bundle
-from ptdeploy.targets.trt.engine_file import read_info
 
 # The other decoders of the support table; the first are in SUPPORTED.
 MORE_DECODERS = (

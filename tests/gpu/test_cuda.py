@@ -6,10 +6,10 @@ import pytest
 from support import tiny
 
 import ptdeploy
-from ptdeploy.targets import ort
+from ptdeploy.backends import get_backend
 
 pytestmark = pytest.mark.gpu
-ABSENT = ort.unavailable("cuda")
+ABSENT = get_backend("ort").unavailable("cuda")
 
 
 @pytest.mark.skipif(ABSENT is not None, reason=f"no CUDA here: {ABSENT and ABSENT[0]}")

@@ -11,12 +11,12 @@ from support.alone import peft_alone, random_rows
 
 import ptdeploy
 from ptdeploy import EngineOptions, Rounding
-from ptdeploy.targets import trt
-from ptdeploy.targets.trt import cuda
-from ptdeploy.targets.trt.vendor import MODULES, is_installed
+from ptdeploy.backends import get_backend
+from ptdeploy.backends.trt import cuda
+from ptdeploy.backends.trt.vendor import MODULES, is_installed
 
 pytestmark = pytest.mark.gpu
-ABSENT = trt.unavailable("cuda")
+ABSENT = get_backend("trt").unavailable("cuda")
 skip = pytest.mark.skipif(ABSENT is not None, reason=f"no TensorRT here: {ABSENT and ABSENT[0]}")
 FLAVORS = [
     pytest.param(

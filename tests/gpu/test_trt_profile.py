@@ -8,11 +8,11 @@ import pytest
 from support import tiny
 
 import ptdeploy
+from ptdeploy.backends import get_backend
 from ptdeploy.cli.main import main
-from ptdeploy.targets import trt
 
 pytestmark = pytest.mark.gpu
-ABSENT = trt.unavailable("cuda")
+ABSENT = get_backend("trt").unavailable("cuda")
 
 
 @pytest.fixture(scope="module", params=["SEQ_CLS", "CAUSAL_LM"])

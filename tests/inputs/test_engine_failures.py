@@ -19,6 +19,8 @@ from onnx import TensorProto, helper, numpy_helper
 from support import tiny
 
 import ptdeploy
+from ptdeploy.backends.ort.open import session_options
+from ptdeploy.backends.ort.session import OrtSession
 from ptdeploy.bundle import Quantization
 from ptdeploy.parity.quality import Quality
 from ptdeploy.parity.refusal import Compiled, refuse_mismatch
@@ -30,8 +32,7 @@ from ptdeploy.progress import Progress
 from ptdeploy.source.base import resolve_base
 from ptdeploy.source.base_weights import load_model
 from ptdeploy.source.checkpoint import read_checkpoint
-from ptdeploy.targets import Attention, get_target, ort
-from ptdeploy.targets.ort import OrtSession
+from ptdeploy.targets import Attention, get_target
 
 
 def _refused(attention: Attention, target: str = "ort") -> str:
@@ -125,7 +126,7 @@ def _huge(tmp_path) -> Path:
 
 
 def _session(path: Path) -> OrtSession:
-    options = ort.session_options("cpu")
+    options = session_options("cpu")
     return OrtSession(onnxruntime.InferenceSession(str(path), options))
 
 

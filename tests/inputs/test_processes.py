@@ -21,7 +21,7 @@ from support.tools import tool
 
 import ptdeploy
 from ptdeploy.backends.cores import default_threads, may_spin, usable_cores
-from ptdeploy.targets import ort
+from ptdeploy.backends.ort.session import OrtSession
 
 SOURCES = Path(ptdeploy.__file__).parent / "cpp"
 ROWS = [[5, 6, 7], [8, 9]]
@@ -416,7 +416,7 @@ def test_a_forked_process_keeps_the_bundle_that_was_loaded(compiled, tmp_path):
 
 
 def test_an_engine_that_cannot_follow_says_so(classifier):
-    alone = ort.OrtSession(classifier._session._session)
+    alone = OrtSession(classifier._session._session)
     names = [spec.name for spec in classifier.manifest.inputs]
     arrays = {name: np.ones((1, 2), np.int64) for name in names}
     alone.run(arrays)

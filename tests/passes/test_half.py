@@ -10,6 +10,7 @@ import pytest
 from support import tiny
 from support.alone import peft_alone, random_rows
 
+from ptdeploy.backends.ort import session
 from ptdeploy.bundle import Bundle, Quantization, staged
 from ptdeploy.passes import PassContext, run_passes
 from ptdeploy.program.export import to_onnx
@@ -21,7 +22,7 @@ from ptdeploy.source.base import resolve_base
 from ptdeploy.source.base_weights import load_model
 from ptdeploy.source.checkpoint import read_checkpoint
 from ptdeploy.source.meaning import read_meaning
-from ptdeploy.targets import ort
+from ptdeploy.targets.onnx_model import write_model
 
 HALF = ir.DataType.FLOAT16
 CASES = [
@@ -48,7 +49,7 @@ def compiled_in_half(
     signature = program.signature.computed_in("float16")
     graph = run_passes(to_onnx(program), PassContext(signature, quantization, "float16"))
     folder.mkdir()
-    files = (*ort.write_model(graph, folder), staged(save_prompt(prompt, folder), "prompt"))
+    files = (*write_model(graph, folder), staged(save_prompt(prompt, folder), "prompt"))
     manifest = build_manifest(
         checkpoint=checkpoint,
         base=base,
@@ -115,9 +116,9 @@ def test_a_kv_buffer_in_an_engines_own_memory_gives_the_same(compiled, monkeypat
 
     import ptdeploy
 
-    def place(self: ort.OrtSession, array: np.ndarray) -> ort.OrtMemory:
+    def place(self: session.OrtSession, array: np.ndarray) -> session.OrtMemory:
         value = onnxruntime.OrtValue.ortvalue_from_numpy(array.copy(), "cpu", 0)
-        return ort.OrtMemory("cpu", value.data_ptr(), array.shape, array.dtype, value)
+        return session.OrtMemory("cpu", value.data_ptr(), array.shape, array.dtype, value)
 
     def answers(bundle: Path) -> list[list[int]]:
         engine = ptdeploy.load(bundle)
@@ -133,5 +134,5 @@ def test_a_kv_buffer_in_an_engines_own_memory_gives_the_same(compiled, monkeypat
         bundle = compiled(architecture, "CAUSAL_LM").bundle
         want = answers(bundle)
         with monkeypatch.context() as patch:
-            patch.setattr(ort.OrtSession, "place", place)
+            patch.setattr(session.OrtSession, "place", place)
             assert answers(bundle) == want

@@ -15,7 +15,7 @@ from ptdeploy.errors import InputError
 from ptdeploy.passes import PassContext, head, layout, residual
 from ptdeploy.passes import quantize as quantize_pass
 from ptdeploy.passes.quantize import quantize
-from ptdeploy.targets import ort
+from ptdeploy.targets import onnx_model
 
 
 def quantization(bits: int, block_size: int = 32, accuracy_level: int = 1) -> Quantization:
@@ -38,7 +38,7 @@ def test_a_tied_head_is_stored_once_and_computes_the_same(tmp_path):
     model = head.run(tied(tmp_path), PassContext(NOTHING))
     assert [node.op_type for node in model.graph] == ["Gather", "FusedMatMul"]
     np.testing.assert_allclose(run(model, tmp_path, ids=ids), before, atol=1e-5)
-    assert (tmp_path / ort.WEIGHTS).stat().st_size < 1.5 * 50 * 32 * 4
+    assert (tmp_path / onnx_model.WEIGHTS).stat().st_size < 1.5 * 50 * 32 * 4
 
 
 def test_a_tied_head_stays_standard_where_custom_operators_are_not_known(tmp_path):

@@ -6,8 +6,9 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 
+from ptdeploy.backends.ort.open import session_options
 from ptdeploy.bundle.signature import Signature
-from ptdeploy.targets import ort
+from ptdeploy.targets.onnx_model import MODEL, write_model
 
 NOTHING = Signature((), ())
 
@@ -41,8 +42,8 @@ def given_rows(width: int) -> ir.Value:
 
 def run(model: ir.Model, folder, **feed: np.ndarray) -> np.ndarray:
     """Through the target's own writer, so that external data is covered too."""
-    ort.write_model(model, folder)
+    write_model(model, folder)
     session = onnxruntime.InferenceSession(
-        str(folder / ort.MODEL), ort.session_options("cpu"), providers=["CPUExecutionProvider"]
+        str(folder / MODEL), session_options("cpu"), providers=["CPUExecutionProvider"]
     )
     return session.run(["y"], feed)[0]

@@ -20,6 +20,10 @@ from onnx import TensorProto, helper
 
 import ptdeploy
 from ptdeploy import targets
+from ptdeploy.backends.trt import cache, cuda
+from ptdeploy.backends.trt.deserialize import why_not_here
+from ptdeploy.backends.trt.engine_file import EngineInfo, Profile, read_info, write_info
+from ptdeploy.backends.trt.vendor import choose_builder, open_vendor
 from ptdeploy.bundle import Limits
 from ptdeploy.bundle.signature import Signature
 from ptdeploy.bundle.task import TensorSpec
@@ -33,13 +37,9 @@ from ptdeploy.engine_options import (
 from ptdeploy.errors import BaseModelError, BundleError, InputError, TargetUnavailable
 from ptdeploy.runtime.bfloat16 import stored, to_stored
 from ptdeploy.targets import trt
-from ptdeploy.targets.trt import cache, cuda
 from ptdeploy.targets.trt.builder import Request, build_plan, check_flavor
-from ptdeploy.targets.trt.deserialize import why_not_here
-from ptdeploy.targets.trt.engine_file import EngineInfo, read_info, write_info
 from ptdeploy.targets.trt.exposed import build_exposed, shapes_of
-from ptdeploy.targets.trt.plan import DEFAULT_CONTEXT, Profile, bounded, profiles
-from ptdeploy.targets.trt.vendor import choose_builder, open_vendor
+from ptdeploy.targets.trt.plan import DEFAULT_CONTEXT, bounded, profiles
 
 NO_GPU = pytest.mark.skipif(cuda.unavailable() is None, reason="there is a GPU here")
 X = TensorSpec("x", "float32", ("batch", 4), "")

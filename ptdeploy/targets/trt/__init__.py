@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
-from ptdeploy.backends.layers import EngineLayers, Profiled
+from ptdeploy.backends.trt import TrtBackend, cuda, engine_info
+from ptdeploy.backends.trt.engine_file import INFO, PLAN
+from ptdeploy.backends.trt.vendor import choose_builder
 from ptdeploy.bundle import Bundle, Limits, staged
 from ptdeploy.bundle.signature import Signature
 from ptdeploy.bundle.task import Activations
 from ptdeploy.engine_options import EngineOptions, check_options, read_compute_capabilities
-from ptdeploy.errors import BaseModelError, InputError, TargetUnavailable
+from ptdeploy.errors import BaseModelError, TargetUnavailable
 from ptdeploy.targets import Attention, BuildRequest, Built, Numerics
-from ptdeploy.targets.ort import write_model
-from ptdeploy.targets.trt import cuda
+from ptdeploy.targets.onnx_model import write_model
 from ptdeploy.targets.trt.builder import check_flavor
-from ptdeploy.targets.trt.engine_file import INFO, PLAN, EngineInfo, read_info
 from ptdeploy.targets.trt.make import Job, count_precisions, make_engine
 from ptdeploy.targets.trt.plan import bounded, profiles
-from ptdeploy.targets.trt.vendor import INSTALL, MODULES, NAMES, choose_builder, is_installed
 
 if TYPE_CHECKING:
     import onnx_ir as ir
     from numpy.typing import NDArray
 
-    from ptdeploy.targets.trt.deserialize import Opened
-    from ptdeploy.targets.trt.session import TrtSession
 
 DEVICES = ("cuda",)
 # Where the graph itself can be run without a GPU.
@@ -80,17 +73,7 @@ def unbuildable(device: str, options: EngineOptions) -> tuple[str, str] | None:
 
 
 def unavailable(device: str) -> tuple[str, str] | None:
-    """Why no engine can run on `device` here, or None if one can."""
-    if device not in DEVICES:
-        return f"The target trt runs on cuda, not on {device!r}.", ""
-    if not any(is_installed(flavor) for flavor in MODULES):
-        return (
-            f"Neither {' nor '.join(NAMES.values())} is installed here.",
-            " or ".join(INSTALL.values()),
-        )
-    if problem := cuda.unavailable():
-        return f"The target trt needs an NVIDIA GPU to run ({problem}).", ""
-    return None
+    return TrtBackend().unavailable(device)
 
 
 def limit(limits: Limits, options: EngineOptions, causal: bool, max_context: int | None) -> Limits:
@@ -126,7 +109,7 @@ def rebuild(bundle: Bundle, flavor: str | None) -> tuple[str, ...]:
 
     An engine that was built for the GPU at hand is built for the one that is at hand now.
     """
-    manifest, info = bundle.manifest, _info(bundle)
+    manifest, info = bundle.manifest, engine_info(bundle)
     onnx = bundle.file("model")
     assert onnx is not None, "the caller checks it"
     ahead = ",".join(info.compute_capabilities) or None
@@ -172,54 +155,8 @@ def run_graph(
     manifest = bundle.manifest
     narrow = frozenset(spec.name for spec in manifest.inputs if spec.dtype == "bfloat16")
     outputs = tuple(spec.name for spec in manifest.outputs)
-    info = _info(bundle)
+    info = engine_info(bundle)
     return run_exposed(info, onnx, inner, outputs, feed, narrow)
-
-
-def facts(bundle: Bundle) -> dict[str, Any]:
-    """What `engine.json` says."""
-    found: dict[str, Any] = msgspec.to_builtins(_info(bundle))
-    return found
-
-
-def load(bundle: Bundle, device: str, threads: int | None, map_weights: bool) -> TrtSession:
-    """Open a bundle's engine on the current GPU. Raises TargetUnavailable where it cannot run."""
-    from ptdeploy.targets.trt.session import TrtSession
-
-    return _open(bundle, device, threads, map_weights, TrtSession)
-
-
-def layers(bundle: Bundle, device: str) -> EngineLayers:
-    """What the engine inspector says of a bundle's engine; it reads engines only on a GPU."""
-    return load(bundle, device, None, False).layers()
-
-
-@contextmanager
-def profiled(bundle: Bundle, device: str, threads: int | None) -> Iterator[Profiled]:
-    """Open the engine with a profiler on each of its execution contexts."""
-    from ptdeploy.targets.trt.profile import ProfiledSession
-
-    session = _open(bundle, device, threads, False, ProfiledSession)
-    yield Profiled(session, session.runs, session.NOTES)
-
-
-def _info(bundle: Bundle) -> EngineInfo:
-    with bundle.reading("engine_info") as path:
-        return read_info(path)
-
-
-def _open(
-    bundle: Bundle, device: str, threads: int | None, map_weights: bool, kind: type[Opened]
-) -> Opened:
-    if threads is not None or map_weights:
-        option = "map_weights" if map_weights else "threads"
-        raise InputError(f"{option} is about a CPU; this engine runs on a GPU.")
-    if problem := unavailable(device):
-        raise TargetUnavailable(*problem)
-    from ptdeploy.targets.trt.deserialize import open_session
-
-    allowed = os.environ.get("PTDEPLOY_ALLOW_HOST_CODE") == "1"
-    return open_session(bundle, allowed, kind)
 
 
 def _unrounded(model: ir.Model) -> list[str]:

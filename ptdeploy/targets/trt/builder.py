@@ -10,16 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ptdeploy.backends.trt import cache
+from ptdeploy.backends.trt.engine_file import TYPES, Profile
+from ptdeploy.backends.trt.vendor import Vendor
 from ptdeploy.engine_options import EngineOptions, read_compute_capabilities
 from ptdeploy.errors import BaseModelError, InputError, TargetUnavailable
-from ptdeploy.targets.trt import cache
-from ptdeploy.targets.trt.plan import Profile
-from ptdeploy.targets.trt.vendor import Vendor
 
 if TYPE_CHECKING:
     from ptdeploy.bundle.signature import Signature
 
-TYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16", "int64": "INT64"}
 # What the libraries say where they look for a driver in a build that needs one.
 _WANTS_GPU = ("cudaError", "CUDA_SUCCESS", "myelinSuccess")
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ptdeploy.backends.trt.engine_file import EngineInfo
+from ptdeploy.backends.trt.vendor import INSTALL, NAMES
 from ptdeploy.errors import BaseModelError, TargetUnavailable
-from ptdeploy.targets.trt.engine_file import EngineInfo
-from ptdeploy.targets.trt.vendor import INSTALL, NAMES
 
 
 def run_exposed(

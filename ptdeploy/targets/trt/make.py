@@ -10,18 +10,16 @@ from typing import TYPE_CHECKING, cast
 
 import msgspec
 
+from ptdeploy.backends.trt import cache, cuda
+from ptdeploy.backends.trt.engine_file import PLAN, Compatibility, EngineInfo, Profile, write_info
+from ptdeploy.backends.trt.vendor import Vendor, choose_builder
 from ptdeploy.engine_options import EngineOptions, read_compute_capabilities
-from ptdeploy.targets.trt import cache, cuda
 from ptdeploy.targets.trt.builder import Request, build_plan, check_flavor
-from ptdeploy.targets.trt.engine_file import PLAN, EngineInfo, write_info
-from ptdeploy.targets.trt.plan import Profile
-from ptdeploy.targets.trt.vendor import Vendor, choose_builder
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
     from ptdeploy.bundle.signature import Signature
-    from ptdeploy.engine_options import Compatibility
 
 _FLOATS = {"FLOAT": "float32", "FLOAT16": "float16", "BFLOAT16": "bfloat16"}
 

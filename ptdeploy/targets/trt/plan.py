@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
+from ptdeploy.backends.trt.engine_file import Profile
 from ptdeploy.bundle import Limits
 from ptdeploy.engine_options import EngineOptions, Range, read_profile
 from ptdeploy.errors import InputError
@@ -19,21 +20,6 @@ DEFAULT_CONTEXT = 4096
 _BATCH = Range(1, 8, 32)
 _ROWS = Range(1, 1, 8)
 _TOKENS = 128
-
-
-class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """An optimization profile: for each input its least, usual and largest shape."""
-
-    name: Literal["requests", "decode", "prefill"]
-    shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
-
-    def takes(self, shapes: dict[str, tuple[int, ...]]) -> bool:
-        """Whether every input's shape is within its range."""
-        return all(
-            len(shapes[name]) == len(least)
-            and all(a <= b <= c for a, b, c in zip(least, shapes[name], most, strict=True))
-            for name, (least, _, most) in self.shapes.items()
-        )
 
 
 def bounded(

@@ -22,6 +22,11 @@ def reason(error: Exception) -> str:
     return f"{operator}{f' at {module}' if module else ''}: {words.strip().rstrip('.')}"
 
 
+def lacks_kernel(why: str) -> bool:
+    """Whether that reason is an operator that it has no kernel for, in that type."""
+    return "find an implementation" in why
+
+
 def run_error(error: Exception) -> EngineFault | OutOfMemory:
     """What a run that failed is: memory that ran out, or a fault of the engine."""
     if ran_out_of_memory(error):

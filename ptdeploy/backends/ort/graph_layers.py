@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ptdeploy.backends.layers import EngineLayers, Layer, module_of_nodes, without_module
+from ptdeploy.backends.ort.open import session_options, start
 from ptdeploy.bundle import Bundle
 from ptdeploy.errors import TargetUnavailable
-from ptdeploy.targets import ort
 
 if TYPE_CHECKING:
     import onnx
@@ -32,9 +32,9 @@ def read_layers(bundle: Bundle, device: str) -> EngineLayers:
         )
     with tempfile.TemporaryDirectory(prefix="ptdeploy-") as folder:
         optimised = Path(folder) / "optimised.onnx"
-        options = ort.session_options(device)
+        options = session_options(device)
         options.optimized_model_filepath = str(optimised)
-        ort.start(bundle, device, options)
+        start(bundle, device, options)
         return read_optimised(bundle, optimised)
 
 
@@ -43,7 +43,7 @@ def read_optimised(bundle: Bundle, optimised: Path) -> EngineLayers:
     import onnx
 
     model = bundle.opened("model")
-    assert model is not None, "ort.start checks it"
+    assert model is not None, "start checks it"
     own = onnx.load(model, load_external_data=False).graph
     graph = onnx.load(optimised, load_external_data=False).graph
     known = {(node.name, node.op_type) for node in own.node}

@@ -8,13 +8,12 @@ import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from ptdeploy.backends.trt import cache, cuda
+from ptdeploy.backends.trt.engine_file import TYPES, EngineInfo, read_info
+from ptdeploy.backends.trt.session import TrtSession
+from ptdeploy.backends.trt.vendor import NAMES, Vendor, open_vendor
 from ptdeploy.bundle import Bundle
 from ptdeploy.errors import BundleError, TargetUnavailable
-from ptdeploy.targets.trt import cache, cuda
-from ptdeploy.targets.trt.builder import TYPES
-from ptdeploy.targets.trt.engine_file import EngineInfo, read_info
-from ptdeploy.targets.trt.session import TrtSession
-from ptdeploy.targets.trt.vendor import NAMES, Vendor, open_vendor
 
 Opened = TypeVar("Opened", bound=TrtSession)
 

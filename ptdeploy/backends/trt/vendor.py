@@ -11,9 +11,9 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from ptdeploy.engine_options import Flavor
+from ptdeploy.backends.trt import cuda
+from ptdeploy.backends.trt.engine_file import Flavor
 from ptdeploy.errors import TargetUnavailable
-from ptdeploy.targets.trt import cuda
 
 MODULES: dict[Flavor, str] = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
 NAMES: dict[Flavor, str] = {"tensorrt": "TensorRT", "rtx": "TensorRT-RTX"}

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ptdeploy.backends.layers import EngineLayers, Layer, module_of_nodes
-from ptdeploy.targets.trt.vendor import Vendor
+from ptdeploy.backends.trt.vendor import Vendor
 
 _NODE = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
 # The inspector's words, alone ("Half") or in a format ("Row major linear FP16 format"). The first

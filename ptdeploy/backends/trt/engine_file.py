@@ -3,15 +3,33 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
-from ptdeploy.engine_options import Compatibility, Flavor
 from ptdeploy.errors import BundleError
-from ptdeploy.targets.trt.plan import Profile
 
+Flavor = Literal["tensorrt", "rtx"]
+Compatibility = Literal["none", "ampere_plus", "same_compute_capability"]
 INFO, PLAN = "engine.json", "engine.plan"
+# A bundle's element types by TensorRT's names for them.
+TYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16", "int64": "INT64"}
 _MAX_BYTES = 4 * 1024 * 1024
+
+
+class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An optimization profile: for each input its least, usual and largest shape."""
+
+    name: Literal["requests", "decode", "prefill"]
+    shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
+
+    def takes(self, shapes: dict[str, tuple[int, ...]]) -> bool:
+        """Whether every input's shape is within its range."""
+        return all(
+            len(shapes[name]) == len(least)
+            and all(a <= b <= c for a, b, c in zip(least, shapes[name], most, strict=True))
+            for name, (least, _, most) in self.shapes.items()
+        )
 
 
 class EngineInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

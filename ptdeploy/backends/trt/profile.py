@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ptdeploy.backends.layers import Layer, LayerTime, module_of_nodes
-from ptdeploy.targets.trt.session import TrtSession, _Lane
+from ptdeploy.backends.trt.session import TrtSession, _Lane
 
 
 class ProfiledSession(TrtSession):

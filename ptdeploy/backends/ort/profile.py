@@ -10,9 +10,10 @@ from pathlib import Path
 import msgspec
 
 from ptdeploy.backends.layers import Layer, LayerTime, Profiled, module_of_nodes
+from ptdeploy.backends.ort.graph_layers import HAS_ONNX, read_optimised
+from ptdeploy.backends.ort.open import session_options, start
+from ptdeploy.backends.ort.session import OrtSession
 from ptdeploy.bundle import Bundle
-from ptdeploy.targets import ort
-from ptdeploy.targets.ort_layers import HAS_ONNX, read_optimised
 
 _NODE = "_kernel_time"
 _LAUNCHES = (
@@ -41,14 +42,14 @@ class _Event(msgspec.Struct):
 @contextmanager
 def open_profiled(bundle: Bundle, device: str, threads: int | None) -> Iterator[Profiled]:
     """Open a bundle's engine with the profiler on; it writes to a folder that does not stay."""
-    options = ort.session_options(device, threads)
+    options = session_options(device, threads)
     with tempfile.TemporaryDirectory(prefix="ptdeploy-") as folder:
         optimised = Path(folder) / "optimised.onnx"
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
         if HAS_ONNX:
             options.optimized_model_filepath = str(optimised)
-        session = ort.start(bundle, device, options)
+        session = start(bundle, device, options)
         known = read_optimised(bundle, optimised).layers if HAS_ONNX else ()
 
         def runs() -> list[list[LayerTime]]:
@@ -58,7 +59,7 @@ def open_profiled(bundle: Bundle, device: str, threads: int | None) -> Iterator[
         notes = [_LAUNCHES] if device == "cuda" else []
         if not HAS_ONNX:
             notes.append(_NO_GRAPH)
-        yield Profiled(ort.OrtSession(session, device), runs, tuple(notes))
+        yield Profiled(OrtSession(session, device), runs, tuple(notes))
 
 
 def read_runs(profile: bytes, known: Mapping[str, Layer]) -> list[list[LayerTime]]:

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 from ptdeploy.backends.forks import cannot_follow, survive_forks
 from ptdeploy.backends.layers import EngineLayers
+from ptdeploy.backends.session import DeviceArray
+from ptdeploy.backends.trt import cuda
+from ptdeploy.backends.trt.engine_file import Profile
+from ptdeploy.backends.trt.inspector import read_layers
+from ptdeploy.backends.trt.vendor import Vendor
 from ptdeploy.errors import BundleError, EngineFault, InputError, OutOfMemory
-from ptdeploy.targets import Placed
-from ptdeploy.targets.trt import cuda
-from ptdeploy.targets.trt.inspector import read_layers
-from ptdeploy.targets.trt.plan import Profile
-from ptdeploy.targets.trt.vendor import Vendor
 
 # Enqueued plainly this often before it is recorded: the first runs may still prepare kernels.
 _BEFORE_CAPTURE = 2
@@ -143,8 +143,8 @@ class TrtSession:
 
     def bind(
         self,
-        inputs: Mapping[str, NDArray[Any] | Placed],
-        outputs: Mapping[str, NDArray[Any] | Placed],
+        inputs: Mapping[str, NDArray[Any] | DeviceArray],
+        outputs: Mapping[str, NDArray[Any] | DeviceArray],
     ) -> Callable[[], None]:
         """A function that runs over these arrays: those on the host are copied at each run.
 
@@ -213,8 +213,8 @@ class _Step:
     def __init__(
         self,
         session: TrtSession,
-        inputs: Mapping[str, NDArray[Any] | Placed],
-        outputs: Mapping[str, NDArray[Any] | Placed],
+        inputs: Mapping[str, NDArray[Any] | DeviceArray],
+        outputs: Mapping[str, NDArray[Any] | DeviceArray],
     ) -> None:
         self._session = session
         self._placed = {

@@ -1,0 +1,124 @@
+"""A bundle's graph to ONNX Runtime's own session: its options, its files, and its signature."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from ptdeploy.backends import NoKernel
+from ptdeploy.backends.cores import default_threads, may_spin
+from ptdeploy.backends.ort.errors import lacks_kernel, reason
+from ptdeploy.backends.ort.onnx_file import read_onnx_file
+from ptdeploy.backends.telemetry import import_onnxruntime
+from ptdeploy.bundle import Bundle
+from ptdeploy.bundle.signature import AGAIN, check_signature
+from ptdeploy.bundle.task import TensorSpec
+from ptdeploy.errors import BundleError, TargetUnavailable
+from ptdeploy.memory import out_of_memory, ran_out_of_memory
+from ptdeploy.text_files import library_path
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_EXTRAS = {"cpu": "pip install 'ptdeploy[cpu]'", "cuda": "pip install 'ptdeploy[cuda]'"}
+
+
+def unavailable(device: str) -> tuple[str, str] | None:
+    """Why ONNX Runtime cannot run on `device` here and what to do, or None if it can."""
+    if device not in PROVIDERS:
+        return f"The target ort runs on {' or '.join(PROVIDERS)}, not on {device!r}.", ""
+    try:
+        onnxruntime = import_onnxruntime()
+    except ImportError:
+        return "ONNX Runtime is not installed here.", _EXTRAS[device]
+    provider = PROVIDERS[device]
+    if provider not in onnxruntime.get_available_providers():
+        return (
+            f"The installed onnxruntime {onnxruntime.__version__} has no {provider}.",
+            f"pip uninstall onnxruntime && {_EXTRAS[device]}" if device == "cuda" else "",
+        )
+    return None
+
+
+def session_options(device: str, threads: int | None = None, map_weights: bool = False) -> Any:
+    """The options that every session has. Raises TargetUnavailable where none can be opened."""
+    if problem := unavailable(device):
+        raise TargetUnavailable(*problem)
+    onnxruntime = import_onnxruntime()
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    # Products with dequantized weights would round the other side too, by default.
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+    if map_weights:
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    # ONNX Runtime's own default counts the machine's cores, and ties a thread to each of them.
+    options.intra_op_num_threads = threads or default_threads()
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(may_spin())))
+    return options
+
+
+def start(bundle: Bundle, device: str, options: Any) -> Any:
+    """An InferenceSession over a bundle's model, on `device` and no other."""
+    onnxruntime = import_onnxruntime()
+
+    model, path = bundle.file("model"), bundle.in_folder("model")
+    if model is None or path is None:
+        raise BundleError(f"{bundle.path}: lists no file with the role 'model'.")
+    _check_file(bundle)
+    try:
+        session = onnxruntime.InferenceSession(
+            library_path(path), sess_options=options, providers=[PROVIDERS[device]]
+        )
+    except Exception as error:  # onnxruntime's own errors share no public base class
+        if ran_out_of_memory(error):
+            raise out_of_memory(f"the engine {model} does not fit", error) from None
+        why = reason(error).replace(str(path.parent), str(model.parent))
+        kind = NoKernel if lacks_kernel(why) else BundleError
+        raise kind(
+            f"{model}: ONNX Runtime cannot load it ({why}).",
+            "Compile the checkpoint again with the versions installed here.",
+        ) from None
+    # It found the weights by their name.
+    bundle.check_unchanged()
+    # onnxruntime logs a provider that fails to start and goes on with the CPU; we do not.
+    if session.get_providers()[0] != PROVIDERS[device]:
+        raise TargetUnavailable(
+            f"{PROVIDERS[device]} did not start on this machine.",
+            "Check the GPU driver and the CUDA and cuDNN versions that onnxruntime-gpu needs.",
+        )
+    for side, found in (("inputs", session.get_inputs()), ("outputs", session.get_outputs())):
+        check_signature(str(model), bundle.manifest, side, [_spec(one) for one in found])
+    return session
+
+
+def _check_file(bundle: Bundle) -> None:
+    """Raises BundleError unless every file that a graph names is one of the bundle's.
+
+    ONNX Runtime reads whatever lies beside the graph; only what the manifest lists has a hash.
+    """
+    entry, model, opened = bundle.entry("model"), bundle.file("model"), bundle.opened("model")
+    assert entry is not None, "the caller found it"
+    assert opened is not None
+    try:
+        found = read_onnx_file(opened)
+    except (ValueError, OSError) as error:
+        raise BundleError(f"{model}: is no ONNX file ({error}).", AGAIN) from None
+    listed = {os.path.normpath(one.path) for one in bundle.manifest.files}
+    for name in sorted(found.external):
+        place = os.path.join(os.path.dirname(entry.path), name)
+        if "\0" in name or os.path.normpath(place) not in listed:
+            raise BundleError(
+                f"{model}: takes weights from {name!r}, which the manifest does not list.", AGAIN
+            )
+    words, wanted = found.words, bundle.manifest.limits.vocab_size
+    if words is not None and words < wanted:
+        raise BundleError(
+            f"{model}: has {words} words, but the manifest's vocab_size is {wanted}.", AGAIN
+        )
+
+
+def _spec(argument: Any) -> TensorSpec:
+    """One of a session's own inputs or outputs; an axis without a name is ''."""
+    kind = str(argument.type)
+    name = kind[7:-1] if kind.startswith("tensor(") else "no tensor"
+    shape = tuple(axis if isinstance(axis, (int, str)) else "" for axis in argument.shape)
+    return TensorSpec(str(argument.name), "float32" if name == "float" else name, shape, "")

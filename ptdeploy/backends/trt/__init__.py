@@ -1,0 +1,98 @@
+"""TensorRT and TensorRT-RTX: the engine file is a plan, with what it was built for beside it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from ptdeploy.backends import EngineWords
+from ptdeploy.backends.trt import cuda
+from ptdeploy.backends.trt.engine_file import EngineInfo, read_info
+from ptdeploy.backends.trt.vendor import INSTALL, MODULES, NAMES, is_installed
+from ptdeploy.backends.trt.words import describe_engine
+from ptdeploy.errors import InputError, TargetUnavailable
+
+if TYPE_CHECKING:
+    from ptdeploy.backends.layers import EngineLayers, Profiled
+    from ptdeploy.backends.trt.deserialize import Opened
+    from ptdeploy.backends.trt.session import TrtSession
+    from ptdeploy.bundle import Bundle
+
+
+class TrtBackend:
+    """Runs plans on the current GPU, with the flavor of TensorRT that they were built by."""
+
+    devices = ("cuda",)
+    packages = ("tensorrt", ("tensorrt", "tensorrt-rtx-cu13", "cuda-bindings"))
+    cmake = ("-DPTDEPLOY_TENSORRT=ON", "-DTENSORRT_ROOT=/path/to/TensorRT")
+
+    def problem(self, installed: Mapping[str, str | None]) -> str:
+        return ""
+
+    def unavailable(self, device: str) -> tuple[str, str] | None:
+        if device not in self.devices:
+            return f"The target trt runs on cuda, not on {device!r}.", ""
+        if not any(is_installed(flavor) for flavor in MODULES):
+            return (
+                f"Neither {' nor '.join(NAMES.values())} is installed here.",
+                " or ".join(INSTALL.values()),
+            )
+        if problem := cuda.unavailable():
+            return f"The target trt needs an NVIDIA GPU to run ({problem}).", ""
+        return None
+
+    def load(
+        self, bundle: Bundle, device: str, threads: int | None, map_weights: bool
+    ) -> TrtSession:
+        from ptdeploy.backends.trt.session import TrtSession
+
+        return self._open(bundle, device, threads, map_weights, TrtSession)
+
+    def layers(self, bundle: Bundle, device: str) -> EngineLayers:
+        """What the engine inspector says of a bundle's engine; it reads engines only on a GPU."""
+        return self.load(bundle, device, None, False).layers()
+
+    @contextmanager
+    def profiled(self, bundle: Bundle, device: str, threads: int | None) -> Iterator[Profiled]:
+        """Open the engine with a profiler on each of its execution contexts."""
+        from ptdeploy.backends.layers import Profiled
+        from ptdeploy.backends.trt.profile import ProfiledSession
+
+        session = self._open(bundle, device, threads, False, ProfiledSession)
+        yield Profiled(session, session.runs, session.NOTES)
+
+    def facts(self, bundle: Bundle) -> dict[str, Any]:
+        """What `engine.json` says."""
+        found: dict[str, Any] = msgspec.to_builtins(engine_info(bundle))
+        return found
+
+    def describe(self, facts: Mapping[str, Any]) -> EngineWords:
+        return describe_engine(facts)
+
+    def _open(
+        self,
+        bundle: Bundle,
+        device: str,
+        threads: int | None,
+        map_weights: bool,
+        kind: type[Opened],
+    ) -> Opened:
+        if threads is not None or map_weights:
+            option = "map_weights" if map_weights else "threads"
+            raise InputError(f"{option} is about a CPU; this engine runs on a GPU.")
+        if problem := self.unavailable(device):
+            raise TargetUnavailable(*problem)
+        from ptdeploy.backends.trt.deserialize import open_session
+
+        allowed = os.environ.get("PTDEPLOY_ALLOW_HOST_CODE") == "1"
+        return open_session(bundle, allowed, kind)
+
+
+def engine_info(bundle: Bundle) -> EngineInfo:
+    """What a bundle's engine was built for. Raises BundleError if its engine.json does not say."""
+    with bundle.reading("engine_info") as path:
+        return read_info(path)
