@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from ptdeploy.commands.inspect import inspect
     from ptdeploy.commands.profile import Profile
     from ptdeploy.commands.profile import profile_bundle as profile
-    from ptdeploy.engine_options import EngineOptions
     from ptdeploy.errors import (
         BaseModelError,
         BundleError,
@@ -36,6 +35,8 @@ if TYPE_CHECKING:
     from ptdeploy.progress import Progress
     from ptdeploy.runtime import CausalLM, Classifier, Engine, TokenClassifier
     from ptdeploy.source.checkpoint import load_full, save_full
+    from ptdeploy.targets.options import TargetOptions
+    from ptdeploy.targets.trt.options import TrtOptions
 
 __version__ = "0.1.0"
 _FROM = {
@@ -46,7 +47,6 @@ _FROM = {
     "commands.diff": ("Difference", "diff"),
     "commands.inspect": ("inspect",),
     "commands.profile": ("Profile", "profile"),
-    "engine_options": ("EngineOptions",),
     "errors": (
         "BaseModelError",
         "BundleError",
@@ -63,6 +63,8 @@ _FROM = {
     "progress": ("Progress",),
     "runtime": ("CausalLM", "Classifier", "Engine", "TokenClassifier"),
     "source.checkpoint": ("load_full", "save_full"),
+    "targets.options": ("TargetOptions",),
+    "targets.trt.options": ("TrtOptions",),
 }
 _CALLED = {"diff": "compare_bundles", "profile": "profile_bundle"}
 _MODULES = {name: f"ptdeploy.{module}" for module, names in _FROM.items() for name in names}
@@ -76,7 +78,6 @@ __all__ = [
     "Difference",
     "Engine",
     "EngineFault",
-    "EngineOptions",
     "InputError",
     "OutOfMemory",
     "OutputError",
@@ -86,9 +87,11 @@ __all__ = [
     "Progress",
     "PtdeployError",
     "Rounding",
+    "TargetOptions",
     "TargetUnavailable",
     "Task",
     "TokenClassifier",
+    "TrtOptions",
     "compile",
     "diff",
     "inspect",

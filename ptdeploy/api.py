@@ -11,10 +11,10 @@ from ptdeploy.backends.telemetry import switch_off
 from ptdeploy.bundle import Bundle
 from ptdeploy.bundle.quantization import Rounding
 from ptdeploy.bundle.task import Task
-from ptdeploy.engine_options import EngineOptions
 from ptdeploy.parity.report import ParityReport
 from ptdeploy.progress import Progress
 from ptdeploy.runtime import Engine
+from ptdeploy.targets.options import TargetOptions
 
 
 def compile(
@@ -36,7 +36,7 @@ def compile(
     max_context: int | None = None,
     rounding: Rounding | None = None,
     golden: int | None = None,
-    engine: EngineOptions | None = None,
+    engine: TargetOptions | None = None,
     progress: Progress | None = None,
 ) -> Bundle:
     """Compile a P-Tuned checkpoint into a verified bundle.
@@ -54,9 +54,9 @@ def compile(
     refused on agreement and perplexity against the reference on text.
     `golden` reference rows are stored, for verify without the checkpoint: random ones of unequal
     lengths and then text, 1 to 1000; all that were compared unless told.
-    `engine` has the options of the target "trt". Where its engine cannot run, the graph given to
-    its builder must show parity in ONNX Runtime, and the manifest says that the engine's is
-    pending.
+    `engine` has the target's own options, such as TrtOptions for "trt". Where its engine cannot
+    run, the graph given to its builder must show parity in ONNX Runtime, and the manifest says that
+    the engine's is pending.
     The bundle is written to `output` atomically, after parity with PEFT on PyTorch was shown.
     Raises CheckpointError, BaseModelError, BundleError, InputError, OutputError, ParityError or
     TargetUnavailable; then no bundle is written and an older one is kept.
@@ -111,7 +111,7 @@ def verify(
     labels. `thresholds` is a JSON file of bounds over the precision's own. `locate` names the first
     module that departs (needs `checkpoint`). `report` is a folder for report.json, junit.xml,
     report.md, report.html and, where parity departs, the smallest failing input. `graph` holds the
-    graph that a TensorRT engine was built from against the reference, in ONNX Runtime, instead of
+    graph that the engine was built from against the reference, in ONNX Runtime, instead of
     the engine itself: it needs no GPU, and the bundle's ONNX.
     The caller asks `report.passed`. Raises BundleError if the bundle is damaged, InputError if an
     option or a file does not fit, and what compile raises for a checkpoint.
@@ -139,14 +139,15 @@ def rebuild(
     bundle: str | Path,
     *,
     output: str | Path | None = None,
-    flavor: str | None = None,
+    engine: TargetOptions | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Bundle:
-    """Build a TensorRT bundle's engine again, for this machine, from the ONNX that it keeps.
+    """Build a bundle's engine again, for this machine, from the ONNX that it keeps.
 
     It needs neither the checkpoint nor torch. The bundle is replaced, or a new one written to
-    `output` (`force` replaces what is there). `flavor` is "tensorrt" or "rtx" instead of its own.
+    `output` (`force` replaces what is there). `engine` has options of its
+    target that replace those it was built with, such as TrtOptions(flavor="rtx").
     Where the engine can run, parity with the stored reference is shown before anything is written.
     Raises BundleError if the bundle is damaged or keeps no ONNX, InputError if its target has
     nothing to build, TargetUnavailable if it cannot build here, ParityError if the new one departs.
@@ -154,7 +155,7 @@ def rebuild(
     from ptdeploy.commands.rebuild import rebuild_bundle
     from ptdeploy.commands.request import RebuildRequest
 
-    request = RebuildRequest(bundle=bundle, output=output, flavor=flavor, force=force)
+    request = RebuildRequest(bundle=bundle, output=output, engine=engine, force=force)
     return rebuild_bundle(request, Progress(quiet=True) if progress is None else progress)
 
 

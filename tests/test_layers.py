@@ -24,7 +24,7 @@ LAYERS = (
     ("backends",),
     ("bundle",),
     (
-        *("arguments", "engine_options", "errors", "files", "memory", "printable", "progress"),
+        *("arguments", "errors", "files", "memory", "printable", "progress"),
         *("signals", "tables", "text_files"),
     ),
 )

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ptdeploy import __version__
-from ptdeploy.backends import engine_facts, engine_words
+from ptdeploy.backends import BACKENDS, engine_facts, engine_words, get_backend
 from ptdeploy.backends.telemetry import switch_off
 from ptdeploy.bundle.precision import default_words, quantized
 from ptdeploy.bundle.task import Task
@@ -31,16 +31,16 @@ from ptdeploy.cli.console import (
     show_json_text,
 )
 from ptdeploy.cli.run import GENERATION
-from ptdeploy.engine_options import COMPATIBILITIES, FLAVORS, EngineOptions
 from ptdeploy.errors import InputError, OutputError, PtdeployError
 from ptdeploy.memory import out_of_memory, ran_out_of_memory
 from ptdeploy.printable import printable, printable_fields
 from ptdeploy.progress import Progress
 from ptdeploy.signals import EndedBySignal, end_by_signals
-from ptdeploy.targets import DEVICES, TARGETS
+from ptdeploy.targets import TARGETS, get_target
 
 if TYPE_CHECKING:
     from ptdeploy.bundle import Manifest
+    from ptdeploy.targets.options import TargetOptions
 
 _TASKS = [task.value for task in Task]
 
@@ -236,7 +236,9 @@ def _rebuild(arguments: argparse.Namespace) -> int:
     from ptdeploy.commands.rebuild import rebuild_bundle
     from ptdeploy.commands.request import RebuildRequest
 
-    request = RebuildRequest(**_asked(RebuildRequest, arguments, flavor=arguments.trt_flavor))
+    request = RebuildRequest(
+        **_asked(RebuildRequest, arguments, engine=_rebuild_options(arguments))
+    )
     bundle = rebuild_bundle(request, _progress(arguments))
     if arguments.json:
         return _print_json(inspect(bundle.path))
@@ -286,12 +288,8 @@ def _cpp_new(arguments: argparse.Namespace) -> int:
 
     folder = Path(arguments.folder)
     manifest, names = new_project(folder, Path(arguments.bundle))
-    tensorrt = manifest.target == "trt"
-    more = (
-        " \\\n          -DPTDEPLOY_TENSORRT=ON -DTENSORRT_ROOT=/path/to/TensorRT"
-        if tensorrt
-        else ""
-    )
+    flags = " ".join(get_backend(manifest.target).cmake)
+    more = f" \\\n          {flags}" if flags else ""
     if arguments.json:
         return _print_json({"folder": str(folder), "files": names})
     show(
@@ -318,9 +316,16 @@ def _asked(kind: type[Any], arguments: argparse.Namespace, **given: Any) -> dict
     return {name: given[name] if name in given else getattr(arguments, name) for name in names}
 
 
-def _engine_options(arguments: argparse.Namespace) -> EngineOptions:
-    names = (field.name for field in dataclasses.fields(EngineOptions))
-    return EngineOptions(**{name: getattr(arguments, f"engine_{name}") for name in names})
+def _engine_options(arguments: argparse.Namespace) -> TargetOptions:
+    """What was asked of the target, or of another one: that is refused like any wrong option."""
+    own: TargetOptions = get_target(arguments.target).read_options(arguments)
+    others = (get_target(one).read_options(arguments) for one in TARGETS if one != arguments.target)
+    return next((one for one in others if one.given()), own)
+
+
+def _rebuild_options(arguments: argparse.Namespace) -> TargetOptions | None:
+    asked = (get_target(one).read_rebuild_options(arguments) for one in TARGETS)
+    return next((one for one in asked if one is not None), None)
 
 
 def _task(name: str | None) -> Task | None:
@@ -334,6 +339,22 @@ def _progress(arguments: argparse.Namespace) -> Progress:
 def _print_json(facts: dict[str, Any]) -> int:
     show_json(facts, indent=2)
     return 0
+
+
+def _devices() -> list[str]:
+    return sorted({device for name in BACKENDS for device in get_backend(name).devices})
+
+
+def _default_devices() -> str:
+    return ", ".join(f"{get_backend(name).devices[0]} for {name}" for name in BACKENDS)
+
+
+def _precisions() -> str:
+    return "; ".join(
+        f"{name} on {device}: {', '.join(get_target(name).precisions(device))}"
+        for name in TARGETS
+        for device in get_backend(name).devices
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -373,11 +394,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--target", required=True, choices=sorted(TARGETS), help="what is to run it")
     sub.add_argument("-o", "--output", metavar="BUNDLE", help="default: ./NAME.TARGET.bundle")
-    sub.add_argument("--device", choices=DEVICES, help="default: cpu for ort, cuda for trt")
+    sub.add_argument("--device", choices=_devices(), help=f"default: {_default_devices()}")
     sub.add_argument(
         "--precision",
         metavar="TYPE",
-        help="fp32 (default), int8, int4; on cuda also fp16; trt has tf32, bf16 and fp8 too",
+        help=f"default: the first; {_precisions()}",
     )
     sub.add_argument("--labels", metavar="A,B,C|FILE", help="class names, by index")
     sub.add_argument(
@@ -406,7 +427,8 @@ def _parser() -> argparse.ArgumentParser:
     causal.add_argument(
         "--max-context", type=int, metavar="N", help="most tokens of a row, with virtual tokens"
     )
-    _engine_group(sub)
+    for name in TARGETS:
+        get_target(name).add_options(sub)
     rounding = sub.add_argument_group(
         ", ".join(quantized()),
         "Quantized weights are accepted or refused on text, against PyTorch in fp32.",
@@ -468,7 +490,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--graph",
         action="store_true",
-        help="without a GPU: not a TensorRT engine but the graph it was built from (--keep-onnx)",
+        help="without a GPU: not the engine but the graph that it was built from",
     )
     checkpoint_options(sub)
     long_options(sub)
@@ -514,7 +536,7 @@ def _parser() -> argparse.ArgumentParser:
         help="the segment of each of --ids; default: all 0",
     )
     sub.add_argument("--truncate", action="store_true", help="cut texts that are too long")
-    sub.add_argument("--device", choices=DEVICES, help="default: the bundle's")
+    sub.add_argument("--device", choices=_devices(), help="default: the bundle's")
     sub.add_argument("--threads", type=int, metavar="N", help="default: the engine's")
     sub.add_argument(
         "--map-weights",
@@ -525,10 +547,11 @@ def _parser() -> argparse.ArgumentParser:
     for name, settings in GENERATION.items():
         causal.add_argument(f"--{name.replace('_', '-')}", **settings)
 
-    sub = command("rebuild", _rebuild, "Build a TensorRT bundle's engine again, for this machine.")
-    sub.add_argument("bundle", help="one with its ONNX (compile --keep-onnx)")
+    sub = command("rebuild", _rebuild, "Build a bundle's engine again, for this machine.")
+    sub.add_argument("bundle", help="one that was compiled with its ONNX")
     sub.add_argument("-o", "--output", metavar="BUNDLE", help="default: the bundle is replaced")
-    sub.add_argument("--trt-flavor", choices=FLAVORS, help="default: the bundle's")
+    for name in TARGETS:
+        get_target(name).add_rebuild_options(sub)
     sub.add_argument("--force", action="store_true", help="replace a bundle that is there")
     sub.add_argument("-q", "--quiet", action="store_true", help="no progress")
 
@@ -555,7 +578,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--rounds", type=int, default=20, metavar="N", help="timed runs, after a few; default: 20"
     )
-    sub.add_argument("--device", choices=DEVICES, help="default: the bundle's")
+    sub.add_argument("--device", choices=_devices(), help="default: the bundle's")
     sub.add_argument("--threads", type=int, metavar="N", help="default: the engine's")
     sub.add_argument(
         "--top", type=int, default=20, metavar="N", help="lines of each table; default: 20"
@@ -568,53 +591,6 @@ def _parser() -> argparse.ArgumentParser:
 
     command("doctor", _doctor, "Say what is installed and which targets can run here.")
     return parser
-
-
-def _engine_group(sub: argparse.ArgumentParser) -> None:
-    """The options of EngineOptions, by the names of its fields."""
-    group = sub.add_argument_group(
-        "target trt", "What is not given is TensorRT's default, or follows the model's limits."
-    )
-
-    def option(flag: str, name: str, **settings: Any) -> None:
-        group.add_argument(flag, dest=f"engine_{name}", **settings)
-
-    option("--trt-flavor", "flavor", choices=FLAVORS, default="auto", help="default: auto")
-    option(
-        "--profile",
-        "profile",
-        metavar="RANGES",
-        help="sizes it takes, MIN:OPT:MAX: batch=1:8:32,seq=1:128:512",
-    )
-    option("--keep-onnx", "keep_onnx", action="store_true", help="so that it can be rebuilt")
-    option("--strip-weights", "strip_weights", action="store_true", help="take them from the ONNX")
-    option(
-        "--version-compatible",
-        "version_compatible",
-        action="store_true",
-        help="run with newer TensorRT of the same major version",
-    )
-    option(
-        "--hardware-compatibility",
-        "hardware_compatibility",
-        choices=COMPATIBILITIES,
-        default="none",
-        help="run on other GPUs than the one it is built on; default: none",
-    )
-    option(
-        "--compute-capability",
-        "compute_capability",
-        metavar="8.6,8.9",
-        help="TensorRT-RTX: the GPUs to build for, or current; default: all it supports",
-    )
-    option("--workspace", "workspace", type=int, metavar="MIB", help="scratch memory at most")
-    option("--optimization-level", "optimization_level", type=int, metavar="0-5", help="default: 3")
-    option(
-        "--no-engine-cache",
-        "cache",
-        action="store_false",
-        help="build although the same engine was built before",
-    )
 
 
 if __name__ == "__main__":

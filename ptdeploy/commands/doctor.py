@@ -7,15 +7,13 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from ptdeploy.backends import get_backend
 from ptdeploy.backends.cores import usable_cores
-from ptdeploy.engine_options import EngineOptions
 from ptdeploy.printable import printable_fields
 from ptdeploy.tables import columns
 from ptdeploy.targets import TARGETS, get_target
 
 _RUNTIME = ("numpy", "tokenizers", "safetensors", "msgspec")
-_ENGINES = ("onnxruntime", "onnxruntime-gpu")
-_TENSORRT = ("tensorrt", "tensorrt-rtx-cu13", "cuda-bindings")
 _COMPILE = ("torch", "transformers", "peft", "onnx", "onnx-ir", "onnxscript")
 # Of the columns: what, and its state.
 _WIDTHS = (10, 0)
@@ -23,28 +21,20 @@ _WIDTHS = (10, 0)
 
 def examine() -> dict[str, Any]:
     """Versions by group, problems found, and for each target and device why it is unavailable."""
-    packages = {
-        group: {name: _version(name) for name in names}
-        for group, names in (
-            ("runtime", _RUNTIME),
-            ("engines", _ENGINES),
-            ("tensorrt", _TENSORRT),
-            ("compile", _COMPILE),
-        )
-    }
-    problems = []
-    if all(packages["engines"].values()):
-        problems.append(
-            "onnxruntime and onnxruntime-gpu are both installed, and they are the same module: "
-            "pip uninstall onnxruntime onnxruntime-gpu, then install one of them."
-        )
+    packages = {"runtime": {name: _version(name) for name in _RUNTIME}}
     targets: dict[str, dict[str, str | None]] = {}
     builds: dict[str, str | None] = {}
+    problems = []
     for name in TARGETS:
-        target = get_target(name)
-        targets[name] = {d: _words(target.unavailable(d)) for d in target.DEVICES}
-        if target.STAND_IN:
-            builds[name] = _words(target.unbuildable(target.DEVICES[0], EngineOptions()))
+        target, backend = get_target(name), get_backend(name)
+        group, needed = backend.packages
+        packages[group] = {package: _version(package) for package in needed}
+        if problem := backend.problem(packages[group]):
+            problems.append(problem)
+        targets[name] = {d: _words(backend.unavailable(d)) for d in backend.devices}
+        if target.graph_check:
+            builds[name] = _words(target.unbuildable(backend.devices[0], target.options(None)))
+    packages["compile"] = {name: _version(name) for name in _COMPILE}
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),

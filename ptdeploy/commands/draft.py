@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from ptdeploy.backends import NoKernel
+from ptdeploy.backends import NoKernel, get_backend
 from ptdeploy.bundle import Bundle, FileEntry, Manifest, Role, publish, staged
 from ptdeploy.bundle.publish import Destination
 from ptdeploy.commands.plan import runs_here
@@ -63,14 +63,14 @@ def prove(draft: Draft, progress: Progress) -> Draft:
     )
     reports: dict[Role, ParityReport] = {}
     lost: tuple[str, ...] = ()
-    if target.STAND_IN and manifest.graph_parity is None and runs_here(target.STAND_IN):
+    if target.graph_check and manifest.graph_parity is None and runs_here(target.graph_check):
         with (
-            progress.stage(f"check parity of the graph, with {target.STAND_IN}"),
-            open_graph_check(bundle, target.STAND_IN) as engine,
+            progress.stage(f"check parity of the graph, with {target.graph_check}"),
+            open_graph_check(bundle, target.graph_check) as engine,
         ):
             reports["graph_parity"] = compare(engine, draft.reference)
         refuse_mismatch(reports["graph_parity"], compiled)
-    if target.unavailable(manifest.device) is None:
+    if get_backend(manifest.target).unavailable(manifest.device) is None:
         try:
             with progress.stage("check parity"):
                 reports["parity"] = compare(_open(bundle, compiled), draft.reference)

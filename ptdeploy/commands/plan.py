@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+from ptdeploy.backends import get_backend
 from ptdeploy.bundle import Quantization, check_destination
 from ptdeploy.bundle.publish import Destination
 from ptdeploy.bundle.quantization import Rounding, quantization_for, read_texts
 from ptdeploy.commands.request import CompileRequest
-from ptdeploy.engine_options import EngineOptions
 from ptdeploy.errors import InputError, TargetUnavailable
 from ptdeploy.parity.cases import check_golden
 from ptdeploy.targets import Numerics, Target, get_target
+from ptdeploy.targets.options import TargetOptions
 from ptdeploy.text_files import library_path
 
 
@@ -23,12 +25,12 @@ class Plan:
     """
 
     request: CompileRequest
-    target: Target
+    target: Target[Any]
     device: str
     precision: str
     numerics: Numerics
     quantization: Quantization | None
-    options: EngineOptions
+    options: TargetOptions
     texts: tuple[str, ...] | None
     destination: Destination
 
@@ -47,9 +49,10 @@ def make_plan(request: CompileRequest) -> Plan:
     """
     check_golden(request.golden)
     target = get_target(request.target)
-    options = request.engine or EngineOptions()
-    device = request.device or target.DEVICES[0]
-    for problem in (target.unbuildable(device, options), _unprovable(target, device)):
+    options = target.options(request.engine)
+    backend = get_backend(request.target)
+    device = request.device or backend.devices[0]
+    for problem in (target.unbuildable(device, options), _unprovable(request.target, device)):
         if problem:
             raise TargetUnavailable(*problem)
     precision = _precision(request, target, device)
@@ -69,11 +72,11 @@ def make_plan(request: CompileRequest) -> Plan:
 
 def runs_here(name: str) -> bool:
     """Whether the target of that name runs on its default device here."""
-    target = get_target(name)
-    return target.unavailable(target.DEVICES[0]) is None
+    backend = get_backend(name)
+    return backend.unavailable(backend.devices[0]) is None
 
 
-def _precision(request: CompileRequest, target: Target, device: str) -> str:
+def _precision(request: CompileRequest, target: Target[Any], device: str) -> str:
     precisions = target.precisions(device)
     precision = request.precision or precisions[0]
     if precision not in precisions:
@@ -84,11 +87,12 @@ def _precision(request: CompileRequest, target: Target, device: str) -> str:
     return precision
 
 
-def _unprovable(target: Target, device: str) -> tuple[str, str] | None:
+def _unprovable(name: str, device: str) -> tuple[str, str] | None:
     """Why neither the engine nor its graph can be compared with PEFT here, or None."""
-    problem = target.unavailable(device)
-    if problem is None or not target.STAND_IN:
+    problem = get_backend(name).unavailable(device)
+    graph_check = get_target(name).graph_check
+    if problem is None or not graph_check:
         return problem
-    if runs_here(target.STAND_IN):
+    if runs_here(graph_check):
         return None
     return f"Nothing here could show parity: {problem[0]}", "pip install 'ptdeploy[cpu]'"

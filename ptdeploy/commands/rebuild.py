@@ -20,6 +20,7 @@ from ptdeploy.parity.reference import Reference
 from ptdeploy.parity.reference.store import load_reference
 from ptdeploy.progress import Progress
 from ptdeploy.targets import get_target
+from ptdeploy.targets.options import TargetOptions
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ def rebuild_bundle(request: RebuildRequest, progress: Progress) -> Bundle:
     """See ptdeploy.rebuild."""
     old = _read(request, progress)
     with stage_bundle(old.destination) as folder:
-        draft = _build(old, request.flavor, folder, progress)
+        draft = _build(old, request.engine, folder, progress)
         return finish(prove(draft, progress), old.destination, progress)
 
 
@@ -44,7 +45,7 @@ def _read(request: RebuildRequest, progress: Progress) -> Rebuilding:
     with progress.stage("check the bundle's files"):
         bundle = read_bundle(request.bundle)
     target = bundle.manifest.target
-    if not get_target(target).STAND_IN:
+    if not get_target(target).graph_check:
         raise InputError(
             f"{request.bundle}: an engine of {target} is its graph: nothing to rebuild."
         )
@@ -63,7 +64,7 @@ def _read(request: RebuildRequest, progress: Progress) -> Rebuilding:
     return Rebuilding(bundle, destination, reference)
 
 
-def _build(old: Rebuilding, flavor: str | None, folder: Path, progress: Progress) -> Draft:
+def _build(old: Rebuilding, asked: TargetOptions | None, folder: Path, progress: Progress) -> Draft:
     """Copy the bundle, and build its engine where the copy lies."""
     manifest = old.bundle.manifest
     # What was shown of the engine before says nothing of this one.
@@ -72,7 +73,7 @@ def _build(old: Rebuilding, flavor: str | None, folder: Path, progress: Progress
         (folder / entry.path).parent.mkdir(parents=True, exist_ok=True)
         old.bundle.copy(entry, folder / entry.path)
     with progress.stage(f"build the {manifest.target} engine"):
-        notes = get_target(manifest.target).rebuild(Bundle(folder, manifest), flavor)
+        notes = get_target(manifest.target).rebuild(Bundle(folder, manifest), asked)
     made = ("engine", "engine_info")
     files = tuple(staged(one.path, one.role) if one.role in made else one for one in files)
     return Draft(

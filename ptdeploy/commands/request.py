@@ -5,10 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ptdeploy.arguments import MOST, check_fields, flag, instance, maybe, one_of, path, text, whole
+from ptdeploy.arguments import (
+    MOST,
+    check_fields,
+    flag,
+    having,
+    instance,
+    maybe,
+    one_of,
+    path,
+    text,
+    whole,
+)
 from ptdeploy.bundle.quantization import ROUNDING, Rounding
 from ptdeploy.bundle.task import Task
-from ptdeploy.engine_options import ENGINE_OPTIONS, EngineOptions
+from ptdeploy.targets.options import TargetOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +43,7 @@ class CompileRequest:
     max_context: int | None = None
     rounding: Rounding | None = None
     golden: int | None = None
-    engine: EngineOptions | None = None
+    engine: TargetOptions | None = None
 
     def __post_init__(self) -> None:
         check_fields(
@@ -54,7 +65,7 @@ class CompileRequest:
             max_context=maybe(whole(most=MOST)),
             rounding=maybe(instance(Rounding, **ROUNDING)),
             golden=maybe(whole()),
-            engine=maybe(instance(EngineOptions, **ENGINE_OPTIONS)),
+            engine=maybe(having("given")),
         )
 
     @property
@@ -72,11 +83,13 @@ class RebuildRequest:
 
     bundle: str | Path
     output: str | Path | None = None
-    flavor: str | None = None
+    engine: TargetOptions | None = None
     force: bool = False
 
     def __post_init__(self) -> None:
-        check_fields(self, bundle=path, output=maybe(path), flavor=maybe(text), force=flag)
+        check_fields(
+            self, bundle=path, output=maybe(path), engine=maybe(having("given")), force=flag
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -153,7 +153,7 @@ def _open(bundle: Bundle) -> Iterator[Engine]:
 @contextmanager
 def _open_graph(bundle: Bundle) -> Iterator[Engine]:
     """The graph that the bundle's engine was built from, run by the target that stands in."""
-    stand_in = get_target(bundle.manifest.target).STAND_IN
+    stand_in = get_target(bundle.manifest.target).graph_check
     if not stand_in:
         raise InputError(
             f"{bundle.path}: an engine of the target {bundle.manifest.target} is its graph.",

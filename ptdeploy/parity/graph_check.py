@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from ptdeploy.backends import get_backend
 from ptdeploy.bundle import Bundle
 from ptdeploy.runtime import Engine, open_engine
-from ptdeploy.targets import get_target
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -28,7 +28,7 @@ def open_graph_check(bundle: Bundle, target: str) -> Iterator[Engine]:
     to bfloat16.
     """
     manifest = bundle.manifest
-    device = get_target(target).DEVICES[0]
+    device = get_backend(target).devices[0]
     precision = "fp32" if manifest.precision == "tf32" else manifest.precision
     changes = {"target": target, "device": device, "precision": precision}
     if precision != "bf16":

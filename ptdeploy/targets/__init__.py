@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from ptdeploy.bundle.task import Activations, Operators
-from ptdeploy.engine_options import EngineOptions
 from ptdeploy.errors import InputError
+from ptdeploy.targets.options import NoOptions, TargetOptions
 
 if TYPE_CHECKING:
+    from argparse import ArgumentParser, Namespace
+
     import onnx_ir as ir
     from numpy.typing import NDArray
 
     from ptdeploy.bundle import Bundle, FileEntry, Limits
     from ptdeploy.bundle.signature import Signature
+    from ptdeploy.targets.trt.options import TrtOptions
 
-TARGETS = {"ort": "ptdeploy.targets.ort", "trt": "ptdeploy.targets.trt"}
-DEVICES = ("cpu", "cuda")
+Options = TypeVar("Options", bound=TargetOptions)
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Attention:
 
 
 @dataclass(frozen=True)
-class BuildRequest:
+class BuildRequest(Generic[Options]):
     """What an engine is built from: a graph, what goes in and out of it, and how to build it."""
 
     model: ir.Model
@@ -67,7 +68,7 @@ class BuildRequest:
     limits: Limits
     precision: str
     folder: Path
-    options: EngineOptions
+    options: Options
 
 
 @dataclass(frozen=True)
@@ -79,15 +80,41 @@ class Built:
     notes: tuple[str, ...] = ()
 
 
-class Target(Protocol):
-    """What a target's module offers.
+class Target(Protocol[Options]):
+    """What builds a target's engines. `Options` is what a user may ask of them.
 
-    `DEVICES` are those it runs on, the default first. `STAND_IN` is the target that can run the
-    very graph an engine is built from, where the engine itself cannot run; "" if there is none.
+    What is said of a device holds for the ones that its backend runs on.
     """
 
-    DEVICES: tuple[str, ...]
-    STAND_IN: str
+    @property
+    def graph_check(self) -> str:
+        """The target that can run the very graph an engine is built from, where the engine itself
+        cannot run; "" if the graph is the engine."""
+        ...
+
+    def add_options(self, parser: ArgumentParser) -> None:
+        """Add what compile takes for it to the command line."""
+        ...
+
+    def add_rebuild_options(self, parser: ArgumentParser) -> None:
+        """Add what rebuild takes for it."""
+        ...
+
+    def read_options(self, arguments: Namespace) -> Options:
+        """What compile's command line asked of it."""
+        ...
+
+    def read_rebuild_options(self, arguments: Namespace) -> Options | None:
+        """What rebuild's command line asked of it, None if nothing."""
+        ...
+
+    def options(self, asked: TargetOptions | None) -> Options:
+        """What was asked, held against what there is; its defaults where nothing was asked.
+
+        Raises InputError if a value is of another kind or out of its range, if options do not fit
+        each other, or if they are another target's.
+        """
+        ...
 
     def precisions(self, device: str) -> tuple[str, ...]:
         """The precisions it builds for a device, the default first."""
@@ -101,31 +128,28 @@ class Target(Protocol):
         """Why its fused attention cannot compute that, in the engine's words, or "" if it can."""
         ...
 
-    def unavailable(self, device: str) -> tuple[str, str] | None:
-        """Why it cannot run on `device` here and how to change that, or None if it can."""
-        ...
-
-    def unbuildable(self, device: str, options: EngineOptions) -> tuple[str, str] | None:
+    def unbuildable(self, device: str, options: Options) -> tuple[str, str] | None:
         """Why it cannot build for `device` here and how to change that, or None if it can.
 
-        Raises InputError if the options do not fit each other or the target.
+        Raises InputError if what is installed here does not have what the options ask for.
         """
         ...
 
     def limit(
-        self, limits: Limits, options: EngineOptions, causal: bool, max_context: int | None
+        self, limits: Limits, options: Options, causal: bool, max_context: int | None
     ) -> Limits:
         """The limits as its engines have them; `max_context` is what was asked for."""
         ...
 
-    def build(self, request: BuildRequest) -> Built:
+    def build(self, request: BuildRequest[Options]) -> Built:
         """Write the engine files and list them."""
         ...
 
-    def rebuild(self, bundle: Bundle, flavor: str | None) -> tuple[str, ...]:
+    def rebuild(self, bundle: Bundle, asked: TargetOptions | None) -> tuple[str, ...]:
         """Make the engine files anew from the ONNX beside them, where they lie; gives notes.
 
-        `flavor` replaces the one they were built with. Only for targets with a STAND_IN.
+        What was `asked` replaces what they were built with. Only for targets with a graph check.
+        Raises InputError if something was asked that an engine cannot be rebuilt with.
         """
         ...
 
@@ -139,8 +163,24 @@ class Target(Protocol):
         ...
 
 
-def get_target(name: str) -> Target:
-    """The target of that name. Raises InputError if there is none."""
+def _ort() -> Target[NoOptions]:
+    from ptdeploy.targets.ort import OrtTarget
+
+    return OrtTarget()
+
+
+def _trt() -> Target[TrtOptions]:
+    from ptdeploy.targets.trt import TrtTarget
+
+    return TrtTarget()
+
+
+# What each takes for options only itself knows.
+TARGETS: dict[str, Callable[[], Target[Any]]] = {"ort": _ort, "trt": _trt}
+
+
+def get_target(name: str) -> Target[Any]:
+    """What builds engines of that name. Raises InputError if there is none."""
     if name not in TARGETS:
         raise InputError(f"No target {name!r}; there is {', '.join(TARGETS)}.")
-    return cast("Target", importlib.import_module(TARGETS[name]))
+    return TARGETS[name]()

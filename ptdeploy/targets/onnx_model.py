@@ -1,14 +1,16 @@
-"""A graph as ONNX files: the model, and its weights beside it as external data."""
+"""A graph as ONNX files, its weights beside it as external data: written, and run once."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ptdeploy.bundle import FileEntry, staged
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+    from numpy.typing import NDArray
 
 MODEL, WEIGHTS = "model.onnx", "model.onnx.data"
 # Smaller constants stay inside the model file.
@@ -47,3 +49,26 @@ def write_model(model: ir.Model, folder: Path) -> tuple[FileEntry, ...]:
     if (folder / WEIGHTS).exists():
         entries.append(staged(WEIGHTS, "weights"))
     return tuple(entries)
+
+
+def run_with_inner(
+    path: Path, inner: tuple[str, ...], feed: Mapping[str, NDArray[Any]]
+) -> dict[str, NDArray[Any]]:
+    """Run a graph on a CPU in ONNX Runtime, with inner values as outputs too; values by name."""
+    import numpy as np
+    import onnx
+
+    from ptdeploy.backends.ort.open import PROVIDERS, session_options
+    from ptdeploy.backends.telemetry import import_onnxruntime
+
+    model = onnx.load(path, load_external_data=False)
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in inner)
+    options = session_options("cpu")
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", str(path.parent.resolve())
+    )
+    session = import_onnxruntime().InferenceSession(
+        model.SerializeToString(), options, providers=[PROVIDERS["cpu"]]
+    )
+    outputs = [output.name for output in session.get_outputs()]
+    return dict(zip(outputs, map(np.asarray, session.run(outputs, dict(feed))), strict=True))

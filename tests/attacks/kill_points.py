@@ -25,7 +25,7 @@ from ptdeploy.commands.rebuild import rebuild_bundle
 from ptdeploy.commands.request import RebuildRequest
 from ptdeploy.errors import PtdeployError
 from ptdeploy.progress import Progress
-from ptdeploy.targets import get_target
+from ptdeploy.targets.trt import TrtTarget
 
 # Python's audit events before calls that look at files or change them.
 EVENTS = {
@@ -77,13 +77,12 @@ def publish_copy(new: Path, place: Path) -> None:
 def rebuild_in_place(new: Path, place: Path) -> None:
     """All of rebuild but TensorRT's builder, which is not at hand everywhere."""
 
-    def build(bundle: Any, flavor: str | None) -> tuple[str, ...]:
+    def build(self: Any, bundle: Any, asked: Any) -> tuple[str, ...]:
         for name in ("engine.plan", "engine.json"):
             shutil.copyfile(new / name, bundle.path / name)
         return ()
 
-    target = get_target("trt")
-    with mock.patch.object(target, "rebuild", build):
+    with mock.patch.object(TrtTarget, "rebuild", build):
         rebuild_bundle(RebuildRequest(bundle=place), Progress(quiet=True))
 
 

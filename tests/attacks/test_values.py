@@ -19,7 +19,7 @@ FUNCTIONS = (
     "chat_",
     "compile(",
     "Rounding(",
-    "EngineOptions(",
+    "TrtOptions(",
     "verify(",
     "rebuild(",
     "load(",

@@ -306,7 +306,7 @@ def _of_compile(nowhere: Path) -> Iterator[Door]:
             f"compile({one})",
             lambda v, one=one: ptdeploy.compile(nowhere, target="ort", **{one: v}),
         )
-    for kind, option in ((ptdeploy.Rounding, "rounding"), (ptdeploy.EngineOptions, "engine")):
+    for kind, option in ((ptdeploy.Rounding, "rounding"), (ptdeploy.TrtOptions, "engine")):
         for one in dataclasses.fields(kind):
             yield Door(
                 f"{kind.__name__}({one.name})",
@@ -335,7 +335,7 @@ def _of_the_package(bundle: Path) -> Iterator[Door]:
     names = ("checkpoint", "base", "adapter", "data", "thresholds", "locate", "report", "graph")
     yield from of("verify", ptdeploy.verify, bundle, names=(*names, "progress"))
     yield Door("rebuild(bundle)", ptdeploy.rebuild)
-    names = ("output", "flavor", "force", "progress")
+    names = ("output", "engine", "force", "progress")
     yield from of("rebuild", ptdeploy.rebuild, bundle, names=names)
     yield Door("load(bundle)", ptdeploy.load)
     yield from of("load", ptdeploy.load, bundle, names=("device", "threads", "map_weights"))

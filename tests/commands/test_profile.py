@@ -20,7 +20,7 @@ from ptdeploy.backends import get_backend
 from ptdeploy.backends.trt.inspector import read_layer
 from ptdeploy.bundle.precision import PRECISIONS, Thresholds
 from ptdeploy.cli.main import main
-from ptdeploy.engine_options import EngineOptions
+from ptdeploy.targets.trt.options import TrtOptions
 
 RTX = importlib.util.find_spec("tensorrt_rtx") is not None
 needs_rtx = pytest.mark.skipif(not RTX, reason="tensorrt_rtx is not installed")
@@ -41,7 +41,7 @@ def trt_bundle(tmp_path_factory) -> Iterator[Path]:
             target="trt",
             base=str(trained.base),
             output=folder / "bundle",
-            engine=EngineOptions(keep_onnx=True),
+            engine=TrtOptions(keep_onnx=True),
         ).path
 
 

@@ -18,7 +18,7 @@ from support import tiny
 from support.alone import peft_alone, random_rows
 
 import ptdeploy
-from ptdeploy import EngineOptions, Rounding
+from ptdeploy import Rounding, TrtOptions
 from ptdeploy.backends.trt import cuda
 from ptdeploy.backends.trt.engine_file import read_info
 from ptdeploy.bundle import Bundle, read_bundle
@@ -54,7 +54,7 @@ def kept(tmp_path_factory, trained) -> Path:
     """A decoder's bundle with its ONNX."""
     one = trained("qwen2", "CAUSAL_LM")
     output = tmp_path_factory.mktemp("kept") / "bundle"
-    return compiled(one, output, engine=EngineOptions(keep_onnx=True)).path
+    return compiled(one, output, engine=TrtOptions(keep_onnx=True)).path
 
 
 def compiled(one: tiny.Trained, output: Path, **options) -> Bundle:
@@ -72,9 +72,7 @@ def compiled(one: tiny.Trained, output: Path, **options) -> Bundle:
 )
 def test_16_bits_keep_softmax_and_logits_in_fp32(trained, tmp_path, precision, architecture, task):
     one = trained(architecture, task)
-    bundle = compiled(
-        one, tmp_path / "b", precision=precision, engine=EngineOptions(keep_onnx=True)
-    )
+    bundle = compiled(one, tmp_path / "b", precision=precision, engine=TrtOptions(keep_onnx=True))
     assert 1e-5 < bundle.manifest.graph_parity.max_abs < 0.2
     narrow = {"fp16": "float16", "bf16": "bfloat16"}[precision]
     counted = read_info(bundle.file("engine_info")).precisions
@@ -108,7 +106,7 @@ def test_rounded_weights_are_read_through_dequantize_linear(
 ):
     rounding = Rounding(min_agreement=0, max_perplexity_ratio=1e9, **options)
     one = trained("qwen2", "CAUSAL_LM")
-    engine = EngineOptions(keep_onnx=True)
+    engine = TrtOptions(keep_onnx=True)
     bundle = compiled(one, tmp_path / "b", precision=precision, rounding=rounding, engine=engine)
     assert bundle.manifest.graph_parity.perplexity_ratio < 1.1
     graph = onnx.load(bundle.file("model"), load_external_data=False).graph
@@ -165,7 +163,7 @@ def test_a_prompt_that_is_not_frozen_is_compiled_too(trained, tmp_path):
 
 
 def test_profiles_follow_what_was_asked_for(trained, tmp_path):
-    options = EngineOptions(profile="batch=1:2:4,seq=1:8:16")
+    options = TrtOptions(profile="batch=1:2:4,seq=1:8:16")
     one = trained("qwen2", "CAUSAL_LM")
     bundle = compiled(one, tmp_path / "b", engine=options, max_context=40)
     decode, prefill = read_info(bundle.file("engine_info")).profiles
@@ -178,7 +176,7 @@ def test_profiles_follow_what_was_asked_for(trained, tmp_path):
 
 def test_a_classifier_runs_more_rows_than_its_engine_takes_at_once(trained, tmp_path):
     one = trained("bert", "SEQ_CLS")
-    engine = EngineOptions(profile="batch=1:1:2", keep_onnx=True)
+    engine = TrtOptions(profile="batch=1:1:2", keep_onnx=True)
     bundle = compiled(one, tmp_path / "b", engine=engine)
     rows = [[1, 2, 3], [4], [5, 6], [7, 8, 9, 10], [11]]
     with open_graph_check(bundle, "ort") as opened:
@@ -285,7 +283,7 @@ def test_a_graph_that_is_not_there_is_not_verified(compiled_ort, trained, tmp_pa
 @NO_GPU
 def test_diff_says_what_changed_where_the_engines_cannot_run(kept, trained, tmp_path, capsys):
     one = trained("qwen2", "CAUSAL_LM")
-    options = EngineOptions(profile="batch=1:1:2", workspace=99)
+    options = TrtOptions(profile="batch=1:1:2", workspace=99)
     other = compiled(one, tmp_path / "b", engine=options).path
     assert main(["diff", str(kept), str(other)]) == 0
     out = capsys.readouterr().out
@@ -350,7 +348,7 @@ def test_options_of_tensorrt_are_refused_for_another_target(trained, tmp_path):
             target="ort",
             base=str(one.base),
             output=tmp_path / "b",
-            engine=EngineOptions(keep_onnx=True),
+            engine=TrtOptions(keep_onnx=True),
         )
 
 
@@ -361,8 +359,8 @@ def test_options_of_tensorrt_are_refused_for_another_target(trained, tmp_path):
         ({"device": "cpu"}, "runs on cuda, not on 'cpu'"),
         ({"precision": "int8", "rounding": Rounding(block_size=32)}, "a scale for each column"),
         ({"precision": "int4", "rounding": Rounding(accuracy_level=4)}, "ONNX Runtime's"),
-        ({"engine": EngineOptions(profile="seq=1:2:9999")}, "goes to 9999"),
-        ({"engine": EngineOptions(version_compatible=True, flavor="rtx")}, "lean runtime"),
+        ({"engine": TrtOptions(profile="seq=1:2:9999")}, "goes to 9999"),
+        ({"engine": TrtOptions(version_compatible=True, flavor="rtx")}, "lean runtime"),
     ],
 )
 def test_what_the_target_cannot_do_is_refused(trained, tmp_path, options, words):

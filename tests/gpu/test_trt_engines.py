@@ -10,7 +10,7 @@ from support import tiny
 from support.alone import peft_alone, random_rows
 
 import ptdeploy
-from ptdeploy import EngineOptions, Rounding
+from ptdeploy import Rounding, TrtOptions
 from ptdeploy.backends import get_backend
 from ptdeploy.backends.trt import cuda
 from ptdeploy.backends.trt.vendor import MODULES, is_installed
@@ -34,7 +34,7 @@ def own_cache(tmp_path, monkeypatch):
 
 
 def compiled(one: tiny.Trained, output, flavor: str = "auto", **options):
-    engine = EngineOptions(flavor=flavor, **options.pop("engine", {}))
+    engine = TrtOptions(flavor=flavor, **options.pop("engine", {}))
     return ptdeploy.compile(
         one.adapter, target="trt", base=str(one.base), output=output, engine=engine, **options
     )

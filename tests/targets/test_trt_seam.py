@@ -27,18 +27,19 @@ from ptdeploy.backends.trt.vendor import choose_builder, open_vendor
 from ptdeploy.bundle import Limits
 from ptdeploy.bundle.signature import Signature
 from ptdeploy.bundle.task import TensorSpec
-from ptdeploy.engine_options import (
-    EngineOptions,
+from ptdeploy.errors import BaseModelError, BundleError, InputError, TargetUnavailable
+from ptdeploy.runtime.bfloat16 import stored, to_stored
+from ptdeploy.targets import trt
+from ptdeploy.targets.trt import TrtTarget
+from ptdeploy.targets.trt.builder import Request, build_plan, check_flavor
+from ptdeploy.targets.trt.exposed import build_exposed, shapes_of
+from ptdeploy.targets.trt.options import (
     Range,
+    TrtOptions,
     check_options,
     read_compute_capabilities,
     read_profile,
 )
-from ptdeploy.errors import BaseModelError, BundleError, InputError, TargetUnavailable
-from ptdeploy.runtime.bfloat16 import stored, to_stored
-from ptdeploy.targets import trt
-from ptdeploy.targets.trt.builder import Request, build_plan, check_flavor
-from ptdeploy.targets.trt.exposed import build_exposed, shapes_of
 from ptdeploy.targets.trt.plan import DEFAULT_CONTEXT, bounded, profiles
 
 NO_GPU = pytest.mark.skipif(cuda.unavailable() is None, reason="there is a GPU here")
@@ -74,7 +75,7 @@ def save(folder: Path, *nodes: onnx.NodeProto, constants=(), out: TensorSpec = Y
 
 def request(onnx_file: Path, signature=None, options=None, tf32=False) -> Request:
     signature = signature or Signature((X,), (Y,))
-    return Request(onnx_file, signature, (PROFILE,), tf32, options or EngineOptions())
+    return Request(onnx_file, signature, (PROFILE,), tf32, options or TrtOptions())
 
 
 def relu(folder: Path) -> Path:
@@ -128,13 +129,13 @@ def test_what_is_wrong_with_a_profile_is_said(text, words):
 @pytest.mark.parametrize(
     "options",
     [
-        EngineOptions(flavor="openvino"),
-        EngineOptions(hardware_compatibility="all"),
-        EngineOptions(workspace=0),
-        EngineOptions(optimization_level=6),
-        EngineOptions(compute_capability="sm90"),
-        EngineOptions(compute_capability="8.6,8.6"),
-        EngineOptions(compute_capability="current,8.6"),
+        TrtOptions(flavor="openvino"),
+        TrtOptions(hardware_compatibility="all"),
+        TrtOptions(workspace=0),
+        TrtOptions(optimization_level=6),
+        TrtOptions(compute_capability="sm90"),
+        TrtOptions(compute_capability="8.6,8.6"),
+        TrtOptions(compute_capability="current,8.6"),
     ],
 )
 def test_an_option_out_of_range_is_refused(options):
@@ -149,8 +150,8 @@ def test_compute_capabilities_are_read():
 
 
 def test_given_options_have_the_names_of_the_command_line():
-    assert EngineOptions().given() == []
-    options = EngineOptions(flavor="rtx", keep_onnx=True, cache=False)
+    assert TrtOptions().given() == []
+    options = TrtOptions(flavor="rtx", keep_onnx=True, cache=False)
     assert options.given() == ["--trt-flavor", "--keep-onnx", "--no-engine-cache"]
 
 
@@ -158,12 +159,12 @@ def test_given_options_have_the_names_of_the_command_line():
 
 
 def test_a_classifier_gets_one_profile_up_to_its_models_limits():
-    limits = bounded(Limits(492, 512, 30522), EngineOptions(), False, None)
+    limits = bounded(Limits(492, 512, 30522), TrtOptions(), False, None)
     assert limits == Limits(492, 512, 30522, 32)
     ids = TensorSpec("input_ids", "int64", ("batch", "sequence"), "")
-    (one,) = profiles(Signature((ids,), ()), limits, EngineOptions())
+    (one,) = profiles(Signature((ids,), ()), limits, TrtOptions())
     assert one.shapes == {"input_ids": ((1, 1), (8, 128), (32, 492))}
-    options = EngineOptions(profile="batch=1:2:4,seq=1:16:64")
+    options = TrtOptions(profile="batch=1:2:4,seq=1:16:64")
     limits = bounded(Limits(492, 512, 30522), options, False, None)
     assert (limits.max_batch, limits.max_sequence, limits.max_context) == (4, 64, 84)
     (one,) = profiles(Signature((ids,), ()), limits, options)
@@ -172,7 +173,7 @@ def test_a_classifier_gets_one_profile_up_to_its_models_limits():
 
 def test_a_decoder_gets_a_decode_and_a_prefill_profile():
     model = Limits(32748, 32768, 151936)
-    limits = bounded(model, EngineOptions(), True, None)
+    limits = bounded(model, TrtOptions(), True, None)
     assert limits.max_context == DEFAULT_CONTEXT
     assert limits.max_sequence == DEFAULT_CONTEXT - 20
     assert (limits.max_batch, limits.max_prefill) == (8, 512)
@@ -184,7 +185,7 @@ def test_a_decoder_gets_a_decode_and_a_prefill_profile():
         ),
         (),
     )
-    decode, prefill = profiles(signature, limits, EngineOptions())
+    decode, prefill = profiles(signature, limits, TrtOptions())
     assert decode.name == "decode"
     assert decode.shapes["input_ids"] == ((1, 1), (1, 1), (8, 1))
     assert prefill.shapes["input_ids"] == ((1, 1), (1, 128), (1, 512))
@@ -200,7 +201,7 @@ def kv(rows: int) -> dict[str, tuple[int, ...]]:
 
 
 def test_a_context_that_was_asked_for_is_kept():
-    limits = bounded(Limits(9980, 10000, 100), EngineOptions(), True, 10000)
+    limits = bounded(Limits(9980, 10000, 100), TrtOptions(), True, 10000)
     assert limits.max_context == 10000
 
 
@@ -214,7 +215,7 @@ def test_a_context_that_was_asked_for_is_kept():
 )
 def test_a_profile_that_does_not_fit_the_model_is_refused(profile, causal, max_batch, words):
     with pytest.raises(InputError, match=words):
-        bounded(Limits(44, 64, 100, max_batch), EngineOptions(profile=profile), causal, None)
+        bounded(Limits(44, 64, 100, max_batch), TrtOptions(profile=profile), causal, None)
 
 
 # The builder
@@ -286,16 +287,16 @@ def test_a_buffer_that_is_not_updated_in_place_is_refused(vendor, tmp_path):
 
 
 def test_a_compute_capability_that_the_builder_does_not_have_is_refused(vendor, tmp_path):
-    options = EngineOptions(compute_capability="9.0")
+    options = TrtOptions(compute_capability="9.0")
     with pytest.raises(InputError, match=r"9\.0: TensorRT-RTX .* builds for 7\.5, .*12\.0"):
         build_plan(vendor, request(relu(tmp_path), options=options), None)
-    options = EngineOptions(compute_capability="8.6,12.0")
+    options = TrtOptions(compute_capability="8.6,12.0")
     assert build_plan(vendor, request(relu(tmp_path), options=options), None) is not None
 
 
 @NO_GPU
 @pytest.mark.parametrize(
-    "options", [EngineOptions(strip_weights=True), EngineOptions(compute_capability="current")]
+    "options", [TrtOptions(strip_weights=True), TrtOptions(compute_capability="current")]
 )
 def test_what_needs_a_gpu_to_build_says_so(vendor, tmp_path, options):
     weights = helper.make_tensor("w", TensorProto.FLOAT, (4, 4), np.eye(4).ravel())
@@ -307,10 +308,12 @@ def test_what_needs_a_gpu_to_build_says_so(vendor, tmp_path, options):
 @NO_GPU
 def test_the_gpu_at_hand_cannot_be_built_for_where_there_is_none():
     """Said before any work, not by the builder."""
-    problem, fix = trt.unbuildable("cuda", EngineOptions(compute_capability="current"))
+    problem, fix = TrtTarget().unbuildable("cuda", TrtOptions(compute_capability="current"))
     assert "needs a GPU" in problem
     assert "8.9" in fix
-    assert trt.unbuildable("cuda", EngineOptions(flavor="rtx", compute_capability="8.9")) is None
+    assert (
+        TrtTarget().unbuildable("cuda", TrtOptions(flavor="rtx", compute_capability="8.9")) is None
+    )
 
 
 def test_too_little_workspace_is_said(vendor, tmp_path):
@@ -322,15 +325,15 @@ def test_too_little_workspace_is_said(vendor, tmp_path):
     )
     file = save(tmp_path, *nodes, constants=(weights, back))
     with pytest.raises(BaseModelError) as error:
-        build_plan(vendor, request(file, options=EngineOptions(workspace=1)), None)
+        build_plan(vendor, request(file, options=TrtOptions(workspace=1)), None)
     assert "more than --workspace 1" in error.value.fix
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (EngineOptions(version_compatible=True), "lean runtime"),
-        (EngineOptions(hardware_compatibility="ampere_plus"), "full TensorRT's"),
+        (TrtOptions(version_compatible=True), "lean runtime"),
+        (TrtOptions(hardware_compatibility="ampere_plus"), "full TensorRT's"),
     ],
 )
 def test_what_rtx_does_not_have_is_refused(vendor, options, words):

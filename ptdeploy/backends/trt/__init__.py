@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from ptdeploy.backends import EngineWords
-from ptdeploy.backends.trt import cuda
 from ptdeploy.backends.trt.engine_file import EngineInfo, read_info
-from ptdeploy.backends.trt.vendor import INSTALL, MODULES, NAMES, is_installed
 from ptdeploy.backends.trt.words import describe_engine
 from ptdeploy.errors import InputError, TargetUnavailable
 
@@ -34,6 +32,9 @@ class TrtBackend:
         return ""
 
     def unavailable(self, device: str) -> tuple[str, str] | None:
+        from ptdeploy.backends.trt import cuda
+        from ptdeploy.backends.trt.vendor import INSTALL, MODULES, NAMES, is_installed
+
         if device not in self.devices:
             return f"The target trt runs on cuda, not on {device!r}.", ""
         if not any(is_installed(flavor) for flavor in MODULES):

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from ptdeploy.backends.trt import cache
 from ptdeploy.backends.trt.engine_file import TYPES, Profile
 from ptdeploy.backends.trt.vendor import Vendor
-from ptdeploy.engine_options import EngineOptions, read_compute_capabilities
 from ptdeploy.errors import BaseModelError, InputError, TargetUnavailable
+from ptdeploy.targets.trt.options import TrtOptions, read_compute_capabilities
 
 if TYPE_CHECKING:
     from ptdeploy.bundle.signature import Signature
@@ -31,7 +31,7 @@ class Request:
     signature: Signature
     profiles: tuple[Profile, ...]
     tf32: bool
-    options: EngineOptions
+    options: TrtOptions
 
 
 def build_plan(vendor: Vendor, request: Request, timing: str | None) -> Any:
@@ -166,7 +166,7 @@ def _is_buffer(shape: tuple[int | str, ...], name: str) -> bool:
     return name.startswith("present.") and isinstance(shape[2], int)
 
 
-def _configure(vendor: Vendor, config: Any, options: EngineOptions, tf32: bool) -> None:
+def _configure(vendor: Vendor, config: Any, options: TrtOptions, tf32: bool) -> None:
     trt = vendor.module
     # Layer names are the modules'; details are what `inspect --layers` shows.
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
@@ -199,7 +199,7 @@ def _configure(vendor: Vendor, config: Any, options: EngineOptions, tf32: bool) 
         config.set_compute_capability(known[name], index)
 
 
-def check_flavor(vendor: Vendor, options: EngineOptions) -> None:
+def check_flavor(vendor: Vendor, options: TrtOptions) -> None:
     """Raises InputError if this flavor does not have what the options ask for."""
     if vendor.flavor == "tensorrt" and options.compute_capability:
         raise InputError(
@@ -245,7 +245,7 @@ def _first(vendor: Vendor) -> str:
     return (vendor.errors or ["it gives no reason"])[0].rstrip(".")
 
 
-def _failed(vendor: Vendor, options: EngineOptions) -> Exception:
+def _failed(vendor: Vendor, options: TrtOptions) -> Exception:
     reason = _first(vendor)
     if any(words in error for error in vendor.errors for words in _WANTS_GPU):
         what = "--strip-weights" if options.strip_weights else "this engine"

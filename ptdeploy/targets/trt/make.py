@@ -13,8 +13,8 @@ import msgspec
 from ptdeploy.backends.trt import cache, cuda
 from ptdeploy.backends.trt.engine_file import PLAN, Compatibility, EngineInfo, Profile, write_info
 from ptdeploy.backends.trt.vendor import Vendor, choose_builder
-from ptdeploy.engine_options import EngineOptions, read_compute_capabilities
 from ptdeploy.targets.trt.builder import Request, build_plan, check_flavor
+from ptdeploy.targets.trt.options import TrtOptions, read_compute_capabilities
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -34,7 +34,7 @@ class Job:
     profiles: tuple[Profile, ...]
     tf32: bool
     precisions: dict[str, dict[str, int]]
-    options: EngineOptions
+    options: TrtOptions
 
 
 def make_engine(job: Job, folder: Path) -> tuple[str, ...]:

@@ -8,9 +8,9 @@ import msgspec
 
 from ptdeploy.backends.trt.engine_file import Profile
 from ptdeploy.bundle import Limits
-from ptdeploy.engine_options import EngineOptions, Range, read_profile
 from ptdeploy.errors import InputError
 from ptdeploy.runtime.layout import KEPT, PREFILL
+from ptdeploy.targets.trt.options import Range, TrtOptions, read_profile
 
 if TYPE_CHECKING:
     from ptdeploy.bundle.signature import Signature
@@ -22,9 +22,7 @@ _ROWS = Range(1, 1, 8)
 _TOKENS = 128
 
 
-def bounded(
-    limits: Limits, options: EngineOptions, causal: bool, max_context: int | None
-) -> Limits:
+def bounded(limits: Limits, options: TrtOptions, causal: bool, max_context: int | None) -> Limits:
     """The limits as an engine with profiles has them: everything has a largest size.
 
     Raises InputError if the asked profile is larger than the model.
@@ -58,7 +56,7 @@ def bounded(
     )
 
 
-def profiles(signature: Signature, limits: Limits, options: EngineOptions) -> tuple[Profile, ...]:
+def profiles(signature: Signature, limits: Limits, options: TrtOptions) -> tuple[Profile, ...]:
     """The optimization profiles for a signature, in the order they are looked through.
 
     An engine without past KV has one. A decoder has two: `decode`, a token for each row of a batch,

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
+from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass, fields
-from typing import Literal, get_args
+from typing import Any, ClassVar, get_args
 
-from ptdeploy.arguments import MOST, flag, text, whole
+from ptdeploy.arguments import MOST, flag, instance, text, whole
+from ptdeploy.backends.trt.engine_file import Compatibility
 from ptdeploy.errors import InputError
 
-Flavor = Literal["tensorrt", "rtx"]
 FLAVORS = ("auto", "tensorrt", "rtx")
-Compatibility = Literal["none", "ampere_plus", "same_compute_capability"]
 COMPATIBILITIES = get_args(Compatibility)
 
 
@@ -25,12 +25,14 @@ class Range:
 
 
 @dataclass(frozen=True)
-class EngineOptions:
+class TrtOptions:
     """Options of the target trt; None is TensorRT's own default, or follows the model's limits.
 
     `profile` is text such as "batch=1:8:32,seq=1:128:512". `workspace` is in MiB.
     `compute_capability` is text such as "8.6,8.9" or "current", for TensorRT-RTX.
     """
+
+    about: ClassVar[str] = "TensorRT's engines"
 
     flavor: str = "auto"
     profile: str | None = None
@@ -54,22 +56,24 @@ class EngineOptions:
 
 
 # What its fields may be, where they are not None.
-ENGINE_OPTIONS = {
-    "flavor": text,
-    "profile": text,
-    "keep_onnx": flag,
-    "strip_weights": flag,
-    "version_compatible": flag,
-    "hardware_compatibility": text,
-    "workspace": whole(most=MOST),
-    "optimization_level": whole(),
-    "compute_capability": text,
-    "cache": flag,
-}
+_KINDS = instance(
+    TrtOptions,
+    flavor=text,
+    profile=text,
+    keep_onnx=flag,
+    strip_weights=flag,
+    version_compatible=flag,
+    hardware_compatibility=text,
+    workspace=whole(most=MOST),
+    optimization_level=whole(),
+    compute_capability=text,
+    cache=flag,
+)
 
 
-def check_options(options: EngineOptions) -> None:
-    """Raises InputError on an option out of range."""
+def check_options(options: TrtOptions) -> None:
+    """Raises InputError on an option of another kind or out of range."""
+    _KINDS("engine", options)
     read_profile(options.profile)
     read_compute_capabilities(options.compute_capability)
     for option, holds, wanted in (
@@ -132,3 +136,69 @@ def read_compute_capabilities(text: str | None) -> tuple[str, ...]:
             f"--compute-capability {text}: must be versions such as 8.6,8.9, or current."
         )
     return parts
+
+
+def add_options(parser: ArgumentParser) -> None:
+    """The fields of TrtOptions by their names, as `engine_<field>`."""
+    group = parser.add_argument_group(
+        "target trt", "What is not given is TensorRT's default, or follows the model's limits."
+    )
+
+    def option(flag: str, name: str, **settings: Any) -> None:
+        group.add_argument(flag, dest=f"engine_{name}", **settings)
+
+    option("--trt-flavor", "flavor", choices=FLAVORS, default="auto", help="default: auto")
+    option(
+        "--profile",
+        "profile",
+        metavar="RANGES",
+        help="sizes it takes, MIN:OPT:MAX: batch=1:8:32,seq=1:128:512",
+    )
+    option("--keep-onnx", "keep_onnx", action="store_true", help="so that it can be rebuilt")
+    option("--strip-weights", "strip_weights", action="store_true", help="take them from the ONNX")
+    option(
+        "--version-compatible",
+        "version_compatible",
+        action="store_true",
+        help="run with newer TensorRT of the same major version",
+    )
+    option(
+        "--hardware-compatibility",
+        "hardware_compatibility",
+        choices=COMPATIBILITIES,
+        default="none",
+        help="run on other GPUs than the one it is built on; default: none",
+    )
+    option(
+        "--compute-capability",
+        "compute_capability",
+        metavar="8.6,8.9",
+        help="TensorRT-RTX: the GPUs to build for, or current; default: all it supports",
+    )
+    option("--workspace", "workspace", type=int, metavar="MIB", help="scratch memory at most")
+    option("--optimization-level", "optimization_level", type=int, metavar="0-5", help="default: 3")
+    option(
+        "--no-engine-cache",
+        "cache",
+        action="store_false",
+        help="build although the same engine was built before",
+    )
+
+
+def add_rebuild_options(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--trt-flavor", dest="engine_flavor", choices=FLAVORS, help="default: the bundle's"
+    )
+
+
+def read_options(arguments: Namespace) -> TrtOptions:
+    """What compile was asked for."""
+    return TrtOptions(
+        **{one.name: getattr(arguments, f"engine_{one.name}") for one in fields(TrtOptions)}
+    )
+
+
+def read_rebuild_options(arguments: Namespace) -> TrtOptions | None:
+    """What rebuild was asked for: "auto" is not the bundle's own flavor."""
+    flavor = arguments.engine_flavor
+    return None if flavor is None else TrtOptions(flavor=flavor)

@@ -1,0 +1,118 @@
+"""A graph to an engine's files, and a bundle's engine made anew from its ONNX."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ptdeploy.backends.trt import engine_info
+from ptdeploy.backends.trt.engine_file import INFO, PLAN
+from ptdeploy.bundle import Bundle, staged
+from ptdeploy.bundle.signature import Signature
+from ptdeploy.errors import BaseModelError, InputError
+from ptdeploy.targets import BuildRequest, Built
+from ptdeploy.targets.onnx_model import write_model
+from ptdeploy.targets.trt.make import Job, count_precisions, make_engine
+from ptdeploy.targets.trt.options import TrtOptions
+from ptdeploy.targets.trt.plan import profiles
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+
+def build_engine(request: BuildRequest[TrtOptions]) -> Built:
+    """Write `engine.plan` and `engine.json`; the ONNX that the parser got is a working file.
+
+    It is kept in the bundle on request, or where the engine gets its weights from it.
+    """
+    _refuse_unknown_operators(request.model)
+    counted = count_precisions(request.model)
+    onnx = write_model(request.model, request.folder)
+    job = Job(
+        request.folder / onnx[0].path,
+        tuple(request.folder / entry.path for entry in onnx),
+        request.signature,
+        profiles(request.signature, request.limits, request.options),
+        request.precision == "tf32",
+        counted,
+        request.options,
+    )
+    notes = (*make_engine(job, request.folder), *_unrounded(request.model))
+    files = (staged(PLAN, "engine"), staged(INFO, "engine_info"))
+    if request.options.keep_onnx or request.options.strip_weights:
+        return Built((*files, *onnx), (), notes)
+    return Built(files, onnx, notes)
+
+
+def rebuild_engine(bundle: Bundle, asked: TrtOptions | None) -> tuple[str, ...]:
+    """Write `engine.plan` and `engine.json` again, with the profiles and options they had.
+
+    Only another flavor can be asked for, and no cache. An engine that was built for the GPU at hand
+    is built for the one that is at hand now.
+    """
+    if other := [] if asked is None else replace(asked, flavor="auto", cache=True).given():
+        raise InputError(
+            f"{other[0]}: an engine is rebuilt with the options that it was built with.",
+            "Compile the checkpoint again to change them.",
+        )
+    manifest, info = bundle.manifest, engine_info(bundle)
+    onnx = bundle.file("model")
+    assert onnx is not None, "the caller checks it"
+    ahead = ",".join(info.compute_capabilities) or None
+    options = TrtOptions(
+        flavor=info.flavor if asked is None else asked.flavor,
+        cache=asked is None or asked.cache,
+        strip_weights=info.strip_weights,
+        version_compatible=info.version_compatible,
+        hardware_compatibility=info.hardware_compatibility,
+        workspace=info.workspace,
+        optimization_level=info.optimization_level,
+        compute_capability="current" if info.gpu and info.flavor == "rtx" else ahead,
+    )
+    if options.flavor == "tensorrt":
+        options = replace(options, compute_capability=None)
+    notes: tuple[str, ...] = ()
+    if options.flavor == "rtx" and info.flavor == "tensorrt":
+        # What TensorRT-RTX does not have, and for compatibility does not need.
+        options = replace(options, version_compatible=False, hardware_compatibility="none")
+        notes = ("compatibility options of full TensorRT were left out.",)
+    parts = [entry.path for entry in manifest.files if entry.role in ("model", "weights")]
+    job = Job(
+        onnx,
+        tuple(bundle.path / part for part in parts),
+        Signature(manifest.inputs, manifest.outputs),
+        info.profiles,
+        info.tf32,
+        info.precisions,
+        options,
+    )
+    return (*make_engine(job, bundle.path), *notes)
+
+
+def _unrounded(model: ir.Model) -> list[str]:
+    """A note where some weight matrices of a rounded engine are not rounded."""
+    from ptdeploy.passes.dequantize import constant_matrix
+
+    nodes = list(model.graph.all_nodes())
+    left = [found for node in nodes if (found := constant_matrix(node)) is not None]
+    rounded = sum(node.op_type == "DequantizeLinear" for node in nodes)
+    if not rounded or not left:
+        return []
+    dtype = left[0][1].dtype.name.lower()
+    return [
+        f"{len(left)} of {len(left) + rounded} weight matrices stay in {dtype}: their columns are "
+        "no whole number of blocks (--block-size)."
+    ]
+
+
+def _refuse_unknown_operators(model: ir.Model) -> None:
+    """Raises BaseModelError on an operator that is not ONNX's own: no parser would know it."""
+    import onnx
+
+    for node in model.graph.all_nodes():
+        if node.domain or not onnx.defs.has(node.op_type, ""):
+            raise BaseModelError(
+                f"The graph has {node.domain or 'ONNX Runtime'}'s operator {node.op_type} at "
+                f"{node.name}, which TensorRT does not have.",
+                "Compile with --target ort, or report this with the model's name.",
+            )
