@@ -13,6 +13,11 @@ def stored(dtype: str) -> np.dtype[Any]:
     return np.dtype(np.uint16 if dtype == "bfloat16" else dtype)
 
 
+def from_stored(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
+    """bfloat16 values as float32, which has every one of them."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
 def to_stored(array: NDArray[np.float32], dtype: str) -> NDArray[Any]:
     """float32 values as a signature's element type stores them, rounded to nearest even."""
     if dtype != "bfloat16":

@@ -28,11 +28,11 @@ from ptdeploy.bundle import Limits
 from ptdeploy.bundle.signature import Signature
 from ptdeploy.bundle.task import TensorSpec
 from ptdeploy.errors import BaseModelError, BundleError, InputError, TargetUnavailable
-from ptdeploy.runtime.bfloat16 import stored, to_stored
+from ptdeploy.runtime.bfloat16 import from_stored, stored, to_stored
 from ptdeploy.targets import trt
 from ptdeploy.targets.trt import TrtTarget
 from ptdeploy.targets.trt.builder import Request, build_plan, check_flavor
-from ptdeploy.targets.trt.exposed import build_exposed, shapes_of
+from ptdeploy.targets.trt.exposed import build_exposed, exposed_request
 from ptdeploy.targets.trt.options import (
     Range,
     TrtOptions,
@@ -552,18 +552,20 @@ def test_no_module_hides_a_function_of_its_package():
 # Inner values
 
 
-def test_a_graph_with_inner_values_as_outputs_is_built_too(tmp_path):
+def test_a_graph_with_inner_values_as_outputs_is_built_too(vendor, tmp_path):
     nodes = (
         helper.make_node("Neg", ["x"], ["h"], name="layer.0/Neg"),
         helper.make_node("Relu", ["h"], ["y"], name="layer.1/Relu"),
     )
     file = save(tmp_path, *nodes)
-    shapes = shapes_of({"x": np.zeros((2, 4), np.float32)})
-    assert shapes == {"x": (2, 4)}
-    plain = bytes(build_exposed(INFO, file, (), ("y",), shapes))
-    assert bytes(build_exposed(INFO, file, ("h",), ("y",), shapes)) != plain
-    with pytest.raises(BaseModelError, match="inner values as outputs"):
-        build_exposed(INFO, file, ("no such value",), ("y",), shapes)
+    signature, feed = Signature((X,), (Y,)), {"x": np.zeros((2, 4), np.float32)}
+
+    def built(*inner: str) -> bytes:
+        return bytes(build_exposed(vendor, exposed_request(INFO, file, signature, inner, feed)))
+
+    assert built("h") != built()
+    with pytest.raises(BaseModelError, match=r"inner values as outputs .* no value nonsense"):
+        built("nonsense")
 
 
 @given(st.lists(st.floats(width=32), min_size=1))
@@ -574,4 +576,5 @@ def test_bfloat16_is_kept_as_ml_dtypes_rounds_it(values):
     assert bits.dtype == stored("bfloat16") == np.uint16
     finite = ~np.isnan(array)
     assert np.array_equal(bits[finite], want.view(np.uint16)[finite])
+    assert np.array_equal(from_stored(bits)[finite], want.astype(np.float32)[finite])
     assert np.isnan(bits[~finite].view(ml_dtypes.bfloat16).astype(np.float32)).all()

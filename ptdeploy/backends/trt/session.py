@@ -127,6 +127,19 @@ class TrtSession:
         finally:
             self._give_back(lane)
 
+    def empty_outputs(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, NDArray[Any]]:
+        """An array for each output of a run whose inputs have these shapes, by name."""
+        lane = self._take(self._profile(shapes))
+        try:
+            for name, shape in shapes.items():
+                self._shape(lane, name, shape)
+            return {
+                name: np.empty(tuple(lane.context.get_tensor_shape(name)), self._dtypes[name])
+                for name in self.outputs
+            }
+        finally:
+            self._give_back(lane)
+
     def native(self) -> Any:
         """All that CUDA has a part in: see forks.py."""
         return self
@@ -340,6 +353,7 @@ def _numpy(trt: Any, dtype: Any) -> np.dtype[Any]:
         types.BF16: np.uint16,
         types.INT64: np.int64,
         types.INT32: np.int32,
+        types.BOOL: np.bool_,
     }
     if dtype not in known:
         raise BundleError(f"The engine has tensors of {dtype}, which this version cannot give it.")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ptdeploy.bundle import Bundle, Limits
+from ptdeploy.bundle.signature import Signature
 from ptdeploy.bundle.task import Activations
 from ptdeploy.errors import TargetUnavailable
 from ptdeploy.targets import Attention, BuildRequest, Built, Numerics
@@ -114,7 +115,5 @@ class TrtTarget:
 
         onnx = bundle.in_folder("model")
         assert onnx is not None, "the caller read it"
-        manifest = bundle.manifest
-        narrow = frozenset(spec.name for spec in manifest.inputs if spec.dtype == "bfloat16")
-        outputs = tuple(spec.name for spec in manifest.outputs)
-        return run_exposed(engine_info(bundle), onnx, inner, outputs, feed, narrow)
+        signature = Signature(bundle.manifest.inputs, bundle.manifest.outputs)
+        return run_exposed(engine_info(bundle), onnx, signature, inner, feed)

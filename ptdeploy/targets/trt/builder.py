@@ -25,13 +25,17 @@ _WANTS_GPU = ("cudaError", "CUDA_SUCCESS", "myelinSuccess")
 
 @dataclass(frozen=True)
 class Request:
-    """A build: the ONNX file, what it must be, and how to build it."""
+    """A build: the ONNX file, what it must be, and how to build it.
+
+    `inner` are values of the graph that become outputs too.
+    """
 
     onnx: Path
     signature: Signature
     profiles: tuple[Profile, ...]
     tf32: bool
     options: TrtOptions
+    inner: tuple[str, ...] = ()
 
 
 def build_plan(vendor: Vendor, request: Request, timing: str | None) -> Any:
@@ -46,6 +50,7 @@ def build_plan(vendor: Vendor, request: Request, timing: str | None) -> Any:
     builder = trt.Builder(vendor.logger)
     network, parser = _parse(vendor, builder, request.onnx)
     check_network(vendor, network, request.signature)
+    _expose(vendor, network, request.inner)
     config = builder.create_builder_config()
     _configure(vendor, config, request.options, request.tf32)
     for profile in request.profiles:
@@ -159,6 +164,19 @@ def check_network(vendor: Vendor, network: Any, signature: Signature) -> None:
     in_place = {spec.name for spec in signature.outputs if _is_buffer(spec.shape, spec.name)}
     if missing := sorted(in_place - updated):
         raise BaseModelError(f"{vendor.name} does not update {missing[0]} in place.")
+
+
+def _expose(vendor: Vendor, network: Any, inner: tuple[str, ...]) -> None:
+    """Make inner values outputs. Raises BaseModelError if the network does not have one."""
+    if not inner:
+        return
+    layers = (network.get_layer(i) for i in range(network.num_layers))
+    given = (layer.get_output(i) for layer in layers for i in range(layer.num_outputs))
+    values = {value.name: value for value in given if value is not None}
+    for name in inner:
+        if name not in values:
+            raise BaseModelError(f"{vendor.name} parsed no value {name}.")
+        network.mark_output(values[name])
 
 
 def _is_buffer(shape: tuple[int | str, ...], name: str) -> bool:
