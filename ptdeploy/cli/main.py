@@ -288,7 +288,8 @@ def _cpp_new(arguments: argparse.Namespace) -> int:
 
     folder = Path(arguments.folder)
     manifest, names = new_project(folder, Path(arguments.bundle))
-    flags = " ".join(get_backend(manifest.target).cmake)
+    known = manifest.target in BACKENDS
+    flags = " ".join(get_backend(manifest.target).cmake) if known else ""
     more = f" \\\n          {flags}" if flags else ""
     if arguments.json:
         return _print_json({"folder": str(folder), "files": names})
