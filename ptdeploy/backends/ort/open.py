@@ -70,13 +70,13 @@ def start(bundle: Bundle, device: str, options: Any) -> Any:
         )
     except Exception as error:  # onnxruntime's own errors share no public base class
         if ran_out_of_memory(error):
-            raise out_of_memory(f"the engine {model} does not fit", error) from None
+            raise out_of_memory(f"the engine {model} does not fit", error) from error
         why = reason(error).replace(str(path.parent), str(model.parent))
         kind = NoKernel if lacks_kernel(why) else BundleError
         raise kind(
             f"{model}: ONNX Runtime cannot load it ({why}).",
             "Compile the checkpoint again with the versions installed here.",
-        ) from None
+        ) from error
     # It found the weights by their name.
     bundle.check_unchanged()
     # onnxruntime logs a provider that fails to start and goes on with the CPU; we do not.
@@ -101,7 +101,7 @@ def _check_file(bundle: Bundle) -> None:
     try:
         found = read_onnx_file(opened)
     except (ValueError, OSError) as error:
-        raise BundleError(f"{model}: is no ONNX file ({error}).", AGAIN) from None
+        raise BundleError(f"{model}: is no ONNX file ({error}).", AGAIN) from error
     listed = {os.path.normpath(one.path) for one in bundle.manifest.files}
     for name in sorted(found.external):
         place = os.path.join(os.path.dirname(entry.path), name)

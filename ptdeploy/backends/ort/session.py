@@ -90,7 +90,7 @@ class OrtSession:
         try:
             values = session.run(self._outputs, dict(inputs))
         except Exception as error:  # as in start
-            raise run_error(error) from None
+            raise run_error(error) from error
         return dict(zip(self._outputs, values, strict=True))
 
     def place(self, array: NDArray[Any]) -> OrtMemory:
@@ -102,7 +102,7 @@ class OrtSession:
         try:
             value = onnxruntime.OrtValue.ortvalue_from_numpy(array, self._device, 0)
         except Exception as error:  # as in start
-            raise run_error(error) from None
+            raise run_error(error) from error
         return OrtMemory(self._device, value.data_ptr(), array.shape, array.dtype, value)
 
     def bind(
@@ -127,7 +127,7 @@ class OrtSession:
             try:
                 session.run_with_iobinding(binding)
             except Exception as error:  # as in start
-                raise run_error(error) from None
+                raise run_error(error) from error
 
         return step
 
@@ -158,7 +158,7 @@ class OrtSession:
                 try:
                     bind(name, memory.device, 0, memory.dtype, memory.shape, memory.pointer)
                 except Exception as error:
-                    raise run_error(error) from None
+                    raise run_error(error) from error
         return binding
 
 

@@ -70,4 +70,4 @@ def read_info(path: Path | None) -> EngineInfo:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BundleError(
             f"{path}: does not describe an engine ({error}).", "Compile the checkpoint again."
-        ) from None
+        ) from error

@@ -341,7 +341,7 @@ def _room() -> Iterator[None]:
         raise OutOfMemory(
             f"The request does not fit in the GPU's memory ({error}).",
             "Send fewer rows at once, or fewer requests side by side.",
-        ) from None
+        ) from error
 
 
 def _numpy(trt: Any, dtype: Any) -> np.dtype[Any]:

@@ -47,7 +47,7 @@ def open_vendor(flavor: Flavor) -> Vendor:
     except (ImportError, OSError) as error:
         raise TargetUnavailable(
             f"{NAMES[flavor]} is not installed here ({error}).", INSTALL[flavor]
-        ) from None
+        ) from error
     version = str(module.__version__)
     numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
     if flavor == "tensorrt" and numbers < _OLDEST:
