@@ -168,9 +168,9 @@ def test_exit_codes(texts, tmp_path, monkeypatch):
     assert main(["verify", str(bundle), "-q"]) == 0
     assert main(["verify", str(tmp_path), "-q"]) == 2
     assert main(["verify", str(bundle), "--locate", "-q"]) == 2
-    from ptdeploy.backends.ort import OrtBackend
+    from ptdeploy.backends.ort import open as opened
 
-    monkeypatch.setattr(OrtBackend, "unavailable", lambda _, device: ("No engine here.", ""))
+    monkeypatch.setattr(opened, "unavailable", lambda device: ("No engine here.", ""))
     assert main(["verify", str(bundle), "-q"]) == 3
 
 
