@@ -143,7 +143,7 @@ class Ours:
         options = self.engine.options(4 * self.steps, {"do_sample": False, "eos_token_ids": ()})
         row = GeneratingRow(self.ids.tolist(), options, None, (), False, None)
         start = time.perf_counter()
-        for _ in decode(kv, logits, [row], 4 * self.steps, self.engine.words, None):
+        for _ in decode(kv, logits, [row], 4 * self.steps, self.engine.buffers.words, None):
             pass
         total = time.perf_counter() - start
         return (total - inside) / total

@@ -283,28 +283,29 @@ def test_bytes_that_are_no_utf8_are_printable_too(probe):
 def test_no_token_past_the_vocabulary_is_chosen(bundles, probe, tmp_path, kind):
     """Logits may be wider than the embedding: what lies behind it would be looked up nowhere."""
     bundle = Path(shutil.copytree(bundles(kind), tmp_path / "bundle"))
-    words = 1 + max(map(max, ROWS))
+    rows, words = [[5, 6, 7], [9, 10, 11, 12, 13]], 17
 
     def fewer(manifest: dict[str, Any]) -> None:
         manifest["limits"]["vocab_size"] = words
         manifest["generation"]["eos_token_ids"] = []
 
     edit(bundle, fewer)
-    before = ptdeploy.load(bundles(kind)).generate(ROWS, 16, eos_token_ids=())
+    before = ptdeploy.load(bundles(kind)).generate(rows, 16, eos_token_ids=())
     engine = opened(probe, bundle)
-    if kind == "fused":
-        assert max(max(one.token_ids) for one in before) >= words, "the test shows nothing"
+    assert max(max(one.token_ids) for one in before) >= words, "the test shows nothing"
     options: dict[str, Any]
     for options in ({}, {"temperature": 50.0, "seed": 7, "min_new_tokens": 3}):
-        ours = engine.generate(ROWS, 16, logprobs=True, **options)
+        ours = engine.generate(rows, 16, logprobs=True, **options)
         asked = options_text({"max_new_tokens": 16, "logprobs": 1, **options})
-        theirs = probe.ask("generate", "e", text_of(ROWS), asked)
-        assert [one["token_ids"] for one in theirs] == [one.token_ids for one in ours]
-        assert max(max(one.token_ids) for one in ours) < words
+        theirs = probe.ask("generate", "e", text_of(rows), asked)
+        for found in ([one["token_ids"] for one in theirs], [one.token_ids for one in ours]):
+            assert max(map(max, found)) < words
+        if not options:  # each language draws its own numbers
+            assert [one["token_ids"] for one in theirs] == [one.token_ids for one in ours]
     session = engine.session(40)
-    session.append(ROWS[0])
+    session.append(rows[0])
     said = session.generate(8)
     session.append(said.token_ids)
     probe.ask("session-open", "s", "e 40")
-    probe.ask("session-append", "s", text_of([ROWS[0]]))
+    probe.ask("session-append", "s", text_of([rows[0]]))
     assert probe.ask("session-generate", "s", "max_new_tokens=8")["token_ids"] == said.token_ids
