@@ -110,3 +110,9 @@ def _is_utf8(stream: TextIO) -> bool:
         return encoding is None or codecs.lookup(encoding).name == "utf-8"
     except LookupError:
         return False
+
+
+def show_json_facts(facts: dict[str, Any]) -> int:
+    """Facts for machines, indented; gives the exit code."""
+    show_json(facts, indent=2)
+    return 0

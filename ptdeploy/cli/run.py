@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
+from ptdeploy.cli import options
 from ptdeploy.cli.console import complain, show, show_json, show_raw
 from ptdeploy.errors import InputError
 from ptdeploy.printable import printable
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from ptdeploy.runtime import CausalLM
     from ptdeploy.runtime.labelling import Labelling
 
+SUMMARY = "Run a bundle on text."
 GENERATION: dict[str, dict[str, Any]] = {
     "max_new_tokens": {"type": int, "metavar": "N", "help": "default: the model's"},
     "min_new_tokens": {"type": int, "metavar": "N", "help": "no EOS before"},
@@ -55,6 +57,43 @@ class Asked:
 
 
 Answered = tuple[Asked, Any | InputError]
+
+
+def add_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("bundle")
+    sub.add_argument("text", nargs="*")
+    sub.add_argument("--file", metavar="FILE", help="one text a line; - for standard input")
+    sub.add_argument(
+        "--ids", metavar="1,2,3", action="append", default=[], help="token ids instead of text"
+    )
+    sub.add_argument(
+        "--pair",
+        metavar="TEXT",
+        action="append",
+        default=[],
+        help="the second text of a pair, one for each text; classifiers only",
+    )
+    sub.add_argument(
+        "--pairs", action="store_true", help="a line of --file is two texts, a tab between them"
+    )
+    sub.add_argument(
+        "--token-type-ids",
+        metavar="0,0,1",
+        action="append",
+        default=[],
+        help="the segment of each of --ids; default: all 0",
+    )
+    sub.add_argument("--truncate", action="store_true", help="cut texts that are too long")
+    sub.add_argument("--device", choices=options.devices(), help="default: the bundle's")
+    sub.add_argument("--threads", type=int, metavar="N", help="default: the engine's")
+    sub.add_argument(
+        "--map-weights",
+        action="store_true",
+        help="leave weights in the file: opens fast, runs slower",
+    )
+    causal = sub.add_argument_group("causal models", "What is not given is the model's default.")
+    for name, settings in GENERATION.items():
+        causal.add_argument(f"--{name.replace('_', '-')}", **settings)
 
 
 def run(arguments: argparse.Namespace) -> int:

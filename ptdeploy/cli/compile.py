@@ -1,0 +1,169 @@
+"""The command `compile`."""
+
+from __future__ import annotations
+
+import argparse
+
+from ptdeploy.backends import engine_facts, engine_words, get_backend
+from ptdeploy.bundle import Manifest
+from ptdeploy.bundle.precision import default_words, quantized
+from ptdeploy.cli import options
+from ptdeploy.cli.console import show, show_json_facts
+from ptdeploy.cli.parity_lines import parity_lines
+from ptdeploy.printable import printable, printable_fields
+from ptdeploy.targets import TARGETS, get_target
+from ptdeploy.targets.options import TargetOptions
+
+SUMMARY = "Compile a P-Tuned checkpoint into a verified bundle."
+
+
+def add_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "checkpoint", help="PEFT adapter folder, Trainer checkpoint, or state dict file"
+    )
+    sub.add_argument("--target", required=True, choices=sorted(TARGETS), help="what is to run it")
+    sub.add_argument("-o", "--output", metavar="BUNDLE", help="default: ./NAME.TARGET.bundle")
+    sub.add_argument(
+        "--device", choices=options.devices(), help=f"default: {options.default_devices()}"
+    )
+    sub.add_argument(
+        "--precision",
+        metavar="TYPE",
+        help=f"default: the first; {_precisions()}",
+    )
+    sub.add_argument("--labels", metavar="A,B,C|FILE", help="class names, by index")
+    sub.add_argument(
+        "--head",
+        choices=("softmax", "sigmoid", "regression"),
+        help="what SEQ_CLS logits are: scores of classes of which one is true, of classes each "
+        "true or not, or the answer itself; default: as config.json's problem_type says",
+    )
+    options.add_task(sub)
+    sub.add_argument("--force", action="store_true", help="replace a bundle that is there")
+    sub.add_argument(
+        "--golden",
+        type=int,
+        metavar="N",
+        help="reference rows to store for verify without the checkpoint, at least 1; "
+        "default: 8 or 9 random ones and up to 8 texts",
+    )
+    causal = sub.add_argument_group("causal models")
+    causal.add_argument(
+        "--no-freeze-kv",
+        dest="freeze_kv",
+        action="store_false",
+        help="keep the virtual tokens as embeddings in the graph, run with each prefill",
+    )
+    causal.add_argument("--max-batch", type=int, metavar="N", help="most rows of one request")
+    causal.add_argument(
+        "--max-context", type=int, metavar="N", help="most tokens of a row, with virtual tokens"
+    )
+    for name in TARGETS:
+        get_target(name).add_options(sub)
+    _add_quantization(sub)
+    options.add_adapter(sub)
+    options.add_checkpoint(sub)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    import msgspec
+
+    from ptdeploy.bundle.quantization import Rounding
+    from ptdeploy.commands.compile import compile_checkpoint
+    from ptdeploy.commands.inspect import inspect, megabytes, tokenizer_words
+    from ptdeploy.commands.request import CompileRequest
+
+    request = CompileRequest(
+        **options.asked(
+            CompileRequest,
+            arguments,
+            rounding=Rounding(**options.asked(Rounding, arguments)),
+            engine=_engine_options(arguments),
+        )
+    )
+    bundle = compile_checkpoint(request, options.progress(arguments))
+    if arguments.json:
+        return show_json_facts(inspect(bundle.path))
+    manifest, path = printable_fields(bundle.manifest), printable(str(bundle.path))
+    prompt = manifest.prompt
+    size = sum(entry.size for entry in manifest.files)
+    frozen = f"{prompt.num_virtual_tokens} virtual tokens"
+    if prompt.prefix_kv:
+        frozen += f" as prefix KV {list(prompt.prefix_kv)}"
+    computed = engine_words(manifest.target, engine_facts(bundle)).computes
+    types = "".join(f"          {dtype}: {words}\n" for dtype, words in computed)
+    tokenizer = None if manifest.tokenizer is None else msgspec.to_builtins(manifest.tokenizer)
+    ask = '"text"' if bundle.file("tokenizer") else "--ids 1,2,3"
+    show(
+        f"read      {manifest.source.format}, {manifest.task.value} on "
+        f"{manifest.source.architecture} ({manifest.source.base_model})\n"
+        f"frozen    {frozen} ({prompt.kind})\n"
+        f"tokenizer {tokenizer_words(tokenizer)}\n"
+        f"{_head_line(manifest)}"
+        f"graph     {manifest.graph.route}: {manifest.graph.reason}\n"
+        f"bundle    {path}, {megabytes(size)}, {manifest.target} {manifest.precision} on "
+        f"{manifest.device}\n{types}"
+        f"{parity_lines(manifest)}"
+        f"run it    ptdeploy run {path} {ask}\n"
+        f'          ptdeploy.load("{path}") in Python, without torch'
+    )
+    return 0
+
+
+def _add_quantization(sub: argparse.ArgumentParser) -> None:
+    group = sub.add_argument_group(
+        ", ".join(quantized()),
+        "Quantized weights are accepted or refused on text, against PyTorch in fp32.",
+    )
+    group.add_argument("--block-size", type=int, metavar="N", help="weights a scale")
+    group.add_argument(
+        "--accuracy-level", type=int, metavar="L", help="1 computes in fp32, 4 in int8 (default)"
+    )
+    group.add_argument(
+        "--min-agreement",
+        type=float,
+        metavar="A",
+        help=f"top-1; default: {default_words('min_agreement')}",
+    )
+    group.add_argument(
+        "--max-perplexity-ratio",
+        type=float,
+        metavar="R",
+        help=f"default: {default_words('max_perplexity_ratio')}",
+    )
+    group.add_argument(
+        "--max-logits-error",
+        type=float,
+        metavar="E",
+        help=f"classifiers; default: {default_words('max_logits_error')}",
+    )
+    group.add_argument(
+        "--quality-text", metavar="FILE", help="judge on this, a text a line; default: our own"
+    )
+
+
+def _engine_options(arguments: argparse.Namespace) -> TargetOptions:
+    """What was asked of the target, or of another one: that is refused like any wrong option."""
+    own: TargetOptions = get_target(arguments.target).read_options(arguments)
+    others = (get_target(one).read_options(arguments) for one in TARGETS if one != arguments.target)
+    return next((one for one in others if one.given()), own)
+
+
+def _head_line(manifest: Manifest) -> str:
+    from ptdeploy.commands.inspect import HEADS
+    from ptdeploy.runtime import ENGINES
+
+    if not manifest.labels:
+        return ""
+    names = ", ".join(manifest.labels[:6]) + (", ..." if len(manifest.labels) > 6 else "")
+    one_of_several = len(ENGINES[manifest.task].heads) > 1
+    kind = HEADS[manifest.head].partition(":")[0] if one_of_several else "a class"
+    return f"head      {kind} over {names}\n"
+
+
+def _precisions() -> str:
+    return "; ".join(
+        f"{name} on {device}: {', '.join(get_target(name).precisions(device))}"
+        for name in TARGETS
+        for device in get_backend(name).devices
+    )

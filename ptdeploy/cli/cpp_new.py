@@ -1,0 +1,34 @@
+"""The command `cpp-new`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ptdeploy.backends import BACKENDS, get_backend
+from ptdeploy.cli.console import show, show_json_facts
+
+SUMMARY = "Write a C++ project that runs a bundle."
+
+
+def add_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("folder", metavar="DIR", help="a new or empty folder")
+    sub.add_argument("bundle")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from ptdeploy.cpp import new_project
+
+    folder = Path(arguments.folder)
+    manifest, names = new_project(folder, Path(arguments.bundle))
+    known = manifest.target in BACKENDS
+    flags = " ".join(get_backend(manifest.target).cmake) if known else ""
+    more = f" \\\n          {flags}" if flags else ""
+    if arguments.json:
+        return show_json_facts({"folder": str(folder), "files": names})
+    show(
+        f"wrote     {', '.join(str(folder / name) for name in names)}\n"
+        f"build it  cmake -S {folder} -B {folder / 'build'} -DONNXRUNTIME_ROOT=/path/to/onnxruntime"
+        f"{more}\n          cmake --build {folder / 'build'}"
+    )
+    return 0

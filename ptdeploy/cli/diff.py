@@ -1,0 +1,50 @@
+"""The command `diff`."""
+
+from __future__ import annotations
+
+import argparse
+
+from ptdeploy.cli.console import show, show_json_facts
+from ptdeploy.errors import InputError
+
+SUMMARY = "Say what changed from one bundle to another."
+
+
+def add_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("before", metavar="BUNDLE_A")
+    sub.add_argument("after", metavar="BUNDLE_B")
+    sub.add_argument(
+        "--speed", action="store_true", help="time both engines on the same requests, in turns"
+    )
+    sub.add_argument(
+        "--max-slowdown",
+        type=float,
+        metavar="R",
+        help="time them, and exit 1 if B takes over R times as long as A",
+    )
+    sub.add_argument(
+        "--rounds", type=int, default=15, metavar="N", help="timed turns of each; default: 15"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from ptdeploy.commands.diff import compare_bundles, describe
+
+    most = arguments.max_slowdown
+    if arguments.rounds < 1:
+        raise InputError(f"--rounds {arguments.rounds}: must be at least 1.")
+    if most is not None and not most > 0:
+        raise InputError(f"--max-slowdown {most}: must be more than 0.")
+    found = compare_bundles(
+        arguments.before, arguments.after, arguments.speed or most is not None, arguments.rounds
+    )
+    slow = [one for one in found.speed if most is not None and not one.ratio <= most]
+    if arguments.json:
+        import msgspec
+
+        show_json_facts(msgspec.to_builtins(found))
+    else:
+        show(describe(found))
+        for one in slow:
+            show(f"TOO SLOW: {one.request} takes {one.ratio:.2f} times as long, allowed {most}")
+    return 1 if slow else 0

@@ -1,0 +1,60 @@
+"""Options that several commands share, and what they say."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from typing import Any
+
+from ptdeploy.backends import BACKENDS, get_backend
+from ptdeploy.bundle.task import Task
+from ptdeploy.progress import Progress
+
+
+def add_adapter(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--adapter", metavar="NAME", help="which of several adapters")
+
+
+def add_task(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--task",
+        choices=[one.value for one in Task],
+        help="for a state dict without adapter_config.json",
+    )
+
+
+def add_checkpoint(sub: argparse.ArgumentParser) -> None:
+    """Of commands that read a checkpoint whole."""
+    sub.add_argument("--base", metavar="PATH_OR_ID", help="base model, over the adapter's own")
+    sub.add_argument(
+        "--tokenizer",
+        metavar="PATH_OR_ID",
+        help="default: the checkpoint's own, else the base model's; none: token ids only",
+    )
+    add_quiet(sub)
+
+
+def add_quiet(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("-q", "--quiet", action="store_true", help="no progress")
+
+
+def asked(kind: type[Any], arguments: argparse.Namespace, **given: Any) -> dict[str, Any]:
+    """The fields of a request by the options of the same names; `given` ones have other names."""
+    names = (one.name for one in dataclasses.fields(kind))
+    return {name: given[name] if name in given else getattr(arguments, name) for name in names}
+
+
+def task(arguments: argparse.Namespace) -> Task | None:
+    return Task(arguments.task) if arguments.task else None
+
+
+def progress(arguments: argparse.Namespace) -> Progress:
+    return Progress(quiet=arguments.quiet)
+
+
+def devices() -> list[str]:
+    return sorted({device for name in BACKENDS for device in get_backend(name).devices})
+
+
+def default_devices() -> str:
+    return ", ".join(f"{get_backend(name).devices[0]} for {name}" for name in BACKENDS)

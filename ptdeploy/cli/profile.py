@@ -1,0 +1,53 @@
+"""The command `profile`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+
+from ptdeploy.cli import options
+from ptdeploy.cli.console import show, show_json_facts
+from ptdeploy.errors import InputError
+
+SUMMARY = "Time each layer of a bundle's engine."
+
+
+def add_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("bundle")
+    sub.add_argument(
+        "--batch",
+        type=int,
+        default=1,
+        metavar="N",
+        help="rows of a request, or of a decode step; default: 1",
+    )
+    sub.add_argument("--tokens", type=int, metavar="N", help="in each row; default: 32")
+    sub.add_argument(
+        "--rounds", type=int, default=20, metavar="N", help="timed runs, after a few; default: 20"
+    )
+    sub.add_argument("--device", choices=options.devices(), help="default: the bundle's")
+    sub.add_argument("--threads", type=int, metavar="N", help="default: the engine's")
+    sub.add_argument(
+        "--top", type=int, default=20, metavar="N", help="lines of each table; default: 20"
+    )
+    options.add_quiet(sub)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from ptdeploy.commands.profile import describe, profile_bundle
+
+    if arguments.top < 1:
+        raise InputError(f"--top {arguments.top}: must be at least 1.")
+    found = profile_bundle(
+        arguments.bundle,
+        batch=arguments.batch,
+        tokens=arguments.tokens,
+        rounds=arguments.rounds,
+        device=arguments.device,
+        threads=arguments.threads,
+        progress=options.progress(arguments),
+    )
+    if arguments.json:
+        return show_json_facts(dataclasses.asdict(found))
+    show(describe(found, arguments.top))
+    return 0
