@@ -171,8 +171,8 @@ def tensorrt_root(flavor: str, folder: Path) -> Path:
     (folder / "lib").mkdir(parents=True)
     name = {"full": "libnvinfer.so", "rtx": "libtensorrt_rtx.so"}[flavor]
     (folder / "lib" / name).touch()  # nothing is ever linked with it
-    shutil.copytree(TESTS / "tensorrt" / flavor, folder / "include")
-    shutil.copy(TESTS / "tensorrt" / "NvInferRuntime.h", folder / "include")
+    shutil.copytree(TESTS / "tensorrt_declared" / flavor, folder / "include")
+    shutil.copy(TESTS / "tensorrt_declared" / "NvInferRuntime.h", folder / "include")
     return folder
 
 

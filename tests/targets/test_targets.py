@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import shutil
+import sys
 from argparse import ArgumentParser
 from pathlib import Path
 
@@ -13,8 +15,10 @@ import pytest
 import ptdeploy
 from ptdeploy.backends import BACKENDS, EngineWords, engine_words, get_backend
 from ptdeploy.backends.ort import OrtBackend
+from ptdeploy.backends.trt.vendor import open_vendor
 from ptdeploy.bundle import read_bundle
 from ptdeploy.cli.main import main
+from ptdeploy.errors import TargetUnavailable
 from ptdeploy.targets import TARGETS, get_target
 from ptdeploy.targets.options import NoOptions
 from ptdeploy.targets.trt.options import TrtOptions
@@ -117,3 +121,15 @@ def test_a_rebuild_of_a_graph_has_nothing_to_ask_for(compiled, capsys):
     bundle = str(compiled("bert", "SEQ_CLS").bundle)
     assert main(["rebuild", bundle, "--trt-flavor", "rtx"]) == 2
     assert "is its graph: nothing to rebuild" in capsys.readouterr().err
+
+
+def test_a_folder_of_an_engines_name_is_no_engine(tmp_path, monkeypatch):
+    """Python takes any folder on its path for a package, the one it was started in included."""
+    (tmp_path / "tensorrt").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+    found = importlib.util.find_spec("tensorrt")
+    if found is not None and found.origin is not None:
+        pytest.skip("the real one is installed, and is found first")
+    with pytest.raises(TargetUnavailable, match="only a folder of its name"):
+        open_vendor("tensorrt")

@@ -44,6 +44,9 @@ def open_vendor(flavor: Flavor) -> Vendor:
     """Import a flavor. Raises TargetUnavailable, with the pip command, if it is not installed."""
     try:
         module = importlib.import_module(MODULES[flavor])
+        if module.__file__ is None:
+            # Any folder of that name where Python looks, such as the one that it was started in.
+            raise ImportError(f"{list(module.__path__)[0]} is only a folder of its name")
     except (ImportError, OSError) as error:
         raise TargetUnavailable(
             f"{NAMES[flavor]} is not installed here ({error}).", INSTALL[flavor]
