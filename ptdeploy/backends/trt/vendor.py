@@ -46,7 +46,7 @@ def open_vendor(flavor: Flavor) -> Vendor:
         module = importlib.import_module(MODULES[flavor])
         if module.__file__ is None:
             # Any folder of that name where Python looks, such as the one that it was started in.
-            raise ImportError(f"{list(module.__path__)[0]} is only a folder of its name")
+            raise ImportError(f"{next(iter(module.__path__))} is only a folder of its name")
     except (ImportError, OSError) as error:
         raise TargetUnavailable(
             f"{NAMES[flavor]} is not installed here ({error}).", INSTALL[flavor]
