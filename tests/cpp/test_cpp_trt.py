@@ -109,7 +109,8 @@ def test_a_missing_tensorrt_or_cuda_is_named(tmp_path):
 
 def test_the_cuda_part_links_with_the_real_runtime_and_says_why_there_is_no_gpu(tmp_path):
     root = native.cuda_root()
-    sources = (native.TESTS / "gpu.cc", LIBRARY / "src" / "cuda.cc", LIBRARY / "src" / "errors.cc")
+    names = ("cuda", "errors", "printable")
+    sources = (native.TESTS / "gpu.cc", *(LIBRARY / "src" / f"{name}.cc" for name in names))
     native.checked(
         [
             *(tool("c++"), "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror"),

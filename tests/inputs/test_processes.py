@@ -125,7 +125,10 @@ def test_cpp_counts_cores_as_python_does(tmp_path):
         "              ptdeploy::detail::may_spin());\n"
         "} catch (const std::exception& error) { return std::puts(error.what()), 2; }\n"
     )
-    sources = [SOURCES / "src" / f"{name}.cc" for name in ("cores", "schema", "json", "errors")]
+    sources = [
+        SOURCES / "src" / f"{name}.cc"
+        for name in ("cores", "schema", "json", "errors", "printable")
+    ]
     includes = [f"-I{SOURCES / 'include'}", f"-I{SOURCES / 'src'}"]
     program = tmp_path / "cores"
     line = [
