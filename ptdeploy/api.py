@@ -85,7 +85,7 @@ def compile(
         golden=golden,
         engine=engine,
     )
-    return compile_checkpoint(request, Progress(quiet=True) if progress is None else progress)
+    return compile_checkpoint(request, _shown(progress))
 
 
 def verify(
@@ -132,7 +132,7 @@ def verify(
         report=report,
         graph=graph,
     )
-    return verify_bundle(request, Progress(quiet=True) if progress is None else progress)
+    return verify_bundle(request, _shown(progress))
 
 
 def rebuild(
@@ -156,7 +156,7 @@ def rebuild(
     from ptdeploy.commands.request import RebuildRequest
 
     request = RebuildRequest(bundle=bundle, output=output, engine=engine, force=force)
-    return rebuild_bundle(request, Progress(quiet=True) if progress is None else progress)
+    return rebuild_bundle(request, _shown(progress))
 
 
 def load(
@@ -176,3 +176,8 @@ def load(
     from ptdeploy.runtime import load
 
     return load(bundle, device=device, threads=threads, map_weights=map_weights)
+
+
+def _shown(progress: Progress | None) -> Progress:
+    """Python callers see no stages unless they ask; notes are on the result and in the log."""
+    return Progress(quiet=True) if progress is None else progress

@@ -114,13 +114,13 @@ def _with_reports(draft: Draft, reports: dict[Role, ParityReport]) -> Draft:
 def _open(bundle: Bundle, compiled: Compiled) -> Engine:
     try:
         return open_engine(bundle)
+    except NoKernel as error:
+        raise BaseModelError(
+            f"{compiled.architecture}: its graph has operators that the target cannot run "
+            f"({error.problem}).",
+            "Only the architectures in the README's support table are tested.",
+        ) from error
     except BundleError as error:
-        if isinstance(error, NoKernel):
-            raise BaseModelError(
-                f"{compiled.architecture}: its graph has operators that the target cannot run "
-                f"({error.problem}).",
-                "Only the architectures in the README's support table are tested.",
-            ) from error
         raise EngineFault(
             f"{compiled.architecture}: the target cannot open the engine that was built of its "
             f"graph ({error.problem}).",
