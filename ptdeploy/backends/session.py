@@ -12,6 +12,11 @@ from numpy.typing import NDArray
 class DeviceArray(Protocol):
     """Memory on the engine's device that it reads and writes where it lies."""
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its axes."""
+        ...
+
     def rows(self, rows: slice) -> DeviceArray:
         """The same memory, seen as some of its first axis."""
         ...
@@ -36,8 +41,11 @@ class DeviceArray(Protocol):
 class Session(Protocol):
     """A loaded engine."""
 
-    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Run once: arrays by input name in, arrays by output name out."""
+    def run(self, inputs: Mapping[str, NDArray[Any] | DeviceArray]) -> dict[str, NDArray[Any]]:
+        """Run once: arrays by input name in, arrays by output name out.
+
+        What was placed by the same session is read where it lies.
+        """
         ...
 
     def place(self, array: NDArray[Any]) -> DeviceArray:

@@ -386,4 +386,4 @@ def _entry(folder: Path, entry: FileEntry) -> FileEntry:
     file = folder / entry.path
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return FileEntry(entry.path, entry.role, file.stat().st_size, digest)
+    return msgspec.structs.replace(entry, size=file.stat().st_size, sha256=digest)

@@ -20,6 +20,7 @@ from ptdeploy.bundle.schema import (
     FORMAT_VERSION,
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
+    MODEL,
     FileEntry,
     Header,
     Manifest,
@@ -93,8 +94,9 @@ class Bundle:
             )
 
     def entry(self, role: Role) -> FileEntry | None:
-        """What the manifest lists with this role."""
-        return next((one for one in self.manifest.files if one.role == role), None)
+        """What the manifest lists with this role: of prompts, the default one's."""
+        of = (None, MODEL, self.manifest.default_prompt)
+        return next((e for e in self.manifest.files if e.role == role and e.of in of), None)
 
 
 def whole(path: str | Path, work: Callable[[], _T]) -> _T:
@@ -151,14 +153,14 @@ def _read(path: Path, hashes: bool) -> Bundle:
             raise BundleError(f"{path / MANIFEST_NAME}: lists {entry.path!r} twice.")
         seen.add(entry.path)
         _check_file(held, entry, hashes)
-    roles = {entry.role for entry in manifest.files}
-    for needed, words in (
-        ({"model", "engine"}, "'model' or 'engine'"),
-        ({"prompt"}, "'prompt'"),
+    bundle = Bundle(path, manifest, held)
+    for found, words in (
+        (bundle.entry("model") or bundle.entry("engine"), "'model' or 'engine'"),
+        (bundle.entry("prompt"), "'prompt'"),
     ):
-        if not roles & needed:
+        if found is None:
             raise BundleError(f"{path / MANIFEST_NAME}: lists no file with the role {words}.")
-    return Bundle(path, manifest, held)
+    return bundle
 
 
 def _read_manifest(held: Held) -> Manifest:

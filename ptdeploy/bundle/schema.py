@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 import msgspec
@@ -10,8 +11,11 @@ from ptdeploy.bundle.task import Head, Task, TensorSpec
 
 MANIFEST_NAME = "manifest.json"
 FORMAT = "ptdeploy-bundle"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
+# The one graph of every task so far, and the prompt of a bundle that was not told a name for it.
+MODEL, DEFAULT_PROMPT = "model", "default"
+_PROMPT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 Role = Literal[
     "model",
@@ -28,49 +32,62 @@ Role = Literal[
 
 
 class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One file of the bundle: its path inside it with forward slashes, role, bytes, SHA-256."""
+    """One file of the bundle: its path inside it with forward slashes, role, bytes, SHA-256.
+
+    `of` names the graph or the prompt that it is a file of, null for those of the whole bundle.
+    """
 
     path: str
     role: Role
     size: int
     sha256: str
-
-
-class PromptInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The frozen prompt: how it was made, and the hash of its virtual tokens as float32."""
-
-    kind: str
-    num_virtual_tokens: int
-    token_dim: int
-    sha256: str
-    prefix_kv: tuple[int, ...] | None
+    of: str | None = None
 
 
 class SourceInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where it came from: names and hashes, never a path of the machine that compiled it."""
+    """The checkpoint: names and hashes, never a path of the machine that compiled it."""
 
     format: str
     adapter: str
     files: dict[str, str]
-    base_model: str
-    base_config_sha256: str
+
+
+class BaseInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The base model: its name without any path, its architecture, and its configuration's hash."""
+
+    name: str
     architecture: str
+    config_sha256: str
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a request may ask for, in tokens: `max_sequence` is text alone, `max_context` all.
+    """What the engine takes: `max_context` tokens a row, virtual tokens and text together.
 
     `max_batch` bounds the rows of one run; None leaves that to the memory. `max_prefill` bounds the
     tokens that one run of a causal model takes; None leaves that to the runtime. `type_vocab_size`
     is how many segments (token_type_ids) the model tells apart; 0 for a model without.
     """
 
-    max_sequence: int
     max_context: int
     vocab_size: int
     max_batch: int | None = None
     max_prefill: int | None = None
     type_vocab_size: int = 0
+
+    def beside(self, virtual_tokens: int) -> RequestLimits:
+        """What a request may ask for whose prompt has so many virtual tokens."""
+        room = self.max_context - virtual_tokens
+        return RequestLimits(**msgspec.structs.asdict(self), max_sequence=room)
+
+
+class RequestLimits(Limits, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Limits, and the tokens of text that fit beside a prompt: `max_sequence`."""
+
+    max_sequence: int
+
+    def of_engine(self) -> Limits:
+        """Those that hold whatever the prompt."""
+        return Limits(**{name: getattr(self, name) for name in Limits.__struct_fields__})
 
 
 class Quantization(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -91,11 +108,18 @@ class Quantization(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_logits_error: float | None = None
 
 
-class Graph(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Which route the graph took, and why: `fused` has one operator for each layer's attention."""
+class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which route a graph took, and why: `fused` has one operator for each layer's attention."""
 
     route: Literal["fused", "plain"]
     reason: str
+
+
+class Graph(Route, frozen=True, forbid_unknown_fields=True):
+    """A graph: its route, and the tensors that go in and out of it, in order."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
 
 
 class GenerationOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -144,13 +168,34 @@ class ParitySummary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     perplexity_ratio: float | None = None
 
 
+class PromptInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A frozen prompt: how it was made, and the hash of its virtual tokens as float32.
+
+    `prefix_kv` is the shape of its prefix KV: (layers, 2, kv heads, virtual tokens, head dim); null
+    where the virtual tokens are run. `labels` and `head` belong to the head that was trained with
+    it: `head` says what logits are: "softmax" (one class is true), "sigmoid" (each class is or is
+    not), or "regression" (the logits are the answer). `parity` is of the engine with this prompt,
+    and null where it was built on a machine that cannot run it; `graph_parity` is of the graph the
+    engine was built from, run by another one.
+    """
+
+    kind: str
+    num_virtual_tokens: int
+    token_dim: int
+    sha256: str
+    prefix_kv: tuple[int, ...] | None
+    labels: tuple[str, ...] = ()
+    head: Head = "softmax"
+    source: SourceInfo
+    parity: ParitySummary | None = None
+    graph_parity: ParitySummary | None = None
+
+
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`manifest.json`, described in docs/bundle.md and docs/manifest.schema.json.
 
-    `parity` is of the engine, and null where it was built on a machine that cannot run it;
-    `graph_parity` is of the graph the engine was built from, run by another one. `head` says what
-    logits are: "softmax" (one class is true), "sigmoid" (each class is or is not), or "regression"
-    (the logits are the answer).
+    `graphs` and `prompts` are by name. `default_prompt` is the one that a request has which names
+    none.
     """
 
     format: Literal["ptdeploy-bundle"] = "ptdeploy-bundle"
@@ -160,20 +205,36 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     device: str
     precision: str
     task: Task
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    prompt: PromptInfo
-    source: SourceInfo
+    graphs: dict[str, Graph]
+    prompts: dict[str, PromptInfo]
+    default_prompt: str | None
+    base: BaseInfo
     limits: Limits
-    labels: tuple[str, ...] = ()
-    head: Head = "softmax"
-    graph: Graph
     quantization: Quantization | None = None
     generation: GenerationOptions | None = None
     tokenizer: TokenizerInfo | None = None
-    parity: ParitySummary | None = None
-    graph_parity: ParitySummary | None = None
     files: tuple[FileEntry, ...]
+
+    @property
+    def graph(self) -> Graph:
+        """The graph of a bundle that was checked to have it."""
+        return self.graphs[MODEL]
+
+    @property
+    def prompt(self) -> PromptInfo:
+        """The default prompt of a bundle that was checked to have one."""
+        assert self.default_prompt is not None
+        return self.prompts[self.default_prompt]
+
+    @property
+    def request_limits(self) -> RequestLimits:
+        """What a request with the default prompt may ask for."""
+        return self.limits.beside(self.prompt.num_virtual_tokens)
+
+    def with_prompt(self, name: str, **changes: object) -> Manifest:
+        """The manifest with some fields of one prompt changed."""
+        changed = msgspec.structs.replace(self.prompts[name], **changes)
+        return msgspec.structs.replace(self, prompts={**self.prompts, name: changed})
 
 
 class Header(msgspec.Struct):
@@ -188,6 +249,16 @@ def manifest_schema() -> bytes:
     return msgspec.json.format(msgspec.json.encode(msgspec.json.schema(Manifest)), indent=2) + b"\n"
 
 
-def staged(path: str, role: Role) -> FileEntry:
+def staged(path: str, role: Role, of: str | None = None) -> FileEntry:
     """An entry for a staged file; `publish` fills in its size and hash."""
-    return FileEntry(path, role, 0, "")
+    return FileEntry(path, role, 0, "", of)
+
+
+def is_prompt_name(name: str) -> bool:
+    """Whether a prompt can have that name, which is a folder's too."""
+    return _PROMPT_NAME.fullmatch(name) is not None
+
+
+def prompt_folder(name: str) -> str:
+    """Where a prompt's files lie in the bundle."""
+    return f"prompts/{name}"

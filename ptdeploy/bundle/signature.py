@@ -14,6 +14,10 @@ from ptdeploy.errors import BundleError
 
 AGAIN = "Compile the checkpoint again."
 BATCH, SEQUENCE, SLOTS, KEPT = "batch", "sequence", "slots", "kept"
+# Of what belongs to prompts: the virtual tokens of all, the prompts, the largest number of labels,
+# the prefix KV of all (prompts x layers x 2), and the slots that the longest prefix fills.
+VIRTUAL, PROMPTS, CLASSES = "virtual", "prompts", "classes"
+PREFIXES, PREFIX = "prefixes", "prefix"
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,7 @@ class Signature:
         """The signature of the graph after its activations became `activations`: logits stay."""
 
         def typed(spec: TensorSpec) -> TensorSpec:
-            if spec.dtype != "float32" or spec.name == "logits":
+            if spec.dtype != "float32" or spec.role == "logits":
                 return spec
             return msgspec.structs.replace(spec, dtype=activations)
 
@@ -43,13 +47,22 @@ class Signature:
         return Signature(tuple(map(fixed, self.inputs)), tuple(map(fixed, self.outputs)))
 
 
-def check_signature(where: str, manifest: Manifest, side: str, found: Sequence[TensorSpec]) -> None:
+@dataclass(frozen=True)
+class Found:
+    """A tensor of an engine as the engine itself has it; an axis without a name is ''."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+def check_signature(where: str, manifest: Manifest, side: str, found: Sequence[Found]) -> None:
     """Raises BundleError unless an engine's own inputs or outputs are the manifest's.
 
     `where` names the engine; `side` is "inputs" or "outputs". An axis without a name, of an output,
     may be any that the manifest names.
     """
-    wanted: Sequence[TensorSpec] = getattr(manifest, side)
+    wanted: Sequence[TensorSpec] = getattr(manifest.graph, side)
     for index, (ours, theirs) in enumerate(zip_longest(found, wanted)):
         if ours is None or theirs is None or not _agree(ours, theirs, side == "outputs"):
             raise BundleError(
@@ -59,7 +72,7 @@ def check_signature(where: str, manifest: Manifest, side: str, found: Sequence[T
             )
 
 
-def _agree(ours: TensorSpec, theirs: TensorSpec, loosely: bool) -> bool:
+def _agree(ours: Found, theirs: TensorSpec, loosely: bool) -> bool:
     def same(axis: int | str, other: int | str) -> bool:
         return axis == other or (loosely and axis == "" and isinstance(other, str))
 
@@ -68,7 +81,7 @@ def _agree(ours: TensorSpec, theirs: TensorSpec, loosely: bool) -> bool:
     ) and all(map(same, ours.shape, theirs.shape))
 
 
-def _described(spec: TensorSpec | None) -> str:
+def _described(spec: Found | TensorSpec | None) -> str:
     return "missing" if spec is None else f"{spec.name!r}: {spec.dtype!r} {words_of(spec.shape)!r}"
 
 

@@ -25,10 +25,31 @@ class Task(StrEnum):
     CAUSAL_LM = "CAUSAL_LM"
 
 
+# What a tensor is to whoever runs the graph. ids, mask, segments: (batch, sequence). lengths: of
+# each row's past or prefix. positions: those to give logits for. past, present: the KV buffer.
+# logits. What belongs to prompts: table (virtual tokens), prefix (prefix KV), head (parameters of
+# the trained head), prompt (which of the prompts a row has).
+TensorRole = Literal[
+    "ids",
+    "mask",
+    "segments",
+    "lengths",
+    "positions",
+    "past",
+    "present",
+    "logits",
+    "table",
+    "prefix",
+    "head",
+    "prompt",
+]
+
+
 class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One input or output: its name, element type, shape with symbolic axes, and meaning."""
+    """One input or output: name, role, element type, shape with symbolic axes, and meaning."""
 
     name: str
+    role: TensorRole
     dtype: str
     shape: tuple[int | str, ...]
     meaning: str

@@ -95,8 +95,8 @@ def run(arguments: argparse.Namespace) -> int:
     tokenizer = None if manifest.tokenizer is None else msgspec.to_builtins(manifest.tokenizer)
     ask = '"text"' if bundle.file("tokenizer") else "--ids 1,2,3"
     show(
-        f"read      {manifest.source.format}, {manifest.task.value} on "
-        f"{manifest.source.architecture} ({manifest.source.base_model})\n"
+        f"read      {manifest.prompt.source.format}, {manifest.task.value} on "
+        f"{manifest.base.architecture} ({manifest.base.name})\n"
         f"frozen    {frozen} ({prompt.kind})\n"
         f"tokenizer {tokenizer_words(tokenizer)}\n"
         f"{_head_line(manifest)}"
@@ -153,11 +153,12 @@ def _head_line(manifest: Manifest) -> str:
     from ptdeploy.commands.inspect import HEADS
     from ptdeploy.runtime import ENGINES
 
-    if not manifest.labels:
+    prompt = manifest.prompt
+    if not prompt.labels:
         return ""
-    names = ", ".join(manifest.labels[:6]) + (", ..." if len(manifest.labels) > 6 else "")
+    names = ", ".join(prompt.labels[:6]) + (", ..." if len(prompt.labels) > 6 else "")
     one_of_several = len(ENGINES[manifest.task].heads) > 1
-    kind = HEADS[manifest.head].partition(":")[0] if one_of_several else "a class"
+    kind = HEADS[prompt.head].partition(":")[0] if one_of_several else "a class"
     return f"head      {kind} over {names}\n"
 
 

@@ -11,15 +11,16 @@ def parity_lines(manifest: Manifest) -> str:
     from ptdeploy.parity.checks import ratio_words
 
     manifest, lines = printable_fields(manifest), ""
-    for found, of in ((manifest.parity, ""), (manifest.graph_parity, "of the engine's graph: ")):
+    prompt, quantized = manifest.prompt, bool(manifest.quantization)
+    for found, of in ((prompt.parity, ""), (prompt.graph_parity, "of the engine's graph: ")):
         if found is None or (lines and of):
             continue
         lines += (
             f"parity    {of}max abs {found.max_abs:.2g} over {found.cases} cases"
-            f"{agreement_words(manifest.head, bool(manifest.quantization), found.top1_agreement)}"
+            f"{agreement_words(prompt.head, quantized, found.top1_agreement)}"
             f"{ratio_words(found.perplexity_ratio)}\n"
             f"          against {found.reference}\n"
         )
-    if manifest.parity is None:
+    if prompt.parity is None:
         lines += "          of the engine: PENDING, it cannot run here\n"
     return lines

@@ -15,7 +15,7 @@ import numpy as np
 from ptdeploy import arguments
 from ptdeploy.arguments import checked, flag, path
 from ptdeploy.backends import engine_facts, engine_words
-from ptdeploy.bundle import Bundle, read_bundle, whole
+from ptdeploy.bundle import Bundle, Manifest, PromptInfo, read_bundle, whole
 from ptdeploy.errors import InputError, TargetUnavailable
 from ptdeploy.parity.measure import finite
 from ptdeploy.parity.quality import row_logits
@@ -26,9 +26,12 @@ from ptdeploy.runtime import Engine, open_engine
 _NEW_TOKENS, _ROWS, _TOKENS = 16, 8, 32
 # The manifest's fields that say what a bundle is, in the order they are shown.
 _SETTINGS = (
-    *("target", "device", "precision", "task", "labels", "head", "inputs", "outputs"),
-    *("graph", "limits", "prompt", "source", "quantization", "generation"),
+    *("target", "device", "precision", "task", "base", "graph", "limits", "default_prompt"),
+    *("prompt", "quantization", "generation"),
 )
+
+
+_PARITY = ("parity", "graph_parity")
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -95,14 +98,13 @@ def _compare(before: str | Path, after: str | Path, speed: bool, rounds: int) ->
             "their ONNX."
         )
     engines = _open(bundles, speed, notes)
-    settings = {name: (_plain(getattr(a, name)), _plain(getattr(b, name))) for name in _SETTINGS}
+    parities = [_parity(one.prompt) for one in (a, b)]
+    settings = {name: (_setting(a, name), _setting(b, name)) for name in _SETTINGS}
     settings["engine"] = _compared(bundles[0]), _compared(bundles[1])
     return Difference(
         versions=_changes(a.versions, b.versions),
         settings=_flat(settings),
-        parity=_changes(
-            _plain(a.parity or a.graph_parity) or {}, _plain(b.parity or b.graph_parity) or {}
-        ),
+        parity=_changes(*parities),
         files=_changes(_sizes(bundles[0]), _sizes(bundles[1])),
         operators=None
         if operators[0] is None or operators[1] is None
@@ -178,8 +180,16 @@ def _sizes(bundle: Bundle) -> dict[str, int]:
     return {entry.path: entry.size for entry in bundle.manifest.files}
 
 
-def _plain(value: Any) -> Any:
-    return msgspec.to_builtins(value)
+def _setting(manifest: Manifest, name: str) -> Any:
+    """A field of the manifest, or of its default prompt's what a compilation decides."""
+    found = msgspec.to_builtins(getattr(manifest, name))
+    if name == "prompt":
+        return {key: one for key, one in found.items() if key not in _PARITY}
+    return found
+
+
+def _parity(prompt: PromptInfo) -> dict[str, Any]:
+    return msgspec.to_builtins(prompt.parity or prompt.graph_parity) or {}
 
 
 def _flat(settings: dict[str, tuple[Any, Any]]) -> tuple[Change, ...]:
@@ -204,10 +214,10 @@ def _changes(before: dict[str, Any], after: dict[str, Any]) -> tuple[Change, ...
 
 def _apart(first: Bundle, before: Engine, after: Engine) -> float | None:
     reference = load_reference(first) if first.file("reference") else None
-    specs = before.manifest.outputs[0], after.manifest.outputs[0]
+    specs = before.manifest.graph.outputs[0], after.manifest.graph.outputs[0]
     if reference is None or specs[0].shape[1:] != specs[1].shape[1:]:
         return None
-    limits = after.manifest.limits
+    limits = after.manifest.request_limits
     segments = limits.type_vocab_size
     rows = [
         row
@@ -241,7 +251,7 @@ def _speeds(before: Engine, after: Engine, rounds: int) -> tuple[Speed, ...]:
 
 
 def _requests(engine: Engine) -> dict[str, Callable[[], object]]:
-    limits = engine.manifest.limits
+    limits = engine.limits
     tokens = max(1, min(_TOKENS, limits.max_sequence - _NEW_TOKENS))
     rows = np.random.default_rng(0).integers(0, limits.vocab_size, (_ROWS, tokens)).tolist()
     return {one.name: one.run for one in engine.whole_requests(rows, _NEW_TOKENS)}

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from ptdeploy.backends import NoKernel, get_backend
-from ptdeploy.bundle import Bundle, FileEntry, Manifest, Role, publish, staged
+from ptdeploy.bundle import Bundle, FileEntry, Manifest, Role, prompt_folder, publish, staged
 from ptdeploy.bundle.publish import Destination
 from ptdeploy.commands.plan import runs_here
 from ptdeploy.errors import BaseModelError, BundleError, EngineFault, TargetUnavailable
@@ -56,14 +56,18 @@ def prove(draft: Draft, progress: Progress) -> Draft:
     manifest, bundle = draft.manifest, draft.opened()
     target = get_target(manifest.target)
     compiled = Compiled(
-        manifest.source.architecture,
+        manifest.base.architecture,
         target.numerics(manifest.device, manifest.precision).activations,
         target.precisions(manifest.device),
         draft.refused,
     )
     reports: dict[Role, ParityReport] = {}
     lost: tuple[str, ...] = ()
-    if target.graph_check and manifest.graph_parity is None and runs_here(target.graph_check):
+    if (
+        target.graph_check
+        and manifest.prompt.graph_parity is None
+        and runs_here(target.graph_check)
+    ):
         with (
             progress.stage(f"check parity of the graph, with {target.graph_check}"),
             open_graph_check(bundle, target.graph_check) as engine,
@@ -76,7 +80,7 @@ def prove(draft: Draft, progress: Progress) -> Draft:
                 reports["parity"] = compare(_open(bundle, compiled), draft.reference)
         except TargetUnavailable as error:
             # Built for another GPU than the one that is here.
-            if not reports and manifest.graph_parity is None:
+            if not reports and manifest.prompt.graph_parity is None:
                 raise
             lost = (f"the engine cannot run here: {error.problem}",)
         else:
@@ -92,22 +96,37 @@ def finish(draft: Draft, destination: Destination, progress: Progress) -> Bundle
     with progress.stage("write the bundle"):
         bundle = publish(draft.folder, draft.manifest, destination)
     notes = tuple(dict.fromkeys(draft.notes))
-    if draft.manifest.parity is None:
+    if draft.manifest.prompt.parity is None:
         notes += (PENDING,)
     for note in notes:
         progress.note(note)
     return replace(bundle, notes=(*draft.told, *notes))
 
 
+def prompt_place(folder: Path, name: str) -> Path:
+    """Where a prompt's files lie in the staging folder."""
+    place = folder / prompt_folder(name)
+    place.mkdir(parents=True, exist_ok=True)
+    return place
+
+
+def staged_of_prompt(name: str, file: str, role: Role) -> FileEntry:
+    """An entry for one of a prompt's files."""
+    return staged(f"{prompt_folder(name)}/{file}", role, name)
+
+
 def _with_reports(draft: Draft, reports: dict[Role, ParityReport]) -> Draft:
     files, notes = draft.manifest.files, draft.notes
+    name = draft.manifest.default_prompt
+    assert name is not None
     for role, report in reports.items():
-        name = f"{role.replace('_', '-')}.json"
-        (draft.folder / name).write_bytes(report_json(report))
-        files += (staged(name, role),)
+        file = f"{role.replace('_', '-')}.json"
+        (prompt_place(draft.folder, name) / file).write_bytes(report_json(report))
+        files += (staged_of_prompt(name, file, role),)
         notes += tuple(report.notes)
     summaries = {role: report.summary() for role, report in reports.items()}
-    manifest = msgspec.structs.replace(draft.manifest, files=files, **summaries)
+    manifest = draft.manifest.with_prompt(name, **summaries)
+    manifest = msgspec.structs.replace(manifest, files=files)
     return replace(draft, manifest=manifest, notes=notes)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from ptdeploy.errors import InputError
 from ptdeploy.printable import printable_fields
 from ptdeploy.source.checkpoint.types import Checkpoint
 from ptdeploy.tables import columns
+
+# How many tensors of a graph are shown.
+_FEW = 5
 
 HEADS: dict[Head, str] = {
     "softmax": "softmax: one class of a text is true",
@@ -93,7 +97,7 @@ def _bundle(bundle: Bundle, layers: bool) -> dict[str, Any]:
 
 def _completed(bundle: Bundle) -> dict[str, Any] | None:
     """What verify found where the engine can run, if the manifest leaves that open."""
-    if bundle.manifest.parity is not None:
+    if bundle.manifest.prompt.parity is not None:
         return None
     from ptdeploy.parity.completed import read_completed
 
@@ -150,46 +154,25 @@ def _describe_checkpoint(facts: dict[str, Any]) -> str:
 
 
 def _describe_bundle(facts: dict[str, Any]) -> str:
-    from ptdeploy.runtime import ENGINES
-
-    prompt, source, limits, parity, graph = (
-        facts[name] for name in ("prompt", "source", "limits", "parity", "graph_parity")
-    )
-    prefix = f", prefix KV {prompt['prefix_kv']}" if prompt["prefix_kv"] else ""
+    base, limits = facts["base"], facts["limits"]
     engine = engine_words(facts["target"], facts["engine"])
     lines = [
         ("bundle", f"{facts['path']} ({megabytes(facts['bytes'])})"),
         ("runs on", f"{facts['target']}, {facts['device']}, {facts['precision']}"),
-        ("task", f"{facts['task']} on {source['architecture']}"),
-        (
-            "prompt",
-            f"{prompt['num_virtual_tokens']} virtual tokens of {prompt['token_dim']}, frozen from "
-            f"an {prompt['kind']}{prefix}",
-        ),
-        ("graph", f"{facts['graph']['route']}: {facts['graph']['reason']}"),
-        ("made from", f"{source['format']} on base model {source['base_model']}"),
-        ("labels", ", ".join(facts["labels"]) or "none"),
-        *([("head", HEADS[facts["head"]])] if len(ENGINES[facts["task"]].heads) > 1 else []),
+        ("task", f"{facts['task']} on {base['architecture']}"),
+        ("base model", base["name"]),
+        *(line for name in facts["prompts"] for line in _prompt_lines(name, facts)),
         ("tokenizer", tokenizer_words(facts["tokenizer"])),
         (
             "limits",
-            f"{limits['max_sequence']} tokens of text beside the prompt, "
+            f"{limits['max_context']} tokens, virtual ones included, "
             f"{limits['max_batch'] or 'any number of'} rows, vocabulary {limits['vocab_size']}",
         ),
         *engine.built,
         *engine.computes,
-        ("parity", _parity_words(parity, facts)),
-        *([("graph parity", _parity(graph, facts))] if graph else []),
         ("made with", ", ".join(f"{name} {v}" for name, v in facts["versions"].items())),
+        *(line for name in facts["graphs"] for line in _graph_lines(name, facts)),
     ]
-    for side in ("inputs", "outputs"):
-        specs = facts[side]
-        lines += [
-            (side[:-1], f"{spec['name']} {spec['dtype']} {list(spec['shape'])}: {spec['meaning']}")
-            for spec in specs[:4]
-        ]
-        if len(specs) > 4:
-            lines.append(("", f"and {len(specs) - 4} more of the same kind"))
     lines += [
         ("file", f"{file['path']}  {file['role']}, {megabytes(file['size'])}")
         for file in facts["files"]
@@ -197,6 +180,42 @@ def _describe_bundle(facts: dict[str, Any]) -> str:
     if "engine_layers" in facts:
         lines += _layer_lines(facts["engine_layers"])
     return _table(lines)
+
+
+def _prompt_lines(name: str, facts: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """A named prompt: what it is, what its head gives, and its parity."""
+    from ptdeploy.runtime import ENGINES
+
+    prompt = facts["prompts"][name]
+    prefix = f", prefix KV {prompt['prefix_kv']}" if prompt["prefix_kv"] else ""
+    yield (
+        "prompt",
+        f"{name!r}{' (the default)' if name == facts['default_prompt'] else ''}: "
+        f"{prompt['num_virtual_tokens']} virtual tokens of {prompt['token_dim']}, frozen from "
+        f"an {prompt['kind']}{prefix}",
+    )
+    yield "made from", prompt["source"]["format"]
+    room = facts["limits"]["max_context"] - prompt["num_virtual_tokens"]
+    yield "room", f"{room} tokens of text beside it"
+    yield "labels", ", ".join(prompt["labels"]) or "none"
+    if len(ENGINES[facts["task"]].heads) > 1:
+        yield "head", HEADS[prompt["head"]]
+    yield "parity", _parity_words(prompt, facts)
+    if prompt["graph_parity"]:
+        yield "graph parity", _parity(prompt["graph_parity"], prompt, facts)
+
+
+def _graph_lines(name: str, facts: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """A named graph: its route, and its first inputs and outputs."""
+    graph = facts["graphs"][name]
+    yield "graph", f"{name!r}, {graph['route']}: {graph['reason']}"
+    for side in ("inputs", "outputs"):
+        specs = graph[side]
+        for spec in specs[:_FEW]:
+            shape = list(spec["shape"])
+            yield side[:-1], f"{spec['name']} {spec['dtype']} {shape}: {spec['meaning']}"
+        if len(specs) > _FEW:
+            yield "", f"and {len(specs) - _FEW} more"
 
 
 def tokenizer_words(found: dict[str, Any] | None) -> str:
@@ -226,18 +245,18 @@ def _layer_lines(found: dict[str, Any]) -> list[tuple[str, Any]]:
     return lines
 
 
-def _parity_words(parity: dict[str, Any] | None, facts: dict[str, Any]) -> str:
-    if parity is not None:
-        return _parity(parity, facts)
+def _parity_words(prompt: dict[str, Any], facts: dict[str, Any]) -> str:
+    if prompt["parity"] is not None:
+        return _parity(prompt["parity"], prompt, facts)
     if (completed := facts["completed_parity"]) is not None:
-        return f"{_parity(completed, facts)} (pending when compiled, completed by verify)"
+        return f"{_parity(completed, prompt, facts)} (pending when compiled, completed by verify)"
     return "pending: verify completes it on a GPU"
 
 
-def _parity(found: dict[str, Any], facts: dict[str, Any]) -> str:
+def _parity(found: dict[str, Any], prompt: dict[str, Any], facts: dict[str, Any]) -> str:
     ratio = found["perplexity_ratio"]
     rounded = facts["quantization"] is not None
-    agreement = agreement_words(facts["head"], rounded, found["top1_agreement"])
+    agreement = agreement_words(prompt["head"], rounded, found["top1_agreement"])
     return (
         f"{'passed' if found['passed'] else 'FAILED'}: max abs {found['max_abs']:.2g} "
         f"over {found['cases']} cases{agreement}, "

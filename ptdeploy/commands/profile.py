@@ -169,7 +169,7 @@ class _Counted:
     session: Session
     runs: int = 0
 
-    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    def run(self, inputs: Mapping[str, NDArray[Any] | DeviceArray]) -> dict[str, NDArray[Any]]:
         self.runs += 1
         return self.session.run(inputs)
 

@@ -75,10 +75,12 @@ def _build(old: Rebuilding, asked: TargetOptions | None, folder: Path, progress:
     with progress.stage(f"build the {manifest.target} engine"):
         notes = get_target(manifest.target).rebuild(Bundle(folder, manifest), asked)
     made = ("engine", "engine_info")
-    files = tuple(staged(one.path, one.role) if one.role in made else one for one in files)
+    files = tuple(staged(e.path, e.role, e.of) if e.role in made else e for e in files)
+    name = manifest.default_prompt
+    assert name is not None, "read_bundle checks it"
     return Draft(
         folder,
-        msgspec.structs.replace(manifest, parity=None, files=files),
+        msgspec.structs.replace(manifest.with_prompt(name, parity=None), files=files),
         notes=notes,
         reference=old.reference,
         refused=f"{old.destination.path} is as it was",

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from ptdeploy.bundle import FileEntry, Limits, check_room, staged
-from ptdeploy.bundle.schema import Graph
+from ptdeploy.bundle import DEFAULT_PROMPT, FileEntry, RequestLimits, Route, check_room
 from ptdeploy.bundle.signature import Signature
 from ptdeploy.bundle.task import Task
-from ptdeploy.commands.draft import Draft
+from ptdeploy.commands.draft import Draft, prompt_place, staged_of_prompt
 from ptdeploy.commands.plan import Plan
 from ptdeploy.commands.request import CompileRequest
 from ptdeploy.errors import InputError
@@ -59,9 +58,9 @@ class Traced:
     source: Source
     prompt: Prompt
     graph: ir.Model = field(repr=False)
-    route: Graph
+    route: Route
     signature: Signature
-    limits: Limits
+    limits: RequestLimits
 
 
 def read(plan: Plan, progress: Progress) -> Source:
@@ -94,7 +93,8 @@ def freeze(plan: Plan, source: Source, progress: Progress) -> Frozen:
         weights = sum(weight.numel() for weight in model.parameters())
         check_room(plan.destination, weights * plan.weight_bits // 10)
     with progress.stage(f"freeze {checkpoint.num_virtual_tokens} virtual tokens"):
-        prompt = freeze_prompt(checkpoint, model, base.kind.needs_prefix_kv)
+        kind = base.kind
+        prompt = freeze_prompt(checkpoint, model, kind.needs_prefix_kv, kind.has_trained_head)
     return Frozen(source, model, prompt)
 
 
@@ -151,13 +151,15 @@ def build(plan: Plan, traced: Traced, folder: Path, progress: Progress) -> Draft
                 plan.options,
             )
         )
+        saved = save_prompt(traced.prompt, prompt_place(folder, DEFAULT_PROMPT))
         files: tuple[FileEntry, ...] = (
             *built.files,
-            staged(save_prompt(traced.prompt, folder), "prompt"),
+            staged_of_prompt(DEFAULT_PROMPT, saved, "prompt"),
         )
         if tokenizer.tokenizer is not None:
             files += save_text_files(tokenizer.tokenizer, folder)
     manifest = build_manifest(
+        name=DEFAULT_PROMPT,
         checkpoint=source.checkpoint,
         base=source.base,
         prompt=traced.prompt,
@@ -166,7 +168,7 @@ def build(plan: Plan, traced: Traced, folder: Path, progress: Progress) -> Draft
         target=request.target,
         device=plan.device,
         precision=plan.precision,
-        graph=traced.route,
+        route=traced.route,
         quantization=plan.quantization,
         freeze_kv=request.freeze_kv,
         limits=traced.limits,
@@ -185,7 +187,7 @@ def refer(plan: Plan, source: Source, draft: Draft, progress: Progress) -> Draft
     from ptdeploy.parity.reference.texts import evaluation_text, reference_texts, with_texts
 
     checkpoint, chosen, golden = source.checkpoint, source.tokenizer, plan.request.golden
-    bounds = draft.manifest.limits
+    bounds, name = draft.manifest.request_limits, DEFAULT_PROMPT
     with progress.stage(REFERENCE_STAGE):
         judged = None
         if plan.quantization is not None:
@@ -193,7 +195,8 @@ def refer(plan: Plan, source: Source, draft: Draft, progress: Progress) -> Draft
         rows = compared_rows(bounds, reference_texts(chosen.tokenizer, bounds), golden)
         computed = compute_reference(checkpoint, source.base, bounds, judged, rows)
         reference = with_texts(computed, chosen, checkpoint.task)
-        entry = staged(save_reference(reference, draft.folder, golden), "reference")
+        saved = save_reference(reference, prompt_place(draft.folder, name), golden)
+        entry = staged_of_prompt(name, saved, "reference")
     files = (*draft.manifest.files, entry)
     manifest = msgspec.structs.replace(draft.manifest, files=files)
     return replace(draft, manifest=manifest, reference=reference)

@@ -121,7 +121,7 @@ def _compare(run: _Run, progress: Progress) -> ParityReport:
             found = msgspec.structs.replace(
                 found, located=locate_mismatch(bundle, engine, run.peft, reference, found)
             )
-    if bundle.manifest.parity is None and not request.graph:
+    if bundle.manifest.prompt.parity is None and not request.graph:
         from ptdeploy.parity.completed import keep_completed
 
         # With bounds of one's own it is not kept: parity.json must mean the default ones.
@@ -194,11 +194,11 @@ def _computed_reference(
 
     manifest = engine.manifest
     tokenizer = chosen.tokenizer if chosen else None
-    rows = reference_rows(manifest.limits, reference_texts(tokenizer, manifest.limits))
+    rows = reference_rows(engine.limits, reference_texts(tokenizer, engine.limits))
     rows += [AskedRow(row.ids, "data", row.type_ids) for row in given]
     judged = _judged(engine.bundle, given) if manifest.quantization else None
     computed = compute_reference(
-        peft.checkpoint, peft.base, manifest.limits, judged, rows, peft.model
+        peft.checkpoint, peft.base, manifest.request_limits, judged, rows, peft.model
     )
     if chosen is not None:
         return with_texts(computed, chosen, manifest.task)
@@ -248,9 +248,9 @@ def _with_own_logits(reference: Reference, given: Sequence[DataRow]) -> Referenc
 
 def _notes(peft: PeftSource, bundle: Bundle) -> list[str]:
     notes = []
-    if dict(peft.checkpoint.files) != bundle.manifest.source.files:
+    if dict(peft.checkpoint.files) != bundle.manifest.prompt.source.files:
         notes.append("the checkpoint's files are not those the bundle was compiled from.")
-    if note := edge_note(bundle.manifest.limits):
+    if note := edge_note(bundle.manifest.request_limits):
         notes.append(note)
     return notes
 

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ptdeploy.bundle import Limits
+from ptdeploy.bundle import RequestLimits
 from ptdeploy.errors import InputError
 
 Padding = Literal["right", "left", "both"]
@@ -62,7 +62,7 @@ def make_rows(vocab_size: int, max_sequence: int) -> list[NDArray[np.int64]]:
 
 
 def reference_rows(
-    limits: Limits, texts: Sequence[AskedRow], count: int | None = None
+    limits: RequestLimits, texts: Sequence[AskedRow], count: int | None = None
 ) -> list[AskedRow]:
     """`count` rows: random ones of unequal lengths first, then text, then more random ones.
 
@@ -83,7 +83,7 @@ def reference_rows(
     return rows[:count]
 
 
-def some_segments(tokens: int, limits: Limits) -> NDArray[np.int64] | None:
+def some_segments(tokens: int, limits: RequestLimits) -> NDArray[np.int64] | None:
     """Each of the model's segments for as many tokens, in order; None where it has none."""
     if not limits.type_vocab_size:
         return None
@@ -105,13 +105,15 @@ def check_golden(count: int | None) -> None:
         )
 
 
-def compared_rows(limits: Limits, texts: Sequence[AskedRow], count: int | None) -> list[AskedRow]:
+def compared_rows(
+    limits: RequestLimits, texts: Sequence[AskedRow], count: int | None
+) -> list[AskedRow]:
     """What compile compares on: never less than the usual rows, however few are stored."""
     rows, usual = reference_rows(limits, texts, count), reference_rows(limits, texts)
     return rows if len(rows) > len(usual) else usual
 
 
-def edge_note(limits: Limits) -> str | None:
+def edge_note(limits: RequestLimits) -> str | None:
     """What of the profile is not reached, in words."""
     if limits.max_sequence > _LONGEST_EDGE:
         return (

@@ -79,8 +79,8 @@ class _Bounds:
 
 
 def _bounds(engine: Engine, reference: Reference, overrides: Overrides) -> _Bounds:
-    manifest = engine.manifest
-    thresholds = overrides.thresholds(manifest.precision, manifest.quantization, manifest.head)
+    manifest, head = engine.manifest, engine.prompt.info.head
+    thresholds = overrides.thresholds(manifest.precision, manifest.quantization, head)
     scale = max((float(np.abs(row.logits).max()) for row in reference.rows), default=0.0)
     return _Bounds(thresholds, thresholds.max_abs + thresholds.relative * scale)
 
@@ -97,7 +97,7 @@ class _Run:
 def _run_cases(engine: Engine, reference: Reference, bounds: _Bounds) -> _Run:
     run = _Run()
     sources = [row.source for row in reference.rows]
-    for case in batches(sources, engine.manifest.limits.max_batch):
+    for case in batches(sources, engine.limits.max_batch):
         rows = [reference.rows[i] for i in case.rows]
         logits, stopped = _logits(engine, rows, case.padding)
         if len(case.rows) == 1 and case.source == "data":
@@ -219,7 +219,7 @@ def _compare_greedy(
         return ()
     # Batches of unequal rows, so that batching is compared too; as many steps as all have.
     steps = min(one.tokens.size for one in reference.greedy)
-    most = engine.manifest.limits.max_batch or len(reference.greedy)
+    most = engine.limits.max_batch or len(reference.greedy)
     rows: list[Sequence[int]] = []
     stopped: list[str | None] = []
     for start in range(0, len(reference.greedy), most):

@@ -40,7 +40,7 @@ def read_completed(bundle: Bundle) -> ParityReport | None:
     an engine that the manifest does not describe.
     """
     path = bundle.path / NAME
-    if bundle.manifest.parity is not None or bundle.held is None:
+    if bundle.manifest.prompt.parity is not None or bundle.held is None:
         return None
     try:
         content = bundle.held.read(NAME, _MAX_BYTES + 1)

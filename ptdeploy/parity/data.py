@@ -106,7 +106,7 @@ def task_metric(
     overrides: Overrides,
 ) -> TaskMetric | None:
     """Accuracy on what is labelled, or for CAUSAL_LM perplexity; None where nothing can be said."""
-    judged = _Judged(engine.manifest.head, rows, ours, reference, overrides)
+    judged = _Judged(engine.prompt.info.head, rows, ours, reference, overrides)
     return _METRICS[engine.metric](judged)
 
 
@@ -186,8 +186,8 @@ def _row(line: _Line, engine: Engine) -> DataRow:
     if engine.takes_segments and any(encoding.type_ids):
         segments = np.asarray(encoding.type_ids, np.int64)
     labels, values = None, None
-    if line.label is not None and engine.manifest.head == "regression":
-        values = _numbers(line.label, len(engine.manifest.labels))
+    if line.label is not None and engine.prompt.info.head == "regression":
+        values = _numbers(line.label, len(engine.prompt.info.labels))
     elif line.label is not None:
         labels = _labels(line.label, engine, ids.size)
     logits = None if line.logits is None else _logits(line.logits, engine, ids.size)
@@ -198,8 +198,8 @@ def _labels(given: Any, engine: Engine, tokens: int) -> NDArray[np.int64]:
     if problem := engine.label_problem(given, tokens):
         raise InputError(problem)
     values = given if isinstance(given, list) else [given]
-    several = engine.manifest.head == "sigmoid"
-    names = engine.manifest.labels
+    several = engine.prompt.info.head == "sigmoid"
+    names = engine.prompt.info.labels
     indices = []
     for value in values:
         if value is None:
@@ -231,7 +231,7 @@ def _logits(given: list[Any], engine: Engine, tokens: int) -> NDArray[np.float32
         array = np.asarray(given, np.float32)
     except (ValueError, TypeError):
         array = np.zeros(0, np.float32)
-    width = engine.manifest.outputs[0].shape[-1]
+    width = engine.manifest.graph.outputs[0].shape[-1]
     flat = engine.one_answer
     if array.ndim != (1 if flat else 2) or array.shape[-1] != width:
         raise InputError(f"its logits are not {width} numbers{'' if flat else ' a position'}.")

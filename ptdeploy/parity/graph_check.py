@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from ptdeploy.backends import get_backend
-from ptdeploy.bundle import Bundle
+from ptdeploy.bundle import MODEL, Bundle
+from ptdeploy.bundle.task import TensorSpec
 from ptdeploy.runtime import Engine, open_engine
 
 if TYPE_CHECKING:
@@ -37,16 +38,22 @@ def open_graph_check(bundle: Bundle, target: str) -> Iterator[Engine]:
     # Not beside the bundle's files: those may be on a disk that is only read.
     with TemporaryDirectory() as folder:
         files = _emulated(bundle, Path(folder))
-        wide = {
-            side: tuple(
-                msgspec.structs.replace(spec, dtype="float32") if spec.dtype == "bfloat16" else spec
-                for spec in getattr(manifest, side)
-            )
-            for side in ("inputs", "outputs")
-        }
+        graph = manifest.graph
+        wide = msgspec.structs.replace(
+            graph, inputs=_widened(graph.inputs), outputs=_widened(graph.outputs)
+        )
         others = tuple(one for one in manifest.files if one.role not in ("model", "weights"))
-        changed = msgspec.structs.replace(manifest, files=(*files, *others), **changes, **wide)
+        changed = msgspec.structs.replace(
+            manifest, files=(*files, *others), graphs={MODEL: wide}, **changes
+        )
         yield open_engine(replace(bundle, manifest=changed))
+
+
+def _widened(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+    return tuple(
+        msgspec.structs.replace(spec, dtype="float32") if spec.dtype == "bfloat16" else spec
+        for spec in specs
+    )
 
 
 def _emulated(bundle: Bundle, folder: Path) -> tuple[msgspec.Struct, ...]:

@@ -119,7 +119,7 @@ def judge(engine: Engine, reference: Reference, min_agreement: float) -> Quality
     """Run the engine on the reference's texts, each alone; None where the reference has none."""
     if not reference.judged:
         return None
-    task, head = engine.manifest.task, engine.manifest.head
+    task, head = engine.manifest.task, engine.prompt.info.head
     asked = [AskedRow(row.ids, "text", row.type_ids) for row in reference.judged]
     ours = [text_row(row, row_logits(engine, row), task) for row in asked]
     want = np.concatenate([row.top1 for row in reference.judged])

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from ptdeploy.program.head import Head
 from ptdeploy.program.lowering import SharedCache, start
-from ptdeploy.program.prompt import Prompt, backbone
+from ptdeploy.program.prompt import backbone
+from ptdeploy.program.words import embed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -20,27 +22,23 @@ class Decoder(nn.Module):
 
     Takes `input_ids` (batch, sequence), `past_lengths` (batch,), `logits_positions` (kept,) and the
     buffer, keys and values by turns. Row i's tokens are numbered from past_lengths[i] on, as if the
-    row were alone. With `virtual_tokens` the prompt is not frozen: its tokens are then fed like
-    text, with ids from the end of the vocabulary on.
+    row were alone. With `vocabulary` the prompt is not frozen: a table of virtual tokens comes
+    before the buffer, and they are fed like text, with ids from the end of the vocabulary on.
     """
 
-    virtual_tokens: torch.Tensor | None
-
-    def __init__(self, model: PreTrainedModel, prompt: Prompt | None) -> None:
+    def __init__(self, model: PreTrainedModel, vocabulary: int | None) -> None:
         super().__init__()
-        self.model = model
-        tokens = None if prompt is None else torch.from_numpy(prompt.virtual_tokens)
-        self.register_buffer("virtual_tokens", tokens)
+        self.model, self.vocabulary = model, vocabulary
 
-    def words(self, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What the model is given for the ids."""
-        if self.virtual_tokens is None:
-            return {"input_ids": input_ids}
+    def words(
+        self, input_ids: torch.Tensor, rest: tuple[torch.Tensor, ...]
+    ) -> tuple[dict[str, torch.Tensor], tuple[torch.Tensor, ...]]:
+        """What the model is given for the ids, and what of the inputs is the buffer."""
+        if self.vocabulary is None:
+            return {"input_ids": input_ids}, rest
+        table, *past = rest
         embeddings = self.model.get_input_embeddings()
-        size = embeddings.weight.shape[0]
-        text = embeddings(input_ids.clamp(max=size - 1))
-        virtual = self.virtual_tokens[(input_ids - size).clamp(min=0)]
-        return {"inputs_embeds": torch.where((input_ids < size)[..., None], text, virtual)}
+        return {"inputs_embeds": embed(embeddings, self.vocabulary, input_ids, table)}, tuple(past)
 
 
 class FusedDecoder(Decoder):
@@ -51,13 +49,14 @@ class FusedDecoder(Decoder):
         input_ids: torch.Tensor,
         past_lengths: torch.Tensor,
         logits_positions: torch.Tensor,
-        *past: torch.Tensor,
+        *rest: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
+        words, past = self.words(input_ids, rest)
         new = input_ids.shape[1]
         cache = SharedCache(past, past_lengths, new)
         start(cache)
         output = self.model(
-            **self.words(input_ids),
+            **words,
             position_ids=past_lengths[:, None] + torch.arange(new)[None],
             past_key_values=cache,
             use_cache=True,
@@ -79,40 +78,48 @@ class PlainDecoder(Decoder):
         input_ids: torch.Tensor,
         past_lengths: torch.Tensor,
         logits_positions: torch.Tensor,
-        *past: torch.Tensor,
+        *rest: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
+        words, past = self.words(input_ids, rest)
         slots = past[0].shape[2]
         filled = (torch.arange(slots)[None] < past_lengths[:, None]).to(torch.int64)
         mask = torch.cat([filled, torch.ones_like(input_ids)], dim=1)
-        logits, *present = step(
-            self.model, self.words(input_ids), mask, past, logits_to_keep=logits_positions
-        )
+        logits, *present = step(self.model, words, mask, past, logits_to_keep=logits_positions)
         return (logits, *(tensor[:, :, slots:] for tensor in present))
 
 
 class ClassifyingDecoder(nn.Module):
-    """The decoder with the prefix KV as a constant, and the head at each row's last token."""
+    """The decoder over each row's prefix KV, and the head at each row's last token.
 
-    prefix_kv: torch.Tensor
+    Takes `input_ids` and `attention_mask`, int64 (batch, sequence), of the text; the prefix KV of
+    all prompts, (prompts * layers * 2, kv heads, slots, head dim), of each layer by layer, keys
+    before values; how many of its slots a row's own fills, (batch,); which prompt a row has,
+    (batch,), and the head's parameters.
+    """
 
-    def __init__(self, model: PreTrainedModel, prompt: Prompt) -> None:
+    def __init__(self, model: PreTrainedModel, layers: int, head: Head) -> None:
         super().__init__()
-        assert prompt.prefix_kv is not None
         self.model = backbone(model)
         # Where that backbone is in the whole model, to name the graph's nodes.
         self.prefix = str(model.base_model_prefix)
         self.score = model.score
-        self.register_buffer("prefix_kv", torch.from_numpy(prompt.prefix_kv))
+        self.layers, self.head = layers, head
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        rows = input_ids.shape[0]
-        layers, _, _, n, _ = self.prefix_kv.shape
-        past = tuple(
-            self.prefix_kv[layer, part][None].expand(rows, -1, -1, -1)
-            for layer in range(layers)
-            for part in (0, 1)
-        )
-        mask = torch.cat([attention_mask.new_ones(rows, n), attention_mask], dim=1)
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        prefix_kv: torch.Tensor,
+        prefix_lengths: torch.Tensor,
+        prompt_index: torch.Tensor,
+        *head: torch.Tensor,
+    ) -> torch.Tensor:
+        self.head.start(prompt_index, head)
+        first = prompt_index * (2 * self.layers)
+        past = tuple(prefix_kv[first + part] for part in range(2 * self.layers))
+        slots = torch.arange(prefix_kv.shape[2])[None]
+        filled = (slots < prefix_lengths[:, None]).to(attention_mask.dtype)
+        mask = torch.cat([filled, attention_mask], dim=1)
         hidden = step(self.model, {"input_ids": input_ids}, mask, past)[0]
         last = (attention_mask.sum(1) - 1).clamp(min=0)
         pooled = hidden.gather(1, last[:, None, None].expand(-1, 1, hidden.shape[-1]))[:, 0]

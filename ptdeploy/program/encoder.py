@@ -7,40 +7,37 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from ptdeploy.program.prompt import Prompt
+from ptdeploy.program.head import Head
+from ptdeploy.program.words import embed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
 class Encoder(nn.Module):
-    """Virtual tokens before the text, as PEFT's forward puts them there.
+    """Virtual tokens before the text, as PEFT's forward puts them there; its caller gives both.
 
     Positions are left to the model, which numbers virtual tokens and text from the start, as in
-    training; so rows must be padded on the right.
+    training; so rows must be padded on the right. Takes `input_ids` and `attention_mask`, int64
+    (batch, sequence), then `token_type_ids` where the model tells segments apart, the table of
+    virtual tokens, and where it has a trained head `prompt_index` and its parameters.
     """
 
-    virtual_tokens: torch.Tensor
-
-    def __init__(self, model: PreTrainedModel, prompt: Prompt, per_token: bool) -> None:
+    def __init__(
+        self, model: PreTrainedModel, vocabulary: int, takes_segments: bool, head: Head
+    ) -> None:
         super().__init__()
-        self.model = model
-        self.per_token = per_token
-        self.register_buffer("virtual_tokens", torch.from_numpy(prompt.virtual_tokens)[None])
+        self.model, self.vocabulary, self.takes_segments = model, vocabulary, takes_segments
+        self.head = head
 
     def forward(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        token_type_ids: torch.Tensor | None = None,
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, *rest: torch.Tensor
     ) -> torch.Tensor:
-        rows, n = input_ids.shape[0], self.virtual_tokens.shape[1]
-        text = self.model.get_input_embeddings()(input_ids)
-        embeds = torch.cat([self.virtual_tokens.expand(rows, -1, -1), text], dim=1)
-        mask = torch.cat([attention_mask.new_ones(rows, n), attention_mask], dim=1)
-        types = {}
-        if token_type_ids is not None:
-            zeros = token_type_ids.new_zeros(rows, n)
-            types["token_type_ids"] = torch.cat([zeros, token_type_ids], dim=1)
-        logits: torch.Tensor = self.model(inputs_embeds=embeds, attention_mask=mask, **types).logits
-        return logits[:, n:] if self.per_token else logits
+        types = {"token_type_ids": rest[0]} if self.takes_segments else {}
+        table, *head = rest[len(types) :]
+        self.head.start(head[0] if head else None, head[1:])
+        embeds = embed(self.model.get_input_embeddings(), self.vocabulary, input_ids, table)
+        logits: torch.Tensor = self.model(
+            inputs_embeds=embeds, attention_mask=attention_mask, **types
+        ).logits
+        return logits

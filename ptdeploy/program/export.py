@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import inspect
 import io
 from typing import TYPE_CHECKING
 
@@ -38,8 +39,9 @@ def to_onnx(program: Program, opset: int | None = None) -> ir.Model:
         {i: torch.export.Dim.DYNAMIC for i, axis in enumerate(spec.shape) if isinstance(axis, str)}
         for spec in inputs
     )
-    # A decoder takes its past as *past, which torch.export sees as one tuple.
-    fixed = sum(not spec.name.startswith("past_key_values.") for spec in inputs)
+    # What a program takes as *rest, torch.export sees as one tuple.
+    named = inspect.signature(program.module.forward).parameters.values()
+    fixed = sum(one.kind is not inspect.Parameter.VAR_POSITIONAL for one in named)
     lowering = program.lowered
     if lowering is not None:
         opset = max(opset or 0, _OPSETS[lowering.operators])

@@ -9,12 +9,16 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from ptdeploy.bundle import (
+    MODEL,
+    BaseInfo,
     FileEntry,
     Graph,
     Limits,
     Manifest,
     PromptInfo,
     Quantization,
+    RequestLimits,
+    Route,
     SourceInfo,
     TokenizerInfo,
 )
@@ -41,6 +45,7 @@ def versions() -> dict[str, str]:
 
 def build_manifest(
     *,
+    name: str,
     checkpoint: Checkpoint,
     base: BaseModel,
     prompt: Prompt,
@@ -49,46 +54,47 @@ def build_manifest(
     target: str,
     device: str,
     precision: str,
-    graph: Graph,
+    route: Route,
     quantization: Quantization | None,
     freeze_kv: bool,
-    limits: Limits,
+    limits: RequestLimits,
     tokenizer: TokenizerInfo | None,
     files: tuple[FileEntry, ...],
 ) -> Manifest:
-    """Say what the bundle is; sizes, hashes and parity are filled in later."""
+    """Say what the bundle of a prompt of that name is; sizes, hashes and parity come later."""
+    info = PromptInfo(
+        kind="evaluated prompt"
+        if checkpoint.encoder is None
+        else f"{checkpoint.encoder.kind} prompt encoder",
+        num_virtual_tokens=prompt.num_virtual_tokens,
+        token_dim=checkpoint.token_dim,
+        sha256=prompt.sha256,
+        prefix_kv=prompt.prefix_kv.shape if prompt.prefix_kv is not None and freeze_kv else None,
+        labels=meaning.labels,
+        head=meaning.head,
+        source=SourceInfo(
+            format=checkpoint.format,
+            adapter=checkpoint.adapter,
+            files=dict(checkpoint.files),
+        ),
+    )
+    graph = Graph(route.route, route.reason, signature.inputs, signature.outputs)
     return Manifest(
         versions=versions(),
         target=target,
         device=device,
         precision=precision,
         task=checkpoint.task,
-        inputs=signature.inputs,
-        outputs=signature.outputs,
-        prompt=PromptInfo(
-            kind="evaluated prompt"
-            if checkpoint.encoder is None
-            else f"{checkpoint.encoder.kind} prompt encoder",
-            num_virtual_tokens=prompt.num_virtual_tokens,
-            token_dim=checkpoint.token_dim,
-            sha256=prompt.sha256,
-            prefix_kv=prompt.prefix_kv.shape
-            if prompt.prefix_kv is not None and freeze_kv
-            else None,
-        ),
-        source=SourceInfo(
-            format=checkpoint.format,
-            adapter=checkpoint.adapter,
-            files=dict(checkpoint.files),
-            base_model=_public_name(checkpoint.base.name or base.name),
-            base_config_sha256=_config_hash(base),
+        graphs={MODEL: graph},
+        prompts={name: info},
+        default_prompt=name,
+        base=BaseInfo(
+            name=_public_name(checkpoint.base.name or base.name),
             architecture=str(base.config.model_type),
+            config_sha256=_config_hash(base),
         ),
-        graph=graph,
+        limits=limits.of_engine(),
         quantization=quantization,
-        limits=limits,
-        labels=meaning.labels,
-        head=meaning.head,
         generation=meaning.generation,
         tokenizer=tokenizer,
         files=files,
@@ -108,16 +114,16 @@ def _config_hash(base: BaseModel) -> str:
 
 def limits(
     base: BaseModel,
-    graph: Graph,
+    route: Route,
     virtual_tokens: int,
     max_batch: int | None,
     max_context: int | None,
-) -> Limits:
+) -> RequestLimits:
     """The model's own limits, or smaller ones that were asked for, in tokens and rows.
 
     Raises InputError if `max_context` is more than the model has or leaves no room for text.
     """
-    positions = base.context(graph)
+    positions = base.context(route)
     if max_context is not None and not virtual_tokens < max_context <= positions:
         raise InputError(
             f"--max-context {max_context}: must be more than the {virtual_tokens} virtual tokens "
@@ -126,10 +132,5 @@ def limits(
     if max_batch is not None and max_batch < 1:
         raise InputError(f"--max-batch {max_batch}: must be at least 1.")
     context = max_context or positions
-    return Limits(
-        context - virtual_tokens,
-        context,
-        base.vocab_size,
-        max_batch,
-        type_vocab_size=base.type_vocab_size,
-    )
+    of_engine = Limits(context, base.vocab_size, max_batch, type_vocab_size=base.type_vocab_size)
+    return of_engine.beside(virtual_tokens)

@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from ptdeploy.bundle.signature import BATCH, KEPT, SEQUENCE, SLOTS, Signature
+from ptdeploy.bundle.signature import (
+    BATCH,
+    CLASSES,
+    KEPT,
+    PREFIX,
+    PREFIXES,
+    PROMPTS,
+    SEQUENCE,
+    SLOTS,
+    VIRTUAL,
+    Signature,
+)
 from ptdeploy.bundle.task import Operators, TensorSpec
 
 if TYPE_CHECKING:
@@ -41,7 +52,9 @@ class Program:
 
 def examples(inputs: tuple[TensorSpec, ...]) -> tuple[torch.Tensor, ...]:
     """Small inputs of the given shapes: ones, every axis larger than one."""
+    # Every one another, so that the tracer takes none of them for one and the same.
     sizes = {BATCH: 2, SEQUENCE: 5, SLOTS: 11, KEPT: 3}
+    sizes |= {VIRTUAL: 7, PROMPTS: 4, CLASSES: 6, PREFIXES: 512, PREFIX: 9}
     shapes = [[sizes[a] if isinstance(a, str) else a for a in spec.shape] for spec in inputs]
     return tuple(
         torch.ones(shape, dtype=getattr(torch, spec.dtype))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -30,11 +31,13 @@ class Prompt:
 
     `virtual_tokens` has shape (num_virtual_tokens, token_dim), float32. `prefix_kv` is there for a
     causal decoder: shape (layers, 2, kv heads, num_virtual_tokens, head dim), float32, keys before
-    values; the virtual tokens come first, so it depends on nothing else.
+    values; the virtual tokens come first, so it depends on nothing else. `head` holds parameters of
+    the head that was trained with it, float32, by the names of the graph's inputs.
     """
 
     virtual_tokens: NDArray[np.float32] = field(repr=False)
     prefix_kv: NDArray[np.float32] | None = field(repr=False, default=None)
+    head: Mapping[str, NDArray[np.float32]] = field(repr=False, default_factory=dict)
 
     @property
     def num_virtual_tokens(self) -> int:
@@ -91,8 +94,12 @@ def evaluate_prompt_encoder(encoder: PromptEncoderState) -> NDArray[np.float32]:
     return cast("NDArray[np.float32]", hidden.numpy())
 
 
-def freeze(checkpoint: Checkpoint, model: PreTrainedModel, with_prefix_kv: bool) -> Prompt:
+def freeze(
+    checkpoint: Checkpoint, model: PreTrainedModel, with_prefix_kv: bool, with_head: bool
+) -> Prompt:
     """Evaluate the prompt once, and for a causal decoder the keys and values it leaves behind.
+
+    `with_head` takes along the head that was trained with it.
 
     Raises CheckpointError if an evaluated prompt and the encoder beside it disagree or the encoder
     gives NaN, and BaseModelError if the base model is not causal.
@@ -114,14 +121,20 @@ def freeze(checkpoint: Checkpoint, model: PreTrainedModel, with_prefix_kv: bool)
             f"{tokens.shape[1]} instead of {checkpoint.token_dim}.",
             "The training diverged or the file is damaged; deploy an earlier checkpoint.",
         )
-    return Prompt(tokens, prefix_kv(model, tokens) if with_prefix_kv else None)
+    from ptdeploy.program.head import trained_head
+
+    return Prompt(
+        tokens,
+        prefix_kv(model, tokens) if with_prefix_kv else None,
+        trained_head(model, checkpoint.weights) if with_head else {},
+    )
 
 
 def save_prompt(prompt: Prompt, folder: Path) -> str:
-    """Write `prompt.safetensors` (virtual_tokens, and prefix_kv if any) and return its name."""
+    """Write virtual tokens, prefix KV if any and head as safetensors; gives the file's name."""
     from safetensors.numpy import save_file
 
-    tensors = {"virtual_tokens": prompt.virtual_tokens}
+    tensors = {"virtual_tokens": prompt.virtual_tokens, **prompt.head}
     if prompt.prefix_kv is not None:
         tensors["prefix_kv"] = prompt.prefix_kv
     save_file({n: np.ascontiguousarray(t) for n, t in tensors.items()}, folder / PROMPT_NAME)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ptdeploy.arguments import listed, shown
-from ptdeploy.bundle import Limits
+from ptdeploy.bundle import RequestLimits
 from ptdeploy.errors import InputError
 from ptdeploy.runtime.tokenizer import Encoding
 
@@ -35,7 +35,7 @@ class Batch:
 def rows_of(
     input_ids: ArrayLike | Sequence[Sequence[int]],
     attention_mask: ArrayLike | Sequence[Sequence[int]] | None,
-    limits: Limits,
+    limits: RequestLimits,
     truncate: bool = False,
 ) -> list[Ids]:
     """Take the real tokens out of a batch padded anywhere, or out of rows of unequal length.
@@ -63,7 +63,7 @@ def rows_of(
     return [row[: limits.max_sequence] for row in rows]
 
 
-def embedded(encoding: Encoding, limits: Limits) -> Encoding:
+def embedded(encoding: Encoding, limits: RequestLimits) -> Encoding:
     """A text's encoding. Raises InputError, naming the token, if the model has no embedding for it.
 
     A tokenizer may have more tokens than its model: an engine would read beyond the table.
@@ -82,7 +82,7 @@ def segments_of(
     token_type_ids: ArrayLike | Sequence[Sequence[int]],
     input_ids: ArrayLike | Sequence[Sequence[int]],
     attention_mask: ArrayLike | Sequence[Sequence[int]] | None,
-    limits: Limits,
+    limits: RequestLimits,
 ) -> list[Ids]:
     """The segment of each token that `rows_of` takes out of the same batch.
 
@@ -108,7 +108,7 @@ def segments_of(
     return [row[: limits.max_sequence] for row in segments]
 
 
-def check_segments(row: ArrayLike, limits: Limits, where: str) -> None:
+def check_segments(row: ArrayLike, limits: RequestLimits, where: str) -> None:
     """Raises InputError if a row's segments are out of the model's range."""
     segments = np.asarray(row)
     most = max(limits.type_vocab_size - 1, 0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ptdeploy.backends.session import Session
 from ptdeploy.bundle import Manifest
@@ -11,6 +10,7 @@ from ptdeploy.errors import InputError
 from ptdeploy.runtime.batching import Ids
 from ptdeploy.runtime.kv import KVBuffer
 from ptdeploy.runtime.kv_layout import KVLayout
+from ptdeploy.runtime.prompts import Prompt, PromptInputs
 
 # Buffers of nearly the same size are kept for one another.
 _SLOTS = 64
@@ -19,20 +19,17 @@ _SLOTS = 64
 class Buffers:
     """Where an engine's KV buffers come from: all of one layout, with one prompt in front.
 
-    A prompt that is not frozen is fed like text, as `virtual_ids`: ids behind the vocabulary, int64
-    (virtual tokens,); empty where it is frozen. `words` counts the tokens that there are to choose
-    from.
+    A prompt without a prefix KV is fed like text, as `virtual_ids`: ids behind the vocabulary,
+    int64 (virtual tokens,); else empty. `words` counts the tokens that there are to choose from.
     """
 
-    def __init__(
-        self, session: Session, manifest: Manifest, prefix_kv: NDArray[np.float32] | None
-    ) -> None:
+    def __init__(self, session: Session, manifest: Manifest, prompt: Prompt) -> None:
         self.layout = KVLayout.of(manifest)
-        self._session, self._prefix_kv = session, prefix_kv
-        self._limits, self._prompt = manifest.limits, manifest.prompt
-        count = self._prompt.num_virtual_tokens if prefix_kv is None else 0
+        self._session, self._prompt = session, prompt
+        self._beside = PromptInputs(session, manifest, prompt).placed
+        self._limits = manifest.limits
         self.words = self._limits.vocab_size
-        self.virtual_ids = np.arange(self._limits.vocab_size, self._limits.vocab_size + count)
+        self.virtual_ids = prompt.virtual_ids(self.words)
         self._spare: list[KVBuffer] = []
 
     def take(self, rows: int, tokens: int) -> KVBuffer:
@@ -46,7 +43,7 @@ class Buffers:
                 f"{rows} rows at once, but the bundle was compiled for {most}.",
                 "Send them in several requests, or compile with a larger --max-batch.",
             )
-        needed = tokens + self._prompt.num_virtual_tokens
+        needed = tokens + self._prompt.info.num_virtual_tokens
         try:
             # Taken out while it is used: two threads never share a buffer.
             spare = self._spare.pop()
@@ -56,7 +53,7 @@ class Buffers:
             spare.reset()
             return spare
         slots = min(-(-needed // _SLOTS) * _SLOTS, self._limits.max_context)
-        return KVBuffer(self._session, self.layout, self._prefix_kv, rows, slots)
+        return self._new(rows, slots)
 
     def keep(self, kv: KVBuffer) -> None:
         """Leave a buffer to the next request."""
@@ -64,9 +61,13 @@ class Buffers:
 
     def own(self, tokens: int) -> KVBuffer:
         """A new buffer for one row of at most `tokens` tokens of text, which nobody else gets."""
-        slots = tokens + self._prompt.num_virtual_tokens
-        return KVBuffer(self._session, self.layout, self._prefix_kv, 1, slots)
+        slots = tokens + self._prompt.info.num_virtual_tokens
+        return self._new(1, slots)
 
     def fed(self, ids: Ids) -> Ids:
         """What is prefilled for a row: its ids, after virtual tokens that are not frozen."""
         return np.concatenate([self.virtual_ids, ids]) if self.virtual_ids.size else ids
+
+    def _new(self, rows: int, slots: int) -> KVBuffer:
+        prefix_kv = self._prompt.prefix_kv
+        return KVBuffer(self._session, self.layout, prefix_kv, rows, slots, self._beside)

@@ -50,7 +50,7 @@ class CausalLM(Engine):
 
     def __init__(self, bundle: Bundle, session: Session, tokenizer: Tokenizer | None) -> None:
         super().__init__(bundle, session, tokenizer)
-        self.buffers = Buffers(session, self.manifest, self._prefix_kv)
+        self.buffers = Buffers(session, self.manifest, self.prompt)
 
     @classmethod
     def _own_problems(cls, manifest: Manifest) -> Iterator[str]:
@@ -171,7 +171,7 @@ class CausalLM(Engine):
         """
         text = self.chat_text(messages, add_generation_prompt, **variables)
         encoding = self._text_tokenizer().encode(text, add_special_tokens=False)
-        return embedded(encoding, self.manifest.limits).ids
+        return embedded(encoding, self.limits).ids
 
     def options(self, max_new_tokens: int | None, given: Mapping[str, Any]) -> GenerationOptions:
         """The model's defaults with what a request changes. Raises InputError on a bad value."""
@@ -188,7 +188,7 @@ class CausalLM(Engine):
         elif any(name in changes for name in _SAMPLES):
             changes.setdefault("do_sample", True)
         options = msgspec.structs.replace(generation, **changes)
-        sampling.check(options, self.manifest.limits.vocab_size)
+        sampling.check(options, self.limits.vocab_size)
         return options
 
     def buffer(self, rows: int, tokens: int) -> KVBuffer:
@@ -211,7 +211,7 @@ class CausalLM(Engine):
         return [row.token_ids for row in generated]
 
     def step_requests(self, batch: int, tokens: int | None) -> Iterator[ProbeRequest]:
-        limits = self.manifest.limits
+        limits = self.limits
         # A decode step needs a slot behind the tokens.
         beside = " and the token of a decode step."
         rows = probe_rows(limits, batch, tokens, limits.max_sequence - 1, beside)
@@ -243,7 +243,7 @@ class CausalLM(Engine):
         yield ProbeRequest(name, 1, tokens, run)
 
     def feed(self, rows: Sequence[Ids], segments: Sequence[Ids], row: int) -> Fed:
-        count, prefix = len(rows), self.manifest.prompt.num_virtual_tokens
+        count, prefix = len(rows), self.prompt.info.num_virtual_tokens
         kv = self.buffer(count, max(one.size for one in rows))
         if count == 1:
             ids = self.fed(rows[0])
@@ -306,19 +306,19 @@ class CausalLM(Engine):
         return self.tokenizer
 
     def _budget(self, longest: int, asked: int | None, options: GenerationOptions) -> int:
-        room = self.manifest.limits.max_sequence - longest
+        room = self.limits.max_sequence - longest
         if asked is None:
             return min(options.max_new_tokens, room)
         if asked > room:
             raise InputError(
                 f"{asked} new tokens do not fit: the longest text leaves {room} of the "
-                f"model's {self.manifest.limits.max_context} positions.",
+                f"model's {self.limits.max_context} positions.",
                 f"Ask for at most {room}, or shorten the text.",
             )
         return asked
 
     def _session_room(self, max_tokens: int | None) -> int:
-        limit = self.manifest.limits.max_sequence
+        limit = self.limits.max_sequence
         if max_tokens is not None and not 1 <= max_tokens <= limit:
             raise InputError(f"max_tokens is {max_tokens}; it must be from 1 to {limit}.")
         return max_tokens or limit

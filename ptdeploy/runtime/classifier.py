@@ -21,7 +21,7 @@ from ptdeploy.runtime.labelling import Labelling, TypeIds, classifier_problems
 
 @dataclass(frozen=True)
 class Classification:
-    """The likeliest class, and the probability of each class in the order of `manifest.labels`.
+    """The likeliest class, and the probability of each class in the order of the prompt's labels.
 
     `labels` are all classes that are true. Where the head is a sigmoid they are those of at least
     0.5, none or several, and each probability stands by itself; else it is the likeliest one.
@@ -36,7 +36,7 @@ class Classification:
 
 @dataclass(frozen=True)
 class Regression:
-    """The number that a text gives, and all of them in the order of `manifest.labels`."""
+    """The number that a text gives, and all of them in the order of the prompt's labels."""
 
     value: float
     values: tuple[float, ...]
@@ -50,14 +50,14 @@ class Classifier(Labelling):
 
     @classmethod
     def _own_problems(cls, manifest: Manifest) -> Iterator[str]:
-        return classifier_problems(manifest, (BATCH, len(manifest.labels)))
+        return classifier_problems(manifest, (BATCH,))
 
     @property
     def metric(self) -> Metric:
-        return "mean squared error" if self.manifest.head == "regression" else "accuracy"
+        return "mean squared error" if self.prompt.info.head == "regression" else "accuracy"
 
     def label_problem(self, given: Any, tokens: int) -> str:
-        several = self.manifest.head == "sigmoid"
+        several = self.prompt.info.head == "sigmoid"
         if not several and (isinstance(given, list) or given is None):
             return "its label is a list, but a text has one class."
         return ""
@@ -77,7 +77,7 @@ class Classifier(Labelling):
         Raises InputError if a text is empty or, without `truncate`, too long, if the model has no
         such segments, or if its head is a regression.
         """
-        head, names = self.manifest.head, self.manifest.labels
+        head, names = self.prompt.info.head, self.prompt.info.labels
         if head == "regression":
             raise InputError(
                 f"{self.bundle.path}: its head is a regression, and gives no classes.",
@@ -114,9 +114,9 @@ class Classifier(Labelling):
         Inputs are those of `classify`. Raises InputError as that does, or if the head's logits are
         scores of classes.
         """
-        if self.manifest.head != "regression":
+        if self.prompt.info.head != "regression":
             raise InputError(
-                f"{self.bundle.path}: its head is a {self.manifest.head} over classes, no "
+                f"{self.bundle.path}: its head is a {self.prompt.info.head} over classes, no "
                 "regression.",
                 "Ask classify(), or compile with --head regression.",
             )
@@ -128,7 +128,7 @@ class Classifier(Labelling):
         ]
 
     def records(self, inputs: Inputs, truncate: bool, token_type_ids: TypeIds) -> list[Any]:
-        names, head = self.manifest.labels, self.manifest.head
+        names, head = self.prompt.info.labels, self.prompt.info.head
         if head == "regression":
             return [
                 {"value": one.value, "values": dict(zip(names, one.values, strict=True))}

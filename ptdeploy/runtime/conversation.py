@@ -154,7 +154,7 @@ class Conversation:
         if not self.token_ids:
             (encoding,) = self._engine.encode(inputs)
             return encoding.ids, len(ending)
-        ids = embedded(tokenizer.encode_more(inputs), self._engine.manifest.limits).ids
+        ids = embedded(tokenizer.encode_more(inputs), self._engine.manifest.request_limits).ids
         if not ids:
             raise InputError("The text is empty.", "Give it some text.")
         (encoding,) = self._engine.encode([[*ids, *ending]])

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ptdeploy.arguments import checked, flag, listed
 from ptdeploy.backends.session import Session
-from ptdeploy.bundle import Bundle, Manifest
+from ptdeploy.bundle import Bundle, Manifest, RequestLimits
 from ptdeploy.bundle.task import Head
 from ptdeploy.errors import BundleError, EngineFault, InputError
 from ptdeploy.runtime.batching import (
@@ -25,8 +25,9 @@ from ptdeploy.runtime.batching import (
     segments_of,
     split,
 )
-from ptdeploy.runtime.layout import check_prompt, problems_of_any
+from ptdeploy.runtime.layout import problems_of_any
 from ptdeploy.runtime.probes import Fed, ProbeRequest
+from ptdeploy.runtime.prompts import read_prompt
 from ptdeploy.runtime.tokenizer import Encoding, Tokenizer
 
 Metric = Literal["accuracy", "mean squared error", "perplexity"]
@@ -66,11 +67,16 @@ class Engine(ABC):
         self.bundle = bundle
         self.tokenizer = tokenizer
         self._session = session
-        self._prefix_kv = check_prompt(bundle)
+        self.prompt = read_prompt(bundle)
 
     @property
     def manifest(self) -> Manifest:
         return self.bundle.manifest
+
+    @property
+    def limits(self) -> RequestLimits:
+        """What a request may ask for."""
+        return self.manifest.request_limits
 
     @classmethod
     def manifest_problems(cls, manifest: Manifest) -> Iterator[str]:
@@ -86,7 +92,8 @@ class Engine(ABC):
     @classmethod
     def logit_shape(cls, manifest: Manifest, tokens: int) -> tuple[int, ...]:
         """The shape of the logits of a row of so many tokens: (columns,) or (tokens, columns)."""
-        columns = int(manifest.outputs[0].shape[-1])
+        labels, columns = len(manifest.prompt.labels), manifest.graph.outputs[0].shape[-1]
+        columns = columns if isinstance(columns, int) else labels
         return (columns,) if cls.one_answer else (tokens, columns)
 
     @classmethod
@@ -155,7 +162,7 @@ class Engine(ABC):
         Raises InputError if a row is empty, too long, or holds an id outside the vocabulary, if the
         mask has gaps, or if the model has no such segments.
         """
-        limits = self.manifest.limits
+        limits = self.limits
         rows = rows_of(input_ids, attention_mask, limits)
         if token_type_ids is None:
             return self._row_logits(rows)
@@ -191,7 +198,7 @@ class Engine(ABC):
         return [self._encode_text(text, pair, truncate) for text, pair in pairs]
 
     def _wrap_ids(self, inputs: Any, truncate: bool, token_type_ids: Any) -> list[Encoding]:
-        limits = self.manifest.limits
+        limits = self.limits
         rows = rows_of(inputs, None, limits, truncate)
         segments = [np.zeros_like(row) for row in rows]
         if token_type_ids is not None:
@@ -208,7 +215,7 @@ class Engine(ABC):
             )
         if pair is not None and not self.takes_pairs:
             raise InputError("A pair of texts is for classifiers; a causal model continues one.")
-        limit = self.manifest.limits.max_sequence
+        limit = self.limits.max_sequence
         encoding = self.tokenizer.encode(text, pair=pair)
         if not encoding.ids:
             raise InputError(
@@ -223,13 +230,13 @@ class Engine(ABC):
                 )
             encoding = self.tokenizer.encode_truncated(text, limit, pair)
         if self.takes_segments:
-            check_segments(encoding.type_ids, self.manifest.limits, "The text's encoding")
-        return embedded(encoding, self.manifest.limits)
+            check_segments(encoding.type_ids, self.limits, "The text's encoding")
+        return embedded(encoding, self.limits)
 
     @property
     def takes_segments(self) -> bool:
         """Whether the program has an input for token_type_ids."""
-        return any(spec.name == "token_type_ids" for spec in self.manifest.inputs)
+        return any(spec.role == "segments" for spec in self.manifest.graph.inputs)
 
     @abstractmethod
     def _row_logits(

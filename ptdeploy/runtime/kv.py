@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ptdeploy.backends.session import Session
+from ptdeploy.backends.session import DeviceArray, Session
 from ptdeploy.errors import OutOfMemory
 from ptdeploy.runtime.bfloat16 import stored, to_stored
 from ptdeploy.runtime.kv_layout import KVLayout
@@ -21,6 +21,7 @@ class KVBuffer:
     Row i's first `lengths[i]` slots are filled: the virtual tokens, then its text. One array for
     each layer's keys and one for its values, (rows, kv heads, slots, head dim), in the engine's
     cache dtype. The engine reads and writes them in place; nothing is copied from step to step.
+    `beside` are inputs that are the same in every step, by name.
     """
 
     def __init__(
@@ -30,8 +31,9 @@ class KVBuffer:
         prefix_kv: NDArray[np.float32] | None,
         rows: int,
         slots: int,
+        beside: Mapping[str, DeviceArray],
     ) -> None:
-        self._session = session
+        self._session, self._beside = session, beside
         self._layout = layout
         self.slots = slots = layout.fixed_slots or slots
         self.prefix = 0 if prefix_kv is None else prefix_kv.shape[3]
@@ -109,8 +111,8 @@ class KVBuffer:
     def feed(self, ids: NDArray[np.int64], every_position: bool) -> dict[str, NDArray[Any]]:
         """What the engine would be given for tokens (rows, new), as arrays by input name."""
         positions = np.arange(0 if every_position else ids.shape[1] - 1, ids.shape[1])
-        past = {name: placed.read() for name, placed in self._placed.items()}
-        return _inputs(np.ascontiguousarray(ids), self.lengths.copy(), positions, past)
+        kept = {name: one.read() for name, one in {**self._beside, **self._placed}.items()}
+        return self._inputs(np.ascontiguousarray(ids), self.lengths.copy(), positions, kept)
 
     def copy_row(self, row: int, source: KVBuffer, source_row: int, first_slot: int = 0) -> None:
         """Make `row` what another buffer's row is, from `first_slot` on."""
@@ -130,7 +132,7 @@ class KVBuffer:
     ) -> Callable[[], None]:
         lengths = self.lengths[rows]
         past = {name: placed.rows(rows) for name, placed in self._placed.items()}
-        inputs = _inputs(ids, lengths, positions, past)
+        inputs = self._inputs(ids, lengths, positions, {**self._beside, **past})
         if self._layout.in_place:
             new: dict[str, Any] = past
         else:
@@ -139,7 +141,7 @@ class KVBuffer:
                 for name in self._layout.past
             }
         present = {self._present[name]: array for name, array in new.items()}
-        run = self._session.bind(inputs, {"logits": logits, **present})
+        run = self._session.bind(inputs, {self._layout.logits: logits, **present})
         if self._layout.in_place:
             return run
 
@@ -150,15 +152,16 @@ class KVBuffer:
 
         return step
 
-
-def _inputs(
-    ids: NDArray[np.int64],
-    lengths: NDArray[np.int64],
-    positions: NDArray[np.int64],
-    past: Mapping[str, Any],
-) -> dict[str, Any]:
-    """A step's inputs by the names of a decoder's signature."""
-    return {"input_ids": ids, "past_lengths": lengths, "logits_positions": positions, **past}
+    def _inputs(
+        self,
+        ids: NDArray[np.int64],
+        lengths: NDArray[np.int64],
+        positions: NDArray[np.int64],
+        kept: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        """A step's inputs by the names of the graph's."""
+        names = self._layout
+        return {names.ids: ids, names.lengths: lengths, names.positions: positions, **kept}
 
 
 def _filled(

@@ -9,23 +9,26 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ptdeploy.bundle import Manifest
-from ptdeploy.bundle.signature import BATCH, KEPT, SEQUENCE, SLOTS
+from ptdeploy.bundle.signature import BATCH, KEPT, SEQUENCE, SLOTS, VIRTUAL
 from ptdeploy.runtime import sampling
+from ptdeploy.runtime.layout import ACTIVATIONS, MOST, PREFILL, Specs, unlike
 from ptdeploy.runtime.layout import KEPT as MOST_KEPT
-from ptdeploy.runtime.layout import MOST, PREFILL, Specs, unlike
-
-_CACHES = ("float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True)
 class KVLayout:
     """A causal model's KV buffer: one array (rows, heads, slots, width) for each name of `past`.
 
-    `past` and `present` go layer by layer, keys before values. `fixed_slots` is how many slots
+    `past` and `present` go layer by layer, keys before values. `ids`, `lengths`, `positions` and
+    `logits` name the other tensors of a step. `fixed_slots` is how many slots
     every buffer has, None for as many as are asked for. `prefill` is the most tokens of one run,
     `kept` of one that gives logits of each. `in_place` says that the engine updates the buffer.
     """
 
+    ids: str
+    lengths: str
+    positions: str
+    logits: str
     past: tuple[str, ...]
     present: tuple[str, ...]
     dtype: str
@@ -40,18 +43,23 @@ class KVLayout:
     @classmethod
     def of(cls, manifest: Manifest) -> KVLayout:
         """The layout of a manifest that `check_manifest` passed."""
-        past = [spec for spec in manifest.inputs if spec.name.startswith("past_key_values.")]
-        present = [spec.name for spec in manifest.outputs if spec.name.startswith("present.")]
+        past = [spec for spec in manifest.graph.inputs if spec.role == "past"]
+        present = [spec.name for spec in manifest.graph.outputs if spec.role == "present"]
         _, heads, slots, width = past[0].shape
         most = manifest.limits.max_prefill
         prefill = min(PREFILL, most or PREFILL)
+        roles = {one.role: one.name for one in manifest.graph.inputs}
         return cls(
+            ids=roles["ids"],
+            lengths=roles["lengths"],
+            positions=roles["positions"],
+            logits=manifest.graph.outputs[0].name,
             past=tuple(spec.name for spec in past),
             present=tuple(present),
             dtype=past[0].dtype,
             heads=int(heads),
             width=int(width),
-            vocabulary=int(manifest.outputs[0].shape[-1]),
+            vocabulary=int(manifest.graph.outputs[0].shape[-1]),
             fixed_slots=slots if isinstance(slots, int) else None,
             prefill=prefill,
             kept=prefill if most is None else min(prefill, MOST_KEPT),
@@ -67,45 +75,45 @@ class KVLayout:
 
 def decoder_problems(manifest: Manifest) -> Iterator[str]:
     """What in a manifest describes no KV buffer that an engine could keep, nor how it writes."""
-    limits, count = manifest.limits, manifest.prompt.num_virtual_tokens
+    graph, limits, prompt = manifest.graph, manifest.limits, manifest.prompt
+    prefix, count = prompt.prefix_kv, prompt.num_virtual_tokens
     if manifest.generation is None:
         yield "it has no generation defaults"
         return
     for name, wanted in sampling.out_of_range(manifest.generation, limits.vocab_size):
         yield f"generation.{name} must be {wanted}"
-    if manifest.labels:
+    if prompt.labels:
         yield "labels are a classifier's"
-    layers = max(1, (len(manifest.inputs) - 2) // 2)
-    names = [f"{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
+    # Virtual tokens that are run are looked up in a table.
+    before = 3 if prefix else 4
+    layers = max(1, (len(graph.inputs) - before + 1) // 2)
     # What may differ from model to model is taken from the first, and the others held against it.
-    first = manifest.inputs[3] if len(manifest.inputs) > 3 else None
-    dtype = first.dtype if first is not None and first.dtype in _CACHES else _CACHES[0]
+    first = graph.inputs[before] if len(graph.inputs) > before else None
+    dtype = first.dtype if first is not None and first.dtype in ACTIVATIONS else ACTIVATIONS[0]
     shape = first.shape if first is not None and len(first.shape) == 4 else (BATCH, 1, SLOTS, 1)
     heads, width = (size if _is_size(size) else 1 for size in (shape[1], shape[3]))
     slots = limits.max_context if isinstance(shape[2], int) else SLOTS
     buffer = (BATCH, heads, slots, width)
     inputs: Specs = [
-        ("input_ids", "int64", (BATCH, SEQUENCE)),
-        ("past_lengths", "int64", (BATCH,)),
-        ("logits_positions", "int64", (KEPT,)),
-        *((f"past_key_values.{name}", dtype, buffer) for name in names),
+        ("ids", "int64", (BATCH, SEQUENCE)),
+        ("lengths", "int64", (BATCH,)),
+        ("positions", "int64", (KEPT,)),
     ]
-    yield from unlike("inputs", manifest.inputs, inputs)
-    logits = manifest.outputs[0].shape if manifest.outputs else ()
+    if prefix is None:
+        inputs.append(("table", dtype, (VIRTUAL, prompt.token_dim)))
+    inputs += [("past", dtype, buffer)] * (2 * layers)
+    yield from unlike("inputs", graph.inputs, inputs)
+    logits = graph.outputs[0].shape if graph.outputs else ()
     vocabulary = logits[-1] if logits and _is_size(logits[-1]) else limits.vocab_size
-    new = buffer if manifest.graph.route == "fused" else (BATCH, heads, SEQUENCE, width)
-    outputs: Specs = [
-        ("logits", "float32", (BATCH, KEPT, vocabulary)),
-        *((f"present.{name}", dtype, new) for name in names),
-    ]
-    yield from unlike("outputs", manifest.outputs, outputs)
+    new = buffer if graph.route == "fused" else (BATCH, heads, SEQUENCE, width)
+    outputs: Specs = [("logits", "float32", (BATCH, KEPT, vocabulary))]
+    outputs += [("present", dtype, new)] * (2 * layers)
+    yield from unlike("outputs", graph.outputs, outputs)
     if int(vocabulary) < limits.vocab_size:
         yield "limits.vocab_size is more than the logits have"
-    prefix = manifest.prompt.prefix_kv
-    if prefix is None and vocabulary != limits.vocab_size:
-        yield "limits.vocab_size is not that of the logits, behind which the virtual tokens stand"
     if prefix is not None and prefix != (layers, 2, heads, count, width):
-        yield "prompt.prefix_kv is not the shape of the KV buffer's first slots"
+        where = f"prompts[{manifest.default_prompt!r}]"
+        yield f"{where}.prefix_kv is not the shape of the KV buffer's first slots"
 
 
 def _is_size(axis: int | str) -> bool:

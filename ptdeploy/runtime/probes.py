@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ptdeploy.bundle import Limits
+from ptdeploy.bundle import RequestLimits
 from ptdeploy.errors import InputError
 
 TOKENS = 32
@@ -48,7 +48,7 @@ class Fed:
 
 
 def probe_rows(
-    limits: Limits, batch: int, tokens: int | None, most: int, beside: str = "."
+    limits: RequestLimits, batch: int, tokens: int | None, most: int, beside: str = "."
 ) -> NDArray[np.int64]:
     """Random rows to time an engine with, int64 (batch, tokens): as many tokens as told, else 32.
 

@@ -41,7 +41,7 @@ class TokenClassifier(Labelling):
 
     @classmethod
     def _own_problems(cls, manifest: Manifest) -> Iterator[str]:
-        return classifier_problems(manifest, (BATCH, SEQUENCE, len(manifest.labels)))
+        return classifier_problems(manifest, (BATCH, SEQUENCE))
 
     def label_problem(self, given: Any, tokens: int) -> str:
         if not isinstance(given, list) or len(given) != tokens:
@@ -79,7 +79,7 @@ class TokenClassifier(Labelling):
                     encoding.tokens[i] if encoding.tokens else str(encoding.ids[i]),
                     encoding.ids[i],
                     *encoding.offsets[i],
-                    self.manifest.labels[index],
+                    self.prompt.info.labels[index],
                     index,
                     float(row[index]),
                     1 if encoding.sequences and encoding.sequences[i] == 1 else 0,

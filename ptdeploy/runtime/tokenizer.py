@@ -182,7 +182,9 @@ def load_tokenizer(bundle: Bundle) -> Tokenizer | None:
     with bundle.reading("tokenizer") as path:
         if path is None:
             return None
-        return Tokenizer(path, bundle.manifest.tokenizer, bundle.manifest.limits.max_sequence)
+        return Tokenizer(
+            path, bundle.manifest.tokenizer, bundle.manifest.request_limits.max_sequence
+        )
 
 
 def clean_up(text: str) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ptdeploy.bundle import Graph
+from ptdeploy.bundle import Route
 from ptdeploy.bundle.task import Task
 from ptdeploy.errors import BaseModelError, TargetUnavailable
 from ptdeploy.files import POINTER_FIX, POINTER_PROBLEM, pointer_in
@@ -48,7 +48,7 @@ class BaseModel:
     kind: ProgramKind
     notes: tuple[str, ...] = ()
 
-    def context(self, graph: Graph) -> int:
+    def context(self, graph: Route) -> int:
         """Positions for virtual tokens and text together in that graph."""
         if self.sliding_window is None or graph.route == "fused":
             return self.max_positions

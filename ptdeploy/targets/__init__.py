@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     from numpy.typing import NDArray
 
-    from ptdeploy.bundle import Bundle, FileEntry, Limits
+    from ptdeploy.bundle import Bundle, FileEntry, RequestLimits
     from ptdeploy.bundle.signature import Signature
     from ptdeploy.targets.trt.options import TrtOptions
 
@@ -65,7 +65,7 @@ class BuildRequest(Generic[Options]):
 
     model: ir.Model
     signature: Signature
-    limits: Limits
+    limits: RequestLimits
     precision: str
     folder: Path
     options: Options
@@ -136,8 +136,8 @@ class Target(Protocol[Options]):
         ...
 
     def limit(
-        self, limits: Limits, options: Options, causal: bool, max_context: int | None
-    ) -> Limits:
+        self, limits: RequestLimits, options: Options, causal: bool, max_context: int | None
+    ) -> RequestLimits:
         """The limits as its engines have them; `max_context` is what was asked for."""
         ...
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ptdeploy.bundle import MODEL as GRAPH
 from ptdeploy.bundle import FileEntry, staged
 
 if TYPE_CHECKING:
@@ -45,9 +46,9 @@ def write_model(model: ir.Model, folder: Path) -> tuple[FileEntry, ...]:
                 base_dir=folder,
             )
     ir.save(model, folder / MODEL)
-    entries = [staged(MODEL, "model")]
+    entries = [staged(MODEL, "model", GRAPH)]
     if (folder / WEIGHTS).exists():
-        entries.append(staged(WEIGHTS, "weights"))
+        entries.append(staged(WEIGHTS, "weights", GRAPH))
     return tuple(entries)
 
 

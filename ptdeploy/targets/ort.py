@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ptdeploy.backends.ort import OrtBackend
-from ptdeploy.bundle import Bundle, Limits
+from ptdeploy.bundle import Bundle, RequestLimits
 from ptdeploy.bundle.task import Activations
 from ptdeploy.targets import Attention, BuildRequest, Built, Numerics
 from ptdeploy.targets.options import NoOptions, TargetOptions, own_options
@@ -60,8 +60,8 @@ class OrtTarget:
         return OrtBackend().unavailable(device)
 
     def limit(
-        self, limits: Limits, options: NoOptions, causal: bool, max_context: int | None
-    ) -> Limits:
+        self, limits: RequestLimits, options: NoOptions, causal: bool, max_context: int | None
+    ) -> RequestLimits:
         """Its graphs take any size that the model does."""
         return limits
 

@@ -32,19 +32,22 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 class OnnxFile:
     """`external` are the files that its tensors name, as they are written.
 
-    `words` is how many rows the table has that `input_ids` look up, None where that is not one
-    Gather over a constant.
+    `words` is how many rows the table has that the token ids look up, as they are or kept within
+    bounds; None where that is not one Gather over a constant.
     """
 
     external: set[str] = field(default_factory=set)
     words: int | None = None
 
 
-def read_onnx_file(path: Path) -> OnnxFile:
-    """Raises ValueError if the file is no ONNX, OSError if it cannot be read."""
+def read_onnx_file(path: Path, ids: str = "input_ids") -> OnnxFile:
+    """`ids` names the input of token ids.
+
+    Raises ValueError if the file is no ONNX, OSError if it cannot be read.
+    """
     found = OnnxFile()
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        reader = _Reader(content, found)
+        reader = _Reader(content, found, ids)
         reader.walk("model", 0, len(content), 0)
     rows = {reader.sizes.get(name) for name in reader.tables}
     if len(rows) == 1:
@@ -53,9 +56,10 @@ def read_onnx_file(path: Path) -> OnnxFile:
 
 
 class _Reader:
-    def __init__(self, content: mmap.mmap, found: OnnxFile) -> None:
+    def __init__(self, content: mmap.mmap, found: OnnxFile, ids: str) -> None:
         self._content, self._found = content, found
-        # The first axis of each constant of the main graph, and those that input_ids look up.
+        self._ids = {ids}
+        # The first axis of each constant of the main graph, and those that token ids look up.
         self.sizes: dict[str, int] = {}
         self.tables: set[str] = set()
 
@@ -78,10 +82,12 @@ class _Reader:
             self._found.external.add(texts.get(2, [""])[-1])
         elif kind == "tensor" and depth == 2 and sizes and 8 in texts:
             self.sizes[texts[8][-1]] = sizes[0]
-        elif kind == "node" and depth == 2 and texts.get(4) == ["Gather"]:
-            given = texts.get(1, [])
-            if len(given) == 2 and given[1] == "input_ids":
+        elif kind == "node" and depth == 2:
+            given, operator = texts.get(1, []), texts.get(4)
+            if operator == ["Gather"] and len(given) == 2 and given[1] in self._ids:
                 self.tables.add(given[0])
+            elif operator in _BOUNDS and given and given[0] in self._ids:
+                self._ids.update(texts.get(2, []))
 
     def _fields(self, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
         """Each field's number, wire type, and its value, or where its bytes begin and end."""
@@ -127,5 +133,8 @@ class _Reader:
         return self._content[start:end].decode("utf-8")
 
 
-# Fields that are text: an entry's key and value, a tensor's name, a node's inputs and operator.
-_TEXTS = {"entry": (1, 2), "tensor": (8,), "node": (1, 4)}
+# Fields that are text: an entry's key and value, a tensor's name, a node's inputs,
+# outputs and operator.
+_TEXTS = {"entry": (1, 2), "tensor": (8,), "node": (1, 2, 4)}
+# What keeps ids within bounds.
+_BOUNDS = (["Clip"], ["Min"], ["Max"])

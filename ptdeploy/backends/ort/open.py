@@ -11,8 +11,7 @@ from ptdeploy.backends.ort.errors import lacks_kernel, reason
 from ptdeploy.backends.ort.onnx_file import read_onnx_file
 from ptdeploy.backends.telemetry import import_onnxruntime
 from ptdeploy.bundle import Bundle
-from ptdeploy.bundle.signature import AGAIN, check_signature
-from ptdeploy.bundle.task import TensorSpec
+from ptdeploy.bundle.signature import AGAIN, Found, check_signature
 from ptdeploy.errors import BundleError, TargetUnavailable
 from ptdeploy.memory import out_of_memory, ran_out_of_memory
 from ptdeploy.text_files import library_path
@@ -99,7 +98,8 @@ def _check_file(bundle: Bundle) -> None:
     assert entry is not None, "the caller found it"
     assert opened is not None
     try:
-        found = read_onnx_file(opened)
+        roles = {spec.role: spec.name for spec in bundle.manifest.graph.inputs}
+        found = read_onnx_file(opened, roles["ids"])
     except (ValueError, OSError) as error:
         raise BundleError(f"{model}: is no ONNX file ({error}).", AGAIN) from error
     listed = {os.path.normpath(one.path) for one in bundle.manifest.files}
@@ -110,15 +110,17 @@ def _check_file(bundle: Bundle) -> None:
                 f"{model}: takes weights from {name!r}, which the manifest does not list.", AGAIN
             )
     words, wanted = found.words, bundle.manifest.limits.vocab_size
-    if words is not None and words < wanted:
+    # Virtual tokens stand right behind the words.
+    if words is not None and (words < wanted or ("table" in roles and words != wanted)):
         raise BundleError(
             f"{model}: has {words} words, but the manifest's vocab_size is {wanted}.", AGAIN
         )
 
 
-def _spec(argument: Any) -> TensorSpec:
+def _spec(argument: Any) -> Found:
     """One of a session's own inputs or outputs; an axis without a name is ''."""
     kind = str(argument.type)
     name = kind[7:-1] if kind.startswith("tensor(") else "no tensor"
     shape = tuple(axis if isinstance(axis, (int, str)) else "" for axis in argument.shape)
-    return TensorSpec(str(argument.name), "float32" if name == "float" else name, shape, "")
+    dtype = "float32" if name == "float" else name
+    return Found(str(argument.name), dtype, shape)

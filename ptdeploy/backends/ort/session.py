@@ -85,10 +85,18 @@ class OrtSession:
         # Whether placed memory is this process's own.
         self.in_host_memory = device == "cpu"
 
-    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    def run(self, inputs: Mapping[str, NDArray[Any] | DeviceArray]) -> dict[str, NDArray[Any]]:
         session = self._live()
         try:
-            values = session.run(self._outputs, dict(inputs))
+            if self._device == "cpu":
+                arrays = {n: a.read() if isinstance(a, OrtMemory) else a for n, a in inputs.items()}
+                values = session.run(self._outputs, arrays)
+            else:
+                binding = self._binding(session, inputs, {})
+                for name in self._outputs:
+                    binding.bind_output(name)
+                session.run_with_iobinding(binding)
+                values = binding.copy_outputs_to_cpu()
         except Exception as error:  # as in start
             raise run_error(error) from error
         return dict(zip(self._outputs, values, strict=True))

@@ -207,7 +207,7 @@ def _check_tensors(vendor: Vendor, engine: Any, bundle: Bundle, info: EngineInfo
             spec.name: (getattr(dtypes, TYPES.get(spec.dtype, ""), None), len(spec.shape))
             for spec in side
         }
-        for side in (bundle.manifest.inputs, bundle.manifest.outputs)
+        for side in (bundle.manifest.graph.inputs, bundle.manifest.graph.outputs)
     )
     if given != {**inputs, **outputs}:
         raise BundleError(

@@ -100,15 +100,21 @@ class TrtSession:
         names = [profile.name for profile in self._profiles]
         return read_layers(self._vendor, self.engine, names)
 
-    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    def run(self, inputs: Mapping[str, NDArray[Any] | DeviceArray]) -> dict[str, NDArray[Any]]:
         profile = self._profile({name: array.shape for name, array in inputs.items()})
         with _room():
             return self._run(self._take(profile), inputs)
 
-    def _run(self, lane: _Lane, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    def _run(
+        self, lane: _Lane, inputs: Mapping[str, NDArray[Any] | DeviceArray]
+    ) -> dict[str, NDArray[Any]]:
         try:
             for name, array in inputs.items():
                 self._shape(lane, name, array.shape)
+                if isinstance(array, cuda.Memory):
+                    self._address(lane, name, array.pointer)
+                    continue
+                assert isinstance(array, np.ndarray)
                 host = lane.host(name, array.shape, self._dtypes[name])
                 np.copyto(host.view, array, casting="no")
                 self._address(lane, name, host.block.pointer)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ptdeploy.bundle import Limits, Manifest
+from ptdeploy.bundle import Manifest, RequestLimits
 from ptdeploy.parity.reference import Greedy, Reference, ReferenceRow, TextRow
 from ptdeploy.runtime import ENGINES
 
@@ -17,14 +17,14 @@ def check_fits(reference: Reference, manifest: Manifest) -> None:
     for i, row in enumerate(reference.rows):
         _check_row(f"rows.{i:03}", row, manifest)
     for i, one in enumerate(reference.greedy):
-        _check_greedy(f"greedy.{i:03}", one, manifest.limits)
+        _check_greedy(f"greedy.{i:03}", one, manifest.request_limits)
     for i, text in enumerate(reference.judged):
         _check_text(f"judged.{i:03}", text, manifest)
 
 
 def _check_row(name: str, row: ReferenceRow, manifest: Manifest) -> None:
-    _check_ids(f"{name}.ids", row.ids, manifest.limits)
-    _check_segments(f"{name}.type_ids", row.type_ids, row.ids.size, manifest.limits)
+    _check_ids(f"{name}.ids", row.ids, manifest.request_limits)
+    _check_segments(f"{name}.type_ids", row.type_ids, row.ids.size, manifest.request_limits)
     shape, tokens, task_engine = row.logits.shape, row.ids.size, ENGINES[manifest.task]
     engine = task_engine.logit_shape(manifest, tokens)
     fits = len(shape) == len(engine) and shape[-1] == engine[-1]
@@ -35,7 +35,7 @@ def _check_row(name: str, row: ReferenceRow, manifest: Manifest) -> None:
         raise ValueError(f"{name}.logits holds a number that is not finite")
 
 
-def _check_greedy(name: str, one: Greedy, limits: Limits) -> None:
+def _check_greedy(name: str, one: Greedy, limits: RequestLimits) -> None:
     _check_ids(f"{name}.ids", one.ids, limits)
     room = limits.max_sequence - one.ids.size
     if not 1 <= _length(f"{name}.tokens", one.tokens, np.int64) <= room:
@@ -47,13 +47,13 @@ def _check_greedy(name: str, one: Greedy, limits: Limits) -> None:
 
 def _check_text(name: str, text: TextRow, manifest: Manifest) -> None:
     task_engine, tokens = ENGINES[manifest.task], text.ids.size
-    _check_ids(f"{name}.ids", text.ids, manifest.limits)
-    _check_segments(f"{name}.type_ids", text.type_ids, tokens, manifest.limits)
+    _check_ids(f"{name}.ids", text.ids, manifest.request_limits)
+    _check_segments(f"{name}.type_ids", text.type_ids, tokens, manifest.request_limits)
     _check_length(f"{name}.top1", text.top1, np.int64, task_engine.positions(tokens))
     surprises = tokens - 1 if task_engine.writes else 0
     _check_length(f"{name}.nll", text.nll, np.float32, surprises)
     if text.logits is not None or _has_logits(manifest):
-        wanted = (text.top1.size, manifest.outputs[0].shape[-1])
+        wanted = (text.top1.size, manifest.graph.outputs[0].shape[-1])
         _check_text_logits(f"{name}.logits", text.logits, wanted)
 
 
@@ -62,7 +62,7 @@ def _has_logits(manifest: Manifest) -> bool:
     if ENGINES[manifest.task].writes:
         return False
     asked = manifest.quantization is not None and manifest.quantization.max_logits_error is not None
-    return asked or manifest.head != "softmax"
+    return asked or manifest.prompt.head != "softmax"
 
 
 def _check_text_logits(
@@ -77,7 +77,7 @@ def _check_text_logits(
         raise ValueError(f"{name} holds a number that is not finite")
 
 
-def _check_ids(name: str, ids: NDArray[np.int64], limits: Limits) -> None:
+def _check_ids(name: str, ids: NDArray[np.int64], limits: RequestLimits) -> None:
     if not 1 <= _length(name, ids, np.int64) <= limits.max_sequence:
         raise ValueError(
             f"{name} has {ids.size} tokens, but the bundle takes 1 to {limits.max_sequence}"
@@ -87,7 +87,7 @@ def _check_ids(name: str, ids: NDArray[np.int64], limits: Limits) -> None:
 
 
 def _check_segments(
-    name: str, types: NDArray[np.int64] | None, tokens: int, limits: Limits
+    name: str, types: NDArray[np.int64] | None, tokens: int, limits: RequestLimits
 ) -> None:
     if types is None:
         return

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ptdeploy.bundle import Limits
+from ptdeploy.bundle import RequestLimits
 from ptdeploy.bundle.task import Task
 from ptdeploy.errors import CheckpointError
 from ptdeploy.parity.cases import AskedRow, pad, reference_rows
@@ -150,7 +150,7 @@ def _check_taken(checkpoint: Checkpoint, peft: PeftModel) -> None:
 def compute_reference(
     checkpoint: Checkpoint,
     base: BaseModel,
-    limits: Limits,
+    limits: RequestLimits,
     judged: EvaluationText | None = None,
     rows: Sequence[AskedRow] | None = None,
     model: PeftModel | None = None,
@@ -220,7 +220,7 @@ def row_logits(
     return array
 
 
-def _greedy_edges(rows: Sequence[AskedRow], limits: Limits) -> list[NDArray[np.int64]]:
+def _greedy_edges(rows: Sequence[AskedRow], limits: RequestLimits) -> list[NDArray[np.int64]]:
     """A row that is continued up to the context's last position, and the first text."""
     longest = max((row.ids for row in rows if row.source == "random"), key=len, default=None)
     room = limits.max_sequence - _GREEDY_TOKENS

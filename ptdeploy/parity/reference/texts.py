@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ptdeploy.bundle import FileEntry, Limits, staged
+from ptdeploy.bundle import FileEntry, RequestLimits, staged
 from ptdeploy.bundle.task import Task
 from ptdeploy.errors import InputError
 from ptdeploy.parity.cases import AskedRow, cut, some_segments
@@ -55,7 +55,7 @@ def save_text_files(tokenizer: PreTrainedTokenizerFast, folder: Path) -> tuple[F
 
 def evaluation_text(
     tokenizer: PreTrainedTokenizerFast | None,
-    limits: Limits,
+    limits: RequestLimits,
     texts: tuple[str, ...] | None,
     task: Task,
 ) -> EvaluationText:
@@ -103,7 +103,9 @@ def evaluation_text(
     return EvaluationText(tuple(cut(row, longest) for row in rows), source)
 
 
-def reference_texts(tokenizer: PreTrainedTokenizerFast | None, limits: Limits) -> list[AskedRow]:
+def reference_texts(
+    tokenizer: PreTrainedTokenizerFast | None, limits: RequestLimits
+) -> list[AskedRow]:
     """Our own texts, as rows to compare on; none without a tokenizer.
 
     Where the model has segments every second one is a pair, the two halves of a text.
@@ -119,7 +121,7 @@ def reference_texts(tokenizer: PreTrainedTokenizerFast | None, limits: Limits) -
     return [row for row in rows if row.ids.size and _fits(row, limits)]
 
 
-def _fits(row: AskedRow, limits: Limits) -> bool:
+def _fits(row: AskedRow, limits: RequestLimits) -> bool:
     """Whether the model has all of its ids, and its segments."""
     known = row.type_ids is None or row.type_ids.max() < limits.type_vocab_size
     return bool(row.ids.max() < limits.vocab_size and known)

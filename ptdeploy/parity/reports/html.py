@@ -90,9 +90,13 @@ def _steps(report: ParityReport) -> plots.Plot:
 
 
 def _about(report: ParityReport, manifest: Manifest) -> list[tuple[str, str]]:
+    prompt = manifest.prompt
     facts = [
-        ("Checkpoint", f"{manifest.source.format}, adapter {manifest.source.adapter}"),
-        ("Prompt", f"{manifest.prompt.num_virtual_tokens} virtual tokens, {manifest.prompt.kind}"),
+        (
+            "Checkpoint",
+            f"{prompt.source.format}, adapter {prompt.source.adapter}",
+        ),
+        ("Prompt", f"{prompt.num_virtual_tokens} virtual tokens, {prompt.kind}"),
         ("Graph", f"{manifest.graph.route}: {manifest.graph.reason}"),
         ("Versions", ", ".join(f"{n} {v}" for n, v in sorted(manifest.versions.items()))),
     ]

@@ -20,7 +20,7 @@ def render(report: ParityReport, manifest: Manifest) -> str:
     report, manifest = printable_fields(report), printable_fields(manifest)
     mark = "✅" if report.passed else "❌"
     lines = [
-        f"### {mark} {verdict(report).capitalize()}: {_plain(manifest.source.base_model)}",
+        f"### {mark} {verdict(report).capitalize()}: {_plain(manifest.base.name)}",
         "",
         f"{manifest.task.value}, "
         + _plain(f"{report.target} {report.precision} on {report.device}, ")

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
-from ptdeploy.bundle import Graph
+from ptdeploy.bundle import Route
 from ptdeploy.bundle.signature import BATCH, KEPT, SEQUENCE, SLOTS, Signature
-from ptdeploy.bundle.task import Operators, Task, TensorSpec
+from ptdeploy.bundle.task import Operators, Task, TensorRole, TensorSpec
 from ptdeploy.errors import BaseModelError, InputError
 from ptdeploy.memory import ran_out_of_memory
-from ptdeploy.program.kinds.kind import IDS, BuildOptions, ProgramKind
+from ptdeploy.program.kinds.kind import IDS, BuildOptions, ProgramKind, table
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -23,10 +23,14 @@ if TYPE_CHECKING:
     from ptdeploy.source.meaning import Meaning
 
 _POSITIONS = TensorSpec(
-    "logits_positions", "int64", (KEPT,), "positions of input_ids to get logits for"
+    "logits_positions", "positions", "int64", (KEPT,), "positions of input_ids to get logits for"
 )
 _LENGTHS = TensorSpec(
-    "past_lengths", "int64", (BATCH,), "filled slots of each row, virtual tokens included"
+    "past_lengths",
+    "lengths",
+    "int64",
+    (BATCH,),
+    "filled slots of each row, virtual tokens included",
 )
 _FUSED: dict[Operators, str] = {
     "onnxruntime": "every layer's attention is one GroupQueryAttention",
@@ -63,7 +67,7 @@ class Causal(ProgramKind):
         base: BaseModel,
         prompt: Prompt,
         options: BuildOptions,
-    ) -> tuple[Program, Graph]:
+    ) -> tuple[Program, Route]:
         from ptdeploy.program.decoder import FusedDecoder, PlainDecoder
         from ptdeploy.program.lowering import why_not_fused
         from ptdeploy.program.program import Lowered, Program, examples
@@ -72,31 +76,38 @@ class Causal(ProgramKind):
         layers, _, heads, _, head_dim = prompt.prefix_kv.shape
         names = [f"{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
         buffer, new = (BATCH, heads, SLOTS, head_dim), (BATCH, heads, SEQUENCE, head_dim)
-        past = _kv("past_key_values", names, buffer, "KV buffer")
-        inputs = (IDS, _LENGTHS, _POSITIONS, *past)
+        past = _kv("past_key_values", "past", names, buffer, "KV buffer")
+        virtual = () if options.freeze_kv else (table(base.embedding_dim),)
+        inputs = (IDS, _LENGTHS, _POSITIONS, *virtual, *past)
         vocabulary = int(model.get_output_embeddings().weight.shape[0])
         logits = TensorSpec(
-            "logits", "float32", (BATCH, KEPT, vocabulary), "next-token scores before softmax"
+            "logits",
+            "logits",
+            "float32",
+            (BATCH, KEPT, vocabulary),
+            "next-token scores before softmax",
         )
-        kept, operators = None if options.freeze_kv else prompt, options.operators
-        fused = FusedDecoder(model, kept).eval()
+        behind, operators = base.vocab_size if virtual else None, options.operators
+        fused = FusedDecoder(model, behind).eval()
         why = "the target has no attention over a buffer"
         if operators is not None:
             why = why_not_fused(model, fused, examples(inputs), operators, options.refuses)
         if why or operators is None:
-            present = _kv("present", names, new, "the new tokens' KV")
-            plain, route = PlainDecoder(model, kept).eval(), Graph("plain", why)
-            _check_free_slots(plain, prompt, base.context(route))
+            present = _kv("present", "present", names, new, "the new tokens' KV")
+            plain, route = PlainDecoder(model, behind).eval(), Route("plain", why)
+            _check_free_slots(PlainDecoder(model, None).eval(), prompt, base.context(route))
             return Program(plain, Signature(inputs, (logits, *present))), route
-        signature = Signature(inputs, (logits, *_kv("present", names, buffer, "KV buffer")))
+        signature = Signature(
+            inputs, (logits, *_kv("present", "present", names, buffer, "KV buffer"))
+        )
         lowered = Lowered(model, operators)
-        return Program(fused, signature, lowered), Graph("fused", _FUSED[operators])
+        return Program(fused, signature, lowered), Route("fused", _FUSED[operators])
 
 
 def _kv(
-    kind: str, names: list[str], shape: tuple[int | str, ...], meaning: str
+    kind: str, role: TensorRole, names: list[str], shape: tuple[int | str, ...], meaning: str
 ) -> tuple[TensorSpec, ...]:
-    return tuple(TensorSpec(f"{kind}.{name}", "float32", shape, meaning) for name in names)
+    return tuple(TensorSpec(f"{kind}.{name}", role, "float32", shape, meaning) for name in names)
 
 
 def _check_free_slots(program: PlainDecoder, prompt: Prompt, context: int) -> None:

@@ -1,13 +1,13 @@
-"""Decoders that give one answer for a text: the prefix KV is a constant in the graph."""
+"""Decoders that give one answer for a text: each row has its prompt's prefix KV, an input."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ptdeploy.bundle import Graph
-from ptdeploy.bundle.signature import BATCH, Signature
+from ptdeploy.bundle import Route
+from ptdeploy.bundle.signature import BATCH, PREFIX, PREFIXES, Signature
 from ptdeploy.bundle.task import TensorSpec
-from ptdeploy.program.kinds.kind import IDS, MASK, BuildOptions
+from ptdeploy.program.kinds.kind import IDS, MASK, BuildOptions, class_logits
 from ptdeploy.program.kinds.sequence import SequenceKind
 
 if TYPE_CHECKING:
@@ -32,13 +32,27 @@ class DecoderClassifier(SequenceKind):
         base: BaseModel,
         prompt: Prompt,
         options: BuildOptions,
-    ) -> tuple[Program, Graph]:
+    ) -> tuple[Program, Route]:
         from ptdeploy.program.decoder import ClassifyingDecoder
+        from ptdeploy.program.head import Head, prompt_index
         from ptdeploy.program.program import Program
 
-        shape = (BATCH, base.num_labels)
-        logits = TensorSpec("logits", "float32", shape, "class scores before softmax")
-        module = ClassifyingDecoder(model, prompt).eval()
-        return Program(module, Signature((IDS, MASK), (logits,))), Graph(
+        assert prompt.prefix_kv is not None
+        layers, _, heads, _, width = prompt.prefix_kv.shape
+        meaning = "prefix KV of every prompt, layer by layer, keys before values"
+        head = Head(model, prompt.head)
+        inputs = (
+            IDS,
+            MASK,
+            TensorSpec("prefix_kv", "prefix", "float32", (PREFIXES, heads, PREFIX, width), meaning),
+            TensorSpec(
+                "prefix_lengths", "lengths", "int64", (BATCH,), "virtual tokens of each row"
+            ),
+            prompt_index(),
+            *head.specs,
+        )
+        logits = class_logits((BATCH,), base.num_labels, head.specs)
+        module = ClassifyingDecoder(model, layers, head).eval()
+        return Program(module, Signature(inputs, (logits,))), Route(
             "plain", "a class needs no KV buffer"
         )

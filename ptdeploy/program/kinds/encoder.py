@@ -1,14 +1,21 @@
-"""Encoders: virtual tokens are a constant before the text's embeddings."""
+"""Encoders: a row is its prompt's virtual tokens, looked up like words, then its text."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ptdeploy.bundle import Graph
+from ptdeploy.bundle import Route
 from ptdeploy.bundle.signature import BATCH, SEQUENCE, Signature
 from ptdeploy.bundle.task import Task, TensorSpec
 from ptdeploy.errors import InputError
-from ptdeploy.program.kinds.kind import IDS, MASK, BuildOptions, ProgramKind
+from ptdeploy.program.kinds.kind import (
+    IDS,
+    MASK,
+    BuildOptions,
+    ProgramKind,
+    class_logits,
+    table,
+)
 from ptdeploy.program.kinds.sequence import SequenceKind
 
 if TYPE_CHECKING:
@@ -20,7 +27,9 @@ if TYPE_CHECKING:
     from ptdeploy.source.checkpoint import Checkpoint
     from ptdeploy.source.meaning import Meaning
 
-_SEGMENTS = TensorSpec("token_type_ids", "int64", (BATCH, SEQUENCE), "segment of each token")
+_SEGMENTS = TensorSpec(
+    "token_type_ids", "segments", "int64", (BATCH, SEQUENCE), "segment of each token"
+)
 
 
 class SequenceEncoder(SequenceKind):
@@ -34,12 +43,12 @@ class SequenceEncoder(SequenceKind):
         base: BaseModel,
         prompt: Prompt,
         options: BuildOptions,
-    ) -> tuple[Program, Graph]:
-        return _encoder(model, base, prompt, (BATCH, base.num_labels), per_token=False)
+    ) -> tuple[Program, Route]:
+        return _encoder(model, base, prompt, (BATCH,))
 
 
 class TokenEncoder(ProgramKind):
-    """TOKEN_CLS: the model's own head, the virtual tokens' positions cut off."""
+    """TOKEN_CLS: the model's own head, at the virtual tokens' positions too."""
 
     task = Task.TOKEN_CLS
     auto_class_name = "AutoModelForTokenClassification"
@@ -61,21 +70,23 @@ class TokenEncoder(ProgramKind):
         base: BaseModel,
         prompt: Prompt,
         options: BuildOptions,
-    ) -> tuple[Program, Graph]:
-        return _encoder(model, base, prompt, (BATCH, SEQUENCE, base.num_labels), per_token=True)
+    ) -> tuple[Program, Route]:
+        return _encoder(model, base, prompt, (BATCH, SEQUENCE))
 
 
 def _encoder(
-    model: PreTrainedModel,
-    base: BaseModel,
-    prompt: Prompt,
-    shape: tuple[int | str, ...],
-    per_token: bool,
-) -> tuple[Program, Graph]:
+    model: PreTrainedModel, base: BaseModel, prompt: Prompt, axes: tuple[str, ...]
+) -> tuple[Program, Route]:
     from ptdeploy.program.encoder import Encoder
+    from ptdeploy.program.head import Head, prompt_index
     from ptdeploy.program.program import Program
 
-    inputs = (IDS, MASK, _SEGMENTS) if base.type_vocab_size else (IDS, MASK)
-    logits = TensorSpec("logits", "float32", shape, "class scores before softmax")
-    program = Program(Encoder(model, prompt, per_token).eval(), Signature(inputs, (logits,)))
-    return program, Graph("plain", "an encoder has no KV buffer")
+    head = Head(model, prompt.head)
+    segments = (_SEGMENTS,) if base.type_vocab_size else ()
+    words = (IDS, MASK, *segments, table(base.embedding_dim))
+    inputs = (*words, prompt_index(), *head.specs) if head.specs else words
+    logits = class_logits(axes, base.num_labels, head.specs)
+    module = Encoder(model, base.vocab_size, bool(segments), head).eval()
+    return Program(module, Signature(inputs, (logits,))), Route(
+        "plain", "an encoder has no KV buffer"
+    )

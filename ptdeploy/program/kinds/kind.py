@@ -7,8 +7,8 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ptdeploy.bundle import Graph
-from ptdeploy.bundle.signature import BATCH, SEQUENCE
+from ptdeploy.bundle import Route
+from ptdeploy.bundle.signature import BATCH, CLASSES, SEQUENCE, VIRTUAL
 from ptdeploy.bundle.task import Operators, Task, TensorSpec
 
 if TYPE_CHECKING:
@@ -22,10 +22,22 @@ if TYPE_CHECKING:
     from ptdeploy.source.meaning import Meaning
     from ptdeploy.targets import Attention
 
-IDS = TensorSpec("input_ids", "int64", (BATCH, SEQUENCE), "token ids of the text")
+IDS = TensorSpec("input_ids", "ids", "int64", (BATCH, SEQUENCE), "token ids of the text")
 MASK = TensorSpec(
-    "attention_mask", "int64", (BATCH, SEQUENCE), "1 for text, 0 for padding on the right"
+    "attention_mask", "mask", "int64", (BATCH, SEQUENCE), "1 for text, 0 for padding on the right"
 )
+
+
+def table(width: int) -> TensorSpec:
+    """The input that virtual tokens are looked up in, by ids behind the model's own."""
+    meaning = "virtual tokens of every prompt, looked up by ids from the vocabulary's size on"
+    return TensorSpec("virtual_tokens", "table", "float32", (VIRTUAL, width), meaning)
+
+
+def class_logits(axes: tuple[int | str, ...], labels: int, head: Collection[object]) -> TensorSpec:
+    """Class scores: of the prompt's own labels where its head is an input."""
+    shape = (*axes, CLASSES if head else labels)
+    return TensorSpec("logits", "logits", "float32", shape, "class scores before softmax")
 
 
 def _never(_: Attention) -> str:
@@ -36,7 +48,7 @@ def _never(_: Attention) -> str:
 class BuildOptions:
     """What a program with a KV buffer is built for; other kinds need none of it.
 
-    Without `freeze_kv` the virtual tokens stay in the program as embeddings. `operators` are what
+    Without `freeze_kv` the virtual tokens are run, looked up in a table. `operators` are what
     attention is traced as, None where the target has none over a buffer. `refuses` says why the
     target's operator cannot compute a layer, "" where it can.
     """
@@ -98,7 +110,7 @@ class ProgramKind(ABC):
         base: BaseModel,
         prompt: Prompt,
         options: BuildOptions,
-    ) -> tuple[Program, Graph]:
+    ) -> tuple[Program, Route]:
         """The program, and which route its graph takes and why.
 
         Raises BaseModelError if the model cannot be run in that way.

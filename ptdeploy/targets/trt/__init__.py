@@ -6,7 +6,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ptdeploy.bundle import Bundle, Limits
+from ptdeploy.bundle import Bundle, RequestLimits
 from ptdeploy.bundle.signature import Signature
 from ptdeploy.bundle.task import Activations
 from ptdeploy.errors import TargetUnavailable
@@ -87,8 +87,8 @@ class TrtTarget:
         return None
 
     def limit(
-        self, limits: Limits, options: TrtOptions, causal: bool, max_context: int | None
-    ) -> Limits:
+        self, limits: RequestLimits, options: TrtOptions, causal: bool, max_context: int | None
+    ) -> RequestLimits:
         from ptdeploy.targets.trt.plan import bounded
 
         return bounded(limits, options, causal, max_context)
@@ -115,5 +115,5 @@ class TrtTarget:
 
         onnx = bundle.in_folder("model")
         assert onnx is not None, "the caller read it"
-        signature = Signature(bundle.manifest.inputs, bundle.manifest.outputs)
+        signature = Signature(bundle.manifest.graph.inputs, bundle.manifest.graph.outputs)
         return run_exposed(engine_info(bundle), onnx, signature, inner, feed)

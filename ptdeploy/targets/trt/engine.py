@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ptdeploy.backends.trt import engine_info
 from ptdeploy.backends.trt.engine_file import INFO, PLAN
-from ptdeploy.bundle import Bundle, staged
+from ptdeploy.bundle import MODEL, Bundle, staged
 from ptdeploy.bundle.signature import Signature
 from ptdeploy.errors import BaseModelError, InputError
 from ptdeploy.targets import BuildRequest, Built
@@ -38,7 +38,7 @@ def build_engine(request: BuildRequest[TrtOptions]) -> Built:
         request.options,
     )
     notes = (*make_engine(job, request.folder), *_unrounded(request.model))
-    files = (staged(PLAN, "engine"), staged(INFO, "engine_info"))
+    files = (staged(PLAN, "engine", MODEL), staged(INFO, "engine_info", MODEL))
     if request.options.keep_onnx or request.options.strip_weights:
         return Built((*files, *onnx), (), notes)
     return Built(files, onnx, notes)
@@ -80,7 +80,7 @@ def rebuild_engine(bundle: Bundle, asked: TrtOptions | None) -> tuple[str, ...]:
     job = Job(
         onnx,
         tuple(bundle.path / part for part in parts),
-        Signature(manifest.inputs, manifest.outputs),
+        Signature(manifest.graph.inputs, manifest.graph.outputs),
         info.profiles,
         info.tf32,
         info.precisions,

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from ptdeploy.backends.trt.engine_file import Profile
-from ptdeploy.bundle import Limits
+from ptdeploy.bundle import RequestLimits
+from ptdeploy.bundle.signature import CLASSES, PREFIX, PREFIXES, PROMPTS, VIRTUAL
 from ptdeploy.errors import InputError
 from ptdeploy.runtime.layout import KEPT, PREFILL
 from ptdeploy.targets.trt.options import Range, TrtOptions, read_profile
@@ -20,9 +21,13 @@ DEFAULT_CONTEXT = 4096
 _BATCH = Range(1, 8, 32)
 _ROWS = Range(1, 1, 8)
 _TOKENS = 128
+# The most prompts that an engine is given at once, and the most labels of one.
+_PROMPTS, _CLASSES = 256, 1024
 
 
-def bounded(limits: Limits, options: TrtOptions, causal: bool, max_context: int | None) -> Limits:
+def bounded(
+    limits: RequestLimits, options: TrtOptions, causal: bool, max_context: int | None
+) -> RequestLimits:
     """The limits as an engine with profiles has them: everything has a largest size.
 
     Raises InputError if the asked profile is larger than the model.
@@ -56,7 +61,9 @@ def bounded(limits: Limits, options: TrtOptions, causal: bool, max_context: int 
     )
 
 
-def profiles(signature: Signature, limits: Limits, options: TrtOptions) -> tuple[Profile, ...]:
+def profiles(
+    signature: Signature, limits: RequestLimits, options: TrtOptions
+) -> tuple[Profile, ...]:
     """The optimization profiles for a signature, in the order they are looked through.
 
     An engine without past KV has one. A decoder has two: `decode`, a token for each row of a batch,
@@ -64,23 +71,43 @@ def profiles(signature: Signature, limits: Limits, options: TrtOptions) -> tuple
     """
     ranges = read_profile(options.profile)
     assert limits.max_batch is not None
+    virtual = limits.max_context - limits.max_sequence
     if limits.max_prefill is None:
-        sizes = {
-            "batch": _up_to(ranges.get("batch", _BATCH), limits.max_batch),
-            "sequence": _up_to(ranges.get("seq", Range(1, _TOKENS, 1 << 30)), limits.max_sequence),
-        }
+        text = _up_to(ranges.get("seq", Range(1, _TOKENS, 1 << 30)), limits.max_sequence)
+        prompts = _of_prompts(signature, limits)
+        if VIRTUAL in prompts:
+            # A row is its virtual tokens and its text.
+            text = Range(text.min, text.opt + virtual, text.max + virtual)
+        batch = _up_to(ranges.get("batch", _BATCH), limits.max_batch)
+        sizes = {"batch": batch, "sequence": text, **prompts}
         return (Profile("requests", _shapes(signature, sizes)),)
     slots = Range(1, min(1024, limits.max_context), limits.max_context)
     one = Range(1, 1, 1)
     rows = _up_to(ranges.get("batch", _ROWS), limits.max_batch)
     tokens = _up_to(ranges.get("seq", Range(1, _TOKENS, 1 << 30)), limits.max_prefill)
     kept = Range(1, 1, min(KEPT, tokens.max))
-    decode = {"batch": rows, "sequence": one, "kept": one, "slots": slots}
-    prefill = {"batch": one, "sequence": tokens, "kept": kept, "slots": slots}
+    prompts = _of_prompts(signature, limits)
+    decode = {"batch": rows, "sequence": one, "kept": one, "slots": slots, **prompts}
+    prefill = {"batch": one, "sequence": tokens, "kept": kept, "slots": slots, **prompts}
     return (
         Profile("decode", _shapes(signature, decode)),
         Profile("prefill", _shapes(signature, prefill)),
     )
+
+
+def _of_prompts(signature: Signature, limits: RequestLimits) -> dict[str, Range]:
+    """Room for what belongs to prompts, as far as the signature has it: tuned for one of them."""
+    virtual = limits.max_context - limits.max_sequence
+    sizes = {
+        VIRTUAL: Range(1, virtual, _PROMPTS * max(virtual, _TOKENS)),
+        PROMPTS: Range(1, 1, _PROMPTS),
+        CLASSES: Range(1, 8, _CLASSES),
+        PREFIX: Range(1, virtual, limits.max_context),
+        # Of a model of any depth.
+        PREFIXES: Range(1, 64, _PROMPTS * 256),
+    }
+    named = {axis for spec in signature.inputs for axis in spec.shape}
+    return {axis: size for axis, size in sizes.items() if axis in named}
 
 
 def _up_to(wanted: Range, most: int) -> Range:

@@ -1,0 +1,152 @@
+"""A bundle's prompts, read and checked: what a request's rows are given beside their text."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptdeploy.backends.session import DeviceArray, Session
+from ptdeploy.bundle import Bundle, Manifest, PromptInfo
+from ptdeploy.bundle.signature import AGAIN, CLASSES, words_of
+from ptdeploy.bundle.task import TensorSpec
+from ptdeploy.errors import BundleError
+from ptdeploy.runtime.bfloat16 import to_stored
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A frozen prompt in memory.
+
+    `virtual_tokens` is float32 (virtual tokens, width); `prefix_kv` float32 (layers, 2, kv heads,
+    virtual tokens, head dim), None where the virtual tokens are run; `head` float32 by the names of
+    the graph's inputs.
+    """
+
+    name: str
+    info: PromptInfo
+    virtual_tokens: NDArray[np.float32] = field(repr=False)
+    prefix_kv: NDArray[np.float32] | None = field(repr=False)
+    head: dict[str, NDArray[np.float32]] = field(repr=False)
+
+    def virtual_ids(self, vocabulary: int) -> NDArray[np.int64]:
+        """What is fed before a row's text: ids behind the vocabulary; none of a prefix KV."""
+        count = self.info.num_virtual_tokens if self.prefix_kv is None else 0
+        return np.arange(vocabulary, vocabulary + count)
+
+
+class PromptInputs:
+    """What belongs to prompts among a graph's inputs: placed on the engine's device once.
+
+    All but the index of each row's prompt, which its request gives.
+    """
+
+    def __init__(self, session: Session, manifest: Manifest, prompt: Prompt) -> None:
+        self._arrays: dict[str, DeviceArray] = {}
+        for spec in manifest.graph.inputs:
+            array = _stacked(spec, prompt)
+            if array is not None:
+                stored = np.ascontiguousarray(to_stored(array, spec.dtype))
+                self._arrays[spec.name] = session.place(stored)
+        roles = {spec.role: spec.name for spec in manifest.graph.inputs}
+        self._index, self._lengths = roles.get("prompt"), roles.get("lengths")
+        self._length = prompt.info.num_virtual_tokens
+
+    def of_rows(self, rows: int) -> dict[str, Any]:
+        """The inputs of a run of so many rows, by name."""
+        given: dict[str, Any] = dict(self._arrays)
+        if self._index is not None:
+            given[self._index] = np.zeros(rows, np.int64)
+        if self._lengths is not None:
+            given[self._lengths] = np.full(rows, self._length, np.int64)
+        return given
+
+    @property
+    def placed(self) -> dict[str, DeviceArray]:
+        """Those that do not depend on the rows."""
+        return self._arrays
+
+
+def _stacked(spec: TensorSpec, prompt: Prompt) -> NDArray[np.float32] | None:
+    """One of the inputs as all prompts together give it; None if it is no prompt's."""
+    if spec.role == "table":
+        return prompt.virtual_tokens
+    if spec.role == "head":
+        return prompt.head[spec.name][None]
+    if spec.role == "prefix":
+        kv = prompt.prefix_kv
+        assert kv is not None, "manifest_problems says so"
+        return kv.reshape(-1, *kv.shape[2:])
+    return None
+
+
+def read_prompt(bundle: Bundle) -> Prompt:
+    """Read the default prompt and hold its file against the manifest.
+
+    Raises BundleError unless it holds the virtual tokens whose hash the manifest has, a prefix KV
+    of the manifest's shape, and the head that the graph takes: float32, all finite.
+    """
+    info, name = bundle.manifest.prompt, bundle.manifest.default_prompt
+    path, opened = bundle.file("prompt"), bundle.opened("prompt")
+    assert opened is not None, "read_bundle checks it"
+    assert path is not None
+    assert name is not None
+    found = {
+        wanted.name: _tensor(path, opened, wanted) for wanted in _wanted(bundle.manifest, info)
+    }
+    digest = hashlib.sha256(found["virtual_tokens"].astype("<f4").tobytes()).hexdigest()
+    if digest != info.sha256:
+        raise BundleError(f"{path}: its virtual tokens are not those of prompt.sha256.", AGAIN)
+    tokens, kv = found.pop("virtual_tokens"), found.pop("prefix_kv", None)
+    return Prompt(name, info, tokens, kv, found)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """A tensor that a prompt's file must hold."""
+
+    name: str
+    shape: tuple[int, ...]
+    words: str
+
+
+def _wanted(manifest: Manifest, info: PromptInfo) -> Iterator[_Wanted]:
+    tokens = info.num_virtual_tokens, info.token_dim
+    yield _Wanted("virtual_tokens", tokens, "virtual tokens")
+    if info.prefix_kv is not None:
+        yield _Wanted("prefix_kv", info.prefix_kv, "prefix KV")
+    for spec in manifest.graph.inputs:
+        if spec.role == "head":
+            yield _Wanted(spec.name, _own_shape(spec, info.labels), spec.name)
+
+
+def _own_shape(spec: TensorSpec, labels: Sequence[str]) -> tuple[int, ...]:
+    """The shape of one prompt's part of a stacked head input."""
+    sizes = (len(labels) if axis == CLASSES else axis for axis in spec.shape[1:])
+    return tuple(int(size) for size in sizes)
+
+
+def _tensor(path: Path, opened: Path, wanted: _Wanted) -> NDArray[np.float32]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(opened, framework="np") as file:
+            kind = file.get_slice(wanted.name)
+            dtype, size = kind.get_dtype(), tuple(kind.get_shape())
+            if dtype != "F32":
+                raise BundleError(f"{path}: {wanted.name} is {dtype}, not F32.", AGAIN)
+            if size != wanted.shape:
+                raise BundleError(
+                    f"{path}: {wanted.words} has shape {words_of(size)}, not the manifest's.", AGAIN
+                )
+            tensor: NDArray[np.float32] = file.get_tensor(wanted.name)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise BundleError(f"{path}: holds no {wanted.words} ({error}).", AGAIN) from error
+    if not np.isfinite(tensor).all():
+        raise BundleError(f"{path}: {wanted.words} holds a number that is not finite.", AGAIN)
+    return tensor
