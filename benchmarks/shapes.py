@@ -35,6 +35,43 @@ def bert_base(virtual_tokens: int) -> tuple[Path, Path]:
     return _saved("bert-base", transformers.BertConfig(num_labels=4), "SEQ_CLS", virtual_tokens)
 
 
+def roberta_small(virtual_tokens: int) -> tuple[Path, Path]:
+    """RoBERTa's width and two-layer head on six layers: 82 million weights."""
+    config = transformers.RobertaConfig(
+        vocab_size=50_265,
+        num_hidden_layers=6,
+        max_position_embeddings=514,
+        type_vocab_size=1,
+        num_labels=4,
+    )
+    return _saved("roberta-small", config, "SEQ_CLS", virtual_tokens)
+
+
+def qwen2_100m(virtual_tokens: int) -> tuple[Path, Path]:
+    """Qwen2's kind with 100 million weights. Gives (base, adapter) folders."""
+    return _saved("qwen2-100m", _qwen2_100m(), "CAUSAL_LM", virtual_tokens)
+
+
+def qwen2_classifier(virtual_tokens: int) -> tuple[Path, Path]:
+    """The same with four classes. Gives (base, adapter) folders."""
+    return _saved("qwen2-classifier", _qwen2_100m(), "SEQ_CLS", virtual_tokens)
+
+
+def _qwen2_100m() -> transformers.Qwen2Config:
+    return transformers.Qwen2Config(
+        vocab_size=32_000,
+        hidden_size=768,
+        intermediate_size=2048,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        num_key_value_heads=4,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        num_labels=4,
+        pad_token_id=0,
+    )
+
+
 _KINDS = {
     "CAUSAL_LM": transformers.AutoModelForCausalLM,
     "SEQ_CLS": transformers.AutoModelForSequenceClassification,

@@ -1,0 +1,181 @@
+"""Speed of this checkout over another one's, on the same checkpoints, by turns in one run.
+
+    git worktree add ../before COMMIT
+    python benchmarks/against.py ../before [--rounds 9] [--only NAME ...]
+
+Each checkout compiles the same checkpoints (once, kept in its own cache) and answers in a process
+of its own; the two take turns within each round, whose order alternates. What is printed are
+medians and the ratio of this checkout's to the other's; 1 is as fast. Results are kept in
+benchmarks/results/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results" / "prompt-inputs-cpu.json"
+TOPICS = HERE.parent / "models" / "topics"
+# A process whose threads still spin would take a core from the other.
+REST = 0.05
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A checkpoint and the requests it is timed with: rows and tokens of text each.
+
+    `new_tokens` is how many are decoded behind them, 0 for a classifier.
+    """
+
+    name: str
+    base: Path
+    adapter: Path
+    requests: tuple[tuple[int, int], ...]
+    new_tokens: int = 0
+
+    def bundle(self, checkout: Path) -> Path:
+        place = checkout / ".cache" / "against" / f"{self.name}.bundle"
+        if not (place / "manifest.json").is_file():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            command = [sys.executable, "-m", "ptdeploy", "compile", str(self.adapter)]
+            command += ["--target", "ort", "--base", str(self.base), "-o", str(place), "--force"]
+            subprocess.run(command, check=True, cwd=checkout, env=environment(checkout))
+        return place
+
+
+def subjects() -> Iterator[Subject]:
+    import shapes
+
+    sys.path.insert(0, str(TOPICS))
+    from data import find_base_model
+
+    classify = ((1, 32), (16, 32), (16, 128))
+    yield Subject("topics", find_base_model(), TOPICS / "adapter", classify)
+    yield Subject("roberta", *shapes.roberta_small(20), classify)
+    yield Subject("qwen2-classifier", *shapes.qwen2_classifier(20), ((1, 32), (8, 16), (8, 64)))
+    yield Subject("qwen2-100m", *shapes.qwen2_100m(20), ((1, 32), (4, 16)), new_tokens=16)
+
+
+def environment(checkout: Path) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(checkout)}
+
+
+def answer(bundle: str) -> None:
+    """A checkout's side: times what each line of stdin asks for, in seconds."""
+    import ptdeploy
+
+    engine: Any = ptdeploy.load(bundle)
+    vocabulary = engine.manifest.limits.vocab_size
+    print("ready", flush=True)
+    for line in sys.stdin:
+        rows, tokens, new = json.loads(line)
+        ids = np.random.default_rng(0).integers(0, vocabulary, (rows, tokens)).tolist()
+        start = time.perf_counter()
+        if new:
+            engine.generate(ids, new, do_sample=False, eos_token_ids=())
+        else:
+            engine.logits(ids)
+        print(time.perf_counter() - start, flush=True)
+
+
+@contextmanager
+def process(checkout: Path, bundle: Path) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, str(Path(__file__).resolve()), "--answer", str(bundle)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(
+        command, text=True, cwd=checkout, env=environment(checkout), **pipes
+    ) as one:
+        assert one.stdout is not None
+        assert one.stdin is not None
+        one.stdout.readline()
+        yield one
+        one.stdin.close()
+
+
+def timed(one: subprocess.Popen[str], request: tuple[int, int, int]) -> float:
+    assert one.stdin is not None
+    assert one.stdout is not None
+    time.sleep(REST)
+    one.stdin.write(json.dumps(request) + "\n")
+    one.stdin.flush()
+    return float(one.stdout.readline())
+
+
+def measure(subject: Subject, other: Path, rounds: int) -> Iterator[dict[str, Any]]:
+    here = HERE.parent
+    bundles = [subject.bundle(checkout) for checkout in (other, here)]
+    with process(other, bundles[0]) as before, process(here, bundles[1]) as now:
+        for rows, tokens in subject.requests:
+            request = (rows, tokens, subject.new_tokens)
+            for one in (before, now):
+                timed(one, request)
+            pairs = []
+            for number in range(rounds):
+                order = (before, now) if number % 2 else (now, before)
+                found = {id(one): timed(one, request) for one in order}
+                pairs.append((found[id(before)], found[id(now)]))
+            ratios = sorted(ours / theirs for theirs, ours in pairs)
+            yield {
+                "model": subject.name,
+                "rows": rows,
+                "tokens": tokens,
+                "new_tokens": subject.new_tokens,
+                "before_ms": 1e3 * statistics.median(theirs for theirs, _ in pairs),
+                "now_ms": 1e3 * statistics.median(ours for _, ours in pairs),
+                "ratio": statistics.median(ratios),
+                "ratio_of_best": min(o for _, o in pairs) / min(t for t, _ in pairs),
+                "ratio_quartiles": [ratios[rounds // 4], ratios[-1 - rounds // 4]],
+            }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("other", nargs="?", help="folder of the other checkout")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--only", nargs="*", help="names of models")
+    parser.add_argument("--answer", help=argparse.SUPPRESS)
+    parser.add_argument("--no-save", action="store_true", help="print only")
+    arguments = parser.parse_args()
+    if arguments.answer:
+        answer(arguments.answer)
+        return
+    sys.path.insert(0, str(HERE))
+    other = Path(arguments.other).resolve()
+    cells = []
+    for subject in subjects():
+        if arguments.only and subject.name not in arguments.only:
+            continue
+        for cell in measure(subject, other, arguments.rounds):
+            cells.append(cell)
+            low, high = cell["ratio_quartiles"]
+            print(
+                f"{cell['model']:<18} {cell['rows']:>2}x{cell['tokens']:<4}"
+                f"{cell['before_ms']:>9.2f} ms {cell['now_ms']:>9.2f} ms   {cell['ratio']:.3f} "
+                f"({low:.3f} to {high:.3f}), of the best {cell['ratio_of_best']:.3f}",
+                flush=True,
+            )
+    if not arguments.no_save:
+        commit = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], cwd=other, capture_output=True, text=True
+        ).stdout.strip()
+        found = {"date": str(date.today()), "before": commit, "cells": cells}
+        RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
