@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import hashlib
 import os
 import re
 import secrets
 import stat
 from collections.abc import Mapping
 from pathlib import Path
+
+import msgspec
 
 from ptdeploy.errors import InputError, OutputError
 
@@ -48,6 +51,17 @@ def read_regular(path: str | Path, most: int) -> bytes:
     """At most `most` + 1 bytes of a regular file. Raises OSError."""
     with os.fdopen(open_regular(path), "rb") as file:
         return file.read(most + 1)
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def json_document(value: object) -> bytes:
+    """A struct, or plain data, as a JSON file that people read too."""
+    return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
 
 
 def is_pointer(path: Path) -> bool:

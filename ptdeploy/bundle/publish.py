@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import os
 import re
 import secrets
@@ -31,9 +30,11 @@ from ptdeploy.files import (
     disk_refusal,
     exchange,
     flush,
+    json_document,
     nearest_folder,
     read_regular,
     rename_new,
+    sha256_of,
 )
 
 # In a working folder: who works in it, what is being made, and what that has replaced.
@@ -143,9 +144,7 @@ def publish(staging: Path, manifest: Manifest, destination: Destination) -> Bund
     try:
         entries = tuple(_entry(staging, entry) for entry in manifest.files)
         manifest = msgspec.structs.replace(manifest, files=entries)
-        (staging / MANIFEST_NAME).write_bytes(
-            msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
-        )
+        (staging / MANIFEST_NAME).write_bytes(json_document(manifest))
         _flush_all(staging)
         _check_complete(staging, entries)
         while True:
@@ -384,6 +383,4 @@ def _check_complete(staging: Path, entries: tuple[FileEntry, ...]) -> None:
 
 def _entry(folder: Path, entry: FileEntry) -> FileEntry:
     file = folder / entry.path
-    with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return msgspec.structs.replace(entry, size=file.stat().st_size, sha256=digest)
+    return msgspec.structs.replace(entry, size=file.stat().st_size, sha256=sha256_of(file))

@@ -8,6 +8,7 @@ from typing import Literal
 import msgspec
 
 from ptdeploy.bundle.task import Head, Task, TensorSpec
+from ptdeploy.files import json_document
 
 MANIFEST_NAME = "manifest.json"
 FORMAT = "ptdeploy-bundle"
@@ -246,7 +247,7 @@ class Header(msgspec.Struct):
 
 def manifest_schema() -> bytes:
     """The manifest's JSON Schema, as docs/manifest.schema.json publishes it."""
-    return msgspec.json.format(msgspec.json.encode(msgspec.json.schema(Manifest)), indent=2) + b"\n"
+    return json_document(msgspec.json.schema(Manifest))
 
 
 def staged(path: str, role: Role, of: str | None = None) -> FileEntry:

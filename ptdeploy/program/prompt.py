@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from ptdeploy.errors import BaseModelError, CheckpointError
 from ptdeploy.memory import ran_out_of_memory
+from ptdeploy.runtime.prompts import tokens_sha256
 from ptdeploy.source.checkpoint import Checkpoint, PromptEncoderState
 
 if TYPE_CHECKING:
@@ -45,8 +45,8 @@ class Prompt:
 
     @property
     def sha256(self) -> str:
-        """SHA-256 of the virtual tokens as little-endian float32 in row order."""
-        return hashlib.sha256(self.virtual_tokens.astype("<f4").tobytes()).hexdigest()
+        """See tokens_sha256."""
+        return tokens_sha256(self.virtual_tokens)
 
 
 def evaluate_prompt_encoder(encoder: PromptEncoderState) -> NDArray[np.float32]:

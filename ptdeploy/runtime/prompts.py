@@ -99,11 +99,15 @@ def read_prompt(bundle: Bundle) -> Prompt:
     found = {
         wanted.name: _tensor(path, opened, wanted) for wanted in _wanted(bundle.manifest, info)
     }
-    digest = hashlib.sha256(found["virtual_tokens"].astype("<f4").tobytes()).hexdigest()
-    if digest != info.sha256:
+    if tokens_sha256(found["virtual_tokens"]) != info.sha256:
         raise BundleError(f"{path}: its virtual tokens are not those of prompt.sha256.", AGAIN)
     tokens, kv = found.pop("virtual_tokens"), found.pop("prefix_kv", None)
     return Prompt(name, info, tokens, kv, found)
+
+
+def tokens_sha256(virtual_tokens: NDArray[np.float32]) -> str:
+    """SHA-256 of virtual tokens as little-endian float32 in row order, in hexadecimal."""
+    return hashlib.sha256(virtual_tokens.astype("<f4").tobytes()).hexdigest()
 
 
 @dataclass(frozen=True)

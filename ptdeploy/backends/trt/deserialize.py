@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import mmap
 import re
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from ptdeploy.backends.trt.session import TrtSession
 from ptdeploy.backends.trt.vendor import NAMES, Vendor, open_vendor
 from ptdeploy.bundle import Bundle
 from ptdeploy.errors import BundleError, TargetUnavailable
+from ptdeploy.files import sha256_of
 
 Opened = TypeVar("Opened", bound=TrtSession)
 
@@ -102,8 +102,7 @@ def _digest(bundle: Bundle) -> str:
     (entry,) = (one for one in bundle.manifest.files if one.role == "engine")
     if entry.sha256:
         return entry.sha256
-    with (bundle.path / entry.path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_of(bundle.path / entry.path)
 
 
 def how_to_rebuild(bundle: Bundle) -> str:

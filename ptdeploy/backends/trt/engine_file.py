@@ -8,6 +8,7 @@ from typing import Literal
 import msgspec
 
 from ptdeploy.errors import BundleError
+from ptdeploy.files import json_document
 
 Flavor = Literal["tensorrt", "rtx"]
 Compatibility = Literal["none", "ampere_plus", "same_compute_capability"]
@@ -56,7 +57,7 @@ class EngineInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
 
 def write_info(info: EngineInfo, folder: Path) -> None:
-    (folder / INFO).write_bytes(msgspec.json.format(msgspec.json.encode(info), indent=2) + b"\n")
+    (folder / INFO).write_bytes(json_document(info))
 
 
 def read_info(path: Path | None) -> EngineInfo:

@@ -9,7 +9,7 @@ import msgspec
 
 from ptdeploy.bundle import Manifest
 from ptdeploy.errors import OutputError
-from ptdeploy.files import check_folder, read_regular, write_together
+from ptdeploy.files import check_folder, json_document, read_regular, write_together
 from ptdeploy.parity.report import ParityReport
 
 REPORT_FIX = "Choose another --report."
@@ -20,13 +20,12 @@ _MAX_BYTES = 64 * 1024 * 1024
 
 def report_json(report: ParityReport) -> bytes:
     """A report as indented JSON."""
-    return msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
+    return json_document(report)
 
 
 def report_schema() -> bytes:
     """The report's JSON Schema, as docs/parity-report.schema.json publishes it."""
-    schema = msgspec.json.encode(msgspec.json.schema(ParityReport))
-    return msgspec.json.format(schema, indent=2) + b"\n"
+    return json_document(msgspec.json.schema(ParityReport))
 
 
 def check_report(folder: Path) -> None:

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptdeploy.errors import CheckpointError
+from ptdeploy.files import sha256_of
 from ptdeploy.source.checkpoint.peft_config import PeftConfig
-from ptdeploy.source.checkpoint.tensors import sha256_file
 from ptdeploy.source.checkpoint.types import (
     BaseReference,
     Checkpoint,
@@ -82,7 +82,7 @@ def assemble(
         heads=heads,
         base=BaseReference(config.base_name, config.base_revision),
         dtype=str(first.dtype).removeprefix("torch."),
-        files={file.name: sha256_file(file) for file in files},
+        files={file.name: sha256_of(file) for file in files},
         unusable=unusable,
     )
 

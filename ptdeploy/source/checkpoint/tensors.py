@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import pickle
 import re
@@ -69,12 +68,6 @@ def read_json(path: Path) -> dict[str, Any]:
 def _refuse_pointer(path: Path) -> None:
     if is_pointer(path):
         raise CheckpointError(f"{path}: {POINTER_PROBLEM}", POINTER_FIX)
-
-
-def sha256_file(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def require_torch() -> Any:

@@ -13,6 +13,7 @@ import msgspec
 from ptdeploy.backends.trt import cache, cuda
 from ptdeploy.backends.trt.engine_file import PLAN, Compatibility, EngineInfo, Profile, write_info
 from ptdeploy.backends.trt.vendor import Vendor, choose_builder
+from ptdeploy.files import sha256_of
 from ptdeploy.targets.trt.builder import Request, build_plan, check_flavor
 from ptdeploy.targets.trt.options import TrtOptions, read_compute_capabilities
 
@@ -103,8 +104,4 @@ def count_precisions(model: ir.Model) -> dict[str, dict[str, int]]:
 
 
 def _hash(paths: tuple[Path, ...]) -> str:
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+    return hashlib.sha256("".join(map(sha256_of, paths)).encode()).hexdigest()
