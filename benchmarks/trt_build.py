@@ -25,7 +25,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from data import find_base_model  # noqa: E402  (topics/ is a folder of scripts, not a package)
 
 import ptdeploy  # noqa: E402
-from ptdeploy import Rounding, TrtOptions  # noqa: E402
+from ptdeploy import QuantizationOptions, TrtOptions  # noqa: E402
 from ptdeploy.backends.trt.engine_file import read_info  # noqa: E402
 
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8", "int4", "fp8")
@@ -65,7 +65,7 @@ def measure(name: str, adapter: Path, base: Path, precision: str, out: Path) -> 
             base=str(base),
             output=out,
             precision=precision,
-            rounding=Rounding() if rounds else None,
+            quantization=QuantizationOptions() if rounds else None,
             engine=TrtOptions(keep_onnx=True, flavor="rtx", cache=False),
         )
     except ptdeploy.ParityError as error:

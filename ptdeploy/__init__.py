@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ptdeploy.api import compile, load, rebuild, verify
     from ptdeploy.bundle import Bundle
-    from ptdeploy.bundle.quantization import Rounding
+    from ptdeploy.bundle.quantization import QuantizationOptions
     from ptdeploy.bundle.task import Task
     from ptdeploy.commands.diff import Difference
     from ptdeploy.commands.diff import compare_bundles as diff
@@ -42,7 +42,7 @@ __version__ = "0.1.0"
 _FROM = {
     "api": ("compile", "load", "rebuild", "verify"),
     "bundle": ("Bundle",),
-    "bundle.quantization": ("Rounding",),
+    "bundle.quantization": ("QuantizationOptions",),
     "bundle.task": ("Task",),
     "commands.diff": ("Difference", "diff"),
     "commands.inspect": ("inspect",),
@@ -86,7 +86,7 @@ __all__ = [
     "Profile",
     "Progress",
     "PtdeployError",
-    "Rounding",
+    "QuantizationOptions",
     "TargetOptions",
     "TargetUnavailable",
     "Task",

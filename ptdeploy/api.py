@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ptdeploy.backends.telemetry import switch_off
 from ptdeploy.bundle import Bundle
-from ptdeploy.bundle.quantization import Rounding
+from ptdeploy.bundle.quantization import QuantizationOptions
 from ptdeploy.bundle.task import Task
 from ptdeploy.parity.report import ParityReport
 from ptdeploy.progress import Progress
@@ -34,7 +34,7 @@ def compile(
     freeze_kv: bool = True,
     max_batch: int | None = None,
     max_context: int | None = None,
-    rounding: Rounding | None = None,
+    quantization: QuantizationOptions | None = None,
     golden: int | None = None,
     engine: TargetOptions | None = None,
     progress: Progress | None = None,
@@ -50,7 +50,7 @@ def compile(
     else the base model's.
     For CAUSAL_LM the virtual tokens are frozen as prefix KV unless `freeze_kv` is False, and the
     KV buffer is bounded to `max_batch` rows of `max_context` tokens, virtual tokens included.
-    `rounding` has the options of the precisions "int8", "int4" and "fp8", which are accepted or
+    `quantization` has the options of the precisions "int8", "int4" and "fp8", which are accepted or
     refused on agreement and perplexity against the reference on text.
     `golden` reference rows are stored, for verify without the checkpoint: random ones of unequal
     lengths and then text, 1 to 1000; all that were compared unless told.
@@ -81,7 +81,7 @@ def compile(
         freeze_kv=freeze_kv,
         max_batch=max_batch,
         max_context=max_context,
-        rounding=rounding,
+        quantization=quantization,
         golden=golden,
         engine=engine,
     )
@@ -108,11 +108,11 @@ def verify(
     `checkpoint` it is computed again with PEFT on PyTorch, each row alone; `tokenizer` is then as
     for compile.
     `data` is a JSONL file of your own texts or token ids, compared too, and scored where it has
-    labels. `thresholds` is a JSON file of bounds over the precision's own. `locate` names the first
-    module that departs (needs `checkpoint`). `report` is a folder for report.json, junit.xml,
-    report.md, report.html and, where parity departs, the smallest failing input. `graph` holds the
-    graph that the engine was built from against the reference, in ONNX Runtime, instead of
-    the engine itself: it needs no GPU, and the bundle's ONNX.
+    labels. `thresholds` is a JSON file of bounds over the reference's own. `locate` names the first
+    module that does not match (needs `checkpoint`). `report` is a folder for report.json,
+    junit.xml, report.md, report.html and, where parity does not hold, the smallest failing input.
+    `graph` holds the graph that the engine was built from against the reference, in ONNX Runtime,
+    instead of the engine itself: it needs no GPU, and the bundle's ONNX.
     The caller asks `report.passed`. Raises BundleError if the bundle is damaged, InputError if an
     option or a file does not fit, and what compile raises for a checkpoint.
     """
@@ -150,7 +150,8 @@ def rebuild(
     target that replace those it was built with, such as TrtOptions(flavor="rtx").
     Where the engine can run, parity with the stored reference is shown before anything is written.
     Raises BundleError if the bundle is damaged or keeps no ONNX, InputError if its target has
-    nothing to build, TargetUnavailable if it cannot build here, ParityError if the new one departs.
+    nothing to build, TargetUnavailable if it cannot build here, ParityError if the new one does
+    not match.
     """
     from ptdeploy.commands.rebuild import rebuild_bundle
     from ptdeploy.commands.request import RebuildRequest

@@ -6,7 +6,7 @@ from __future__ import annotations
 class PtdeployError(Exception):
     """Base of every error that ptdeploy raises on purpose.
 
-    `exit_code` is what the command line exits with: 1 parity departs, 2 bad input, 3 target not
+    `exit_code` is what the command line exits with: 1 parity mismatch, 2 bad input, 3 target not
     available here.
     """
 
@@ -43,7 +43,7 @@ class InputError(PtdeployError):
 
 
 class ParityError(PtdeployError):
-    """The engine departs from PEFT on PyTorch by more than the thresholds allow."""
+    """The engine does not match PEFT on PyTorch within the thresholds."""
 
     exit_code = 1
 

@@ -50,7 +50,7 @@ def ptdeploy_bundle(pytestconfig: pytest.Config) -> Path:
 
 @pytest.fixture(scope="session")
 def assert_parity() -> Callable[..., ParityReport]:
-    """`assert_parity(bundle, **options)`: fails the test, saying what departs, unless parity holds.
+    """`assert_parity(bundle, **options)`: fails the test, saying what does not match.
 
     The options are those of `ptdeploy.verify`. Gives the report.
     """
@@ -63,7 +63,7 @@ def assert_parity() -> Callable[..., ParityReport]:
         if not report.passed:
             from ptdeploy.parity.reports.text import describe
 
-            pytest.fail(f"{bundle} departs from PyTorch.\n{describe(report)}", pytrace=False)
+            pytest.fail(f"{bundle} does not match PyTorch.\n{describe(report)}", pytrace=False)
         return report
 
     return check

@@ -80,7 +80,7 @@ def test_a_template_passes_what_holds_and_stops_what_is_slower(repository, templ
         assert "TOO SLOW" in done.stdout
 
 
-def test_a_template_stops_what_departs(repository):
+def test_a_template_stops_a_mismatch(repository):
     from support.faults import Editor
 
     # The bundle that is built is replaced by a faulty one before it is verified.
@@ -102,4 +102,4 @@ def test_a_template_stops_what_departs(repository):
         check=False,
     )
     assert done.returncode == 1, done.stderr
-    assert "classifier departs first" in done.stdout
+    assert "classifier is the first mismatch" in done.stdout

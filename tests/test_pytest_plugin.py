@@ -54,7 +54,7 @@ def test_without_a_bundle_the_test_is_skipped_with_a_reason(tmp_path):
     assert "absent: is no ptdeploy bundle" in out
 
 
-def test_a_departure_fails_the_test_and_says_what_departs(compiled, tmp_path):
+def test_a_mismatch_fails_the_test_and_says_what_it_is(compiled, tmp_path):
     from support.faults import Editor
 
     editor = Editor.copy(compiled("bert", "SEQ_CLS").bundle, tmp_path / "bundle")
@@ -62,8 +62,8 @@ def test_a_departure_fails_the_test_and_says_what_departs(compiled, tmp_path):
     editor.write()
     code, out = run_pytest(tmp_path, "--ptdeploy-bundle", "bundle")
     assert code == 1
-    assert "departs from PyTorch" in out
-    assert "PARITY DEPARTS" in out
+    assert "does not match PyTorch" in out
+    assert "PARITY MISMATCH" in out
 
 
 def test_the_package_declares_the_plugin():

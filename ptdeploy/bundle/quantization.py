@@ -19,10 +19,11 @@ _ACCURACY_LEVELS = (1, 4)
 
 
 @dataclass(frozen=True)
-class Rounding:
+class QuantizationOptions:
     """Options of the precisions int8, int4 and fp8; None is the precision's own default.
 
-    `quality_text` is a UTF-8 file with one text a line, to judge the engine on instead of ours.
+    `quality_text` is a UTF-8 file with one text a line, to evaluate the engine on instead of
+    ours.
     """
 
     block_size: int | None = None
@@ -34,7 +35,7 @@ class Rounding:
 
 
 # What its fields may be, where they are not None.
-ROUNDING = {
+QUANTIZATION_OPTIONS = {
     "block_size": whole(),
     "accuracy_level": whole(),
     "min_agreement": number,
@@ -45,7 +46,7 @@ ROUNDING = {
 
 
 def quantization_for(
-    precision: str, rounding: Rounding, block_size: int = 32, matmul_nbits: bool = True
+    precision: str, options: QuantizationOptions, block_size: int = 32, matmul_nbits: bool = True
 ) -> Quantization | None:
     """How a precision stores weights; None if it quantizes none.
 
@@ -55,29 +56,29 @@ def quantization_for(
     """
     weights = quantized().get(precision)
     if weights is None:
-        for field in fields(rounding):
-            if getattr(rounding, field.name) is not None:
+        for field in fields(options):
+            if getattr(options, field.name) is not None:
                 raise InputError(
-                    f"--{field.name.replace('_', '-')} is about rounded weights, and {precision} "
-                    f"rounds none.",
+                    f"--{field.name.replace('_', '-')} is about quantized weights, and "
+                    f"{precision} quantizes none.",
                     "Choose --precision int8 or int4.",
                 )
         return None
     is_float = weights.type != "int"
-    if rounding.accuracy_level is not None and not matmul_nbits:
+    if options.accuracy_level is not None and not matmul_nbits:
         raise InputError("--accuracy-level is ONNX Runtime's; this target has none.")
-    if rounding.block_size is not None and (is_float or not block_size):
+    if options.block_size is not None and (is_float or not block_size):
         raise InputError(f"--block-size: this target's {precision} has a scale for each column.")
     found = Quantization(
         bits=weights.bits,
-        block_size=_given(rounding.block_size, block_size),
-        accuracy_level=rounding.accuracy_level or (4 if matmul_nbits else 0),
-        min_agreement=_given(rounding.min_agreement, weights.min_agreement),
-        max_perplexity_ratio=_given(rounding.max_perplexity_ratio, weights.max_perplexity_ratio),
+        block_size=_given(options.block_size, block_size),
+        accuracy_level=options.accuracy_level or (4 if matmul_nbits else 0),
+        min_agreement=_given(options.min_agreement, weights.min_agreement),
+        max_perplexity_ratio=_given(options.max_perplexity_ratio, weights.max_perplexity_ratio),
         type=weights.type,
-        max_logits_error=_given(rounding.max_logits_error, weights.max_logits_error),
+        max_logits_error=_given(options.max_logits_error, weights.max_logits_error),
     )
-    _check_range(found, rounding)
+    _check_range(found, options)
     return found
 
 
@@ -85,12 +86,12 @@ def _given(asked: T | None, default: T) -> T:
     return default if asked is None else asked
 
 
-def _check_range(found: Quantization, rounding: Rounding) -> None:
+def _check_range(found: Quantization, options: QuantizationOptions) -> None:
     for option, holds, wanted in (
-        ("--block-size", rounding.block_size in (None, *_BLOCK_SIZES), _one_of(_BLOCK_SIZES)),
+        ("--block-size", options.block_size in (None, *_BLOCK_SIZES), _one_of(_BLOCK_SIZES)),
         (
             "--accuracy-level",
-            rounding.accuracy_level in (None, *_ACCURACY_LEVELS),
+            options.accuracy_level in (None, *_ACCURACY_LEVELS),
             _one_of(_ACCURACY_LEVELS),
         ),
         ("--min-agreement", 0 <= found.min_agreement <= 1, "from 0 to 1"),

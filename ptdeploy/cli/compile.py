@@ -68,7 +68,7 @@ def add_options(sub: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     import msgspec
 
-    from ptdeploy.bundle.quantization import Rounding
+    from ptdeploy.bundle.quantization import QuantizationOptions
     from ptdeploy.commands.compile import compile_checkpoint
     from ptdeploy.commands.inspect import inspect, megabytes, tokenizer_words
     from ptdeploy.commands.request import CompileRequest
@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
         **options.asked(
             CompileRequest,
             arguments,
-            rounding=Rounding(**options.asked(Rounding, arguments)),
+            quantization=QuantizationOptions(**options.asked(QuantizationOptions, arguments)),
             engine=_engine_options(arguments),
         )
     )
@@ -138,7 +138,7 @@ def _add_quantization(sub: argparse.ArgumentParser) -> None:
         help=f"classifiers; default: {default_words('max_logits_error')}",
     )
     group.add_argument(
-        "--quality-text", metavar="FILE", help="judge on this, a text a line; default: our own"
+        "--quality-text", metavar="FILE", help="evaluate on this, a text a line; default: our own"
     )
 
 

@@ -1,6 +1,6 @@
 """The public API on the command line.
 
-Exit codes: 0 done, 1 parity departs, 2 bad input, 3 target not available here, 4 a fault of ours.
+Exit codes: 0 done, 1 parity mismatch, 2 bad input, 3 target not available here, 4 a fault of ours.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def _command(argv: Sequence[str] | None) -> int:
     except Exception as error:
         if ran_out_of_memory(error):
             return _out_of_memory(arguments, error)
-        # Python's own exit code for a traceback is 1, which a gate would read as a departure.
+        # Python's own exit code for a traceback is 1, which a gate would read as a mismatch.
         complain(traceback.format_exc())
         complain("ptdeploy: this is a fault in ptdeploy; please report the above.")
         return 4
@@ -115,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ptdeploy",
         description="Compile P-Tuned language models to bundles that run without PyTorch.",
-        epilog="Exit codes: 0 done, 1 parity departs, 2 bad input, 3 target not available here, "
+        epilog="Exit codes: 0 done, 1 parity mismatch, 2 bad input, 3 target not available here, "
         "4 a fault in ptdeploy.",
     )
     parser.add_argument("--version", action="version", version=f"ptdeploy {__version__}")

@@ -30,7 +30,7 @@ def add_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--locate",
         action="store_true",
-        help="name the first module that departs; needs --checkpoint",
+        help="name the first module that does not match; needs --checkpoint",
     )
     sub.add_argument(
         "--report",

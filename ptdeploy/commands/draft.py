@@ -14,7 +14,7 @@ from ptdeploy.bundle.publish import Destination
 from ptdeploy.commands.plan import runs_here
 from ptdeploy.errors import BaseModelError, BundleError, EngineFault, TargetUnavailable
 from ptdeploy.parity.compare import compare
-from ptdeploy.parity.graph_check import open_graph_check
+from ptdeploy.parity.graph_check import as_graph_check, open_graph_check
 from ptdeploy.parity.reference import Reference
 from ptdeploy.parity.refusal import Compiled, refuse_mismatch
 from ptdeploy.parity.report import ParityReport
@@ -72,7 +72,7 @@ def prove(draft: Draft, progress: Progress) -> Draft:
             progress.stage(f"check parity of the graph, with {target.graph_check}"),
             open_graph_check(bundle, target.graph_check) as engine,
         ):
-            reports["graph_parity"] = compare(engine, draft.reference)
+            reports["graph_parity"] = compare(engine, as_graph_check(draft.reference, manifest))
         refuse_mismatch(reports["graph_parity"], compiled)
     if get_backend(manifest.target).unavailable(manifest.device) is None:
         try:

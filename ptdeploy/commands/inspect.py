@@ -255,8 +255,8 @@ def _parity_words(prompt: dict[str, Any], facts: dict[str, Any]) -> str:
 
 def _parity(found: dict[str, Any], prompt: dict[str, Any], facts: dict[str, Any]) -> str:
     ratio = found["perplexity_ratio"]
-    rounded = facts["quantization"] is not None
-    agreement = agreement_words(prompt["head"], rounded, found["top1_agreement"])
+    quantized = facts["quantization"] is not None
+    agreement = agreement_words(prompt["head"], quantized, found["top1_agreement"])
     return (
         f"{'passed' if found['passed'] else 'FAILED'}: max abs {found['max_abs']:.2g} "
         f"over {found['cases']} cases{agreement}, "
@@ -265,11 +265,11 @@ def _parity(found: dict[str, Any], prompt: dict[str, Any], facts: dict[str, Any]
     )
 
 
-def agreement_words(head: Head, rounded: bool, share: float) -> str:
+def agreement_words(head: Head, quantized: bool, share: float) -> str:
     """Which share of answers agreed, to go on from other words; a value alone has none."""
     if head == "softmax":
         return f", top-1 agreement {share:.2%}"
-    return f", explained variance {share:.2%}" if rounded else ""
+    return f", explained variance {share:.2%}" if quantized else ""
 
 
 def megabytes(size: int) -> str:

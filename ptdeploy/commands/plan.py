@@ -8,7 +8,7 @@ from typing import Any
 from ptdeploy.backends import get_backend
 from ptdeploy.bundle import Quantization, check_destination
 from ptdeploy.bundle.publish import Destination
-from ptdeploy.bundle.quantization import Rounding, quantization_for, read_texts
+from ptdeploy.bundle.quantization import QuantizationOptions, quantization_for, read_texts
 from ptdeploy.commands.request import CompileRequest
 from ptdeploy.errors import InputError, TargetUnavailable
 from ptdeploy.parity.cases import check_golden
@@ -21,7 +21,7 @@ from ptdeploy.text_files import library_path
 class Plan:
     """A request whose every default is filled in and that the target can carry out.
 
-    `texts` are what a quantized engine is judged on, None for our own.
+    `texts` are what a quantized engine is evaluated on, None for our own.
     """
 
     request: CompileRequest
@@ -57,11 +57,11 @@ def make_plan(request: CompileRequest) -> Plan:
             raise TargetUnavailable(*problem)
     precision = _precision(request, target, device)
     numerics = target.numerics(device, precision)
-    rounding = request.rounding or Rounding()
+    asked = request.quantization or QuantizationOptions()
     quantization = quantization_for(
-        precision, rounding, numerics.block_size, numerics.custom_operators
+        precision, asked, numerics.block_size, numerics.custom_operators
     )
-    texts = read_texts(rounding.quality_text) if rounding.quality_text else None
+    texts = read_texts(asked.quality_text) if asked.quality_text else None
     for given in (request.checkpoint, request.base or "", request.place):
         library_path(given)
     destination = check_destination(request.place, request.force)

@@ -17,7 +17,7 @@ from ptdeploy.arguments import (
     text,
     whole,
 )
-from ptdeploy.bundle.quantization import ROUNDING, Rounding
+from ptdeploy.bundle.quantization import QUANTIZATION_OPTIONS, QuantizationOptions
 from ptdeploy.bundle.task import Task
 from ptdeploy.targets.options import TargetOptions
 
@@ -41,7 +41,7 @@ class CompileRequest:
     freeze_kv: bool = True
     max_batch: int | None = None
     max_context: int | None = None
-    rounding: Rounding | None = None
+    quantization: QuantizationOptions | None = None
     golden: int | None = None
     engine: TargetOptions | None = None
 
@@ -63,7 +63,7 @@ class CompileRequest:
             freeze_kv=flag,
             max_batch=maybe(whole(most=MOST)),
             max_context=maybe(whole(most=MOST)),
-            rounding=maybe(instance(Rounding, **ROUNDING)),
+            quantization=maybe(instance(QuantizationOptions, **QUANTIZATION_OPTIONS)),
             golden=maybe(whole()),
             engine=maybe(having("given")),
         )

@@ -181,7 +181,7 @@ def build(plan: Plan, traced: Traced, folder: Path, progress: Progress) -> Draft
 
 def refer(plan: Plan, source: Source, draft: Draft, progress: Progress) -> Draft:
     """Compute what PEFT on PyTorch gives, each row alone, and put some of it into the bundle."""
-    from ptdeploy.parity.cases import compared_rows
+    from ptdeploy.parity.cases import compared_rows, comparison
     from ptdeploy.parity.reference.peft import compute_reference
     from ptdeploy.parity.reference.store import save_reference
     from ptdeploy.parity.reference.texts import evaluation_text, reference_texts, with_texts
@@ -189,13 +189,15 @@ def refer(plan: Plan, source: Source, draft: Draft, progress: Progress) -> Draft
     checkpoint, chosen, golden = source.checkpoint, source.tokenizer, plan.request.golden
     bounds, name = draft.manifest.request_limits, DEFAULT_PROMPT
     with progress.stage(REFERENCE_STAGE):
-        judged = None
+        evaluation = None
         if plan.quantization is not None:
-            judged = evaluation_text(chosen.tokenizer, bounds, plan.texts, checkpoint.task)
+            evaluation = evaluation_text(chosen.tokenizer, bounds, plan.texts, checkpoint.task)
         rows = compared_rows(bounds, reference_texts(chosen.tokenizer, bounds), golden)
-        computed = compute_reference(checkpoint, source.base, bounds, judged, rows)
+        asked = comparison(rows, draft.manifest)
+        computed = compute_reference(checkpoint, source.base, bounds, asked, evaluation)
         reference = with_texts(computed, chosen, checkpoint.task)
-        saved = save_reference(reference, prompt_place(draft.folder, name), golden)
+        stored = reference.first(golden, bounds.max_batch)
+        saved = save_reference(stored, prompt_place(draft.folder, name))
         entry = staged_of_prompt(name, saved, "reference")
     files = (*draft.manifest.files, entry)
     manifest = msgspec.structs.replace(draft.manifest, files=files)

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from ptdeploy.arguments import checked, having, instance
-from ptdeploy.bundle import Bundle, read_bundle, whole
+from ptdeploy.bundle import Bundle, Manifest, read_bundle, whole
 from ptdeploy.commands.request import VerifyRequest
 from ptdeploy.errors import InputError
 from ptdeploy.files import check_readable
 from ptdeploy.parity.cases import AskedRow, edge_note
 from ptdeploy.parity.compare import compare
 from ptdeploy.parity.data import DataRow, read_data
-from ptdeploy.parity.graph_check import open_graph_check
+from ptdeploy.parity.graph_check import as_graph_check, open_graph_check
 from ptdeploy.parity.reference import Reference, ReferenceRow
 from ptdeploy.parity.reference.store import load_reference
 from ptdeploy.parity.report import ParityReport
@@ -47,12 +47,12 @@ def verify_bundle(request: VerifyRequest, progress: Progress) -> ParityReport:
     with ExitStack() as opened:
         with progress.stage("check the bundle's files"):
 
-            def enter() -> Engine:
+            def enter() -> tuple[Manifest, Engine]:
                 bundle = read_bundle(path)
-                graph = request.graph
-                return opened.enter_context(_open_graph(bundle) if graph else _open(bundle))
+                opening = _open_graph(bundle) if request.graph else _open(bundle)
+                return bundle.manifest, opened.enter_context(opening)
 
-            engine = whole(path, enter)
+            manifest, engine = whole(path, enter)
         overrides = Overrides()
         if request.thresholds is not None:
             overrides = read_thresholds(request.thresholds, engine.bundle.manifest.precision)
@@ -68,7 +68,7 @@ def verify_bundle(request: VerifyRequest, progress: Progress) -> ParityReport:
                     request.checkpoint, request.adapter, request.base, engine.manifest.task
                 )
                 chosen = _choose_tokenizer(peft, engine, request.tokenizer)
-        return _compare(_Run(request, engine, peft, chosen, given, overrides), progress)
+        return _compare(_Run(request, manifest, engine, peft, chosen, given, overrides), progress)
 
 
 def _refuse(request: VerifyRequest) -> None:
@@ -90,9 +90,13 @@ def _refuse(request: VerifyRequest) -> None:
 
 @dataclass(frozen=True)
 class _Run:
-    """What was asked, an open engine, and what it is held against."""
+    """What was asked, an open engine, and what it is held against.
+
+    `manifest` is the bundle's own: a graph check's engine has one of another target and precision.
+    """
 
     request: VerifyRequest
+    manifest: Manifest
     engine: Engine
     peft: PeftSource | None
     chosen: ChosenTokenizer | None
@@ -104,7 +108,7 @@ def _compare(run: _Run, progress: Progress) -> ParityReport:
     request, engine, bundle = run.request, run.engine, run.engine.bundle
     notes: list[str] = []
     if run.peft is None:
-        reference = _with_own_logits(load_reference(bundle), run.given)
+        reference = _stored_reference(run)
     else:
         notes += _notes(run.peft, bundle)
         if engine.tokenizer and run.chosen is None:
@@ -115,7 +119,7 @@ def _compare(run: _Run, progress: Progress) -> ParityReport:
         found = compare(engine, reference, notes, run.overrides, run.given)
     if request.locate:
         assert run.peft is not None, "checked before"
-        with progress.stage("locate the first module that departs"):
+        with progress.stage("locate the first mismatch"):
             from ptdeploy.parity.locate import locate_mismatch
 
             found = msgspec.structs.replace(
@@ -188,7 +192,7 @@ def _choose_tokenizer(
 def _computed_reference(
     peft: PeftSource, chosen: ChosenTokenizer | None, engine: Engine, given: Sequence[DataRow]
 ) -> Reference:
-    from ptdeploy.parity.cases import reference_rows
+    from ptdeploy.parity.cases import comparison, reference_rows
     from ptdeploy.parity.reference.peft import compute_reference
     from ptdeploy.parity.reference.texts import reference_texts, with_texts
 
@@ -196,9 +200,10 @@ def _computed_reference(
     tokenizer = chosen.tokenizer if chosen else None
     rows = reference_rows(engine.limits, reference_texts(tokenizer, engine.limits))
     rows += [AskedRow(row.ids, "data", row.type_ids) for row in given]
-    judged = _judged(engine.bundle, given) if manifest.quantization else None
+    evaluation = _evaluation(engine.bundle, given) if manifest.quantization else None
+    asked = comparison(rows, manifest)
     computed = compute_reference(
-        peft.checkpoint, peft.base, manifest.request_limits, judged, rows, peft.model
+        peft.checkpoint, peft.base, engine.limits, asked, evaluation, peft.model
     )
     if chosen is not None:
         return with_texts(computed, chosen, manifest.task)
@@ -215,7 +220,7 @@ def _computed_reference(
     )
 
 
-def _judged(bundle: Bundle, given: Sequence[DataRow]) -> EvaluationText:
+def _evaluation(bundle: Bundle, given: Sequence[DataRow]) -> EvaluationText:
     """What quantized weights are evaluated on: the user's data, or else what is stored."""
     from ptdeploy.parity.quality import EvaluationText
 
@@ -223,11 +228,21 @@ def _judged(bundle: Bundle, given: Sequence[DataRow]) -> EvaluationText:
     if rows:
         return EvaluationText(rows, "the given data")
     stored = load_reference(bundle)
-    asked = (AskedRow(row.ids, "text", row.type_ids) for row in stored.judged)
-    return EvaluationText(tuple(asked), stored.judged_on)
+    asked = (AskedRow(row.ids, "text", row.type_ids) for row in stored.evaluation)
+    return EvaluationText(tuple(asked), stored.evaluated_on)
 
 
-def _with_own_logits(reference: Reference, given: Sequence[DataRow]) -> Reference:
+def _stored_reference(run: _Run) -> Reference:
+    bundle = run.engine.bundle
+    reference = load_reference(bundle)
+    if run.request.graph:
+        reference = as_graph_check(reference, run.manifest)
+    return _with_own_logits(reference, run.given, bundle.manifest.limits.max_batch)
+
+
+def _with_own_logits(
+    reference: Reference, given: Sequence[DataRow], max_batch: int | None
+) -> Reference:
     """The stored reference and the data's, where its rows bring their own."""
     own = [
         ReferenceRow(row.ids, row.logits, "data", row.type_ids)
@@ -235,7 +250,7 @@ def _with_own_logits(reference: Reference, given: Sequence[DataRow]) -> Referenc
         if row.logits is not None
     ]
     if own and len(own) == len(given):
-        return replace(reference, rows=(*reference.rows, *own))
+        return reference.with_data(own, max_batch)
     for number, row in enumerate(given, 1):
         labelled = row.labels is not None or row.values is not None
         if not labelled and row.wanted_ids is None:

@@ -9,8 +9,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ptdeploy.bundle import RequestLimits
+from ptdeploy.bundle import Manifest, RequestLimits
+from ptdeploy.bundle.precision import Thresholds
 from ptdeploy.errors import InputError
+from ptdeploy.parity.thresholds import thresholds_for
 
 Padding = Literal["right", "left", "both"]
 # Where a row's ids are from: drawn at random, ptdeploy's own texts, or the caller's file.
@@ -19,7 +21,7 @@ Source = Literal["random", "text", "data"]
 _LENGTHS = (1, 2, 3, 5, 8, 13, 21, 34)
 _BATCH = 8
 # Past these a reference, or a batch at the profile's edge, would take minutes.
-_LONGEST_EDGE, _WIDEST_EDGE = 512, 64
+_LONGEST_EDGE, WIDEST = 512, 64
 _TEXT_TOKENS = 64
 TEXT_ROWS = 8
 _MOST_ROWS = 1000
@@ -47,6 +49,27 @@ class BatchCase:
         batch = f"batch {len(self.rows)} {self.padding}-padded"
         name = "alone" if len(self.rows) == 1 else batch
         return name if self.source == "random" else f"{self.source} {name}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What an engine is compared on: rows, the cases they are put into, and what it may cost."""
+
+    rows: tuple[AskedRow, ...]
+    cases: tuple[BatchCase, ...]
+    thresholds: Thresholds
+
+
+def comparison(rows: Sequence[AskedRow], manifest: Manifest) -> Comparison:
+    """Decide all of it, once, for a reference that is about to be computed.
+
+    Raises InputError if there are no thresholds for the manifest's precision.
+    """
+    return Comparison(
+        tuple(rows),
+        batches([row.source for row in rows], manifest.limits.max_batch),
+        thresholds_for(manifest.precision, manifest.quantization, manifest.prompt.head),
+    )
 
 
 def make_rows(vocab_size: int, max_sequence: int) -> list[NDArray[np.int64]]:
@@ -123,15 +146,18 @@ def edge_note(limits: RequestLimits) -> str | None:
     return None
 
 
-def batches(sources: Sequence[Source], max_batch: int | None = None) -> Iterator[BatchCase]:
+def batches(sources: Sequence[Source], max_batch: int | None = None) -> tuple[BatchCase, ...]:
     """Each row alone; then batches of unequal rows, none of over `max_batch` rows.
 
     Random rows: batches of 3 and 8, the longest beside the shortest, and one as wide as the
     profile. Text and data: every row in a batch of up to 8, or as wide as the profile, padded on
     either side.
     """
-    for index, source in enumerate(sources):
-        yield BatchCase((index,), "right", source)
+    alone = (BatchCase((index,), "right", source) for index, source in enumerate(sources))
+    return *alone, *_random_batches(sources, max_batch), *_full_batches(sources, max_batch)
+
+
+def _random_batches(sources: Sequence[Source], max_batch: int | None) -> Iterator[BatchCase]:
     random = [index for index, source in enumerate(sources) if source == "random"]
     most = max_batch or len(random)
     for group in ((0, 4, 6), tuple(range(_BATCH)), (0, 8)):
@@ -142,10 +168,13 @@ def batches(sources: Sequence[Source], max_batch: int | None = None) -> Iterator
             yield BatchCase(rows, padding)
     if len(random) > 2 and most > 2:
         yield BatchCase((random[2], random[0], random[1]), "both")
-    edge = min(max_batch or 0, _WIDEST_EDGE)
+    edge = min(max_batch or 0, WIDEST)
     if random and edge > 1 and edge not in (2, 3, _BATCH):
         yield BatchCase(tuple(random[i % min(len(random), _BATCH)] for i in range(edge)), "left")
-    size = min(max_batch or _BATCH, _WIDEST_EDGE)
+
+
+def _full_batches(sources: Sequence[Source], max_batch: int | None) -> Iterator[BatchCase]:
+    size = min(max_batch or _BATCH, WIDEST)
     for source in ("text", "data"):
         rows = tuple(index for index, one in enumerate(sources) if one == source)
         for start in range(0, len(rows), size):

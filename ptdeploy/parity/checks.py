@@ -176,7 +176,7 @@ def _quality(report: ParityReport) -> Iterator[Check]:
     fails = quantization_failures(report.quality, report.quality_allowed)
     yield Check(
         kind="quality",
-        name="rounded weights",
+        name="quantized weights",
         passed=not fails,
         value="" if report.quality is None else quantization_words(report.quality),
         said="; ".join(fails),
@@ -207,24 +207,24 @@ def quantization_failures(quality: Quality | None, allowed: Quantization | None)
     if allowed is None:
         return []
     if quality is None:
-        return ["the reference holds no text to judge rounded weights on"]
+        return ["the reference holds no text to evaluate quantized weights on"]
     lines = []
     # NaN compares false with everything, so each bound is written as what must hold.
     if not quality.top1_agreement >= allowed.min_agreement:
         lines.append(
-            f"{quality.measured} {quality.top1_agreement:.4f} on {quality.judged_on}, "
+            f"{quality.measured} {quality.top1_agreement:.4f} on {quality.evaluated_on}, "
             f"but {allowed.min_agreement} is asked for (--min-agreement)"
         )
     error, most = quality.logits_error, allowed.max_logits_error
     if error is not None and most is not None and not error <= most:
         lines.append(
-            f"logits error {error:.4f} on {quality.judged_on}, "
+            f"logits error {error:.4f} on {quality.evaluated_on}, "
             f"but at most {most} is asked for (--max-logits-error)"
         )
     ratio = quality.perplexity_ratio
     if ratio is not None and not ratio <= allowed.max_perplexity_ratio:
         lines.append(
-            f"perplexity {ratio:.4f} times the reference's on {quality.judged_on}, "
+            f"perplexity {ratio:.4f} times the reference's on {quality.evaluated_on}, "
             f"but at most {allowed.max_perplexity_ratio} is asked for (--max-perplexity-ratio)"
         )
     return lines
@@ -243,7 +243,8 @@ def quality_notes(quality: Quality | None) -> list[str]:
         )
     if quality.largest_share is not None and quality.largest_share >= _ONE_CLASS:
         notes.append(
-            f"the reference finds one class in {quality.largest_share:.0%} of {quality.judged_on}: "
+            f"the reference finds one class in {quality.largest_share:.0%} of "
+            f"{quality.evaluated_on}: "
             + (
                 "agreement says little, the logits error decides."
                 if quality.logits_error is not None
@@ -261,7 +262,7 @@ def quantization_words(quality: Quality) -> str:
     if quality.logits_error is not None:
         seen += f", logits error {quality.logits_error:.2g}"
     return (
-        f"rounded weights on {quality.judged_on}: {quality.measured} "
+        f"quantized weights on {quality.evaluated_on}: {quality.measured} "
         f"{quality.top1_agreement:.2%} at {quality.positions} positions of {quality.texts} texts"
         f"{seen}{ratio_words(quality.perplexity_ratio)}"
     )

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from ptdeploy.bundle.precision import Thresholds
 from ptdeploy.errors import EngineFault
-from ptdeploy.parity.cases import BatchCase, Padding, batches, pad
+from ptdeploy.parity.cases import BatchCase, Padding, pad
 from ptdeploy.parity.checks import checks, quality_notes
 from ptdeploy.parity.data import DataRow, TaskMetric, task_metric
 from ptdeploy.parity.measure import HISTOGRAM_EDGES, Measured, bin_positions, measure
-from ptdeploy.parity.quality import judge, row_logits
+from ptdeploy.parity.quality import evaluate, row_logits
 from ptdeploy.parity.reference import Reference, ReferenceRow
 from ptdeploy.parity.report import CaseResult, GreedyResult, ParityReport, PositionError
 from ptdeploy.parity.thresholds import Overrides
@@ -34,17 +34,16 @@ def compare(
 
     Either all of `data`, the user's own rows, are the last rows of `reference`, or none is; then
     only the task metric is computed of them.
-    Raises InputError if there are no thresholds for the engine's precision.
     """
     overrides = overrides or Overrides()
-    bounds = _bounds(engine, reference, overrides)
+    bounds = _bounds(reference, overrides)
     quantization = overrides.quantization(engine.manifest.quantization)
     run = _run_cases(engine, reference, bounds)
     greedy: tuple[GreedyResult, ...] = ()
     if engine.writes:
         greedy = _compare_greedy(engine, reference, bounds.allowed)
     agreed, texts = texts_agreed(engine, reference, data)
-    quality = judge(engine, reference, quantization.min_agreement) if quantization else None
+    quality = evaluate(engine, reference, quantization.min_agreement) if quantization else None
     report = ParityReport(
         passed=False,
         target=engine.manifest.target,
@@ -78,9 +77,8 @@ class _Bounds:
     allowed: float
 
 
-def _bounds(engine: Engine, reference: Reference, overrides: Overrides) -> _Bounds:
-    manifest, head = engine.manifest, engine.prompt.info.head
-    thresholds = overrides.thresholds(manifest.precision, manifest.quantization, head)
+def _bounds(reference: Reference, overrides: Overrides) -> _Bounds:
+    thresholds = overrides.thresholds(reference.thresholds)
     scale = max((float(np.abs(row.logits).max()) for row in reference.rows), default=0.0)
     return _Bounds(thresholds, thresholds.max_abs + thresholds.relative * scale)
 
@@ -96,8 +94,7 @@ class _Run:
 
 def _run_cases(engine: Engine, reference: Reference, bounds: _Bounds) -> _Run:
     run = _Run()
-    sources = [row.source for row in reference.rows]
-    for case in batches(sources, engine.limits.max_batch):
+    for case in reference.cases:
         rows = [reference.rows[i] for i in case.rows]
         logits, stopped = _logits(engine, rows, case.padding)
         if len(case.rows) == 1 and case.source == "data":
@@ -109,11 +106,11 @@ def _run_cases(engine: Engine, reference: Reference, bounds: _Bounds) -> _Run:
 
 
 def _padding_notes(reference: Reference, allowed: float) -> list[str]:
-    if reference.padded_departure is None or not reference.padded_departure > allowed:
+    if reference.padded_mismatch is None or not reference.padded_mismatch > allowed:
         return []
     return [
-        "PEFT's own left-padded batch departs from its rows alone by "
-        f"{reference.padded_departure:.2g}; the reference here is each row alone."
+        "PEFT's own left-padded batch does not match its rows alone, by "
+        f"{reference.padded_mismatch:.2g}; the reference here is each row alone."
     ]
 
 

@@ -106,12 +106,12 @@ def task_metric(
     overrides: Overrides,
 ) -> TaskMetric | None:
     """Accuracy on what is labelled, or for CAUSAL_LM perplexity; None where nothing can be said."""
-    judged = _Judged(engine.prompt.info.head, rows, ours, reference, overrides)
-    return _METRICS[engine.metric](judged)
+    evaluated = _Evaluated(engine.prompt.info.head, rows, ours, reference, overrides)
+    return _METRICS[engine.metric](evaluated)
 
 
 @dataclass(frozen=True)
-class _Judged:
+class _Evaluated:
     """Rows with the engine's logits and the reference's, and what was asked of the metric."""
 
     head: Head
@@ -121,23 +121,23 @@ class _Judged:
     overrides: Overrides
 
 
-def _perplexity(judged: _Judged) -> TaskMetric | None:
-    rows, reference = judged.rows, judged.reference
-    got = _perplexity_of(rows, judged.ours)
+def _perplexity(evaluated: _Evaluated) -> TaskMetric | None:
+    rows, reference = evaluated.rows, evaluated.reference
+    got = _perplexity_of(rows, evaluated.ours)
     want = _perplexity_of(rows, reference) if reference is not None else None
     if got is None:
         return None
-    ratio = judged.overrides.max_perplexity_ratio
+    ratio = evaluated.overrides.max_perplexity_ratio
     worse = ratio is not None and want is not None and not got <= ratio * want
     return TaskMetric("perplexity", len(rows), finite(got), want, not worse)
 
 
-def _accuracy(judged: _Judged) -> TaskMetric | None:
-    rows, ours, reference = judged.rows, judged.ours, judged.reference
+def _accuracy(evaluated: _Evaluated) -> TaskMetric | None:
+    rows, ours, reference = evaluated.rows, evaluated.ours, evaluated.reference
     labelled = [i for i, row in enumerate(rows) if row.labels is not None]
     if not labelled:
         return None
-    head, overrides = judged.head, judged.overrides
+    head, overrides = evaluated.head, evaluated.overrides
     got = _share_right(rows, ours, labelled, head)
     want = _share_right(rows, reference, labelled, head) if reference is not None else None
     least, drop = overrides.min_accuracy, overrides.max_accuracy_drop
@@ -147,22 +147,22 @@ def _accuracy(judged: _Judged) -> TaskMetric | None:
     return TaskMetric("accuracy", len(labelled), got, want, passed)
 
 
-def _squared_error(judged: _Judged) -> TaskMetric | None:
-    known = [(i, row.values) for i, row in enumerate(judged.rows) if row.values is not None]
+def _squared_error(evaluated: _Evaluated) -> TaskMetric | None:
+    known = [(i, row.values) for i, row in enumerate(evaluated.rows) if row.values is not None]
     if not known:
         return None
 
     def error(found: Sequence[NDArray[np.float32]]) -> float:
         return float(np.mean([(found[i].astype(np.float64) - values) ** 2 for i, values in known]))
 
-    reference = judged.reference
-    got, want = error(judged.ours), None if reference is None else error(reference)
-    most = judged.overrides.max_squared_error
+    reference = evaluated.reference
+    got, want = error(evaluated.ours), None if reference is None else error(reference)
+    most = evaluated.overrides.max_squared_error
     passed = most is None or got <= most
     return TaskMetric("mean squared error", len(known), finite(got), want, passed)
 
 
-_METRICS: dict[Metric, Callable[[_Judged], TaskMetric | None]] = {
+_METRICS: dict[Metric, Callable[[_Evaluated], TaskMetric | None]] = {
     "accuracy": _accuracy,
     "mean squared error": _squared_error,
     "perplexity": _perplexity,

@@ -12,25 +12,42 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from ptdeploy.backends import get_backend
-from ptdeploy.bundle import MODEL, Bundle
+from ptdeploy.bundle import MODEL, Bundle, Manifest
 from ptdeploy.bundle.task import TensorSpec
+from ptdeploy.parity.reference import Reference
+from ptdeploy.parity.thresholds import thresholds_for
 from ptdeploy.runtime import Engine, open_engine
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
 
+def as_graph_check(reference: Reference, manifest: Manifest) -> Reference:
+    """A bundle's reference with the thresholds of its graph check.
+
+    They are the engine's but for TF32: the graph check multiplies in fp32.
+    """
+    own = _precision(manifest)
+    if own == manifest.precision:
+        return reference
+    thresholds = thresholds_for(own, manifest.quantization, manifest.prompt.head)
+    return replace(reference, thresholds=thresholds)
+
+
+def _precision(manifest: Manifest) -> str:
+    return "fp32" if manifest.precision == "tf32" else manifest.precision
+
+
 @contextmanager
 def open_graph_check(bundle: Bundle, target: str) -> Iterator[Engine]:
     """Open the graph of a bundle that still has its ONNX, with `target` on its default device.
 
-    It is held by its own precision's bounds, but for TF32: the graph check multiplies in fp32.
     bfloat16, for which no CPU has kernels, is emulated: fp32 arithmetic, and every value rounded
     to bfloat16.
     """
     manifest = bundle.manifest
     device = get_backend(target).devices[0]
-    precision = "fp32" if manifest.precision == "tf32" else manifest.precision
+    precision = _precision(manifest)
     changes = {"target": target, "device": device, "precision": precision}
     if precision != "bf16":
         yield open_engine(replace(bundle, manifest=msgspec.structs.replace(manifest, **changes)))

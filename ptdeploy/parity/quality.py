@@ -47,7 +47,7 @@ class Quality(msgspec.Struct, frozen=True):
     reference finds its commonest class; else both are null.
     """
 
-    judged_on: str
+    evaluated_on: str
     texts: int
     positions: int
     top1_agreement: float
@@ -115,26 +115,26 @@ def row_logits(engine: Engine, row: _HasIds) -> NDArray[np.float32]:
     return engine.logits([row.ids], token_type_ids=types)[0]
 
 
-def judge(engine: Engine, reference: Reference, min_agreement: float) -> Quality | None:
+def evaluate(engine: Engine, reference: Reference, min_agreement: float) -> Quality | None:
     """Run the engine on the reference's texts, each alone; None where the reference has none."""
-    if not reference.judged:
+    if not reference.evaluation:
         return None
     task, head = engine.manifest.task, engine.prompt.info.head
-    asked = [AskedRow(row.ids, "text", row.type_ids) for row in reference.judged]
+    asked = [AskedRow(row.ids, "text", row.type_ids) for row in reference.evaluation]
     ours = [text_row(row, row_logits(engine, row), task) for row in asked]
-    want = np.concatenate([row.top1 for row in reference.judged])
+    want = np.concatenate([row.top1 for row in reference.evaluation])
     got = np.concatenate([row.top1 for row in ours])
     of = Quality(
-        reference.judged_on, len(ours), int(want.size), float((want == got).mean()), None, None
+        reference.evaluated_on, len(ours), int(want.size), float((want == got).mean()), None, None
     )
     if engine.writes:
         return msgspec.structs.replace(
             of,
             perplexity=_perplexity(ours),
-            reference_perplexity=_perplexity(reference.judged),
+            reference_perplexity=_perplexity(reference.evaluation),
             detectable=detectable(of.positions, min_agreement),
         )
-    pair = _logits(reference.judged), _logits(ours)
+    pair = _logits(reference.evaluation), _logits(ours)
     if head != "softmax":
         share = explained(*pair, head)
         return msgspec.structs.replace(of, top1_agreement=share, measured=EXPLAINED)

@@ -44,11 +44,11 @@ def refuse_mismatch(report: ParityReport, compiled: Compiled) -> None:
             f"Its graph does not fit the target {report.target} on {report.device}: compile for "
             "another target or device, or report this with the base model's name.",
         )
-    bound = "" if report.largest_allowed is None else f" by more than {report.largest_allowed:.2g}"
+    bound = "" if report.largest_allowed is None else f" within {report.largest_allowed:.2g}"
     lines = report.failures()
     more = [f"and {len(lines) - _LINES} more"] if len(lines) > _LINES else []
     raise ParityError(
-        f"The engine departs from {report.reference}{bound}; {compiled.left}.\n  "
+        f"The engine does not match {report.reference}{bound}; {compiled.left}.\n  "
         + "\n  ".join([*lines[:_LINES], *more]),
         _way_out(report, compiled),
     )
@@ -104,13 +104,13 @@ def _quantization_way_out(quality: Quality, allowed: Quantization | None) -> str
     most = None if allowed is None else allowed.max_logits_error
     if error is not None and error > _MORE_THAN_QUANTIZATION:
         return (
-            "That is more than rounding costs most models: see with --precision fp32 whether "
+            "That is more than quantization costs most models: see with --precision fp32 whether "
             "its graph agrees. If it does, try more bits or a smaller --block-size."
         )
-    judge = "judge it on your own text with --quality-text"
+    own = "evaluate it on your own text with --quality-text"
     if error is not None and most is not None and error <= most:
         return (
             f"Its logits error is {error:.2g}, of at most {most}: the answers that change are near "
-            f"ties. Accept them with --min-agreement, {judge}, or keep more bits."
+            f"ties. Accept them with --min-agreement, {own}, or keep more bits."
         )
-    return f"Try more bits or a smaller --block-size, {judge}, or accept less."
+    return f"Try more bits or a smaller --block-size, {own}, or accept less."

@@ -67,7 +67,7 @@ class ModuleError(msgspec.Struct, frozen=True):
     what: str
     value: str
     relative: float | None
-    departs: bool
+    mismatch: bool
 
 
 class Located(msgspec.Struct, frozen=True):

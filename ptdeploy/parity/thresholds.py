@@ -1,4 +1,4 @@
-"""A caller's own bounds, laid over what a precision may cost."""
+"""What an engine may cost: its precision's bounds, and a caller's own laid over them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 
 class Overrides(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A thresholds file. What it does not name keeps the precision's own bound.
+    """A thresholds file. What it does not name keeps the bound stored with the reference.
 
     `min_agreement` and `max_logits_error` are for quantized weights, `max_perplexity_ratio` for
     those and for data given to a causal model. `min_accuracy` and `max_accuracy_drop` are for
@@ -39,22 +39,22 @@ class Overrides(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_accuracy_drop: float | None = None
     max_squared_error: float | None = None
 
-    def thresholds(
-        self, precision: str, quantization: Quantization | None, head: Head
-    ) -> Thresholds:
-        """The precision's bounds with the given ones laid over them.
-
-        Raises InputError if there are none for it.
-        """
-        bounds = FINITE if quantization else _of_precision(precision)
-        if head != "softmax":
-            # Directions and probabilities of all outputs together mean nothing there.
-            bounds = msgspec.structs.replace(bounds, cosine=FINITE.cosine, kl=FINITE.kl)
-        return _laid_over(bounds, self)
+    def thresholds(self, stored: Thresholds) -> Thresholds:
+        """The reference's bounds with the given ones laid over them."""
+        return _laid_over(stored, self)
 
     def quantization(self, stored: Quantization | None) -> Quantization | None:
         """The same for what quantized weights must keep."""
         return None if stored is None else _laid_over(stored, self)
+
+
+def thresholds_for(precision: str, quantization: Quantization | None, head: Head) -> Thresholds:
+    """What a new engine may cost. Raises InputError if there are no bounds for its precision."""
+    bounds = FINITE if quantization else _of_precision(precision)
+    if head != "softmax":
+        # Directions and probabilities of all outputs together mean nothing there.
+        bounds = msgspec.structs.replace(bounds, cosine=FINITE.cosine, kl=FINITE.kl)
+    return bounds
 
 
 def _of_precision(precision: str) -> Thresholds:
@@ -95,8 +95,8 @@ def read_thresholds(path: str | Path, precision: str) -> Overrides:
         quantizes = precision not in PRECISIONS or PRECISIONS[precision].weights is not None
         if not quantizes and name in ("min_agreement", "max_logits_error"):
             raise InputError(
-                f"--thresholds {path}: {name} is about rounded weights, and {precision} rounds "
-                "none."
+                f"--thresholds {path}: {name} is about quantized weights, and {precision} "
+                "quantizes none."
             )
     return given
 

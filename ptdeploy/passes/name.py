@@ -1,4 +1,4 @@
-"""Name each node after the module it came from, so that a departure can be traced to it."""
+"""Name each node after the module it came from, so that a mismatch can be traced to it."""
 
 from __future__ import annotations
 

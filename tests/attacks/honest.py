@@ -6,7 +6,7 @@
 Run from `tests/`. Model number i is the same on every machine: its architecture, task, shape,
 prompt, options and precision are drawn from i. Each is compiled (which checks parity), verified on
 its golden data, and in fp32 verified against its checkpoint too, where `--locate` must find no
-module that departs. Weights of random models mean nothing, so int8 and int4 are not asked to keep
+first mismatch. Weights of random models mean nothing, so int8 and int4 are not asked to keep
 an agreement.
 """
 
@@ -91,9 +91,9 @@ def check(number: int) -> dict[str, Any]:
 
     one, start = draw(number), time.perf_counter()
     result = {"number": number, **one, "alarm": ""}
-    rounding = None
+    quantization = None
     if one["precision"] != "fp32":
-        rounding = ptdeploy.Rounding(min_agreement=0.0, max_perplexity_ratio=1e9)
+        quantization = ptdeploy.QuantizationOptions(min_agreement=0.0, max_perplexity_ratio=1e9)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         try:
@@ -113,7 +113,7 @@ def check(number: int) -> dict[str, Any]:
                 base=str(made.base),
                 output=folder / "bundle",
                 precision=one["precision"],
-                rounding=rounding,
+                quantization=quantization,
                 **one["options"],
             )
             report = ptdeploy.verify(bundle.path)

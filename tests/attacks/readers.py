@@ -18,9 +18,10 @@ import numpy as np
 from ptdeploy.backends.trt.engine_file import read_info
 from ptdeploy.bundle import Bundle, Manifest, read_bundle
 from ptdeploy.bundle.quantization import read_texts
+from ptdeploy.parity.cases import BatchCase
 from ptdeploy.parity.reference import Greedy, Reference, ReferenceRow, TextRow
 from ptdeploy.parity.reference.store import load_reference, save_reference
-from ptdeploy.parity.thresholds import read_thresholds
+from ptdeploy.parity.thresholds import read_thresholds, thresholds_for
 from ptdeploy.runtime import chat
 from ptdeploy.runtime.tokenizer import Tokenizer
 from ptdeploy.source.checkpoint.labels import read_labels
@@ -134,18 +135,20 @@ def _references(task: str) -> Callable[[Path], list[bytes]]:
         logits = np.zeros((3, 101) if causal else 3, np.float32)
         one = Greedy(ids, ids, np.ones(3, np.float32)) if causal else None
         nll = np.zeros(2 if causal else 0, np.float32)
-        judged = TextRow(ids, ids if causal else ids[:1], nll)
+        text = TextRow(ids, ids if causal else ids[:1], nll)
         reference = Reference(
             rows=(
                 ReferenceRow(ids, logits),
                 ReferenceRow(ids[:1], logits[:1] if causal else logits, "text"),
             ),
             greedy=(one,) if one else (),
+            cases=(BatchCase((0,), "right"), BatchCase((1,), "left", "text")),
+            thresholds=thresholds_for("fp32", None, "softmax"),
             texts=("a text",),
             text_ids=((1, 2),),
             made_by="PEFT",
-            judged=(judged,),
-            judged_on="text",
+            evaluation=(text,),
+            evaluated_on="text",
         )
         name = save_reference(reference, folder)
         return [(folder / name).read_bytes()]

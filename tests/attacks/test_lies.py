@@ -46,7 +46,7 @@ def test_a_lie_is_refused_with_the_reason_or_changes_nothing(honest, lying, lie)
 
 
 @every_lie
-def test_a_lie_is_judged_in_cpp_as_in_python(lying, probe, lie):
+def test_a_lie_is_read_in_cpp_as_in_python(lying, probe, lie):
     bundle = lying(lie)
     theirs, ours = probe.ask("open", "d", bundle), python_refusal(bundle)
     assert same_refusal(theirs, ours, "(" not in (lie.reason or "")), (theirs, ours)

@@ -18,7 +18,7 @@ FUNCTIONS = (
     "session",
     "chat_",
     "compile(",
-    "Rounding(",
+    "QuantizationOptions(",
     "TrtOptions(",
     "verify(",
     "rebuild(",

@@ -300,20 +300,24 @@ def _of_compile(nowhere: Path) -> Iterator[Door]:
         "labels",
         "force",
     )
-    names += ("freeze_kv", "max_batch", "max_context", "rounding", "golden", "engine", "progress")
+    names += ("freeze_kv", "max_batch", "max_context", "golden")
+    names += ("quantization", "engine", "progress")
     for one in names:
         yield Door(
             f"compile({one})",
             lambda v, one=one: ptdeploy.compile(nowhere, target="ort", **{one: v}),
         )
-    for kind, option in ((ptdeploy.Rounding, "rounding"), (ptdeploy.TrtOptions, "engine")):
+    for kind, option in (
+        (ptdeploy.QuantizationOptions, "quantization"),
+        (ptdeploy.TrtOptions, "engine"),
+    ):
         for one in dataclasses.fields(kind):
             yield Door(
                 f"{kind.__name__}({one.name})",
                 lambda v, one=one, kind=kind, option=option: ptdeploy.compile(
                     nowhere,
-                    target="ort" if option == "rounding" else "trt",
-                    precision="int8" if option == "rounding" else None,
+                    target="ort" if option == "quantization" else "trt",
+                    precision="int8" if option == "quantization" else None,
                     **{option: kind(**{one.name: v})},
                 ),
             )

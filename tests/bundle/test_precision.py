@@ -10,9 +10,9 @@ import ptdeploy
 from ptdeploy.backends import get_backend
 from ptdeploy.bundle.precision import PRECISIONS, quantized
 from ptdeploy.bundle.published_precision import CPP, DOCS, cpp_header, with_tables
-from ptdeploy.bundle.quantization import Rounding, quantization_for
+from ptdeploy.bundle.quantization import QuantizationOptions, quantization_for
 from ptdeploy.cli.main import main
-from ptdeploy.parity.thresholds import Overrides
+from ptdeploy.parity.thresholds import thresholds_for
 from ptdeploy.targets import TARGETS, get_target
 
 ROOT = Path(__file__).parents[2]
@@ -50,7 +50,7 @@ def test_every_precision_of_a_target_is_in_the_table(target):
 
 @pytest.mark.parametrize("name", PRECISIONS)
 def test_a_precision_is_held_by_thresholds_or_by_the_evaluation_text(name):
-    one, quantization = PRECISIONS[name], quantization_for(name, Rounding())
+    one, quantization = PRECISIONS[name], quantization_for(name, QuantizationOptions())
     assert (one.thresholds is None) == (quantization is not None)
     if one.weights is not None and quantization is not None:
         assert quantization.bits == one.weights.bits
@@ -60,4 +60,4 @@ def test_a_precision_is_held_by_thresholds_or_by_the_evaluation_text(name):
 @pytest.mark.parametrize("name", ["int8", "fp99"])
 def test_no_bounds_are_made_up_for_a_precision_without_thresholds(name):
     with pytest.raises(ptdeploy.InputError, match="no thresholds for the precision"):
-        Overrides().thresholds(name, None, "softmax")
+        thresholds_for(name, None, "softmax")

@@ -31,7 +31,7 @@ def test_another_precision_shows_in_settings_graph_size_and_logits(compiled, tmp
         base=str(one.trained.base),
         output=tmp_path / "int8",
         precision="int8",
-        rounding=ptdeploy.Rounding(min_agreement=0.0),
+        quantization=ptdeploy.QuantizationOptions(min_agreement=0.0),
     )
     assert main(["diff", str(one.bundle), str(rounded.path)]) == 0
     out = capsys.readouterr().out

@@ -245,7 +245,7 @@ def test_verify_completes_a_pending_parity(pending, capsys):
     assert "completed by verify" in out
 
 
-def test_a_pending_parity_that_departs_is_kept_as_that(pending, monkeypatch, capsys):
+def test_a_pending_parity_that_is_a_mismatch_is_kept_as_that(pending, monkeypatch, capsys):
     none = Thresholds(max_abs=0, relative=0, cosine=1, kl=0)
     strict = msgspec.structs.replace(PRECISIONS["fp32"], thresholds=none)
     monkeypatch.setitem(PRECISIONS, "fp32", strict)

@@ -1,4 +1,4 @@
-"""What causal decoders differ in, and where a compiled one could silently depart from PEFT."""
+"""What causal decoders differ in, and where a compiled one could silently differ from PEFT."""
 
 from __future__ import annotations
 

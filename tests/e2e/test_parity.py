@@ -123,7 +123,7 @@ def test_a_full_state_dict_needs_only_the_configuration_of_its_base(tmp_path):
 
 
 @pytest.mark.parametrize("task", ["SEQ_CLS", "CAUSAL_LM"])
-def test_a_reference_that_is_off_by_a_thousandth_departs(compiled, task):
+def test_a_reference_that_is_off_by_a_thousandth_is_a_mismatch(compiled, task):
     """The parity check can fail."""
     from dataclasses import replace
 

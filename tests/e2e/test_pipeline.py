@@ -121,14 +121,14 @@ def test_verify_exits_1_against_another_training(compiled, tmp_path, capsys):
     arguments = ["--checkpoint", str(other.adapter), "--base", str(other.base)]
     assert main(["verify", str(bundle), *arguments, "-q"]) == 1
     out = capsys.readouterr().out
-    assert "PARITY DEPARTS" in out
+    assert "PARITY MISMATCH" in out
     assert "not those the bundle was compiled from" in out
 
 
-def test_verify_tells_how_far_pefts_own_padded_batch_departs(compiled):
+def test_verify_tells_how_far_off_pefts_own_padded_batch_is(compiled):
     report = ptdeploy.verify(compiled("gpt2", "CAUSAL_LM").bundle)
     assert report.passed
-    assert any("left-padded batch departs" in note for note in report.notes)
+    assert any("left-padded batch does not match" in note for note in report.notes)
 
 
 def test_compile_on_the_command_line_says_what_it_did(tmp_path, capsys):

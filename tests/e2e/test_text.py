@@ -110,7 +110,7 @@ def test_empty_text_is_refused(bundles):
         ptdeploy.load(bundles["CAUSAL_LM"][1]).generate("")
 
 
-def test_another_tokenizer_departs(bundles):
+def test_another_tokenizer_is_a_mismatch(bundles):
     from dataclasses import replace
 
     from ptdeploy.bundle import read_bundle

@@ -18,13 +18,15 @@ from support import tiny
 from support.alone import peft_alone, random_rows
 
 import ptdeploy
-from ptdeploy import Rounding, TrtOptions
+from ptdeploy import QuantizationOptions, TrtOptions
 from ptdeploy.backends.trt import cuda
 from ptdeploy.backends.trt.engine_file import read_info
 from ptdeploy.bundle import Bundle, read_bundle
 from ptdeploy.cli.main import main
 from ptdeploy.parity.graph_check import open_graph_check
 
+COARSE, FINE = QuantizationOptions(block_size=128), QuantizationOptions(block_size=32)
+LEVEL = QuantizationOptions(accuracy_level=4)
 NO_GPU = pytest.mark.skipif(cuda.unavailable() is None, reason="there is a GPU here")
 
 
@@ -101,13 +103,14 @@ def test_tf32_is_a_flag_over_the_same_graph(trained, kept, tmp_path):
         ("fp8", onnx.TensorProto.FLOAT8E4M3FN, {}),
     ],
 )
-def test_rounded_weights_are_read_through_dequantize_linear(
+def test_quantized_weights_are_read_through_dequantize_linear(
     trained, tmp_path, precision, stored, options
 ):
-    rounding = Rounding(min_agreement=0, max_perplexity_ratio=1e9, **options)
+    quantization = QuantizationOptions(min_agreement=0, max_perplexity_ratio=1e9, **options)
+    asked = {"precision": precision, "quantization": quantization}
     one = trained("qwen2", "CAUSAL_LM")
     engine = TrtOptions(keep_onnx=True)
-    bundle = compiled(one, tmp_path / "b", precision=precision, rounding=rounding, engine=engine)
+    bundle = compiled(one, tmp_path / "b", engine=engine, **asked)
     assert bundle.manifest.graph_parity.perplexity_ratio < 1.1
     graph = onnx.load(bundle.file("model"), load_external_data=False).graph
     weights = {one.name: one for one in graph.initializer}
@@ -124,7 +127,7 @@ def test_a_block_that_fits_no_weight_is_refused_and_one_that_fits_few_is_noted(
 ):
     one = trained("qwen2", "CAUSAL_LM")
     with pytest.raises(ptdeploy.InputError, match="blocks of 128"):
-        compiled(one, tmp_path / "b", precision="int4", rounding=Rounding(block_size=128))
+        compiled(one, tmp_path / "b", precision="int4", quantization=COARSE)
     assert list(tmp_path.iterdir()) == []
     command = ["compile", str(one.adapter), "--base", str(one.base), "--target", "trt"]
     loose = ["--min-agreement", "0", "--max-perplexity-ratio", "9"]
@@ -240,7 +243,7 @@ def test_the_graph_is_verified_without_a_gpu(kept, capsys):
     assert not (kept / "parity.json").exists()
 
 
-def test_a_changed_graph_departs_and_its_module_is_named(kept, trained, tmp_path, capsys):
+def test_a_changed_graph_is_a_mismatch_and_its_module_is_named(kept, trained, tmp_path, capsys):
     broken = Path(shutil.copytree(kept, tmp_path / "bundle"))
     model = onnx.load(broken / "model.onnx")
     (node,) = [n for n in model.graph.node if n.name == "model.layers.1.mlp.up_proj/MatMul"]
@@ -357,8 +360,8 @@ def test_options_of_tensorrt_are_refused_for_another_target(trained, tmp_path):
     [
         ({"precision": "fp64"}, "no precision 'fp64'"),
         ({"device": "cpu"}, "runs on cuda, not on 'cpu'"),
-        ({"precision": "int8", "rounding": Rounding(block_size=32)}, "a scale for each column"),
-        ({"precision": "int4", "rounding": Rounding(accuracy_level=4)}, "ONNX Runtime's"),
+        ({"precision": "int8", "quantization": FINE}, "a scale for each column"),
+        ({"precision": "int4", "quantization": LEVEL}, "ONNX Runtime's"),
         ({"engine": TrtOptions(profile="seq=1:2:9999")}, "goes to 9999"),
         ({"engine": TrtOptions(version_compatible=True, flavor="rtx")}, "lean runtime"),
     ],

@@ -136,7 +136,7 @@ def test_data_that_does_not_fit_is_refused_by_its_line(texts, tmp_path, capsys, 
         ('{"max_absolute": 1}', "unknown field `max_absolute`"),
         ('{"max_abs": -1}', "max_abs is -1"),
         ('{"cosine": 2}', "cosine is 2"),
-        ('{"min_agreement": 0.9}', "fp32 rounds none"),
+        ('{"min_agreement": 0.9}', "fp32 quantizes none"),
         ('{"min_accuracy": 0.9}', "no labelled data"),
     ],
 )
@@ -198,11 +198,11 @@ def test_golden_of_nothing_is_refused(tmp_path, capsys):
 
 
 @pytest.fixture(scope="module")
-def departed(texts, tmp_path_factory) -> tuple[Path, Path]:
+def mismatched(texts, tmp_path_factory) -> tuple[Path, Path]:
     """A bundle whose classifier is another training's, and the reports of verifying it."""
     from support.faults import Editor, other_head
 
-    folder = tmp_path_factory.mktemp("departed")
+    folder = tmp_path_factory.mktemp("mismatched")
     other = tiny.make(folder / "other", "bert", "SEQ_CLS", seed=1)
     editor = Editor.copy(texts[1], folder / "bundle")
     other_head("classifier/Gemm", "classifier.weight")(editor, other)
@@ -212,8 +212,8 @@ def departed(texts, tmp_path_factory) -> tuple[Path, Path]:
     return editor.folder, folder / "report"
 
 
-def test_the_smallest_failing_input_reproduces_in_one_command(departed, capsys):
-    _, folder = departed
+def test_the_smallest_failing_input_reproduces_in_one_command(mismatched, capsys):
+    _, folder = mismatched
     report = json.loads((folder / "report.json").read_text())
     assert report["failing"]["lengths"] == [1]
     command = shlex.split(report["failing"]["command"])
@@ -249,7 +249,7 @@ def test_a_failing_tokenizer_leaves_its_text(texts, tmp_path, capsys):
     assert "texts give other token ids" in capsys.readouterr().out
 
 
-def test_an_engine_that_fails_on_a_row_is_said_to_fail_not_to_depart(compiled, tmp_path, capsys):
+def test_an_engine_that_fails_on_a_row_is_said_to_fail_not_to_mismatch(compiled, tmp_path, capsys):
     from support.faults import FAULTS, Editor
 
     editor = Editor.copy(compiled("gpt2", "CAUSAL_LM").bundle, tmp_path / "bundle")
@@ -262,8 +262,8 @@ def test_an_engine_that_fails_on_a_row_is_said_to_fail_not_to_depart(compiled, t
     assert "\nTHE ENGINE FAILS" in said
 
 
-def test_reports_are_written_whole_and_name_no_machine(departed, texts, tmp_path):
-    bundle, folder = departed
+def test_reports_are_written_whole_and_name_no_machine(mismatched, texts, tmp_path):
+    bundle, folder = mismatched
     assert sorted(path.name for path in folder.iterdir()) == sorted([*REPORTS, "failing.jsonl"])
     # A later run that passes takes the failing input away.
     copied = tmp_path / "report"
@@ -274,28 +274,28 @@ def test_reports_are_written_whole_and_name_no_machine(departed, texts, tmp_path
     assert main(["verify", str(bundle), "--report", str(tmp_path / "file"), "-q"]) == 2
 
 
-def test_the_json_report_follows_its_published_schema(departed, texts, tmp_path):
+def test_the_json_report_follows_its_published_schema(mismatched, texts, tmp_path):
     from ptdeploy.parity.reports import report_schema
 
     published = Path(__file__).parents[2] / "docs" / "parity-report.schema.json"
     assert published.read_bytes() == report_schema(), "run: make schema"
     jsonschema = pytest.importorskip("jsonschema")
     schema = json.loads(published.read_text())
-    for path in (departed[1] / "report.json", texts[1] / "parity.json"):
+    for path in (mismatched[1] / "report.json", texts[1] / "parity.json"):
         jsonschema.validate(json.loads(path.read_text()), schema)
 
 
-def test_junit_counts_what_departs(departed):
-    suite = ElementTree.parse(departed[1] / "junit.xml").getroot()[0]
+def test_junit_counts_every_mismatch(mismatched):
+    suite = ElementTree.parse(mismatched[1] / "junit.xml").getroot()[0]
     failed = [case for case in suite if case.find("failure") is not None]
     assert int(suite.get("failures")) == len(failed) > 0
     assert int(suite.get("tests")) == len(suite) > len(failed)
 
 
-def test_markdown_says_the_verdict_the_place_and_the_command(departed):
-    text = (departed[1] / "report.md").read_text()
-    assert text.startswith("### ❌ Parity departs")
-    assert "classifier departs first" in text
+def test_markdown_says_the_verdict_the_place_and_the_command(mismatched):
+    text = (mismatched[1] / "report.md").read_text()
+    assert text.startswith("### ❌ Parity mismatch")
+    assert "classifier is the first mismatch" in text
     assert "ptdeploy verify" in text
 
 
@@ -321,19 +321,19 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_the_page_stands_alone_and_has_every_plot(departed):
+def test_the_page_stands_alone_and_has_every_plot(mismatched):
     page = Page()
-    html = (departed[1] / "report.html").read_text()
+    html = (mismatched[1] / "report.html").read_text()
     page.feed(html)
     assert page.open == []
     assert page.loads == []
     assert "script" not in page.tags
     assert page.tags.count("svg") == 3
-    for title in ("Error by case", "Error by position", "Error by layer", "What departs"):
+    for title in ("Error by case", "Error by position", "Error by layer", "What does not match"):
         assert title in html
 
 
-def test_a_browser_shows_the_page_without_a_complaint(departed, tmp_path):
+def test_a_browser_shows_the_page_without_a_complaint(mismatched, tmp_path):
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:
         pytest.skip("chromium is not installed")
@@ -343,7 +343,7 @@ def test_a_browser_shows_the_page_without_a_complaint(departed, tmp_path):
             *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
             *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
             *("--enable-logging=stderr", f"--user-data-dir={tmp_path / 'profile'}"),
-            *("--dump-dom", (departed[1] / "report.html").as_uri()),
+            *("--dump-dom", (mismatched[1] / "report.html").as_uri()),
         ],
         capture_output=True,
         text=True,

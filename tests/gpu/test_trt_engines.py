@@ -10,7 +10,7 @@ from support import tiny
 from support.alone import peft_alone, random_rows
 
 import ptdeploy
-from ptdeploy import Rounding, TrtOptions
+from ptdeploy import QuantizationOptions, TrtOptions
 from ptdeploy.backends import get_backend
 from ptdeploy.backends.trt import cuda
 from ptdeploy.backends.trt.vendor import MODULES, is_installed
@@ -83,11 +83,11 @@ def test_greedy_tokens_of_a_ragged_batch_equal_the_rows_alone(tmp_path, architec
 
 @skip
 @pytest.mark.parametrize("precision", ["int8", "int4", "fp8"])
-def test_rounded_weights_run(tmp_path, precision):
+def test_quantized_weights_run(tmp_path, precision):
     one = tiny.make(tmp_path, "qwen2", "CAUSAL_LM")
     block = 16 if precision == "int4" else None
-    rounding = Rounding(block_size=block, min_agreement=0, max_perplexity_ratio=9)
-    bundle = compiled(one, tmp_path / "bundle", precision=precision, rounding=rounding)
+    quantization = QuantizationOptions(block_size=block, min_agreement=0, max_perplexity_ratio=9)
+    bundle = compiled(one, tmp_path / "bundle", precision=precision, quantization=quantization)
     parity, graph = bundle.manifest.parity, bundle.manifest.graph_parity
     assert abs(parity.perplexity_ratio - graph.perplexity_ratio) < 0.02
 

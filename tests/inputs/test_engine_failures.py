@@ -104,7 +104,7 @@ def test_narrow_heads_compile_with_weights_in_few_bits(tmp_path):
         base=str(trained.base),
         output=tmp_path / "bundle",
         precision="int4",
-        rounding=ptdeploy.Rounding(min_agreement=0.5, max_perplexity_ratio=3),
+        quantization=ptdeploy.QuantizationOptions(min_agreement=0.5, max_perplexity_ratio=3),
     )
     assert bundle.manifest.graph.route == "plain"
     assert "5 heads of 7 (head_size must be a multiple of 8" in bundle.manifest.graph.reason
@@ -273,25 +273,25 @@ def test_overflow_names_no_precision_that_the_target_lacks(report):
     ("precision", "fix"),
     [("fp16", "fp32, or bf16"), ("tf32", "--precision fp32"), ("fp32", "If bert is in the README")],
 )
-def test_the_way_out_fits_what_departs(report, precision, fix):
-    departed = msgspec.structs.replace(_changed(report, max_abs=0.5), precision=precision)
+def test_the_way_out_fits_the_mismatch(report, precision, fix):
+    mismatched = msgspec.structs.replace(_changed(report, max_abs=0.5), precision=precision)
     with pytest.raises(ptdeploy.ParityError) as raised:
-        refuse_mismatch(departed, FP16)
+        refuse_mismatch(mismatched, FP16)
     assert fix in raised.value.fix
 
 
 @pytest.mark.parametrize(
     ("error", "fix"),
-    [(0.02, "near ties"), (0.5, "Try more bits"), (1.3, "more than rounding costs")],
+    [(0.02, "near ties"), (0.5, "Try more bits"), (1.3, "more than quantization costs")],
 )
 def test_the_way_out_of_quantization_fits_its_logits_error(report, error, fix):
     quality = Quality("ptdeploy's own text", 96, 96, 0.9, None, None, logits_error=error)
     allowed = Quantization(8, 32, 4, 0.97, 1.02, max_logits_error=0.15)
-    departed = msgspec.structs.replace(
+    mismatched = msgspec.structs.replace(
         report, cases=report.cases[:1], precision="int8", quality=quality, quality_allowed=allowed
     )
     with pytest.raises(ptdeploy.ParityError) as raised:
-        refuse_mismatch(departed, Compiled("bert", "float32", ("fp32", "int8", "int4")))
+        refuse_mismatch(mismatched, Compiled("bert", "float32", ("fp32", "int8", "int4")))
     assert fix in raised.value.fix
 
 

@@ -265,7 +265,7 @@ def test_a_head_for_another_task_is_refused(read):
 def regression(compiled) -> Compiled:
     """One output, trained as a number; int8, so that its gate is shown too."""
     size = max(len(families.make("wordpiece")), tiny.VOCABULARY)
-    options = {"precision": "int8", "rounding": native.LOOSE}
+    options = {"precision": "int8", "quantization": native.LOOSE}
     shape = {"vocab_size": size, "num_labels": 1, "jitter": True}
     return compiled("bert", "SEQ_CLS", options, tokenizer="wordpiece", **shape)
 
@@ -301,7 +301,7 @@ def test_inspect_says_what_the_head_is_and_no_top1_of_a_number(regression, capsy
     assert "top-1" not in out
 
 
-def test_rounding_of_a_number_is_judged_by_the_variance_it_explains(regression, tmp_path):
+def test_quantization_of_a_number_is_held_by_the_variance_it_explains(regression, tmp_path):
     report = ptdeploy.verify(regression.bundle)
     assert report.quality is not None
     assert report.quality.measured == "explained variance of the values"

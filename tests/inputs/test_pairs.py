@@ -313,7 +313,7 @@ def test_the_stored_reference_has_every_segment_in_random_rows_and_in_pairs_of_t
     assert all(set(row.type_ids) == {0, 1} for row in texts if row.type_ids is not None)
 
 
-def test_an_engine_that_ignores_segments_departs(segmented, tmp_path):
+def test_an_engine_that_ignores_segments_is_a_mismatch(segmented, tmp_path):
     bundle = Path(shutil.copytree(segmented.bundle, tmp_path / "bundle"))
     editor = Editor(bundle)
     (table,) = [
@@ -335,7 +335,7 @@ def test_an_engine_that_ignores_segments_departs(segmented, tmp_path):
     assert any(case.source == "data" and not case.passed for case in again.cases)
 
 
-def test_another_way_to_join_two_texts_departs(segmented):
+def test_another_way_to_join_two_texts_is_a_mismatch(segmented):
     engine = ptdeploy.load(segmented.bundle)
     reference = load_reference(engine.bundle)
     assert len(reference.pairs) == 2

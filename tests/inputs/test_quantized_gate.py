@@ -17,13 +17,15 @@ from support.faults import Editor
 
 import ptdeploy
 from ptdeploy.bundle import Limits
-from ptdeploy.bundle.quantization import Rounding, quantization_for
+from ptdeploy.bundle.quantization import QuantizationOptions, quantization_for
 from ptdeploy.bundle.task import Task
+from ptdeploy.parity.cases import Comparison
 from ptdeploy.parity.checks import quality_notes, quantization_failures
 from ptdeploy.parity.quality import Quality, detectable, logits_error
 from ptdeploy.parity.reference.peft import compute_reference
 from ptdeploy.parity.reference.prose import evaluation_texts
 from ptdeploy.parity.reference.texts import evaluation_text
+from ptdeploy.parity.thresholds import thresholds_for
 from ptdeploy.source.base import resolve_base
 from ptdeploy.source.base_weights import load_model
 from ptdeploy.source.checkpoint import read_checkpoint
@@ -100,17 +102,18 @@ def test_the_reference_shares_no_weights_with_the_model_that_is_exported(one_cla
     checkpoint = read_checkpoint(trained.adapter)
     base = resolve_base(checkpoint, str(trained.base))
     exported = load_model(checkpoint, base)
-    judged = evaluation_text(None, LIMITS, None, Task.SEQ_CLS)
-    before = compute_reference(checkpoint, base, LIMITS, judged)
+    asked = Comparison((), (), thresholds_for("fp32", None, "softmax"))
+    texts = evaluation_text(None, LIMITS, None, Task.SEQ_CLS)
+    before = compute_reference(checkpoint, base, LIMITS, asked, texts)
     with torch.no_grad():
         for parameter in exported.parameters():
             parameter.normal_()
-    after = compute_reference(checkpoint, base, LIMITS, judged)
-    for one, other in zip(before.judged, after.judged, strict=True):
+    after = compute_reference(checkpoint, base, LIMITS, asked, texts)
+    for one, other in zip(before.evaluation, after.evaluation, strict=True):
         assert np.array_equal(one.logits, other.logits)
 
 
-def test_a_classifier_is_judged_on_many_texts_of_many_lengths():
+def test_a_classifier_is_evaluated_on_many_texts_of_many_lengths():
     texts = evaluation_texts()
     assert len(set(texts)) == len(texts) >= 64
     assert min(map(len, texts)) < 40 < 150 < max(map(len, texts))
@@ -143,7 +146,7 @@ def test_more_text_and_stricter_bounds_see_smaller_faults(positions, asked):
 
 def _quality(**changes: object) -> Quality:
     found = {
-        "judged_on": "the given text",
+        "evaluated_on": "the given text",
         "texts": 3,
         "positions": 3,
         "top1_agreement": 1.0,
@@ -154,7 +157,7 @@ def _quality(**changes: object) -> Quality:
     return Quality(**found)  # type: ignore[arg-type]
 
 
-def test_a_text_too_short_to_judge_on_is_noted_with_what_could_pass():
+def test_a_text_too_short_to_evaluate_on_is_noted_with_what_could_pass():
     (note,) = quality_notes(_quality(detectable=detectable(3, 0.97), largest_share=0.5))
     assert note == (
         "agreement at 3 positions is a coarse measure: a fault that changes 63% of the answers "
@@ -187,7 +190,7 @@ def test_the_bias_of_a_commonest_class_does_not_hide_what_the_text_changes(bias)
 
 
 def test_numbers_that_are_not_finite_never_pass():
-    allowed = quantization_for("int4", Rounding())
+    allowed = quantization_for("int4", QuantizationOptions())
     for bad in (np.nan, np.inf):
         error = logits_error(LOGITS, np.full_like(LOGITS, bad))
         assert quantization_failures(_quality(logits_error=error), allowed)

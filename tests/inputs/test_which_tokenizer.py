@@ -671,7 +671,7 @@ def change(bundle: Path, edit: Callable[[Body], object]) -> None:
     replace(bundle, "tokenizer.json", json.dumps(body).encode())
 
 
-def test_two_tokens_in_each_others_place_depart(compiled, tmp_path):
+def test_two_tokens_in_each_others_place_are_a_mismatch(compiled, tmp_path):
     bundle = copied(compiled, tmp_path)
 
     def swap(body: Body) -> None:

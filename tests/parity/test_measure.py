@@ -1,4 +1,4 @@
-"""The numbers a case is judged by."""
+"""The numbers a case is held by."""
 
 from __future__ import annotations
 

@@ -257,22 +257,23 @@ def test_totals_are_the_worst_case_and_the_sums():
 
 def test_the_terminal_has_a_line_for_each_check_and_the_verdict_last():
     lines = describe(FAILS).splitlines()
-    assert next(line for line in lines if line.startswith("data alone")).endswith("DEPARTS")
+    assert next(line for line in lines if line.startswith("data alone")).endswith("MISMATCH")
     assert "greedy tokens, row of 8: 3 of 16 agree" in lines
     assert "tokenizer: 3 of 5 texts encode alike" in lines
     assert "accuracy on 40 rows of the given data: 0.912, PEFT 0.9375" in lines
     assert (
-        "located: bert.encoder.layer.1.output.dense departs first, of 3 tensors compared" in lines
+        "located: bert.encoder.layer.1.output.dense is the first mismatch, of 3 tensors compared"
+        in lines
     )
     assert "reproduce: ptdeploy verify b --data out/failing.jsonl" in lines
-    assert lines[-1] == "PARITY DEPARTS"
+    assert lines[-1] == "PARITY MISMATCH"
     assert describe(HOLDS).splitlines()[-1] == "parity holds"
     assert describe(STOPPED).splitlines()[-1] == "THE ENGINE FAILS"
 
 
 def test_the_terminal_says_what_quantization_cost():
     assert (
-        "rounded weights on ptdeploy's own text: top-1 agreement 91.66% at 96 positions of 96 "
+        "quantized weights on ptdeploy's own text: top-1 agreement 91.66% at 96 positions of 96 "
         "texts (a fault in 6.0% of the answers would be seen), logits error 0.31"
     ) in describe(QUANTIZED).splitlines()
     assert "perplexity 1.010 times the reference's" in describe(PERPLEXED)
@@ -280,7 +281,7 @@ def test_the_terminal_says_what_quantization_cost():
 
 def test_markdown_has_the_verdict_first_and_the_facts_in_a_line():
     lines = markdown.render(FAILS, made_manifest()).splitlines()
-    assert lines[0] == "### ❌ Parity departs: bert-tiny"
+    assert lines[0] == "### ❌ Parity mismatch: bert-tiny"
     assert lines[10] == (
         "Allowed max abs: 1.2e-05. Greedy tokens: 19 of 32 agree. Tokenizer: 3 of 5 texts alike. "
         "Accuracy on 40 rows of the given data: 0.912 (PEFT 0.9375)."

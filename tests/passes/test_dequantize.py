@@ -1,4 +1,4 @@
-"""Rounded weights behind DequantizeLinear: what is stored, and that products are of what is."""
+"""Quantized weights behind DequantizeLinear: what is stored, and that products are of what is."""
 
 from __future__ import annotations
 

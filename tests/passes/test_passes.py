@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from support.graphs import NOTHING, given_rows, graph, random, run, weight
 
 from ptdeploy.bundle import Quantization
-from ptdeploy.bundle.quantization import Rounding, quantization_for, read_texts
+from ptdeploy.bundle.quantization import QuantizationOptions, quantization_for, read_texts
 from ptdeploy.errors import InputError
 from ptdeploy.passes import PassContext, head, layout, residual
 from ptdeploy.passes import quantize as quantize_pass
@@ -70,7 +70,7 @@ def test_an_untied_head_is_stored_as_it_is_read(tmp_path):
     scale=st.sampled_from([0.0, 1e-6, 1.0, 1e6]),
     seed=st.integers(0, 1000),
 )
-def test_rounding_is_off_by_at_most_one_step(rows, columns, bits, block_size, scale, seed):
+def test_quantization_is_off_by_at_most_one_step(rows, columns, bits, block_size, scale, seed):
     weights = random(rows, columns, seed=seed) * np.float32(scale)
     packed, scales = quantize(weights, quantization(bits, block_size))
     back = dequantized(packed, scales, bits, columns)
@@ -153,7 +153,7 @@ def test_other_products_are_left_alone(changes):
 @pytest.mark.parametrize(
     ("precision", "options", "reason"),
     [
-        ("fp32", {"block_size": 32}, "--block-size is about rounded weights"),
+        ("fp32", {"block_size": 32}, "--block-size is about quantized weights"),
         ("int4", {"block_size": 24}, "--block-size must be 16, 32"),
         ("int4", {"block_size": 0}, "--block-size must be 16, 32"),
         ("int8", {"accuracy_level": 9}, "--accuracy-level must be 1 or 4"),
@@ -161,9 +161,9 @@ def test_other_products_are_left_alone(changes):
         ("int8", {"max_perplexity_ratio": float("nan")}, "--max-perplexity-ratio must be"),
     ],
 )
-def test_a_rounding_option_that_cannot_be_is_refused(precision, options, reason):
+def test_a_quantization_option_that_cannot_be_is_refused(precision, options, reason):
     with pytest.raises(InputError, match=reason):
-        quantization_for(precision, Rounding(**options))
+        quantization_for(precision, QuantizationOptions(**options))
 
 
 def test_a_quality_text_that_cannot_be_read_is_refused(tmp_path):

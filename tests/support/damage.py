@@ -553,18 +553,97 @@ REFERENCE_DAMAGE = [
     ),
     _reference("without its first row", lambda t, _: t.pop("rows.000.ids"), "rows.000.ids"),
     _reference("without a row's logits", lambda t, _: t.pop("rows.003.logits"), "rows.003.logits"),
-    _reference("of no rows", lambda _, m: m.update(rows=0), "it holds no rows"),
+    _reference(
+        "of no rows", lambda _, m: m.update(rows=0, sources=[], cases=[]), "it holds no rows"
+    ),
     _reference(
         "of more rows than it has",
-        lambda _, m: m.update(rows=1 << 60, sources=[]),
+        lambda _, m: m.update(rows=m["rows"] + 1, sources=[*m["sources"], "random"]),
         "File does not contain tensor rows.",
     ),
+    _reference("of endless rows", lambda _, m: m.update(rows=1 << 60), f" for {1 << 60} rows"),
     _reference("of less than no rows", lambda _, m: m.update(rows=-1), "`int` >= 0 - at `$.rows`"),
     _reference("of less than no greedy rows", lambda _, m: m.update(greedy=-1), "`$.greedy`"),
     _reference("of rows in words", lambda _, m: m.update(rows="9"), "Expected `int`, got `str`"),
     _reference("of an unknown field", lambda _, m: m.update(surprise=1), "field `surprise`"),
     _reference("of an unknown source", lambda _, m: m.update(sources=["rumour"]), "'rumour'"),
     _reference("of too few sources", lambda _, m: m.update(sources=["text"]), "has 1 sources for"),
+    _reference("of no sources", lambda _, m: m.pop("sources"), "missing required field `sources`"),
+    _reference(
+        "with rows of the user's data", lambda _, m: m["sources"].append("data"), "value 'data'"
+    ),
+    _reference("without cases", lambda _, m: m.pop("cases"), "missing required field `cases`"),
+    _reference("of no cases", lambda _, m: m.update(cases=[]), "it holds no cases"),
+    _reference(
+        "of too many cases",
+        lambda _, m: m.update(cases=m["cases"][:1] * 10_001),
+        "Expected `array` of length <= 10000 - at `$.cases`",
+    ),
+    _reference(
+        "with a case of no rows",
+        lambda _, m: m["cases"][1].update(rows=[]),
+        "Expected `array` of length >= 1 - at `$.cases[1].rows`",
+    ),
+    _reference(
+        "with a case of too many rows",
+        lambda _, m: m["cases"][1].update(rows=[0] * 65),
+        "Expected `array` of length <= 64 - at `$.cases[1].rows`",
+    ),
+    _reference(
+        "with a case of a row it has not",
+        lambda _, m: m["cases"][1].update(rows=[0, 99]),
+        "cases[1] has row 99 of 9",
+    ),
+    _reference(
+        "with a case of a row before the first",
+        lambda _, m: m["cases"][1].update(rows=[-1]),
+        "Expected `int` >= 0 - at `$.cases[1].rows[0]`",
+    ),
+    _reference(
+        "with a case of unlike rows",
+        lambda _, m: (m["sources"].__setitem__(2, "text"), m["cases"][0].update(rows=[2, 1])),
+        "cases[0] has rows of random and text",
+    ),
+    _reference(
+        "with a case padded nowhere",
+        lambda _, m: m["cases"][0].update(padding="up"),
+        "Invalid enum value 'up' - at `$.cases[0].padding`",
+    ),
+    _reference(
+        "with a named case", lambda _, m: m["cases"][0].update(name="alone"), "field `name`"
+    ),
+    _reference("without thresholds", lambda _, m: m.pop("thresholds"), "field `thresholds`"),
+    _reference(
+        "without one of the thresholds",
+        lambda _, m: m["thresholds"].pop("min_top1_agreement"),
+        "missing required field `min_top1_agreement` - at `$.thresholds`",
+    ),
+    _reference(
+        "with a threshold below nothing",
+        lambda _, m: m["thresholds"].update(max_abs=-1e-5),
+        "Expected `float` >= 0.0 - at `$.thresholds.max_abs`",
+    ),
+    _reference(
+        "with a relative threshold below nothing",
+        lambda _, m: m["thresholds"].update(relative=-1),
+        "Expected `float` >= 0.0 - at `$.thresholds.relative`",
+    ),
+    _reference(
+        "with a threshold in words",
+        lambda _, m: m["thresholds"].update(kl="small"),
+        "Expected `float`, got `str` - at `$.thresholds.kl`",
+    ),
+    _reference(
+        "with an unknown threshold",
+        lambda _, m: m["thresholds"].update(surprise=1),
+        "field `surprise` - at `$.thresholds`",
+    ),
+    _reference(
+        "with a threshold that is no number",
+        lambda _, m: m["thresholds"].update(kl=float("nan")),
+        "JSON is malformed",
+        same_words=False,
+    ),
     _reference(
         "with an id behind the vocabulary",
         lambda t, _: t["rows.002.ids"].put(0, 101),

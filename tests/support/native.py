@@ -24,7 +24,7 @@ import numpy as np
 from support.tools import find, tool
 
 import ptdeploy
-from ptdeploy.bundle.quantization import Rounding
+from ptdeploy.bundle.quantization import QuantizationOptions
 
 REPOSITORY = Path(__file__).parents[2]
 TESTS = REPOSITORY / "tests" / "cpp"
@@ -46,7 +46,7 @@ SANITIZERS = {
 
 
 ROWS = [[5, 6, 7], [40], [9, 10, 11, 12, 13, 14, 15, 16], [99, 100]]
-LOOSE = Rounding(min_agreement=0, max_perplexity_ratio=1e9)
+LOOSE = QuantizationOptions(min_agreement=0, max_perplexity_ratio=1e9)
 # Every kind of bundle: tiny models, the causal ones with room for 64 new tokens.
 KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "encoder classifier": ("bert", "SEQ_CLS", {}),
@@ -59,9 +59,9 @@ KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "plain": ("bloom", "CAUSAL_LM", {}),
     "fused, not frozen": ("qwen2", "CAUSAL_LM", {"freeze_kv": False}),
     "plain, not frozen": ("bloom", "CAUSAL_LM", {"freeze_kv": False}),
-    "int8": ("qwen2", "CAUSAL_LM", {"precision": "int8", "rounding": LOOSE}),
-    "int4": ("qwen2", "CAUSAL_LM", {"precision": "int4", "rounding": LOOSE}),
-    "int8 classifier": ("bert", "SEQ_CLS", {"precision": "int8", "rounding": LOOSE}),
+    "int8": ("qwen2", "CAUSAL_LM", {"precision": "int8", "quantization": LOOSE}),
+    "int4": ("qwen2", "CAUSAL_LM", {"precision": "int4", "quantization": LOOSE}),
+    "int8 classifier": ("bert", "SEQ_CLS", {"precision": "int8", "quantization": LOOSE}),
 }
 CAUSAL = [kind for kind, (_, task, _) in KINDS.items() if task == "CAUSAL_LM"]
 

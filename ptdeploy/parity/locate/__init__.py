@@ -109,7 +109,7 @@ def _first(
     if _logits_apart(matches[0].values, search.fed, row) > (report.largest_allowed or np.inf):
         widest = max(matches, key=lambda m: m.jump)
         return _Found(
-            widest, matches, "no tensor departs by itself; the difference grows most here"
+            widest, matches, "no tensor is a mismatch by itself; the difference grows most here"
         )
     coarse = list(search.matches(coarse=True))
     first = next((m for m in coarse if m.mismatch), None)
@@ -195,4 +195,4 @@ def _nothing(report: ParityReport) -> str:
         return "every module agrees; the tokenizer gives other ids for the same text"
     if report.passed:
         return "every module agrees"
-    return "every module agrees on this row; what departs is around the graph"
+    return "every module agrees on this row; the mismatch is around the graph"

@@ -6,12 +6,14 @@ texts in it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ptdeploy.parity.cases import Source
+from ptdeploy.bundle.precision import Thresholds
+from ptdeploy.parity.cases import BatchCase, Source, batches
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Greedy:
 class TextRow:
     """An evaluation text: its ids, and the reference's answer at each position.
 
-    A quantized engine is judged by them.
+    A quantized engine is evaluated on them.
 
     `top1` int64 (positions,) is the likeliest token or class, one for SEQ_CLS. `nll` float32
     (tokens - 1,) is how surprising each next token was, in nats; empty but for CAUSAL_LM. `logits`
@@ -57,20 +59,37 @@ class TextRow:
 
 @dataclass(frozen=True)
 class Reference:
-    """What an engine must give. `made_by` says what computed it.
+    """What an engine must give, in which cases, and within what. `made_by` says what computed it.
 
-    `judged` are the evaluation texts, and `judged_on` says where they are from. `text_ids` are what
-    transformers makes of `texts`; of `pairs` it makes `pair_ids`, and the segments `pair_type_ids`.
+    `evaluation` are the evaluation texts, and `evaluated_on` says where they are from. `text_ids`
+    are what transformers makes of `texts`; of `pairs` it makes `pair_ids`, and the segments
+    `pair_type_ids`.
     """
 
     rows: tuple[ReferenceRow, ...] = field(repr=False)
     greedy: tuple[Greedy, ...] = field(repr=False)
+    cases: tuple[BatchCase, ...] = field(repr=False)
+    thresholds: Thresholds
     texts: tuple[str, ...] = ()
     text_ids: tuple[tuple[int, ...], ...] = ()
     made_by: str = ""
-    padded_departure: float | None = None
-    judged: tuple[TextRow, ...] = field(repr=False, default=())
-    judged_on: str = ""
+    padded_mismatch: float | None = None
+    evaluation: tuple[TextRow, ...] = field(repr=False, default=())
+    evaluated_on: str = ""
     pairs: tuple[tuple[str, str], ...] = ()
     pair_ids: tuple[tuple[int, ...], ...] = ()
     pair_type_ids: tuple[tuple[int, ...], ...] = ()
+
+    def first(self, count: int | None, max_batch: int | None) -> Reference:
+        """With its first rows alone, and the cases of those; all of it without a count."""
+        if count is None or count >= len(self.rows):
+            return self
+        rows = self.rows[:count]
+        return replace(self, rows=rows, cases=batches([row.source for row in rows], max_batch))
+
+    def with_data(self, rows: Sequence[ReferenceRow], max_batch: int | None) -> Reference:
+        """With the user's own rows behind its own, and their cases behind its cases."""
+        together = (*self.rows, *rows)
+        cases = batches([row.source for row in together], max_batch)
+        own = (case for case in cases if case.source == "data")
+        return replace(self, rows=together, cases=(*self.cases, *own))

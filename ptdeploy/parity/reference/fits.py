@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ptdeploy.bundle import Manifest, RequestLimits
+from ptdeploy.bundle import Limits, Manifest, RequestLimits
+from ptdeploy.parity.cases import BatchCase
 from ptdeploy.parity.reference import Greedy, Reference, ReferenceRow, TextRow
 from ptdeploy.runtime import ENGINES
 
@@ -14,12 +15,16 @@ def check_fits(reference: Reference, manifest: Manifest) -> None:
     """Raises ValueError unless the engine can be asked for all of it."""
     if not reference.rows:
         raise ValueError("it holds no rows")
+    if not reference.cases:
+        raise ValueError("it holds no cases")
     for i, row in enumerate(reference.rows):
         _check_row(f"rows.{i:03}", row, manifest)
+    for i, case in enumerate(reference.cases):
+        _check_case(f"cases[{i}]", case, manifest.limits)
     for i, one in enumerate(reference.greedy):
         _check_greedy(f"greedy.{i:03}", one, manifest.request_limits)
-    for i, text in enumerate(reference.judged):
-        _check_text(f"judged.{i:03}", text, manifest)
+    for i, text in enumerate(reference.evaluation):
+        _check_text(f"evaluation.{i:03}", text, manifest)
 
 
 def _check_row(name: str, row: ReferenceRow, manifest: Manifest) -> None:
@@ -33,6 +38,12 @@ def _check_row(name: str, row: ReferenceRow, manifest: Manifest) -> None:
     _check_type(f"{name}.logits", row.logits, np.float32)
     if not np.isfinite(row.logits).all():
         raise ValueError(f"{name}.logits holds a number that is not finite")
+
+
+def _check_case(name: str, case: BatchCase, limits: Limits) -> None:
+    most = limits.max_batch
+    if most is not None and len(case.rows) > most:
+        raise ValueError(f"{name} has {len(case.rows)} rows, but the bundle takes at most {most}")
 
 
 def _check_greedy(name: str, one: Greedy, limits: RequestLimits) -> None:
@@ -58,7 +69,7 @@ def _check_text(name: str, text: TextRow, manifest: Manifest) -> None:
 
 
 def _has_logits(manifest: Manifest) -> bool:
-    """Whether a quantized engine is judged by its logits themselves."""
+    """Whether a quantized engine is evaluated by its logits themselves."""
     if ENGINES[manifest.task].writes:
         return False
     asked = manifest.quantization is not None and manifest.quantization.max_logits_error is not None

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ptdeploy.bundle import RequestLimits
 from ptdeploy.bundle.task import Task
 from ptdeploy.errors import CheckpointError
-from ptdeploy.parity.cases import AskedRow, pad, reference_rows
+from ptdeploy.parity.cases import AskedRow, Comparison, pad
 from ptdeploy.parity.quality import EvaluationText, text_row
 from ptdeploy.parity.reference import Greedy, Reference, ReferenceRow
 from ptdeploy.program.kinds import kind_of
@@ -151,21 +151,19 @@ def compute_reference(
     checkpoint: Checkpoint,
     base: BaseModel,
     limits: RequestLimits,
-    judged: EvaluationText | None = None,
-    rows: Sequence[AskedRow] | None = None,
+    asked: Comparison,
+    evaluation: EvaluationText | None = None,
     model: PeftModel | None = None,
 ) -> Reference:
     """Run PEFT on every row alone: logits, and for a causal model greedy continuations.
 
-    `judged` is the evaluation text of a quantized engine. `rows` are random ones unless given, and
-    `model` is loaded unless given.
+    `evaluation` is the evaluation text of a quantized engine. `model` is loaded unless given.
     """
     import peft
     import torch
 
     model = model or peft_model(checkpoint, base)
-    rows = reference_rows(limits, ()) if rows is None else rows
-    task = checkpoint.task
+    rows, task = asked.rows, checkpoint.task
     computed = tuple(
         ReferenceRow(r.ids, row_logits(model, task, r.ids, r.type_ids), r.source, r.type_ids)
         for r in rows
@@ -181,15 +179,17 @@ def compute_reference(
             mismatch = _padded_mismatch(model, chosen) if chosen else None
     texts = tuple(
         text_row(row, row_logits(model, task, row.ids, row.type_ids), task)
-        for row in (judged.rows if judged else ())
+        for row in (evaluation.rows if evaluation else ())
     )
     return Reference(
         computed,
         tuple(one for one in greedy if one.tokens.size),
+        asked.cases,
+        asked.thresholds,
         made_by=f"PEFT {peft.__version__} on PyTorch {torch.__version__}, fp32, each row alone",
-        padded_departure=mismatch,
-        judged=texts,
-        judged_on=judged.source if judged else "",
+        padded_mismatch=mismatch,
+        evaluation=texts,
+        evaluated_on=evaluation.source if evaluation else "",
     )
 
 

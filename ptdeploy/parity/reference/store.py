@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, cast
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from ptdeploy.bundle import Bundle
+from ptdeploy.bundle.precision import Thresholds
 from ptdeploy.errors import BundleError, InputError
-from ptdeploy.parity.cases import Source
+from ptdeploy.parity.cases import WIDEST, BatchCase, Padding
 from ptdeploy.parity.reference import Greedy, Reference, ReferenceRow, TextRow
 from ptdeploy.parity.reference.fits import check_fits
 
@@ -20,33 +21,55 @@ REFERENCE_NAME = "reference.safetensors"
 
 # What a bundle may spend on its reference, in bytes of logits for each row.
 _ROW_BYTES = 1 << 20
+# Each is one run of the engine.
+_MOST_CASES = 10_000
 
 
+# The user's own data is never stored.
+_Stored = Literal["random", "text"]
 _Count = Annotated[int, msgspec.Meta(ge=0)]
+# What a logit may be off by, at least: below 0 nothing would be within it.
+_Bound = Annotated[float, msgspec.Meta(ge=0)]
+
+
+class _Case(msgspec.Struct, forbid_unknown_fields=True):
+    rows: Annotated[tuple[_Count, ...], msgspec.Meta(min_length=1, max_length=WIDEST)]
+    padding: Padding
+
+
+class _Thresholds(msgspec.Struct, forbid_unknown_fields=True):
+    """Thresholds as they are stored: every one of them is there. JSON has finite numbers only."""
+
+    max_abs: _Bound
+    relative: _Bound
+    cosine: float
+    kl: float
+    min_top1_agreement: float
 
 
 class _Metadata(msgspec.Struct, forbid_unknown_fields=True):
-    texts: tuple[str, ...]
     made_by: str
-    padded_departure: float | None
+    texts: tuple[str, ...]
+    pairs: tuple[tuple[str, str], ...]
+    padded_mismatch: float | None
     rows: _Count
+    sources: tuple[_Stored, ...]
+    cases: Annotated[tuple[_Case, ...], msgspec.Meta(max_length=_MOST_CASES)]
+    thresholds: _Thresholds
     greedy: _Count
-    judged: _Count
-    judged_on: str
-    sources: tuple[Source, ...] = ()
-    pairs: tuple[tuple[str, str], ...] = ()
+    evaluation: _Count
+    evaluated_on: str
 
 
-def save_reference(reference: Reference, folder: Path, count: int | None = None) -> str:
+def save_reference(reference: Reference, folder: Path) -> str:
     """Write a reference as safetensors into `folder` and return its name.
 
-    Of large vocabularies only the last positions are kept, and of all rows the first `count`.
+    Of large vocabularies only the last positions are kept.
     """
     from safetensors.numpy import save_file
 
     tensors: dict[str, NDArray[np.int64] | NDArray[np.float32]] = {}
-    rows = reference.rows[:count]
-    for i, row in enumerate(_trimmed(row) for row in rows):
+    for i, row in enumerate(_trimmed(row) for row in reference.rows):
         tensors[f"rows.{i:03}.ids"] = row.ids
         tensors[f"rows.{i:03}.logits"] = row.logits
         if row.type_ids is not None:
@@ -55,29 +78,31 @@ def save_reference(reference: Reference, folder: Path, count: int | None = None)
         tensors[f"greedy.{i:03}.ids"] = one.ids
         tensors[f"greedy.{i:03}.tokens"] = one.tokens
         tensors[f"greedy.{i:03}.margins"] = one.margins
-    for i, text in enumerate(reference.judged):
-        tensors[f"judged.{i:03}.ids"] = text.ids
-        tensors[f"judged.{i:03}.top1"] = text.top1
-        tensors[f"judged.{i:03}.nll"] = text.nll
+    for i, text in enumerate(reference.evaluation):
+        tensors[f"evaluation.{i:03}.ids"] = text.ids
+        tensors[f"evaluation.{i:03}.top1"] = text.top1
+        tensors[f"evaluation.{i:03}.nll"] = text.nll
         if text.type_ids is not None:
-            tensors[f"judged.{i:03}.type_ids"] = text.type_ids
+            tensors[f"evaluation.{i:03}.type_ids"] = text.type_ids
         if text.logits is not None:
-            tensors[f"judged.{i:03}.logits"] = text.logits
+            tensors[f"evaluation.{i:03}.logits"] = text.logits
     for i, ids in enumerate(reference.text_ids):
         tensors[f"texts.{i:03}.ids"] = np.asarray(ids, np.int64)
     for i, (ids, types) in enumerate(zip(reference.pair_ids, reference.pair_type_ids, strict=True)):
         tensors[f"pairs.{i:03}.ids"] = np.asarray(ids, np.int64)
         tensors[f"pairs.{i:03}.type_ids"] = np.asarray(types, np.int64)
     metadata = _Metadata(
-        reference.texts,
-        reference.made_by,
-        reference.padded_departure,
-        len(rows),
-        len(reference.greedy),
-        len(reference.judged),
-        reference.judged_on,
-        tuple(row.source for row in rows),
-        reference.pairs,
+        made_by=reference.made_by,
+        texts=reference.texts,
+        pairs=reference.pairs,
+        padded_mismatch=reference.padded_mismatch,
+        rows=len(reference.rows),
+        sources=cast("tuple[_Stored, ...]", tuple(row.source for row in reference.rows)),
+        cases=tuple(_Case(case.rows, case.padding) for case in reference.cases),
+        thresholds=_Thresholds(**msgspec.structs.asdict(reference.thresholds)),
+        greedy=len(reference.greedy),
+        evaluation=len(reference.evaluation),
+        evaluated_on=reference.evaluated_on,
     )
     save_file(
         {name: np.ascontiguousarray(value) for name, value in tensors.items()},
@@ -116,7 +141,7 @@ def _read(path: Path) -> Reference:
     try:
         with safe_open(path, framework="np") as file:
             metadata = msgspec.json.decode(file.metadata()["ptdeploy"], type=_Metadata)
-            if 0 < len(metadata.sources) < metadata.rows:
+            if len(metadata.sources) != metadata.rows:
                 raise IndexError(
                     f"its metadata has {len(metadata.sources)} sources for {metadata.rows} rows"
                 )
@@ -155,9 +180,8 @@ def _from_tensors(tensors: _Tensors, metadata: _Metadata) -> Reference:
     rows = []
     for i in range(metadata.rows):
         name = f"rows.{i:03}"
-        source: Source = metadata.sources[i] if metadata.sources else "random"
         ids, logits = tensors[f"{name}.ids"], tensors[f"{name}.logits"]
-        rows.append(ReferenceRow(ids, logits, source, tensors.get(f"{name}.type_ids")))
+        rows.append(ReferenceRow(ids, logits, metadata.sources[i], tensors.get(f"{name}.type_ids")))
     greedy = [
         Greedy(*(tensors[f"greedy.{i:03}.{what}"] for what in ("ids", "tokens", "margins")))
         for i in range(metadata.greedy)
@@ -165,26 +189,39 @@ def _from_tensors(tensors: _Tensors, metadata: _Metadata) -> Reference:
     text_ids = tensors.ids("texts", len(metadata.texts))
     pair_ids = tensors.ids("pairs", len(metadata.pairs))
     pair_type_ids = tensors.ids("pairs", len(metadata.pairs), "type_ids")
-    judged = [
+    evaluation = [
         TextRow(
-            *(tensors[f"judged.{i:03}.{what}"] for what in ("ids", "top1", "nll")),
-            *(tensors.get(f"judged.{i:03}.{what}") for what in ("type_ids", "logits")),
+            *(tensors[f"evaluation.{i:03}.{what}"] for what in ("ids", "top1", "nll")),
+            *(tensors.get(f"evaluation.{i:03}.{what}") for what in ("type_ids", "logits")),
         )
-        for i in range(metadata.judged)
+        for i in range(metadata.evaluation)
     ]
     return Reference(
         rows=tuple(rows),
         greedy=tuple(greedy),
+        cases=tuple(_case(i, case, metadata) for i, case in enumerate(metadata.cases)),
+        thresholds=Thresholds(**msgspec.structs.asdict(metadata.thresholds)),
         texts=metadata.texts,
         text_ids=text_ids,
         made_by=metadata.made_by,
-        padded_departure=metadata.padded_departure,
-        judged=tuple(judged),
-        judged_on=metadata.judged_on,
+        padded_mismatch=metadata.padded_mismatch,
+        evaluation=tuple(evaluation),
+        evaluated_on=metadata.evaluated_on,
         pairs=metadata.pairs,
         pair_ids=pair_ids,
         pair_type_ids=pair_type_ids,
     )
+
+
+def _case(index: int, case: _Case, metadata: _Metadata) -> BatchCase:
+    """A stored case with its rows' source, which gives it its name."""
+    beyond = [row for row in case.rows if row >= metadata.rows]
+    if beyond:
+        raise IndexError(f"cases[{index}] has row {beyond[0]} of {metadata.rows}")
+    sources = {metadata.sources[row] for row in case.rows}
+    if len(sources) > 1:
+        raise IndexError(f"cases[{index}] has rows of {' and '.join(sorted(sources))}")
+    return BatchCase(case.rows, case.padding, *sources)
 
 
 def _trimmed(row: ReferenceRow) -> ReferenceRow:

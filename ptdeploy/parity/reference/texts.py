@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 TOKENIZER_NAME = "tokenizer.json"
 _NEVER_CUT = 2**31
-_JUDGED_TEXTS, _JUDGED_PAIRS, _JUDGED_TOKENS = 64, 16, 128
+_EVALUATION_TEXTS, _EVALUATION_PAIRS, _EVALUATION_TOKENS = 64, 16, 128
 # A classifier gives one answer a text; each costs one short run.
-_JUDGED_CLASSIFIED, _JUDGED_RANDOM = 256, 96
+_EVALUATION_CLASSIFIED, _EVALUATION_RANDOM = 256, 96
 
 _PAIRS = (
     ("Does the engine start?", "It starts on the first try, don't worry."),
@@ -65,26 +65,26 @@ def evaluation_text(
     tokenizer it is random tokens, and says so. Raises InputError if texts were given
     but cannot be encoded, or none is two tokens long.
     """
-    longest = min(_JUDGED_TOKENS, limits.max_sequence)
+    longest = min(_EVALUATION_TOKENS, limits.max_sequence)
     if tokenizer is None:
         if texts is not None:
             raise InputError("--quality-text needs a tokenizer, and none was found.")
         random = np.random.default_rng(11_26)
         lengths = [longest] * 8
         if ENGINES[task].one_answer:
-            lengths = random.integers(1, min(longest, 32) + 1, _JUDGED_RANDOM).tolist()
+            lengths = random.integers(1, min(longest, 32) + 1, _EVALUATION_RANDOM).tolist()
         ids = [random.integers(0, limits.vocab_size, length, np.int64) for length in lengths]
         drawn = [AskedRow(row) for row in ids]
         if limits.type_vocab_size:
             drawn += [
                 replace(row, type_ids=some_segments(row.ids.size, limits))
-                for row in drawn[:_JUDGED_PAIRS]
+                for row in drawn[:_EVALUATION_PAIRS]
             ]
         return EvaluationText(tuple(drawn), "random tokens (no tokenizer was found)")
     ours: tuple[str, ...] = PROSE
-    most = _JUDGED_TEXTS
+    most = _EVALUATION_TEXTS
     if ENGINES[task].one_answer:
-        ours, most = evaluation_texts(), _JUDGED_CLASSIFIED
+        ours, most = evaluation_texts(), _EVALUATION_CLASSIFIED
     alone = [row for text in texts or ours if (row := _row(tokenizer, text)).ids.size > 1][:most]
     for row in alone:
         largest = int(row.ids[:longest].max())
@@ -97,7 +97,7 @@ def evaluation_text(
         raise InputError("--quality-text: no line is at least two tokens long.")
     rows = alone
     if limits.type_vocab_size:
-        pairs = [_row(tokenizer, *halves(text)) for text in (texts or PROSE)[:_JUDGED_PAIRS]]
+        pairs = [_row(tokenizer, *halves(text)) for text in (texts or PROSE)[:_EVALUATION_PAIRS]]
         rows += [row for row in pairs if _fits(row, limits)]
     source = "the given text" if texts else "ptdeploy's own text"
     return EvaluationText(tuple(cut(row, longest) for row in rows), source)

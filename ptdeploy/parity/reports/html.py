@@ -63,7 +63,9 @@ def _positions(report: ParityReport) -> plots.Plot:
 
 def _layers(modules: Sequence[ModuleError]) -> plots.Plot:
     points = [
-        plots.Point(one.relative, f"{one.what} of {one.module}: {shown(one.relative)}", one.departs)
+        plots.Point(
+            one.relative, f"{one.what} of {one.module}: {shown(one.relative)}", one.mismatch
+        )
         for one in modules
     ]
     title = "tensor, as PyTorch computes them"
@@ -110,7 +112,7 @@ def _about(report: ParityReport, manifest: Manifest) -> list[tuple[str, str]]:
             )
         )
     quality = [one.value for one in checks(report) if one.kind == "quality" and one.value]
-    facts += [("Rounding", words) for words in quality]
+    facts += [("Quantization", words) for words in quality]
     return facts + [("Note", note) for note in report.notes]
 
 

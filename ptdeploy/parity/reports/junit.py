@@ -28,7 +28,7 @@ def render(report: ParityReport) -> bytes:
         )
         if not one.passed:
             said = one.stopped or one.said
-            ElementTree.SubElement(case, "failure", message=said, type="departs").text = said
+            ElementTree.SubElement(case, "failure", message=said, type="mismatch").text = said
     suites = ElementTree.Element("testsuites")
     suites.append(suite)
     ElementTree.indent(suites)

@@ -21,9 +21,9 @@ def describe(report: ParityReport) -> str:
     faults = report.faults()
     lines += faults
     failures = [] if report.passed else report.failures()[len(faults) :]
-    lines += [f"departs: {failure}" for failure in failures[:12]]
+    lines += [f"mismatch: {failure}" for failure in failures[:12]]
     if len(failures) > 12:
-        lines.append(f"departs: and {len(failures) - 12} more")
+        lines.append(f"mismatch: and {len(failures) - 12} more")
     lines += [f"note: {note}" for note in report.notes]
     if report.located is not None:
         lines += located_words(report.located)

@@ -52,8 +52,8 @@ def verdict(report: ParityReport) -> str:
         return "parity holds"
     wrong = any(not one.passed and not one.stopped for one in report.runs)
     if report.engine_failed:
-        return "the engine fails" + (" and parity departs" if wrong else "")
-    return "parity departs"
+        return "the engine fails" + (", and there is a parity mismatch" if wrong else "")
+    return "parity mismatch"
 
 
 def located_words(located: Located) -> list[str]:
@@ -61,7 +61,7 @@ def located_words(located: Located) -> list[str]:
     if not located.module:
         return [f"located: {located.cause}"]
     lines = [
-        f"located: {located.module} departs first, of {located.compared} tensors compared",
+        f"located: {located.module} is the first mismatch, of {located.compared} tensors compared",
         f"  operator {located.operator} ({located.dtype})",
     ]
     if len(located.operators) > 1:
@@ -73,7 +73,7 @@ def outcome(group: CaseGroup) -> str:
     """What came of a group's cases, in one word."""
     if group.failed:
         return "fails"
-    return "holds" if group.passed else "departs"
+    return "holds" if group.passed else "mismatch"
 
 
 def _largest(numbers: list[float | None]) -> float | None:

@@ -45,7 +45,7 @@ class TrtTarget:
         return ("fp32", "tf32", "fp16", "bf16", "int8", "int4", "fp8")
 
     def numerics(self, device: str, precision: str) -> Numerics:
-        """Rounded weights multiply float16 activations; TF32 is a way to multiply float32."""
+        """Quantized weights multiply float16 activations; TF32 is a way to multiply float32."""
         activations: dict[str, Activations] = {
             "fp32": "float32",
             "tf32": "float32",
