@@ -23,7 +23,7 @@ class Thresholds(msgspec.Struct, frozen=True):
     relative: float
     cosine: float
     kl: float
-    min_top1_agreement: float = 0
+    min_top1_agreement: float = 0.0
 
 
 class QuantizedWeights(msgspec.Struct, frozen=True):
