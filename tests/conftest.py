@@ -16,8 +16,11 @@ from pathlib import Path
 import pytest
 import torch
 from support import native
+from support.exports import TO_ONNX, exported_once
 from support.shared import Compiled, Shared
 from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+from ptdeploy.program import export
 
 # Two cores, and as many processes as pytest-xdist was asked for.
 torch.set_num_threads(max(2 // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")), 1))
@@ -33,6 +36,18 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
     base = tmp_path_factory.getbasetemp()
     # pytest-xdist gives each of its processes a folder of its own in the session's.
     return Shared((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _exported_once(shared: Shared) -> Iterator[None]:
+    with exported_once(shared):
+        yield
+
+
+@pytest.fixture
+def exported_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a test of the export itself: torch traces each program, as it does for users."""
+    monkeypatch.setattr(export, "to_onnx", TO_ONNX)
 
 
 @pytest.fixture(scope="session")

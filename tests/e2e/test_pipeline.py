@@ -74,7 +74,7 @@ def test_help_imports_nothing_heavy():
     assert "compile" in run_without_torch(code)
 
 
-def test_two_compilations_are_byte_identical(tmp_path, compiled):
+def test_two_compilations_are_byte_identical(tmp_path, compiled, exported_anew):
     one = compiled("qwen2", "CAUSAL_LM")
     again = ptdeploy.compile(
         one.trained.adapter,
@@ -82,18 +82,22 @@ def test_two_compilations_are_byte_identical(tmp_path, compiled):
         base=str(one.trained.base),
         output=tmp_path / "again",
     )
-    names = sorted(path.name for path in one.bundle.iterdir())
-    assert names == sorted(path.name for path in again.path.iterdir())
+    names = files_of(one.bundle)
+    assert names == files_of(again.path)
     for name in names:
         assert (one.bundle / name).read_bytes() == (again.path / name).read_bytes(), name
 
 
+def files_of(bundle: Path) -> list[Path]:
+    return sorted(path.relative_to(bundle) for path in bundle.rglob("*") if path.is_file())
+
+
 def test_a_bundle_holds_no_path_of_its_maker(compiled):
     one = compiled("bert", "TOKEN_CLS")
-    for path in one.bundle.iterdir():
-        content = path.read_bytes()
+    for name in files_of(one.bundle):
+        content = (one.bundle / name).read_bytes()
         for trace in (str(one.trained.base.parent), str(Path(tiny.__file__).parents[2])):
-            assert trace.encode() not in content, path.name
+            assert trace.encode() not in content, name
 
 
 def test_the_published_schema_is_the_readers_own(compiled):

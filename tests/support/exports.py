@@ -1,0 +1,154 @@
+"""Programs of one shape are exported to ONNX once: torch traces for seconds, whatever the weights.
+
+What is kept is a graph and which of the program's parameters and buffers its tensors are. Another
+program of the same modules, settings and shapes gets that graph over its own tensors. Where a graph
+holds a tensor of another origin, made of weights perhaps, only a program of equal weights gets it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FunctionType, MethodType
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+from support.shared import Shared
+from torch.onnx._internal.exporter._core import TorchTensor
+
+from ptdeploy.program import export
+from ptdeploy.program.program import Program
+
+Exporter = Callable[[Program, int | None], ir.Model]
+TO_ONNX: Exporter = export.to_onnx
+
+
+@contextmanager
+def exported_once(shared: Shared) -> Iterator[None]:
+    """Let compilations in this block take a graph that any of the session's processes exported."""
+
+    def to_onnx(program: Program, opset: int | None = None) -> ir.Model:
+        return shared_export(shared, program, opset)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "to_onnx", to_onnx)
+        yield
+
+
+def shared_export(
+    shared: Shared, program: Program, opset: int | None = None, real: Exporter = TO_ONNX
+) -> ir.Model:
+    """The program's graph: exported by `real`, or kept from a program of the same shape."""
+    fresh: list[ir.Model] = []
+
+    def fill(folder: Path) -> None:
+        fresh.append(real(program, opset))
+        _save(fresh[0], program, folder)
+
+    key = ("export", shape_of(program, opset))
+    folder = shared.folder(key, fill)
+    if not fresh and (folder / "weights").read_text() not in ("any", weights_of(program)):
+        folder = shared.folder((*key, weights_of(program)), fill)
+    return fresh[0] if fresh else _load(folder, program)
+
+
+def _save(model: ir.Model, program: Program, folder: Path) -> None:
+    names = {_place(tensor): name for name, tensor in _tensors(program).items()}
+    origins = {
+        name: names.get(_place(value.const_value.raw))
+        for name, value in model.graph.initializers.items()
+    }
+    (folder / "origins").write_text(json.dumps(origins))
+    (folder / "weights").write_text(weights_of(program) if None in origins.values() else "any")
+    (folder / "counters").write_text(json.dumps([getattr(_names(model), one) for one in _COUNTERS]))
+    (folder / "graph").write_bytes(ir.to_proto(model).SerializeToString())
+
+
+def _load(folder: Path, program: Program) -> ir.Model:
+    model = ir.from_proto(onnx.ModelProto.FromString((folder / "graph").read_bytes()))
+    for one, count in zip(_COUNTERS, json.loads((folder / "counters").read_text()), strict=True):
+        setattr(_names(model), one, count)
+    tensors = _tensors(program)
+    for name, origin in json.loads((folder / "origins").read_text()).items():
+        if origin is not None:
+            model.graph.initializers[name].const_value = TorchTensor(tensors[origin], name=name)
+    return model
+
+
+# How many values and nodes were given a name: what passes name has the numbers after these.
+_COUNTERS = ("_value_counter", "_node_counter")
+
+
+def _names(model: ir.Model) -> Any:
+    return model.graph._name_authority
+
+
+def _place(tensor: torch.Tensor) -> tuple[object, ...]:
+    return (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+
+
+def _tensors(program: Program) -> dict[str, torch.Tensor]:
+    """Parameters and buffers by name; tied ones once."""
+    return {**dict(program.module.named_parameters()), **dict(program.module.named_buffers())}
+
+
+def weights_of(program: Program) -> str:
+    """The digest of all parameters and buffers."""
+    return _digest([(name, _plain(tensor)) for name, tensor in _tensors(program).items()])
+
+
+def shape_of(program: Program, opset: int | None) -> str:
+    """The digest of all that a trace depends on but the values of parameters and buffers."""
+    lowered = program.lowered
+    facts: list[object] = [program.signature, opset, lowered and lowered.operators]
+    first: dict[int, str] = {}
+    for path, module in program.module.named_modules():
+        facts += [path, lowered is not None and module is lowered.model, _plain(type(module))]
+        facts.append(_plain({k: v for k, v in vars(module).items() if k not in _SEEN}))
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            facts.append(name)
+            if tensor is not None:
+                # Tied weights are one tensor.
+                tied = first.setdefault(id(tensor), f"{path}.{name}")
+                facts += [tied, tensor.shape, tensor.stride(), tensor.dtype]
+    return _digest(facts)
+
+
+# What modules hold in these is looked at one by one.
+_SEEN = {"_parameters", "_buffers", "_modules"}
+# Where a model was loaded from.
+_WHERE = {"_name_or_path", "name_or_path"}
+
+
+def _plain(value: Any) -> object:
+    """What a value says, without its place in memory."""
+    if isinstance(value, torch.Tensor):
+        content = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        return (value.dtype, value.shape, hashlib.sha256(content).hexdigest())
+    if isinstance(value, dict):
+        return [(str(key), _plain(one)) for key, one in value.items() if key not in _WHERE]
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(repr, value))
+    if isinstance(value, (FunctionType, MethodType)):
+        code = inspect.unwrap(value).__code__
+        return (value.__qualname__, code.co_filename, code.co_firstlineno, code.co_code)
+    if isinstance(value, type):
+        return (value.__module__, value.__qualname__, _plain(getattr(value, "forward", None)))
+    if hasattr(value, "to_dict"):  # a configuration
+        return (_plain(value.to_dict()), getattr(value, "_attn_implementation", None))
+    if value is None or isinstance(value, (bool, int, float, str, torch.dtype, torch.device)):
+        return value
+    return type(value).__qualname__
+
+
+def _digest(facts: object) -> str:
+    return hashlib.sha256(repr(facts).encode()).hexdigest()
