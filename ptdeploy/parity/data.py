@@ -231,7 +231,7 @@ def _logits(given: list[Any], engine: Engine, tokens: int) -> NDArray[np.float32
         array = np.asarray(given, np.float32)
     except (ValueError, TypeError):
         array = np.zeros(0, np.float32)
-    width = engine.manifest.graph.outputs[0].shape[-1]
+    width = engine.logit_shape(engine.manifest, tokens)[-1]
     flat = engine.one_answer
     if array.ndim != (1 if flat else 2) or array.shape[-1] != width:
         raise InputError(f"its logits are not {width} numbers{'' if flat else ' a position'}.")

@@ -48,6 +48,15 @@ def test_a_reference_that_does_not_fit_its_bundle_is_refused_here_too(compiled, 
     assert "rows.000.ids holds a token id outside 0 to 100" in capsys.readouterr().err
 
 
+def test_logits_of_other_classes_are_not_compared(compiled, tmp_path, capsys):
+    two = tiny.make(tmp_path, "bert", "SEQ_CLS", num_labels=2)
+    other = ptdeploy.compile(
+        two.adapter, target="ort", base=str(two.base), output=tmp_path / "two.bundle"
+    )
+    assert main(["diff", str(compiled("bert", "SEQ_CLS").bundle), str(other.path)]) == 0
+    assert "logits: of another kind" in capsys.readouterr().out
+
+
 def test_other_tasks_are_not_timed_together(compiled, capsys):
     paths = [str(compiled(*one).bundle) for one in (("bert", "SEQ_CLS"), ("gpt2", "CAUSAL_LM"))]
     assert main(["diff", *paths]) == 0

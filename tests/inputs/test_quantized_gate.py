@@ -16,7 +16,7 @@ from support import tiny
 from support.faults import Editor
 
 import ptdeploy
-from ptdeploy.bundle import Limits
+from ptdeploy.bundle import RequestLimits
 from ptdeploy.bundle.quantization import QuantizationOptions, quantization_for
 from ptdeploy.bundle.task import Task
 from ptdeploy.parity.cases import Comparison
@@ -30,7 +30,7 @@ from ptdeploy.source.base import resolve_base
 from ptdeploy.source.base_weights import load_model
 from ptdeploy.source.checkpoint import read_checkpoint
 
-LIMITS = Limits(max_sequence=59, max_context=64, vocab_size=tiny.VOCABULARY)
+LIMITS = RequestLimits(max_sequence=59, max_context=64, vocab_size=tiny.VOCABULARY)
 
 
 @pytest.fixture(scope="module")

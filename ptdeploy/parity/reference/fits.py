@@ -64,7 +64,7 @@ def _check_text(name: str, text: TextRow, manifest: Manifest) -> None:
     surprises = tokens - 1 if task_engine.writes else 0
     _check_length(f"{name}.nll", text.nll, np.float32, surprises)
     if text.logits is not None or _has_logits(manifest):
-        wanted = (text.top1.size, manifest.graph.outputs[0].shape[-1])
+        wanted = (text.top1.size, task_engine.logit_shape(manifest, tokens)[-1])
         _check_text_logits(f"{name}.logits", text.logits, wanted)
 
 
