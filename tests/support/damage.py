@@ -18,16 +18,15 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save
 
-from ptdeploy.bundle import MAX_MANIFEST_BYTES
+from ptdeploy.bundle import DEFAULT_PROMPT, MAX_MANIFEST_BYTES, MODEL, prompt_folder
 from ptdeploy.errors import BundleError, InputError, PtdeployError
 
-FILES = (
-    "model.onnx",
-    "model.onnx.data",
-    "prompt.safetensors",
-    "reference.safetensors",
-    "parity.json",
+# Of the default prompt: its folder, and the files in it.
+FOLDER = prompt_folder(DEFAULT_PROMPT)
+PROMPT, REFERENCE, PARITY = (
+    f"{FOLDER}/{name}" for name in ("prompt.safetensors", "reference.safetensors", "parity.json")
 )
+FILES = ("model.onnx", "model.onnx.data", PROMPT, REFERENCE, PARITY)
 DECODER, ENCODER = ("gpt2", "CAUSAL_LM"), ("bert", "SEQ_CLS")
 QUANTIZED = {
     "bits": 8,
@@ -71,9 +70,20 @@ def first_file(manifest: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def the_graph(manifest: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = manifest["graphs"][MODEL]
+    return found
+
+
+def the_prompt(manifest: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = manifest["prompts"][DEFAULT_PROMPT]
+    return found
+
+
 def fix_slots(manifest: dict[str, Any], slots: int) -> None:
     """Say that every KV buffer has this many slots."""
-    for spec in (*manifest["inputs"], *manifest["outputs"]):
+    graph = the_graph(manifest)
+    for spec in (*graph["inputs"], *graph["outputs"]):
         if spec["shape"][2:3] == ["slots"]:
             spec["shape"][2] = slots
 
@@ -141,7 +151,7 @@ def _external_data_outside(bundle: Path) -> None:
 def _prompt(header: dict[str, Any], data: bytes = b"\0" * 64) -> Callable[[Path], None]:
     text = json.dumps(header).encode()
     content = len(text).to_bytes(8, "little") + text + data
-    return lambda bundle: replace(bundle, "prompt.safetensors", content)
+    return lambda bundle: replace(bundle, PROMPT, content)
 
 
 def _f32(shape: list[int], begin: int, end: int) -> dict[str, Any]:
@@ -239,7 +249,7 @@ _OF_FILES = [
     ),
     Damage(
         "a prompt with a header longer than itself",
-        lambda b: replace(b, "prompt.safetensors", (1 << 40).to_bytes(8, "little")),
+        lambda b: replace(b, PROMPT, (1 << 40).to_bytes(8, "little")),
         "holds no virtual tokens",
         same_words=False,
     ),
@@ -269,9 +279,13 @@ _OF_PATHS = [
 ]
 
 _OF_FIELDS = [
-    _edit("the next version", lambda m: m.update(format_version=4), "version 4; this ptdeploy"),
-    _edit("the last version", lambda m: m.update(format_version=2), "version 2; this ptdeploy"),
-    _edit("version in words", lambda m: m.update(format_version="3"), "Expected `int`, got `str`"),
+    _edit("the next version", lambda m: m.update(format_version=5), "version 5; this ptdeploy"),
+    _edit(
+        "the last version",
+        lambda m: m.update(format_version=3),
+        "is 'ptdeploy-bundle' version 3; this ptdeploy reads 'ptdeploy-bundle' version 4.",
+    ),
+    _edit("version in words", lambda m: m.update(format_version="4"), "Expected `int`, got `str`"),
     _edit("no version", lambda m: m.pop("format_version"), "required field `format_version`"),
     _edit("no format", lambda m: m.pop("format"), "required field `format`"),
     _edit("another format", lambda m: m.update(format="zip"), "is 'zip'"),
@@ -279,8 +293,8 @@ _OF_FIELDS = [
     _edit("an unknown field", lambda m: m.update(surprise=[[1]]), "unknown field `surprise`"),
     _edit(
         "an unknown field within",
-        lambda m: m["inputs"][1].update(surprise=1),
-        "unknown field `surprise` - at `$.inputs[1]`",
+        lambda m: the_graph(m)["inputs"][1].update(surprise=1),
+        "unknown field `surprise` - at `$.graphs[...].inputs[1]`",
     ),
     _edit("no limits", lambda m: m.pop("limits"), "required field `limits`"),
     _edit(
@@ -290,20 +304,61 @@ _OF_FIELDS = [
     ),
     _edit(
         "a field missing within",
-        lambda m: m["prompt"].pop("sha256"),
-        "required field `sha256` - at `$.prompt`",
+        lambda m: the_prompt(m).pop("sha256"),
+        "required field `sha256` - at `$.prompts[...]`",
     ),
     _edit("another task", lambda m: m.update(task="MAGIC"), "Invalid enum value 'MAGIC'"),
     _edit("a task's number", lambda m: m.update(task=3), "Expected `str`, got `int` - at `$.task`"),
     _edit("another role", lambda m: first_file(m).update(role="virus"), "'virus' - at `$.files[0]"),
-    _edit("another route", lambda m: m["graph"].update(route="scenic"), "'scenic'"),
+    _edit("another route", lambda m: the_graph(m).update(route="scenic"), "'scenic'"),
+    _edit(
+        "a tensor's unknown role",
+        lambda m: the_graph(m)["inputs"][3].update(role="virus"),
+        "Invalid enum value 'virus' - at `$.graphs[...].inputs[3].role`",
+    ),
+    _edit(
+        "a tensor of no role",
+        lambda m: the_graph(m)["outputs"][0].pop("role"),
+        "required field `role` - at `$.graphs[...].outputs[0]`",
+    ),
+    _edit(
+        "a prompt in words",
+        lambda m: m["prompts"].update(default="x"),
+        "Expected `object`, got `str` - at `$.prompts[...]`",
+    ),
+    _edit("prompts as a list", lambda m: m.update(prompts=[]), "Expected `object`, got `array`"),
+    _edit("graphs as a list", lambda m: m.update(graphs=[]), "Expected `object`, got `array`"),
+    _edit("no graph", lambda m: m.pop("graphs"), "required field `graphs`"),
+    _edit("no prompts", lambda m: m.pop("prompts"), "required field `prompts`"),
+    _edit("no default", lambda m: m.pop("default_prompt"), "required field `default_prompt`"),
+    _edit(
+        "a default by number",
+        lambda m: m.update(default_prompt=0),
+        "Expected `str | null`, got `int` - at `$.default_prompt`",
+    ),
+    _edit(
+        "a file of a number",
+        lambda m: first_file(m).update(of=1),
+        "Expected `str | null`, got `int` - at `$.files[0].of`",
+    ),
+    _edit(
+        "a prompt's checkpoint in part",
+        lambda m: the_prompt(m)["source"].pop("adapter"),
+        "required field `adapter` - at `$.prompts[...].source`",
+    ),
+    _edit("no base", lambda m: m.pop("base"), "required field `base`"),
+    _edit(
+        "a field of the last version",
+        lambda m: m["limits"].update(max_sequence=59),
+        "unknown field `max_sequence` - at `$.limits`",
+    ),
     _edit("a quoted word", lambda m: m.update(task="M'\n\u0001é"), "M'\\n\\x01é"),
     _edit(
         "a fraction",
-        lambda m: m["limits"].update(max_sequence=1.0),
-        "Expected `int`, got `float` - at `$.limits.max_sequence`",
+        lambda m: m["limits"].update(max_context=1.0),
+        "Expected `int`, got `float` - at `$.limits.max_context`",
     ),
-    _edit("a truth", lambda m: m["limits"].update(max_sequence=True), "got `bool`"),
+    _edit("a truth", lambda m: m["limits"].update(max_context=True), "got `bool`"),
     _edit("a batch in words", lambda m: m["limits"].update(max_batch="x"), "Expected `int | null`"),
     _edit(
         "a prefill in fractions",
@@ -312,23 +367,27 @@ _OF_FIELDS = [
     ),
     _edit(
         "an axis that is null",
-        lambda m: m["inputs"][0]["shape"].append(None),
+        lambda m: the_graph(m)["inputs"][0]["shape"].append(None),
         "Expected `int | str`, got `null`",
     ),
-    _edit("a prefix in words", lambda m: m["prompt"].update(prefix_kv="x"), "`array | null`"),
+    _edit("a prefix in words", lambda m: the_prompt(m).update(prefix_kv="x"), "`array | null`"),
     _edit(
         "a version that is none",
         lambda m: m["versions"].update(onnx=None),
         "at `$.versions[...]`",
     ),
     _edit("versions as a list", lambda m: m.update(versions=[]), "Expected `object`, got `array`"),
-    _edit("labels as null", lambda m: m.update(labels=None), "Expected `array`, got `null`"),
-    _edit("a label's number", lambda m: m.update(labels=[1]), "at `$.labels[0]`"),
-    _edit("an unknown head", lambda m: m.update(head="argmax"), "'argmax' - at `$.head`"),
+    _edit(
+        "labels as null",
+        lambda m: the_prompt(m).update(labels=None),
+        "Expected `array`, got `null`",
+    ),
+    _edit("a label's number", lambda m: the_prompt(m).update(labels=[1]), "[...].labels[0]`"),
+    _edit("an unknown head", lambda m: the_prompt(m).update(head="argmax"), "'argmax' - at `$."),
     _edit(
         "another task's head",
-        lambda m: m.update(head="sigmoid"),
-        "its head is for SEQ_CLS, which it is not",
+        lambda m: the_prompt(m).update(head="sigmoid"),
+        "prompts['default'].head is for SEQ_CLS, which it is not",
     ),
     _edit(
         "segments in words",
@@ -351,11 +410,15 @@ _OF_FIELDS = [
         lambda m: m.update(quantization={"type": "float8e4m3fn"}),
         "required field `bits` - at `$.quantization`",
     ),
-    _edit("a graph's parity by list", lambda m: m.update(graph_parity=[]), "Expected `object | n"),
+    _edit(
+        "a graph's parity by list",
+        lambda m: the_prompt(m).update(graph_parity=[]),
+        "Expected `object | n",
+    ),
     _edit(
         "a graph's parity in part",
-        lambda m: m.update(graph_parity={"passed": True, "cases": 1, "max_abs": 0}),
-        "required field `top1_agreement` - at `$.graph_parity`",
+        lambda m: the_prompt(m).update(graph_parity={"passed": True, "cases": 1, "max_abs": 0}),
+        "required field `top1_agreement` - at `$.prompts[...].graph_parity`",
     ),
     _edit("generation in words", lambda m: m.update(generation="x"), "Expected `object | null`"),
     _edit(
@@ -401,7 +464,7 @@ _OF_FIELDS = [
     ),
     _edit(
         "a ratio in words",
-        lambda m: m["parity"].update(perplexity_ratio="x"),
+        lambda m: the_prompt(m)["parity"].update(perplexity_ratio="x"),
         "Expected `float | null`",
     ),
     _edit("a file that is null", lambda m: m["files"].append(None), "Expected `object`"),
@@ -412,7 +475,7 @@ _OF_FIELDS = [
     ),
     Damage(
         "manifest: a number past all",
-        _text('"max_sequence": ', '"max_sequence": 1e400, "max_sequence": '),
+        _text('"max_context": ', '"max_context": 1e400, "max_context": '),
         "Number out of range",
     ),
 ]
@@ -437,8 +500,8 @@ _OF_JSON = [
 ] + [
     Damage(f"manifest: {name}", _text(old, new), "not a valid manifest", same_words=False)
     for name, old, new in (
-        ("NaN", '"max_sequence": 59', '"max_sequence": NaN'),
-        ("a leading zero", '"max_sequence": 59', '"max_sequence": 059'),
+        ("NaN", '"max_context": 64', '"max_context": NaN'),
+        ("a leading zero", '"max_context": 64', '"max_context": 064'),
         ("a comment", '"target"', '/* x */ "target"'),
         ("single quotes", '"target"', "'target'"),
         ("a comma too many", '"target"', ', "target"'),
@@ -467,13 +530,13 @@ def rewrite_reference(
     bundle: Path, change: Callable[[dict[str, np.ndarray], dict[str, Any]], object]
 ) -> None:
     """Change the stored reference's tensors and metadata; its hash then fits."""
-    path = bundle / "reference.safetensors"
+    path = bundle / REFERENCE
     with safe_open(path, framework="np") as file:
         metadata = json.loads(file.metadata()["ptdeploy"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     change(tensors, metadata)
     content = save({k: np.ascontiguousarray(v) for k, v in tensors.items()}, _packed(metadata))
-    replace(bundle, path.name, content)
+    replace(bundle, REFERENCE, content)
 
 
 def _packed(metadata: dict[str, Any]) -> dict[str, str]:
@@ -487,10 +550,9 @@ def _reference(name: str, change: Callable[[Any, Any], object], reason: str, **m
 
 
 def _reference_bytes(name: str, change: Callable[[bytes], bytes]) -> Damage:
-    file = "reference.safetensors"
     return Damage(
         f"reference: {name}",
-        lambda bundle: replace(bundle, file, change((bundle / file).read_bytes())),
+        lambda bundle: replace(bundle, REFERENCE, change((bundle / REFERENCE).read_bytes())),
         "not a stored reference (",
         same_words=False,
     )
