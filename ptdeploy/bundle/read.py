@@ -20,12 +20,13 @@ from ptdeploy.bundle.schema import (
     FORMAT_VERSION,
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
-    MODEL,
     FileEntry,
     Header,
     Manifest,
     Role,
 )
+from ptdeploy.bundle.signature import AGAIN
+from ptdeploy.bundle.whose import misnamed, owner
 from ptdeploy.errors import BundleError, PtdeployError
 from ptdeploy.files import POINTER_FIX, POINTER_PROBLEM, is_pointer_text
 
@@ -95,8 +96,8 @@ class Bundle:
 
     def entry(self, role: Role) -> FileEntry | None:
         """What the manifest lists with this role: of prompts, the default one's."""
-        of = (None, MODEL, self.manifest.default_prompt)
-        return next((e for e in self.manifest.files if e.role == role and e.of in of), None)
+        of = owner(role, self.manifest)
+        return next((e for e in self.manifest.files if (e.role, e.of) == (role, of)), None)
 
 
 def whole(path: str | Path, work: Callable[[], _T]) -> _T:
@@ -134,7 +135,8 @@ def read_bundle(path: str | Path, hashes: bool = True) -> Bundle:
     """Read a bundle and check every file in its manifest; `hashes=False` checks sizes only.
 
     Raises BundleError on a missing or oversize manifest, an unknown version, a field that is not
-    in the schema, a path that leaves the folder, and a missing or changed file.
+    in the schema, a name of a graph or a prompt that is not there or that none can have, a path
+    that leaves the folder, and a missing or changed file.
     """
     return whole(path, lambda: _read(Path(path), hashes))
 
@@ -147,6 +149,8 @@ def _read(path: Path, hashes: bool) -> Bundle:
             raise BundleError(f"{path}: cannot be read ({error.strerror}).") from error
         raise BundleError(f"{path}: no such bundle folder.") from error
     manifest = _read_manifest(held)
+    for problem in misnamed(manifest):
+        raise BundleError(f"{path / MANIFEST_NAME}: {problem}.", AGAIN)
     seen = set()
     for entry in manifest.files:
         if entry.path in seen:

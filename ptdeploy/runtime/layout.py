@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import zip_longest
 
 from ptdeploy.bundle import MANIFEST_NAME, MODEL, Bundle, Limits, Manifest, PromptInfo
-from ptdeploy.bundle.schema import is_prompt_name
 from ptdeploy.bundle.signature import AGAIN, words_of
 from ptdeploy.bundle.task import Head, TensorRole, TensorSpec
 from ptdeploy.errors import BundleError
@@ -20,8 +19,6 @@ MOST = 2**31 - 1
 _RANGE = f"from 1 to {MOST}"
 # What activations can be computed in, and what prompts' tensors then are.
 ACTIVATIONS = ("float32", "float16", "bfloat16")
-_OF_GRAPH = ("model", "weights", "engine", "engine_info")
-_OF_PROMPT = ("prompt", "reference", "parity", "graph_parity")
 # An engine built for fixed sizes has room for the logits of so many positions of one run: a large
 # vocabulary's are many times as large as all else that a prefill needs.
 KEPT = 64
@@ -42,8 +39,6 @@ def check_manifest(bundle: Bundle, problems: Iterable[str]) -> None:
 def problems_of_any(manifest: Manifest, heads: Sequence[Head]) -> Iterator[str]:
     """What no engine has, whatever its task, in the order in which one thing's range is needed to
     say the next. `heads` are those that its task has."""
-    if list(manifest.graphs) != [MODEL]:
-        yield f"graphs must have one, {MODEL!r}"
     limits = manifest.limits
     for name, value in (
         ("limits.max_context", limits.max_context),
@@ -57,19 +52,14 @@ def problems_of_any(manifest: Manifest, heads: Sequence[Head]) -> Iterator[str]:
         yield f"limits.type_vocab_size must be from 0 to {MOST}"
     if limits.type_vocab_size and all(spec.role != "segments" for spec in manifest.graph.inputs):
         yield "its limits have segments, but its signature takes none"
-    if manifest.default_prompt not in manifest.prompts:
-        yield "default_prompt is not the name of a prompt"
     for name, prompt in manifest.prompts.items():
         yield from _of_prompt(name, prompt, limits, heads)
-    yield from _of_files(manifest)
     yield from _of_quantization(manifest)
 
 
 def _of_prompt(
     name: str, prompt: PromptInfo, limits: Limits, heads: Sequence[Head]
 ) -> Iterator[str]:
-    if not is_prompt_name(name):
-        yield "prompts has a name that no prompt can have"
     where = f"prompts[{name!r}]."
     for field, value in (
         ("num_virtual_tokens", prompt.num_virtual_tokens),
@@ -84,19 +74,6 @@ def _of_prompt(
         yield f"{where}num_virtual_tokens leaves no room in limits.max_context"
     if not re.fullmatch(r"[0-9a-f]{64}", prompt.sha256):
         yield f"{where}sha256 is no SHA-256"
-
-
-def _of_files(manifest: Manifest) -> Iterator[str]:
-    """Files that are of something else than their role is."""
-    for index, entry in enumerate(manifest.files):
-        if entry.role in _OF_GRAPH:
-            if entry.of not in manifest.graphs:
-                yield f"files[{index}].of is not the name of a graph"
-        elif entry.role in _OF_PROMPT:
-            if entry.of not in manifest.prompts:
-                yield f"files[{index}].of is not the name of a prompt"
-        elif entry.of is not None:
-            yield f"files[{index}].of must be null"
 
 
 def _of_quantization(manifest: Manifest) -> Iterator[str]:

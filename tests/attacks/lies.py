@@ -6,6 +6,7 @@ words, or it is harmless: the bundle opens and answers as the honest one does.
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,14 +15,25 @@ from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file, save
-from support.damage import DECODER, ENCODER, QUANTIZED, edit, fix_slots, replace
+from support.damage import (
+    DECODER,
+    ENCODER,
+    FOLDER,
+    PROMPT,
+    QUANTIZED,
+    edit,
+    fix_slots,
+    replace,
+    the_graph,
+    the_prompt,
+)
 
 Change = Callable[[dict[str, Any]], object]
 TAGGER, PLAIN = ("bert", "TOKEN_CLS"), ("bloom", "CAUSAL_LM")
 POOLED = ("qwen2", "SEQ_CLS")
 # By architecture and task, or a kind of native.KINDS.
 Honest = tuple[str, str] | str
-LOOSE = "fused, not frozen"
+LOOSE, SEGMENTLESS = "fused, not frozen", "encoder classifier without segments"
 MOST = 2**31
 
 
@@ -38,6 +50,10 @@ class Lie:
         return self.name
 
 
+def _words(kind: Honest) -> str:
+    return kind if isinstance(kind, str) else " ".join(kind)
+
+
 def _says(name: str, change: Change, reason: str | None, **more: Any) -> Lie:
     return Lie(name, lambda bundle: edit(bundle, change), reason, **more)
 
@@ -46,9 +62,10 @@ def _swap(side: str, a: int, b: int, *fields: str) -> Change:
     """Exchange two tensors of a signature, or some of their fields."""
 
     def change(manifest: dict[str, Any]) -> None:
-        one, other = manifest[side][a], manifest[side][b]
+        specs = the_graph(manifest)[side]
+        one, other = specs[a], specs[b]
         if not fields:
-            manifest[side][a], manifest[side][b] = other, one
+            specs[a], specs[b] = other, one
         for field in fields:
             one[field], other[field] = other[field], one[field]
 
@@ -56,9 +73,13 @@ def _swap(side: str, a: int, b: int, *fields: str) -> Change:
 
 
 def _set(path: str, value: Any) -> Change:
+    """`graph` and `prompt` are the graph that there is and the default prompt."""
+
     def change(manifest: dict[str, Any]) -> None:
         *way, last = path.split(".")
-        place: Any = manifest
+        short = {"graph": the_graph, "prompt": the_prompt}.get(way[0]) if way else None
+        place: Any = short(manifest) if short else manifest
+        way = way[1:] if short else way
         for step in way:
             place = place[int(step)] if isinstance(place, list) else place[step]
         place[int(last) if isinstance(place, list) else last] = value
@@ -71,23 +92,48 @@ def _all(*changes: Change) -> Change:
 
 
 def _each_past(**fields: Any) -> Change:
-    return lambda m: [spec.update(fields) for spec in (*m["inputs"][3:], *m["outputs"][1:])]
+    return lambda m: [spec.update(fields) for spec in _buffers(m)]
+
+
+def _buffers(manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    graph = the_graph(manifest)
+    return [*graph["inputs"][3:], *graph["outputs"][1:]]
+
+
+def _new_kv(axis: str) -> Change:
+    """What new keys and values are along: the whole buffer's slots, or the new tokens."""
+    return lambda m: [one["shape"].__setitem__(2, axis) for one in the_graph(m)["outputs"][1:]]
+
+
+def _pop(**counts: int) -> Change:
+    """Take tensors off the end of the signature's sides."""
+    return lambda m: [the_graph(m)[s].pop() for s, n in counts.items() for _ in range(n)]
+
+
+def _insert(place: int, **spec: Any) -> Change:
+    """One more input, like the first but for what is said."""
+
+    def change(manifest: dict[str, Any]) -> None:
+        inputs = the_graph(manifest)["inputs"]
+        inputs.insert(place, {**inputs[0], **spec})
+
+    return change
 
 
 def _heads(manifest: dict[str, Any], heads: int, width: int) -> None:
     """Another number of heads and their width, with the same number of elements."""
-    for spec in (*manifest["inputs"][3:], *manifest["outputs"][1:]):
+    for spec in _buffers(manifest):
         spec["shape"][1], spec["shape"][3] = heads, width
-    manifest["prompt"]["prefix_kv"] = [2, 2, heads, 5, width]
+    the_prompt(manifest)["prefix_kv"] = [2, 2, heads, 5, width]
 
 
 def _prompt(change: Callable[[dict[str, np.ndarray]], object]) -> Callable[[Path], None]:
     """Change the prompt's tensors, with their file's hash."""
 
     def do(bundle: Path) -> None:
-        tensors = dict(load_file(bundle / "prompt.safetensors"))
+        tensors = dict(load_file(bundle / PROMPT))
         change(tensors)
-        replace(bundle, "prompt.safetensors", save(tensors))
+        replace(bundle, PROMPT, save(tensors))
 
     return do
 
@@ -176,6 +222,31 @@ def _rename(side: str, old: str, new: str) -> Callable[[Any], None]:
     return change
 
 
+def _all_renamed(bundle: Path) -> None:
+    """Other names for all inputs and outputs, in graph, manifest and prompt: no lie at all."""
+
+    def new(name: str) -> str:
+        return f"renamed {name}"
+
+    def in_manifest(manifest: dict[str, Any]) -> None:
+        for side in ("inputs", "outputs"):
+            for spec in the_graph(manifest)[side]:
+                spec["name"] = new(spec["name"])
+
+    def in_graph(model: Any) -> None:
+        for side in ("input", "output"):
+            for value in list(getattr(model.graph, side)):
+                _rename(side, value.name, new(value.name))(model)
+
+    def in_prompt(tensors: dict[str, np.ndarray]) -> None:
+        for name in [one for one in tensors if one.startswith("head.")]:
+            tensors[new(name)] = tensors.pop(name)
+
+    edit(bundle, in_manifest)
+    graph(in_graph)(bundle)
+    _prompt(in_prompt)(bundle)
+
+
 def _onnx(content: bytes) -> Callable[[Path], None]:
     return lambda bundle: replace(bundle, "model.onnx", content)
 
@@ -205,30 +276,35 @@ def deep_graph(depth: int) -> bytes:
 
 _OF_NUMBERS = [
     *(
-        _says(f"{path} is {value}", _set(path, value), f"{path} must be from 1 to 2147483647")
-        for path in (
-            "limits.max_sequence",
-            "limits.max_context",
-            "limits.vocab_size",
-            "limits.max_batch",
-            "limits.max_prefill",
-            "prompt.num_virtual_tokens",
-            "prompt.token_dim",
+        _says(f"{path} is {value}", _set(path, value), f"{words} must be from 1 to 2147483647")
+        for path, words in (
+            ("limits.max_context", "limits.max_context"),
+            ("limits.vocab_size", "limits.vocab_size"),
+            ("limits.max_batch", "limits.max_batch"),
+            ("limits.max_prefill", "limits.max_prefill"),
+            ("prompt.num_virtual_tokens", "prompts['default'].num_virtual_tokens"),
+            ("prompt.token_dim", "prompts['default'].token_dim"),
         )
         for value in (0, -1, MOST, 2**62)
     ),
     _says(
         "a prefix of a size past all",
         _set("prompt.prefix_kv", [2, 2, 4, 2**62, 8]),
-        "prompt.prefix_kv[3] must be from",
+        "prompts['default'].prefix_kv[3] must be from",
     ),
-    _says("one slot more", _set("limits.max_context", 65), "do not add up to max_context"),
-    _says(
-        "sums that overflow",
-        _all(_set("limits.max_sequence", MOST - 1), _set("limits.max_context", MOST - 1)),
-        "do not add up to max_context",
+    *(
+        _says(
+            f"room for {room} tokens in all, {_words(kind)}",
+            _set("limits.max_context", room),
+            "prompts['default'].num_virtual_tokens leaves no room in limits.max_context",
+            bundle=kind,
+        )
+        for room in (1, 5)
+        for kind in (DECODER, ENCODER, POOLED)
     ),
-    _says("no hash", _set("prompt.sha256", ""), "prompt.sha256 is no SHA-256"),
+    _says("one slot more", _set("limits.max_context", 65), None),
+    _says("as many slots as there are numbers", _set("limits.max_context", MOST - 1), None),
+    _says("no hash", _set("prompt.sha256", ""), "prompts['default'].sha256 is no SHA-256"),
     _says("a hash in capitals", _set("prompt.sha256", "A" * 64), "is no SHA-256"),
     _says("a hash with a line", _set("prompt.sha256", "a" * 64 + "\n"), "is no SHA-256"),
     _says("another's hash", _set("prompt.sha256", "a" * 64), "not those of prompt.sha256"),
@@ -279,63 +355,150 @@ _OF_NUMBERS = [
     ),
 ]
 
-_OF_SIGNATURES = [
+# Names are free, so that tensors of one role, type and shape are told apart by the engine alone.
+_OF_ROLES = [
     _says(
         "keys for values",
         _swap("inputs", 3, 4),
-        "inputs[3] is 'past_key_values.0.value'; it must be 'past_key_values.0.key'",
+        "its inputs[3] is 'past_key_values.0.key': 'float32' '(batch, 4, slots, 8)', but the "
+        "manifest says 'past_key_values.0.value'",
     ),
-    _says("one layer for another", _swap("inputs", 3, 5), "inputs[3] is 'past_key_values.1.key'"),
-    _says("new values for new keys", _swap("outputs", 1, 2), "outputs[1] is 'present.0.value'"),
-    _says("layers given back in turn", _swap("outputs", 1, 3), "outputs[1] is 'present.1.key'"),
-    _says("ids for lengths", _swap("inputs", 0, 1, "name"), "inputs[0] is 'past_lengths'"),
-    _says("ids behind lengths", _swap("inputs", 0, 1), "inputs[0] is 'past_lengths'"),
-    _says("logits last", _swap("outputs", 0, 4), "outputs[0] is 'present.1.value'"),
+    _says(
+        "one layer for another", _swap("inputs", 3, 5), "its inputs[3] is 'past_key_values.0.key'"
+    ),
+    _says("new values for new keys", _swap("outputs", 1, 2), "its outputs[1] is 'present.0.key'"),
+    _says("layers given back in turn", _swap("outputs", 1, 3), "outputs[1] is 'present.0.key'"),
+    _says("ids for lengths", _swap("inputs", 0, 1, "name"), "its inputs[0] is 'input_ids'"),
+    _says(
+        "ids behind lengths",
+        _swap("inputs", 0, 1),
+        "graphs['model'].inputs[0] has the role 'lengths'; it must be 'ids'",
+    ),
+    _says(
+        "logits last",
+        _swap("outputs", 0, 4),
+        "graphs['model'].outputs[0] has the role 'present'; it must be 'logits'",
+    ),
+    *(
+        _says(
+            f"inputs[{place}] has the role {role}, {_words(kind)}",
+            _set(f"graph.inputs.{place}.role", role),
+            f"graphs['model'].inputs[{place}] has the role '{role}'; it must be '{wanted}'",
+            bundle=kind,
+        )
+        for kind, place, role, wanted in (
+            (DECODER, 0, "mask", "ids"),
+            (DECODER, 1, "positions", "lengths"),
+            (DECODER, 2, "lengths", "positions"),
+            (DECODER, 3, "present", "past"),
+            (DECODER, 4, "table", "past"),
+            (DECODER, 6, "prefix", "past"),
+            (LOOSE, 3, "past", "table"),
+            (LOOSE, 4, "table", "past"),
+            (ENCODER, 0, "segments", "ids"),
+            (ENCODER, 1, "ids", "mask"),
+            (ENCODER, 3, "past", "table"),
+            (ENCODER, 4, "lengths", "prompt"),
+            (POOLED, 1, "segments", "mask"),
+            (POOLED, 3, "prompt", "lengths"),
+            (POOLED, 4, "lengths", "prompt"),
+        )
+    ),
+    *(
+        _says(
+            f"outputs[{place}] has the role {role}",
+            _set(f"graph.outputs.{place}.role", role),
+            f"graphs['model'].outputs[{place}] has the role '{role}'; it must be '{wanted}'",
+        )
+        for place, role, wanted in ((0, "present", "logits"), (2, "past", "present"))
+    ),
+    _says(
+        "a head that is none",
+        _set("graph.inputs.5.role", "table"),
+        "graphs['model'].inputs[5] has the role 'table'; it must be 'head'",
+        bundle=ENCODER,
+    ),
+    _says("no name", _set("graph.inputs.3.name", ""), "inputs[3].name is empty, or another"),
+    _says("logits of no name", _set("graph.outputs.0.name", ""), "outputs[0].name is empty, or"),
+    _says(
+        "a layer named twice",
+        _set("graph.inputs.5.name", "past_key_values.0.key"),
+        "graphs['model'].inputs[5].name is empty, or another tensor's too",
+    ),
+    _says(
+        "a new layer named twice",
+        _set("graph.outputs.4.name", "present.0.key"),
+        "graphs['model'].outputs[4].name is empty, or another tensor's too",
+    ),
+    _says(
+        "a head named twice",
+        _set("graph.inputs.6.name", "head.classifier.weight"),
+        "graphs['model'].inputs[6].name is empty, or another tensor's too",
+        bundle=ENCODER,
+    ),
+    _says(
+        "a layer by another name",
+        _set("graph.inputs.5.name", "past_key_values.7.key"),
+        "its inputs[5] is 'past_key_values.1.key'",
+    ),
+    _says(
+        "the table by another name",
+        _set("graph.inputs.3.name", "table"),
+        "its inputs[3] is 'virtual_tokens'",
+        bundle=ENCODER,
+    ),
+    _says(
+        "a head by another name",
+        _set("graph.inputs.5.name", "head.weight"),
+        "its inputs[5] is 'head.classifier.weight'",
+        bundle=ENCODER,
+    ),
+]
+
+_OF_SIGNATURES = [
     _says(
         "a layer less",
-        lambda m: [m["inputs"].pop(), m["inputs"].pop(), m["outputs"].pop(), m["outputs"].pop()],
-        "prompt.prefix_kv is not the shape",
+        _pop(inputs=2, outputs=2),
+        "prompts['default'].prefix_kv is not the shape of the KV buffer's first slots",
     ),
     _says(
         "a layer less, and its prefix",
-        lambda m: [
-            *(m[side].pop() for side in ("inputs", "inputs", "outputs", "outputs")),
-            m["prompt"].update(prefix_kv=[1, 2, 4, 5, 8]),
-        ],
+        _all(_pop(inputs=2, outputs=2), _set("prompt.prefix_kv", [1, 2, 4, 5, 8])),
         "its inputs[5] is 'past_key_values.1.key': 'float32' '(batch, 4, slots, 8)', but the "
         "manifest says missing",
     ),
-    _says("half a layer less", lambda m: m["inputs"].pop(), "inputs[6] is missing"),
-    _says("a layer named twice", _set("inputs.5.name", "past_key_values.0.key"), "inputs[5] is"),
-    _says("a layer left out", _set("inputs.5.name", "past_key_values.7.key"), "inputs[5] is"),
-    _says("a layer's number with a zero", _set("inputs.5.name", "past_key_values.01.key"), "[5]"),
+    _says("half a layer less", _pop(inputs=1), "inputs[6] is missing; its role must be 'past'"),
     _says(
         "an input more",
-        lambda m: m["inputs"].append({**m["inputs"][0], "name": "extra"}),
-        "inputs[7] is 'extra'; it must be 'past_key_values.2.key'",
+        _insert(7, name="extra"),
+        "graphs['model'].inputs[7] has the role 'ids'; it must be 'past'",
     ),
     _says(
         "an output more",
-        lambda m: m["outputs"].append({**m["outputs"][0], "name": "extra"}),
-        "outputs[5] is 'extra', which no engine",
+        lambda m: the_graph(m)["outputs"].append({**the_graph(m)["outputs"][0], "name": "extra"}),
+        "graphs['model'].outputs[5] has the role 'logits', which no engine of this task has there",
     ),
-    _says("an output less", lambda m: m["outputs"].pop(), "outputs[4] is missing"),
-    _says("no outputs", lambda m: m["outputs"].clear(), "outputs[0] is missing"),
-    _says("no inputs", lambda m: m["inputs"].clear(), "inputs[0] is missing"),
-    _says("ids that are floats", _set("inputs.0.dtype", "float32"), "inputs[0].dtype is"),
-    _says("ids of 32 bits", _set("inputs.0.dtype", "int32"), "inputs[0].dtype is 'int32'"),
-    _says("an unknown type", _set("inputs.3.dtype", "object"), "inputs[3].dtype is 'object'"),
-    _says("one cache in bfloat16", _set("inputs.4.dtype", "bfloat16"), "inputs[4].dtype is"),
-    _says("logits in float16", _set("outputs.0.dtype", "float16"), "outputs[0].dtype is"),
-    _says("ids of no axis", _set("inputs.0.shape", []), "inputs[0].shape is '()'"),
-    _says("ids of one axis", _set("inputs.0.shape", ["batch"]), "it must be '(batch, sequence)'"),
-    _says("ids of one row", _set("inputs.0.shape", [1, "sequence"]), "inputs[0].shape is"),
-    _says("axes in turn", _set("inputs.0.shape", ["sequence", "batch"]), "inputs[0].shape is"),
-    _says("heads by name", _set("inputs.3.shape.1", "heads"), "inputs[3].shape is"),
-    _says("another number of heads", _set("inputs.4.shape.1", 7), "inputs[4].shape is"),
-    _says("heads less than none", _set("inputs.3.shape.1", -4), "inputs[3].shape is"),
-    _says("heads past all", _set("inputs.3.shape.1", 2**62), "inputs[3].shape is"),
-    _says("width of none", _set("inputs.3.shape.3", 0), "inputs[3].shape is"),
+    _says("an output less", _pop(outputs=1), "outputs[4] is missing; its role must be 'present'"),
+    _says("no outputs", _set("graph.outputs", []), "outputs[0] is missing"),
+    _says("no inputs", _set("graph.inputs", []), "inputs[0] is missing; its role must be 'ids'"),
+    _says("ids that are floats", _set("graph.inputs.0.dtype", "float32"), "inputs[0].dtype is"),
+    _says("ids of 32 bits", _set("graph.inputs.0.dtype", "int32"), "inputs[0].dtype is 'int32'"),
+    _says("an unknown type", _set("graph.inputs.3.dtype", "object"), "inputs[3].dtype is 'object'"),
+    _says("one cache in bfloat16", _set("graph.inputs.4.dtype", "bfloat16"), "inputs[4].dtype is"),
+    _says("logits in float16", _set("graph.outputs.0.dtype", "float16"), "outputs[0].dtype is"),
+    _says("ids of no axis", _set("graph.inputs.0.shape", []), "inputs[0].shape is '()'"),
+    _says(
+        "ids of one axis", _set("graph.inputs.0.shape", ["batch"]), "it must be '(batch, sequence)'"
+    ),
+    _says("ids of one row", _set("graph.inputs.0.shape", [1, "sequence"]), "inputs[0].shape is"),
+    _says(
+        "axes in turn", _set("graph.inputs.0.shape", ["sequence", "batch"]), "inputs[0].shape is"
+    ),
+    _says("heads by name", _set("graph.inputs.3.shape.1", "heads"), "inputs[3].shape is"),
+    _says("another number of heads", _set("graph.inputs.4.shape.1", 7), "inputs[4].shape is"),
+    _says("heads less than none", _set("graph.inputs.3.shape.1", -4), "inputs[3].shape is"),
+    _says("heads past all", _set("graph.inputs.3.shape.1", 2**62), "inputs[3].shape is"),
+    _says("width of none", _set("graph.inputs.3.shape.3", 0), "inputs[3].shape is"),
     _says(
         "fewer and wider heads",
         lambda m: _heads(m, 2, 16),
@@ -343,19 +506,21 @@ _OF_SIGNATURES = [
     ),
     _says("fixed slots that are too few", lambda m: fix_slots(m, 7), "inputs[3].shape is"),
     _says("fixed slots of an engine that has none", lambda m: fix_slots(m, 64), "its inputs[3]"),
-    _says("one buffer with fixed slots", _set("inputs.3.shape.2", 64), "inputs[4].shape is"),
-    _says("logits of no shape", _set("outputs.0.shape", []), "outputs[0].shape is '()'"),
+    _says("one buffer with fixed slots", _set("graph.inputs.3.shape.2", 64), "inputs[4].shape is"),
+    _says("logits of no shape", _set("graph.outputs.0.shape", []), "outputs[0].shape is '()'"),
     _says(
-        "logits without a size", _set("outputs.0.shape", ["batch", "kept", "c"]), "outputs[0].shape"
+        "logits without a size",
+        _set("graph.outputs.0.shape", ["batch", "kept", "c"]),
+        "outputs[0].shape",
     ),
     _says(
         "fewer logits than tokens",
-        _set("outputs.0.shape", ["batch", "kept", 50]),
+        _set("graph.outputs.0.shape", ["batch", "kept", 50]),
         "limits.vocab_size is more than the logits have",
     ),
     _says(
         "more logits than there are",
-        _set("outputs.0.shape", ["batch", "kept", 202]),
+        _set("graph.outputs.0.shape", ["batch", "kept", 202]),
         "its outputs[0] is 'logits': 'float32' '(batch, kept, 101)'",
     ),
     _says(
@@ -367,7 +532,7 @@ _OF_SIGNATURES = [
         "the plain route, new KV and all",
         _all(
             _set("graph.route", "plain"),
-            lambda m: [spec["shape"].__setitem__(2, "sequence") for spec in m["outputs"][1:]],
+            _new_kv("sequence"),
         ),
         "its outputs[1] is 'present.0.key'",
     ),
@@ -378,7 +543,7 @@ _OF_SIGNATURES = [
         "the fused route, buffer and all",
         _all(
             _set("graph.route", "fused"),
-            lambda m: [spec["shape"].__setitem__(2, "slots") for spec in m["outputs"][1:]],
+            _new_kv("slots"),
         ),
         "its outputs[1] is 'present.0.key'",
         bundle=PLAIN,
@@ -386,52 +551,130 @@ _OF_SIGNATURES = [
     _says("in half the bits", _each_past(dtype="float16"), "its inputs[3]", bundle=PLAIN),
     _says("another prefix", _set("prompt.prefix_kv", [1, 2, 3]), "is not the shape"),
     _says("a prefix of more layers", _set("prompt.prefix_kv", [3, 2, 4, 5, 8]), "not the shape"),
-    _says("no room for text", _set("limits.max_sequence", 0), "max_sequence must be from 1"),
+    _says("no prefix", _set("prompt.prefix_kv", None), None, bundle=LOOSE),
     _says(
-        "no prefix",
+        "no prefix of a frozen prompt",
         _set("prompt.prefix_kv", None),
-        None,
+        "graphs['model'].inputs[3] has the role 'past'; it must be 'table'",
+    ),
+    _says(
+        "a prefix of a prompt that is run",
+        _set("prompt.prefix_kv", [2, 2, 2, 5, 8]),
+        "graphs['model'].inputs[3] has the role 'table'; it must be 'past'",
         bundle=LOOSE,
     ),
-    _says("another task", _set("task", "SEQ_CLS"), "inputs[1] is 'past_lengths'"),
+    _says(
+        "a decoder's classifier without a prefix",
+        _set("prompt.prefix_kv", None),
+        "prompts['default'].prefix_kv is not what the graph takes",
+        bundle=POOLED,
+    ),
+    _says(
+        "an encoder with a prefix",
+        _set("prompt.prefix_kv", [2, 2, 2, 5, 8]),
+        "prompts['default'].prefix_kv is not what the graph takes",
+        bundle=ENCODER,
+    ),
+    _says("another task", _set("task", "SEQ_CLS"), "prompts['default'].labels are missing"),
+    _says(
+        "another task, with labels",
+        _all(_set("task", "SEQ_CLS"), _set("prompt.labels", ["a", "b"])),
+        "prompts['default'].prefix_kv is not what the graph takes",
+    ),
+    _says(
+        "another task, with labels and without a prefix",
+        _all(
+            _set("task", "SEQ_CLS"),
+            _set("prompt.labels", ["a", "b"]),
+            _set("prompt.prefix_kv", None),
+        ),
+        "graphs['model'].inputs[1] has the role 'lengths'; it must be 'mask'",
+    ),
     _says("a decoder for a classifier", _set("task", "CAUSAL_LM"), "generation", bundle=ENCODER),
-    _says("labels of a decoder", _set("labels", ["a"]), "labels are a classifier's"),
+    _says("labels of a decoder", _set("prompt.labels", ["a"]), "labels are a classifier's"),
     _says("a tagger for a classifier", _set("task", "TOKEN_CLS"), "outputs[0]", bundle=ENCODER),
     _says("a classifier for a tagger", _set("task", "SEQ_CLS"), "outputs[0]", bundle=TAGGER),
+    *(
+        _says(
+            f"{len(labels)} labels for the head's three, {_words(kind)}",
+            _set("prompt.labels", labels),
+            f"head.{head}.weight has shape (3, 32), not the manifest's",
+            bundle=kind,
+        )
+        for labels in (["a", "b"], ["a", "b", "c", "d"])
+        for kind, head in ((ENCODER, "classifier"), (TAGGER, "classifier"), (POOLED, "score"))
+    ),
     _says(
-        "a label less",
-        lambda m: m["labels"].pop(),
-        "outputs[0].shape is '(batch, 3)'; it must be '(batch, 2)'",
+        "classes by number",
+        _set("graph.outputs.0.shape.1", 3),
+        "graphs['model'].outputs[0].shape is '(batch, 3)'; it must be '(batch, classes)'",
         bundle=ENCODER,
     ),
     _says(
-        "a label less, and a class",
-        _all(lambda m: m["labels"].pop(), _set("outputs.0.shape.1", 2)),
-        "its outputs[0] is 'logits': 'float32' '(batch, 3)'",
+        "a label less, and a class in the head's shape",
+        _all(
+            _set("prompt.labels", ["a", "b"]),
+            _set("graph.inputs.5.shape", ["prompts", 2, 32]),
+            _set("graph.inputs.6.shape", ["prompts", "classes"]),
+        ),
+        "its inputs[5] is 'head.classifier.weight': 'float32' '(prompts, classes, 32)', but",
         bundle=ENCODER,
     ),
     _says(
-        "a label more, and a class",
-        _all(lambda m: m["labels"].append("x"), _set("outputs.0.shape.1", 4)),
-        "its outputs[0] is 'logits'",
+        "no class in the head's shape",
+        _all(
+            _set("graph.inputs.5.shape", ["prompts", 3, 32]),
+            _set("graph.inputs.6.shape", ["prompts", 3]),
+        ),
+        "no head has the axis 'classes' of the logits",
+        bundle=ENCODER,
+    ),
+    *(
+        _says(
+            f"a head of the shape {shape}",
+            _set("graph.inputs.5.shape", shape),
+            "graphs['model'].inputs[5].shape is",
+            bundle=ENCODER,
+        )
+        for shape in (
+            [],
+            ["prompts"],
+            ["classes", 32],
+            ["prompts", "classes", "classes"],
+            ["prompts", "classes", 0],
+            ["prompts", "classes", 2**62],
+            ["prompts", "classes", "width"],
+            ["prompts", "classes", 4, 8],
+        )
+    ),
+    _says(
+        "a head with its axes in turn",
+        _set("graph.inputs.5.shape", ["prompts", 32, "classes"]),
+        "its inputs[5] is 'head.classifier.weight': 'float32' '(prompts, classes, 32)', but",
         bundle=ENCODER,
     ),
     _says(
-        "no labels",
-        _all(_set("labels", []), _set("outputs.0.shape.1", 0)),
-        "labels are missing",
+        "half a head", _set("graph.inputs.5.dtype", "float16"), "inputs[5].dtype", bundle=ENCODER
+    ),
+    _says(
+        "a row's prompt of 32 bits", _set("graph.inputs.4.dtype", "int32"), "[4]", bundle=ENCODER
+    ),
+    _says("no labels", _set("prompt.labels", []), "labels are missing", bundle=ENCODER),
+    _says(
+        "classes by another name",
+        _set("graph.outputs.0.shape.1", "c"),
+        "outputs[0]",
         bundle=ENCODER,
     ),
-    _says("classes by name", _set("outputs.0.shape.1", "c"), "outputs[0].shape", bundle=ENCODER),
     _says(
         "no segments",
-        _all(lambda m: m["inputs"].pop(), _set("limits.type_vocab_size", 0)),
+        _all(lambda m: the_graph(m)["inputs"].pop(2), _set("limits.type_vocab_size", 0)),
         "its inputs[2] is 'token_type_ids'",
         bundle=ENCODER,
     ),
     _says(
         "no segments but their number",
-        _all(lambda m: m["inputs"].pop(), _set("limits.type_vocab_size", 2)),
+        lambda m: the_graph(m)["inputs"].pop(2),
         "its limits have segments, but its signature takes none",
         bundle=ENCODER,
     ),
@@ -447,34 +690,184 @@ _OF_SIGNATURES = [
     _says("segments of a decoder", _set("limits.type_vocab_size", 2), "its signature takes none"),
     _says(
         "segments that are not there",
-        lambda m: m["inputs"].append({**m["inputs"][0], "name": "token_type_ids"}),
-        "its inputs[2] is missing",
+        _all(_insert(2, name="s", role="segments"), _set("limits.type_vocab_size", 2)),
+        "its inputs[2] is 'virtual_tokens': 'float32' '(virtual, 32)', but the manifest says 's'",
+        bundle=SEGMENTLESS,
+    ),
+    _says(
+        "segments of a decoder's classifier",
+        _all(_insert(2, name="s", role="segments"), _set("limits.type_vocab_size", 2)),
+        "graphs['model'].inputs[2] has the role 'segments'; it must be 'prefix'",
         bundle=POOLED,
     ),
-    _says("a mask for segments", _swap("inputs", 1, 2), "inputs[1] is", bundle=ENCODER),
-    _says("a mask of floats", _set("inputs.1.dtype", "float32"), "inputs[1].dtype", bundle=ENCODER),
+    _says("a mask for segments", _swap("inputs", 1, 2), "inputs[1] has the", bundle=ENCODER),
+    _says("no mask", lambda m: the_graph(m)["inputs"].pop(1), "be 'mask'", bundle=ENCODER),
+    _says("no table", lambda m: the_graph(m)["inputs"].pop(3), "be 'table'", bundle=ENCODER),
+    _says("no row's prompt", lambda m: the_graph(m)["inputs"].pop(4), "'prompt'", bundle=ENCODER),
+    _says("no lengths", lambda m: the_graph(m)["inputs"].pop(3), "be 'lengths'", bundle=POOLED),
+    _says(
+        "a table of another width",
+        _set("graph.inputs.3.shape", ["virtual", 16]),
+        "graphs['model'].inputs[3].shape is '(virtual, 16)'; it must be '(virtual, 32)'",
+        bundle=ENCODER,
+    ),
+    _says(
+        "a mask of floats",
+        _set("graph.inputs.1.dtype", "float32"),
+        "inputs[1].dtype",
+        bundle=ENCODER,
+    ),
     _says(
         "a prefix of keys alone",
         _set("prompt.prefix_kv", [2, 1, 2, 5, 8]),
-        "is not the shape of a prefix KV",
+        "prompts['default'].prefix_kv is not the shape of a prefix KV",
         bundle=POOLED,
     ),
     _says(
         "a classifier's prefix of other heads",
         _set("prompt.prefix_kv", [2, 2, 1, 5, 16]),
+        "graphs['model'].inputs[2].shape is '(prefixes, 2, prefix, 8)'; it must be '(prefixes, 1, "
+        "prefix, 16)'",
+        bundle=POOLED,
+    ),
+    _says(
+        "a classifier's prefix of other layers",
+        _set("prompt.prefix_kv", [1, 2, 2, 5, 8]),
         "prefix KV has shape (2, 2, 2, 5, 8), not the manifest's",
         bundle=POOLED,
     ),
 ]
 
 
+def _rename_prompt(name: str) -> Change:
+    """The default prompt by another name, wherever it stands."""
+
+    def change(manifest: dict[str, Any]) -> None:
+        manifest["prompts"] = {name: the_prompt(manifest)}
+        manifest["default_prompt"] = name
+        for entry in manifest["files"]:
+            if entry["of"] == "default":
+                entry["of"] = name
+
+    return change
+
+
+def _of(role: str, of: str | None) -> Change:
+    """Say of which graph or prompt the file with a role is."""
+    return lambda m: [one.update(of=of) for one in m["files"] if one["role"] == role]
+
+
+_NAMES = "prompts has a name that no prompt can have"
+
+_OF_NAMES = [
+    *(
+        _says(
+            f"a default prompt {name!r}, {_words(kind)}",
+            _set("default_prompt", name),
+            reason,
+            bundle=kind,
+        )
+        for name in ("other", "", "model", None)
+        for kind, reason in (
+            (DECODER, "default_prompt is not the name of a prompt"),
+            (ENCODER, "default_prompt is not the name of a prompt"),
+        )
+    ),
+    *(
+        _says(f"a prompt named {name!r:.30}", _rename_prompt(name), _NAMES)
+        for name in (
+            *("../x", "..", ".", ".hidden", "-x", "_x", "a/b", "a\\b", "/etc/passwd", "a b"),
+            *("", "a" * 65, "a\n", "a\0", "\u00e4", "a\u0301", "x\u202e"),
+        )
+    ),
+    *(
+        _says(f"a prompt named {name!r:.30} throughout", _rename_prompt(name), None)
+        for name in ("a", "9", "A.b_c-d", "a" * 64, "model", "a..b")
+    ),
+    _says(
+        "a second prompt with a bad name",
+        lambda m: m["prompts"].update({"../x": the_prompt(m)}),
+        _NAMES,
+    ),
+    _says(
+        "a second prompt of a bad hash",
+        lambda m: m["prompts"].update(other={**the_prompt(m), "sha256": ""}),
+        "prompts['other'].sha256 is no SHA-256",
+    ),
+    _says("no prompts", lambda m: m["prompts"].clear(), "default_prompt is not the name of a prom"),
+    _says(
+        "no prompts, and none by default",
+        _all(lambda m: m["prompts"].clear(), _set("default_prompt", None)),
+        "default_prompt is not the name of a prompt",
+    ),
+    _says("no graphs", lambda m: m["graphs"].clear(), "graphs must have one, 'model'"),
+    _says(
+        "a graph by another name",
+        lambda m: m["graphs"].update(other=m["graphs"].pop("model")),
+        "graphs must have one, 'model'",
+    ),
+    _says(
+        "a second graph",
+        lambda m: m["graphs"].update(other=the_graph(m)),
+        "graphs must have one, 'model'",
+    ),
+    *(
+        _says(f"a {role} of {of!r}", _of(role, of), f"].of is not the name of a {what}")
+        for role, what in (
+            *(("model", "graph"), ("weights", "graph")),
+            *(("prompt", "prompt"), ("reference", "prompt"), ("parity", "prompt")),
+        )
+        for of in (None, "", "other", {"graph": "default", "prompt": "model"}[what])
+    ),
+    Lie("a tokenizer of the graph", lambda b: _list_another(b, "tokenizer", "model"), "be null"),
+    Lie(
+        "a template of a prompt", lambda b: _list_another(b, "chat_template", "default"), "be null"
+    ),
+]
+
+
+def _list_another(bundle: Path, role: str, of: str) -> None:
+    """One more file, as it should be but for whose it is."""
+    (bundle / "more").write_bytes(b"{}")
+    digest = hashlib.sha256(b"{}").hexdigest()
+    more = {"path": "more", "role": role, "size": 2, "sha256": digest, "of": of}
+    edit(bundle, lambda manifest: manifest["files"].append(more))
+
+
+def _two_prompts(first: str) -> Callable[[Path], None]:
+    """A second prompt whose files come before the default one's, and are another's."""
+
+    def do(bundle: Path) -> None:
+        shutil.copytree(bundle / FOLDER, bundle / "prompts" / first)
+
+        def change(manifest: dict[str, Any]) -> None:
+            manifest["prompts"] = {first: the_prompt(manifest), **manifest["prompts"]}
+            own = [one for one in manifest["files"] if one["of"] == "default"]
+            manifest["files"][:0] = [
+                {**one, "of": first, "path": one["path"].replace(FOLDER, f"prompts/{first}")}
+                for one in own
+            ]
+
+        edit(bundle, change)
+        tensors = dict(load_file(bundle / PROMPT))
+        tensors["virtual_tokens"] = tensors["virtual_tokens"] + np.float32(3)
+        replace(bundle, f"prompts/{first}/prompt.safetensors", save(tensors))
+
+    return do
+
+
 def _fewer_tokens(manifest: dict[str, Any]) -> None:
-    manifest["prompt"]["num_virtual_tokens"] = 4
-    manifest["limits"]["max_sequence"] = 60
+    the_prompt(manifest)["num_virtual_tokens"] = 4
 
 
 _OF_LIMITS = [
-    _says("a virtual token less", _fewer_tokens, "prompt.prefix_kv is not the shape"),
+    _says("a virtual token less", _fewer_tokens, "'].prefix_kv is not the shape of the KV buffer"),
+    _says(
+        "a virtual token less of a decoder's classifier",
+        _fewer_tokens,
+        "prompts['default'].prefix_kv is not the shape of a prefix KV",
+        bundle=POOLED,
+    ),
     _says(
         "a virtual token less, and its KV",
         _all(_fewer_tokens, _set("prompt.prefix_kv", [2, 2, 4, 4, 8])),
@@ -483,15 +876,41 @@ _OF_LIMITS = [
     _says("a classifier's token less", _fewer_tokens, "virtual tokens has", bundle=ENCODER),
     _says("a wider prompt", _set("prompt.token_dim", 64), "virtual tokens has shape (5, 32)"),
     _says(
+        "a wider prompt of a classifier",
+        _set("prompt.token_dim", 64),
+        "graphs['model'].inputs[3].shape is '(virtual, 32)'; it must be '(virtual, 64)'",
+        bundle=ENCODER,
+    ),
+    _says(
+        "a wider prompt, and its table",
+        _all(_set("prompt.token_dim", 64), _set("graph.inputs.3.shape", ["virtual", 64])),
+        "its inputs[3] is 'virtual_tokens': 'float32' '(virtual, 32)', but the manifest says",
+        bundle=ENCODER,
+    ),
+    _says(
         "words that the embedding has not",
         _set("limits.vocab_size", 102),
         "limits.vocab_size is more than the logits have",
     ),
-    _says(
-        "words that a classifier's embedding has not",
-        _set("limits.vocab_size", 102),
-        "has 101 words, but the manifest's vocab_size is 102",
-        bundle=ENCODER,
+    # Virtual tokens have the ids behind the words, so a graph with their table has just as many.
+    *(
+        _says(
+            f"{words} words before the virtual tokens of {_words(kind)}",
+            _set("limits.vocab_size", words),
+            reason,
+            bundle=kind,
+        )
+        for kind in (ENCODER, TAGGER, LOOSE)
+        for words, reason in (
+            (90, "has 101 words, but the manifest's vocab_size is 90"),
+            (100, "has 101 words, but the manifest's vocab_size is 100"),
+            (
+                102,
+                "limits.vocab_size is more than the logits have"
+                if kind == LOOSE
+                else "has 101 words, but the manifest's vocab_size is 102",
+            ),
+        )
     ),
     _says(
         "words that a decoder's classifier has not",
@@ -499,12 +918,9 @@ _OF_LIMITS = [
         "has 101 words",
         bundle=POOLED,
     ),
-    _says("fewer words", _all(_set("limits.vocab_size", 100)), None),
+    _says("fewer words", _set("limits.vocab_size", 100), None),
     _says(
-        "fewer words before a prompt that is not frozen",
-        _set("limits.vocab_size", 100),
-        "is not that of the logits, behind which",
-        bundle=LOOSE,
+        "fewer words of a classifier's decoder", _set("limits.vocab_size", 50), None, bundle=POOLED
     ),
     _says("rows one by one", _set("limits.max_batch", 1), None, bundle=ENCODER),
     _says("tokens one by one", _set("limits.max_prefill", 1), None),
@@ -531,6 +947,45 @@ _OF_PROMPTS = [
         "not those of prompt.sha256",
         ENCODER,
     ),
+    *(
+        Lie(f"{name}, {_words(kind)}", _prompt(change), reason, kind)
+        for kind, head in ((ENCODER, "head.classifier"), (POOLED, "head.score"))
+        for name, change, reason in (
+            ("no head", lambda t, h=head: t.pop(f"{h}.weight"), f"holds no {head}.weight ("),
+            (
+                "a head of other axes",
+                lambda t, h=head: t.update({f"{h}.weight": t[f"{h}.weight"].T.copy()}),
+                f"{head}.weight has shape (32, 3), not the manifest's",
+            ),
+            (
+                "a head of all prompts",
+                lambda t, h=head: t.update({f"{h}.weight": t[f"{h}.weight"][None].copy()}),
+                f"{head}.weight has shape (1, 3, 32), not the manifest's",
+            ),
+            (
+                "a head that is no number",
+                _put(f"{head}.weight", 40, np.nan),
+                f"{head}.weight holds a number that is not finite",
+            ),
+            (
+                "a head past all numbers",
+                _put(f"{head}.weight", 0, -np.inf),
+                f"{head}.weight holds a number that is not finite",
+            ),
+            ("half a head", _as(f"{head}.weight", np.float16), f"{head}.weight is F16, not F32"),
+        )
+    ),
+    *(
+        Lie(
+            f"another prompt, {name!r}, before the default one, {_words(kind)}",
+            _two_prompts(name),
+            None,
+            kind,
+        )
+        for name in ("first", "model")
+        for kind in (DECODER, ENCODER)
+    ),
+    Lie("no bias", _prompt(lambda t: t.pop("head.classifier.bias")), "holds no head.", ENCODER),
     Lie(
         "a tensor more",
         _prompt(lambda t: t.update(more=np.zeros(3, np.float32))),
@@ -552,15 +1007,26 @@ _OF_GRAPHS = [
     Lie("a graph by number", _onnx(b"\x38\x01"), "is no ONNX file"),
     Lie("an endless number", _onnx(b"\xff" * 40), "is no ONNX file"),
     Lie("graphs without end", _onnx(deep_graph(60)), "is no ONNX file (nested too deeply)"),
+    *(
+        Lie(f"all tensors by other names, {_words(kind)}", _all_renamed, None, kind)
+        for kind in (DECODER, PLAIN, LOOSE, ENCODER, SEGMENTLESS, TAGGER, POOLED)
+    ),
     Lie(
         "an input by another name",
         graph(_rename("input", "past_lengths", "lengths")),
         "its inputs[1] is 'lengths': 'int64' '(batch)', but the manifest says 'past_lengths'",
     ),
     Lie(
+        "ids by another name",
+        graph(_rename("input", "input_ids", "tokens")),
+        "its inputs[0] is 'tokens': 'int64' '(batch, sequence)', but the manifest says 'input_ids'",
+        ENCODER,
+    ),
+    Lie(
         "keys and values in turn in the graph's own list",
         graph(lambda m: m.graph.input.insert(3, m.graph.input.pop(4))),
-        "its inputs[3] is 'past_key_values.0.value'",
+        "its inputs[3] is 'past_key_values.0.value': 'float32' '(batch, 4, slots, 8)', but the "
+        "manifest says 'past_key_values.0.key'",
     ),
     Lie("ids of one row in the graph", graph(_fixed("input", 0, 0, 1)), "its inputs[0]"),
     Lie("slots that are few", graph(_fixed("input", 3, 2, 7)), "its inputs[3] is"),
@@ -572,7 +1038,10 @@ _OF_GRAPHS = [
     ),
 ]
 
-LIES = [*_OF_NUMBERS, *_OF_SIGNATURES, *_OF_LIMITS, *_OF_PROMPTS, *_OF_GRAPHS]
+LIES = [
+    *(*_OF_NUMBERS, *_OF_ROLES, *_OF_SIGNATURES, *_OF_NAMES, *_OF_LIMITS),
+    *(*_OF_PROMPTS, *_OF_GRAPHS),
+]
 
 
 def alike(engine: Any, other: Any) -> bool:
