@@ -77,8 +77,9 @@ class Bundle:
             raise type(error)(problem, error.fix) from error
 
     def copy(self, entry: FileEntry, place: Path) -> None:
-        """Copy the very file that was checked."""
+        """Copy the very file that was checked; its folder is made if need be."""
         assert self.held is not None, "it was read"
+        place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(self.held.reopened(entry.path), place)
 
     def manifest_bytes(self) -> bytes:

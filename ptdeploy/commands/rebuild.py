@@ -70,7 +70,6 @@ def _build(old: Rebuilding, asked: TargetOptions | None, folder: Path, progress:
     # What was shown of the engine before says nothing of this one.
     files = tuple(entry for entry in manifest.files if entry.role != "parity")
     for entry in files:
-        (folder / entry.path).parent.mkdir(parents=True, exist_ok=True)
         old.bundle.copy(entry, folder / entry.path)
     with progress.stage(f"build the {manifest.target} engine"):
         notes = get_target(manifest.target).rebuild(Bundle(folder, manifest), asked)

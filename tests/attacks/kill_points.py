@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from support.damage import PARITY, the_prompt
+
 import ptdeploy.files as files
-from ptdeploy.bundle import check_destination, publish, read_bundle, stage_bundle
+from ptdeploy.bundle import MODEL, check_destination, publish, read_bundle, stage_bundle
 from ptdeploy.commands.rebuild import rebuild_bundle
 from ptdeploy.commands.request import RebuildRequest
 from ptdeploy.errors import PtdeployError
@@ -50,15 +52,16 @@ def as_version(source: Path, folder: Path, version: str) -> Path:
     shutil.copytree(source, folder)
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["versions"]["attack"] = version
-    manifest.update(target="trt", device="cuda", parity=None)
+    manifest.update(target="trt", device="cuda")
+    the_prompt(manifest)["parity"] = None
     manifest["files"] = [one for one in manifest["files"] if one["role"] != "parity"]
-    (folder / "parity.json").unlink(missing_ok=True)
+    (folder / PARITY).unlink(missing_ok=True)
     for name, role in (("engine.plan", "engine"), ("engine.json", "engine_info")):
         content = f"{version} {name}".encode()
         (folder / name).write_bytes(content)
         digest = hashlib.sha256(content).hexdigest()
         manifest["files"].append(
-            {"path": name, "role": role, "size": len(content), "sha256": digest}
+            {"path": name, "role": role, "size": len(content), "sha256": digest, "of": MODEL}
         )
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder

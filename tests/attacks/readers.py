@@ -30,6 +30,15 @@ from ptdeploy.source.checkpoint.tensors import read_json, read_tensors
 
 CORPUS = Path(__file__).parent / "corpus"
 _SHA = "0" * 64
+# By role, and whose they are.
+_FILES = {
+    "model": "model",
+    "weights": "model",
+    "prompt": "default",
+    "tokenizer": None,
+    "reference": "default",
+    "parity": "default",
+}
 
 
 @dataclass(frozen=True)
@@ -49,66 +58,83 @@ def _written(name: str, read: Callable[[Path], object]) -> Callable[[Path, bytes
     return run
 
 
-def _tensor(name: str, dtype: str, shape: list[Any]) -> dict[str, Any]:
-    return {"name": name, "dtype": dtype, "shape": shape, "meaning": "m"}
+def _tensor(name: str, role: str, dtype: str, shape: list[Any]) -> dict[str, Any]:
+    return {"name": name, "role": role, "dtype": dtype, "shape": shape, "meaning": "m"}
+
+
+def _signature(task: str) -> dict[str, list[dict[str, Any]]]:
+    text = ["batch", "sequence"]
+    ids = _tensor("input_ids", "ids", "int64", text)
+    if task != "CAUSAL_LM":
+        return {
+            "inputs": [
+                ids,
+                _tensor("attention_mask", "mask", "int64", text),
+                _tensor("virtual_tokens", "table", "float32", ["virtual", 32]),
+                _tensor("prompt_index", "prompt", "int64", ["batch"]),
+                _tensor("head.classifier.weight", "head", "float32", ["prompts", "classes", 32]),
+            ],
+            "outputs": [_tensor("logits", "logits", "float32", ["batch", "classes"])],
+        }
+    kv = ["batch", 2, "slots", 8]
+    past, present = (
+        [_tensor(f"{name}.0.{part}", role, "float32", kv) for part in ("key", "value")]
+        for name, role in (("past_key_values", "past"), ("present", "present"))
+    )
+    lengths = _tensor("past_lengths", "lengths", "int64", ["batch"])
+    positions = _tensor("logits_positions", "positions", "int64", ["kept"])
+    logits = _tensor("logits", "logits", "float32", ["batch", "kept", 101])
+    return {"inputs": [ids, lengths, positions, *past], "outputs": [logits, *present]}
 
 
 def manifest(task: str = "CAUSAL_LM") -> dict[str, Any]:
     """A manifest as compile writes it, of a decoder with one layer or of an encoder."""
     causal = task == "CAUSAL_LM"
-    kv = ["batch", 2, "slots", 8]
-    past = [_tensor(f"past_key_values.0.{p}", "float32", kv) for p in ("key", "value")]
-    present = [_tensor(f"present.0.{p}", "float32", kv) for p in ("key", "value")]
-    ids = _tensor("input_ids", "int64", ["batch", "sequence"])
-    roles = ("model", "weights", "prompt", "tokenizer", "reference", "parity")
     parity = {"passed": True, "cases": 3, "max_abs": 1e-7, "top1_agreement": 1.0, "reference": "r"}
     return {
         "format": "ptdeploy-bundle",
-        "format_version": 3,
+        "format_version": 4,
         "versions": {"ptdeploy": "0.1.0"},
         "target": "ort",
         "device": "cpu",
         "precision": "fp32",
         "task": task,
-        "inputs": [
-            ids,
-            _tensor("past_lengths", "int64", ["batch"]),
-            _tensor("logits_positions", "int64", ["kept"]),
-            *past,
-        ]
-        if causal
-        else [ids, _tensor("attention_mask", "int64", ["batch", "sequence"])],
-        "outputs": [_tensor("logits", "float32", ["batch", "kept", 101]), *present]
-        if causal
-        else [_tensor("logits", "float32", ["batch", 3])],
-        "prompt": {
-            "kind": "MLP prompt encoder",
-            "num_virtual_tokens": 5,
-            "token_dim": 32,
-            "sha256": _SHA,
-            "prefix_kv": [1, 2, 2, 5, 8] if causal else None,
+        "graphs": {
+            "model": {"route": "fused" if causal else "plain", "reason": "r", **_signature(task)}
         },
-        "source": {
-            "format": "PEFT adapter",
-            "adapter": "default",
-            "files": {"adapter_config.json": _SHA},
-            "base_model": "base",
-            "base_config_sha256": _SHA,
+        "prompts": {
+            "default": {
+                "kind": "MLP prompt encoder",
+                "num_virtual_tokens": 5,
+                "token_dim": 32,
+                "sha256": _SHA,
+                "prefix_kv": [1, 2, 2, 5, 8] if causal else None,
+                "labels": [] if causal else ["A", "B", "C"],
+                "source": {
+                    "format": "PEFT adapter",
+                    "adapter": "default",
+                    "files": {"adapter_config.json": _SHA},
+                },
+                "parity": parity,
+            }
+        },
+        "default_prompt": "default",
+        "base": {
+            "name": "base",
             "architecture": "qwen2" if causal else "bert",
+            "config_sha256": _SHA,
         },
-        "limits": {"max_sequence": 59, "max_context": 64, "vocab_size": 101, "max_batch": None},
-        "labels": [] if causal else ["A", "B", "C"],
-        "graph": {"route": "fused" if causal else "plain", "reason": "r"},
+        "limits": {"max_context": 64, "vocab_size": 101, "max_batch": None},
         "generation": {"max_new_tokens": 20, "eos_token_ids": [2]} if causal else None,
-        "parity": parity,
         "files": [
-            {"path": f"{role}.bin", "role": role, "size": 4, "sha256": _SHA} for role in roles
+            {"path": f"{role}.bin", "role": role, "size": 4, "sha256": _SHA, "of": of}
+            for role, of in _FILES.items()
         ],
     }
 
 
 def _read_manifest(folder: Path, data: bytes) -> object:
-    for role in ("model", "weights", "prompt", "tokenizer", "reference", "parity"):
+    for role in _FILES:
         file = folder / f"{role}.bin"
         if not file.exists():
             file.write_bytes(b"1234")
@@ -121,7 +147,8 @@ def _read_reference(task: str) -> Callable[[Path, bytes], object]:
         import msgspec
 
         body = manifest(task)
-        body["files"] = [{"path": "r.safetensors", "role": "reference", "size": 1, "sha256": _SHA}]
+        file = {"path": "r.safetensors", "role": "reference", "size": 1, "sha256": _SHA}
+        body["files"] = [{**file, "of": "default"}]
         (folder / "r.safetensors").write_bytes(data)
         return load_reference(Bundle(folder, msgspec.convert(body, Manifest)))
 

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save
 from support import native
-from support.damage import edit, replace
+from support.damage import PROMPT, edit, replace, the_prompt
 
 import ptdeploy
 from ptdeploy.bundle import check_destination, publish, read_bundle, stage_bundle
@@ -49,11 +49,11 @@ def second_version(source: Path, folder: Path) -> Path:
             values = np.frombuffer(bytes(weights[start : start + size]), np.float32)
             weights[start : start + size] = (values * np.float32(1.25)).tobytes()
     replace(folder, "model.onnx.data", bytes(weights))
-    prompt = load_file(source / "prompt.safetensors")
+    prompt = load_file(source / PROMPT)
     prompt = {name: array * np.float32(0.5) for name, array in prompt.items()}
-    replace(folder, "prompt.safetensors", save(prompt))
+    replace(folder, PROMPT, save(prompt))
     digest = hashlib.sha256(prompt["virtual_tokens"].tobytes()).hexdigest()
-    edit(folder, lambda manifest: manifest["prompt"].update(sha256=digest))
+    edit(folder, lambda manifest: the_prompt(manifest).update(sha256=digest))
     return folder
 
 
@@ -82,10 +82,16 @@ def publish_over(live: Path, versions: tuple[Path, Path], number: int) -> None:
 def replace_files(live: Path, versions: tuple[Path, Path], number: int) -> None:
     """As rsync does: file by file beside each and renamed, the manifest last."""
     source = versions[number % 2]
-    names = [one.name for one in source.iterdir() if one.name != "manifest.json"]
-    for name in (*names, "manifest.json"):
-        shutil.copyfile(source / name, live / f".{name}.new")
-        os.replace(live / f".{name}.new", live / name)
+    for file in (*data_files(source), Path("manifest.json")):
+        beside = live / file.with_name(f".{file.name}.new")
+        shutil.copyfile(source / file, beside)
+        os.replace(beside, live / file)
+
+
+def data_files(bundle: Path) -> list[Path]:
+    """All files below a bundle's folder but its manifest, by their paths inside it."""
+    found = (one.relative_to(bundle) for one in bundle.rglob("*") if one.is_file())
+    return sorted(one for one in found if one != Path("manifest.json"))
 
 
 Swap = Callable[[Path, tuple[Path, Path], int], None]

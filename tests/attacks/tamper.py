@@ -193,7 +193,7 @@ def change_one(source: Path, copy: Path, rng: random.Random) -> tuple[str, bool]
 
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(source, copy)
-    names = sorted(path.name for path in copy.iterdir())
+    names = sorted(str(one.relative_to(copy)) for one in copy.rglob("*") if one.is_file())
     name = rng.choice(names)
     file = copy / name
     before = file.read_bytes()

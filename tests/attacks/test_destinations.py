@@ -91,7 +91,13 @@ def test_of_two_compilations_to_one_place_the_second_fails(versions, tmp_path, s
     assert state(place) == "old"
 
 
-@pytest.mark.parametrize("name", ["notes.txt", "sub/notes.txt", "empty/", ".git/HEAD", "link"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("notes.txt", "sub/notes.txt", "empty/", ".git/HEAD", "link"),
+        *("prompts/notes.txt", "prompts/default/notes.txt", "prompts/other/prompt.safetensors"),
+    ],
+)
 @pytest.mark.parametrize("when", ["before", "while it works"])
 def test_a_file_of_others_in_the_older_bundles_folder_is_named_and_kept(
     versions, tmp_path, system, name, when
@@ -105,7 +111,7 @@ def test_a_file_of_others_in_the_older_bundles_folder_is_named_and_kept(
         elif name.endswith("/"):
             (place / name).mkdir()
         else:
-            (place / name).parent.mkdir(exist_ok=True)
+            (place / name).parent.mkdir(parents=True, exist_ok=True)
             (place / name).write_text("kept")
 
     if when == "before":
@@ -149,8 +155,10 @@ def test_a_bundle_of_another_version_and_its_completed_parity_may_go(versions, t
 def test_links_of_an_older_bundle_go_and_what_they_lead_to_stays(versions, tmp_path, system):
     place = tmp_path / "out"
     place.mkdir()
-    for file in versions[0].iterdir():
-        (place / file.name).symlink_to(file)
+    for file in [one for one in versions[0].rglob("*") if one.is_file()]:
+        link = place / file.relative_to(versions[0])
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(file)
     publish_copy(versions[1], place)
     assert (state(place), state(versions[0])) == ("new", "old")
 

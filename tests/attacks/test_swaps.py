@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from attacks import swaps
 from support import native
-from support.damage import replace
+from support.damage import PARITY, PROMPT, edit, replace, the_prompt
 
 import ptdeploy
 from ptdeploy.bundle import read_bundle, whole
@@ -60,7 +60,7 @@ def test_a_bundle_that_was_read_stays_what_it_was(source, tmp_path):
     assert not (ours == other).all()
     shutil.rmtree(tmp_path / "v1")
     assert bundle.held is not None
-    assert bundle.held.read("prompt.safetensors") == (source / "prompt.safetensors").read_bytes()
+    assert bundle.held.read(PROMPT) == (source / PROMPT).read_bytes()
     assert len(load_reference(bundle).rows) > 0
     entry = bundle.entry("weights")
     assert entry is not None
@@ -73,21 +73,21 @@ def test_the_cpp_library_reads_files_of_the_bundle_that_it_opened(source, built,
     first = tmp_path / "v1"
     shutil.copytree(source, first)
     second = swaps.second_version(source, tmp_path / "v2")
-    replace(second, "parity.json", b"of the second")
+    replace(second, PARITY, b"of the second")
     live = tmp_path / "live"
     live.symlink_to(first)
     probe = native.Probe(str(built / "probe"))
     assert probe.ask("open", "e", live) == {}
-    wanted = (source / "parity.json").read_text()
+    wanted = (source / PARITY).read_text()
     swaps.turn_a_link(live, (first, second), 1)
-    assert (live / "parity.json").read_bytes() == b"of the second"
+    assert (live / PARITY).read_bytes() == b"of the second"
     assert probe.ask("read", "e", "parity") == wanted
-    os.replace(live / "parity.json", first / "parity.json")
+    os.replace(live / PARITY, first / PARITY)
     assert probe.ask("read", "e", "parity") == wanted
     # What is overwritten where it lies is no longer what was hashed.
     third = Path(shutil.copytree(source, tmp_path / "v3"))
     assert probe.ask("open", "e", third) == {}
-    with (third / "parity.json").open("r+b") as file:
+    with (third / PARITY).open("r+b") as file:
         file.write(b"[")
     assert "its SHA-256 is not the manifest's" in probe.ask("read", "e", "parity")["problem"]
     probe.close()
@@ -117,8 +117,6 @@ def test_whatever_reads_a_bundle_reads_one(source, kind):
 
 
 def test_a_report_goes_into_the_bundle_that_it_is_about(source, tmp_path):
-    from support.damage import edit
-
     from ptdeploy.commands.request import VerifyRequest
     from ptdeploy.commands.verify import verify_bundle
     from ptdeploy.parity.completed import keep_completed
@@ -126,10 +124,10 @@ def test_a_report_goes_into_the_bundle_that_it_is_about(source, tmp_path):
 
     live = tmp_path / "live"
     shutil.copytree(source, live)
-    (live / "parity.json").unlink()
+    (live / PARITY).unlink()
 
     def pending(manifest):
-        manifest["parity"] = None
+        the_prompt(manifest)["parity"] = None
         manifest["files"] = [one for one in manifest["files"] if one["role"] != "parity"]
 
     edit(live, pending)
