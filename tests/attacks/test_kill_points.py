@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+
 import pytest
 from attacks import kill_points
 
@@ -19,7 +21,13 @@ def test_a_kill_leaves_the_old_or_the_new_bundle_and_nothing_for_long(compiled, 
 
 def test_the_points_lie_between_all_steps_of_a_replacement(compiled):
     """Around the exchange every point is taken."""
-    source = compiled("gpt2", "CAUSAL_LM").bundle
-    found = kill_points.attack(source, "replace without exchange", iter(range(85, 95)))
+    source, scenario = compiled("gpt2", "CAUSAL_LM").bundle, "replace without exchange"
+
+    def replaced(point: int) -> bool:
+        return set(kill_points.attack(source, scenario, iter([point]))) != {"old"}
+
+    first = bisect.bisect_left(range(400), True, lo=1, key=replaced)
+    found = kill_points.attack(source, scenario, iter(range(first - 5, first + 5)))
     assert set(found) <= {"old", "new", "old, brought back", "came to its end"}, found
-    assert len(found) > 1
+    assert found["old"] == 5
+    assert found["new"] > 0
