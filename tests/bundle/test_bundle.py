@@ -6,12 +6,13 @@ import contextlib
 import json
 import re
 import shutil
+from typing import Any
 
 import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.damage import DAMAGE, flip
+from support.damage import DAMAGE, edit, flip, the_graph, the_prompt
 
 import ptdeploy
 from ptdeploy.bundle import read_bundle
@@ -35,6 +36,82 @@ def test_every_command_refuses_a_damaged_bundle(compiled, tmp_path, command):
     shutil.copytree(compiled("gpt2", "CAUSAL_LM").bundle, bundle)
     flip(bundle / "model.onnx.data", 0.5)
     assert main([command[0], str(bundle), *command[1:]]) == 2
+
+
+@pytest.mark.parametrize("command", ["verify", "inspect", "run", "rebuild", "diff"])
+def test_the_format_before_is_refused_with_the_reason_and_the_way_out(
+    compiled, tmp_path, capsys, command
+):
+    bundle = tmp_path / "bundle"
+    shutil.copytree(compiled("gpt2", "CAUSAL_LM").bundle, bundle)
+    edit(bundle, as_format_3)
+    more = {"run": ["--ids", "5"], "diff": [str(bundle)]}.get(command, [])
+    assert main([command, str(bundle), *more]) == 2
+    said = capsys.readouterr().err
+    assert (
+        f"{bundle}/manifest.json: is 'ptdeploy-bundle' version 3; this ptdeploy reads "
+        "'ptdeploy-bundle' version 4.\n"
+    ) in said
+    assert "Compile the checkpoint again, or install the ptdeploy that made the bundle." in said
+
+
+def as_format_3(manifest: dict[str, Any]) -> None:
+    """The manifest as the format before had it: one prompt, in the manifest itself."""
+    graph, prompt = the_graph(manifest), the_prompt(manifest)
+    base, limits = manifest.pop("base"), manifest["limits"]
+    for name in ("graphs", "prompts", "default_prompt"):
+        del manifest[name]
+    for spec in (*graph["inputs"], *graph["outputs"]):
+        del spec["role"]
+    for entry in manifest["files"]:
+        del entry["of"]
+    source = {
+        **prompt.pop("source"),
+        "base_model": base["name"],
+        "base_config_sha256": base["config_sha256"],
+        "architecture": base["architecture"],
+    }
+    limits["max_sequence"] = limits["max_context"] - prompt["num_virtual_tokens"]
+    of_prompt = ("labels", "head", "parity", "graph_parity")
+    manifest.update({name: prompt.pop(name) for name in of_prompt})
+    manifest.update(inputs=graph.pop("inputs"), outputs=graph.pop("outputs"), graph=graph)
+    manifest.update(format_version=3, prompt=prompt, source=source)
+
+
+def test_a_prompt_whose_name_leaves_the_bundle_is_refused_before_anything_is_done_with_it(
+    compiled, tmp_path, capsys
+):
+    """Reading refuses it, and not only opening the engine: rebuild makes folders of names."""
+    bundle = tmp_path / "bundle"
+    shutil.copytree(compiled("bert", "SEQ_CLS").bundle, bundle)
+
+    def change(manifest: dict[str, Any]) -> None:
+        manifest["prompts"]["../../outside"] = the_prompt(manifest)
+
+    edit(bundle, change)
+    with pytest.raises(BundleError, match="prompts has a name that no prompt can have"):
+        read_bundle(bundle)
+    assert main(["inspect", str(bundle)]) == 2
+    assert "prompts has a name that no prompt can have" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["inspect"], ["verify", "-q"], ["run", "--ids", "5"]])
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda m: m.update(default_prompt=None), "default_prompt is not the name of a prompt"),
+        (lambda m: m.update(default_prompt="x"), "default_prompt is not the name of a prompt"),
+        (lambda m: m["graphs"].clear(), "graphs must have one, 'model'"),
+    ],
+)
+def test_every_command_refuses_names_that_lead_nowhere(
+    compiled, tmp_path, capsys, command, change, reason
+):
+    bundle = tmp_path / "bundle"
+    shutil.copytree(compiled("bert", "SEQ_CLS").bundle, bundle)
+    edit(bundle, change)
+    assert main([command[0], str(bundle), *command[1:]]) == 2
+    assert f"manifest.json: {reason}." in capsys.readouterr().err
 
 
 def test_external_data_outside_the_folder_is_for_the_engine_to_refuse(compiled, tmp_path):
