@@ -18,12 +18,12 @@ SOME = ["encoder classifier", "token classifier", "decoder classifier", "fused",
 
 @pytest.fixture(scope="module")
 def address() -> Path:
-    return native.build(native.TESTS, "address")
+    return native.build(native.TESTS, "address", ("probe", "c_api", "planted"))
 
 
 @pytest.fixture(scope="module")
 def thread() -> Path:
-    return native.build(native.TESTS, "thread")
+    return native.build(native.TESTS, "thread", ("ptdeploy_server", "planted"))
 
 
 def exercise(probe: native.Probe, bundle: Path) -> None:

@@ -176,13 +176,18 @@ def tensorrt_root(flavor: str, folder: Path) -> Path:
     return folder
 
 
-def build(source: Path, flavour: str = "plain", **variables: str) -> Path:
-    """Configure and build a CMake project; gives its build folder, kept from run to run."""
+def build(
+    source: Path, flavour: str = "plain", targets: tuple[str, ...] = (), **variables: str
+) -> Path:
+    """Configure a CMake project and build these of its targets, all of them where none is named.
+
+    Gives its build folder, kept from run to run.
+    """
     key = hashlib.sha256(f"{source}{variables}".encode()).hexdigest()[:8]
     folder = CACHE / "cpp" / f"{source.name}-{flavour}-{key}"
     with one_process(folder.name):
         configure(source, folder, flavour, **variables)
-        compile_(folder)
+        compile_(folder, *targets)
     return folder
 
 
@@ -202,8 +207,9 @@ def configure(source: Path, folder: Path, flavour: str = "plain", **variables: s
     checked([tool("cmake"), "-S", str(source), "-B", str(folder), *defines])
 
 
-def compile_(folder: Path) -> None:
-    checked([tool("cmake"), "--build", str(folder), "--parallel", "2"])
+def compile_(folder: Path, *targets: str) -> None:
+    named = ["--target", *targets] if targets else []
+    checked([tool("cmake"), "--build", str(folder), "--parallel", "2", *named])
 
 
 def checked(command: list[str], **options: Any) -> str:
