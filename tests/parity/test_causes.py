@@ -6,18 +6,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import onnx
 import pytest
 import torch
 from onnx import helper, numpy_helper
-from safetensors.numpy import save_file
 from support import tiny
-from support.manifests import made_manifest
+from support.manifests import causal_manifest, made_manifest
 from torch.nn import functional
 
-from ptdeploy.bundle import Bundle, FileEntry, Manifest
+from ptdeploy.bundle import Bundle, Manifest
 from ptdeploy.bundle.task import Task
 from ptdeploy.parity.locate.causes import DETECTORS, Suspect, likely_cause
 from ptdeploy.parity.locate.causes.activations import activation
@@ -31,10 +29,11 @@ from ptdeploy.parity.locate.trace import Event
 from ptdeploy.parity.reference.peft import PeftSource, open_peft
 from ptdeploy.passes.name import PROGRAM
 from ptdeploy.program.prompt import prefix_kv as evaluate
+from ptdeploy.runtime.prompts import Prompt
 
 DENSE = "bert.encoder.layer.0.output.dense"
 ATTENTION = "bert.encoder.layer.0.attention.self"
-CAUSAL = msgspec.structs.replace(made_manifest(), task=Task.CAUSAL_LM)
+CAUSAL = causal_manifest()
 
 
 @pytest.fixture(scope="module")
@@ -82,12 +81,12 @@ def suspect(
     feed: Mapping[str, np.ndarray] | None = None,
     lengths: tuple[int, ...] = (3,),
     manifest: Manifest | None = None,
-    folder: Path = Path(),
+    stored: Prompt | None = None,
 ) -> Suspect:
-    """A suspect whose value is what the last of the nodes gives."""
-    stored = [numpy_helper.from_array(array, name) for name, array in (constants or {}).items()]
-    model = helper.make_model(helper.make_graph(list(nodes), "graph", [], [], stored))
-    bundle = Bundle(folder, manifest or made_manifest())
+    """A suspect whose value is what the last of the nodes gives; `stored` is its prompt."""
+    held = [numpy_helper.from_array(array, name) for name, array in (constants or {}).items()]
+    model = helper.make_model(helper.make_graph(list(nodes), "graph", [], [], held))
+    bundle = Bundle(Path(), manifest or made_manifest())
     value = nodes[-1].output[0]
     wanted = ours if theirs is None else theirs
     return Suspect(
@@ -96,7 +95,7 @@ def suspect(
         value=value,
         ours=ours,
         theirs=wanted.astype(np.float32),
-        graph=ModuleGraph.of(bundle, folder / "model.onnx", model),
+        graph=ModuleGraph.of(bundle, Path("model.onnx"), model),
         behind=nodes,
         prefix=5,
         row=0,
@@ -105,7 +104,17 @@ def suspect(
         feed=feed or {},
         peft=peft,
         bundle=bundle,
+        prompt=stored or prompt(),
     )
+
+
+def prompt(
+    tokens: np.ndarray | None = None, kv: np.ndarray | None = None, **head: np.ndarray
+) -> Prompt:
+    """A bundle's prompt: its virtual tokens, prefix KV, and its head by the parameters' names."""
+    rows = np.zeros((5, 32), np.float32) if tokens is None else tokens
+    named = {f"head.{name.replace('__', '.')}": array for name, array in head.items()}
+    return Prompt("default", made_manifest().prompt, rows, kv, named)
 
 
 def random(*shape: int) -> np.ndarray:
@@ -120,12 +129,17 @@ def words(cause: Any) -> str:
 # Prompt
 
 
+def looked_up(bert: PeftSource, ours: np.ndarray, theirs: np.ndarray, stored: np.ndarray) -> Any:
+    nodes = [node("", "Where", "x")]
+    return virtual_tokens(suspect(bert, "", nodes, ours, theirs, stored=prompt(stored)))
+
+
 def test_virtual_tokens_of_another_prompt_are_counted_and_the_prompt_encoder_is_named(bert):
     theirs = random(1, 8, 32)
     ours = theirs.copy()
     ours[0, [1, 3]] += 1
-    cause = virtual_tokens(suspect(bert, "", [node("", "Concat", "x")], ours, theirs))
-    assert words(cause) == "2 of 5 virtual tokens in the graph are not the checkpoint's"
+    cause = looked_up(bert, ours, theirs, stored=ours[0, :5])
+    assert words(cause) == "2 of 5 virtual tokens in the bundle are not the checkpoint's"
     assert cause.module == "prompt_encoder"
 
 
@@ -133,8 +147,17 @@ def test_virtual_tokens_in_another_order_are_said_to_be_that(bert):
     theirs = random(1, 8, 32)
     ours = theirs.copy()
     ours[0, :5] = theirs[0, [1, 0, 2, 4, 3]]
-    cause = virtual_tokens(suspect(bert, "", [node("", "Concat", "x")], ours, theirs))
+    cause = looked_up(bert, ours, theirs, stored=ours[0, :5])
     assert words(cause).endswith("; they are the right rows in another order")
+
+
+def test_right_virtual_tokens_that_are_looked_up_wrong_are_said_to_be_that(bert):
+    theirs = random(1, 8, 32)
+    ours = theirs.copy()
+    ours[0, :5] = theirs[0, [0, 0, 1, 2, 3]]
+    assert words(looked_up(bert, ours, theirs, stored=theirs[0, :5])) == (
+        "the graph looks up 4 of 5 virtual tokens wrong; the bundle holds the checkpoint's"
+    )
 
 
 def test_text_that_differs_too_does_not_blame_the_prompt(bert):
@@ -143,19 +166,16 @@ def test_text_that_differs_too_does_not_blame_the_prompt(bert):
     assert virtual_tokens(made) is None
 
 
-def test_a_bundles_prefix_kv_of_another_prompt_is_stale(qwen2, tmp_path):
+def test_a_bundles_prefix_kv_of_another_prompt_is_stale(qwen2):
     right = evaluate(qwen2.model.get_base_model(), pefts_prompt(qwen2))
-    entry = FileEntry("prompt.safetensors", "prompt", 0, "")
-    prompt = msgspec.structs.replace(CAUSAL.prompt, prefix_kv=right.shape)
-    manifest = msgspec.structs.replace(CAUSAL, prompt=prompt, files=(entry,))
 
-    def found(stored: np.ndarray) -> Any:
-        save_file({"prefix_kv": stored}, tmp_path / "prompt.safetensors")
+    def found(kv: np.ndarray) -> Any:
         module = "model.layers.1.self_attn"
         nodes = [node(module, "GroupQueryAttention", "q", "k", "v")]
-        return prefix_kv(
-            suspect(qwen2, module, nodes, random(1, 3, 32), manifest=manifest, folder=tmp_path)
+        made = suspect(
+            qwen2, module, nodes, random(1, 3, 32), manifest=CAUSAL, stored=prompt(kv=kv)
         )
+        return prefix_kv(made)
 
     assert found(right) is None
     wrong = right.copy()
@@ -166,21 +186,23 @@ def test_a_bundles_prefix_kv_of_another_prompt_is_stale(qwen2, tmp_path):
     assert found(wrong) is None  # another layer's
 
 
-def test_a_graphs_own_prefix_kv_is_compared_too(qwen2):
-    keys, values = evaluate(qwen2.model.get_base_model(), pefts_prompt(qwen2))[0]
-    prompt = msgspec.structs.replace(made_manifest().prompt, prefix_kv=(2, 2, 2, 5, 8))
+def test_a_right_prefix_kv_that_a_layer_does_not_take_is_said_to_be_that(qwen2):
+    right = evaluate(qwen2.model.get_base_model(), pefts_prompt(qwen2))
     module = "model.layers.0.self_attn"
-    nodes = [node(module, "Softmax", "keys", "values")]
+    gathered = [node("", "GatherND", "prefix_kv"), node("", "Gather", "prefix_kv")]
+    names = [one.output[0] for one in gathered]
+    nodes = [*gathered, node(module, "Softmax", *names)]
 
-    def found(**constants: np.ndarray) -> Any:
-        manifest = made_manifest(prompt=prompt)
+    def found(keys: np.ndarray, values: np.ndarray) -> Any:
+        taken = dict(zip(names, (keys[None], values[None]), strict=True))
         made = random(1, 3, 32)
-        return prefix_kv(
-            suspect(qwen2, module, nodes, made, constants=constants, manifest=manifest)
-        )
+        return prefix_kv(suspect(qwen2, module, nodes, made, values=taken, stored=prompt(kv=right)))
 
-    assert found(keys=keys, values=values) is None
-    assert "layer 0's keys" in words(found(keys=keys + 1, values=values))
+    assert found(*right[0]) is None
+    assert found(*right[0][::-1]) is None  # which of them is which is the attention's business
+    assert words(found(right[0, 0], right[1, 1])) == (
+        "layer 0 takes other values than those of its prefix KV"
+    )
 
 
 # Weights
@@ -225,7 +247,7 @@ def test_rows_of_a_weight_in_another_order_are_said_to_be_that(bert, right):
 def test_a_zero_weight_and_a_missing_bias_are_named(bert, right):
     weight, bias = right
     assert words(weights(dense(bert, weight, np.zeros_like(bias)))) == (
-        "its bias is zero in the graph"
+        "its bias is zero in the bundle"
     )
     assert words(weights(dense(bert, weight, None))) == "its bias is missing from the graph"
 
@@ -238,6 +260,54 @@ def test_a_square_weight_the_other_way_round_is_transposed(bert):
     nodes = [product, node(module, "Add", product.output[0], "bias")]
     made = suspect(bert, module, nodes, random(1, 8, 32), constants=constants)
     assert words(weights(made)) == "its weight is transposed"
+
+
+def headed(bert: PeftSource, weight: np.ndarray, bias: np.ndarray) -> Suspect:
+    """A trained head as it is exported: its parameters are inputs, gathered by the row's prompt."""
+    chosen = node("classifier", "GatherND", "head.classifier.weight", "prompt_index")
+    turned = node("classifier", "Transpose", chosen.output[0])
+    product = node("classifier", "MatMul", "x", turned.output[0])
+    shift = node("classifier", "Gather", "head.classifier.bias", "prompt_index")
+    nodes = [chosen, turned, product, shift]
+    nodes.append(node("classifier", "Add", product.output[0], shift.output[0]))
+    stored = prompt(classifier__weight=weight, classifier__bias=bias)
+    return suspect(bert, "classifier", nodes, random(1, 3), stored=stored)
+
+
+def test_a_trained_head_is_held_against_the_prompts_file(bert):
+    wrapper = bert.model.get_base_model().get_submodule("classifier")
+    layer = wrapper.modules_to_save["default"]
+    weight, bias = layer.weight.detach().numpy().copy(), layer.bias.detach().numpy().copy()
+    assert weights(headed(bert, weight, bias)) is None
+    wrong = weight.copy()
+    wrong[1, [3, 4]] *= 2
+    assert words(weights(headed(bert, wrong, bias))) == (
+        "2 of 96 numbers of its weight are not the checkpoint's"
+    )
+    assert words(weights(headed(bert, weight[::-1], bias))).endswith(
+        "they are the right rows in another order"
+    )
+    assert words(weights(headed(bert, weight, 0 * bias))) == "its bias is zero in the bundle"
+
+
+def test_a_square_head_is_not_taken_for_transposed(bert):
+    layer = torch.nn.Linear(3, 3)
+    base = bert.model.get_base_model()
+    base.dense = layer
+    try:
+        weight = layer.weight.detach().numpy()
+        chosen = node("dense", "GatherND", "head.dense.weight", "prompt_index")
+        product = node("dense", "MatMul", "x", chosen.output[0])
+        nodes = [chosen, product, node("dense", "Add", product.output[0], "head.dense.bias")]
+
+        def found(given: np.ndarray) -> Any:
+            stored = prompt(dense__weight=given, dense__bias=layer.bias.detach().numpy())
+            return weights(suspect(bert, "dense", nodes, random(1, 3), stored=stored))
+
+        assert found(weight) is None
+        assert words(found(weight.T)) == "its weight is transposed"
+    finally:
+        del base.dense
 
 
 def test_quantized_weights_are_not_compared(bert):
@@ -390,12 +460,11 @@ def test_attention_on_the_future_is_a_wrong_mask(qwen2):
 
 
 def test_a_frozen_prefix_is_seen_and_the_future_is_not(qwen2):
-    prompt = msgspec.structs.replace(made_manifest().prompt, prefix_kv=(2, 2, 2, 5, 8))
-    manifest = made_manifest(prompt=prompt)
+    stored = prompt(kv=np.zeros((2, 2, 2, 5, 8), np.float32))
     weights = np.tril(np.abs(random(1, 4, 3, 8)), k=5)
-    assert attended(qwen2, weights, manifest=manifest) is None
+    assert attended(qwen2, weights, stored=stored) is None
     weights[0, 0, 1, 7] = 0.25
-    assert "25%" in words(attended(qwen2, weights, manifest=manifest))
+    assert "25%" in words(attended(qwen2, weights, stored=stored))
 
 
 def test_attention_on_all_alike_hides_the_scores(bert):

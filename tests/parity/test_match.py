@@ -32,15 +32,23 @@ def test_a_frozen_prompts_positions_are_left_out_of_pytorchs():
     assert np.array_equal(found[1], theirs[:, 4:])
 
 
-def test_heads_side_by_side_and_rows_in_one_list_are_the_same_numbers():
-    ours, theirs = numbered(2, 3, 4, 5), numbered(1, 2, 20)
+def test_the_texts_embeddings_are_compared_where_pytorch_embeds_text_alone():
+    ours, theirs = numbered(2, 7, 5), numbered(1, 2, 5)
     found = aligned(ours, theirs, INSIDE)
     assert found is not None
-    assert np.array_equal(found[0], ours[1:, :2].reshape(1, 2, 20))
-    tokens = numbered(6, 5)
-    found = aligned(tokens, numbered(1, 2, 5), INSIDE)
+    assert np.array_equal(found[0], ours[1:, 4:6])
+    assert np.array_equal(found[1], theirs)
+
+
+def test_heads_side_by_side_and_rows_in_one_list_are_the_same_numbers():
+    ours, theirs = numbered(2, 7, 4, 5), numbered(1, 6, 20)
+    found = aligned(ours, theirs, INSIDE)
     assert found is not None
-    assert np.array_equal(found[0][0], tokens[3:5])
+    assert np.array_equal(found[0], ours[1:, :6].reshape(1, 6, 20))
+    tokens = numbered(14, 5)
+    found = aligned(tokens, numbered(1, 6, 5), INSIDE)
+    assert found is not None
+    assert np.array_equal(found[0][0], tokens[7:13])
 
 
 def test_a_head_that_runs_at_the_last_token_is_compared_there():
@@ -53,5 +61,6 @@ def test_a_head_that_runs_at_the_last_token_is_compared_there():
 
 def test_what_does_not_fit_is_not_compared():
     assert aligned(numbered(2, 3, 5).astype(np.int64), numbered(1, 2, 5), INSIDE) is None
-    assert aligned(numbered(2, 3, 6), numbered(1, 2, 5), INSIDE) is None
+    assert aligned(numbered(2, 7, 6), numbered(1, 6, 5), INSIDE) is None
+    assert aligned(numbered(2, 3, 5), numbered(1, 2, 5), INSIDE) is None
     assert aligned(numbered(2, 3, 5, 5, 5), numbered(1, 2, 5), INSIDE) is None

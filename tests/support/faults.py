@@ -34,13 +34,15 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 
 class Editor:
-    """A bundle's graph, weights, prompt, tokenizer and manifest, to change and write back."""
+    """A bundle's graph, weights, one prompt, tokenizer and manifest, to change and write back."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.model = onnx.load(folder / "model.onnx")
-        self.prompt = load_file(folder / "prompt.safetensors")
         self.manifest = json.loads((folder / "manifest.json").read_text())
+        (entry,) = [one for one in self.manifest["files"] if one["role"] == "prompt"]
+        self.prompt_file = folder / entry["path"]
+        self.prompt = load_file(self.prompt_file)
         self._names = 0
 
     @classmethod
@@ -121,7 +123,10 @@ class Editor:
             location="model.onnx.data",
             size_threshold=256,
         )
-        save_file(self.prompt, self.folder / "prompt.safetensors")
+        save_file(self.prompt, self.prompt_file)
+        tokens = self.prompt["virtual_tokens"].tobytes()
+        for prompt in self.manifest["prompts"].values():
+            prompt["sha256"] = hashlib.sha256(tokens).hexdigest()
         for entry in self.manifest["files"]:
             content = (self.folder / entry["path"]).read_bytes()
             entry["size"], entry["sha256"] = len(content), hashlib.sha256(content).hexdigest()
@@ -176,12 +181,22 @@ def appended(node: str, *operators: tuple[str, list[Any], dict[str, Any]]) -> An
     return lambda bundle, _: bundle.after(node, *operators)
 
 
-def other_head(node: str, name: str) -> Any:
+def prompts(tensor: str, how: Callable[[np.ndarray], np.ndarray]) -> Any:
+    """A fault in one tensor of the prompt's file."""
+
+    def inject(bundle: Editor, _: tiny.Trained) -> None:
+        bundle.prompt[tensor] = np.ascontiguousarray(how(bundle.prompt[tensor]))
+
+    return inject
+
+
+def other_head(name: str) -> Any:
     """A head's weight from another training."""
 
     def inject(bundle: Editor, other: tiny.Trained) -> None:
         weight = other.model.get_base_model().get_parameter(name).detach().numpy()
-        bundle.set_constant(node, 1, weight)
+        assert weight.shape == bundle.prompt[f"head.{name}"].shape
+        bundle.prompt[f"head.{name}"] = weight
 
     return inject
 
@@ -214,15 +229,6 @@ def _swap_token_vectors(table: np.ndarray) -> np.ndarray:
 
 def _stale_prefix(bundle: Editor, other: tiny.Trained) -> None:
     bundle.prompt["prefix_kv"] = _other_prefix(other)
-
-
-def _swap_prefix(bundle: Editor, _: tiny.Trained) -> None:
-    bundle.prompt["prefix_kv"] = np.ascontiguousarray(bundle.prompt["prefix_kv"][:, ::-1])
-
-
-def _permute_prefix(bundle: Editor, _: tiny.Trained) -> None:
-    # In every layer: what the prompt's rows in another order would have left, but for positions.
-    bundle.prompt["prefix_kv"] = np.ascontiguousarray(bundle.prompt["prefix_kv"][:, :, :, ::-1])
 
 
 def _wrong_mask_sign(bundle: Editor, _: tiny.Trained) -> None:
@@ -320,20 +326,26 @@ FAULTS = (
     Fault("bias dropped (fused QKV)", "gpt2", _GPT + "attn.c_attn",
           changed(_GPT + "attn.c_attn/Gemm", 2, np.zeros_like)),
     Fault("prompt rows permuted", "bert", "prompt_encoder",
-          changed("program/Expand", 0, lambda rows: rows[:, ::-1])),
+          prompts("virtual_tokens", lambda rows: rows[::-1])),
     Fault("prompt from another training", "distilbert", "prompt_encoder",
-          lambda bundle, other: bundle.set_constant(
-              "program/Expand", 0, _other_tokens(other)[None])),
+          lambda bundle, other: bundle.prompt.update(virtual_tokens=_other_tokens(other))),
+    Fault("virtual tokens looked up one row early", "bert", "prompt_encoder",
+          appended("program/Sub", ("Sub", [None, np.int64(1)], {}))),
     Fault("stale prefix KV", "qwen2", _Q0 + "self_attn", _stale_prefix),
-    Fault("prefix keys and values exchanged", "gpt2", _GPT + "attn", _swap_prefix),
-    Fault("prefix rows reversed", "bloom", _GPT + "self_attention", _permute_prefix),
-    Fault("stale prefix KV (in the graph)", "gpt2 classes", _GPT + "attn",
-          lambda bundle, other: bundle.set_constant(
-              "program/Expand", 0, _other_prefix(other)[0, 0][None])),
+    Fault("prefix keys and values exchanged", "gpt2", _GPT + "attn",
+          prompts("prefix_kv", lambda kv: kv[:, ::-1])),
+    # In every layer: what the prompt's rows in another order would have left, but for positions.
+    Fault("prefix rows reversed", "bloom", _GPT + "self_attention",
+          prompts("prefix_kv", lambda kv: kv[:, :, :, ::-1])),
+    Fault("stale prefix KV (a classifier's)", "gpt2 classes", _GPT + "attn", _stale_prefix),
+    Fault("another layer's prefix KV", "gpt2 classes", _GPT + "attn",
+          appended("program/Add_1", ("Add", [None, np.int64(1)], {}))),
     Fault("head from another checkpoint", "bert", "classifier",
-          other_head("classifier/Gemm", "classifier.weight")),
+          other_head("classifier.weight")),
+    Fault("a head's bias dropped", "distilbert", "classifier",
+          prompts("head.classifier.bias", np.zeros_like)),
     Fault("head from another checkpoint", "gpt2 classes", "score",
-          other_head("score/Gemm", "score.weight")),
+          other_head("score.weight")),
     Fault("fp16 overflow", "bert", _B1 + "output.dense", _overflow(_B1 + "output.dense/MatMul")),
     Fault("a layer's weights cut to bfloat16", "qwen2", _Q1 + "mlp.gate_proj",
           changed(_Q1 + "mlp.gate_proj/MatMul", 1, _to_bfloat16)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ from ptdeploy.parity.report import Located, ModuleError, ParityReport
 from ptdeploy.passes.name import module_of
 from ptdeploy.runtime import Engine
 from ptdeploy.runtime.probes import Fed
+from ptdeploy.runtime.prompts import Prompt
 
 if TYPE_CHECKING:
     from ptdeploy.parity.reference.peft import PeftSource
@@ -70,7 +71,7 @@ def locate_mismatch(
     )
     if found.first is None:
         return Located("", "", "", (), _nothing(report), lengths, len(modules), modules)
-    suspect, known = _suspect(search, found, lengths, bundle)
+    suspect, known = _suspect(search, found, lengths, bundle, engine.prompt)
     operators = tuple(node.op_type for node in suspect.behind)
     if found.remark:
         cause = Cause(found.remark)
@@ -106,7 +107,8 @@ def _first(
     fails = any(not case.passed for case in report.cases)
     if first is not None or not fails or not matches:
         return _Found(first, matches)
-    if _logits_apart(matches[0].values, search.fed, row) > (report.largest_allowed or np.inf):
+    logits = matches[0].values[_logits_of(search)]
+    if _logits_apart(logits, search.fed, row) > (report.largest_allowed or np.inf):
         widest = max(matches, key=lambda m: m.jump)
         return _Found(
             widest, matches, "no tensor is a mismatch by itself; the difference grows most here"
@@ -118,7 +120,7 @@ def _first(
 
 
 def _suspect(
-    search: Search, found: _Found, lengths: tuple[int, ...], bundle: Bundle
+    search: Search, found: _Found, lengths: tuple[int, ...], bundle: Bundle, prompt: Prompt
 ) -> tuple[Suspect, set[str]]:
     """What is known of the first mismatch, and the values that match."""
     graph, fed, first = search.graph, search.fed, found.first
@@ -139,17 +141,24 @@ def _suspect(
         feed=fed.feed,
         peft=search.peft,
         bundle=bundle,
+        prompt=prompt,
     )
     return suspect, known
 
 
-def _logits_apart(values: Mapping[str, NDArray[Any]], fed: Fed, row: ReferenceRow) -> float:
+def _logits_of(search: Search) -> str:
+    outputs = search.graph.bundle.manifest.graph.outputs
+    return next(spec.name for spec in outputs if spec.role == "logits")
+
+
+def _logits_apart(logits: NDArray[Any], fed: Fed, row: ReferenceRow) -> float:
     """How far the row's logits are from the reference's in a run with all values taken out."""
-    ours = values["logits"][fed.row]
+    ours = logits[fed.row]
     if row.logits.ndim == 1:
         ours, wanted = ours[None], row.logits[None]
     else:
-        ours = ours[: fed.taken]
+        first = fed.prefix if fed.runs_prefix else 0
+        ours = ours[first : first + fed.taken]
         kept = min(len(ours), len(row.logits))
         ours, wanted = ours[len(ours) - kept :], row.logits[len(row.logits) - kept :]
     with np.errstate(invalid="ignore"):

@@ -76,12 +76,22 @@ class Search:
             exposed |= self.graph.outputs_of("Softmax")
         values = run_exposed(self.graph, sorted(exposed), self.fed.feed)
         noise, mismatched, given = 0.0, False, dict[str, list[NDArray[Any]]]()
+        made, before = set[str](), dict[str, frozenset[str]]()
         for event in events:
-            nearest = self._nearest(event, names[event.module, event.what], values)
+            candidates = names[event.module, event.what]
+            if event.what == "input":
+                before.setdefault(event.module, frozenset(made))
+            else:
+                # PEFT embeds the text by a part of the model, before it calls the model.
+                earlier = before.get(event.module, ())
+                candidates = [name for name in candidates if name not in earlier]
+            nearest = self._nearest(event, candidates, values)
             if nearest is None:
                 continue
             if event.what == "input":
                 given.setdefault(event.module, []).append(nearest.ours)
+            else:
+                made.add(nearest.value)
             own = None
             if event.what == "output" and not coarse and not mismatched:
                 own = self._own_error(event.module, given.get(event.module, []), nearest.ours)
@@ -184,13 +194,18 @@ def _is_last_token(ours: NDArray[Any], theirs: NDArray[np.float32], fed: Fed) ->
 
 def _kept(mine: int, its: int, fed: Fed) -> tuple[range, range] | None:
     """Which of an axis' positions are the same in both; None where it is no axis of tokens."""
-    if mine == fed.width and (its == fed.taken or not fed.runs_prefix):
+    if not fed.runs_prefix:
+        if mine != fed.width:
+            return None
         kept = min(fed.taken, its)
         # A prompt that is not frozen is fed before the text, where PyTorch embeds text alone.
         return range(fed.taken - kept, fed.taken), range(its - kept, its)
-    if fed.runs_prefix and mine == fed.prefix + fed.width and its == fed.prefix + fed.taken:
+    if mine != fed.prefix + fed.width:
+        return None
+    if its == fed.prefix + fed.taken:
         return range(its), range(its)
-    return None
+    # Here too it embeds text alone.
+    return (range(fed.prefix, fed.prefix + its), range(its)) if its == fed.taken else None
 
 
 def _relative(ours: NDArray[Any], theirs: NDArray[np.float32]) -> float:

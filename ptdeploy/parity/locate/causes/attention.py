@@ -75,10 +75,10 @@ def _seen(suspect: Suspect, queries: int, keys: int) -> tuple[NDArray[np.bool_],
     length, n = suspect.lengths[suspect.row], suspect.prefix
     place, query = np.arange(keys)[None], np.arange(queries)[:, None]
     if suspect.is_causal:
-        past = int(suspect.feed["past_lengths"][suspect.row])
-        slots = keys - suspect.feed["input_ids"].shape[1]
+        past = int(suspect.given("lengths")[suspect.row])
+        slots = keys - suspect.given("ids").shape[1]
         return (place < past) | ((place >= slots) & (place - slots <= query)), queries
-    if suspect.bundle.manifest.prompt.prefix_kv is not None:
+    if suspect.prompt.prefix_kv is not None:
         return place <= n + query, length
     return np.broadcast_to(place < n + length, (queries, keys)), n + length
 

@@ -12,9 +12,13 @@ from ptdeploy.parity.locate.causes.suspect import Cause, Suspect, permuted
 if TYPE_CHECKING:
     from ptdeploy.parity.reference.peft import PeftSource
 
+# How far a right prefix KV may be off, over its largest number: as a file holds it, and as a graph
+# in half precision does.
+_NEAR, _NEAR_IN_GRAPH = 1e-4, 1e-2
+
 
 def virtual_tokens(suspect: Suspect) -> Cause | None:
-    """Virtual tokens in the graph that are not the checkpoint's, where the text's own are."""
+    """Virtual tokens that are not the checkpoint's, where the text's own embeddings are."""
     n = suspect.prefix
     if suspect.is_causal or suspect.ours.ndim != 3:
         return None
@@ -24,46 +28,41 @@ def virtual_tokens(suspect: Suspect) -> Cause | None:
     if not wrong[:n].any() or wrong[n:].any():
         return None
     rows, want = suspect.ours[0, :n], suspect.theirs[0, :n]
-    how = "they are the right rows in another order" if permuted(rows, want) else ""
-    count = int(wrong[:n].sum())
-    words = f"{count} of {n} virtual tokens in the graph are not the checkpoint's"
-    return Cause(f"{words}; {how}" if how else words, "prompt_encoder")
+    count = f"{int(wrong[:n].sum())} of {n} virtual tokens"
+    if _wrong(suspect.prompt.virtual_tokens, want).any():
+        words = f"{count} in the bundle are not the checkpoint's"
+    else:
+        words = f"the graph looks up {count} wrong; the bundle holds the checkpoint's"
+    how = "; they are the right rows in another order" if permuted(rows, want) else ""
+    return Cause(words + how, "prompt_encoder")
 
 
 def prefix_kv(suspect: Suspect) -> Cause | None:
-    """Keys or values of the prompt, frozen from another one."""
-    shape = suspect.bundle.manifest.prompt.prefix_kv
-    layer = _layer_number(suspect.module)
-    if shape is None or layer is None or layer >= shape[0] or not suspect.attends:
+    """Keys or values of the prompt, frozen from another one, or taken from another place."""
+    stored, layer = suspect.prompt.prefix_kv, _layer_number(suspect.module)
+    if stored is None or layer is None or layer >= len(stored) or not suspect.attends:
         return None
     from ptdeploy.program.prompt import prefix_kv as evaluate
 
     want = evaluate(suspect.peft.model.get_base_model(), pefts_prompt(suspect.peft))[layer]
-    near = _bundles(suspect, layer, want) if suspect.is_causal else _graphs(suspect, want)
-    for part, difference in zip(("keys", "values"), near, strict=True):
-        if difference > 1e-4 * max(1.0, float(np.abs(want).max())):
-            return Cause(f"stale prefix KV: layer {layer}'s {part} are not the checkpoint's")
+    scale = max(1.0, float(np.abs(want).max()))
+    taken = _taken(suspect, want[0].shape)
+    for part, name in enumerate(("keys", "values")):
+        if _apart(stored[layer][part], want[part]) > _NEAR * scale:
+            return Cause(f"stale prefix KV: layer {layer}'s {name} are not the checkpoint's")
+        if taken and min(_apart(one, want[part]) for one in taken) > _NEAR_IN_GRAPH * scale:
+            return Cause(f"layer {layer} takes other {name} than those of its prefix KV")
     return None
 
 
-def _bundles(suspect: Suspect, layer: int, want: NDArray[np.float32]) -> list[float]:
-    """How far a bundle's keys and values of one layer are from what they should be."""
-    from safetensors.numpy import load_file
-
-    path = suspect.bundle.opened("prompt")
-    assert path is not None, "read_bundle checks it"
-    found = load_file(path)["prefix_kv"][layer]
-    return [float(np.abs(found[part] - want[part]).max()) for part in (0, 1)]
+def _taken(suspect: Suspect, shape: tuple[int, ...]) -> list[NDArray[Any]]:
+    """What the module takes that may be its row's prefix keys or values; none of a KV buffer."""
+    values = (suspect.values.get(name) for name in suspect.graph.taken(suspect.module))
+    return [one[suspect.row] for one in values if one is not None and one.shape[1:] == shape]
 
 
-def _graphs(suspect: Suspect, want: NDArray[np.float32]) -> list[float]:
-    """The same where the graph holds them, keys and values apart, as they are or repeated."""
-    live = suspect.graph.behind(suspect.value, set())
-    sized = [a for _, a in suspect.graph.constants(live) if a.size == want[0].size]
-    return [
-        min((float(np.abs(a.ravel() - want[part].ravel()).max()) for a in sized), default=0.0)
-        for part in (0, 1)
-    ]
+def _apart(ours: NDArray[Any], theirs: NDArray[np.float32]) -> float:
+    return float(np.abs(ours - theirs).max())
 
 
 def pefts_prompt(peft: PeftSource) -> NDArray[np.float32]:

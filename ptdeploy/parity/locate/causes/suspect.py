@@ -10,9 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptdeploy.bundle import Bundle
+from ptdeploy.bundle.task import TensorRole
 from ptdeploy.parity.locate.graph import ModuleGraph
 from ptdeploy.parity.locate.trace import Event
 from ptdeploy.runtime import ENGINES
+from ptdeploy.runtime.prompts import Prompt
 
 if TYPE_CHECKING:
     import onnx
@@ -36,6 +38,7 @@ class Suspect:
 
     `behind` are the nodes that compute the value from what still matches. Row `row` of the batch
     that was fed (`lengths` are its rows' tokens) is compared, after `prefix` virtual tokens.
+    `prompt` is the bundle's own, as its file holds it.
     `values` are what was taken out of the graph, by name, and `feed` what it was given.
     """
 
@@ -53,6 +56,7 @@ class Suspect:
     feed: Mapping[str, NDArray[Any]] = field(repr=False)
     peft: PeftSource = field(repr=False)
     bundle: Bundle = field(repr=False)
+    prompt: Prompt = field(repr=False)
 
     @property
     def nodes(self) -> list[onnx.NodeProto]:
@@ -62,8 +66,18 @@ class Suspect:
 
     @property
     def constants(self) -> list[tuple[str, NDArray[Any]]]:
-        """Names and contents of the constants that the module's own nodes read."""
-        return list(self.graph.constants(self.nodes))
+        """Names and contents of what the module's own nodes read that no request changes.
+
+        Those are the graph's constants, and the parameters of the prompt's own trained head.
+        """
+        read = {name for node in self.nodes for name in node.input}
+        head = [(name, array) for name, array in self.prompt.head.items() if name in read]
+        return [*self.graph.constants(self.nodes), *head]
+
+    def given(self, role: TensorRole) -> NDArray[Any]:
+        """What the graph was given as the input of that role."""
+        inputs = self.bundle.manifest.graph.inputs
+        return self.feed[next(spec.name for spec in inputs if spec.role == role)]
 
     @property
     def torch_module(self) -> torch.nn.Module | None:

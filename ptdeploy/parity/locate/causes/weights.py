@@ -1,4 +1,4 @@
-"""Weights in the graph that are not the checkpoint's, and constants that are not the model's."""
+"""Weights in the bundle that are not the checkpoint's, and constants that are not the model's."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NEAR = 1e-5
 
 
 def weights(suspect: Suspect) -> Cause | None:
-    """A parameter of the module that the graph does not hold as it is."""
+    """A parameter of the module that neither the graph nor its prompt holds as it is."""
     module, constants = suspect.torch_module, suspect.constants
     if module is None or any(array.dtype == np.uint8 for _, array in constants):
         return None
@@ -48,7 +48,9 @@ def _least_wrong(
     is_linear = isinstance(suspect.torch_module, torch.nn.Linear) and name == "weight"
     found: list[tuple[int, str]] = []
     for key, array in sized:
-        turned = is_linear and not _reads_transposed(suspect.nodes, key)
+        # A prompt's file holds a head's parameters as PyTorch does.
+        as_torch = key in suspect.prompt.head or _reads_transposed(suspect.nodes, key)
+        turned = is_linear and not as_torch
         found.append(_weight_words(name, array, want.T if turned else want))
     return min(found, key=lambda one: one[0])[1]
 
@@ -65,7 +67,7 @@ def _weight_words(name: str, ours: NDArray[Any], want: NDArray[np.float32]) -> t
         return 0, ""
     words = f"{count} of {want.size} numbers of its {name} are not the checkpoint's"
     if not ours.any():
-        words = f"its {name} is zero in the graph"
+        words = f"its {name} is zero in the bundle"
     elif want.ndim == 2 and want.shape[0] == want.shape[1] and np.allclose(ours, want.T, 1e-3):
         words = f"its {name} is transposed"
     elif want.ndim == 2 and (permuted(ours, want) or permuted(ours.T, want.T)):
