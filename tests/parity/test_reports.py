@@ -317,6 +317,8 @@ def test_the_page_shows_each_total_plot_and_failure():
     assert page.elements.count("svg") == 4
     assert page.elements.count("circle") == len(LOCATED.modules)
     assert Page(html.render(HOLDS, made_manifest())).elements.count("svg") == 2
+    assert "bert-tiny, SEQ_CLS; ort fp32 on cpu" in page.text
+    assert "default: 5 virtual tokens" in page.text
     assert "What fails" in Page(html.render(STOPPED, made_manifest())).texts
 
 

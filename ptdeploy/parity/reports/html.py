@@ -98,7 +98,10 @@ def _about(report: ParityReport, manifest: Manifest) -> list[tuple[str, str]]:
             "Checkpoint",
             f"{prompt.source.format}, adapter {prompt.source.adapter}",
         ),
-        ("Prompt", f"{prompt.num_virtual_tokens} virtual tokens, {prompt.kind}"),
+        (
+            "Prompt",
+            f"{manifest.default_prompt}: {prompt.num_virtual_tokens} virtual tokens, {prompt.kind}",
+        ),
         ("Graph", f"{manifest.graph.route}: {manifest.graph.reason}"),
         ("Versions", ", ".join(f"{n} {v}" for n, v in sorted(manifest.versions.items()))),
     ]
