@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ import numpy as np
 from ptdeploy import arguments
 from ptdeploy.arguments import checked, flag, path
 from ptdeploy.backends import engine_facts, engine_words
-from ptdeploy.bundle import Bundle, Manifest, PromptInfo, read_bundle, whole
+from ptdeploy.bundle import Bundle, PromptInfo, read_bundle, whole
+from ptdeploy.bundle.signature import words_of
+from ptdeploy.bundle.task import TensorSpec
 from ptdeploy.errors import InputError, TargetUnavailable
 from ptdeploy.parity.measure import finite
 from ptdeploy.parity.quality import row_logits
@@ -24,14 +26,11 @@ from ptdeploy.printable import printable_fields
 from ptdeploy.runtime import Engine, open_engine
 
 _NEW_TOKENS, _ROWS, _TOKENS = 16, 8, 32
-# The manifest's fields that say what a bundle is, in the order they are shown.
-_SETTINGS = (
-    *("target", "device", "precision", "task", "base", "graph", "limits", "default_prompt"),
-    *("prompt", "quantization", "generation"),
-)
-
-
-_PARITY = ("parity", "graph_parity")
+# The manifest's fields that say what a bundle is, in the order they are shown: before its graph, of
+# its prompt what a compilation decides, and after it.
+_FIRST = ("target", "device", "precision", "task", "base")
+_OF_PROMPT = ("kind", "num_virtual_tokens", "token_dim", "sha256", "prefix_kv", "labels", "head")
+_LAST = ("quantization", "generation")
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -99,8 +98,8 @@ def _compare(before: str | Path, after: str | Path, speed: bool, rounds: int) ->
         )
     engines = _open(bundles, speed, notes)
     parities = [_parity(one.prompt) for one in (a, b)]
-    settings = {name: (_setting(a, name), _setting(b, name)) for name in _SETTINGS}
-    settings["engine"] = _compared(bundles[0]), _compared(bundles[1])
+    left, right = (_settings(bundle) for bundle in bundles)
+    settings = {name: (left[name], right[name]) for name in left}
     return Difference(
         versions=_changes(a.versions, b.versions),
         settings=_flat(settings),
@@ -180,12 +179,32 @@ def _sizes(bundle: Bundle) -> dict[str, int]:
     return {entry.path: entry.size for entry in bundle.manifest.files}
 
 
-def _setting(manifest: Manifest, name: str) -> Any:
-    """A field of the manifest, or of its default prompt's what a compilation decides."""
-    found = msgspec.to_builtins(getattr(manifest, name))
-    if name == "prompt":
-        return {key: one for key, one in found.items() if key not in _PARITY}
-    return found
+def _settings(bundle: Bundle) -> dict[str, Any]:
+    """What a bundle is, as plain data by name; the default prompt stands for all."""
+    manifest = bundle.manifest
+    plain: dict[str, Any] = msgspec.to_builtins(manifest)
+    graph, prompt = manifest.graph, msgspec.to_builtins(manifest.prompt)
+    return {
+        **{name: plain[name] for name in _FIRST},
+        "graph": {"route": graph.route, "reason": graph.reason},
+        "graph.inputs": _tensors(graph.inputs),
+        "graph.outputs": _tensors(graph.outputs),
+        "limits": plain["limits"],
+        "default_prompt": manifest.default_prompt,
+        "prompt": {name: prompt[name] for name in _OF_PROMPT},
+        "prompt.source": {name: prompt["source"][name] for name in ("format", "adapter")},
+        "prompt.source.files": prompt["source"]["files"],
+        **{name: plain[name] for name in _LAST},
+        "engine": _compared(bundle),
+    }
+
+
+def _tensors(specs: Sequence[TensorSpec]) -> dict[str, str]:
+    """A graph's tensors by role, in words: those of one role have few types and shapes."""
+    words: dict[str, list[str]] = {}
+    for spec in specs:
+        words.setdefault(spec.role, []).append(f"{spec.dtype} {words_of(spec.shape)}")
+    return {role: ", ".join(dict.fromkeys(found)) for role, found in words.items()}
 
 
 def _parity(prompt: PromptInfo) -> dict[str, Any]:

@@ -41,6 +41,35 @@ def test_another_precision_shows_in_settings_graph_size_and_logits(compiled, tmp
     assert "logits: at most 0.0" in out
 
 
+def test_prompts_with_other_numbers_of_labels_give_other_logits(compiled, tmp_path, capsys):
+    one = compiled("bert", "SEQ_CLS")
+    trained = tiny.make(tmp_path, "bert", "SEQ_CLS", num_labels=4)
+    other = ptdeploy.compile(
+        trained.adapter,
+        target="ort",
+        base=str(trained.base),
+        output=tmp_path / "other",
+        name="four",
+    )
+    assert main(["diff", str(one.bundle), str(other.path)]) == 0
+    out = capsys.readouterr().out
+    assert "logits: of another kind" in out
+    assert "default_prompt: default -> four" in out
+    assert "prompt.labels: " in out
+    assert "prompt.source.files.adapter_model.safetensors: " in out
+    # One graph takes them both.
+    assert "graph." not in out
+
+
+def test_a_graphs_tensors_that_changed_are_shown_by_role(compiled, tmp_path):
+    two = (("gpt2", "SEQ_CLS"), ("bert", "SEQ_CLS"))
+    found = ptdeploy.diff(*(compiled(*one).bundle for one in two))
+    changes = {one.name: (one.before, one.after) for one in found.settings}
+    assert changes["graph.inputs.table"] == (None, "float32 (virtual, 32)")
+    assert changes["graph.inputs.prefix"] == ("float32 (prefixes, 4, prefix, 8)", None)
+    assert "graph.inputs.ids" not in changes
+
+
 def test_a_reference_that_does_not_fit_its_bundle_is_refused_here_too(compiled, tmp_path, capsys):
     bundle = Path(shutil.copytree(compiled("bert", "SEQ_CLS").bundle, tmp_path / "bundle"))
     damage.rewrite_reference(bundle, lambda tensors, _: tensors["rows.000.ids"].fill(5000))
