@@ -23,6 +23,7 @@ def compile(
     target: str,
     base: str | None = None,
     output: str | Path | None = None,
+    name: str | None = None,
     device: str | None = None,
     precision: str | None = None,
     adapter: str | None = None,
@@ -42,7 +43,8 @@ def compile(
     """Compile a P-Tuned checkpoint into a verified bundle.
 
     `checkpoint` is a PEFT adapter folder, a Trainer checkpoint or a state dict file; `base`
-    overrides the base model it names (a local folder or a hub id). `target` is "ort" or "trt";
+    overrides the base model it names (a local folder or a hub id). `name` is what the prompt is
+    called in the bundle, "default" unless told. `target` is "ort" or "trt";
     `device` "cpu" or "cuda", and `precision`, are the target's default unless told. `labels` names
     the classes; `head` says what SEQ_CLS logits are, "softmax", "sigmoid" or "regression", over
     what the base's problem_type says. `tokenizer` is a folder or a hub id to take the tokenizer
@@ -70,6 +72,7 @@ def compile(
         target=target,
         base=base,
         output=output,
+        name=name,
         device=device,
         precision=precision,
         adapter=adapter,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ptdeploy.backends import engine_facts, engine_words, get_backend
-from ptdeploy.bundle import Manifest
+from ptdeploy.bundle import DEFAULT_PROMPT, Manifest
 from ptdeploy.bundle.precision import default_words, quantized
 from ptdeploy.cli import options
 from ptdeploy.cli.console import show, show_json_facts
@@ -23,6 +23,9 @@ def add_options(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument("--target", required=True, choices=sorted(TARGETS), help="what is to run it")
     sub.add_argument("-o", "--output", metavar="BUNDLE", help="default: ./NAME.TARGET.bundle")
+    sub.add_argument(
+        "--name", help=f"what the prompt is called in the bundle; default: {DEFAULT_PROMPT}"
+    )
     sub.add_argument(
         "--device", choices=options.devices(), help=f"default: {options.default_devices()}"
     )
@@ -52,7 +55,7 @@ def add_options(sub: argparse.ArgumentParser) -> None:
         "--no-freeze-kv",
         dest="freeze_kv",
         action="store_false",
-        help="keep the virtual tokens as embeddings in the graph, run with each prefill",
+        help="keep the virtual tokens as embeddings, and run them with each prefill",
     )
     causal.add_argument("--max-batch", type=int, metavar="N", help="most rows of one request")
     causal.add_argument(
@@ -90,6 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
     frozen = f"{prompt.num_virtual_tokens} virtual tokens"
     if prompt.prefix_kv:
         frozen += f" as prefix KV {list(prompt.prefix_kv)}"
+    named = f", named {request.name}" if request.prompt_name != DEFAULT_PROMPT else ""
     computed = engine_words(manifest.target, engine_facts(bundle)).computes
     types = "".join(f"          {dtype}: {words}\n" for dtype, words in computed)
     tokenizer = None if manifest.tokenizer is None else msgspec.to_builtins(manifest.tokenizer)
@@ -97,7 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
     show(
         f"read      {manifest.prompt.source.format}, {manifest.task.value} on "
         f"{manifest.base.architecture} ({manifest.base.name})\n"
-        f"frozen    {frozen} ({prompt.kind})\n"
+        f"frozen    {frozen} ({prompt.kind}){named}\n"
         f"tokenizer {tokenizer_words(tokenizer)}\n"
         f"{_head_line(manifest)}"
         f"graph     {manifest.graph.route}: {manifest.graph.reason}\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ptdeploy.arguments import (
     MOST,
@@ -14,12 +15,22 @@ from ptdeploy.arguments import (
     maybe,
     one_of,
     path,
+    refused,
     text,
     whole,
 )
 from ptdeploy.bundle.quantization import QUANTIZATION_OPTIONS, QuantizationOptions
+from ptdeploy.bundle.schema import DEFAULT_PROMPT, is_prompt_name
 from ptdeploy.bundle.task import Task
 from ptdeploy.targets.options import TargetOptions
+
+
+def _prompt_name(name: str, value: Any) -> str:
+    found = text(name, value)
+    if is_prompt_name(found):
+        return found
+    wanted = "1 to 64 letters, digits, '.', '_' or '-' of ASCII, the first a letter or a digit"
+    raise refused(name, found, wanted)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +41,7 @@ class CompileRequest:
     target: str
     base: str | None = None
     output: str | Path | None = None
+    name: str | None = None
     device: str | None = None
     precision: str | None = None
     adapter: str | None = None
@@ -52,6 +64,7 @@ class CompileRequest:
             target=text,
             base=maybe(path),
             output=maybe(path),
+            name=maybe(_prompt_name),
             device=maybe(text),
             precision=maybe(text),
             adapter=maybe(text),
@@ -67,6 +80,11 @@ class CompileRequest:
             golden=maybe(whole()),
             engine=maybe(having("given")),
         )
+
+    @property
+    def prompt_name(self) -> str:
+        """What the prompt is called in the bundle."""
+        return self.name or DEFAULT_PROMPT
 
     @property
     def place(self) -> Path:

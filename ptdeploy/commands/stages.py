@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from ptdeploy.bundle import DEFAULT_PROMPT, FileEntry, RequestLimits, Route, check_room
+from ptdeploy.bundle import FileEntry, RequestLimits, Route, check_room
 from ptdeploy.bundle.signature import Signature
 from ptdeploy.bundle.task import Task
 from ptdeploy.commands.draft import Draft, prompt_place, staged_of_prompt
@@ -151,15 +151,15 @@ def build(plan: Plan, traced: Traced, folder: Path, progress: Progress) -> Draft
                 plan.options,
             )
         )
-        saved = save_prompt(traced.prompt, prompt_place(folder, DEFAULT_PROMPT))
+        saved = save_prompt(traced.prompt, prompt_place(folder, request.prompt_name))
         files: tuple[FileEntry, ...] = (
             *built.files,
-            staged_of_prompt(DEFAULT_PROMPT, saved, "prompt"),
+            staged_of_prompt(request.prompt_name, saved, "prompt"),
         )
         if tokenizer.tokenizer is not None:
             files += save_text_files(tokenizer.tokenizer, folder)
     manifest = build_manifest(
-        name=DEFAULT_PROMPT,
+        name=request.prompt_name,
         checkpoint=source.checkpoint,
         base=source.base,
         prompt=traced.prompt,
@@ -187,7 +187,7 @@ def refer(plan: Plan, source: Source, draft: Draft, progress: Progress) -> Draft
     from ptdeploy.parity.reference.texts import evaluation_text, reference_texts, with_texts
 
     checkpoint, chosen, golden = source.checkpoint, source.tokenizer, plan.request.golden
-    bounds, name = draft.manifest.request_limits, DEFAULT_PROMPT
+    bounds, name = draft.manifest.request_limits, plan.request.prompt_name
     with progress.stage(REFERENCE_STAGE):
         evaluation = None
         if plan.quantization is not None:

@@ -292,6 +292,7 @@ def _of_compile(nowhere: Path) -> Iterator[Door]:
     names = (
         "base",
         "output",
+        "name",
         "device",
         "precision",
         "adapter",

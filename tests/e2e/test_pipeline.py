@@ -12,7 +12,10 @@ from support import tiny
 from support.without_torch import run_without_torch
 
 import ptdeploy
+from ptdeploy.bundle import read_bundle
 from ptdeploy.cli.main import main
+
+FILES_OF_A_PROMPT = ("prompt.safetensors", "reference.safetensors", "parity.json")
 
 
 def test_the_blocked_interpreter_really_refuses_torch():
@@ -144,6 +147,7 @@ def test_compile_on_the_command_line_says_what_it_did(tmp_path, capsys):
     for word in ("read ", "frozen ", "parity ", "5 virtual tokens", "ptdeploy run"):
         assert word in captured.out
     assert "export to ONNX" in captured.err
+    assert ", named " not in captured.out
     assert main(["run", str(output), "--ids", "5,6,7", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)["result"]
     assert set(result["probabilities"]) == {"no", "maybe", "yes"}
@@ -157,8 +161,25 @@ def test_force_replaces_a_bundle_and_leaves_nothing_beside_it(tmp_path, capsys):
     for extra in ([], ["--force", "--labels", "a,b,c"]):
         assert main([*arguments, "-o", str(output), "-q", "--json", *extra]) == 0
     facts = [json.loads(part) for part in _objects(capsys.readouterr().out)]
-    assert [one["labels"] for one in facts] == [["LABEL_0", "LABEL_1", "LABEL_2"], ["a", "b", "c"]]
+    labels = [one["prompts"]["default"]["labels"] for one in facts]
+    assert labels == [["LABEL_0", "LABEL_1", "LABEL_2"], ["a", "b", "c"]]
     assert [path.name for path in output.parent.iterdir()] == ["bundle"]
+
+
+def test_a_prompt_has_the_name_that_compile_was_told(tmp_path, capsys):
+    trained = tiny.make(tmp_path, "bert", "SEQ_CLS")
+    bundle = str(tmp_path / "bundle")
+    arguments = ["compile", str(trained.adapter), "--target", "ort", "--base", str(trained.base)]
+    assert main([*arguments, "-o", bundle, "--name", "mood.v2"]) == 0
+    assert "prompt encoder), named mood.v2\n" in capsys.readouterr().out
+    manifest = read_bundle(bundle).manifest
+    assert (manifest.default_prompt, list(manifest.prompts)) == ("mood.v2", ["mood.v2"])
+    of_prompt = {entry.path for entry in manifest.files if entry.of == "mood.v2"}
+    assert of_prompt == {f"prompts/mood.v2/{name}" for name in FILES_OF_A_PROMPT}
+    assert main(["inspect", bundle]) == 0
+    assert "prompt          'mood.v2' (the default): 5 virtual tokens" in capsys.readouterr().out
+    for command in (["verify", bundle], ["run", bundle, "--ids", "5,6"], ["diff", bundle, bundle]):
+        assert main(command) == 0
 
 
 def test_generation_stops_at_eos_in_the_rows_that_reach_it(compiled):
