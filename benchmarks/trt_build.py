@@ -75,7 +75,7 @@ def measure(name: str, adapter: Path, base: Path, precision: str, out: Path) -> 
         start = time.perf_counter()
         ptdeploy.rebuild(bundle.path, output=out.with_suffix(".again"), force=True)
         times.append(round(time.perf_counter() - start, 2))
-    found, info = bundle.manifest.graph_parity, read_info(bundle.file("engine_info"))
+    found, info = bundle.manifest.prompt.graph_parity, read_info(bundle.file("engine_info"))
     assert found is not None
     onnx = sum(one.size for one in bundle.manifest.files if one.role in ("model", "weights"))
     return {

@@ -11,14 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
-from support import tiny
+from support import damage, tiny
 
 import ptdeploy
 from ptdeploy.backends import get_backend
 from ptdeploy.backends.trt.inspector import read_layer
-from ptdeploy.bundle.precision import PRECISIONS, Thresholds
 from ptdeploy.cli.main import main
 from ptdeploy.targets.trt.options import TrtOptions
 
@@ -51,9 +49,11 @@ def pending(compiled, tmp_path) -> Path:
     bundle = tmp_path / "pending"
     shutil.copytree(compiled("bert", "SEQ_CLS").bundle, bundle)
     manifest = json.loads((bundle / "manifest.json").read_text())
-    manifest["files"] = [entry for entry in manifest["files"] if entry["role"] != "parity"]
-    (bundle / "parity.json").unlink()
-    (bundle / "manifest.json").write_text(json.dumps({**manifest, "parity": None}))
+    (parity,) = (entry for entry in manifest["files"] if entry["role"] == "parity")
+    manifest["files"].remove(parity)
+    (bundle / parity["path"]).unlink()
+    manifest["prompts"]["default"]["parity"] = None
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
     return bundle
 
 
@@ -245,10 +245,9 @@ def test_verify_completes_a_pending_parity(pending, capsys):
     assert "completed by verify" in out
 
 
-def test_a_pending_parity_that_is_a_mismatch_is_kept_as_that(pending, monkeypatch, capsys):
-    none = Thresholds(max_abs=0, relative=0, cosine=1, kl=0)
-    strict = msgspec.structs.replace(PRECISIONS["fp32"], thresholds=none)
-    monkeypatch.setitem(PRECISIONS, "fp32", strict)
+def test_a_pending_parity_that_is_a_mismatch_is_kept_as_that(pending, capsys):
+    none = {"max_abs": 0.0, "relative": 0.0, "cosine": 1.0, "kl": 0.0}
+    damage.rewrite_reference(pending, lambda _, metadata: metadata["thresholds"].update(none))
     assert main(["verify", str(pending)]) == 1
     assert not json.loads((pending / "parity.json").read_text())["passed"]
     capsys.readouterr()
@@ -273,24 +272,27 @@ def test_a_rebuilt_engine_does_not_inherit_the_parity_of_the_one_before(
     shutil.copytree(trt_bundle, bundle)
     manifest = json.loads((bundle / "manifest.json").read_text())
     (graph,) = (entry for entry in manifest["files"] if entry["role"] == "graph_parity")
-    shutil.copyfile(bundle / graph["path"], bundle / "parity.json")
-    manifest["files"].append({**graph, "role": "parity", "path": "parity.json"})
-    manifest["parity"] = manifest["graph_parity"]
+    path = "prompts/default/parity.json"
+    shutil.copyfile(bundle / graph["path"], bundle / path)
+    manifest["files"].append({**graph, "role": "parity", "path": path})
+    prompt = manifest["prompts"]["default"]
+    prompt["parity"] = prompt["graph_parity"]
     (bundle / "manifest.json").write_text(json.dumps(manifest))
-    assert as_json(capsys, "inspect", str(bundle))["parity"]["passed"]
+    shown = as_json(capsys, "inspect", str(bundle))
+    assert shown["prompts"]["default"]["parity"]["passed"]
     assert main(["rebuild", str(bundle)]) == 0
     capsys.readouterr()
     rebuilt = as_json(capsys, "inspect", str(bundle))
-    assert (rebuilt["parity"], rebuilt["completed_parity"]) == (None, None)
-    assert not (bundle / "parity.json").exists()
+    assert (rebuilt["prompts"]["default"]["parity"], rebuilt["completed_parity"]) == (None, None)
+    assert not (bundle / path).exists()
 
 
 def test_a_parity_that_was_not_pending_is_left_alone(compiled, tmp_path):
     bundle = tmp_path / "whole"
     shutil.copytree(compiled("bert", "SEQ_CLS").bundle, bundle)
-    before = (bundle / "parity.json").stat().st_mtime_ns
+    before = sorted((path, path.stat().st_mtime_ns) for path in bundle.rglob("*"))
     assert main(["verify", str(bundle)]) == 0
-    assert (bundle / "parity.json").stat().st_mtime_ns == before
+    assert sorted((path, path.stat().st_mtime_ns) for path in bundle.rglob("*")) == before
 
 
 def test_a_folder_that_cannot_be_written_to_fails_no_verify(pending, capsys):

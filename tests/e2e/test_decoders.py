@@ -157,7 +157,7 @@ def test_the_graph_takes_the_route_it_is_known_to_take(decoders, name):
 @every_case
 def test_a_batch_that_reaches_the_last_position_equals_peft_row_by_row(decoders, name):
     decoder = decoders(name)
-    limits = decoder.engine.manifest.limits
+    limits = decoder.engine.limits
     assert limits.max_context == decoder.case.context
     assert limits.max_sequence == decoder.case.context - decoder.case.virtual_tokens
     rows = [_row(length) for length in (1, limits.max_sequence, 2, limits.max_sequence // 2)]
@@ -171,7 +171,7 @@ def test_a_batch_that_reaches_the_last_position_equals_peft_row_by_row(decoders,
 @every_case
 def test_a_token_past_the_last_position_is_refused(decoders, name):
     engine = decoders(name).engine
-    limit = engine.manifest.limits.max_sequence
+    limit = engine.limits.max_sequence
     with pytest.raises(ptdeploy.InputError, match=f"at most {limit} fit"):
         engine.logits([np.zeros(limit + 1, np.int64)])
     with pytest.raises(ptdeploy.InputError, match=r"1 new tokens do not fit.* leaves 0 of"):
@@ -181,7 +181,7 @@ def test_a_token_past_the_last_position_is_refused(decoders, name):
 @every_case
 def test_an_unequal_batch_decodes_to_the_last_position_as_each_row_alone(decoders, name):
     decoder = decoders(name)
-    limit = decoder.engine.manifest.limits.max_sequence
+    limit = decoder.engine.limits.max_sequence
     longest = min(limit // 2, limit - 40) if limit > 80 else limit // 3
     rows = [_row(length).tolist() for length in (1, longest, 3)]
     # As many as fit behind the longest: windows are left behind while decoding.
@@ -203,7 +203,7 @@ def test_decoding_equals_pefts_own_generate(decoders, name):
     model = decoder.trained.model
     model.get_base_model().generation_config.eos_token_id = None
     row = _row(6)[None]
-    room = decoder.engine.manifest.limits.max_sequence - 6
+    room = decoder.engine.limits.max_sequence - 6
     (ours,) = decoder.engine.generate(row.tolist(), room, eos_token_ids=())
     ids = torch.from_numpy(row)
     theirs = model.generate(
@@ -284,7 +284,7 @@ def test_a_prompt_left_in_the_graph_gives_the_same_logits(decoders, tmp_path, na
     kept = ptdeploy.load(_compile(tmp_path, decoder.trained, freeze_kv=False))
     assert kept.manifest.prompt.prefix_kv is None
     assert kept.manifest.limits == decoder.engine.manifest.limits
-    rows = [_row(1), _row(kept.manifest.limits.max_sequence)]
+    rows = [_row(1), _row(kept.limits.max_sequence)]
     for ours, frozen in zip(kept.logits(rows), decoder.engine.logits(rows), strict=True):
         assert np.abs(ours - frozen).max() < NEAR
 

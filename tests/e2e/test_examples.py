@@ -75,7 +75,7 @@ def test_storyteller_continues_as_peft_does(tmp_path):
         base=str(MODELS / "storyteller" / "base"),
         output=tmp_path / "bundle",
     )
-    parity = bundle.manifest.parity
+    parity = bundle.manifest.prompt.parity
     assert parity is not None
     assert parity.passed
     report = ptdeploy.verify(bundle.path)

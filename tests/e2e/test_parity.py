@@ -72,7 +72,7 @@ def test_text_up_to_the_last_position_is_right_and_one_more_is_refused(
 ):
     one = compiled(architecture, task)
     engine = ptdeploy.load(one.bundle)
-    limit = engine.manifest.limits.max_sequence
+    limit = engine.limits.max_sequence
     assert limit == 64 - 5
     row = np.arange(limit) % tiny.VOCABULARY
     (ours,) = engine.logits([row])
@@ -82,7 +82,7 @@ def test_text_up_to_the_last_position_is_right_and_one_more_is_refused(
 
 
 def test_a_sliding_window_does_not_bound_the_context_of_a_fused_graph(compiled):
-    limits = ptdeploy.load(compiled("mistral", "CAUSAL_LM").bundle).manifest.limits
+    limits = ptdeploy.load(compiled("mistral", "CAUSAL_LM").bundle).limits
     assert (limits.max_context, limits.max_sequence) == (64, 59)
 
 

@@ -75,14 +75,14 @@ def compiled(one: tiny.Trained, output: Path, **options) -> Bundle:
 def test_16_bits_keep_softmax_and_logits_in_fp32(trained, tmp_path, precision, architecture, task):
     one = trained(architecture, task)
     bundle = compiled(one, tmp_path / "b", precision=precision, engine=TrtOptions(keep_onnx=True))
-    assert 1e-5 < bundle.manifest.graph_parity.max_abs < 0.2
+    assert 1e-5 < bundle.manifest.prompt.graph_parity.max_abs < 0.2
     narrow = {"fp16": "float16", "bf16": "bfloat16"}[precision]
     counted = read_info(bundle.file("engine_info")).precisions
     assert counted["float32"]["Softmax"] == 2
     assert "Softmax" not in counted[narrow]
     assert counted[narrow]["MatMul"] + counted[narrow].get("Gemm", 0) >= 8
-    assert bundle.manifest.outputs[0].dtype == "float32"
-    caches = {spec.dtype for spec in bundle.manifest.inputs if "past_key" in spec.name}
+    assert bundle.manifest.graph.outputs[0].dtype == "float32"
+    caches = {spec.dtype for spec in bundle.manifest.graph.inputs if spec.role == "past"}
     assert caches == ({narrow} if task == "CAUSAL_LM" else set())
 
 
@@ -111,7 +111,7 @@ def test_quantized_weights_are_read_through_dequantize_linear(
     one = trained("qwen2", "CAUSAL_LM")
     engine = TrtOptions(keep_onnx=True)
     bundle = compiled(one, tmp_path / "b", engine=engine, **asked)
-    assert bundle.manifest.graph_parity.perplexity_ratio < 1.1
+    assert bundle.manifest.prompt.graph_parity.perplexity_ratio < 1.1
     graph = onnx.load(bundle.file("model"), load_external_data=False).graph
     weights = {one.name: one for one in graph.initializer}
     reads = [node for node in graph.node if node.op_type == "DequantizeLinear"]
@@ -162,7 +162,7 @@ def test_a_buffer_with_an_overflow_is_not_used_again(kept):
 def test_a_prompt_that_is_not_frozen_is_compiled_too(trained, tmp_path):
     bundle = compiled(trained("gpt2", "CAUSAL_LM"), tmp_path / "b", freeze_kv=False)
     assert bundle.manifest.prompt.prefix_kv is None
-    assert bundle.manifest.graph_parity.passed
+    assert bundle.manifest.prompt.graph_parity.passed
 
 
 def test_profiles_follow_what_was_asked_for(trained, tmp_path):
@@ -172,7 +172,7 @@ def test_profiles_follow_what_was_asked_for(trained, tmp_path):
     decode, prefill = read_info(bundle.file("engine_info")).profiles
     assert decode.shapes["input_ids"] == ((1, 1), (2, 1), (4, 1))
     assert prefill.shapes["input_ids"] == ((1, 1), (1, 8), (1, 16))
-    assert bundle.manifest.inputs[-1].shape == ("batch", 2, 40, 8)
+    assert bundle.manifest.graph.inputs[-1].shape == ("batch", 2, 40, 8)
     limits = bundle.manifest.limits
     assert (limits.max_batch, limits.max_prefill, limits.max_context) == (4, 16, 40)
 
@@ -232,7 +232,7 @@ def test_what_cannot_run_here_exits_3(kept, command, capsys):
 
 @NO_GPU
 def test_the_engines_parity_is_pending_where_it_cannot_run(kept, capsys):
-    assert read_bundle(kept).manifest.parity is None
+    assert read_bundle(kept).manifest.prompt.parity is None
     assert main(["inspect", str(kept)]) == 0
     assert "pending" in capsys.readouterr().out
 
@@ -320,7 +320,7 @@ def test_rebuild_needs_neither_torch_nor_the_checkpoint(kept, tmp_path):
     assert done.returncode == 0, done.stderr
     first, again = read_bundle(kept), read_bundle(output)
     assert again.file("engine").read_bytes() == first.file("engine").read_bytes()
-    assert again.manifest.graph_parity == first.manifest.graph_parity
+    assert again.manifest.prompt.graph_parity == first.manifest.prompt.graph_parity
     assert read_info(again.file("engine_info")) == read_info(first.file("engine_info"))
 
 

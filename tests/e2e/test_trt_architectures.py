@@ -30,9 +30,9 @@ def test_every_architecture_becomes_a_plan_whose_graph_is_in_parity(
         one.adapter, target="trt", base=str(one.base), output=tmp_path / "bundle"
     )
     manifest = read_bundle(bundle.path).manifest
-    assert manifest.graph_parity.passed
-    assert manifest.graph_parity.max_abs < 2e-5
-    assert manifest.parity is None or manifest.parity.passed
+    assert manifest.prompt.graph_parity.passed
+    assert manifest.prompt.graph_parity.max_abs < 2e-5
+    assert manifest.prompt.parity is None or manifest.prompt.parity.passed
     in_place = task == "CAUSAL_LM" and architecture not in PLAIN
     assert manifest.graph.route == ("fused" if in_place else "plain")
     assert bundle.file("engine").stat().st_size > 100_000

@@ -58,7 +58,7 @@ def compiled(one: tiny.Trained, output, flavor: str = "auto", **options):
 def test_an_engine_is_in_parity_row_by_row(tmp_path, architecture, task, precision, flavor):
     one = tiny.make(tmp_path, architecture, task)
     bundle = compiled(one, tmp_path / "bundle", flavor, precision=precision)
-    assert bundle.manifest.parity is not None
+    assert bundle.manifest.prompt.parity is not None
     assert ptdeploy.verify(bundle.path).passed
     engine = ptdeploy.load(bundle.path)
     rows = random_rows()
@@ -88,7 +88,7 @@ def test_quantized_weights_run(tmp_path, precision):
     block = 16 if precision == "int4" else None
     quantization = QuantizationOptions(block_size=block, min_agreement=0, max_perplexity_ratio=9)
     bundle = compiled(one, tmp_path / "bundle", precision=precision, quantization=quantization)
-    parity, graph = bundle.manifest.parity, bundle.manifest.graph_parity
+    parity, graph = bundle.manifest.prompt.parity, bundle.manifest.prompt.graph_parity
     assert abs(parity.perplexity_ratio - graph.perplexity_ratio) < 0.02
 
 
@@ -139,5 +139,5 @@ def test_rebuilt_for_this_gpu_it_is_in_parity(tmp_path):
     one = tiny.make(tmp_path, "qwen2", "CAUSAL_LM")
     bundle = compiled(one, tmp_path / "bundle", engine={"keep_onnx": True})
     again = ptdeploy.rebuild(bundle.path, output=tmp_path / "again")
-    assert again.manifest.parity.passed
+    assert again.manifest.prompt.parity.passed
     assert ptdeploy.verify(again.path).passed

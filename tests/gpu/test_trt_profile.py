@@ -54,6 +54,6 @@ def test_layers_say_which_module_they_are_of(bundle, capsys):
 
 
 def test_verify_completes_nothing_that_was_not_pending(bundle):
-    before = (bundle.path / "parity.json").read_bytes()
+    before = (bundle.path / "prompts" / "default" / "parity.json").read_bytes()
     assert ptdeploy.verify(bundle.path).passed
-    assert (bundle.path / "parity.json").read_bytes() == before
+    assert (bundle.path / "prompts" / "default" / "parity.json").read_bytes() == before

@@ -11,7 +11,7 @@ from support import tiny
 from support.alone import peft_alone, random_rows
 
 from ptdeploy.backends.ort import session
-from ptdeploy.bundle import Bundle, Quantization, staged
+from ptdeploy.bundle import DEFAULT_PROMPT, Bundle, Quantization, staged
 from ptdeploy.passes import PassContext, run_passes
 from ptdeploy.program.export import to_onnx
 from ptdeploy.program.kinds import BuildOptions
@@ -43,14 +43,17 @@ def compiled_in_half(
     checkpoint = read_checkpoint(trained.adapter)
     base = resolve_base(checkpoint, str(trained.base))
     model = load_model(checkpoint, base)
-    prompt = freeze(checkpoint, model, base.kind.needs_prefix_kv)
+    kind = base.kind
+    prompt = freeze(checkpoint, model, kind.needs_prefix_kv, kind.has_trained_head)
     options = BuildOptions(operators="onnxruntime" if fuse else None)
-    program, route = base.kind.build(model, base, prompt, options)
+    program, route = kind.build(model, base, prompt, options)
     signature = program.signature.computed_in("float16")
     graph = run_passes(to_onnx(program), PassContext(signature, quantization, "float16"))
     folder.mkdir()
-    files = (*write_model(graph, folder), staged(save_prompt(prompt, folder), "prompt"))
+    stored = staged(save_prompt(prompt, folder), "prompt", DEFAULT_PROMPT)
+    files = (*write_model(graph, folder), stored)
     manifest = build_manifest(
+        name=DEFAULT_PROMPT,
         checkpoint=checkpoint,
         base=base,
         prompt=prompt,
@@ -59,7 +62,7 @@ def compiled_in_half(
         target="ort",
         device="cpu",
         precision="fp16",
-        graph=route,
+        route=route,
         quantization=quantization,
         freeze_kv=True,
         limits=limits(base, route, 5, None, None),

@@ -239,4 +239,4 @@ def test_a_stale_evaluated_prompt_is_refused(trained, tmp_path):
     tensors = load_file(file)
     save_file({**tensors, "prompt_embeddings": tensors["prompt_embeddings"] + 0.01}, file)
     with pytest.raises(CheckpointError, match="another training step"):
-        freeze(read_checkpoint(tmp_path / "full"), trained.model.get_base_model(), False)
+        freeze(read_checkpoint(tmp_path / "full"), trained.model.get_base_model(), False, False)

@@ -24,7 +24,7 @@ from ptdeploy.backends.trt import cache, cuda
 from ptdeploy.backends.trt.deserialize import why_not_here
 from ptdeploy.backends.trt.engine_file import EngineInfo, Profile, read_info, write_info
 from ptdeploy.backends.trt.vendor import choose_builder, open_vendor
-from ptdeploy.bundle import Limits
+from ptdeploy.bundle import Limits, RequestLimits
 from ptdeploy.bundle.signature import Signature
 from ptdeploy.bundle.task import TensorSpec
 from ptdeploy.errors import BaseModelError, BundleError, InputError, TargetUnavailable
@@ -43,8 +43,8 @@ from ptdeploy.targets.trt.options import (
 from ptdeploy.targets.trt.plan import DEFAULT_CONTEXT, bounded, profiles
 
 NO_GPU = pytest.mark.skipif(cuda.unavailable() is None, reason="there is a GPU here")
-X = TensorSpec("x", "float32", ("batch", 4), "")
-Y = TensorSpec("y", "float32", ("batch", 4), "")
+X = TensorSpec("x", "ids", "float32", ("batch", 4), "")
+Y = TensorSpec("y", "logits", "float32", ("batch", 4), "")
 PROFILE = Profile("requests", {"x": ((1, 4), (2, 4), (8, 4))})
 
 
@@ -158,30 +158,67 @@ def test_given_options_have_the_names_of_the_command_line():
 # Limits and profiles
 
 
+def request_limits(
+    context: int, text: int, vocabulary: int, max_batch: int | None = None
+) -> RequestLimits:
+    """Of a model of so many positions, of which a prompt leaves so many to the text."""
+    return Limits(context, vocabulary, max_batch).beside(context - text)
+
+
 def test_a_classifier_gets_one_profile_up_to_its_models_limits():
-    limits = bounded(Limits(492, 512, 30522), TrtOptions(), False, None)
-    assert limits == Limits(492, 512, 30522, 32)
-    ids = TensorSpec("input_ids", "int64", ("batch", "sequence"), "")
+    limits = bounded(request_limits(512, 492, 30522), TrtOptions(), False, None)
+    assert limits == request_limits(512, 492, 30522, 32)
+    ids = TensorSpec("input_ids", "ids", "int64", ("batch", "sequence"), "")
     (one,) = profiles(Signature((ids,), ()), limits, TrtOptions())
     assert one.shapes == {"input_ids": ((1, 1), (8, 128), (32, 492))}
     options = TrtOptions(profile="batch=1:2:4,seq=1:16:64")
-    limits = bounded(Limits(492, 512, 30522), options, False, None)
+    limits = bounded(request_limits(512, 492, 30522), options, False, None)
     assert (limits.max_batch, limits.max_sequence, limits.max_context) == (4, 64, 84)
     (one,) = profiles(Signature((ids,), ()), limits, options)
     assert one.shapes == {"input_ids": ((1, 1), (2, 16), (4, 64))}
 
 
+def test_what_belongs_to_prompts_has_room_in_a_profile_for_more_than_one():
+    limits = bounded(request_limits(512, 492, 30522), TrtOptions(), False, None)
+    inputs = (
+        TensorSpec("input_ids", "ids", "int64", ("batch", "sequence"), ""),
+        TensorSpec("virtual_tokens", "table", "float32", ("virtual", 32), ""),
+        TensorSpec("prompt_index", "prompt", "int64", ("batch",), ""),
+        TensorSpec("head.score.weight", "head", "float32", ("prompts", "classes", 32), ""),
+    )
+    (one,) = profiles(Signature(inputs, ()), limits, TrtOptions())
+    # A row has its virtual tokens before its text.
+    assert one.shapes["input_ids"] == ((1, 1), (8, 148), (32, 512))
+    assert one.shapes["virtual_tokens"] == ((1, 32), (20, 32), (256 * 128, 32))
+    assert one.shapes["prompt_index"] == ((1,), (8,), (32,))
+    assert one.shapes["head.score.weight"] == ((1, 1, 32), (1, 8, 32), (256, 1024, 32))
+
+
+def test_a_prefix_kv_has_room_in_a_profile_for_prompts_of_any_length():
+    limits = bounded(request_limits(512, 492, 30522), TrtOptions(), False, None)
+    inputs = (
+        TensorSpec("input_ids", "ids", "int64", ("batch", "sequence"), ""),
+        TensorSpec("prefix_kv", "prefix", "float32", ("prefixes", 2, "prefix", 8), ""),
+    )
+    (one,) = profiles(Signature(inputs, ()), limits, TrtOptions())
+    # Its virtual tokens are no tokens of a row.
+    assert one.shapes["input_ids"] == ((1, 1), (8, 128), (32, 492))
+    low, _, most = one.shapes["prefix_kv"]
+    assert low == (1, 2, 1, 8)
+    assert most[2] == 512
+
+
 def test_a_decoder_gets_a_decode_and_a_prefill_profile():
-    model = Limits(32748, 32768, 151936)
+    model = request_limits(32768, 32748, 151936)
     limits = bounded(model, TrtOptions(), True, None)
     assert limits.max_context == DEFAULT_CONTEXT
     assert limits.max_sequence == DEFAULT_CONTEXT - 20
     assert (limits.max_batch, limits.max_prefill) == (8, 512)
     signature = Signature(
         (
-            TensorSpec("input_ids", "int64", ("batch", "sequence"), ""),
-            TensorSpec("logits_positions", "int64", ("kept",), ""),
-            TensorSpec("past_key_values.0.key", "float32", ("batch", 2, 4096, 8), ""),
+            TensorSpec("input_ids", "ids", "int64", ("batch", "sequence"), ""),
+            TensorSpec("logits_positions", "positions", "int64", ("kept",), ""),
+            TensorSpec("past_key_values.0.key", "past", "float32", ("batch", 2, 4096, 8), ""),
         ),
         (),
     )
@@ -201,7 +238,7 @@ def kv(rows: int) -> dict[str, tuple[int, ...]]:
 
 
 def test_a_context_that_was_asked_for_is_kept():
-    limits = bounded(Limits(9980, 10000, 100), TrtOptions(), True, 10000)
+    limits = bounded(request_limits(10000, 9980, 100), TrtOptions(), True, 10000)
     assert limits.max_context == 10000
 
 
@@ -215,7 +252,7 @@ def test_a_context_that_was_asked_for_is_kept():
 )
 def test_a_profile_that_does_not_fit_the_model_is_refused(profile, causal, max_batch, words):
     with pytest.raises(InputError, match=words):
-        bounded(Limits(44, 64, 100, max_batch), TrtOptions(profile=profile), causal, None)
+        bounded(request_limits(64, 44, 100, max_batch), TrtOptions(profile=profile), causal, None)
 
 
 # The builder
@@ -274,7 +311,7 @@ def test_a_network_that_is_not_the_signature_is_refused(vendor, tmp_path, signat
 
 
 def test_a_buffer_that_is_not_updated_in_place_is_refused(vendor, tmp_path):
-    present = TensorSpec("present.0.key", "float32", ("batch", 4, 7, 4), "")
+    present = TensorSpec("present.0.key", "present", "float32", ("batch", 4, 7, 4), "")
     shape = helper.make_tensor("shape", TensorProto.INT64, (4,), [1, 4, 7, 4])
     nodes = (
         helper.make_node("Unsqueeze", ["x", "axes"], ["wide"], name="a/Unsqueeze"),
