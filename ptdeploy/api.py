@@ -44,7 +44,7 @@ def compile(
 
     `checkpoint` is a PEFT adapter folder, a Trainer checkpoint or a state dict file; `base`
     overrides the base model it names (a local folder or a hub id). `name` is what the prompt is
-    called in the bundle, "default" unless told. `target` is "ort" or "trt";
+    called in the bundle, "default" unless told. `target` is "ort", "openvino" or "trt";
     `device` "cpu" or "cuda", and `precision`, are the target's default unless told. `labels` names
     the classes; `head` says what SEQ_CLS logits are, "softmax", "sigmoid" or "regression", over
     what the base's problem_type says. `tokenizer` is a folder or a hub id to take the tokenizer

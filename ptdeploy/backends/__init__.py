@@ -91,13 +91,19 @@ def _ort() -> Backend:
     return OrtBackend()
 
 
+def _openvino() -> Backend:
+    from ptdeploy.backends.openvino import OpenVinoBackend
+
+    return OpenVinoBackend()
+
+
 def _trt() -> Backend:
     from ptdeploy.backends.trt import TrtBackend
 
     return TrtBackend()
 
 
-BACKENDS: dict[str, Callable[[], Backend]] = {"ort": _ort, "trt": _trt}
+BACKENDS: dict[str, Callable[[], Backend]] = {"ort": _ort, "openvino": _openvino, "trt": _trt}
 
 
 def get_backend(name: str) -> Backend:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import Any
 
 # Each is read once, when its library is loaded. hf_xet goes by huggingface_hub's.
@@ -28,3 +29,22 @@ def import_onnxruntime() -> Any:
     import onnxruntime
 
     return onnxruntime
+
+
+def import_openvino() -> Any:
+    """The module openvino, whose import would otherwise report to its makers and keep a client id.
+
+    There is no variable for it: it goes by a file in the user's home, and where that is missing it
+    reports. It has a stand-in of its own for when the package openvino-telemetry is not there, and
+    finds none here. Raises ImportError.
+    """
+    name = "openvino_telemetry"
+    absent = name not in sys.modules and "openvino" not in sys.modules
+    if absent:
+        sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        import openvino
+    finally:
+        if absent:
+            del sys.modules[name]
+    return openvino

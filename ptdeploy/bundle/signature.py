@@ -56,15 +56,19 @@ class Found:
     shape: tuple[int | str, ...]
 
 
-def check_signature(where: str, manifest: Manifest, side: str, found: Sequence[Found]) -> None:
+def check_signature(
+    where: str, manifest: Manifest, side: str, found: Sequence[Found], names_axes: bool = True
+) -> None:
     """Raises BundleError unless an engine's own inputs or outputs are the manifest's.
 
-    `where` names the engine; `side` is "inputs" or "outputs". An axis without a name, of an output,
-    may be any that the manifest names.
+    `where` names the engine; `side` is "inputs" or "outputs". An axis without a name, of an output
+    or of any tensor where the engine does not keep names (`names_axes`), may be any that the
+    manifest names.
     """
     wanted: Sequence[TensorSpec] = getattr(manifest.graph, side)
+    loosely = side == "outputs" or not names_axes
     for index, (ours, theirs) in enumerate(zip_longest(found, wanted)):
-        if ours is None or theirs is None or not _agree(ours, theirs, side == "outputs"):
+        if ours is None or theirs is None or not _agree(ours, theirs, loosely):
             raise BundleError(
                 f"{where}: its {side}[{index}] is {_described(ours)}, but the manifest says "
                 f"{_described(theirs)}.",

@@ -33,7 +33,9 @@ def examine() -> dict[str, Any]:
             problems.append(problem)
         targets[name] = {d: _words(backend.unavailable(d)) for d in backend.devices}
         if target.graph_check:
-            builds[name] = _words(target.unbuildable(backend.devices[0], target.options(None)))
+            device = backend.devices[0]
+            default = target.precisions(device)[0]
+            builds[name] = _words(target.unbuildable(device, default, target.options(None)))
     packages["compile"] = {name: _version(name) for name in _COMPILE}
     return {
         "python": platform.python_version(),

@@ -52,10 +52,13 @@ def make_plan(request: CompileRequest) -> Plan:
     options = target.options(request.engine)
     backend = get_backend(request.target)
     device = request.device or backend.devices[0]
-    for problem in (target.unbuildable(device, options), _unprovable(request.target, device)):
+    precision = _precision(request, target, device)
+    for problem in (
+        target.unbuildable(device, precision, options),
+        _unprovable(request.target, device),
+    ):
         if problem:
             raise TargetUnavailable(*problem)
-    precision = _precision(request, target, device)
     numerics = target.numerics(device, precision)
     asked = request.quantization or QuantizationOptions()
     quantization = quantization_for(

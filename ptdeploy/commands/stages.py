@@ -14,8 +14,7 @@ from ptdeploy.bundle.signature import Signature
 from ptdeploy.bundle.task import Task
 from ptdeploy.commands.draft import Draft, prompt_place, staged_of_prompt
 from ptdeploy.commands.plan import Plan
-from ptdeploy.commands.request import CompileRequest
-from ptdeploy.errors import InputError
+from ptdeploy.errors import InputError, TargetUnavailable
 from ptdeploy.program.kinds import BuildOptions, kind_of
 from ptdeploy.progress import REFERENCE_STAGE, Progress
 from ptdeploy.source.base import BaseModel, resolve_base
@@ -70,7 +69,7 @@ def read(plan: Plan, progress: Progress) -> Source:
         checkpoint = read_checkpoint(
             request.checkpoint, request.adapter, request.task, request.labels
         )
-        _check_kv_options(checkpoint.task, request)
+        _check_kv_buffer(checkpoint.task, plan)
         from ptdeploy.source.meaning import read_meaning
         from ptdeploy.source.tokenizer_choice import choose_tokenizer
 
@@ -146,6 +145,7 @@ def build(plan: Plan, traced: Traced, folder: Path, progress: Progress) -> Draft
                 traced.graph,
                 traced.signature,
                 traced.limits,
+                plan.device,
                 plan.precision,
                 folder,
                 plan.options,
@@ -204,9 +204,16 @@ def refer(plan: Plan, source: Source, draft: Draft, progress: Progress) -> Draft
     return replace(draft, manifest=manifest, reference=reference)
 
 
-def _check_kv_options(task: Task, request: CompileRequest) -> None:
-    """Raises InputError if a KV buffer is asked for that the task's engine does not keep."""
+def _check_kv_buffer(task: Task, plan: Plan) -> None:
+    """Whether an engine keeps a KV buffer is what its task needs, and the target can do.
+
+    Raises TargetUnavailable if the target's engines keep none, InputError if the user asks for one
+    that the task's do not keep.
+    """
+    request = plan.request
     if kind_of(task).keeps_kv_buffer:
+        if plan.target.no_kv_buffer:
+            raise TargetUnavailable(*plan.target.no_kv_buffer)
         return
     for option, given in (
         ("--no-freeze-kv", not request.freeze_kv),

@@ -35,7 +35,7 @@ _PACKAGES = ("ptdeploy", "numpy", "onnx", "onnxruntime", "onnxscript", "peft", "
 def versions() -> dict[str, str]:
     """The versions that decide what a compilation gives."""
     found = {"python": platform.python_version()}
-    for package in (*_PACKAGES, "onnxruntime-gpu", "tokenizers", "transformers"):
+    for package in (*_PACKAGES, "onnxruntime-gpu", "openvino", "tokenizers", "transformers"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -66,6 +66,7 @@ class BuildRequest(Generic[Options]):
     model: ir.Model
     signature: Signature
     limits: RequestLimits
+    device: str
     precision: str
     folder: Path
     options: Options
@@ -90,6 +91,11 @@ class Target(Protocol[Options]):
     def graph_check(self) -> str:
         """The target that can run the very graph an engine is built from, where the engine itself
         cannot run; "" if the graph is the engine."""
+        ...
+
+    @property
+    def no_kv_buffer(self) -> tuple[str, str] | None:
+        """Why its engines keep no KV buffer and what to do about it, or None if they do."""
         ...
 
     def add_options(self, parser: ArgumentParser) -> None:
@@ -128,7 +134,7 @@ class Target(Protocol[Options]):
         """Why its fused attention cannot compute that, in the engine's words, or "" if it can."""
         ...
 
-    def unbuildable(self, device: str, options: Options) -> tuple[str, str] | None:
+    def unbuildable(self, device: str, precision: str, options: Options) -> tuple[str, str] | None:
         """Why it cannot build for `device` here and how to change that, or None if it can.
 
         Raises InputError if what is installed here does not have what the options ask for.
@@ -169,6 +175,12 @@ def _ort() -> Target[NoOptions]:
     return OrtTarget()
 
 
+def _openvino() -> Target[NoOptions]:
+    from ptdeploy.targets.openvino import OpenVinoTarget
+
+    return OpenVinoTarget()
+
+
 def _trt() -> Target[TrtOptions]:
     from ptdeploy.targets.trt import TrtTarget
 
@@ -176,7 +188,7 @@ def _trt() -> Target[TrtOptions]:
 
 
 # What each takes for options only itself knows.
-TARGETS: dict[str, Callable[[], Target[Any]]] = {"ort": _ort, "trt": _trt}
+TARGETS: dict[str, Callable[[], Target[Any]]] = {"ort": _ort, "openvino": _openvino, "trt": _trt}
 
 
 def get_target(name: str) -> Target[Any]:

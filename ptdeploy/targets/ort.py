@@ -20,6 +20,7 @@ class OrtTarget:
     """Its engine is its graph, so that there is nothing to ask of it and nothing to rebuild."""
 
     graph_check = ""
+    no_kv_buffer = None
 
     def add_options(self, parser: ArgumentParser) -> None:
         """There are none."""
@@ -55,7 +56,9 @@ class OrtTarget:
 
         return try_attention(session_options(device), PROVIDERS[device], activations, attention)
 
-    def unbuildable(self, device: str, options: NoOptions) -> tuple[str, str] | None:
+    def unbuildable(
+        self, device: str, precision: str, options: NoOptions
+    ) -> tuple[str, str] | None:
         """Its engine file is the graph, and it is shown to be right before it is written."""
         return OrtBackend().unavailable(device)
 

@@ -151,12 +151,13 @@ def test_hugging_faces_libraries_report_nothing_in_a_compilation(tmp_path):
     finish(start(tmp_path / "home", code.replace("\n        ", "\n"), HF_HUB_OFFLINE="1"))
 
 
-def test_nothing_imports_onnxruntime_past_the_one_place():
+@pytest.mark.parametrize("module", ["onnxruntime", "openvino"])
+def test_nothing_imports_an_engine_past_the_one_place(module):
     package = Path(ptdeploy.__file__).parent
     found = [
         path.name
         for path in package.rglob("*.py")
-        if re.search(r"^\s*(import|from) onnxruntime", path.read_text(), re.MULTILINE)
+        if re.search(rf"^\s*(import|from) {module}\b", path.read_text(), re.MULTILINE)
     ]
     assert found == ["telemetry.py"]
 

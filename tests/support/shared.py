@@ -72,10 +72,9 @@ class Shared:
                     families.make(tokenizer).save_pretrained(trained.base)
                 ptdeploy.compile(
                     trained.adapter,
-                    target="ort",
                     base=str(trained.base),
                     output=folder / "bundle",
-                    **options,
+                    **{"target": "ort", **options},
                 )
                 live.append(trained.model)
 

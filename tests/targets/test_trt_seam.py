@@ -345,11 +345,12 @@ def test_what_needs_a_gpu_to_build_says_so(vendor, tmp_path, options):
 @NO_GPU
 def test_the_gpu_at_hand_cannot_be_built_for_where_there_is_none():
     """Said before any work, not by the builder."""
-    problem, fix = TrtTarget().unbuildable("cuda", TrtOptions(compute_capability="current"))
+    problem, fix = TrtTarget().unbuildable("cuda", "fp32", TrtOptions(compute_capability="current"))
     assert "needs a GPU" in problem
     assert "8.9" in fix
     assert (
-        TrtTarget().unbuildable("cuda", TrtOptions(flavor="rtx", compute_capability="8.9")) is None
+        TrtTarget().unbuildable("cuda", "fp32", TrtOptions(flavor="rtx", compute_capability="8.9"))
+        is None
     )
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from ptdeploy.backends import NoKernel
 from ptdeploy.backends.cores import default_threads, may_spin
+from ptdeploy.backends.onnx_bundle import check_onnx
 from ptdeploy.backends.ort.errors import lacks_kernel, reason
-from ptdeploy.backends.ort.onnx_file import read_onnx_file
 from ptdeploy.backends.telemetry import import_onnxruntime
 from ptdeploy.bundle import Bundle
-from ptdeploy.bundle.signature import AGAIN, Found, check_signature
+from ptdeploy.bundle.signature import Found, check_signature
 from ptdeploy.errors import BundleError, TargetUnavailable
 from ptdeploy.memory import out_of_memory, ran_out_of_memory
 from ptdeploy.text_files import library_path
@@ -60,9 +59,9 @@ def start(bundle: Bundle, device: str, options: Any) -> Any:
     onnxruntime = import_onnxruntime()
 
     model, path = bundle.file("model"), bundle.in_folder("model")
-    if model is None or path is None:
-        raise BundleError(f"{bundle.path}: lists no file with the role 'model'.")
-    _check_file(bundle)
+    check_onnx(bundle)
+    assert model is not None, "check_onnx says so"
+    assert path is not None
     try:
         session = onnxruntime.InferenceSession(
             library_path(path), sess_options=options, providers=[PROVIDERS[device]]
@@ -87,34 +86,6 @@ def start(bundle: Bundle, device: str, options: Any) -> Any:
     for side, found in (("inputs", session.get_inputs()), ("outputs", session.get_outputs())):
         check_signature(str(model), bundle.manifest, side, [_spec(one) for one in found])
     return session
-
-
-def _check_file(bundle: Bundle) -> None:
-    """Raises BundleError unless every file that a graph names is one of the bundle's.
-
-    ONNX Runtime reads whatever lies beside the graph; only what the manifest lists has a hash.
-    """
-    entry, model, opened = bundle.entry("model"), bundle.file("model"), bundle.opened("model")
-    assert entry is not None, "the caller found it"
-    assert opened is not None
-    try:
-        roles = {spec.role: spec.name for spec in bundle.manifest.graph.inputs}
-        found = read_onnx_file(opened, roles["ids"])
-    except (ValueError, OSError) as error:
-        raise BundleError(f"{model}: is no ONNX file ({error}).", AGAIN) from error
-    listed = {os.path.normpath(one.path) for one in bundle.manifest.files}
-    for name in sorted(found.external):
-        place = os.path.join(os.path.dirname(entry.path), name)
-        if "\0" in name or os.path.normpath(place) not in listed:
-            raise BundleError(
-                f"{model}: takes weights from {name!r}, which the manifest does not list.", AGAIN
-            )
-    words, wanted = found.words, bundle.manifest.limits.vocab_size
-    # Virtual tokens stand right behind the words.
-    if words is not None and (words < wanted or ("table" in roles and words != wanted)):
-        raise BundleError(
-            f"{model}: has {words} words, but the manifest's vocab_size is {wanted}.", AGAIN
-        )
 
 
 def _spec(argument: Any) -> Found:

@@ -21,7 +21,10 @@ std::unique_ptr<Backend> open_backend(const Bundle& bundle, const OpenOptions& o
         "bundle with --target ort.");
 #endif
   }
-  throw InputError("No target " + quoted(target) + "; there is ort, trt.");
+  if (target == "openvino")
+    throw TargetUnavailable("ptdeploy's C++ library has no backend for the target openvino.",
+                            "Run it in Python, or compile the checkpoint with --target ort.");
+  throw InputError("No target " + quoted(target) + "; there is ort, openvino, trt.");
 }
 
 }  // namespace ptdeploy::detail

@@ -23,6 +23,7 @@ class TrtTarget:
     """Builds with either flavor; without a GPU ONNX Runtime runs the graph that it builds from."""
 
     graph_check = "ort"
+    no_kv_buffer = None
 
     def add_options(self, parser: ArgumentParser) -> None:
         trt_options.add_options(parser)
@@ -65,7 +66,9 @@ class TrtTarget:
         """Nothing: its attention is products and a softmax, which take any shape."""
         return ""
 
-    def unbuildable(self, device: str, options: TrtOptions) -> tuple[str, str] | None:
+    def unbuildable(
+        self, device: str, precision: str, options: TrtOptions
+    ) -> tuple[str, str] | None:
         """Why no engine can be built here, or None if one can."""
         from ptdeploy.backends.trt import TrtBackend, cuda
         from ptdeploy.backends.trt.vendor import choose_builder

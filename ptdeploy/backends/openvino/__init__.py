@@ -1,0 +1,70 @@
+"""OpenVINO: the engine file is the ONNX model, which it compiles for the device when it opens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+from ptdeploy.backends import EngineWords
+
+if TYPE_CHECKING:
+    from ptdeploy.backends.layers import EngineLayers, Profiled
+    from ptdeploy.backends.openvino.session import OpenVinoSession
+    from ptdeploy.bundle import Bundle
+
+
+class OpenVinoBackend:
+    """Runs graphs in OpenVINO: on a CPU, and untried on what else it finds."""
+
+    devices = ("cpu", "gpu", "npu")
+    packages = ("openvino", ("openvino",))
+    cmake = ()
+
+    def problem(self, installed: Mapping[str, str | None]) -> str:
+        return ""
+
+    def unavailable(self, device: str) -> tuple[str, str] | None:
+        from ptdeploy.backends.openvino.open import unavailable
+
+        return unavailable(device)
+
+    def load(
+        self,
+        bundle: Bundle,
+        device: str,
+        threads: int | None = None,
+        map_weights: bool = False,
+    ) -> OpenVinoSession:
+        """Compile the graph for `device`. Raises TargetUnavailable if it is not here.
+
+        On a CPU OpenVINO copies weights into the layout its products are fastest with.
+        `map_weights` leaves what they are copied from in the file, mapped.
+        """
+        from ptdeploy.backends.openvino.open import Opening, start
+        from ptdeploy.backends.openvino.session import OpenVinoSession
+
+        opening = Opening(device, threads, map_weights)
+        return OpenVinoSession(start(bundle, opening), lambda: start(bundle, opening))
+
+    def layers(self, bundle: Bundle, device: str) -> EngineLayers:
+        """The graph as OpenVINO compiles it on this machine."""
+        from ptdeploy.backends.openvino.graph_layers import read_layers
+        from ptdeploy.backends.openvino.open import Opening, start
+
+        return read_layers(start(bundle, Opening(device)))
+
+    def profiled(
+        self, bundle: Bundle, device: str, threads: int | None
+    ) -> AbstractContextManager[Profiled]:
+        """Open the engine with OpenVINO's performance counters on."""
+        from ptdeploy.backends.openvino.profile import open_profiled
+
+        return open_profiled(bundle, device, threads)
+
+    def facts(self, bundle: Bundle) -> dict[str, Any]:
+        """The graph says it all."""
+        return {}
+
+    def describe(self, facts: Mapping[str, Any]) -> EngineWords:
+        return EngineWords()

@@ -1,0 +1,156 @@
+"""A bundle's graph to OpenVINO's compiled model: its options, its files, and its signature."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ptdeploy.backends import NoKernel
+from ptdeploy.backends.cores import default_threads
+from ptdeploy.backends.onnx_bundle import check_onnx
+from ptdeploy.backends.openvino.errors import lacks_kernel, reason
+from ptdeploy.backends.telemetry import import_openvino
+from ptdeploy.bundle import Bundle
+from ptdeploy.bundle.signature import Found, check_signature
+from ptdeploy.errors import BundleError, InputError, TargetUnavailable
+from ptdeploy.memory import out_of_memory, ran_out_of_memory
+from ptdeploy.text_files import library_path
+
+# OpenVINO's names of what we call devices, and what computes a precision. Left to itself it takes
+# bfloat16 or float16 wherever the device is faster with it.
+DEVICES = {"cpu": "CPU", "gpu": "GPU", "npu": "NPU"}
+HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+_INSTALL = "pip install 'ptdeploy[openvino]'"
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How a graph is compiled; `timed` says whether its layers count their time."""
+
+    device: str
+    threads: int | None = None
+    map_weights: bool = False
+    timed: bool = False
+
+
+def unavailable(device: str) -> tuple[str, str] | None:
+    """Why OpenVINO cannot run on `device` here and what to do, or None if it can."""
+    if device not in DEVICES:
+        return f"The target openvino runs on {', '.join(DEVICES)}, not on {device!r}.", ""
+    try:
+        openvino = import_openvino()
+    except ImportError:
+        return "OpenVINO is not installed here.", _INSTALL
+    found = openvino.Core().available_devices
+    # One of several GPUs is GPU.0.
+    if all(name.partition(".")[0] != DEVICES[device] for name in found):
+        listed = ", ".join(found) or "none"
+        return (
+            f"OpenVINO finds no {DEVICES[device]} here; the devices it finds are: {listed}.",
+            "Check the device's driver, or choose another --device.",
+        )
+    return None
+
+
+def uncomputable(device: str, precision: str) -> tuple[str, str] | None:
+    """Why a device that is here cannot compute in a precision, or None if it can.
+
+    A CPU without bfloat16 would convert each number to float32 and back.
+    """
+    core = import_openvino().Core()
+    can = core.get_property(DEVICES[device], "OPTIMIZATION_CAPABILITIES")
+    if precision != "bf16" or "BF16" in can:
+        return None
+    return (
+        f"This machine's {DEVICES[device]} does not compute in bfloat16, says OpenVINO.",
+        "Compile with --precision fp32, or run it on a machine that does.",
+    )
+
+
+def start(bundle: Bundle, opening: Opening) -> Any:
+    """A CompiledModel of a bundle's graph, on the opening's device and no other.
+
+    Raises TargetUnavailable, BundleError or NoKernel as `Backend.load` says.
+    """
+    device, precision = opening.device, bundle.manifest.precision
+    if problem := unavailable(device):
+        raise TargetUnavailable(*problem)
+    if precision not in HINTS:
+        raise BundleError(f"{bundle.path}: the target openvino has no precision {precision!r}.")
+    if problem := uncomputable(device, precision):
+        raise TargetUnavailable(*problem)
+    check_onnx(bundle)
+    model, path = bundle.file("model"), bundle.in_folder("model")
+    assert model is not None, "check_onnx says so"
+    assert path is not None
+    try:
+        compiled = compile_graph(read_graph(path, opening.map_weights), precision, opening)
+    except InputError:
+        raise
+    except Exception as error:  # openvino's own errors share no public base class
+        if ran_out_of_memory(error):
+            raise out_of_memory(f"the engine {model} does not fit", error) from error
+        why = reason(error).replace(str(path.parent), str(model.parent))
+        kind = NoKernel if lacks_kernel(error) else BundleError
+        raise kind(
+            f"{model}: OpenVINO cannot load it ({why}).",
+            "Compile the checkpoint again with the versions installed here.",
+        ) from error
+    # It found the weights by their name.
+    bundle.check_unchanged()
+    for side in ("inputs", "outputs"):
+        found = [_spec(port) for port in getattr(compiled, side)]
+        check_signature(str(model), bundle.manifest, side, found, names_axes=False)
+    return compiled
+
+
+def read_graph(path: Path, map_weights: bool = False) -> Any:
+    """An ONNX file as OpenVINO's model. Raises what OpenVINO does.
+
+    By the one frontend: asked for any file, OpenVINO tries all that it has on it.
+    """
+    frontend = import_openvino().frontend.FrontEndManager().load_by_framework("onnx")
+    return frontend.convert(frontend.load(library_path(path), map_weights))
+
+
+def compile_graph(graph: Any, precision: str, opening: Opening) -> Any:
+    """A model of OpenVINO's as one that runs. Raises what OpenVINO does."""
+    core = import_openvino().Core()
+    return core.compile_model(graph, DEVICES[opening.device], _properties(precision, opening))
+
+
+def _properties(precision: str, opening: Opening) -> dict[str, Any]:
+    """What a graph is compiled with. Raises InputError if threads are asked of no CPU."""
+    found: dict[str, Any] = {
+        "INFERENCE_PRECISION_HINT": HINTS[precision],
+        "PERF_COUNT": opening.timed,
+    }
+    if opening.device != "cpu":
+        if opening.threads:
+            raise InputError(f"threads is about a CPU; this engine runs on {opening.device}.")
+        return found
+    # All threads work on one request. By default each would be tied to a core, and of two engines
+    # to the same ones.
+    return {
+        **found,
+        "NUM_STREAMS": 1,
+        "INFERENCE_NUM_THREADS": opening.threads or default_threads(),
+        "ENABLE_CPU_PINNING": False,
+    }
+
+
+_TYPES = {"i64": "int64", "i32": "int32", "f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+
+
+def dtype_name(kind: str) -> str:
+    """An element type as the manifest has it; one that it never has stays as OpenVINO says it."""
+    return _TYPES.get(kind, kind)
+
+
+def _spec(port: Any) -> Found:
+    """One of a compiled model's own inputs or outputs; OpenVINO does not name their axes."""
+    # A tensor may have several names; one of ours has the one that the graph gives it.
+    names = sorted(port.get_names())
+    shape = tuple("" if axis.is_dynamic else axis.get_length() for axis in port.partial_shape)
+    return Found(names[0] if names else "", dtype_name(port.element_type.get_type_name()), shape)
