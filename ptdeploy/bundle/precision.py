@@ -1,6 +1,6 @@
 """What each precision is and may cost: the one table of it.
 
-`make schema` writes it into docs/parity.md and into the C++ sources; help texts are made from it.
+`make schema` writes it into docs/parity.md; help texts are made from it.
 """
 
 from __future__ import annotations

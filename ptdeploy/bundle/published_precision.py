@@ -1,4 +1,4 @@
-"""The table of precisions where others read it: in docs/parity.md and in the C++ sources.
+"""The table of precisions where people read it: in docs/parity.md.
 
 `make schema` runs this as a program, in the repository.
 """
@@ -7,32 +7,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ptdeploy.bundle.precision import FINITE, PRECISIONS, Thresholds, quantized
+from ptdeploy.bundle.precision import PRECISIONS, quantized
 
 DOCS = Path("docs/parity.md")
-CPP = Path("ptdeploy/cpp/src/precision_table.hpp")
 _BEGIN, _END = "<!-- precisions: made by make schema -->\n", "<!-- end of precisions -->\n"
-
-
-def cpp_header() -> str:
-    """The thresholds as a C++ header."""
-    rows = [
-        f'    {{"{name}", {_braced(one.thresholds)}}},\n'
-        for name, one in PRECISIONS.items()
-        if one.thresholds is not None
-    ]
-    return (
-        "// The table of ptdeploy/bundle/precision.py, written by `make schema`: change it there.\n"
-        "#pragma once\n\n"
-        '#include "thresholds.hpp"\n\n'
-        "namespace ptdeploy::detail {\n\n"
-        "struct PrecisionThresholds {\n  const char* name;\n  Thresholds bounds;\n};\n\n"
-        "inline constexpr PrecisionThresholds kPrecisions[] = {\n"
-        f"{''.join(rows)}}};\n\n"
-        "// Quantized weights are judged by what they do to text; cases only have to be finite.\n"
-        f"inline constexpr Thresholds kFinite{_braced(FINITE)};\n\n"
-        "}  // namespace ptdeploy::detail\n"
-    )
 
 
 def with_tables(page: str) -> str:
@@ -73,14 +51,8 @@ def _short(number: float) -> str:
     return f"{number:g}" if number >= 0.1 else f"{number:.0e}".replace("e-0", "e-")
 
 
-def _braced(bounds: Thresholds) -> str:
-    numbers = (bounds.max_abs, bounds.relative, bounds.cosine, bounds.kl)
-    return f"{{{', '.join(map(repr, numbers))}}}"
-
-
 def main() -> None:
-    """Write both, in the working folder."""
-    CPP.write_text(cpp_header())
+    """Write them, in the working folder."""
     DOCS.write_text(with_tables(DOCS.read_text("utf-8")), "utf-8")
 
 

@@ -97,7 +97,7 @@ std::string report_text(const ptdeploy::ParityReport& report) {
                     ",\"failures\":" + list(report.failures, quoted) +
                     ",\"notes\":" + list(report.notes, quoted) + ",\"quality\":";
   if (const auto& quality = report.quality)
-    out += "{\"judged_on\":" + quoted(quality->judged_on) +
+    out += "{\"evaluated_on\":" + quoted(quality->evaluated_on) +
            ",\"texts\":" + std::to_string(quality->texts) +
            ",\"positions\":" + std::to_string(quality->positions) +
            ",\"top1_agreement\":" + number(quality->top1_agreement) +
@@ -122,6 +122,16 @@ std::string report_text(const ptdeploy::ParityReport& report) {
   };
   return out + ",\"cases\":" + list(report.cases, one_case) +
          ",\"greedy\":" + list(report.greedy, one_row) + "}";
+}
+
+std::string info_text(const ptdeploy::BundleInfo& info) {
+  return "{\"prompt\":" + quoted(info.prompt) + ",\"labels\":" + list(info.labels, quoted) +
+         ",\"route\":" + quoted(info.route) +
+         ",\"num_virtual_tokens\":" + integer(info.num_virtual_tokens) +
+         ",\"prefix_kv\":" + truth(info.prefix_kv) +
+         ",\"max_sequence\":" + integer(info.max_sequence) +
+         ",\"max_context\":" + integer(info.max_context) +
+         ",\"columns\":" + std::to_string(info.columns) + "}";
 }
 
 // Options are "max_new_tokens=5 eos_token_ids=1,2 ...".
@@ -179,6 +189,7 @@ struct Open {
     if (what == "close") return engines.erase(word(1)), "{}";
     if (what.rfind("session", 0) == 0) return session(what, word(1), word(2));
     const Engine& engine = engines.at(word(1));
+    if (what == "info") return info_text(engine.info());
     if (what == "read") return quoted(engine.read(word(2)).value_or(""));
     if (what == "verify") return report_text(engine.verify());
     if (what == "logits")

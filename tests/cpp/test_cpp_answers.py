@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -11,8 +12,9 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from safetensors.numpy import load_file, save
 from support import tiny
-from support.damage import edit
+from support.damage import edit, replace
 from support.native import CAUSAL, KINDS, ROWS, bits, opened, options_text, text_of
 
 import ptdeploy
@@ -25,6 +27,50 @@ def test_logits_equal_pythons_bit_for_bit(bundles, probe, kind):
     for rows in (ROWS, [ROWS[2]], [[1]], ROWS[::-1]):
         theirs = probe.ask("logits", "e", text_of(rows))
         assert theirs == [bits(array) for array in engine.logits(rows)]
+
+
+def renamed(source: Path, folder: Path) -> Path:
+    """A copy of a bundle whose tensors have other names, by their places alone."""
+    import onnx
+
+    shutil.copytree(source, folder)
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    graph = manifest["graphs"]["model"]
+    specs = [*graph["inputs"], *graph["outputs"]]
+    names = {spec["name"]: f"tensor {place}" for place, spec in enumerate(specs)}
+    for value in (*model.graph.input, *model.graph.output):
+        value.name = names[value.name]
+    for node in model.graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+    for spec in specs:
+        spec["name"] = names[spec["name"]]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    replace(folder, "model.onnx", model.SerializeToString())
+    prompt = "prompts/default/prompt.safetensors"
+    # The trained head's tensors have the names of their inputs.
+    tensors = {
+        names[name] if name.startswith("head.") else name: one
+        for name, one in load_file(folder / prompt).items()
+    }
+    replace(folder, prompt, save(tensors))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "kind", ["encoder classifier", "token classifier", "decoder classifier", "fused", "plain"]
+)
+def test_tensors_are_known_by_their_roles_whatever_their_names(bundles, probe, tmp_path, kind):
+    opened(probe, bundles(kind))
+    before = probe.ask("logits", "e", text_of(ROWS))
+    engine = opened(probe, renamed(bundles(kind), tmp_path / "bundle"))
+    assert probe.ask("logits", "e", text_of(ROWS)) == before
+    assert before == [bits(array) for array in engine.logits(ROWS)]
+    if kind in CAUSAL:
+        ours = [one.token_ids for one in engine.generate(ROWS, 9, eos_token_ids=())]
+        theirs = probe.ask("generate", "e", text_of(ROWS), "max_new_tokens=9 eos_token_ids=")
+        assert [one["token_ids"] for one in theirs] == ours
 
 
 SEGMENTS = [[0, 0, 1], [1], [0, 1, 0, 1, 1, 0, 1, 1], [0, 1]]
@@ -74,7 +120,7 @@ def test_segments_that_do_not_fit_are_refused_as_in_python(bundles, probe, kind,
 
 def test_each_class_of_a_sigmoid_has_pythons_probability(bundles, probe, tmp_path):
     bundle = Path(shutil.copytree(bundles("encoder classifier"), tmp_path / "bundle"))
-    edit(bundle, lambda m: m.update(head="sigmoid"))
+    edit(bundle, lambda m: m["prompts"]["default"].update(head="sigmoid"))
     engine = opened(probe, bundle)
     for one, wanted in zip(
         probe.ask("classify", "e", text_of(ROWS)), engine.classify(ROWS), strict=True
@@ -86,7 +132,7 @@ def test_each_class_of_a_sigmoid_has_pythons_probability(bundles, probe, tmp_pat
 
 def test_a_regression_gives_its_logits_and_no_classes(bundles, probe, tmp_path):
     bundle = Path(shutil.copytree(bundles("encoder classifier"), tmp_path / "bundle"))
-    edit(bundle, lambda m: m.update(head="regression"))
+    edit(bundle, lambda m: m["prompts"]["default"].update(head="regression"))
     engine = opened(probe, bundle)
     values = [list(one.values) for one in engine.regress(ROWS)]
     theirs = probe.ask("logits", "e", text_of(ROWS))

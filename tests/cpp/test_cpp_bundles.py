@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from support import native
 from support.damage import DAMAGE, edit, first_file
+from support.native import opened
 from support.refusals import python_refusal, same_refusal
 from support.values import VALUES
 
@@ -45,6 +46,31 @@ def test_a_damaged_bundle_is_refused_as_in_python(compiled, probe, tmp_path, dam
     assert same_refusal(theirs, ours, damage.same_words), (theirs, ours)
 
 
+@pytest.mark.parametrize("kind", ["encoder classifier", "decoder classifier", "fused", "plain"])
+def test_a_bundle_is_described_by_its_default_prompt(bundles, probe, tmp_path, kind):
+    bundle = Path(shutil.copytree(bundles(kind), tmp_path / "bundle"))
+
+    def rename(manifest: dict[str, Any]) -> None:
+        manifest["prompts"] = {"Eu.ro_pa-1": manifest["prompts"].pop("default")}
+        manifest["default_prompt"] = "Eu.ro_pa-1"
+        for entry in manifest["files"]:
+            entry["of"] = "Eu.ro_pa-1" if entry["of"] == "default" else entry["of"]
+
+    edit(bundle, rename)
+    manifest = opened(probe, bundle).manifest
+    prompt, context = manifest.prompt, manifest.limits.max_context
+    assert probe.ask("info", "e") == {
+        "prompt": "Eu.ro_pa-1",
+        "labels": list(prompt.labels),
+        "route": manifest.graph.route,
+        "num_virtual_tokens": prompt.num_virtual_tokens,
+        "prefix_kv": prompt.prefix_kv is not None,
+        "max_sequence": context - prompt.num_virtual_tokens,
+        "max_context": context,
+        "columns": len(prompt.labels) or manifest.graph.outputs[0].shape[-1],
+    }
+
+
 def test_a_bundle_reached_through_links_and_odd_paths_opens(compiled, probe, tmp_path):
     source = compiled("gpt2", "CAUSAL_LM").bundle
     shutil.copytree(source, tmp_path / "bundle")
@@ -55,7 +81,10 @@ def test_a_bundle_reached_through_links_and_odd_paths_opens(compiled, probe, tmp
     for path in (tmp_path / "link", f"{tmp_path}//link/./", f"{tmp_path}/bundle/../link"):
         assert probe.ask("open", "e", path) == {}
         assert python_refusal(Path(path)) is None
-    assert probe.ask("read", "e", "parity") == (source / "parity.json").read_text()
+    assert (
+        probe.ask("read", "e", "parity")
+        == (source / "prompts" / "default" / "parity.json").read_text()
+    )
     assert probe.ask("read", "e", "tokenizer") == ""
 
 

@@ -85,7 +85,8 @@ def in_half(source: Path, folder: Path, dtype: str) -> Path:
     replace(folder, "model.onnx", model.SerializeToString())
 
     def say(manifest: dict[str, Any]) -> None:
-        for spec in (*manifest["inputs"][3:], *manifest["outputs"][1:]):
+        graph = manifest["graphs"]["model"]
+        for spec in (*graph["inputs"][3:], *graph["outputs"][1:]):
             spec["dtype"] = dtype
 
     edit(folder, say)

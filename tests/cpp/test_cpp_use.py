@@ -10,6 +10,7 @@ import sys
 import textwrap
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import native
@@ -91,7 +92,12 @@ def test_the_server_example_answers_every_request_as_python_does(bundles, exampl
 def test_no_label_acts_on_a_terminal_or_forges_a_line(bundles, examples, tmp_path, kind):
     bundle = Path(shutil.copytree(bundles(kind), tmp_path / "bundle"))
     label = "\x1b]0;x\x07\x9b2J\u202e\nr2\tgood"
-    edit(bundle, lambda m: m.update(labels=[f"{label}{i}" for i in range(len(m["labels"]))]))
+
+    def rename(manifest: dict[str, Any]) -> None:
+        prompt = manifest["prompts"]["default"]
+        prompt["labels"] = [f"{label}{i}" for i in range(len(prompt["labels"]))]
+
+    edit(bundle, rename)
     lines = output(examples / "classify", bundle, "5,6,7").splitlines()
     assert len(lines) == (1 if kind == "encoder classifier" else 3)
     assert all(printable(label) in line for line in lines)

@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
-from onnx import numpy_helper
 from support import damage, native
 from support.damage import REFERENCE_DAMAGE, edit
-from support.faults import Editor
 
 import ptdeploy
 from ptdeploy.bundle import read_bundle
+from ptdeploy.bundle.precision import PRECISIONS
 from ptdeploy.errors import PtdeployError
+from ptdeploy.parity.cases import BatchCase, Source, batches
 from ptdeploy.parity.compare import compare
 from ptdeploy.parity.reference import Reference, ReferenceRow
 from ptdeploy.parity.reference.store import load_reference, save_reference
@@ -27,6 +28,7 @@ from ptdeploy.parity.report import ParityReport
 from ptdeploy.parity.reports.text import describe
 from ptdeploy.printable import printable
 
+REFERENCE = "prompts/default/reference.safetensors"
 KINDS = [
     "encoder classifier",
     "token classifier",
@@ -79,7 +81,7 @@ def assert_same(theirs: Any, ours: ParityReport) -> None:
         assert theirs["quality"] is None
     else:
         assert theirs["quality"] == {
-            "judged_on": ours.quality.judged_on,
+            "evaluated_on": ours.quality.evaluated_on,
             "texts": ours.quality.texts,
             "positions": ours.quality.positions,
             "top1_agreement": ours.quality.top1_agreement,
@@ -92,7 +94,7 @@ def assert_same(theirs: Any, ours: ParityReport) -> None:
 
 def without_tiny_kl(failure: str) -> str:
     """Near zero its last digits are rounding's."""
-    return re.sub(r"KL -?[\d.]+e-1\d", "KL of rounding", failure)
+    return re.sub(r"KL (-?[\d.]+e-1\d|0\b(?!\.))", "KL of rounding", failure)
 
 
 def near(number: float | None) -> Any:
@@ -100,15 +102,19 @@ def near(number: float | None) -> Any:
 
 
 def change_weights(bundle: Path, how: Callable[[np.ndarray], np.ndarray]) -> None:
-    """Change every matrix of the engine; hashes fit, and rounded weights have bounds to miss."""
-    editor = Editor(bundle)
-    for tensor in editor.model.graph.initializer:
-        array = numpy_helper.to_array(tensor)
+    """Change every matrix of the engine; hashes fit, and quantized weights have bounds to miss."""
+    model = onnx.load(bundle / "model.onnx")
+    for tensor in model.graph.initializer:
+        array = onnx.numpy_helper.to_array(tensor)
         if array.ndim > 1 and array.dtype in (np.float32, np.uint8):
-            tensor.CopyFrom(numpy_helper.from_array(how(array), tensor.name))
-    if editor.manifest["quantization"]:
-        editor.manifest["quantization"].update(min_agreement=0.97, max_perplexity_ratio=1.02)
-    editor.write()
+            tensor.CopyFrom(onnx.numpy_helper.from_array(how(array), tensor.name))
+    damage.replace(bundle, "model.onnx", model.SerializeToString())
+
+    def bounds(manifest: dict[str, Any]) -> None:
+        if manifest["quantization"]:
+            manifest["quantization"].update(min_agreement=0.97, max_perplexity_ratio=1.02)
+
+    edit(bundle, bounds)
 
 
 def other(array: np.ndarray) -> np.ndarray:
@@ -116,8 +122,12 @@ def other(array: np.ndarray) -> np.ndarray:
 
 
 def store(bundle: Path, reference: Reference) -> None:
-    save_reference(reference, bundle)
-    damage.replace(bundle, "reference.safetensors", (bundle / "reference.safetensors").read_bytes())
+    save_reference(reference, bundle / "prompts" / "default")
+    damage.replace(bundle, REFERENCE, (bundle / REFERENCE).read_bytes())
+
+
+def alone(rows: list[ReferenceRow]) -> tuple[BatchCase, ...]:
+    return tuple(BatchCase((index,), "right", row.source) for index, row in enumerate(rows))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -133,7 +143,7 @@ def test_verify_finds_pythons_numbers(bundles, probe, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_changed_weights_depart_in_pythons_words(bundles, probe, tmp_path, kind):
+def test_changed_weights_do_not_match_in_pythons_words(bundles, probe, tmp_path, kind):
     bundle = Path(shutil.copytree(bundles(kind), tmp_path / "bundle"))
     change_weights(bundle, other)
     ours = ptdeploy.verify(bundle)
@@ -159,7 +169,6 @@ def test_what_is_not_finite_never_passes(bundles, probe, tmp_path, kind):
 def test_each_measure_has_pythons_threshold(bundles, probe, tmp_path, precision):
     """One row's huge logits allow the others any difference: cosine and KL decide on them."""
     bundle = Path(shutil.copytree(bundles("encoder classifier"), tmp_path / "bundle"))
-    edit(bundle, lambda m: m.update(precision=precision))
     reference = load_reference(read_bundle(bundle))
     ids = reference.rows[0].ids
     logits = ptdeploy.load(bundle).logits([ids])[0]
@@ -168,9 +177,12 @@ def test_each_measure_has_pythons_threshold(bundles, probe, tmp_path, precision)
         step = np.float32(10**-power)
         # Another scale has the same cosine, a shift of all scores the same probabilities.
         rows += [ReferenceRow(ids, logits * (1 + step)), ReferenceRow(ids, logits + step)]
-    store(bundle, replace(reference, rows=tuple(rows)))
+    thresholds = PRECISIONS[precision].thresholds
+    assert thresholds is not None
+    cases = alone(rows)
+    store(bundle, replace(reference, rows=tuple(rows), cases=cases, thresholds=thresholds))
     ours = ptdeploy.verify(bundle)
-    bounds, cases = ours.thresholds, ours.cases[1 : len(rows)]
+    bounds, cases = ours.thresholds, ours.cases[1:]
     assert bounds is not None
     assert all(one.max_abs <= ours.largest_allowed for one in cases)
     by_cosine = {one.cosine >= bounds.cosine for one in cases if one.kl <= bounds.kl}
@@ -180,25 +192,25 @@ def test_each_measure_has_pythons_threshold(bundles, probe, tmp_path, precision)
 
 
 @pytest.mark.parametrize("head", ["sigmoid", "regression"])
-def test_rounding_of_a_head_without_one_class_is_judged_as_in_python(
+def test_quantization_of_a_head_without_one_class_is_evaluated_as_in_python(
     bundles, probe, tmp_path, head
 ):
     bundle = Path(shutil.copytree(bundles("int8 classifier"), tmp_path / "bundle"))
-    edit(bundle, lambda m: m.update(head=head))
+    edit(bundle, lambda m: m["prompts"]["default"].update(head=head))
     edit(bundle, lambda m: m["quantization"].update(min_agreement=0.999))
     engine = ptdeploy.load(bundle)
     random = np.random.default_rng(5)
 
     def with_values(tensors: dict[str, np.ndarray], metadata: dict[str, Any]) -> None:
-        for i in range(metadata["judged"]):
-            ids, types = (tensors.get(f"judged.{i:03}.{name}") for name in ("ids", "type_ids"))
+        for i in range(metadata["evaluation"]):
+            ids, types = (tensors.get(f"evaluation.{i:03}.{name}") for name in ("ids", "type_ids"))
             (logits,) = engine.logits([ids], token_type_ids=None if types is None else [types])
             noise = random.normal(0, 0.05, logits.shape).astype(np.float32)
-            tensors[f"judged.{i:03}.logits"] = (logits + noise)[None]
+            tensors[f"evaluation.{i:03}.logits"] = (logits + noise)[None]
 
-    damage.rewrite_reference(bundle, lambda t, _: t.pop("judged.000.logits"))
+    damage.rewrite_reference(bundle, lambda t, _: t.pop("evaluation.000.logits"))
     refused = verified(probe, bundle)
-    assert "judged.000.logits" in refused["problem"]
+    assert "evaluation.000.logits" in refused["problem"]
     with pytest.raises(
         ptdeploy.BundleError, match=re.escape(refused["problem"].partition(": ")[2])
     ):
@@ -214,8 +226,6 @@ def test_rounding_of_a_head_without_one_class_is_judged_as_in_python(
 
 def hide_the_embedding(bundle: Path) -> None:
     """Let nothing in the graph say how many ids it takes: a lie about that is found in its runs."""
-    import onnx
-
     model = onnx.load(bundle / "model.onnx", load_external_data=False)
     for node in model.graph.node:
         node.input[:] = ["given" if name == "input_ids" else name for name in node.input]
@@ -224,7 +234,7 @@ def hide_the_embedding(bundle: Path) -> None:
 
 
 def test_an_engine_that_fails_on_a_stored_row_says_why_once(bundles, probe, tmp_path):
-    bundle = Path(shutil.copytree(bundles("encoder classifier"), tmp_path / "bundle"))
+    bundle = Path(shutil.copytree(bundles("decoder classifier"), tmp_path / "bundle"))
     edit(bundle, lambda m: m["limits"].update(vocab_size=1000))
     hide_the_embedding(bundle)
     damage.rewrite_reference(bundle, lambda t, _: t["rows.003.ids"].put(0, 900))
@@ -235,23 +245,25 @@ def test_an_engine_that_fails_on_a_stored_row_says_why_once(bundles, probe, tmp_
     assert theirs["notes"] == []
     fault, *others = theirs["failures"]
     assert fault.startswith("the engine failed in ")
-    assert re.search(r": ONNX Runtime failed \(\w+ at bert\.embeddings", fault)
+    assert re.search(r": ONNX Runtime failed \(\w+ at model\.embed_tokens", fault)
     assert not any("not finite" in other for other in others)
 
 
 @pytest.mark.parametrize("max_batch", [None, 1, 2, 5, 8, 70])
-def test_batches_are_pythons_for_every_source_and_bound(bundles, probe, tmp_path, max_batch):
+def test_cases_are_pythons_for_every_source_and_bound(bundles, probe, tmp_path, max_batch):
     bundle = Path(shutil.copytree(bundles("fused"), tmp_path / "bundle"))
     edit(bundle, lambda m: m["limits"].update(max_batch=max_batch))
     engine = ptdeploy.load(bundle)
     random = np.random.default_rng(3)
-    sources = ["random", "text", "data"] * 11
+    sources: list[Source] = ["random", "text"] * 16
     rows = [
         ReferenceRow(ids, engine.logits([ids])[0], source)
         for source in sources
         if (ids := random.integers(0, 101, random.integers(1, 6))) is not None
     ]
-    stored = replace(load_reference(read_bundle(bundle)), rows=tuple(rows))
+    cases = batches(sources, max_batch)
+    stored = load_reference(read_bundle(bundles("fused")))
+    stored = replace(stored, rows=tuple(rows), cases=cases)
     store(bundle, stored)
     ours = compare(engine, stored)
     assert ours.passed
@@ -272,18 +284,18 @@ def test_rows_whose_last_positions_alone_were_stored_are_compared_there(bundles,
     assert_same(verified(probe, bundle), ours)
 
 
-def test_a_greedy_row_may_depart_at_a_near_tie_alone(bundles, probe, tmp_path):
+def test_a_greedy_row_may_end_in_another_token_at_a_near_tie_alone(bundles, probe, tmp_path):
     bundle = Path(shutil.copytree(bundles("fused"), tmp_path / "bundle"))
 
-    def depart(tensors: dict[str, np.ndarray], margin: float) -> None:
+    def change(tensors: dict[str, np.ndarray], margin: float) -> None:
         tensors["greedy.001.tokens"][4] += 1
         tensors["greedy.001.margins"][4] = margin
 
-    damage.rewrite_reference(bundle, lambda t, _: depart(t, 1e-9))
+    damage.rewrite_reference(bundle, lambda t, _: change(t, 1e-9))
     ours = ptdeploy.verify(bundle)
     assert (ours.greedy[1].agreed, ours.passed) == (4, True)
     assert_same(verified(probe, bundle), ours)
-    damage.rewrite_reference(bundle, lambda t, _: depart(t, 1.0))
+    damage.rewrite_reference(bundle, lambda t, _: change(t, 1.0))
     theirs = verified(probe, bundle)
     assert theirs["failures"] == ["greedy tokens of a row of 8: 4 of 16 agree"]
     assert theirs["failures"] == ptdeploy.verify(bundle).failures()
@@ -294,7 +306,7 @@ def test_texts_for_the_tokenizer_are_said_to_be_left_out(bundles, probe, tmp_pat
     reference = load_reference(read_bundle(bundle))
     store(bundle, replace(reference, texts=("a", "b"), text_ids=((1,), (2,))))
     (bundle / "tokenizer.json").write_text("{}")
-    entry = {"path": "tokenizer.json", "role": "tokenizer", "size": 2, "sha256": ""}
+    entry = {"path": "tokenizer.json", "role": "tokenizer", "size": 2, "sha256": "", "of": None}
     edit(bundle, lambda m: m["files"].append(entry))
     damage.replace(bundle, "tokenizer.json", b"{}")
     theirs = verified(probe, bundle)
@@ -304,19 +316,19 @@ def test_texts_for_the_tokenizer_are_said_to_be_left_out(bundles, probe, tmp_pat
     assert note.startswith("the tokenizer was not compared (2 texts)")
 
 
-def test_a_padded_batch_of_pefts_own_that_departs_is_noted(bundles, probe, tmp_path):
+def test_a_padded_batch_of_pefts_own_that_does_not_match_is_noted(bundles, probe, tmp_path):
     bundle = Path(shutil.copytree(bundles("fused"), tmp_path / "bundle"))
-    damage.rewrite_reference(bundle, lambda _, m: m.update(padded_departure=0.125))
+    damage.rewrite_reference(bundle, lambda _, m: m.update(padded_mismatch=0.125))
     theirs = verified(probe, bundle)
     assert theirs["notes"] == list(ptdeploy.verify(bundle).notes)
-    assert "by 0.12;" in theirs["notes"][0]
+    assert ", by 0.12;" in theirs["notes"][0]
 
 
-def test_rounded_weights_without_text_to_judge_them_depart(bundles, probe, tmp_path):
+def test_quantized_weights_without_text_to_evaluate_them_on_do_not_pass(bundles, probe, tmp_path):
     bundle = Path(shutil.copytree(bundles("int4"), tmp_path / "bundle"))
-    damage.rewrite_reference(bundle, lambda _, m: m.update(judged=0))
+    damage.rewrite_reference(bundle, lambda _, m: m.update(evaluation=0))
     theirs = verified(probe, bundle)
-    assert theirs["failures"] == ["the reference holds no text to judge rounded weights on"]
+    assert theirs["failures"] == ["the reference holds no text to evaluate quantized weights on"]
     assert theirs["failures"] == ptdeploy.verify(bundle).failures()
 
 
@@ -335,7 +347,7 @@ def test_a_damaged_reference_is_refused_as_in_python(compiled, probe, tmp_path, 
         assert theirs["problem"] == ours.problem
 
 
-def test_a_judged_text_that_does_not_fit_is_refused(bundles, probe, tmp_path):
+def test_an_evaluation_text_that_does_not_fit_is_refused(bundles, probe, tmp_path):
     two, lost = np.zeros((1, 2), np.float32), np.full((1, 3), np.nan, np.float32)
     for kind, name, array, reason in (
         ("int4", "top1", np.zeros(3, np.int64), "top1 has 3 entries, not"),
@@ -345,17 +357,17 @@ def test_a_judged_text_that_does_not_fit_is_refused(bundles, probe, tmp_path):
         ("int8 classifier", "logits", lost, "logits holds a number that is not finite"),
     ):
         bundle = Path(shutil.copytree(bundles(kind), tmp_path / reason[:12]))
-        tensor = f"judged.000.{name}"
+        tensor = f"evaluation.000.{name}"
         damage.rewrite_reference(bundle, lambda t, _, n=tensor, a=array: t.update({n: a}))
-        assert f"judged.000.{reason}" in verified(probe, bundle)["problem"]
-        with pytest.raises(ptdeploy.BundleError, match=re.escape(f"judged.000.{reason}")):
+        assert f"evaluation.000.{reason}" in verified(probe, bundle)["problem"]
+        with pytest.raises(ptdeploy.BundleError, match=re.escape(f"evaluation.000.{reason}")):
             ptdeploy.verify(bundle)
 
 
 def without_kl(text: str) -> list[str]:
     """Lines without the table's column of KL: near zero its last digits are rounding's."""
     return [
-        line[:61] + line[71:] if line.endswith(("%", "DEPARTS")) else line
+        line[:61] + line[71:] if line.endswith(("%", "MISMATCH")) else line
         for line in text.splitlines()
     ]
 
@@ -371,12 +383,12 @@ def test_the_example_prints_what_ptdeploy_verify_prints(bundles, example, tmp_pa
     done = example(bundle)
     lines = without_kl(done.stdout)
     assert done.returncode == 1
-    assert lines[-1] == "PARITY DEPARTS"
-    # Python shortens the list of what departs.
+    assert lines[-1] == "PARITY MISMATCH"
+    # Python shortens the list of what does not match.
     wanted = without_kl(describe(ptdeploy.verify(bundle)))
     assert [one for one in wanted if one not in lines] in (
         [],
-        [one for one in wanted if one.startswith("departs: and ")],
+        [one for one in wanted if one.startswith("mismatch: and ")],
     )
 
 
@@ -410,7 +422,7 @@ def test_the_example_says_what_is_wrong_by_its_exit_code(compiled, example, tmp_
     assert done.returncode == 2
     assert "holds no stored reference.\nCompile the checkpoint again" in done.stderr
     bundle = Path(shutil.copytree(source, tmp_path / "damaged"))
-    damage.replace(bundle, "reference.safetensors", b"no reference")
+    damage.replace(bundle, REFERENCE, b"no reference")
     done = example(bundle)
     assert done.returncode == 2
     assert "not a stored reference" in done.stderr
@@ -440,10 +452,10 @@ def test_c99_reads_the_report(bundles, built, tmp_path):
 
     assert run() == wanted(ptdeploy.verify(bundle))
     change_weights(bundle, other)
-    departed = wanted(ptdeploy.verify(bundle))
-    assert departed[0] == "parity 0"
-    assert run() == departed
-    damage.replace(bundle, "reference.safetensors", b"")
+    changed = wanted(ptdeploy.verify(bundle))
+    assert changed[0] == "parity 0"
+    assert run() == changed
+    damage.replace(bundle, REFERENCE, b"")
     done = subprocess.run(
         [built / "c_api", bundle, "verify"], capture_output=True, text=True, check=False
     )
@@ -452,7 +464,34 @@ def test_c99_reads_the_report(bundles, built, tmp_path):
     assert "not a stored reference" in done.stdout
 
 
-def test_a_precision_without_thresholds_is_named(bundles, probe, tmp_path):
-    bundle = Path(shutil.copytree(bundles("encoder classifier"), tmp_path / "bundle"))
+@pytest.mark.parametrize(
+    ("bound", "value"),
+    [
+        ("max_abs", 0.0),
+        ("relative", 1e30),
+        ("cosine", 2.0),
+        ("kl", -1.0),
+        ("min_top1_agreement", 2),
+    ],
+)
+def test_the_stored_thresholds_decide_whatever_the_precision(
+    bundles, probe, tmp_path, bound, value
+):
+    """Those that the bundle was proven with: a table of this version's may say something else."""
+    bundle = Path(shutil.copytree(bundles("fused"), tmp_path / "bundle"))
     edit(bundle, lambda m: m.update(precision="fp1"))
-    assert "for the precision 'fp1'" in verified(probe, bundle)["problem"]
+    damage.rewrite_reference(bundle, lambda _, m: m["thresholds"].update({bound: value}))
+    if bound == "max_abs":
+        damage.rewrite_reference(bundle, lambda _, m: m["thresholds"].update(relative=0.0))
+    ours = ptdeploy.verify(bundle)
+    assert ours.passed == (bound == "relative")
+    assert_same(verified(probe, bundle), ours)
+
+
+def test_the_stored_cases_alone_are_run(bundles, probe, tmp_path):
+    bundle = Path(shutil.copytree(bundles("fused"), tmp_path / "bundle"))
+    cases = [{"rows": [2, 0, 2], "padding": "both"}, {"rows": [1], "padding": "left"}]
+    damage.rewrite_reference(bundle, lambda _, m: m.update(cases=cases))
+    ours = ptdeploy.verify(bundle)
+    assert [one.name for one in ours.cases] == ["batch 3 both-padded", "alone"]
+    assert_same(verified(probe, bundle), ours)

@@ -1,5 +1,5 @@
 // verify BUNDLE: whether the engine still gives, on this machine, what the bundle says it must.
-// Exit codes: 0 within thresholds, 1 departs, 2 bad input or bundle, 3 target not available here.
+// Exit codes: 0 within thresholds, 1 mismatch, 2 bad input or bundle, 3 target not available here.
 #include <stdlib.h>
 
 #include <algorithm>
@@ -49,32 +49,33 @@ std::string short_text(const std::optional<double>& number) {
   return text;
 }
 
-// An engine that fails gives no numbers that could depart.
+// An engine that fails gives no numbers that could be wrong.
 const char* verdict(const ParityReport& report) {
   if (report.passed) return "parity holds";
-  if (report.engine_faults == 0) return "PARITY DEPARTS";
-  const auto departs = [](const auto& one) { return !one.passed && one.stopped.empty(); };
-  const bool both = std::any_of(report.cases.begin(), report.cases.end(), departs) ||
-                    std::any_of(report.greedy.begin(), report.greedy.end(), departs);
-  return both ? "THE ENGINE FAILS AND PARITY DEPARTS" : "THE ENGINE FAILS";
+  if (report.engine_faults == 0) return "PARITY MISMATCH";
+  const auto wrong = [](const auto& one) { return !one.passed && one.stopped.empty(); };
+  const bool both = std::any_of(report.cases.begin(), report.cases.end(), wrong) ||
+                    std::any_of(report.greedy.begin(), report.greedy.end(), wrong);
+  return both ? "THE ENGINE FAILS, AND THERE IS A PARITY MISMATCH" : "THE ENGINE FAILS";
 }
 
 void print(const ParityReport& report) {
   std::printf("%-28s%5s%8s%10s%10s%10s%9s\n", "case", "runs", "longest", "max abs", "mean abs",
               "KL", "top-1");
   for (const Group& group : grouped(report.cases))
-    std::printf("%-28s%5zu%8zu%10s%10s%10s%8.2f%%%s\n", printable(group.worst.name).c_str(), group.runs,
-                group.longest, short_text(group.worst.max_abs).c_str(),
+    std::printf("%-28s%5zu%8zu%10s%10s%10s%8.2f%%%s\n", printable(group.worst.name).c_str(),
+                group.runs, group.longest, short_text(group.worst.max_abs).c_str(),
                 short_text(group.worst.mean_abs).c_str(), short_text(group.worst.kl).c_str(),
-                100 * group.worst.top1_agreement, group.worst.passed ? ""
+                100 * group.worst.top1_agreement,
+                group.worst.passed ? ""
                 : group.fails      ? "  FAILS"
-                                   : "  DEPARTS");
+                                   : "  MISMATCH");
   for (const auto& one : report.greedy)
     std::printf("greedy tokens, row of %zu: %zu of %zu agree\n", one.length, one.agreed, one.total);
   if (const auto& quality = report.quality) {
-    std::printf("rounded weights on %s: top-1 agreement %.2f%% at %zu positions of %zu texts",
-                printable(quality->judged_on).c_str(), 100 * quality->top1_agreement, quality->positions,
-                quality->texts);
+    std::printf("quantized weights on %s: top-1 agreement %.2f%% at %zu positions of %zu texts",
+                printable(quality->evaluated_on).c_str(), 100 * quality->top1_agreement,
+                quality->positions, quality->texts);
     if (quality->detectable)
       std::printf(" (a fault in %.1f%% of the answers would be seen)", 100 * *quality->detectable);
     if (quality->logits_error) std::printf(", logits error %.2g", *quality->logits_error);
@@ -85,7 +86,8 @@ void print(const ParityReport& report) {
   if (report.largest_allowed) std::printf("allowed max abs %.2g; ", *report.largest_allowed);
   std::printf("reference: %s\n", printable(report.reference).c_str());
   for (std::size_t i = 0; i < report.failures.size(); ++i)
-    std::printf("%s%s\n", i < report.engine_faults ? "" : "departs: ", printable(report.failures[i]).c_str());
+    std::printf("%s%s\n", i < report.engine_faults ? "" : "mismatch: ",
+                printable(report.failures[i]).c_str());
   for (const std::string& note : report.notes) std::printf("note: %s\n", printable(note).c_str());
   std::puts(verdict(report));
 }

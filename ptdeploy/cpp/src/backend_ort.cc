@@ -40,19 +40,24 @@ std::string reason(const char* text) {
   return line;
 }
 
-std::size_t elements(const std::vector<std::int64_t>& shape) {
-  std::size_t count = 1;
-  for (std::int64_t size : shape) count *= static_cast<std::size_t>(size);
-  return count;
+ONNXTensorElementDataType type_of(ElementType type) {
+  switch (type) {
+    case ElementType::float16:
+      return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
+    case ElementType::bfloat16:
+      return ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16;
+    case ElementType::int64:
+      return ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
+    default:
+      return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+  }
 }
 
 Ort::Value value_of(const Ort::MemoryInfo& memory, const Bound& bound) {
-  const std::size_t count = elements(bound.shape);
-  if (bound.type == ElementType::int64)
-    return Ort::Value::CreateTensor<std::int64_t>(memory, static_cast<std::int64_t*>(bound.data),
-                                                  count, bound.shape.data(), bound.shape.size());
-  return Ort::Value::CreateTensor<float>(memory, static_cast<float*>(bound.data), count,
-                                         bound.shape.data(), bound.shape.size());
+  std::size_t bytes = bytes_of(bound.type);
+  for (std::int64_t size : bound.shape) bytes *= static_cast<std::size_t>(size);
+  return Ort::Value::CreateTensor(memory, bound.data, bytes, bound.shape.data(),
+                                  bound.shape.size(), type_of(bound.type));
 }
 
 // As ONNX Runtime's Python binding names them, but for "float".
@@ -117,10 +122,11 @@ TensorSpec spec_of(const char* name, const Ort::TypeInfo& info) {
 void check_file(const Bundle& bundle) {
   namespace fs = std::filesystem;
   const std::string model = bundle.file("model");
+  const Graph& graph = bundle.manifest.graph();
   OnnxFile found;
   std::string reason;
   try {
-    found = read_onnx_file(bundle.opened("model"));
+    found = read_onnx_file(bundle.opened("model"), graph.input(TensorRole::ids)->name);
   } catch (const OnnxError& error) {
     reason = error.what();
   }
@@ -138,7 +144,9 @@ void check_file(const Bundle& bundle) {
           model + ": takes weights from " + quoted(name) + ", which the manifest does not list.",
           kAgain);
   const std::int64_t wanted = bundle.manifest.limits.vocab_size;
-  if (found.words && *found.words < wanted)
+  // Virtual tokens stand right behind the words.
+  const bool exact = graph.input(TensorRole::table) != nullptr;
+  if (found.words && (*found.words < wanted || (exact && *found.words != wanted)))
     throw BundleError(model + ": has " + std::to_string(*found.words) +
                           " words, but the manifest's vocab_size is " + std::to_string(wanted) +
                           ".",
@@ -208,8 +216,8 @@ class OrtBackend final : public Backend {
     for (std::size_t i = 0; i < session_.GetOutputCount(); ++i)
       outputs.push_back(spec_of(session_.GetOutputNameAllocated(i, allocator).get(),
                                 session_.GetOutputTypeInfo(i)));
-    check_signature(model, bundle.manifest, "inputs", inputs);
-    check_signature(model, bundle.manifest, "outputs", outputs);
+    check_signature(model, bundle.manifest.graph(), "inputs", inputs);
+    check_signature(model, bundle.manifest.graph(), "outputs", outputs);
   }
 
   bool in_host_memory() const override { return true; }

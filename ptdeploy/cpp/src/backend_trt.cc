@@ -46,9 +46,10 @@ class TrtBackend final : public Backend {
   }
 
   void check(const Bundle& bundle) const override {
+    const Graph& graph = bundle.manifest.graph();
     std::map<std::string, std::pair<std::string, bool>> wanted, found;
-    for (const TensorSpec& spec : bundle.manifest.inputs) wanted[spec.name] = {spec.dtype, false};
-    for (const TensorSpec& spec : bundle.manifest.outputs) wanted[spec.name] = {spec.dtype, true};
+    for (const TensorSpec& spec : graph.inputs) wanted[spec.name] = {spec.dtype, false};
+    for (const TensorSpec& spec : graph.outputs) wanted[spec.name] = {spec.dtype, true};
     for (const auto& [name, tensor] : engine_.tensors())
       found[name] = {name_of(tensor.type), tensor.output};
     if (found != wanted)

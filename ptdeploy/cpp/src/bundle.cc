@@ -9,6 +9,7 @@
 #include "paths.hpp"
 #include "schema.hpp"
 #include "sha256.hpp"
+#include "whose.hpp"
 
 namespace ptdeploy::detail {
 namespace {
@@ -131,6 +132,9 @@ Bundle read_once(const std::string& path) {
   std::shared_ptr<Held> held = hold(path);
   Bundle bundle{path, read_manifest(*held, path), held};
   const std::string manifest = join(path, kManifestName);
+  const std::string problem = misnamed(bundle.manifest);
+  if (!problem.empty())
+    throw BundleError(manifest + ": " + problem + ".", "Compile the checkpoint again.");
   std::set<std::string> seen;
   for (const FileEntry& entry : bundle.manifest.files) {
     if (!seen.insert(entry.path).second)
@@ -147,8 +151,9 @@ Bundle read_once(const std::string& path) {
 }  // namespace
 
 const FileEntry* Bundle::entry(const std::string& role) const {
+  const std::optional<std::string> of = owner(role, manifest);
   for (const FileEntry& one : manifest.files)
-    if (one.role == role) return &one;
+    if (one.role == role && one.of == of) return &one;
   return nullptr;
 }
 

@@ -1,7 +1,6 @@
 #include "causal.hpp"
 
 #include <algorithm>
-#include <numeric>
 
 #include "generation.hpp"
 #include "kv_layout.hpp"
@@ -29,13 +28,13 @@ CausalEngine::CausalEngine(const EngineState& state)
     throw TargetUnavailable("With the target " + state.info.target +
                             " the C++ library keeps keys and values in float32, not in " +
                             name_of(layout_.type) + ".");
-  const auto count = static_cast<std::size_t>(manifest.prompt.num_virtual_tokens);
-  if (const auto prefix_kv = check_prompt(state.bundle)) {
-    layout_.prefix = count;
+  const LoadedPrompt prompt = load_prompt(state.bundle);
+  layout_.prompts = prompt_inputs_.emplace(*state.backend, manifest.graph(), prompt).bound();
+  if (const auto& prefix_kv = prompt.tensors.prefix_kv) {
+    layout_.prefix = prompt.length();
     layout_.prefix_kv = rounded(*prefix_kv, layout_.type);
   } else {
-    virtual_ids_.resize(count);
-    std::iota(virtual_ids_.begin(), virtual_ids_.end(), manifest.limits.vocab_size);
+    virtual_ids_ = prompt.virtual_ids(manifest.limits);
   }
 }
 
@@ -71,7 +70,7 @@ std::size_t CausalEngine::budget(std::size_t longest_row,
                                  const std::optional<std::int64_t>& asked,
                                  const GenerationOptions& options) const {
   const Limits& limits = state_.manifest().limits;
-  const std::int64_t room = limits.max_sequence - static_cast<std::int64_t>(longest_row);
+  const std::int64_t room = state_.info.max_sequence - static_cast<std::int64_t>(longest_row);
   if (!asked) return static_cast<std::size_t>(std::min(options.max_new_tokens, room));
   if (*asked > room)
     throw InputError(std::to_string(*asked) + " new tokens do not fit: the longest text leaves " +
@@ -140,7 +139,7 @@ std::vector<Logits> CausalEngine::logits(const std::vector<Ids>& rows,
 std::vector<Generated> CausalEngine::generate(const std::vector<Ids>& rows,
                                               const GenerateOptions& given,
                                               const OnToken& on_token) const {
-  check_rows(rows, state_.manifest().limits);
+  check_rows(rows, state_.manifest());
   const GenerationOptions chosen = options(given);
   const std::size_t most = longest(rows);
   const std::size_t steps = budget(most, given.max_new_tokens, chosen);

@@ -5,11 +5,14 @@
 
 #include "engine_state.hpp"
 #include "kv_buffer.hpp"
+#include "prompts.hpp"
 
 namespace ptdeploy::detail {
 
 class CausalEngine : public TaskEngine {
  public:
+  // Throws TargetUnavailable if the backend keeps no such KV, BundleError if the prompt's file is not
+  // what the manifest says.
   explicit CausalEngine(const EngineState& state);
 
   std::size_t columns() const override { return layout_.vocabulary; }
@@ -35,6 +38,7 @@ class CausalEngine : public TaskEngine {
   Ids fed(const Ids& ids) const;
 
   KVLayout layout_;
+  std::optional<PromptInputs> prompt_inputs_;
   Ids virtual_ids_;
   // The last request's buffer, taken out while it is used: two threads never share one.
   mutable std::mutex spare_mutex_;

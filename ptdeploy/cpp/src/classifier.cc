@@ -45,9 +45,7 @@ const TaskKind kClassifier = {
     /*one_answer=*/true,
     /*writes=*/false,
     /*any_head=*/true,
-    [](const Manifest& manifest) {
-      require_classifier(manifest, {"batch", static_cast<std::int64_t>(manifest.labels.size())});
-    },
+    [](const Manifest& manifest) { require_classifier(manifest, {"batch"}); },
     [](const EngineState& state) -> std::unique_ptr<TaskEngine> {
       return std::make_unique<Classifier>(state);
     },

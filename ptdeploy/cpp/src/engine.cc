@@ -15,12 +15,13 @@ BundleInfo describe(const Manifest& manifest) {
   info.target = manifest.target;
   info.device = manifest.device;
   info.precision = manifest.precision;
-  info.route = manifest.fused ? "fused" : "plain";
-  info.labels = manifest.labels;
-  info.head = manifest.head;
-  info.num_virtual_tokens = manifest.prompt.num_virtual_tokens;
-  info.prefix_kv = manifest.prompt.prefix_kv.has_value();
-  info.max_sequence = manifest.limits.max_sequence;
+  info.route = manifest.graph().fused ? "fused" : "plain";
+  info.prompt = *manifest.default_prompt;
+  info.labels = manifest.prompt().labels;
+  info.head = manifest.prompt().head;
+  info.num_virtual_tokens = manifest.prompt().num_virtual_tokens;
+  info.prefix_kv = manifest.prompt().prefix_kv.has_value();
+  info.max_sequence = manifest.max_sequence();
   info.max_context = manifest.limits.max_context;
   info.vocab_size = manifest.limits.vocab_size;
   info.max_batch = manifest.limits.max_batch;
@@ -31,8 +32,8 @@ BundleInfo describe(const Manifest& manifest) {
 std::shared_ptr<const EngineState> open_state(Bundle bundle, const OpenOptions& options) {
   auto state = std::make_shared<EngineState>();
   state->bundle = std::move(bundle);
-  state->info = describe(state->manifest());
   check_manifest(state->bundle);
+  state->info = describe(state->manifest());
   state->backend = open_backend(state->bundle, options);
   state->backend->check(state->bundle);
   state->task = state->kind().open(*state);
@@ -79,7 +80,7 @@ std::optional<std::string> Engine::read(const std::string& role) const {
 
 std::vector<Logits> Engine::logits(const std::vector<Ids>& rows,
                                    const std::vector<Ids>& token_type_ids) const {
-  detail::check_rows(rows, state_->manifest().limits);
+  detail::check_rows(rows, state_->manifest());
   detail::check_segments(token_type_ids, rows, state_->manifest().limits);
   return state_->task->logits(rows, token_type_ids);
 }

@@ -32,26 +32,26 @@ std::string words_of(const ParityCase& one) {
          shown(one.kl) + ", top-1 agreement " + formatted(one.top1_agreement, 4, 'f');
 }
 
-void add_rounding(std::vector<std::string>& lines, const std::optional<ParityQuality>& quality,
+void add_quantization(std::vector<std::string>& lines, const std::optional<ParityQuality>& quality,
                   const Quantization& allowed) {
   if (!quality) {
-    lines.push_back("the reference holds no text to judge rounded weights on");
+    lines.push_back("the reference holds no text to evaluate quantized weights on");
     return;
   }
   // NaN compares false with everything, so each bound is written as what must hold.
   if (!(quality->top1_agreement >= allowed.min_agreement))
     lines.push_back(quality->measured + " " + formatted(quality->top1_agreement, 4, 'f') + " on " +
-                    quality->judged_on + ", but " + shortest(allowed.min_agreement) +
+                    quality->evaluated_on + ", but " + shortest(allowed.min_agreement) +
                     " is asked for (--min-agreement)");
   const auto& error = quality->logits_error;
   if (error && allowed.max_logits_error && !(*error <= *allowed.max_logits_error))
-    lines.push_back("logits error " + formatted(*error, 4, 'f') + " on " + quality->judged_on +
+    lines.push_back("logits error " + formatted(*error, 4, 'f') + " on " + quality->evaluated_on +
                     ", but at most " + shortest(*allowed.max_logits_error) +
                     " is asked for (--max-logits-error)");
   const auto& ratio = quality->perplexity_ratio;
   if (ratio && !(*ratio <= allowed.max_perplexity_ratio))
     lines.push_back("perplexity " + formatted(*ratio, 4, 'f') + " times the reference's on " +
-                    quality->judged_on + ", but at most " + shortest(allowed.max_perplexity_ratio) +
+                    quality->evaluated_on + ", but at most " + shortest(allowed.max_perplexity_ratio) +
                     " is asked for (--max-perplexity-ratio)");
 }
 
@@ -100,7 +100,7 @@ std::vector<std::string> failures_of(const ParityReport& report, const Manifest&
     if (!one.passed && one.stopped.empty())
       lines.push_back("greedy tokens of a row of " + std::to_string(one.length) + ": " +
                       std::to_string(one.agreed) + " of " + std::to_string(one.total) + " agree");
-  if (manifest.quantization) add_rounding(lines, report.quality, *manifest.quantization);
+  if (manifest.quantization) add_quantization(lines, report.quality, *manifest.quantization);
   return lines;
 }
 

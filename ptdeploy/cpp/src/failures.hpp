@@ -1,4 +1,4 @@
-// What of a report departs, in the words of ptdeploy's Python report.
+// What of a report does not match, in the words of ptdeploy's Python report.
 #pragma once
 
 #include <string>
@@ -11,7 +11,7 @@ namespace ptdeploy::detail {
 // Why the engine failed, each reason once, with how often and where first.
 std::vector<std::string> faults_of(const ParityReport& report);
 
-// What departs where the engine did not fail.
+// What does not match where the engine did not fail.
 std::vector<std::string> failures_of(const ParityReport& report, const Manifest& manifest);
 
 // A number as printf's %.*FORMAT writes it.

@@ -30,11 +30,31 @@ auto array_into(std::vector<std::invoke_result_t<Read, const Json&, const Where&
   };
 }
 
+// An object of any names, in the document's order; the last of a name wins, in the first's place.
+template <class T>
+auto map_into(std::vector<std::pair<std::string, T>>& place, T (*read)(const Json&, const Where&)) {
+  return [&place, read](const Json& json, const Where& where) {
+    place.clear();
+    read_map(json, where, [&](const std::string& name, const Json& value, const Where& at) {
+      T found = read(value, at);
+      for (auto& [key, one] : place)
+        if (key == name) return static_cast<void>(one = std::move(found));
+      place.emplace_back(name, std::move(found));
+    });
+  };
+}
+
 inline std::int64_t number(const Json& json, const Where& where) { return read_int(json, where); }
 
 inline std::optional<std::int64_t> number_or_null(const Json& json, const Where& where) {
   if (is_null(json)) return std::nullopt;
   return read_int(json, where, "int | null");
+}
+
+inline std::optional<std::string> string_or_null(const Json& json, const Where& where) {
+  if (is_null(json)) return std::nullopt;
+  if (auto* text = std::get_if<std::string>(&json.value)) return *text;
+  where.expected("str | null", json);
 }
 
 // Checked as the Python reader does, and not kept.

@@ -114,10 +114,11 @@ KVBuffer::Step KVBuffer::bind(std::size_t row, std::size_t rows, std::int64_t* i
   auto size = [](std::size_t n) { return static_cast<std::int64_t>(n); };
   Step step{row, rows, fed, {}, nullptr};
   std::vector<Bound> inputs{
-      {"input_ids", ElementType::int64, {size(rows), size(fed)}, ids, false},
-      {"past_lengths", ElementType::int64, {size(rows)}, lengths_.data() + row, false},
-      {"logits_positions", ElementType::int64, {size(positions.size())}, positions.data(), false}};
-  std::vector<Bound> outputs{{"logits",
+      {layout_.ids, ElementType::int64, {size(rows), size(fed)}, ids, false},
+      {layout_.lengths, ElementType::int64, {size(rows)}, lengths_.data() + row, false},
+      {layout_.positions, ElementType::int64, {size(positions.size())}, positions.data(), false}};
+  inputs.insert(inputs.end(), layout_.prompts.begin(), layout_.prompts.end());
+  std::vector<Bound> outputs{{layout_.logits,
                               ElementType::float32,
                               {size(rows), size(positions.size()), size(layout_.vocabulary)},
                               logits,

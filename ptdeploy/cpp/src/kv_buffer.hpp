@@ -11,7 +11,8 @@ namespace ptdeploy::detail {
 
 // What a manifest says of a KV buffer.
 struct KVLayout {
-  std::vector<std::string> past, present;  // layer by layer, keys before values
+  std::string ids, lengths, positions, logits;  // names of the graph's tensors
+  std::vector<std::string> past, present;       // layer by layer, keys before values
   ElementType type{};                      // of their elements
   std::size_t heads = 0, width = 0, vocabulary = 0;
   std::size_t fixed_slots = 0;  // of every buffer; 0: as many as are asked for
@@ -20,6 +21,7 @@ struct KVLayout {
   bool in_place = false;
   std::size_t prefix = 0;       // slots that the frozen prefix fills; 0: not frozen
   std::vector<char> prefix_kv;  // (layers, 2, heads, prefix, width) of that type
+  std::vector<Bound> prompts;   // what else every run is given
 };
 
 // Keys and values of a few rows in `slots` slots each, where the engine computes, and the engine

@@ -19,75 +19,96 @@ bool is_size(const Axis& axis) {
   return size && *size >= 1 && *size <= kMost;
 }
 
+// Whether virtual tokens are run: then they are looked up in a table.
+bool has_table(const PromptInfo& prompt) { return !prompt.prefix_kv || prompt.prefix_kv->empty(); }
+
+// What may differ from model to model, taken from the first array of the buffer: the others are held
+// against it.
+struct Buffer {
+  explicit Buffer(const Manifest& manifest) {
+    const std::vector<TensorSpec>& inputs = manifest.graph().inputs;
+    const std::size_t before = has_table(manifest.prompt()) ? 4 : 3;
+    if (inputs.size() > before) {
+      layers = (inputs.size() - before + 1) / 2;
+      const TensorSpec& first = inputs[before];
+      if (first.dtype == "float16" || first.dtype == "bfloat16") dtype = first.dtype;
+      if (first.shape.size() == 4) shape = first.shape;
+    }
+    heads = is_size(shape[1]) ? std::get<std::int64_t>(shape[1]) : 1;
+    width = is_size(shape[3]) ? std::get<std::int64_t>(shape[3]) : 1;
+    Axis slots = "slots";
+    if (std::holds_alternative<std::int64_t>(shape[2])) slots = manifest.limits.max_context;
+    shape = {"batch", heads, slots, width};
+  }
+
+  std::size_t layers = 1;
+  std::string dtype = "float32";
+  Shape shape{"batch", std::int64_t{1}, "slots", std::int64_t{1}};
+  std::int64_t heads = 1, width = 1;
+};
+
+std::vector<Wanted> wanted_inputs(const PromptInfo& prompt, const Buffer& buffer) {
+  std::vector<Wanted> inputs{{TensorRole::ids, "int64", {"batch", "sequence"}},
+                             {TensorRole::lengths, "int64", {"batch"}},
+                             {TensorRole::positions, "int64", {"kept"}}};
+  if (!prompt.prefix_kv)
+    inputs.push_back({TensorRole::table, buffer.dtype, {"virtual", prompt.token_dim}});
+  inputs.insert(inputs.end(), 2 * buffer.layers, {TensorRole::past, buffer.dtype, buffer.shape});
+  return inputs;
+}
+
 }  // namespace
 
 void require_decoder(const Manifest& manifest) {
+  const Graph& graph = manifest.graph();
   const Limits& limits = manifest.limits;
+  const PromptInfo& prompt = manifest.prompt();
   require(manifest.generation.has_value(), "it has no generation defaults");
   if (const auto problem = out_of_range(*manifest.generation, limits.vocab_size))
     throw Problem{std::string("generation.") + problem->name + " must be " + problem->range};
-  require(manifest.labels.empty(), "labels are a classifier's");
-  const std::size_t count = manifest.inputs.size();
-  const std::size_t layers = std::max<std::size_t>(1, count > 2 ? (count - 2) / 2 : 0);
-  // What may differ from model to model is taken from the first, and the others held against it.
-  std::string dtype = "float32";
-  Shape first{"batch", std::int64_t{1}, "slots", std::int64_t{1}};
-  if (count > 3) {
-    const TensorSpec* spec = &manifest.inputs[3];
-    if (spec->dtype == "float16" || spec->dtype == "bfloat16") dtype = spec->dtype;
-    if (spec->shape.size() == 4) first = spec->shape;
-  }
-  auto size = [](const Axis& axis) { return is_size(axis) ? std::get<std::int64_t>(axis) : 1; };
-  const std::int64_t heads = size(first[1]), width = size(first[3]);
-  Axis slots = "slots";
-  if (std::holds_alternative<std::int64_t>(first[2])) slots = limits.max_context;
-  const Shape buffer{"batch", heads, slots, width};
-  std::vector<Wanted> inputs{{"input_ids", "int64", {"batch", "sequence"}},
-                             {"past_lengths", "int64", {"batch"}},
-                             {"logits_positions", "int64", {"kept"}}};
-  Shape fresh = buffer;
-  if (!manifest.fused) fresh[2] = "sequence";
+  require(prompt.labels.empty(), "labels are a classifier's");
+  const Buffer buffer(manifest);
+  require_alike("inputs", graph.inputs, wanted_inputs(prompt, buffer));
   std::int64_t vocabulary = limits.vocab_size;
-  if (!manifest.outputs.empty() && !manifest.outputs[0].shape.empty() &&
-      is_size(manifest.outputs[0].shape.back()))
-    vocabulary = std::get<std::int64_t>(manifest.outputs[0].shape.back());
-  std::vector<Wanted> outputs{{"logits", "float32", {"batch", "kept", vocabulary}}};
-  for (std::size_t layer = 0; layer < layers; ++layer)
-    for (const char* part : {".key", ".value"}) {
-      inputs.push_back({"past_key_values." + std::to_string(layer) + part, dtype, buffer});
-      outputs.push_back({"present." + std::to_string(layer) + part, dtype, fresh});
-    }
-  require_alike("inputs", manifest.inputs, inputs);
-  require_alike("outputs", manifest.outputs, outputs);
+  if (!graph.outputs.empty() && !graph.outputs[0].shape.empty() &&
+      is_size(graph.outputs[0].shape.back()))
+    vocabulary = std::get<std::int64_t>(graph.outputs[0].shape.back());
+  Shape fresh = buffer.shape;
+  if (!graph.fused) fresh[2] = "sequence";
+  std::vector<Wanted> outputs{{TensorRole::logits, "float32", {"batch", "kept", vocabulary}}};
+  outputs.insert(outputs.end(), 2 * buffer.layers, {TensorRole::present, buffer.dtype, fresh});
+  require_alike("outputs", graph.outputs, outputs);
   require(vocabulary >= limits.vocab_size, "limits.vocab_size is more than the logits have");
-  const auto& prefix = manifest.prompt.prefix_kv;
-  require(
-      prefix || vocabulary == limits.vocab_size,
-      "limits.vocab_size is not that of the logits, behind which the virtual tokens stand");
-  require(!prefix || *prefix == std::vector<std::int64_t>{static_cast<std::int64_t>(layers), 2,
-                                                          heads,
-                                                          manifest.prompt.num_virtual_tokens,
-                                                          width},
-          "prompt.prefix_kv is not the shape of the KV buffer's first slots");
+  require(!prompt.prefix_kv ||
+              *prompt.prefix_kv ==
+                  std::vector<std::int64_t>{static_cast<std::int64_t>(buffer.layers), 2,
+                                            buffer.heads, prompt.num_virtual_tokens, buffer.width},
+          place_of(*manifest.default_prompt) +
+              ".prefix_kv is not the shape of the KV buffer's first slots");
 }
 
 KVLayout layout_of(const Manifest& manifest) {
+  const Graph& graph = manifest.graph();
   KVLayout layout;
-  for (std::size_t i = 3; i < manifest.inputs.size(); ++i)
-    layout.past.push_back(manifest.inputs[i].name);
-  for (std::size_t i = 1; i < manifest.outputs.size(); ++i)
-    layout.present.push_back(manifest.outputs[i].name);
+  layout.ids = graph.input(TensorRole::ids)->name;
+  layout.lengths = graph.input(TensorRole::lengths)->name;
+  layout.positions = graph.input(TensorRole::positions)->name;
+  layout.logits = graph.outputs[0].name;
+  for (const TensorSpec& spec : graph.inputs)
+    if (spec.role == TensorRole::past) layout.past.push_back(spec.name);
+  for (const TensorSpec& spec : graph.outputs)
+    if (spec.role == TensorRole::present) layout.present.push_back(spec.name);
   auto size = [](const Axis& axis) {
     return static_cast<std::size_t>(std::get<std::int64_t>(axis));
   };
-  const TensorSpec& first = manifest.inputs[3];
+  const TensorSpec& first = *graph.input(TensorRole::past);
   layout.type = *element_type(first.dtype);
   layout.heads = size(first.shape[1]);
   layout.width = size(first.shape[3]);
   if (std::holds_alternative<std::int64_t>(first.shape[2]))
     layout.fixed_slots = size(first.shape[2]);
-  layout.vocabulary = size(manifest.outputs[0].shape.back());
-  layout.in_place = manifest.fused;
+  layout.vocabulary = size(graph.outputs[0].shape.back());
+  layout.in_place = graph.fused;
   const auto& most = manifest.limits.max_prefill;
   layout.prefill = static_cast<std::size_t>(std::min(kPrefill, most.value_or(kPrefill)));
   layout.kept = most ? std::min(kKept, layout.prefill) : layout.prefill;

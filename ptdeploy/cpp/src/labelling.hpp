@@ -4,15 +4,16 @@
 #include <functional>
 
 #include "engine_state.hpp"
+#include "prompts.hpp"
 
 namespace ptdeploy::detail {
 
 class Labelling : public TaskEngine {
  public:
-  // Throws BundleError if the prompt is not the manifest's.
+  // Throws BundleError if the prompt's file is not what the manifest says.
   explicit Labelling(const EngineState& state);
 
-  std::size_t columns() const override { return classes_; }
+  std::size_t columns() const override { return prompt_.info.labels.size(); }
   std::vector<Logits> logits(const std::vector<Ids>& rows,
                              const std::vector<Ids>& segments) const override;
 
@@ -27,13 +28,18 @@ class Labelling : public TaskEngine {
  private:
   void in_batches(const std::vector<Ids>& rows, const std::vector<Ids>& segments, std::size_t size,
                   const Take& take) const;
+  // Runs rows as one right-padded batch; gives (rows, classes), or (rows, width, classes) with the
+  // virtual tokens' own. `segments` are null for all 0.
+  std::vector<float> run_rows(const Ids* rows, std::size_t count, const Ids* segments) const;
 
-  std::size_t classes_;
-  bool takes_type_ids_;
+  LoadedPrompt prompt_;
+  PromptInputs prompt_inputs_;
+  Ids virtual_ids_;  // before each row; empty where the prompt goes in as a prefix KV
 };
 
-// Throws Problem naming what in a manifest no classifier has whose logits have that shape.
-void require_classifier(const Manifest& manifest, const std::vector<Axis>& logits);
+// Throws Problem naming what in a manifest no classifier has whose logits have these axes, and one of
+// classes behind them.
+void require_classifier(const Manifest& manifest, std::vector<Axis> logits);
 
 // Probabilities of `count` logits. Throw EngineFault unless all are finite: no class is likeliest.
 std::vector<double> softmax(const float* logits, std::size_t count);

@@ -1,4 +1,4 @@
-// What any manifest must say for its engine to be run as it says: ranges, signature, prompt. The same
+// What any manifest must say for its engine to be run as it says: ranges, signature. The same
 // rules, in the same order and the same words, as ptdeploy/runtime/layout.py.
 #pragma once
 
@@ -17,16 +17,14 @@ constexpr const char* kAgain = "Compile the checkpoint again.";
 // Throws BundleError naming the first thing in the manifest that no engine of ours has.
 void check_manifest(const Bundle& bundle);
 
-// Holds the prompt's file against the manifest; gives the prefix KV if it is frozen. Throws
-// BundleError unless it holds the virtual tokens whose hash the manifest has, and a prefix KV of
-// the manifest's shape: float32, all finite.
-std::optional<std::vector<float>> check_prompt(const Bundle& bundle);
-
 // Throws BundleError unless an engine's own inputs or outputs are the manifest's. `where` names the
 // engine; `side` is "inputs" or "outputs". An axis without a name, of an output, may be any that
 // the manifest names.
-void check_signature(const std::string& where, const Manifest& manifest, const std::string& side,
+void check_signature(const std::string& where, const Graph& graph, const std::string& side,
                      const std::vector<TensorSpec>& found);
+
+// Where a prompt's own fields are, in words.
+std::string place_of(const std::string& prompt);
 
 // For the rules of one task, which `check_manifest` asks after those of any.
 
@@ -38,12 +36,15 @@ struct Problem {
 void require(bool holds, const std::string& problem);
 
 using Shape = std::vector<Axis>;
+std::string text_of(const Shape& shape);
 // What a tensor at some place of a signature must be.
 struct Wanted {
-  std::string name, dtype;
+  TensorRole role;
+  std::string dtype;
   Shape shape;
 };
-// Throws Problem naming the first of a signature's tensors that is not what its place needs.
+// Throws Problem naming the first of a graph's tensors that is not what its place needs. `side` is
+// "inputs" or "outputs".
 void require_alike(const std::string& side, const std::vector<TensorSpec>& found,
                    const std::vector<Wanted>& wanted);
 

@@ -6,7 +6,11 @@ namespace ptdeploy::detail {
 namespace {
 
 constexpr const char* kFormat = "ptdeploy-bundle";
-constexpr std::int64_t kFormatVersion = 3;
+constexpr std::int64_t kFormatVersion = 4;
+
+constexpr const char* kTensorRoles[] = {"ids",  "mask",    "segments", "lengths",
+                                        "positions", "past", "present",  "logits",
+                                        "table", "prefix",  "head",     "prompt"};
 
 Axis read_axis(const Json& json, const Where& where) {
   if (auto* name = std::get_if<std::string>(&json.value)) return *name;
@@ -15,8 +19,12 @@ Axis read_axis(const Json& json, const Where& where) {
 
 TensorSpec read_tensor(const Json& json, const Where& where) {
   TensorSpec out;
+  auto role = [&out](const Json& value, const Where& at) {
+    out.role = static_cast<TensorRole>(read_word(value, at, kTensorRoles));
+  };
   read_object(json, where,
               {{"name", true, into(out.name)},
+               {"role", true, role},
                {"dtype", true, into(out.dtype)},
                {"shape", true, array_into(out.shape, read_axis)},
                {"meaning", true, into(out.meaning)}});
@@ -35,40 +43,15 @@ FileEntry read_file(const Json& json, const Where& where) {
               {{"path", true, into(out.path)},
                {"role", true, role},
                {"size", true, into(out.size)},
-               {"sha256", true, into(out.sha256)}});
-  return out;
-}
-
-PromptInfo read_prompt(const Json& json, const Where& where) {
-  PromptInfo out;
-  auto prefix_kv = [&out](const Json& value, const Where& at) {
-    out.prefix_kv.reset();
-    if (!is_null(value)) out.prefix_kv = read_array(value, at, number, "array | null");
-  };
-  read_object(json, where,
-              {{"kind", true, into(out.kind)},
-               {"num_virtual_tokens", true, into(out.num_virtual_tokens)},
-               {"token_dim", true, into(out.token_dim)},
                {"sha256", true, into(out.sha256)},
-               {"prefix_kv", true, prefix_kv}});
+               {"of", false, into(out.of, string_or_null)}});
   return out;
-}
-
-void read_source(const Json& json, const Where& where) {
-  read_object(json, where,
-              {{"format", true, skip_string},
-               {"adapter", true, skip_string},
-               {"files", true, skip_string_map},
-               {"base_model", true, skip_string},
-               {"base_config_sha256", true, skip_string},
-               {"architecture", true, skip_string}});
 }
 
 Limits read_limits(const Json& json, const Where& where) {
   Limits out;
   read_object(json, where,
-              {{"max_sequence", true, into(out.max_sequence)},
-               {"max_context", true, into(out.max_context)},
+              {{"max_context", true, into(out.max_context)},
                {"vocab_size", true, into(out.vocab_size)},
                {"max_batch", false, into(out.max_batch, number_or_null)},
                {"max_prefill", false, into(out.max_prefill, number_or_null)},
@@ -76,13 +59,17 @@ Limits read_limits(const Json& json, const Where& where) {
   return out;
 }
 
-bool read_fused(const Json& json, const Where& where) {
-  bool fused = false;
-  auto route = [&fused](const Json& value, const Where& at) {
-    fused = read_word(value, at, {"fused", "plain"}) == 0;
+Graph read_graph(const Json& json, const Where& where) {
+  Graph out;
+  auto route = [&out](const Json& value, const Where& at) {
+    out.fused = read_word(value, at, {"fused", "plain"}) == 0;
   };
-  read_object(json, where, {{"route", true, route}, {"reason", true, skip_string}});
-  return fused;
+  read_object(json, where,
+              {{"route", true, route},
+               {"reason", true, skip_string},
+               {"inputs", true, array_into(out.inputs, read_tensor)},
+               {"outputs", true, array_into(out.outputs, read_tensor)}});
+  return out;
 }
 
 std::optional<Quantization> read_quantization(const Json& json, const Where& where) {
@@ -154,6 +141,43 @@ void read_parity(const Json& json, const Where& where) {
               "object | null");
 }
 
+void read_source(const Json& json, const Where& where) {
+  read_object(json, where,
+              {{"format", true, skip_string},
+               {"adapter", true, skip_string},
+               {"files", true, skip_string_map}});
+}
+
+PromptInfo read_prompt(const Json& json, const Where& where) {
+  PromptInfo out;
+  auto prefix_kv = [&out](const Json& value, const Where& at) {
+    out.prefix_kv.reset();
+    if (!is_null(value)) out.prefix_kv = read_array(value, at, number, "array | null");
+  };
+  auto head = [&out](const Json& value, const Where& at) {
+    out.head = static_cast<Head>(read_word(value, at, {"softmax", "sigmoid", "regression"}));
+  };
+  read_object(json, where,
+              {{"kind", true, into(out.kind)},
+               {"num_virtual_tokens", true, into(out.num_virtual_tokens)},
+               {"token_dim", true, into(out.token_dim)},
+               {"sha256", true, into(out.sha256)},
+               {"prefix_kv", true, prefix_kv},
+               {"labels", false, array_into(out.labels, read_string)},
+               {"head", false, head},
+               {"source", true, read_source},
+               {"parity", false, read_parity},
+               {"graph_parity", false, read_parity}});
+  return out;
+}
+
+void read_base(const Json& json, const Where& where) {
+  read_object(json, where,
+              {{"name", true, skip_string},
+               {"architecture", true, skip_string},
+               {"config_sha256", true, skip_string}});
+}
+
 // The two fields that every version has come first: another version's other fields mean nothing.
 void check_version(const Json& json, const std::string& file) {
   std::string format;
@@ -174,9 +198,6 @@ Manifest read_manifest(const Json& json) {
   auto task = [&out](const Json& value, const Where& at) {
     out.task = static_cast<Task>(read_word(value, at, {"SEQ_CLS", "TOKEN_CLS", "CAUSAL_LM"}));
   };
-  auto head = [&out](const Json& value, const Where& at) {
-    out.head = static_cast<Head>(read_word(value, at, {"softmax", "sigmoid", "regression"}));
-  };
   auto format = [](const Json& value, const Where& at) { read_word(value, at, {kFormat}); };
   read_object(json, Where(),
               {{"format", false, format},
@@ -186,24 +207,31 @@ Manifest read_manifest(const Json& json) {
                {"device", true, into(out.device)},
                {"precision", true, into(out.precision)},
                {"task", true, task},
-               {"inputs", true, array_into(out.inputs, read_tensor)},
-               {"outputs", true, array_into(out.outputs, read_tensor)},
-               {"prompt", true, into(out.prompt, read_prompt)},
-               {"source", true, read_source},
+               {"graphs", true, map_into(out.graphs, read_graph)},
+               {"prompts", true, map_into(out.prompts, read_prompt)},
+               {"default_prompt", true, into(out.default_prompt, string_or_null)},
+               {"base", true, read_base},
                {"limits", true, into(out.limits, read_limits)},
-               {"labels", false, array_into(out.labels, read_string)},
-               {"head", false, head},
-               {"graph", true, into(out.fused, read_fused)},
                {"quantization", false, into(out.quantization, read_quantization)},
                {"generation", false, into(out.generation, read_generation)},
                {"tokenizer", false, read_tokenizer},
-               {"parity", false, read_parity},
-               {"graph_parity", false, read_parity},
                {"files", true, array_into(out.files, read_file)}});
   return out;
 }
 
 }  // namespace
+
+const char* name_of(TensorRole role) { return kTensorRoles[static_cast<std::size_t>(role)]; }
+
+const TensorSpec* Graph::input(TensorRole role) const {
+  for (const TensorSpec& spec : inputs)
+    if (spec.role == role) return &spec;
+  return nullptr;
+}
+
+const Graph& Manifest::graph() const { return *find(graphs, kModel); }
+
+const PromptInfo& Manifest::prompt() const { return *find(prompts, *default_prompt); }
 
 Manifest parse_manifest(const std::string& text, const std::string& file) {
   std::string reason;

@@ -14,17 +14,60 @@ namespace ptdeploy::detail {
 
 using StringMap = std::vector<std::pair<std::string, std::string>>;
 using Axis = std::variant<std::int64_t, std::string>;
+// In the document's order.
+template <class T>
+using Named = std::vector<std::pair<std::string, T>>;
+// The one of a name, or null.
+template <class T>
+const T* find(const Named<T>& all, const std::string& name) {
+  for (const auto& [key, value] : all)
+    if (key == name) return &value;
+  return nullptr;
+}
 
+// The one graph of every task so far.
+constexpr const char* kModel = "model";
+
+// `of` names the graph or the prompt that it is a file of; none: of the whole bundle.
 struct FileEntry {
   std::string path, role;
   std::int64_t size = 0;
   std::string sha256;
+  std::optional<std::string> of;
 };
 
+// What a tensor is to whoever runs the graph; in the order of kTensorRoles.
+enum class TensorRole {
+  ids,
+  mask,
+  segments,
+  lengths,
+  positions,
+  past,
+  present,
+  logits,
+  table,
+  prefix,
+  head,
+  prompt
+};
+// By the names of manifests.
+const char* name_of(TensorRole role);
+
 struct TensorSpec {
-  std::string name, dtype;
+  std::string name;
+  TensorRole role{};
+  std::string dtype;
   std::vector<Axis> shape;
   std::string meaning;
+};
+
+struct Graph {
+  bool fused = false;
+  std::vector<TensorSpec> inputs, outputs;
+
+  // The first input with this role, or null.
+  const TensorSpec* input(TensorRole role) const;
 };
 
 struct PromptInfo {
@@ -32,15 +75,17 @@ struct PromptInfo {
   std::int64_t num_virtual_tokens = 0, token_dim = 0;
   std::string sha256;
   std::optional<std::vector<std::int64_t>> prefix_kv;
+  std::vector<std::string> labels;
+  Head head{};
 };
 
 struct Limits {
-  std::int64_t max_sequence = 0, max_context = 0, vocab_size = 0;
+  std::int64_t max_context = 0, vocab_size = 0;
   std::optional<std::int64_t> max_batch, max_prefill;
   std::int64_t type_vocab_size = 0;
 };
 
-// How weights are rounded, and what they must keep on text, against the reference.
+// How weights are quantized, and what they must keep on text, against the reference.
 struct Quantization {
   std::int64_t bits = 0, block_size = 0, accuracy_level = 0;
   double min_agreement = 0, max_perplexity_ratio = 0;
@@ -61,15 +106,19 @@ struct GenerationOptions {
 struct Manifest {
   std::string target, device, precision;
   Task task{};
-  std::vector<TensorSpec> inputs, outputs;
-  PromptInfo prompt;
+  Named<Graph> graphs;
+  Named<PromptInfo> prompts;
+  std::optional<std::string> default_prompt;
   Limits limits;
-  std::vector<std::string> labels;
-  Head head{};
-  bool fused = false;
   std::optional<Quantization> quantization;
   std::optional<GenerationOptions> generation;
   std::vector<FileEntry> files;
+
+  // The graph and the default prompt of a bundle that was checked to have them.
+  const Graph& graph() const;
+  const PromptInfo& prompt() const;
+  // Most tokens of text in a row, beside the default prompt's virtual tokens.
+  std::int64_t max_sequence() const { return limits.max_context - prompt().num_virtual_tokens; }
 };
 
 // `file` names the manifest in messages. Throws BundleError.

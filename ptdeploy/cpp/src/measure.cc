@@ -59,6 +59,12 @@ double log_sum_exp(const float* values, std::size_t count) {
   return top + std::log(sum);
 }
 
+bool within(const Measured& found, const Thresholds& thresholds, double allowed) {
+  return found.max_abs && *found.max_abs <= allowed && found.cosine &&
+         *found.cosine >= thresholds.cosine && found.kl && *found.kl <= thresholds.kl &&
+         found.top1_agreement >= thresholds.min_top1_agreement && found.clear_agreement;
+}
+
 void Measure::add(const float* want, const float* got, std::size_t columns) {
   ++positions_;
   numbers_ += columns;

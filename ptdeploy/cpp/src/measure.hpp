@@ -15,6 +15,15 @@ struct Measured {
   bool clear_agreement = true;
 };
 
+// What a case may cost, as the reference stores it: a difference may reach `max_abs` + `relative`
+// times the largest reference logit.
+struct Thresholds {
+  double max_abs = 0, relative = 0, cosine = 0, kl = 0, min_top1_agreement = 0;
+};
+
+// Whether a case's numbers are within the thresholds; what is not finite never is.
+bool within(const Measured& found, const Thresholds& thresholds, double allowed);
+
 class Measure {
  public:
   explicit Measure(double allowed) : allowed_(allowed) {}

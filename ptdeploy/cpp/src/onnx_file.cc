@@ -53,19 +53,24 @@ std::optional<Message> inside(Message kind, std::uint64_t number) {
   return std::nullopt;
 }
 
-// Fields that are text: an entry's key and value, a tensor's name, a node's inputs and operator.
+// Fields that are text: an entry's key and value, a tensor's name, a node's inputs, outputs and
+// operator.
 bool is_text(Message kind, std::uint64_t number) {
   return (kind == Message::entry && (number == 1 || number == 2)) ||
          (kind == Message::tensor && number == 8) ||
-         (kind == Message::node && (number == 1 || number == 4));
+         (kind == Message::node && (number == 1 || number == 2 || number == 4));
 }
 
 // As protobuf's own readers have it.
 constexpr int kDepth = 100;
 enum Wire { kVarint = 0, kFixed64 = 1, kBytes = 2, kFixed32 = 5 };
 
+// What keeps ids within bounds.
+bool is_bound(const std::string& op) { return op == "Clip" || op == "Min" || op == "Max"; }
+
 class Reader {
  public:
+  explicit Reader(const std::string& ids) : ids_{ids} {}
   OnnxFile found;
 
   void walk(Message kind, std::string_view bytes, int depth) {
@@ -101,10 +106,8 @@ class Reader {
       found.external.insert(last(2));
     else if (kind == Message::tensor && depth == 2 && first_size && texts.count(8))
       sizes_[last(8)] = *first_size;
-    else if (kind == Message::node && depth == 2 &&
-             texts[4] == std::vector<std::string>{"Gather"} && texts[1].size() == 2 &&
-             texts[1][1] == "input_ids")
-      tables_.insert(texts[1][0]);
+    else if (kind == Message::node && depth == 2 && texts[4].size() == 1)
+      follow_ids(texts[4][0], texts[1], texts[2]);
   }
 
   void count_words() {
@@ -142,19 +145,27 @@ class Reader {
     return part;
   }
 
-  // The first axis of each constant of the main graph, and those that input_ids look up.
+  void follow_ids(const std::string& op, const std::vector<std::string>& inputs,
+                  const std::vector<std::string>& outputs) {
+    if (op == "Gather" && inputs.size() == 2 && ids_.count(inputs[1]) > 0)
+      tables_.insert(inputs[0]);
+    else if (is_bound(op) && !inputs.empty() && ids_.count(inputs[0]) > 0)
+      ids_.insert(outputs.begin(), outputs.end());
+  }
+
+  // The first axis of each constant of the main graph, and those that token ids look up.
   std::map<std::string, std::int64_t> sizes_;
-  std::set<std::string> tables_;
+  std::set<std::string> tables_, ids_;
 };
 
 }  // namespace
 
-OnnxFile read_onnx_file(const std::string& path) {
+OnnxFile read_onnx_file(const std::string& path, const std::string& ids) {
   std::ifstream stream(path, std::ios::binary);
   const std::string content{std::istreambuf_iterator<char>(stream), {}};
   if (!stream) throw OnnxError("it cannot be read");
   if (content.empty()) throw OnnxError("cannot mmap an empty file");
-  Reader reader;
+  Reader reader(ids);
   reader.walk(Message::model, content, 0);
   reader.count_words();
   return std::move(reader.found);

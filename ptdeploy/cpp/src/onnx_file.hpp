@@ -17,12 +17,12 @@ class OnnxError : public std::runtime_error {
 struct OnnxFile {
   // The files that its tensors name, as they are written.
   std::set<std::string> external;
-  // How many rows the table has that input_ids look up; empty where that is not one Gather over a
-  // constant.
+  // How many rows the table has that the token ids look up, as they are or kept within bounds; empty
+  // where that is not one Gather over a constant.
   std::optional<std::int64_t> words;
 };
 
-// Throws OnnxError if the file is no ONNX or cannot be read.
-OnnxFile read_onnx_file(const std::string& path);
+// `ids` names the input of token ids. Throws OnnxError if the file is no ONNX or cannot be read.
+OnnxFile read_onnx_file(const std::string& path, const std::string& ids);
 
 }  // namespace ptdeploy::detail

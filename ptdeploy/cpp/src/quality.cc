@@ -151,12 +151,12 @@ std::optional<double> detectable(std::size_t positions, double min_agreement) {
 
 }  // namespace
 
-std::optional<ParityQuality> judge(Reference& reference, const BundleInfo& info,
+std::optional<ParityQuality> evaluate(Reference& reference, const BundleInfo& info,
                                    double min_agreement, const RunRows& run) {
-  if (reference.judged_rows() == 0) return std::nullopt;
+  if (reference.metadata().evaluation == 0) return std::nullopt;
   ParityQuality quality;
-  quality.judged_on = reference.judged_on();
-  quality.texts = reference.judged_rows();
+  quality.evaluated_on = reference.metadata().evaluated_on;
+  quality.texts = reference.metadata().evaluation;
   Perplexity ours, theirs;
   std::size_t agreed = 0;
   const bool chooses = info.head == Head::softmax, writes = kind_of(info.task).writes;
@@ -166,7 +166,7 @@ std::optional<ParityQuality> judge(Reference& reference, const BundleInfo& info,
   bool whole = true;
   std::map<std::int64_t, std::size_t> found;
   for (std::size_t i = 0; i < quality.texts; ++i) {
-    const ReferenceText text = reference.judged(i);
+    const EvaluationText text = reference.evaluation(i);
     const std::vector<Ids> types(text.type_ids.empty() ? 0 : 1, text.type_ids);
     const Logits logits = run({text.ids}, types)[0];
     quality.positions += text.top1.size();
@@ -215,7 +215,7 @@ std::vector<std::string> quality_notes(const ParityQuality& quality) {
                     " of the answers could pass it.");
   if (quality.largest_share && *quality.largest_share >= kOneClass)
     notes.push_back("the reference finds one class in " + percent(*quality.largest_share) + " of " +
-                    quality.judged_on + ": agreement says little" +
+                    quality.evaluated_on + ": agreement says little" +
                     (quality.logits_error ? ", the logits error decides." : "."));
   return notes;
 }

@@ -1,4 +1,4 @@
-// What rounding costs: agreement and perplexity against the reference, on text.
+// What quantization costs: agreement and perplexity against the reference, on text.
 #pragma once
 
 #include <functional>
@@ -12,8 +12,8 @@ namespace ptdeploy::detail {
 using RunRows =
     std::function<std::vector<Logits>(const std::vector<Ids>&, const std::vector<Ids>&)>;
 
-// Runs the reference's texts, each alone; nothing where the reference has none.
-std::optional<ParityQuality> judge(Reference& reference, const BundleInfo& info,
+// Runs the reference's evaluation texts, each alone; nothing where the reference has none.
+std::optional<ParityQuality> evaluate(Reference& reference, const BundleInfo& info,
                                    double min_agreement, const RunRows& run);
 
 // Where agreement alone would say little, in words.

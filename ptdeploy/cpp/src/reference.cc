@@ -22,18 +22,6 @@ std::string shape_text(const std::vector<std::int64_t>& shape) {
   return out + (shape.size() == 1 ? ",)" : ")");
 }
 
-Source read_source(const Json& json, const Where& where) {
-  return static_cast<Source>(read_word(json, where, {"random", "text", "data"}));
-}
-
-auto count_into(std::size_t& place) {
-  return [&place](const Json& json, const Where& where) {
-    const std::int64_t count = read_int(json, where);
-    if (count < 0) where.fail("Expected `int` >= 0");
-    place = static_cast<std::size_t>(count);
-  };
-}
-
 }  // namespace
 
 template <class Body>
@@ -59,49 +47,21 @@ Reference::Reference(const std::string& file, const EngineState& engine)
 }
 
 void Reference::read_metadata() {
-  std::size_t rows = 0;
-  auto text_into = [](std::string& place) {
-    return [&place](const Json& json, const Where& at) { place = read_string(json, at); };
-  };
-  std::size_t pairs_of_texts = 0;
-  auto texts = [&](const Json& json, const Where& at) {
-    texts_ = read_array(json, at, read_string).size();
-  };
-  auto pair = [](const Json& json, const Where& at) {
-    auto found = read_array(json, at, read_string);
-    if (found.size() != 2) at.fail("Expected `array` of length 2");
-    return found;
-  };
-  auto pairs = [&](const Json& json, const Where& at) {
-    pairs_of_texts = read_array(json, at, pair).size();
-  };
-  auto departure = [&](const Json& json, const Where& at) {
-    padded_departure_.reset();
-    if (!is_null(json)) padded_departure_ = read_float(json, at, "float | null");
-  };
-  auto sources = [&](const Json& json, const Where& at) {
-    sources_ = read_array(json, at, read_source);
-  };
-  read_object(parse_json(tensors_->metadata("ptdeploy")), Where(),
-              {{"texts", true, texts},
-               {"made_by", true, text_into(made_by_)},
-               {"padded_departure", true, departure},
-               {"rows", true, count_into(rows)},
-               {"greedy", true, count_into(greedy_)},
-               {"judged", true, count_into(judged_)},
-               {"judged_on", true, text_into(judged_on_)},
-               {"sources", false, sources},
-               {"pairs", false, pairs}});
-  texts_ += pairs_of_texts;
-  if (rows == 0) throw SchemaError("it holds no rows");
-  if (!sources_.empty() && sources_.size() < rows)
-    throw SchemaError("its metadata has " + std::to_string(sources_.size()) + " sources for " +
-                      std::to_string(rows) + " rows");
+  metadata_ = read_reference_metadata(tensors_->metadata("ptdeploy"));
   // A count that is too large ends here, at the first tensor that is not there.
-  for (std::size_t i = 0; i < rows; ++i) length(tensor_name("rows", i, "ids"), "I64");
-  for (std::size_t i = 0; i < greedy_; ++i) length(tensor_name("greedy", i, "ids"), "I64");
-  for (std::size_t i = 0; i < judged_; ++i) length(tensor_name("judged", i, "ids"), "I64");
-  sources_.resize(rows, Source::random);
+  for (std::size_t i = 0; i < metadata_.rows; ++i) length(tensor_name("rows", i, "ids"), "I64");
+  for (std::size_t i = 0; i < metadata_.greedy; ++i) length(tensor_name("greedy", i, "ids"), "I64");
+  for (std::size_t i = 0; i < metadata_.evaluation; ++i)
+    length(tensor_name("evaluation", i, "ids"), "I64");
+  cases_ = named_cases(metadata_);
+  if (metadata_.rows == 0) throw SchemaError("it holds no rows");
+  if (cases_.empty()) throw SchemaError("it holds no cases");
+  const auto& most = engine_.manifest().limits.max_batch;
+  for (std::size_t i = 0; most && i < cases_.size(); ++i)
+    if (static_cast<std::int64_t>(cases_[i].rows.size()) > *most)
+      throw SchemaError("cases[" + std::to_string(i) + "] has " +
+                        std::to_string(cases_[i].rows.size()) +
+                        " rows, but the bundle takes at most " + std::to_string(*most));
 }
 
 std::size_t Reference::length(const std::string& name, const std::string& dtype) const {
@@ -123,9 +83,9 @@ void Reference::require_length(const std::string& name, const std::string& dtype
 Ids Reference::ids(const std::string& name) {
   const Limits& limits = engine_.manifest().limits;
   const std::size_t size = length(name, "I64");
-  if (size < 1 || static_cast<std::int64_t>(size) > limits.max_sequence)
+  if (size < 1 || static_cast<std::int64_t>(size) > engine_.info.max_sequence)
     throw SchemaError(name + " has " + std::to_string(size) +
-                      " tokens, but the bundle takes 1 to " + std::to_string(limits.max_sequence));
+                      " tokens, but the bundle takes 1 to " + std::to_string(engine_.info.max_sequence));
   Ids found = tensors_->integers(name);
   for (std::int64_t id : found)
     if (id < 0 || id >= limits.vocab_size)
@@ -176,7 +136,7 @@ ReferenceGreedy Reference::greedy(std::size_t index) {
     ReferenceGreedy row{ids(tensor_name("greedy", index, "ids")), {}, {}};
     const std::string tokens = tensor_name("greedy", index, "tokens");
     const auto room =
-        static_cast<std::size_t>(engine_.manifest().limits.max_sequence) - row.ids.size();
+        static_cast<std::size_t>(engine_.info.max_sequence) - row.ids.size();
     const std::size_t steps = length(tokens, "I64");
     if (steps < 1 || steps > room)
       throw SchemaError(tokens + " has " + std::to_string(steps) +
@@ -189,14 +149,14 @@ ReferenceGreedy Reference::greedy(std::size_t index) {
   });
 }
 
-ReferenceText Reference::judged(std::size_t index) {
+EvaluationText Reference::evaluation(std::size_t index) {
   return checked([&] {
-    ReferenceText row;
+    EvaluationText row;
     const bool writes = engine_.kind().writes;
-    row.ids = ids(tensor_name("judged", index, "ids"));
-    row.type_ids = segments(tensor_name("judged", index, "type_ids"), row.ids.size());
-    const std::string top1 = tensor_name("judged", index, "top1");
-    const std::string nll = tensor_name("judged", index, "nll");
+    row.ids = ids(tensor_name("evaluation", index, "ids"));
+    row.type_ids = segments(tensor_name("evaluation", index, "type_ids"), row.ids.size());
+    const std::string top1 = tensor_name("evaluation", index, "top1");
+    const std::string nll = tensor_name("evaluation", index, "nll");
     require_length(top1, "I64", engine_.kind().positions(row.ids.size()));
     require_length(nll, "F32", writes ? row.ids.size() - 1 : 0);
     row.top1 = tensors_->integers(top1);
@@ -205,7 +165,7 @@ ReferenceText Reference::judged(std::size_t index) {
     const bool asked = !writes &&
                        ((quantization && quantization->max_logits_error) ||
                         engine_.info.head != Head::softmax);
-    const std::string name = tensor_name("judged", index, "logits");
+    const std::string name = tensor_name("evaluation", index, "logits");
     if (asked || tensors_->has(name)) {
       const std::vector<std::int64_t> wanted = {static_cast<std::int64_t>(row.top1.size()),
                                                 static_cast<std::int64_t>(engine_.info.columns)};

@@ -10,11 +10,10 @@
 #include <vector>
 
 #include "engine_state.hpp"
+#include "reference_metadata.hpp"
 #include "safetensors.hpp"
 
 namespace ptdeploy::detail {
-
-enum class Source { random, text, data };
 
 // A row's token ids, the segment of each (none: all 0), and its logits at its last positions;
 // (1, classes) for SEQ_CLS.
@@ -29,10 +28,10 @@ struct ReferenceGreedy {
   std::vector<float> margins;
 };
 
-// A text that rounded weights are judged on: the likeliest token or class at each position, and how
-// surprising each next token was, in nats (CAUSAL_LM). For classifiers that are judged by them the
+// A text that quantized weights are evaluated on: the likeliest token or class at each position, and how
+// surprising each next token was, in nats (CAUSAL_LM). For classifiers that are evaluated by them the
 // logits too, (positions, classes).
-struct ReferenceText {
+struct EvaluationText {
   Ids ids, type_ids, top1;
   std::vector<float> nll, logits;
 };
@@ -42,19 +41,13 @@ class Reference {
   // Throws BundleError, as all that reads does, if it is no reference or does not fit the engine.
   Reference(const std::string& file, const EngineState& engine);
 
-  const std::string& made_by() const { return made_by_; }
-  const std::string& judged_on() const { return judged_on_; }
-  const std::optional<double>& padded_departure() const { return padded_departure_; }
-  // Texts, and pairs of them, with the token ids that the tokenizer must give.
-  std::size_t texts() const { return texts_; }
-  // One for each row.
-  const std::vector<Source>& sources() const { return sources_; }
-  std::size_t greedy_rows() const { return greedy_; }
-  std::size_t judged_rows() const { return judged_; }
+  const ReferenceMetadata& metadata() const { return metadata_; }
+  // What the engine was proven with.
+  const std::vector<BatchCase>& cases() const { return cases_; }
 
   ReferenceRow row(std::size_t index);
   ReferenceGreedy greedy(std::size_t index);
-  ReferenceText judged(std::size_t index);
+  EvaluationText evaluation(std::size_t index);
 
  private:
   void read_metadata();
@@ -68,10 +61,8 @@ class Reference {
   std::string file_;
   const EngineState& engine_;
   std::optional<Safetensors> tensors_;
-  std::string made_by_, judged_on_;
-  std::optional<double> padded_departure_;
-  std::size_t texts_ = 0, greedy_ = 0, judged_ = 0;
-  std::vector<Source> sources_;
+  ReferenceMetadata metadata_;
+  std::vector<BatchCase> cases_;
 };
 
 }  // namespace ptdeploy::detail

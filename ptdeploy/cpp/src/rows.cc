@@ -4,7 +4,9 @@
 
 namespace ptdeploy::detail {
 
-void check_rows(const std::vector<Ids>& rows, const Limits& limits) {
+void check_rows(const std::vector<Ids>& rows, const Manifest& manifest) {
+  const Limits& limits = manifest.limits;
+  const std::int64_t most = manifest.max_sequence();
   if (rows.empty()) throw InputError("The batch has no rows.");
   for (std::size_t i = 0; i < rows.size(); ++i) {
     const std::string row = "Row " + std::to_string(i);
@@ -14,9 +16,9 @@ void check_rows(const std::vector<Ids>& rows, const Limits& limits) {
         throw InputError(
             row + " holds a token id outside 0 to " + std::to_string(limits.vocab_size - 1) + ".",
             "The ids come from another tokenizer than the base model's.");
-    if (static_cast<std::int64_t>(rows[i].size()) > limits.max_sequence)
+    if (static_cast<std::int64_t>(rows[i].size()) > most)
       throw InputError(row + " has " + std::to_string(rows[i].size()) + " tokens, but at most " +
-                           std::to_string(limits.max_sequence) + " fit beside the virtual tokens.",
+                           std::to_string(most) + " fit beside the virtual tokens.",
                        "Shorten the text.");
   }
 }
@@ -46,16 +48,18 @@ void check_segments(const std::vector<Ids>& segments, const std::vector<Ids>& ro
   }
 }
 
-Batch pack(const Ids* rows, std::size_t count) {
+Batch pack(const Ids* rows, std::size_t count, const Ids& before) {
   Batch batch;
   batch.rows = count;
-  for (std::size_t i = 0; i < count; ++i) batch.width = std::max(batch.width, rows[i].size());
+  for (std::size_t i = 0; i < count; ++i)
+    batch.width = std::max(batch.width, before.size() + rows[i].size());
   batch.input_ids.assign(count * batch.width, 0);
   batch.attention_mask.assign(count * batch.width, 0);
   for (std::size_t i = 0; i < count; ++i) {
-    const auto start = static_cast<std::ptrdiff_t>(i * batch.width);
-    std::copy(rows[i].begin(), rows[i].end(), batch.input_ids.begin() + start);
-    std::fill_n(batch.attention_mask.begin() + start, rows[i].size(), 1);
+    const auto start = batch.input_ids.begin() + static_cast<std::ptrdiff_t>(i * batch.width);
+    std::copy(rows[i].begin(), rows[i].end(), std::copy(before.begin(), before.end(), start));
+    std::fill_n(batch.attention_mask.begin() + static_cast<std::ptrdiff_t>(i * batch.width),
+                before.size() + rows[i].size(), 1);
   }
   return batch;
 }

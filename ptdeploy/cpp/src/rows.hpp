@@ -9,7 +9,7 @@ namespace ptdeploy::detail {
 
 // Throws InputError if there is no row, or one is empty, too long, or holds an id outside the
 // vocabulary.
-void check_rows(const std::vector<Ids>& rows, const Limits& limits);
+void check_rows(const std::vector<Ids>& rows, const Manifest& manifest);
 
 // Throws InputError unless `segments` is empty, or has one of the model's for each token.
 void check_segments(const std::vector<Ids>& segments, const std::vector<Ids>& rows,
@@ -19,6 +19,7 @@ struct Batch {
   std::size_t rows = 0, width = 0;
   std::vector<std::int64_t> input_ids, attention_mask;
 };
-Batch pack(const Ids* rows, std::size_t count);
+// Each row behind what stands before all of them.
+Batch pack(const Ids* rows, std::size_t count, const Ids& before);
 
 }  // namespace ptdeploy::detail

@@ -39,12 +39,12 @@ bool read_bool(const Json& json, const Where& where) {
   where.expected("bool", json);
 }
 
-std::size_t read_word(const Json& json, const Where& where,
-                      std::initializer_list<const char*> words) {
-  std::string word = read_string(json, where);
-  auto found = std::find(words.begin(), words.end(), word);
-  if (found == words.end()) where.fail("Invalid enum value " + quoted(word));
-  return static_cast<std::size_t>(found - words.begin());
+std::size_t read_word(const Json& json, const Where& where, const char* const* words,
+                      std::size_t count) {
+  const std::string word = read_string(json, where);
+  const auto* found = std::find(words, words + count, word);
+  if (found == words + count) where.fail("Invalid enum value " + quoted(word));
+  return static_cast<std::size_t>(found - words);
 }
 
 const Json::Array& read_items(const Json& json, const Where& where, const char* type) {

@@ -4,7 +4,6 @@
 
 #include <cstdint>
 #include <functional>
-#include <initializer_list>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -43,8 +42,12 @@ std::int64_t read_int(const Json& json, const Where& where, const char* type = "
 double read_float(const Json& json, const Where& where, const char* type = "float");
 bool read_bool(const Json& json, const Where& where);
 // A string that is one of `words`; gives its place among them.
-std::size_t read_word(const Json& json, const Where& where,
-                      std::initializer_list<const char*> words);
+std::size_t read_word(const Json& json, const Where& where, const char* const* words,
+                      std::size_t count);
+template <std::size_t Count>
+std::size_t read_word(const Json& json, const Where& where, const char* const (&words)[Count]) {
+  return read_word(json, where, words, Count);
+}
 const Json::Array& read_items(const Json& json, const Where& where, const char* type = "array");
 
 inline bool is_null(const Json& json) { return std::holds_alternative<std::nullptr_t>(json.value); }

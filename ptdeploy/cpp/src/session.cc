@@ -56,7 +56,7 @@ const Ids& Session::token_ids() const { return state_->token_ids; }
 
 void Session::append(const Ids& ids) {
   auto& s = *state_;
-  detail::check_rows({ids}, s.engine->manifest().limits);
+  detail::check_rows({ids}, s.engine->manifest());
   if (s.token_ids.size() + ids.size() > s.room)
     throw InputError(std::to_string(ids.size()) + " more tokens do not fit: the session has " +
                          std::to_string(s.token_ids.size()) + " of " + std::to_string(s.room) + ".",

@@ -41,10 +41,7 @@ const TaskKind kTokenClassifier = {
     /*one_answer=*/false,
     /*writes=*/false,
     /*any_head=*/false,
-    [](const Manifest& manifest) {
-      const auto classes = static_cast<std::int64_t>(manifest.labels.size());
-      require_classifier(manifest, {"batch", "sequence", classes});
-    },
+    [](const Manifest& manifest) { require_classifier(manifest, {"batch", "sequence"}); },
     [](const EngineState& state) -> std::unique_ptr<TaskEngine> {
       return std::make_unique<TokenClassifier>(state);
     },

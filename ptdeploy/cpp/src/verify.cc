@@ -4,9 +4,7 @@
 #include <limits>
 
 #include "failures.hpp"
-#include "parity_cases.hpp"
 #include "quality.hpp"
-#include "thresholds.hpp"
 
 namespace ptdeploy {
 namespace detail {
@@ -18,24 +16,23 @@ class Verifier {
       : engine_(engine),
         state_(state),
         reference_(file, state),
-        thresholds_(thresholds_of(state.manifest())),
-        allowed_(thresholds_.max_abs + thresholds_.relative * largest_logit()) {}
+        allowed_(reference_.metadata().thresholds.max_abs +
+                 reference_.metadata().thresholds.relative * largest_logit()) {}
 
   ParityReport report() {
     ParityReport out;
     const Manifest& manifest = state_.manifest();
-    out.reference = reference_.made_by();
+    out.reference = reference_.metadata().made_by;
     if (!manifest.quantization) out.largest_allowed = allowed_;
-    for (const BatchCase& one : batch_cases(reference_.sources(), manifest.limits.max_batch))
-      out.cases.push_back(compare(one));
+    for (const BatchCase& one : reference_.cases()) out.cases.push_back(compare(one));
     if (state_.kind().writes) out.greedy = compare_greedy();
     if (manifest.quantization)
-      out.quality = judge(reference_, state_.info, manifest.quantization->min_agreement,
-                          [this](const std::vector<Ids>& rows, const std::vector<Ids>& types) {
-                            std::string stopped;
-                            return logits(rows, types, stopped);
-                          });
-    if (!state_.bundle.file("tokenizer").empty()) out.texts_not_compared = reference_.texts();
+      out.quality = evaluate(reference_, state_.info, manifest.quantization->min_agreement,
+                             [this](const std::vector<Ids>& rows, const std::vector<Ids>& types) {
+                               std::string stopped;
+                               return logits(rows, types, stopped);
+                             });
+    if (!state_.bundle.file("tokenizer").empty()) out.texts_not_compared = reference_.metadata().texts;
     out.notes = notes(out.quality, out.texts_not_compared);
     const std::vector<std::string> faults = faults_of(out);
     out.engine_faults = faults.size();
@@ -48,7 +45,7 @@ class Verifier {
  private:
   double largest_logit() {
     double largest = 0;
-    for (std::size_t i = 0; i < reference_.sources().size(); ++i)
+    for (std::size_t i = 0; i < reference_.metadata().rows; ++i)
       for (float value : reference_.row(i).logits.values)
         largest = std::max(largest, std::abs(static_cast<double>(value)));
     return largest;
@@ -103,7 +100,7 @@ class Verifier {
     out.cosine = found.cosine;
     out.kl = found.kl;
     out.top1_agreement = found.top1_agreement;
-    out.passed = within(found, thresholds_, allowed_);
+    out.passed = within(found, reference_.metadata().thresholds, allowed_);
     return out;
   }
 
@@ -111,7 +108,7 @@ class Verifier {
   std::vector<ParityGreedy> compare_greedy() {
     std::vector<ReferenceGreedy> wanted;
     std::size_t steps = std::numeric_limits<std::size_t>::max();
-    for (std::size_t i = 0; i < reference_.greedy_rows(); ++i) {
+    for (std::size_t i = 0; i < reference_.metadata().greedy; ++i) {
       wanted.push_back(reference_.greedy(i));
       steps = std::min(steps, wanted.back().tokens.size());
     }
@@ -167,10 +164,10 @@ class Verifier {
   std::vector<std::string> notes(const std::optional<ParityQuality>& quality,
                                  std::size_t texts) const {
     std::vector<std::string> out;
-    const auto& departure = reference_.padded_departure();
-    if (departure && *departure > allowed_)
-      out.push_back("PEFT's own left-padded batch departs from its rows alone by " +
-                    formatted(*departure, 2, 'g') + "; the reference here is each row alone.");
+    const auto& mismatch = reference_.metadata().padded_mismatch;
+    if (mismatch && *mismatch > allowed_)
+      out.push_back("PEFT's own left-padded batch does not match its rows alone, by " +
+                    formatted(*mismatch, 2, 'g') + "; the reference here is each row alone.");
     if (quality)
       for (std::string& note : quality_notes(*quality)) out.push_back(std::move(note));
     if (texts > 0)
@@ -182,7 +179,6 @@ class Verifier {
   const Engine& engine_;
   const EngineState& state_;
   Reference reference_;
-  Thresholds thresholds_;
   double allowed_;
 };
 

@@ -134,12 +134,12 @@ PTDEPLOY_API ptdeploy_status ptdeploy_session_fork(const ptdeploy_session* sessi
 PTDEPLOY_API size_t ptdeploy_session_length(const ptdeploy_session* session);
 
 /* Runs the inputs stored in the bundle and holds the answers against those stored beside them. A
- * departure is no failure of the call: ask ptdeploy_report_passed(). */
+ * mismatch is no failure of the call: ask ptdeploy_report_passed(). */
 PTDEPLOY_API ptdeploy_status ptdeploy_verify(const ptdeploy_engine* engine,
                                              ptdeploy_report** report);
 PTDEPLOY_API void ptdeploy_report_close(ptdeploy_report* report);
 PTDEPLOY_API int ptdeploy_report_passed(const ptdeploy_report* report);
-/* What departs, and what there is to know besides, in words; null from the last index on. Good
+/* What does not match, and what there is to know besides, in words; null from the last index on. Good
  * until the report is closed, as is a case's name. */
 PTDEPLOY_API const char* ptdeploy_report_failure(const ptdeploy_report* report, size_t index);
 PTDEPLOY_API const char* ptdeploy_report_note(const ptdeploy_report* report, size_t index);

@@ -98,6 +98,7 @@ struct BundleInfo {
   Task task{};
   Head head{};
   std::string target, device, precision, route;
+  std::string prompt;               // its name
   std::vector<std::string> labels;  // empty for causal_lm
   std::int64_t num_virtual_tokens = 0;
   bool prefix_kv = false;         // whether the prompt is frozen as keys and values
@@ -160,16 +161,16 @@ struct ParityCase {
   std::string stopped;  // why the engine failed, where it did: then there are no numbers
 };
 
-// One row's greedy tokens: how many agree before one departs.
+// One row's greedy tokens: how many agree before one does not.
 struct ParityGreedy {
   std::size_t length = 0, agreed = 0, total = 0;
   bool passed = false;
   std::string stopped;  // why the engine failed, where it did
 };
 
-// What int8 and int4 are judged by instead of the cases' numbers: agreement on text.
+// What int8 and int4 are evaluated by instead of the cases' numbers: agreement on text.
 struct ParityQuality {
-  std::string judged_on;
+  std::string evaluated_on;
   std::size_t texts = 0, positions = 0;
   double top1_agreement = 0;
   std::optional<double> perplexity_ratio;  // to the reference's; for causal_lm
@@ -254,7 +255,7 @@ class PTDEPLOY_API Engine {
   Session session(std::size_t max_tokens = 0) const;
 
   // Runs the inputs stored in the bundle and holds the answers against those stored beside them,
-  // as `ptdeploy verify BUNDLE` does. A departure is no error: ask the report. Throws InputError if
+  // as `ptdeploy verify BUNDLE` does. A mismatch is no error: ask the report. Throws InputError if
   // the bundle holds none, BundleError if what it holds is damaged.
   ParityReport verify() const;
 
