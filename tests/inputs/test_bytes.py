@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.damage import the_graph, the_prompt
 
 import ptdeploy
 from ptdeploy.bundle.quantization import read_texts
@@ -307,14 +308,15 @@ def hostile(made, tmp_path_factory) -> Path:
     shutil.copytree(made["SEQ_CLS"], bundle)
     file = bundle / "manifest.json"
     manifest = json.loads(file.read_text())
-    manifest["labels"] = [f"{i}{ESCAPES}" for i in range(3)]
-    manifest["graph"]["reason"] = ESCAPES
-    manifest["prompt"]["kind"] = ESCAPES
+    graph, prompt = the_graph(manifest), the_prompt(manifest)
+    prompt.update(labels=[f"{i}{ESCAPES}" for i in range(3)], kind=ESCAPES)
+    prompt["source"].update(format=ESCAPES, adapter=ESCAPES)
     manifest["versions"][ESCAPES] = ESCAPES
-    manifest["source"].update(
-        base_model=f"x](http://a) | <img> @team `{ESCAPES}", architecture=ESCAPES, format=ESCAPES
+    manifest["base"].update(
+        name=f"x](http://a) | <img> @team `{ESCAPES}", architecture=ESCAPES, config_sha256=ESCAPES
     )
-    for spec in manifest["inputs"]:
+    graph["reason"] = ESCAPES
+    for spec in graph["inputs"]:
         spec["meaning"] = ESCAPES
     file.write_text(json.dumps(manifest))
     return bundle

@@ -273,7 +273,7 @@ def regression(compiled) -> Compiled:
 def test_one_output_is_a_number(regression, capsys):
     engine = ptdeploy.load(regression.bundle)
     assert isinstance(engine, Classifier)
-    assert engine.manifest.head == "regression"
+    assert engine.prompt.info.head == "regression"
     ids = [5, 6, 7]
     (found,) = engine.regress([ids])
     (logits,) = engine.logits([ids])
@@ -355,7 +355,7 @@ def test_each_class_of_a_sigmoid_has_its_own_probability(sigmoid, capsys):
     sizes = set()
     for logits, one in zip(engine.logits(rows), engine.classify(rows), strict=True):
         assert one.probabilities == pytest.approx(torch.tensor(logits).sigmoid().tolist(), abs=1e-6)
-        names = zip(engine.manifest.labels, logits, strict=True)
+        names = zip(engine.prompt.info.labels, logits, strict=True)
         assert one.labels == tuple(name for name, logit in names if logit >= 0)
         sizes.add(len(one.labels))
     assert len(sizes) > 1, "none, one or several classes are true"
@@ -370,7 +370,7 @@ def test_the_set_of_classes_is_scored_on_your_data(sigmoid, tmp_path):
     engine = ptdeploy.load(sigmoid)
     rows = [[5, 6, 7], [40], [9, 10]]
     right = [list(one.labels) for one in engine.classify(rows)]
-    right[2] = [name for name in engine.manifest.labels if name not in right[2]]
+    right[2] = [name for name in engine.prompt.info.labels if name not in right[2]]
     data = tmp_path / "data.jsonl"
     lines = [{"ids": ids, "label": label} for ids, label in zip(rows, right, strict=True)]
     data.write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -114,7 +114,7 @@ def test_texts_and_pairs_stand_in_one_request(segmented):
 
 def test_a_long_pair_is_cut_as_transformers_cuts_it(segmented):
     engine = ptdeploy.load(segmented.bundle)
-    limit = engine.manifest.limits.max_sequence
+    limit = engine.limits.max_sequence
     for long in ((60, 5), (5, 60), (50, 50), (80, 29)):
         text, pair = ("the " * n for n in long)
         with pytest.raises(ptdeploy.InputError, match=f"at most {limit} fit"):

@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.values import MODEST
 
-from ptdeploy.bundle import Limits
+from ptdeploy.bundle import RequestLimits
 from ptdeploy.parity.cases import pad
 from ptdeploy.runtime.batching import pack, rows_of
 from ptdeploy.runtime.engine import softmax
 
-LIMITS = Limits(max_sequence=40, max_context=50, vocab_size=100)
+LIMITS = RequestLimits(max_sequence=40, max_context=50, vocab_size=100)
 
 
 ROWS = st.lists(

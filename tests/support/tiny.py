@@ -267,7 +267,25 @@ def make(
         parameter.data = parameter.data.to(saved_as).float()
     state = {name: tensor.to(saved_as) for name, tensor in base.state_dict().items()}
     base.save_pretrained(folder / "base", state_dict=state)
-    model = get_peft_model(
+    model = tune(base, folder, task, encoder, virtual_tokens)
+    return Trained(model, folder / "base", folder / "adapter")
+
+
+def another(
+    folder: Path, trained: Trained, task: str, virtual_tokens: int, labels: int, seed: int
+) -> Trained:
+    """Another prompt over the base of a trained model, with a head of its own."""
+    torch.manual_seed(seed)
+    base = _AUTO[task].from_pretrained(
+        trained.base, num_labels=labels, ignore_mismatched_sizes=True
+    )
+    model = tune(base.eval(), folder, task, "MLP", virtual_tokens)
+    return Trained(model, trained.base, folder / "adapter")
+
+
+def tune(base: Any, folder: Path, task: str, encoder: str, virtual_tokens: int) -> PeftModel:
+    """Wrap a model with PEFT's P-Tuning, and save the adapter."""
+    model: PeftModel = get_peft_model(
         base,
         PromptEncoderConfig(
             task_type=task,
@@ -282,4 +300,4 @@ def make(
     for parameter in model.prompt_encoder.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     model.save_pretrained(folder / "adapter")
-    return Trained(model, folder / "base", folder / "adapter")
+    return model
