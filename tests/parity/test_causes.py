@@ -160,6 +160,20 @@ def test_right_virtual_tokens_that_are_looked_up_wrong_are_said_to_be_that(bert)
     )
 
 
+def test_a_decoders_virtual_tokens_are_looked_at_where_they_are_not_frozen(qwen2):
+    theirs = random(1, 8, 32)
+    ours = theirs.copy()
+    ours[0, 2] += 1
+    nodes = [node("", "Where", "x")]
+
+    def found(kv: np.ndarray | None) -> Any:
+        stored = prompt(ours[0, :5], kv)
+        return virtual_tokens(suspect(qwen2, "", nodes, ours, theirs, stored=stored))
+
+    assert words(found(None)).startswith("1 of 5 virtual tokens in the bundle")
+    assert found(np.zeros((2, 2, 2, 5, 8), np.float32)) is None
+
+
 def test_text_that_differs_too_does_not_blame_the_prompt(bert):
     theirs = random(1, 8, 32)
     made = suspect(bert, "", [node("", "Concat", "x")], theirs + 1, theirs)

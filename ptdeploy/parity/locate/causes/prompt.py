@@ -20,7 +20,7 @@ _NEAR, _NEAR_IN_GRAPH = 1e-4, 1e-2
 def virtual_tokens(suspect: Suspect) -> Cause | None:
     """Virtual tokens that are not the checkpoint's, where the text's own embeddings are."""
     n = suspect.prefix
-    if suspect.is_causal or suspect.ours.ndim != 3:
+    if suspect.prompt.prefix_kv is not None or suspect.ours.ndim != 3:
         return None
     if suspect.ours.shape[1] <= n or suspect.graph.module(suspect.value):
         return None
