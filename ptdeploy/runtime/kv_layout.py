@@ -85,7 +85,7 @@ def decoder_problems(manifest: Manifest) -> Iterator[str]:
     if prompt.labels:
         yield "labels are a classifier's"
     # Virtual tokens that are run are looked up in a table.
-    before = 3 if prefix else 4
+    before = 4 if prefix is None else 3
     layers = max(1, (len(graph.inputs) - before + 1) // 2)
     # What may differ from model to model is taken from the first, and the others held against it.
     first = graph.inputs[before] if len(graph.inputs) > before else None

@@ -138,7 +138,8 @@ def classifier_problems(manifest: Manifest, axes: tuple[str, ...]) -> Iterator[s
     inputs: Specs = [("ids", "int64", text), ("mask", "int64", text)]
     prefix = next((spec for spec in given if spec.role == "prefix"), None)
     # What may differ from model to model is taken from where it is, and all else held against it.
-    shape = prompt.prefix_kv or (1, 2, 1, prompt.num_virtual_tokens, 1)
+    none = (1, 2, 1, prompt.num_virtual_tokens, 1)
+    shape = none if prompt.prefix_kv is None else prompt.prefix_kv
     if len(shape) != 5 or shape[1] != 2 or shape[3] != prompt.num_virtual_tokens:
         yield f"{where}prefix_kv is not the shape of a prefix KV"
     if (prefix is None) != (prompt.prefix_kv is None):

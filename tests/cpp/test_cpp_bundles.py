@@ -71,6 +71,17 @@ def test_a_bundle_is_described_by_its_default_prompt(bundles, probe, tmp_path, k
     }
 
 
+@pytest.mark.parametrize("kind", ["encoder classifier", "decoder classifier", "fused"])
+@pytest.mark.parametrize("shape", [[], [2], [2, 2, 2, 5], [2, 2, 2, 5, 8, 1]], ids=str)
+def test_a_prefix_of_other_axes_is_refused_as_in_python(bundles, probe, tmp_path, kind, shape):
+    bundle = Path(shutil.copytree(bundles(kind), tmp_path / "bundle"))
+    edit(bundle, lambda m: m["prompts"]["default"].update(prefix_kv=shape))
+    theirs, ours = probe.ask("open", "d", bundle), python_refusal(bundle)
+    assert ours is not None
+    assert "prompts['default'].prefix_kv is not " in ours.problem
+    assert same_refusal(theirs, ours, True), (theirs, ours)
+
+
 def test_a_bundle_reached_through_links_and_odd_paths_opens(compiled, probe, tmp_path):
     source = compiled("gpt2", "CAUSAL_LM").bundle
     shutil.copytree(source, tmp_path / "bundle")

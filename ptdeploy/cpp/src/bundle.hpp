@@ -19,8 +19,8 @@ struct Bundle {
   Manifest manifest;
   std::shared_ptr<Held> held;
 
-  // The path of the one file with this role, of prompts the default one's, or empty: for people, not
-  // to open.
+  // The path of the one file with this role, of prompts the default one's, or empty: for people,
+  // not to open.
   std::string file(const std::string& role) const;
   // A path to read the very file with this role that was checked, or empty.
   std::string opened(const std::string& role) const;

@@ -11,8 +11,8 @@ namespace ptdeploy::detail {
 
 class CausalEngine : public TaskEngine {
  public:
-  // Throws TargetUnavailable if the backend keeps no such KV, BundleError if the prompt's file is not
-  // what the manifest says.
+  // Throws TargetUnavailable if the backend keeps no such KV, BundleError if the prompt's file is
+  // not what the manifest says.
   explicit CausalEngine(const EngineState& state);
 
   std::size_t columns() const override { return layout_.vocabulary; }

@@ -19,15 +19,13 @@ bool is_size(const Axis& axis) {
   return size && *size >= 1 && *size <= kMost;
 }
 
-// Whether virtual tokens are run: then they are looked up in a table.
-bool has_table(const PromptInfo& prompt) { return !prompt.prefix_kv || prompt.prefix_kv->empty(); }
-
 // What may differ from model to model, taken from the first array of the buffer: the others are held
 // against it.
 struct Buffer {
   explicit Buffer(const Manifest& manifest) {
     const std::vector<TensorSpec>& inputs = manifest.graph().inputs;
-    const std::size_t before = has_table(manifest.prompt()) ? 4 : 3;
+    // Virtual tokens that are run are looked up in a table.
+    const std::size_t before = manifest.prompt().prefix_kv ? 3 : 4;
     if (inputs.size() > before) {
       layers = (inputs.size() - before + 1) / 2;
       const TensorSpec& first = inputs[before];

@@ -37,8 +37,8 @@ class Labelling : public TaskEngine {
   Ids virtual_ids_;  // before each row; empty where the prompt goes in as a prefix KV
 };
 
-// Throws Problem naming what in a manifest no classifier has whose logits have these axes, and one of
-// classes behind them.
+// Throws Problem naming what in a manifest no classifier has whose logits have these axes, and one
+// of classes behind them.
 void require_classifier(const Manifest& manifest, std::vector<Axis> logits);
 
 // Probabilities of `count` logits. Throw EngineFault unless all are finite: no class is likeliest.

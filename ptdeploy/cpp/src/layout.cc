@@ -110,8 +110,8 @@ void require_alike(const std::string& side, const std::vector<TensorSpec>& found
     const TensorSpec* spec = at(found, i);
     const Wanted* want = at(wanted, i);
     require(spec, place + " is missing; its role must be " + (want ? role(want->role) : ""));
-    require(want,
-            place + " has the role " + role(spec->role) + ", which no engine of this task has there");
+    require(want, place + " has the role " + role(spec->role) +
+                      ", which no engine of this task has there");
     require(spec->role == want->role,
             place + " has the role " + role(spec->role) + "; it must be " + role(want->role));
     require(spec->dtype == want->dtype,

@@ -8,9 +8,9 @@ namespace {
 constexpr const char* kFormat = "ptdeploy-bundle";
 constexpr std::int64_t kFormatVersion = 4;
 
-constexpr const char* kTensorRoles[] = {"ids",  "mask",    "segments", "lengths",
-                                        "positions", "past", "present",  "logits",
-                                        "table", "prefix",  "head",     "prompt"};
+constexpr const char* kTensorRoles[] = {"ids",       "mask",   "segments", "lengths",
+                                        "positions", "past",   "present",  "logits",
+                                        "table",     "prefix", "head",     "prompt"};
 
 Axis read_axis(const Json& json, const Where& where) {
   if (auto* name = std::get_if<std::string>(&json.value)) return *name;

@@ -17,8 +17,8 @@ class OnnxError : public std::runtime_error {
 struct OnnxFile {
   // The files that its tensors name, as they are written.
   std::set<std::string> external;
-  // How many rows the table has that the token ids look up, as they are or kept within bounds; empty
-  // where that is not one Gather over a constant.
+  // How many rows the table has that the token ids look up, as they are or kept within bounds;
+  // empty where that is not one Gather over a constant.
   std::optional<std::int64_t> words;
 };
 

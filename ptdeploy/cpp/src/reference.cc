@@ -85,7 +85,8 @@ Ids Reference::ids(const std::string& name) {
   const std::size_t size = length(name, "I64");
   if (size < 1 || static_cast<std::int64_t>(size) > engine_.info.max_sequence)
     throw SchemaError(name + " has " + std::to_string(size) +
-                      " tokens, but the bundle takes 1 to " + std::to_string(engine_.info.max_sequence));
+                      " tokens, but the bundle takes 1 to " +
+                      std::to_string(engine_.info.max_sequence));
   Ids found = tensors_->integers(name);
   for (std::int64_t id : found)
     if (id < 0 || id >= limits.vocab_size)

@@ -28,9 +28,9 @@ struct ReferenceGreedy {
   std::vector<float> margins;
 };
 
-// A text that quantized weights are evaluated on: the likeliest token or class at each position, and how
-// surprising each next token was, in nats (CAUSAL_LM). For classifiers that are evaluated by them the
-// logits too, (positions, classes).
+// A text that quantized weights are evaluated on: the likeliest token or class at each position,
+// and how surprising each next token was, in nats (CAUSAL_LM). For classifiers that are evaluated by
+// them the logits too, (positions, classes).
 struct EvaluationText {
   Ids ids, type_ids, top1;
   std::vector<float> nll, logits;

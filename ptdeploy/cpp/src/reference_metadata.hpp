@@ -34,8 +34,8 @@ struct ReferenceMetadata {
 // Throws JsonError or SchemaError.
 ReferenceMetadata read_reference_metadata(const std::string& text);
 
-// Rows come to this library without padding, and it pads each batch itself: cases that differ by the
-// caller's padding alone are one batch, run once for each of them.
+// Rows come to this library without padding, and it pads each batch itself: cases that differ by
+// the caller's padding alone are one batch, run once for each of them.
 struct BatchCase {
   std::string name;
   std::vector<std::size_t> rows;

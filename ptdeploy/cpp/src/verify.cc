@@ -32,7 +32,8 @@ class Verifier {
                                std::string stopped;
                                return logits(rows, types, stopped);
                              });
-    if (!state_.bundle.file("tokenizer").empty()) out.texts_not_compared = reference_.metadata().texts;
+    if (!state_.bundle.file("tokenizer").empty())
+      out.texts_not_compared = reference_.metadata().texts;
     out.notes = notes(out.quality, out.texts_not_compared);
     const std::vector<std::string> faults = faults_of(out);
     out.engine_faults = faults.size();

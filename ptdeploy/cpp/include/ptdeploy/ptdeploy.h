@@ -139,8 +139,8 @@ PTDEPLOY_API ptdeploy_status ptdeploy_verify(const ptdeploy_engine* engine,
                                              ptdeploy_report** report);
 PTDEPLOY_API void ptdeploy_report_close(ptdeploy_report* report);
 PTDEPLOY_API int ptdeploy_report_passed(const ptdeploy_report* report);
-/* What does not match, and what there is to know besides, in words; null from the last index on. Good
- * until the report is closed, as is a case's name. */
+/* What does not match, and what there is to know besides, in words; null from the last index on.
+ * Good until the report is closed, as is a case's name. */
 PTDEPLOY_API const char* ptdeploy_report_failure(const ptdeploy_report* report, size_t index);
 PTDEPLOY_API const char* ptdeploy_report_note(const ptdeploy_report* report, size_t index);
 

@@ -226,8 +226,8 @@ class PTDEPLOY_API Engine {
   static Engine open(const std::string& path, const OpenOptions& options = {});
 
   const BundleInfo& info() const;
-  // The bytes of the file with this role ("tokenizer", "chat_template", ...), or nothing where the
-  // bundle has none. It is the file that was there when the bundle was opened, whatever has taken
+  // The bytes of the file with this role ("tokenizer", "chat_template", ...), of a prompt's files the
+  // default one's, or nothing where the bundle has none. It is the file that was there when the bundle was opened, whatever has taken
   // its place, and it is hashed again: throws BundleError if it was changed where it lies.
   std::optional<std::string> read(const std::string& role) const;
 
