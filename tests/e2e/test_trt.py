@@ -217,7 +217,7 @@ def test_compile_says_what_is_pending_and_what_it_took(trained, tmp_path, capsys
     assert main(["inspect", str(bundle), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["engine"]["flavor"] == "rtx"
-    assert facts["graph_parity"]["passed"] is True
+    assert facts["prompts"]["default"]["graph_parity"]["passed"] is True
 
 
 @NO_GPU
