@@ -172,6 +172,7 @@ class ParitySummary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class PromptInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A frozen prompt: how it was made, and the hash of its virtual tokens as float32.
 
+    Where it has none but a trained prefix KV, `token_dim` is null, and the hash is of that.
     `prefix_kv` is the shape of its prefix KV: (layers, 2, kv heads, virtual tokens, head dim); null
     where the virtual tokens are run. `labels` and `head` belong to the head that was trained with
     it: `head` says what logits are: "softmax" (one class is true), "sigmoid" (each class is or is
@@ -182,7 +183,7 @@ class PromptInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
     kind: str
     num_virtual_tokens: int
-    token_dim: int
+    token_dim: int | None
     sha256: str
     prefix_kv: tuple[int, ...] | None
     labels: tuple[str, ...] = ()

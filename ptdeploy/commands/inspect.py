@@ -55,13 +55,15 @@ def _checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
         "kind": "checkpoint",
         "path": str(checkpoint.path),
         "format": checkpoint.format,
-        "peft_type": "P_TUNING",
+        "peft_type": checkpoint.kind,
         "task": checkpoint.task.value,
         "adapter": checkpoint.adapter,
         "num_virtual_tokens": checkpoint.num_virtual_tokens,
         "token_dim": checkpoint.token_dim,
         "dtype": checkpoint.dtype,
-        "prompt_evaluated": checkpoint.virtual_tokens is not None,
+        "prompt_evaluated": checkpoint.virtual_tokens is not None
+        or checkpoint.prefix_kv is not None,
+        "prefix_kv": None if checkpoint.prefix_kv is None else list(checkpoint.prefix_kv.shape),
         "prompt_encoder": None
         if encoder is None
         else {
@@ -117,12 +119,7 @@ def _describe_checkpoint(facts: dict[str, Any]) -> str:
         ("checkpoint", facts["path"]),
         ("format", facts["format"]),
         ("PEFT type", f"{facts['peft_type']}, task {facts['task']}, adapter {facts['adapter']!r}"),
-        (
-            "prompt",
-            f"{facts['num_virtual_tokens']} virtual tokens of {facts['token_dim']}, "
-            f"{facts['dtype']}, "
-            f"{'evaluated' if facts['prompt_evaluated'] else 'not evaluated yet'}",
-        ),
+        ("prompt", _prompt_words(facts)),
     ]
     if encoder:
         lines.append(
@@ -133,15 +130,15 @@ def _describe_checkpoint(facts: dict[str, Any]) -> str:
             )
         )
         lines += [("", f"{name} {shape}") for name, shape in encoder["shapes"].items()]
-    else:
+    elif not facts["training_can_resume"]:
         lines.append(("prompt encoder", "absent: only its output was saved"))
     lines.append(
         (
             "training",
             "can resume from here"
             if facts["training_can_resume"]
-            else "cannot resume from here: the MLP or LSTM is gone "
-            "(ptdeploy.source.checkpoint.save_full keeps it)",
+            else "cannot resume from here: what made the prompt is gone "
+            "(of P-Tuning ptdeploy.source.checkpoint.save_full keeps it)",
         )
     )
     heads = [f"{name} {shape}" for name, shape in facts["heads"].items()]
@@ -151,6 +148,16 @@ def _describe_checkpoint(facts: dict[str, Any]) -> str:
     lines.append(("base model", facts["base_model"] or "not named: pass --base"))
     lines += [("file", f"{name}  sha256 {digest[:16]}") for name, digest in facts["files"].items()]
     return _table(lines)
+
+
+def _prompt_words(facts: dict[str, Any]) -> str:
+    if facts["prefix_kv"]:
+        layers, _, heads, tokens, width = facts["prefix_kv"]
+        shape = f"{tokens} virtual tokens, {layers} layers with {heads} heads of {width}"
+        return f"prefix KV of {shape}, {facts['dtype']}"
+    evaluated = "evaluated" if facts["prompt_evaluated"] else "not evaluated yet"
+    tokens = f"{facts['num_virtual_tokens']} virtual tokens of {facts['token_dim']}"
+    return f"{tokens}, {facts['dtype']}, {evaluated}"
 
 
 def _describe_bundle(facts: dict[str, Any]) -> str:
@@ -188,11 +195,12 @@ def _prompt_lines(name: str, facts: dict[str, Any]) -> Iterator[tuple[str, Any]]
 
     prompt = facts["prompts"][name]
     prefix = f", prefix KV {prompt['prefix_kv']}" if prompt["prefix_kv"] else ""
+    width = f" of {prompt['token_dim']}" if prompt["token_dim"] else ""
     yield (
         "prompt",
         f"{name!r}{' (the default)' if name == facts['default_prompt'] else ''}: "
-        f"{prompt['num_virtual_tokens']} virtual tokens of {prompt['token_dim']}, frozen from "
-        f"an {prompt['kind']}{prefix}",
+        f"{prompt['num_virtual_tokens']} virtual tokens{width}, frozen from {prompt['kind']}"
+        f"{prefix}",
     )
     yield "made from", prompt["source"]["format"]
     room = facts["limits"]["max_context"] - prompt["num_virtual_tokens"]

@@ -73,6 +73,10 @@ def read(plan: Plan, progress: Progress) -> Source:
         from ptdeploy.source.meaning import read_meaning
         from ptdeploy.source.tokenizer_choice import choose_tokenizer
 
+        if checkpoint.prefix_kv is not None and not request.freeze_kv:
+            raise InputError(
+                f"--no-freeze-kv runs virtual tokens, and {checkpoint.kind} has a prefix KV alone."
+            )
         base = resolve_base(checkpoint, request.base)
         meaning = read_meaning(checkpoint, base, request.head)
         tokenizer = choose_tokenizer(checkpoint, base, request.tokenizer)

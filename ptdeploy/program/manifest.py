@@ -27,8 +27,16 @@ from ptdeploy.errors import InputError
 from ptdeploy.program.prompt import Prompt
 from ptdeploy.source.base import BaseModel
 from ptdeploy.source.checkpoint import Checkpoint
+from ptdeploy.source.checkpoint.types import PromptKind
 from ptdeploy.source.meaning import Meaning
 
+# What a prompt is, once it is evaluated.
+_KINDS: dict[PromptKind, str] = {
+    "P_TUNING": "evaluated prompt",
+    "PROMPT_TUNING": "prompt tuning's virtual tokens",
+    "PREFIX_TUNING": "prefix tuning's prefix KV",
+    "CARTRIDGE": "cartridge's prefix KV",
+}
 _PACKAGES = ("ptdeploy", "numpy", "onnx", "onnxruntime", "onnxscript", "peft", "torch")
 
 
@@ -63,11 +71,9 @@ def build_manifest(
 ) -> Manifest:
     """Say what the bundle of a prompt of that name is; sizes, hashes and parity come later."""
     info = PromptInfo(
-        kind="evaluated prompt"
-        if checkpoint.encoder is None
-        else f"{checkpoint.encoder.kind} prompt encoder",
+        kind=_kind(checkpoint),
         num_virtual_tokens=prompt.num_virtual_tokens,
-        token_dim=checkpoint.token_dim,
+        token_dim=None if prompt.virtual_tokens is None else checkpoint.token_dim,
         sha256=prompt.sha256,
         prefix_kv=prompt.prefix_kv.shape if prompt.prefix_kv is not None and freeze_kv else None,
         labels=meaning.labels,
@@ -99,6 +105,12 @@ def build_manifest(
         tokenizer=tokenizer,
         files=files,
     )
+
+
+def _kind(checkpoint: Checkpoint) -> str:
+    if checkpoint.encoder is not None:
+        return f"{checkpoint.encoder.kind} prompt encoder"
+    return _KINDS[checkpoint.kind]
 
 
 def _public_name(name: str) -> str:

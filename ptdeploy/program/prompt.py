@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ptdeploy.errors import BaseModelError, CheckpointError
 from ptdeploy.memory import ran_out_of_memory
-from ptdeploy.runtime.prompts import tokens_sha256
+from ptdeploy.runtime.prompts import prompt_sha256
 from ptdeploy.source.checkpoint import Checkpoint, PromptEncoderState
 
 if TYPE_CHECKING:
@@ -29,24 +29,27 @@ _STALE = 1e-4
 class Prompt:
     """A frozen prompt.
 
-    `virtual_tokens` has shape (num_virtual_tokens, token_dim), float32. `prefix_kv` is there for a
-    causal decoder: shape (layers, 2, kv heads, num_virtual_tokens, head dim), float32, keys before
+    `virtual_tokens` has shape (num_virtual_tokens, token_dim), float32; None where a prefix KV was
+    trained itself. `prefix_kv` is there for a causal decoder: shape (layers, 2, kv heads, num_virtual_tokens, head dim), float32, keys before
     values; the virtual tokens come first, so it depends on nothing else. `head` holds parameters of
     the head that was trained with it, float32, by the names of the graph's inputs.
     """
 
-    virtual_tokens: NDArray[np.float32] = field(repr=False)
+    virtual_tokens: NDArray[np.float32] | None = field(repr=False)
     prefix_kv: NDArray[np.float32] | None = field(repr=False, default=None)
     head: Mapping[str, NDArray[np.float32]] = field(repr=False, default_factory=dict)
 
     @property
     def num_virtual_tokens(self) -> int:
-        return int(self.virtual_tokens.shape[0])
+        if self.virtual_tokens is not None:
+            return int(self.virtual_tokens.shape[0])
+        assert self.prefix_kv is not None
+        return int(self.prefix_kv.shape[3])
 
     @property
     def sha256(self) -> str:
-        """See tokens_sha256."""
-        return tokens_sha256(self.virtual_tokens)
+        """See prompt_sha256."""
+        return prompt_sha256(self.virtual_tokens, self.prefix_kv)
 
 
 def evaluate_prompt_encoder(encoder: PromptEncoderState) -> NDArray[np.float32]:
@@ -104,6 +107,11 @@ def freeze(
     Raises CheckpointError if an evaluated prompt and the encoder beside it disagree or the encoder
     gives NaN, and BaseModelError if the base model is not causal.
     """
+    from ptdeploy.program.head import trained_head
+
+    head = trained_head(model, checkpoint.weights) if with_head else {}
+    if checkpoint.prefix_kv is not None:
+        return Prompt(None, _trained_prefix(checkpoint, model, with_prefix_kv), head)
     tokens = checkpoint.virtual_tokens
     if checkpoint.encoder is not None:
         evaluated = evaluate_prompt_encoder(checkpoint.encoder)
@@ -121,20 +129,43 @@ def freeze(
             f"{tokens.shape[1]} instead of {checkpoint.token_dim}.",
             "The training diverged or the file is damaged; deploy an earlier checkpoint.",
         )
-    from ptdeploy.program.head import trained_head
+    return Prompt(tokens, prefix_kv(model, tokens) if with_prefix_kv else None, head)
 
-    return Prompt(
-        tokens,
-        prefix_kv(model, tokens) if with_prefix_kv else None,
-        trained_head(model, checkpoint.weights) if with_head else {},
-    )
+
+def _trained_prefix(
+    checkpoint: Checkpoint, model: PreTrainedModel, takes_prefix: bool
+) -> NDArray[np.float32]:
+    """The checkpoint's own prefix KV. Raises BaseModelError if the base has none of its shape."""
+    import torch
+
+    found = checkpoint.prefix_kv
+    assert found is not None, "the caller has one"
+    kind = model.config.model_type
+    if not takes_prefix:
+        raise BaseModelError(
+            f"{kind}: {checkpoint.kind} on an encoder is not supported yet.",
+            "Train P-Tuning or prompt tuning on it, or prefix tuning on a decoder.",
+        )
+    table = model.get_input_embeddings().weight
+    with torch.no_grad():
+        own = tuple(_keys_and_values(model, table[None, : found.shape[3]]).shape)
+    if (own[:3], own[4]) != (found.shape[:3], found.shape[4]):
+        raise BaseModelError(
+            f"{checkpoint.weights_file}: its prefix KV is of {found.shape[0]} layers with "
+            f"{found.shape[2]} heads of {found.shape[4]}, but the base model has {own[0]} with "
+            f"{own[2]} of {own[4]}.",
+            "The checkpoint was trained on another base model. Pass the right one with --base.",
+        )
+    return found
 
 
 def save_prompt(prompt: Prompt, folder: Path) -> str:
     """Write virtual tokens, prefix KV if any and head as safetensors; gives the file's name."""
     from safetensors.numpy import save_file
 
-    tensors = {"virtual_tokens": prompt.virtual_tokens, **prompt.head}
+    tensors = dict(prompt.head)
+    if prompt.virtual_tokens is not None:
+        tensors["virtual_tokens"] = prompt.virtual_tokens
     if prompt.prefix_kv is not None:
         tensors["prefix_kv"] = prompt.prefix_kv
     save_file({n: np.ascontiguousarray(t) for n, t in tensors.items()}, folder / PROMPT_NAME)

@@ -100,7 +100,7 @@ def decoder_problems(manifest: Manifest) -> Iterator[str]:
         ("positions", "int64", (KEPT,)),
     ]
     if prefix is None:
-        inputs.append(("table", dtype, (VIRTUAL, prompt.token_dim)))
+        inputs.append(("table", dtype, (VIRTUAL, prompt.token_dim or 0)))
     inputs += [("past", dtype, buffer)] * (2 * layers)
     yield from unlike("inputs", graph.inputs, inputs)
     logits = graph.outputs[0].shape if graph.outputs else ()

@@ -149,7 +149,7 @@ def classifier_problems(manifest: Manifest, axes: tuple[str, ...]) -> Iterator[s
     if prefix is None:
         if manifest.limits.type_vocab_size:
             inputs.append(("segments", "int64", text))
-        inputs.append(("table", dtype, (VIRTUAL, prompt.token_dim)))
+        inputs.append(("table", dtype, (VIRTUAL, prompt.token_dim or 0)))
     else:
         inputs.append(("prefix", dtype, (PREFIXES, shape[2], PREFIX, shape[4])))
         inputs.append(("lengths", "int64", (BATCH,)))

@@ -63,11 +63,13 @@ def _of_prompt(
     where = f"prompts[{name!r}]."
     for field, value in (
         ("num_virtual_tokens", prompt.num_virtual_tokens),
-        ("token_dim", prompt.token_dim),
+        ("token_dim", 1 if prompt.token_dim is None else prompt.token_dim),
         *((f"prefix_kv[{i}]", size) for i, size in enumerate(prompt.prefix_kv or ())),
     ):
         if not 1 <= value <= MOST:
             yield f"{where}{field} must be {_RANGE}"
+    if prompt.token_dim is None and prompt.prefix_kv is None:
+        yield f"{where}token_dim and prefix_kv are both null"
     if prompt.head not in heads:
         yield f"{where}head is for SEQ_CLS, which it is not"
     if prompt.num_virtual_tokens >= limits.max_context:

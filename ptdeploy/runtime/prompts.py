@@ -23,14 +23,15 @@ from ptdeploy.runtime.bfloat16 import to_stored
 class Prompt:
     """A frozen prompt in memory.
 
-    `virtual_tokens` is float32 (virtual tokens, width); `prefix_kv` float32 (layers, 2, kv heads,
+    `virtual_tokens` is float32 (virtual tokens, width), None where a prefix KV was trained itself;
+    `prefix_kv` float32 (layers, 2, kv heads,
     virtual tokens, head dim), None where the virtual tokens are run; `head` float32 by the names of
     the graph's inputs.
     """
 
     name: str
     info: PromptInfo
-    virtual_tokens: NDArray[np.float32] = field(repr=False)
+    virtual_tokens: NDArray[np.float32] | None = field(repr=False)
     prefix_kv: NDArray[np.float32] | None = field(repr=False)
     head: dict[str, NDArray[np.float32]] = field(repr=False)
 
@@ -99,15 +100,22 @@ def read_prompt(bundle: Bundle) -> Prompt:
     found = {
         wanted.name: _tensor(path, opened, wanted) for wanted in _wanted(bundle.manifest, info)
     }
-    if tokens_sha256(found["virtual_tokens"]) != info.sha256:
+    tokens, kv = found.pop("virtual_tokens", None), found.pop("prefix_kv", None)
+    if prompt_sha256(tokens, kv) != info.sha256:
         raise BundleError(f"{path}: its virtual tokens are not those of prompt.sha256.", AGAIN)
-    tokens, kv = found.pop("virtual_tokens"), found.pop("prefix_kv", None)
     return Prompt(name, info, tokens, kv, found)
 
 
-def tokens_sha256(virtual_tokens: NDArray[np.float32]) -> str:
-    """SHA-256 of virtual tokens as little-endian float32 in row order, in hexadecimal."""
-    return hashlib.sha256(virtual_tokens.astype("<f4").tobytes()).hexdigest()
+def prompt_sha256(
+    virtual_tokens: NDArray[np.float32] | None, prefix_kv: NDArray[np.float32] | None
+) -> str:
+    """SHA-256 of virtual tokens as little-endian float32 in row order, in hexadecimal.
+
+    Of a prefix KV where there are none.
+    """
+    hashed = prefix_kv if virtual_tokens is None else virtual_tokens
+    assert hashed is not None, "a prompt has one of them"
+    return hashlib.sha256(hashed.astype("<f4").tobytes()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -120,8 +128,9 @@ class _Wanted:
 
 
 def _wanted(manifest: Manifest, info: PromptInfo) -> Iterator[_Wanted]:
-    tokens = info.num_virtual_tokens, info.token_dim
-    yield _Wanted("virtual_tokens", tokens, "virtual tokens")
+    if info.token_dim is not None:
+        tokens = info.num_virtual_tokens, info.token_dim
+        yield _Wanted("virtual_tokens", tokens, "virtual tokens")
     if info.prefix_kv is not None:
         yield _Wanted("prefix_kv", info.prefix_kv, "prefix KV")
     for spec in manifest.graph.inputs:

@@ -67,10 +67,11 @@ def peft_model(checkpoint: Checkpoint, base: BaseModel) -> PeftModel:
 
 
 def _from_adapter(checkpoint: Checkpoint, model: PreTrainedModel) -> PeftModel:
-    from peft import PeftModel, PromptEncoderConfig
+    from peft import PeftConfig, PeftModel
 
     folder = str(checkpoint.weights_file.parent)
-    config = PromptEncoderConfig.from_pretrained(folder)
+    # Of its own kind.
+    config = PeftConfig.from_pretrained(folder)
     # The file may name none, and PEFT then puts no prompt before the text.
     config.task_type = checkpoint.task.value
     return PeftModel.from_pretrained(model, folder, checkpoint.adapter, config=config)

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from ptdeploy.errors import CheckpointError
 from ptdeploy.files import sha256_of
 from ptdeploy.source.checkpoint.peft_config import PeftConfig
+from ptdeploy.source.checkpoint.prefix import prefix_kv
 from ptdeploy.source.checkpoint.types import (
+    PREFIX_KINDS,
     BaseReference,
     Checkpoint,
     EncoderKind,
@@ -43,15 +45,23 @@ def assemble(
     Raises CheckpointError naming the tensor, its file and what it should have been.
     """
     where = weights_file
+    if config.kind != "P_TUNING" and prompt is None:
+        raise CheckpointError(
+            f"{where}: holds no 'prompt_embeddings', but its config says {config.kind}.",
+            "The config and the tensors come from two trainings. Save both again together.",
+        )
     state = _encoder_state(encoder_file or where, config, encoder)
     virtual_tokens = None if prompt is None else _finite(where, "prompt_embeddings", prompt)
+    prefix: NDArray[np.float32] | None = None
+    if virtual_tokens is not None and config.kind in PREFIX_KINDS:
+        prefix, virtual_tokens = prefix_kv(where, virtual_tokens, config), None
     if virtual_tokens is not None:
         _check_table(where, "prompt_embeddings", virtual_tokens, config)
     if state is not None:
         _check_table(
             encoder_file or where, "embedding.weight", state.tensors["embedding.weight"], config
         )
-    if virtual_tokens is None and state is None:
+    if virtual_tokens is None and prefix is None and state is None:
         raise CheckpointError(
             f"{where}: holds neither 'prompt_embeddings' nor a prompt encoder.",
             "Pass the file or folder that PEFT's save_pretrained, torch.save(model.state_dict()) "
@@ -75,8 +85,10 @@ def assemble(
         adapter=adapter,
         task=config.task,
         num_virtual_tokens=config.num_virtual_tokens,
-        token_dim=int(first.shape[1]),
+        token_dim=int(config.token_dim or 0) if prefix is not None else int(first.shape[1]),
+        kind=config.kind,
         virtual_tokens=virtual_tokens,
+        prefix_kv=prefix,
         encoder=state,
         weights=usable,
         heads=heads,
@@ -84,6 +96,7 @@ def assemble(
         dtype=str(first.dtype).removeprefix("torch."),
         files={file.name: sha256_of(file) for file in files},
         unusable=unusable,
+        projected=config.projected,
     )
 
 
@@ -92,6 +105,11 @@ def _encoder_state(
 ) -> PromptEncoderState | None:
     if not tensors:
         return None
+    if config.kind != "P_TUNING":
+        raise CheckpointError(
+            f"{where}: holds a prompt encoder, but the config says {config.kind}.",
+            "The config and the tensors come from two trainings. Save both again together.",
+        )
     if "embedding.weight" not in tensors:
         raise CheckpointError(f"{where}: the prompt encoder has no 'embedding.weight'.")
     kind: EncoderKind = cast("EncoderKind", config.encoder_kind)

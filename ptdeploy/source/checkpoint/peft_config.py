@@ -1,37 +1,42 @@
-"""`adapter_config.json`, checked: PEFT's P-Tuning configuration and nothing else."""
+"""`adapter_config.json`, checked: PEFT's configuration of a prompt, of the kinds that are read."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ptdeploy.bundle.task import Task
 from ptdeploy.errors import CheckpointError
 from ptdeploy.source.checkpoint.tensors import read_json
+from ptdeploy.source.checkpoint.types import KINDS, PREFIX_KINDS, PromptKind
 
 CONFIG_NAME = "adapter_config.json"
 
 _OTHER_TYPES = {
     "LORA": "Merge it into its base with merge_and_unload() and export the merged model.",
-    "PREFIX_TUNING": "ptdeploy compiles P-Tuning; prefix tuning is not supported yet.",
-    "PROMPT_TUNING": "ptdeploy compiles P-Tuning; prompt tuning is not supported yet.",
 }
 
 
 @dataclass(frozen=True)
 class PeftConfig:
-    """The fields of PEFT's `PromptEncoderConfig` that a deployment needs (peft/tuners/p_tuning).
+    """The fields of PEFT's `PromptLearningConfig` that a deployment needs (peft/config.py), and of
+    the kinds below it (peft/tuners).
 
-    A field that the file leaves out or sets to null is None.
+    A field that the file leaves out or sets to null is None. `token_dim` is the width of a virtual
+    token, or of a prefix KV's keys in one layer.
     """
 
+    kind: PromptKind
     task: Task
     num_virtual_tokens: int
     token_dim: int | None
     encoder_kind: str
     encoder_hidden_size: int | None
     encoder_num_layers: int
+    prefix_layers: int | None
+    prefix_heads: int | None
+    projected: bool
     base_name: str | None
     base_revision: str | None
 
@@ -39,14 +44,14 @@ class PeftConfig:
 def read_peft_config(path: Path, task: Task | None = None) -> PeftConfig:
     """Read and check an `adapter_config.json`; `task` overrides the task it names.
 
-    Raises CheckpointError if it is not JSON, not P-Tuning, or misses a field.
+    Raises CheckpointError if it is not JSON, not of a kind that is read, or misses a field.
     """
     raw = read_json(path)
     peft_type = raw.get("peft_type")
-    if peft_type != "P_TUNING":
+    if peft_type not in KINDS:
         raise CheckpointError(
-            f"{path}: peft_type is {peft_type!r}, but ptdeploy compiles P_TUNING checkpoints.",
-            _OTHER_TYPES.get(str(peft_type), "Pass a checkpoint trained with PEFT's P-Tuning."),
+            f"{path}: peft_type is {peft_type!r}, but ptdeploy compiles {', '.join(KINDS)}.",
+            _OTHER_TYPES.get(str(peft_type), "Pass a checkpoint of one of those kinds."),
         )
     submodules = raw.get("num_transformer_submodules")
     if submodules not in (None, 1):
@@ -56,7 +61,7 @@ def read_peft_config(path: Path, task: Task | None = None) -> PeftConfig:
             f"Supported tasks: {', '.join(t.value for t in Task)}.",
         )
     kind = raw.get("encoder_reparameterization_type", "MLP")
-    if kind not in ("MLP", "LSTM"):
+    if peft_type == "P_TUNING" and kind not in ("MLP", "LSTM"):
         raise CheckpointError(
             f"{path}: encoder_reparameterization_type is {kind!r}, neither MLP nor LSTM."
         )
@@ -66,12 +71,18 @@ def read_peft_config(path: Path, task: Task | None = None) -> PeftConfig:
             f"{path}: num_virtual_tokens is missing.", "Save the adapter again with PEFT."
         )
     return PeftConfig(
+        kind=cast("PromptKind", peft_type),
         task=task or _task(path, raw.get("task_type")),
         num_virtual_tokens=num_virtual_tokens,
         token_dim=_integer(path, raw, "token_dim"),
         encoder_kind=kind,
         encoder_hidden_size=_integer(path, raw, "encoder_hidden_size"),
         encoder_num_layers=_integer(path, raw, "encoder_num_layers") or 2,
+        prefix_layers=_integer(path, raw, "num_layers") if peft_type in PREFIX_KINDS else None,
+        prefix_heads=_integer(path, raw, "num_attention_heads")
+        if peft_type in PREFIX_KINDS
+        else None,
+        projected=peft_type == "PREFIX_TUNING" and bool(raw.get("prefix_projection")),
         base_name=_text(path, raw, "base_model_name_or_path"),
         base_revision=_text(path, raw, "revision"),
     )

@@ -163,12 +163,16 @@ def _config_from_shapes(
     is_lstm = any(name.startswith("lstm_head.") for name in encoder)
     layers = [n for n in encoder if re.fullmatch(r"lstm_head\.weight_ih_l\d+", n)]
     return PeftConfig(
+        kind="P_TUNING",
         task=task,
         num_virtual_tokens=int(table.shape[0]),
         token_dim=int(table.shape[1]),
         encoder_kind="LSTM" if is_lstm else "MLP",
         encoder_hidden_size=None,
         encoder_num_layers=max(1, len(layers)) if is_lstm else 2,
+        prefix_layers=None,
+        prefix_heads=None,
+        projected=False,
         base_name=None,
         base_revision=None,
     )

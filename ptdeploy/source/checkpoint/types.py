@@ -14,6 +14,12 @@ from ptdeploy.bundle.task import Task
 from ptdeploy.errors import CheckpointError
 
 EncoderKind = Literal["MLP", "LSTM"]
+# PEFT's names of the kinds of prompt that are read: virtual tokens that are run (Lester et al.
+# 2021, Liu et al. 2021), and keys and values of every layer (Li and Liang 2021, Eyuboglu et al.
+# 2025).
+PromptKind = Literal["P_TUNING", "PROMPT_TUNING", "PREFIX_TUNING", "CARTRIDGE"]
+KINDS: tuple[PromptKind, ...] = ("P_TUNING", "PROMPT_TUNING", "PREFIX_TUNING", "CARTRIDGE")
+PREFIX_KINDS: tuple[PromptKind, ...] = ("PREFIX_TUNING", "CARTRIDGE")
 
 
 @dataclass(frozen=True)
@@ -66,13 +72,16 @@ class BaseReference:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A trained P-Tuning checkpoint, whatever format it was stored in.
+    """A trained prompt, whatever format it was stored in.
 
     At least one of `virtual_tokens` (the evaluated prompt, shape (num_virtual_tokens, token_dim),
-    float32) and `encoder` (from which it is evaluated) is there. `weights` holds the base model's
-    tensors that the checkpoint overrides, by their name in the base model: the trained head at
-    least, every weight for a full state dict. `unusable` are tensors under such names that are no
-    finite floating point numbers: only the base model says whether any of them matters.
+    float32) and `encoder` (from which it is evaluated) is there; or, of the kinds that have none,
+    `prefix_kv`, float32 (layers, 2, kv heads, num_virtual_tokens, head dim), whose `token_dim` is
+    the width of a layer's keys. `projected` says that a projection made it, which was not saved.
+    `weights` holds the base model's tensors that the checkpoint overrides, by their name in the
+    base model: the trained head at least, every weight for a full state dict. `unusable` are
+    tensors under such names that are no finite floating point numbers: only the base model says
+    whether any of them matters.
     """
 
     path: Path
@@ -82,7 +91,9 @@ class Checkpoint:
     task: Task
     num_virtual_tokens: int
     token_dim: int
+    kind: PromptKind
     virtual_tokens: NDArray[np.float32] | None = field(repr=False)
+    prefix_kv: NDArray[np.float32] | None = field(repr=False)
     encoder: PromptEncoderState | None
     weights: Mapping[str, NDArray[np.float32]] = field(repr=False)
     heads: tuple[str, ...]
@@ -90,9 +101,10 @@ class Checkpoint:
     dtype: str
     files: Mapping[str, str] = field(repr=False)
     labels: tuple[str, ...] = ()
+    projected: bool = False
     unusable: Mapping[str, Unusable] = field(default_factory=dict, repr=False)
 
     @property
     def resumable(self) -> bool:
-        """Whether training can go on from it: only where the prompt encoder's MLP is present."""
-        return self.encoder is not None
+        """Whether training can go on from it: not where only an encoder's output was saved."""
+        return self.encoder is not None or not (self.kind == "P_TUNING" or self.projected)
