@@ -10,6 +10,7 @@ from torch import nn
 
 from ptdeploy.program.head import Head
 from ptdeploy.program.lowering import SharedCache, start
+from ptdeploy.program.past import filled_cache, prefix_of_rows
 from ptdeploy.program.prompt import backbone
 from ptdeploy.program.words import embed
 
@@ -115,8 +116,7 @@ class ClassifyingDecoder(nn.Module):
         *head: torch.Tensor,
     ) -> torch.Tensor:
         self.head.start(prompt_index, head)
-        first = prompt_index * (2 * self.layers)
-        past = tuple(prefix_kv[first + part] for part in range(2 * self.layers))
+        past = prefix_of_rows(prefix_kv, prompt_index, self.layers)
         slots = torch.arange(prefix_kv.shape[2])[None]
         filled = (slots < prefix_lengths[:, None]).to(attention_mask.dtype)
         mask = torch.cat([filled, attention_mask], dim=1)
@@ -140,11 +140,7 @@ def step(
     the row, and rows of unequal length, change nothing (PEFT numbers padding too; see the docs).
     Gives the model's first output and its cache, keys and values by turns.
     """
-    from transformers.cache_utils import DynamicCache
-
-    cache = DynamicCache()
-    for layer in range(len(past) // 2):
-        cache.update(past[2 * layer], past[2 * layer + 1], layer)
+    cache = filled_cache(past)
     new = next(iter(words.values())).shape[1]
     if "position_ids" in inspect.signature(model.forward).parameters:
         options["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)[:, -new:]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from ptdeploy.program.head import Head
+from ptdeploy.program.past import filled_cache, prefix_of_rows
+from ptdeploy.program.prompt import backbone
 from ptdeploy.program.words import embed
 
 if TYPE_CHECKING:
@@ -41,3 +43,63 @@ class Encoder(nn.Module):
             inputs_embeds=embeds, attention_mask=attention_mask, **types
         ).logits
         return logits
+
+
+class PrefixEncoder(nn.Module):
+    """An encoder over each row's prefix KV, which every token of its text attends to.
+
+    Takes `input_ids` and `attention_mask`, int64 (batch, sequence), of the text; `token_type_ids`
+    where the model tells segments apart; the prefix KV of all prompts, layer by layer, keys before
+    values, (prompts * layers * 2, heads, slots, head dim); how many of its slots a row's own fills,
+    (batch,); which prompt a row has, (batch,), and the head's parameters. A row's text is numbered
+    behind its prefix. Source: PEFT's _prefix_tuning_forward, peft/peft_model.py.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        layers: int,
+        takes_segments: bool,
+        per_token: bool,
+        head: Head,
+    ) -> None:
+        super().__init__()
+        self.model = backbone(model)
+        # Where that backbone is in the whole model, to name the graph's nodes.
+        self.prefix = str(model.base_model_prefix)
+        self.classifier = model.classifier
+        self.layers, self.head = layers, head
+        self.takes_segments, self.per_token = takes_segments, per_token
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, *rest: torch.Tensor
+    ) -> torch.Tensor:
+        types = {"token_type_ids": rest[0]} if self.takes_segments else {}
+        prefix_kv, lengths, rows, *head = rest[len(types) :]
+        self.head.start(rows, head)
+        slots = torch.arange(prefix_kv.shape[2])[None]
+        filled = (slots < lengths[:, None]).to(attention_mask.dtype)
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=torch.cat([filled, attention_mask], dim=1),
+            position_ids=self.positions(input_ids, lengths[:, None]),
+            past_key_values=filled_cache(prefix_of_rows(prefix_kv, rows, self.layers)),
+            use_cache=False,
+            return_dict=True,
+            **types,
+        )
+        pooled = None if self.per_token else getattr(outputs, "pooler_output", None)
+        logits: torch.Tensor = self.classifier(
+            outputs.last_hidden_state if pooled is None else pooled
+        )
+        return logits
+
+    def positions(self, input_ids: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
+        """The text's position ids, (batch, sequence), where `before` (batch, 1) come first."""
+        embeddings: Any = self.model.embeddings
+        # RoBERTa's kind counts the tokens that are no padding, and from its padding id on.
+        numbered = getattr(embeddings, "create_position_ids_from_input_ids", None)
+        if numbered is None:
+            return before + torch.arange(input_ids.shape[1])[None]
+        positions: torch.Tensor = numbered(input_ids, embeddings.padding_idx, before)
+        return positions

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,9 +31,10 @@ class Prompt:
     """A frozen prompt.
 
     `virtual_tokens` has shape (num_virtual_tokens, token_dim), float32; None where a prefix KV was
-    trained itself. `prefix_kv` is there for a causal decoder: shape (layers, 2, kv heads, num_virtual_tokens, head dim), float32, keys before
-    values; the virtual tokens come first, so it depends on nothing else. `head` holds parameters of
-    the head that was trained with it, float32, by the names of the graph's inputs.
+    trained itself. `prefix_kv` is there for a causal decoder, and where it was trained: shape
+    (layers, 2, kv heads, num_virtual_tokens, head dim), float32, keys before values; it comes
+    first, so it depends on nothing else. `head` holds parameters of the head that was trained with
+    it, float32, by the names of the graph's inputs.
     """
 
     virtual_tokens: NDArray[np.float32] | None = field(repr=False)
@@ -140,15 +142,12 @@ def _trained_prefix(
 
     found = checkpoint.prefix_kv
     assert found is not None, "the caller has one"
-    kind = model.config.model_type
-    if not takes_prefix:
-        raise BaseModelError(
-            f"{kind}: {checkpoint.kind} on an encoder is not supported yet.",
-            "Train P-Tuning or prompt tuning on it, or prefix tuning on a decoder.",
-        )
-    table = model.get_input_embeddings().weight
-    with torch.no_grad():
-        own = tuple(_keys_and_values(model, table[None, : found.shape[3]]).shape)
+    if takes_prefix:
+        table = model.get_input_embeddings().weight
+        with torch.no_grad():
+            own = tuple(_keys_and_values(model, table[None, : found.shape[3]]).shape)
+    else:
+        own = _encoders_shape(model, found.shape[3])
     if (own[:3], own[4]) != (found.shape[:3], found.shape[4]):
         raise BaseModelError(
             f"{checkpoint.weights_file}: its prefix KV is of {found.shape[0]} layers with "
@@ -157,6 +156,19 @@ def _trained_prefix(
             "The checkpoint was trained on another base model. Pass the right one with --base.",
         )
     return found
+
+
+def _encoders_shape(model: PreTrainedModel, tokens: int) -> tuple[int, ...]:
+    """The shape of an encoder's prefix KV. Raises BaseModelError if it takes none."""
+    config, kind = model.config, model.config.model_type
+    takes = inspect.signature(backbone(model).forward).parameters
+    if "past_key_values" not in takes or not hasattr(model, "classifier"):
+        raise BaseModelError(
+            f"{kind}: takes no keys and values before its text, which a trained prefix KV is.",
+            "PEFT trains none on it either. Pass the base model it was trained on with --base.",
+        )
+    heads = int(config.num_attention_heads)
+    return int(config.num_hidden_layers), 2, heads, tokens, int(config.hidden_size) // heads
 
 
 def save_prompt(prompt: Prompt, folder: Path) -> str:

@@ -146,9 +146,9 @@ def classifier_problems(manifest: Manifest, axes: tuple[str, ...]) -> Iterator[s
         yield f"{where}prefix_kv is not what the graph takes"
     first = prefix or next((spec for spec in given if spec.role == "table"), None)
     dtype = first.dtype if first is not None and first.dtype in ACTIVATIONS else ACTIVATIONS[0]
+    if manifest.limits.type_vocab_size:
+        inputs.append(("segments", "int64", text))
     if prefix is None:
-        if manifest.limits.type_vocab_size:
-            inputs.append(("segments", "int64", text))
         inputs.append(("table", dtype, (VIRTUAL, prompt.token_dim or 0)))
     else:
         inputs.append(("prefix", dtype, (PREFIXES, shape[2], PREFIX, shape[4])))

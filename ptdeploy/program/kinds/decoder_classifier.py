@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ptdeploy.bundle import Route
-from ptdeploy.bundle.signature import BATCH, PREFIX, PREFIXES, Signature
-from ptdeploy.bundle.task import TensorSpec
-from ptdeploy.program.kinds.kind import IDS, MASK, BuildOptions, class_logits
+from ptdeploy.bundle.signature import BATCH, Signature
+from ptdeploy.program.kinds.kind import IDS, MASK, BuildOptions, class_logits, prefix_inputs
 from ptdeploy.program.kinds.sequence import SequenceKind
 
 if TYPE_CHECKING:
@@ -38,19 +37,9 @@ class DecoderClassifier(SequenceKind):
         from ptdeploy.program.program import Program
 
         assert prompt.prefix_kv is not None
-        layers, _, heads, _, width = prompt.prefix_kv.shape
-        meaning = "prefix KV of every prompt, layer by layer, keys before values"
+        layers = prompt.prefix_kv.shape[0]
         head = Head(model, prompt.head)
-        inputs = (
-            IDS,
-            MASK,
-            TensorSpec("prefix_kv", "prefix", "float32", (PREFIXES, heads, PREFIX, width), meaning),
-            TensorSpec(
-                "prefix_lengths", "lengths", "int64", (BATCH,), "virtual tokens of each row"
-            ),
-            prompt_index(),
-            *head.specs,
-        )
+        inputs = (IDS, MASK, *prefix_inputs(prompt.prefix_kv), prompt_index(), *head.specs)
         logits = class_logits((BATCH,), base.num_labels, head.specs)
         module = ClassifyingDecoder(model, layers, head).eval()
         return Program(module, Signature(inputs, (logits,))), Route(

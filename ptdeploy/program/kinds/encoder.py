@@ -14,6 +14,7 @@ from ptdeploy.program.kinds.kind import (
     BuildOptions,
     ProgramKind,
     class_logits,
+    prefix_inputs,
     table,
 )
 from ptdeploy.program.kinds.sequence import SequenceKind
@@ -77,16 +78,21 @@ class TokenEncoder(ProgramKind):
 def _encoder(
     model: PreTrainedModel, base: BaseModel, prompt: Prompt, axes: tuple[str, ...]
 ) -> tuple[Program, Route]:
-    from ptdeploy.program.encoder import Encoder
+    from ptdeploy.program.encoder import Encoder, PrefixEncoder
     from ptdeploy.program.head import Head, prompt_index
     from ptdeploy.program.program import Program
 
     head = Head(model, prompt.head)
     segments = (_SEGMENTS,) if base.type_vocab_size else ()
+    logits = class_logits(axes, base.num_labels, head.specs)
+    route = Route("plain", "an encoder has no KV buffer")
+    if prompt.prefix_kv is not None:
+        layers = prompt.prefix_kv.shape[0]
+        prefix = (*prefix_inputs(prompt.prefix_kv), prompt_index())
+        over = PrefixEncoder(model, layers, bool(segments), SEQUENCE in axes, head).eval()
+        inputs = (IDS, MASK, *segments, *prefix, *head.specs)
+        return Program(over, Signature(inputs, (logits,))), route
     words = (IDS, MASK, *segments, table(base.embedding_dim))
     inputs = (*words, prompt_index(), *head.specs) if head.specs else words
-    logits = class_logits(axes, base.num_labels, head.specs)
     module = Encoder(model, base.vocab_size, bool(segments), head).eval()
-    return Program(module, Signature(inputs, (logits,))), Route(
-        "plain", "an encoder has no KV buffer"
-    )
+    return Program(module, Signature(inputs, (logits,))), route

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ptdeploy.bundle import Route
-from ptdeploy.bundle.signature import BATCH, CLASSES, SEQUENCE, VIRTUAL
+from ptdeploy.bundle.signature import BATCH, CLASSES, PREFIX, PREFIXES, SEQUENCE, VIRTUAL
 from ptdeploy.bundle.task import Operators, Task, TensorSpec
 
 if TYPE_CHECKING:
     import torch
+    from numpy.typing import NDArray
     from transformers import PreTrainedModel
 
     from ptdeploy.program.program import Program
@@ -32,6 +33,17 @@ def table(width: int) -> TensorSpec:
     """The input that virtual tokens are looked up in, by ids behind the model's own."""
     meaning = "virtual tokens of every prompt, looked up by ids from the vocabulary's size on"
     return TensorSpec("virtual_tokens", "table", "float32", (VIRTUAL, width), meaning)
+
+
+def prefix_inputs(prefix_kv: NDArray[Any]) -> tuple[TensorSpec, TensorSpec]:
+    """The inputs of a graph whose rows have a prefix KV, and how much of it is a row's own."""
+    _, _, heads, _, width = prefix_kv.shape
+    meaning = "prefix KV of every prompt, layer by layer, keys before values"
+    shape = (PREFIXES, heads, PREFIX, width)
+    return (
+        TensorSpec("prefix_kv", "prefix", "float32", shape, meaning),
+        TensorSpec("prefix_lengths", "lengths", "int64", (BATCH,), "virtual tokens of each row"),
+    )
 
 
 def class_logits(axes: tuple[int | str, ...], labels: int, head: Collection[object]) -> TensorSpec:
