@@ -31,6 +31,7 @@ def compile(
     task: Task | None = None,
     labels: str | None = None,
     head: str | None = None,
+    task_id: int | None = None,
     force: bool = False,
     freeze_kv: bool = True,
     max_batch: int | None = None,
@@ -40,14 +41,15 @@ def compile(
     engine: TargetOptions | None = None,
     progress: Progress | None = None,
 ) -> Bundle:
-    """Compile a P-Tuned checkpoint into a verified bundle.
+    """Compile a trained prompt into a verified bundle.
 
     `checkpoint` is a PEFT adapter folder, a Trainer checkpoint or a state dict file; `base`
     overrides the base model it names (a local folder or a hub id). `name` is what the prompt is
     called in the bundle, "default" unless told. `target` is "ort", "openvino" or "trt";
     `device` "cpu" or "cuda", and `precision`, are the target's default unless told. `labels` names
     the classes; `head` says what SEQ_CLS logits are, "softmax", "sigmoid" or "regression", over
-    what the base's problem_type says. `tokenizer` is a folder or a hub id to take the tokenizer
+    what the base's problem_type says. `task_id` is one of the tasks that a multitask prompt was
+    trained for. `tokenizer` is a folder or a hub id to take the tokenizer
     from, or "none" for a bundle that takes token ids only; unless told it is the checkpoint's own,
     else the base model's.
     For CAUSAL_LM the virtual tokens are frozen as prefix KV unless `freeze_kv` is False, and the
@@ -80,6 +82,7 @@ def compile(
         task=task,
         labels=labels,
         head=head,
+        task_id=task_id,
         force=force,
         freeze_kv=freeze_kv,
         max_batch=max_batch,

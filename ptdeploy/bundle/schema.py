@@ -46,11 +46,15 @@ class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SourceInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The checkpoint: names and hashes, never a path of the machine that compiled it."""
+    """The checkpoint: names and hashes, never a path of the machine that compiled it.
+
+    `task_id` is the one of several tasks that a multitask prompt was trained for.
+    """
 
     format: str
     adapter: str
     files: dict[str, str]
+    task_id: int | None = None
 
 
 class BaseInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -65,6 +65,7 @@ def add_options(sub: argparse.ArgumentParser) -> None:
         get_target(name).add_options(sub)
     _add_quantization(sub)
     options.add_adapter(sub)
+    options.add_task_id(sub)
     options.add_checkpoint(sub)
 
 

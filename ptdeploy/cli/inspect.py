@@ -19,13 +19,18 @@ def add_options(sub: argparse.ArgumentParser) -> None:
         help="open the bundle's engine, and list the layers it runs, their types and its memory",
     )
     options.add_adapter(sub)
+    options.add_task_id(sub)
 
 
 def run(arguments: argparse.Namespace) -> int:
     from ptdeploy.commands.inspect import describe, inspect
 
     facts = inspect(
-        arguments.path, arguments.adapter, options.task(arguments), layers=arguments.layers
+        arguments.path,
+        arguments.adapter,
+        options.task(arguments),
+        layers=arguments.layers,
+        task_id=arguments.task_id,
     )
     if arguments.json:
         return show_json_facts(facts)

@@ -15,6 +15,12 @@ def add_adapter(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--adapter", metavar="NAME", help="which of several adapters")
 
 
+def add_task_id(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--task-id", type=int, metavar="N", help="which task of a multitask prompt, from 0 on"
+    )
+
+
 def add_task(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--task",

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from ptdeploy.arguments import checked, flag, maybe, one_of, path, text
+from ptdeploy.arguments import whole as whole_number
 from ptdeploy.backends import engine_facts, engine_words, get_backend
 from ptdeploy.bundle import Bundle, is_bundle, read_bundle, whole
 from ptdeploy.bundle.task import Head, Task
@@ -27,9 +28,19 @@ HEADS: dict[Head, str] = {
 }
 
 
-@checked(path=path, adapter=maybe(text), task=maybe(one_of(Task)), layers=flag)
+@checked(
+    path=path,
+    adapter=maybe(text),
+    task=maybe(one_of(Task)),
+    layers=flag,
+    task_id=maybe(whole_number()),
+)
 def inspect(
-    path: str | Path, adapter: str | None = None, task: Task | None = None, layers: bool = False
+    path: str | Path,
+    adapter: str | None = None,
+    task: Task | None = None,
+    layers: bool = False,
+    task_id: int | None = None,
 ) -> dict[str, Any]:
     """Describe a checkpoint or a bundle as nested plain data, ready for JSON.
 
@@ -46,7 +57,7 @@ def inspect(
         raise InputError(f"{path}: is no bundle, and only an engine has --layers.")
     from ptdeploy.source.checkpoint import read_checkpoint
 
-    return _checkpoint(read_checkpoint(path, adapter, task))
+    return _checkpoint(read_checkpoint(path, adapter, task, task_id=task_id))
 
 
 def _checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -49,6 +49,7 @@ class CompileRequest:
     task: Task | None = None
     labels: str | None = None
     head: str | None = None
+    task_id: int | None = None
     force: bool = False
     freeze_kv: bool = True
     max_batch: int | None = None
@@ -72,6 +73,7 @@ class CompileRequest:
             task=maybe(one_of(Task)),
             labels=maybe(text),
             head=maybe(text),
+            task_id=maybe(whole()),
             force=flag,
             freeze_kv=flag,
             max_batch=maybe(whole(most=MOST)),

@@ -67,7 +67,7 @@ def read(plan: Plan, progress: Progress) -> Source:
     request = plan.request
     with progress.stage("read the checkpoint"):
         checkpoint = read_checkpoint(
-            request.checkpoint, request.adapter, request.task, request.labels
+            request.checkpoint, request.adapter, request.task, request.labels, request.task_id
         )
         _check_kv_buffer(checkpoint.task, plan)
         from ptdeploy.source.meaning import read_meaning

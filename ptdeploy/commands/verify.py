@@ -65,7 +65,11 @@ def verify_bundle(request: VerifyRequest, progress: Progress) -> ParityReport:
                 from ptdeploy.parity.reference.peft import open_peft
 
                 peft = open_peft(
-                    request.checkpoint, request.adapter, request.base, engine.manifest.task
+                    request.checkpoint,
+                    request.adapter,
+                    request.base,
+                    engine.manifest.task,
+                    engine.prompt.info.source.task_id,
                 )
                 chosen = _choose_tokenizer(peft, engine, request.tokenizer)
         return _compare(_Run(request, manifest, engine, peft, chosen, given, overrides), progress)

@@ -32,10 +32,12 @@ from ptdeploy.source.meaning import Meaning
 
 # What a prompt is, once it is evaluated.
 _KINDS: dict[PromptKind, str] = {
-    "P_TUNING": "evaluated prompt",
+    "P_TUNING": "an evaluated prompt",
     "PROMPT_TUNING": "prompt tuning's virtual tokens",
+    "MULTITASK_PROMPT_TUNING": "a multitask prompt's virtual tokens",
+    "CPT": "a context-aware prompt's virtual tokens",
     "PREFIX_TUNING": "prefix tuning's prefix KV",
-    "CARTRIDGE": "cartridge's prefix KV",
+    "CARTRIDGE": "a cartridge's prefix KV",
 }
 _PACKAGES = ("ptdeploy", "numpy", "onnx", "onnxruntime", "onnxscript", "peft", "torch")
 
@@ -82,6 +84,7 @@ def build_manifest(
             format=checkpoint.format,
             adapter=checkpoint.adapter,
             files=dict(checkpoint.files),
+            task_id=checkpoint.task_id,
         ),
     )
     graph = Graph(route.route, route.reason, signature.inputs, signature.outputs)
@@ -109,7 +112,7 @@ def build_manifest(
 
 def _kind(checkpoint: Checkpoint) -> str:
     if checkpoint.encoder is not None:
-        return f"{checkpoint.encoder.kind} prompt encoder"
+        return f"an {checkpoint.encoder.kind} prompt encoder"
     return _KINDS[checkpoint.kind]
 
 

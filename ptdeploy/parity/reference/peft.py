@@ -41,10 +41,14 @@ class PeftSource:
 
 
 def open_peft(
-    checkpoint: str | Path, adapter: str | None, base: str | None, task: Task
+    checkpoint: str | Path,
+    adapter: str | None,
+    base: str | None,
+    task: Task,
+    task_id: int | None = None,
 ) -> PeftSource:
     """Read a checkpoint and load PEFT's model of it."""
-    source = read_checkpoint(checkpoint, adapter, task)
+    source = read_checkpoint(checkpoint, adapter, task, task_id=task_id)
     found = resolve_base(source, base)
     return PeftSource(source, found, peft_model(source, found))
 
@@ -74,7 +78,23 @@ def _from_adapter(checkpoint: Checkpoint, model: PreTrainedModel) -> PeftModel:
     config = PeftConfig.from_pretrained(folder)
     # The file may name none, and PEFT then puts no prompt before the text.
     config.task_type = checkpoint.task.value
-    return PeftModel.from_pretrained(model, folder, checkpoint.adapter, config=config)
+    peft = PeftModel.from_pretrained(model, folder, checkpoint.adapter, config=config)
+    if checkpoint.task_id is not None:
+        _fix_task(peft, checkpoint.task_id)
+    return peft
+
+
+def _fix_task(peft: PeftModel, task_id: int) -> None:
+    """Have PEFT put the prompt of one task before every row, as callers of it ask by `task_ids`."""
+    import torch
+
+    of_tasks = peft.get_prompt
+
+    def of_task(batch_size: int, *_: Any, **__: Any) -> torch.Tensor:
+        prompt: torch.Tensor = of_tasks(batch_size, torch.full((batch_size,), task_id))
+        return prompt
+
+    peft.get_prompt = of_task
 
 
 def _from_state_dict(checkpoint: Checkpoint, model: PreTrainedModel) -> PeftModel:

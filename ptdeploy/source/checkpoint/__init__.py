@@ -31,7 +31,9 @@ class Reader(Protocol):
 
     def matches(self, path: Path) -> bool: ...
 
-    def read(self, path: Path, adapter: str | None, task: Task | None) -> Checkpoint: ...
+    def read(
+        self, path: Path, adapter: str | None, task: Task | None, task_id: int | None
+    ) -> Checkpoint: ...
 
 
 # The first whose matches(path) holds reads it.
@@ -43,10 +45,12 @@ def read_checkpoint(
     adapter: str | None = None,
     task: Task | None = None,
     labels: str | None = None,
+    task_id: int | None = None,
 ) -> Checkpoint:
-    """Read a P-Tuning checkpoint of any supported format.
+    """Read a trained prompt of any supported kind and format.
 
-    `labels` names the classes: a comma-separated list, or a file with one a line.
+    `task_id` is one of the tasks that a multitask prompt was trained for. `labels` names the
+    classes: a comma-separated list, or a file with one a line.
     Raises CheckpointError saying what was looked for if no format matches.
     """
     path = Path(path)
@@ -54,7 +58,7 @@ def read_checkpoint(
         raise CheckpointError(f"{path}: no such file or folder.")
     for reader in READERS:
         if reader.matches(path):
-            checkpoint = reader.read(path, adapter, task)
+            checkpoint = reader.read(path, adapter, task, task_id)
             return replace(checkpoint, labels=read_labels(labels)) if labels else checkpoint
     inner = sorted(p.name for p in path.glob("checkpoint-*")) if path.is_dir() else []
     if inner:

@@ -39,6 +39,7 @@ def assemble(
     heads: Iterable[str],
     files: Iterable[Path],
     encoder_file: Path | None = None,
+    task_id: int | None = None,
 ) -> Checkpoint:
     """Check shapes against the config and values against NaN, and build the Checkpoint.
 
@@ -97,6 +98,7 @@ def assemble(
         files={file.name: sha256_of(file) for file in files},
         unusable=unusable,
         projected=config.projected,
+        task_id=task_id,
     )
 
 

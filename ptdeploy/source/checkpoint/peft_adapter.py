@@ -7,6 +7,7 @@ from pathlib import Path
 from ptdeploy.bundle.task import Task
 from ptdeploy.errors import CheckpointError
 from ptdeploy.source.checkpoint.assemble import assemble
+from ptdeploy.source.checkpoint.multitask import FACTORS, of_task
 from ptdeploy.source.checkpoint.names import EVALUATED, unwrap
 from ptdeploy.source.checkpoint.peft_config import CONFIG_NAME, read_peft_config
 from ptdeploy.source.checkpoint.tensors import read_tensors
@@ -26,7 +27,12 @@ def matches(path: Path) -> bool:
     return folder.is_dir() and bool(_adapters(folder))
 
 
-def read(path: Path, adapter: str | None = None, task: Task | None = None) -> Checkpoint:
+def read(
+    path: Path,
+    adapter: str | None = None,
+    task: Task | None = None,
+    task_id: int | None = None,
+) -> Checkpoint:
     """Read the adapter named `adapter`, or the only one there is.
 
     A `prompt_encoder.safetensors` beside it, as `save_full` writes, brings the MLP or LSTM too.
@@ -65,8 +71,16 @@ def read(path: Path, adapter: str | None = None, task: Task | None = None) -> Ch
     weights = {
         name.removeprefix("base_model."): tensor
         for name, tensor in tensors.items()
-        if name != "prompt_embeddings"
+        if name not in ("prompt_embeddings", *FACTORS)
     }
+    prompt = tensors.get("prompt_embeddings")
+    if config.kind == "MULTITASK_PROMPT_TUNING":
+        prompt, task_id = of_task(weights_file, tensors, task_id)
+    elif task_id is not None:
+        raise CheckpointError(
+            f"{weights_file}: its config says {config.kind}, which is of one task.",
+            "Leave --task-id out.",
+        )
     return assemble(
         path=path,
         weights_file=weights_file,
@@ -75,12 +89,13 @@ def read(path: Path, adapter: str | None = None, task: Task | None = None) -> Ch
         else "PEFT adapter",
         adapter=adapter,
         config=config,
-        prompt=tensors.get("prompt_embeddings"),
+        prompt=prompt,
         encoder=encoder,
         weights=weights,
         heads=weights,
         files=files,
         encoder_file=folder / ENCODER_NAME,
+        task_id=task_id,
     )
 
 

@@ -53,6 +53,10 @@ def read_peft_config(path: Path, task: Task | None = None) -> PeftConfig:
             f"{path}: peft_type is {peft_type!r}, but ptdeploy compiles {', '.join(KINDS)}.",
             _OTHER_TYPES.get(str(peft_type), "Pass a checkpoint of one of those kinds."),
         )
+    if peft_type == "CPT" and str(raw.get("task_type")) not in ("CAUSAL_LM", "None"):
+        raise CheckpointError(
+            f"{path}: task_type is {raw.get('task_type')!r}, but PEFT trains CPT for CAUSAL_LM."
+        )
     submodules = raw.get("num_transformer_submodules")
     if submodules not in (None, 1):
         raise CheckpointError(

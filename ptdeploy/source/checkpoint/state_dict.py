@@ -35,13 +35,23 @@ def matches(path: Path) -> bool:
     return any((path / name).is_file() for name in FILE_NAMES)
 
 
-def read(path: Path, adapter: str | None = None, task: Task | None = None) -> Checkpoint:
+def read(
+    path: Path,
+    adapter: str | None = None,
+    task: Task | None = None,
+    task_id: int | None = None,
+) -> Checkpoint:
     """Read a full state dict, whose prompt encoder is not evaluated yet.
 
     An `adapter_config.json` beside the file is used if there is one; without it the shapes say all
     but the task (`task`) and the base model (`--base`).
     Raises CheckpointError if it is no state dict of a P-Tuned PeftModel.
     """
+    if task_id is not None:
+        raise CheckpointError(
+            f"{path}: is a P-Tuned model's state dict, which is of one task.",
+            "Leave --task-id out.",
+        )
     file = path if path.is_file() else next(path / n for n in FILE_NAMES if (path / n).is_file())
     tensors = read_state(file)
     encoders = _encoders(tensors)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +17,10 @@ EncoderKind = Literal["MLP", "LSTM"]
 # PEFT's names of the kinds of prompt that are read: virtual tokens that are run (Lester et al.
 # 2021, Liu et al. 2021), and keys and values of every layer (Li and Liang 2021, Eyuboglu et al.
 # 2025).
-PromptKind = Literal["P_TUNING", "PROMPT_TUNING", "PREFIX_TUNING", "CARTRIDGE"]
-KINDS: tuple[PromptKind, ...] = ("P_TUNING", "PROMPT_TUNING", "PREFIX_TUNING", "CARTRIDGE")
+PromptKind = Literal[
+    "P_TUNING", "PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "CPT", "PREFIX_TUNING", "CARTRIDGE"
+]
+KINDS: tuple[PromptKind, ...] = get_args(PromptKind)
 PREFIX_KINDS: tuple[PromptKind, ...] = ("PREFIX_TUNING", "CARTRIDGE")
 
 
@@ -77,7 +79,8 @@ class Checkpoint:
     At least one of `virtual_tokens` (the evaluated prompt, shape (num_virtual_tokens, token_dim),
     float32) and `encoder` (from which it is evaluated) is there; or, of the kinds that have none,
     `prefix_kv`, float32 (layers, 2, kv heads, num_virtual_tokens, head dim), whose `token_dim` is
-    the width of a layer's keys. `projected` says that a projection made it, which was not saved.
+    the width of a layer's keys. `projected` says that a projection made it, which was not saved;
+    `task_id` is the one of several trained tasks that was asked for.
     `weights` holds the base model's tensors that the checkpoint overrides, by their name in the
     base model: the trained head at least, every weight for a full state dict. `unusable` are
     tensors under such names that are no finite floating point numbers: only the base model says
@@ -102,6 +105,7 @@ class Checkpoint:
     files: Mapping[str, str] = field(repr=False)
     labels: tuple[str, ...] = ()
     projected: bool = False
+    task_id: int | None = None
     unusable: Mapping[str, Unusable] = field(default_factory=dict, repr=False)
 
     @property
