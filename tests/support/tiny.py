@@ -1,4 +1,4 @@
-"""Tiny random models, P-Tuned as PEFT does it, saved to disk: what most tests compile."""
+"""Tiny random models with a prompt as PEFT trains it, saved to disk: what most tests compile."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 import transformers
-from peft import PeftModel, PromptEncoderConfig, get_peft_model
+from peft import PeftModel, get_peft_model
+from support.kinds import KINDS
 
 VOCABULARY = 101
 LABELS = 3
@@ -215,7 +216,7 @@ _AUTO = {
 
 @dataclass(frozen=True)
 class Trained:
-    """A P-Tuned model, live and saved: `base` and `adapter` are folders."""
+    """A model with a trained prompt, live and saved: `base` and `adapter` are folders."""
 
     model: PeftModel
     base: Path
@@ -244,14 +245,16 @@ def make(
     architecture: str,
     task: str,
     encoder: str = "MLP",
+    kind: str = "",
     virtual_tokens: int = 5,
     seed: int = 0,
     saved_as: torch.dtype = torch.float32,
     jitter: bool = False,
     **changes: Any,
 ) -> Trained:
-    """Build a random model, wrap it with PEFT's P-Tuning, and save base and adapter.
+    """Build a random model, give it a prompt of a kind of PEFT's, and save base and adapter.
 
+    The kind is one of support.kinds, P-Tuning with `encoder` unless told.
     The base is saved as `saved_as`; the live model is float32 of the same values. With `jitter`
     biases and norms are random too, as in a trained model, not all zeros and ones.
     """
@@ -267,7 +270,7 @@ def make(
         parameter.data = parameter.data.to(saved_as).float()
     state = {name: tensor.to(saved_as) for name, tensor in base.state_dict().items()}
     base.save_pretrained(folder / "base", state_dict=state)
-    model = tune(base, folder, task, encoder, virtual_tokens)
+    model = tune(base, folder, task, kind or f"P-Tuning, {encoder}", virtual_tokens)
     return Trained(model, folder / "base", folder / "adapter")
 
 
@@ -279,24 +282,14 @@ def another(
     base = _AUTO[task].from_pretrained(
         trained.base, num_labels=labels, ignore_mismatched_sizes=True
     )
-    model = tune(base.eval(), folder, task, "MLP", virtual_tokens)
+    model = tune(base.eval(), folder, task, "P-Tuning, MLP", virtual_tokens)
     return Trained(model, trained.base, folder / "adapter")
 
 
-def tune(base: Any, folder: Path, task: str, encoder: str, virtual_tokens: int) -> PeftModel:
-    """Wrap a model with PEFT's P-Tuning, and save the adapter."""
-    model: PeftModel = get_peft_model(
-        base,
-        PromptEncoderConfig(
-            task_type=task,
-            num_virtual_tokens=virtual_tokens,
-            token_dim=base.get_input_embeddings().weight.shape[1],
-            num_layers=2,
-            num_attention_heads=4,
-            encoder_hidden_size=24,
-            encoder_reparameterization_type=encoder,
-        ),
-    ).eval()
+def tune(base: Any, folder: Path, task: str, kind: str, virtual_tokens: int) -> PeftModel:
+    """Give a model a prompt of one of support.kinds, and save the adapter."""
+    told = KINDS[kind](base, task_type=task, num_virtual_tokens=virtual_tokens)
+    model: PeftModel = get_peft_model(base, told).eval()
     for parameter in model.prompt_encoder.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     model.save_pretrained(folder / "adapter")

@@ -60,6 +60,7 @@ inline std::optional<std::string> string_or_null(const Json& json, const Where& 
 // Checked as the Python reader does, and not kept.
 inline void skip_string(const Json& json, const Where& where) { read_string(json, where); }
 inline void skip_int(const Json& json, const Where& where) { read_int(json, where); }
+inline void skip_int_or_null(const Json& json, const Where& where) { number_or_null(json, where); }
 inline void skip_float(const Json& json, const Where& where) { read_float(json, where); }
 inline void skip_bool(const Json& json, const Where& where) { read_bool(json, where); }
 inline void skip_string_map(const Json& json, const Where& where) { read_string_map(json, where); }

@@ -50,7 +50,7 @@ std::vector<Wanted> wanted_inputs(const PromptInfo& prompt, const Buffer& buffer
                              {TensorRole::lengths, "int64", {"batch"}},
                              {TensorRole::positions, "int64", {"kept"}}};
   if (!prompt.prefix_kv)
-    inputs.push_back({TensorRole::table, buffer.dtype, {"virtual", prompt.token_dim}});
+    inputs.push_back({TensorRole::table, buffer.dtype, {"virtual", prompt.token_dim.value_or(0)}});
   inputs.insert(inputs.end(), 2 * buffer.layers, {TensorRole::past, buffer.dtype, buffer.shape});
   return inputs;
 }

@@ -46,13 +46,12 @@ std::vector<Wanted> wanted_inputs(const Manifest& manifest) {
   const auto type = first ? element_type(first->dtype) : std::nullopt;
   const std::string dtype = type && *type != ElementType::int64 ? first->dtype : "float32";
   std::vector<Wanted> inputs{{TensorRole::ids, "int64", text}, {TensorRole::mask, "int64", text}};
+  if (manifest.limits.type_vocab_size > 0) inputs.push_back({TensorRole::segments, "int64", text});
   if (const auto& shape = prompt.prefix_kv) {
     inputs.push_back({TensorRole::prefix, dtype, {"prefixes", (*shape)[2], "prefix", (*shape)[4]}});
     inputs.push_back({TensorRole::lengths, "int64", rows});
   } else {
-    if (manifest.limits.type_vocab_size > 0)
-      inputs.push_back({TensorRole::segments, "int64", text});
-    inputs.push_back({TensorRole::table, dtype, {"virtual", prompt.token_dim}});
+    inputs.push_back({TensorRole::table, dtype, {"virtual", prompt.token_dim.value_or(0)}});
   }
   if (prompt.prefix_kv || graph.input(TensorRole::head))
     inputs.push_back({TensorRole::prompt, "int64", rows});

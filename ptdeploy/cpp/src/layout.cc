@@ -44,10 +44,11 @@ void require_limits(const Manifest& manifest) {
 void require_prompt(const Manifest& manifest, const std::string& name, const PromptInfo& prompt) {
   const std::string where = place_of(name) + ".";
   require_size(where + "num_virtual_tokens", prompt.num_virtual_tokens);
-  require_size(where + "token_dim", prompt.token_dim);
+  require_size(where + "token_dim", prompt.token_dim.value_or(1));
   if (prompt.prefix_kv)
     for (std::size_t i = 0; i < prompt.prefix_kv->size(); ++i)
       require_size(where + "prefix_kv[" + std::to_string(i) + "]", (*prompt.prefix_kv)[i]);
+  require(prompt.token_dim || prompt.prefix_kv, where + "token_dim and prefix_kv are both null");
   require(prompt.head == Head::softmax || kind_of(manifest.task).any_head,
           where + "head is for SEQ_CLS, which it is not");
   require(prompt.num_virtual_tokens < manifest.limits.max_context,

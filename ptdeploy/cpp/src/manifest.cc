@@ -145,7 +145,8 @@ void read_source(const Json& json, const Where& where) {
   read_object(json, where,
               {{"format", true, skip_string},
                {"adapter", true, skip_string},
-               {"files", true, skip_string_map}});
+               {"files", true, skip_string_map},
+               {"task_id", false, skip_int_or_null}});
 }
 
 PromptInfo read_prompt(const Json& json, const Where& where) {
@@ -160,7 +161,7 @@ PromptInfo read_prompt(const Json& json, const Where& where) {
   read_object(json, where,
               {{"kind", true, into(out.kind)},
                {"num_virtual_tokens", true, into(out.num_virtual_tokens)},
-               {"token_dim", true, into(out.token_dim)},
+               {"token_dim", true, into(out.token_dim, number_or_null)},
                {"sha256", true, into(out.sha256)},
                {"prefix_kv", true, prefix_kv},
                {"labels", false, array_into(out.labels, read_string)},

@@ -72,8 +72,9 @@ struct Graph {
 
 struct PromptInfo {
   std::string kind;
-  std::int64_t num_virtual_tokens = 0, token_dim = 0;
-  std::string sha256;
+  std::int64_t num_virtual_tokens = 0;
+  std::optional<std::int64_t> token_dim;  // none of a prefix KV that was trained itself
+  std::string sha256;  // of the virtual tokens; of the prefix KV where there are none
   std::optional<std::vector<std::int64_t>> prefix_kv;
   std::vector<std::string> labels;
   Head head{};

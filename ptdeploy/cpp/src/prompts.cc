@@ -67,15 +67,17 @@ LoadedPrompt load_prompt(const Bundle& bundle) {
   prompt.tensors = bundle.reading("prompt", [&](const std::string& file) {
     const PromptInfo& info = prompt.info;
     PromptTensors found;
-    found.virtual_tokens = read_tensor(
-        file, "virtual_tokens", {info.num_virtual_tokens, info.token_dim}, "virtual tokens");
+    if (info.token_dim)
+      found.virtual_tokens = read_tensor(
+          file, "virtual_tokens", {info.num_virtual_tokens, *info.token_dim}, "virtual tokens");
     if (info.prefix_kv)
       found.prefix_kv = read_tensor(file, "prefix_kv", *info.prefix_kv, "prefix KV");
     for (const TensorSpec& spec : manifest.graph().inputs)
       if (spec.role == TensorRole::head)
         found.head[spec.name] = read_tensor(file, spec.name, part_of(spec, info), spec.name);
     Sha256 hash;
-    hash.update(found.virtual_tokens.data(), found.virtual_tokens.size() * sizeof(float));
+    const std::vector<float>& hashed = *(info.token_dim ? found.virtual_tokens : found.prefix_kv);
+    hash.update(hashed.data(), hashed.size() * sizeof(float));
     if (hash.hex() != info.sha256)
       throw BundleError(file + ": its virtual tokens are not those of prompt.sha256.", kAgain);
     return found;
@@ -86,8 +88,8 @@ LoadedPrompt load_prompt(const Bundle& bundle) {
 PromptInputs::PromptInputs(Backend& backend, const Graph& graph, const LoadedPrompt& prompt) {
   for (const TensorSpec& spec : graph.inputs) {
     if (spec.role == TensorRole::table) {
-      add(backend, spec, {prompt.info.num_virtual_tokens, prompt.info.token_dim},
-          prompt.tensors.virtual_tokens);
+      add(backend, spec, {prompt.info.num_virtual_tokens, *prompt.info.token_dim},
+          *prompt.tensors.virtual_tokens);
     } else if (spec.role == TensorRole::prefix) {
       const Sizes& shape = *prompt.info.prefix_kv;
       add(backend, spec, {shape[0] * shape[1], shape[2], shape[3], shape[4]},

@@ -13,9 +13,9 @@ namespace ptdeploy::detail {
 
 // What a prompt's file holds.
 struct PromptTensors {
-  std::vector<float> virtual_tokens;               // (num_virtual_tokens, token_dim)
-  std::optional<std::vector<float>> prefix_kv;     // of the manifest's shape
-  std::map<std::string, std::vector<float>> head;  // by input, without the axis of prompts
+  std::optional<std::vector<float>> virtual_tokens;  // (num_virtual_tokens, token_dim)
+  std::optional<std::vector<float>> prefix_kv;       // of the manifest's shape
+  std::map<std::string, std::vector<float>> head;    // by input, without the axis of prompts
 };
 
 // A prompt in memory, and its place among the engine's.
@@ -32,8 +32,8 @@ struct LoadedPrompt {
 };
 
 // The default prompt. Throws BundleError unless its file holds the virtual tokens whose hash the
-// manifest has, and the prefix KV and the parameters of the head that the engine takes: float32, all
-// finite.
+// manifest has, or the prefix KV where there are none, and the prefix KV and the parameters of the
+// head that the engine takes: float32, all finite.
 LoadedPrompt load_prompt(const Bundle& bundle);
 
 // What an engine is given of its prompts at every run: put where it computes, once.

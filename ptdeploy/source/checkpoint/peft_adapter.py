@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from ptdeploy.bundle.task import Task
@@ -11,7 +12,7 @@ from ptdeploy.source.checkpoint.multitask import FACTORS, of_task
 from ptdeploy.source.checkpoint.names import EVALUATED, unwrap
 from ptdeploy.source.checkpoint.peft_config import CONFIG_NAME, read_peft_config
 from ptdeploy.source.checkpoint.tensors import read_tensors
-from ptdeploy.source.checkpoint.types import Checkpoint
+from ptdeploy.source.checkpoint.types import Checkpoint, PromptKind
 
 WEIGHT_NAMES = ("adapter_model.safetensors", "adapter_model.bin")
 ENCODER_NAME = "prompt_encoder.safetensors"
@@ -73,6 +74,7 @@ def read(
         for name, tensor in tensors.items()
         if name not in ("prompt_embeddings", *FACTORS)
     }
+    _refuse_others(weights_file, config.kind, tensors)
     prompt = tensors.get("prompt_embeddings")
     if config.kind == "MULTITASK_PROMPT_TUNING":
         prompt, task_id = of_task(weights_file, tensors, task_id)
@@ -97,6 +99,22 @@ def read(
         encoder_file=folder / ENCODER_NAME,
         task_id=task_id,
     )
+
+
+def _refuse_others(where: Path, kind: PromptKind, tensors: Iterable[str]) -> None:
+    """Raises CheckpointError if the weights are of more than a prompt of that kind."""
+    for name in sorted(tensors):
+        if ".lora_" in name:
+            raise CheckpointError(
+                f"{where}: holds {name}: a LoRA adapter beside the prompt.",
+                "Merge it into its base with merge_and_unload() on the model that was trained, "
+                "save that base, and pass it with --base and the prompt alone.",
+            )
+        if name in FACTORS and kind != "MULTITASK_PROMPT_TUNING":
+            raise CheckpointError(
+                f"{where}: holds {name}, which is a multitask prompt's, but its config says {kind}.",
+                "The config and the tensors come from two trainings. Save both again together.",
+            )
 
 
 def _folder(path: Path) -> Path:

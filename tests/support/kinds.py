@@ -1,0 +1,101 @@
+"""Every kind of prompt that PEFT trains: how a tiny one is made, and what is shown of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import peft
+
+TASKS = 3
+# What a compilation of a multitask prompt must be told besides.
+TASK_ID = 1
+
+
+def _width(model: Any) -> dict[str, Any]:
+    # These kinds ignore the two counts, but PEFT refuses bases whose config names them otherwise.
+    width = model.get_input_embeddings().weight.shape[1]
+    return {"token_dim": width, "num_layers": 2, "num_attention_heads": 4}
+
+
+def _p_tuning(encoder: str) -> Callable[..., Any]:
+    def config(model: Any, **common: Any) -> Any:
+        return peft.PromptEncoderConfig(
+            **common,
+            **_width(model),
+            encoder_hidden_size=24,
+            encoder_reparameterization_type=encoder,
+        )
+
+    return config
+
+
+def _prompt_tuning(model: Any, **common: Any) -> Any:
+    return peft.PromptTuningConfig(**common, **_width(model))
+
+
+def _multitask(model: Any, **common: Any) -> Any:
+    return peft.MultitaskPromptTuningConfig(
+        **common, **_width(model), num_tasks=TASKS, num_ranks=2
+    )
+
+
+def _cpt(model: Any, num_virtual_tokens: int, **common: Any) -> Any:
+    places = list(range(num_virtual_tokens))
+    return peft.CPTConfig(
+        **common,
+        cpt_token_ids=[5 + place for place in places],
+        cpt_mask=[1] * len(places),
+        cpt_tokens_type_mask=[1 + place % 4 for place in places],
+    )
+
+
+def _prefix(model: Any, **common: Any) -> Any:
+    return peft.PrefixTuningConfig(**common)
+
+
+def _projected_prefix(model: Any, **common: Any) -> Any:
+    return peft.PrefixTuningConfig(**common, prefix_projection=True, encoder_hidden_size=16)
+
+
+def _cartridge(model: Any, **common: Any) -> Any:
+    return peft.CartridgeConfig(**common, num_frozen_tokens=1)
+
+
+# By the names that docs/support.md has.
+KINDS: dict[str, Callable[..., Any]] = {
+    "P-Tuning, MLP": _p_tuning("MLP"),
+    "P-Tuning, LSTM": _p_tuning("LSTM"),
+    "prompt tuning": _prompt_tuning,
+    "multitask prompt tuning": _multitask,
+    "CPT": _cpt,
+    "prefix tuning": _prefix,
+    "prefix tuning, projected": _projected_prefix,
+    "cartridge": _cartridge,
+}
+# Kinds that are a prefix KV, and have no virtual tokens.
+PREFIXES = ("prefix tuning", "prefix tuning, projected", "cartridge")
+
+
+def options(kind: str) -> dict[str, Any]:
+    """What ptdeploy.compile must be told of a kind's checkpoint."""
+    return {"task_id": TASK_ID} if kind == "multitask prompt tuning" else {}
+
+_ENCODERS = ("bert", "roberta")
+# Learned and rotary positions, grouped queries, and a sliding window in some of the layers.
+_DECODERS = {"SEQ_CLS": ("gpt2", "qwen2"), "CAUSAL_LM": ("gpt2", "qwen2", "gemma3")}
+# The kinds that PEFT trains for one task alone.
+_ONLY = {"CPT": "CAUSAL_LM"}
+
+
+def _cells() -> Iterator[tuple[str, str, str]]:
+    for kind in KINDS:
+        for task in ("SEQ_CLS", "TOKEN_CLS", "CAUSAL_LM"):
+            if _ONLY.get(kind, task) == task:
+                encoders = () if task == "CAUSAL_LM" else _ENCODERS
+                for architecture in (*encoders, *_DECODERS.get(task, ())):
+                    yield kind, task, architecture
+
+
+# Kind, task and architecture of each that docs/support.md shows.
+CELLS = tuple(_cells())
