@@ -90,7 +90,7 @@ class PlainDecoder(Decoder):
 
 
 class ClassifyingDecoder(nn.Module):
-    """The decoder over each row's prefix KV, and the head at each row's last token.
+    """The decoder over each row's prefix KV, and the head at each row's last token or at each token.
 
     Takes `input_ids` and `attention_mask`, int64 (batch, sequence), of the text; the prefix KV of
     all prompts, (prompts * layers * 2, kv heads, slots, head dim), of each layer by layer, keys
@@ -98,13 +98,17 @@ class ClassifyingDecoder(nn.Module):
     (batch,), and the head's parameters.
     """
 
-    def __init__(self, model: PreTrainedModel, layers: int, head: Head) -> None:
+    def __init__(
+        self, model: PreTrainedModel, layers: int, head: Head, per_token: bool = False
+    ) -> None:
         super().__init__()
         self.model = backbone(model)
         # Where that backbone is in the whole model, to name the graph's nodes.
         self.prefix = str(model.base_model_prefix)
-        self.score = model.score
-        self.layers, self.head = layers, head
+        # transformers has two names for it; the graph's nodes keep the model's own.
+        self.scorer = "score" if hasattr(model, "score") else "classifier"
+        self.add_module(self.scorer, getattr(model, self.scorer))
+        self.layers, self.head, self.per_token = layers, head, per_token
 
     def forward(
         self,
@@ -121,9 +125,10 @@ class ClassifyingDecoder(nn.Module):
         filled = (slots < prefix_lengths[:, None]).to(attention_mask.dtype)
         mask = torch.cat([filled, attention_mask], dim=1)
         hidden = step(self.model, {"input_ids": input_ids}, mask, past)[0]
-        last = (attention_mask.sum(1) - 1).clamp(min=0)
-        pooled = hidden.gather(1, last[:, None, None].expand(-1, 1, hidden.shape[-1]))[:, 0]
-        logits: torch.Tensor = self.score(pooled)
+        if not self.per_token:
+            last = (attention_mask.sum(1) - 1).clamp(min=0)
+            hidden = hidden.gather(1, last[:, None, None].expand(-1, 1, hidden.shape[-1]))[:, 0]
+        logits: torch.Tensor = self.get_submodule(self.scorer)(hidden)
         return logits
 
 

@@ -142,7 +142,7 @@ def _trained_prefix(
 
     found = checkpoint.prefix_kv
     assert found is not None, "the caller has one"
-    if takes_prefix:
+    if takes_prefix or not is_encoder(model):
         table = model.get_input_embeddings().weight
         with torch.no_grad():
             own = tuple(_keys_and_values(model, table[None, : found.shape[3]]).shape)
@@ -156,6 +156,12 @@ def _trained_prefix(
             "The checkpoint was trained on another base model. Pass the right one with --base.",
         )
     return found
+
+
+def is_encoder(model: PreTrainedModel) -> bool:
+    """Whether a model's tokens see each other both ways: transformers' encoders have one module of
+    all embeddings, its decoders one of words alone."""
+    return hasattr(backbone(model), "embeddings")
 
 
 def _encoders_shape(model: PreTrainedModel, tokens: int) -> tuple[int, ...]:

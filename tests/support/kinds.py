@@ -83,7 +83,11 @@ def options(kind: str) -> dict[str, Any]:
 
 _ENCODERS = ("bert", "roberta")
 # Learned and rotary positions, grouped queries, and a sliding window in some of the layers.
-_DECODERS = {"SEQ_CLS": ("gpt2", "qwen2"), "CAUSAL_LM": ("gpt2", "qwen2", "gemma3")}
+_DECODERS = {
+    "SEQ_CLS": ("gpt2", "qwen2"),
+    "TOKEN_CLS": ("gpt2", "qwen2"),
+    "CAUSAL_LM": ("gpt2", "qwen2", "gemma3"),
+}
 # The kinds that PEFT trains for one task alone.
 _ONLY = {"CPT": "CAUSAL_LM"}
 
@@ -93,7 +97,7 @@ def _cells() -> Iterator[tuple[str, str, str]]:
         for task in ("SEQ_CLS", "TOKEN_CLS", "CAUSAL_LM"):
             if _ONLY.get(kind, task) == task:
                 encoders = () if task == "CAUSAL_LM" else _ENCODERS
-                for architecture in (*encoders, *_DECODERS.get(task, ())):
+                for architecture in (*encoders, *_DECODERS[task]):
                     yield kind, task, architecture
 
 

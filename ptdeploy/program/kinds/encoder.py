@@ -78,9 +78,11 @@ class TokenEncoder(ProgramKind):
 def _encoder(
     model: PreTrainedModel, base: BaseModel, prompt: Prompt, axes: tuple[str, ...]
 ) -> tuple[Program, Route]:
+    from ptdeploy.program.decoder import ClassifyingDecoder
     from ptdeploy.program.encoder import Encoder, PrefixEncoder
     from ptdeploy.program.head import Head, prompt_index
     from ptdeploy.program.program import Program
+    from ptdeploy.program.prompt import is_encoder
 
     head = Head(model, prompt.head)
     segments = (_SEGMENTS,) if base.type_vocab_size else ()
@@ -89,9 +91,14 @@ def _encoder(
     if prompt.prefix_kv is not None:
         layers = prompt.prefix_kv.shape[0]
         prefix = (*prefix_inputs(prompt.prefix_kv), prompt_index())
-        over = PrefixEncoder(model, layers, bool(segments), SEQUENCE in axes, head).eval()
         inputs = (IDS, MASK, *segments, *prefix, *head.specs)
-        return Program(over, Signature(inputs, (logits,))), route
+        per_token = SEQUENCE in axes
+        over = (
+            PrefixEncoder(model, layers, bool(segments), per_token, head)
+            if is_encoder(model)
+            else ClassifyingDecoder(model, layers, head, per_token)
+        )
+        return Program(over.eval(), Signature(inputs, (logits,))), route
     words = (IDS, MASK, *segments, table(base.embedding_dim))
     inputs = (*words, prompt_index(), *head.specs) if head.specs else words
     module = Encoder(model, base.vocab_size, bool(segments), head).eval()

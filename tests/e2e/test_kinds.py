@@ -1,0 +1,57 @@
+"""Every cell of docs/support.md: a kind of prompt, a task and an architecture, in parity with PEFT."""
+
+from __future__ import annotations
+
+import pytest
+from support import kinds
+from support.support_table import largest, measured, published
+
+from ptdeploy.bundle import read_bundle
+from ptdeploy.cli.main import main
+
+
+@pytest.mark.parametrize(("kind", "task", "architecture"), kinds.CELLS)
+def test_every_cell_of_the_support_table_is_in_parity_with_peft(shared, kind, task, architecture):
+    report = measured(shared, (kind, task, architecture))
+    assert report["passed"]
+    assert report["reference"].startswith("PEFT ")
+    assert 0 < largest(report) < 1e-5
+    assert {len(case["rows"]) for case in report["cases"]} > {1}
+    assert (report["greedy"] != []) == (task == "CAUSAL_LM")
+    for one in report["greedy"]:
+        assert one["agreed"] == one["total"] > 0
+
+
+def test_the_support_table_has_the_cells_that_are_tested_and_no_others():
+    found = dict(published())
+    assert sorted(found) == sorted(kinds.CELLS), "run: python -m support.support_table, in tests/"
+    assert max(found.values()) < 1e-5
+
+
+@pytest.mark.parametrize("kind", kinds.KINDS)
+def test_inspect_says_what_a_bundles_prompt_is(compiled, kind, capsys):
+    bundle = compiled("qwen2", "CAUSAL_LM", kinds.options(kind), kind=kind).bundle
+    assert main(["inspect", str(bundle)]) == 0
+    text = capsys.readouterr().out
+    prompt = read_bundle(bundle).manifest.prompt
+    width = "" if kind in kinds.PREFIXES else " of 32"
+    assert f"'default' (the default): 5 virtual tokens{width}, frozen from {prompt.kind}" in text
+    assert "prefix KV" in text
+    assert (prompt.token_dim is None) == (kind in kinds.PREFIXES)
+
+
+def test_verify_with_the_checkpoint_asks_peft_for_the_same_task(compiled, capsys):
+    kind = "multitask prompt tuning"
+    one = compiled("bert", "SEQ_CLS", kinds.options(kind), kind=kind)
+    told = ["--checkpoint", str(one.trained.adapter), "--base", str(one.trained.base)]
+    assert main(["verify", str(one.bundle), *told, "-q"]) == 0
+    assert "parity holds" in capsys.readouterr().out
+
+
+def test_two_tasks_of_one_multitask_prompt_are_two_prompts(compiled):
+    kind = "multitask prompt tuning"
+    one = compiled("bert", "SEQ_CLS", kinds.options(kind), kind=kind).bundle
+    other = compiled("bert", "SEQ_CLS", {"task_id": 2}, kind=kind).bundle
+    prompts = [read_bundle(bundle).manifest.prompt for bundle in (one, other)]
+    assert [prompt.source.task_id for prompt in prompts] == [kinds.TASK_ID, 2]
+    assert prompts[0].sha256 != prompts[1].sha256
