@@ -90,7 +90,7 @@ class PlainDecoder(Decoder):
 
 
 class ClassifyingDecoder(nn.Module):
-    """The decoder over each row's prefix KV, and the head at each row's last token or at each token.
+    """The decoder over each row's prefix KV, and the head at its last token, or at each token.
 
     Takes `input_ids` and `attention_mask`, int64 (batch, sequence), of the text; the prefix KV of
     all prompts, (prompts * layers * 2, kv heads, slots, head dim), of each layer by layer, keys

@@ -70,7 +70,9 @@ def test_a_broken_config(adapter, trained, refuse, content):
     assert "adapter_config.json" in refuse(adapter, trained.base)
 
 
-@pytest.mark.parametrize(("kind", "advice"), [("LORA", "merge_and_unload"), ("IA3", "P_TUNING, PROMPT_TUNING")])
+@pytest.mark.parametrize(
+    ("kind", "advice"), [("LORA", "merge_and_unload"), ("IA3", "P_TUNING, PROMPT_TUNING")]
+)
 def test_another_kind_of_adapter(adapter, trained, refuse, kind, advice):
     edit_config(adapter, peft_type=kind)
     message = refuse(adapter, trained.base)

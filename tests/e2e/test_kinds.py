@@ -1,11 +1,16 @@
-"""Every cell of docs/support.md: a kind of prompt, a task and an architecture, in parity with PEFT."""
+"""Every cell of docs/support.md, a kind, a task and an architecture, is in parity with PEFT."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 from support import kinds
+from support.faults import Editor
 from support.support_table import largest, measured, published
 
+import ptdeploy
 from ptdeploy.bundle import read_bundle
 from ptdeploy.cli.main import main
 
@@ -55,3 +60,28 @@ def test_two_tasks_of_one_multitask_prompt_are_two_prompts(compiled):
     prompts = [read_bundle(bundle).manifest.prompt for bundle in (one, other)]
     assert [prompt.source.task_id for prompt in prompts] == [kinds.TASK_ID, 2]
     assert prompts[0].sha256 != prompts[1].sha256
+
+
+LOCATED = [
+    ("prefix tuning", "CAUSAL_LM", "qwen2", "model.layers.1.self_attn"),
+    ("cartridge", "SEQ_CLS", "gpt2", "transformer.h.1.attn"),
+    ("prefix tuning, projected", "TOKEN_CLS", "bert", "bert.encoder.layer.1.attention.self"),
+]
+
+
+@pytest.mark.parametrize(("kind", "task", "architecture", "module"), LOCATED)
+def test_a_wrong_prefix_kv_is_named(compiled, tmp_path, kind, task, architecture, module):
+    one = compiled(architecture, task, kind=kind)
+    told: dict[str, Any] = {"checkpoint": one.trained.adapter, "base": str(one.trained.base)}
+    honest = ptdeploy.verify(one.bundle, locate=True, **told)
+    assert honest.passed
+    assert honest.located is not None
+    assert honest.located.module == ""
+    assert honest.located.compared > 10
+    bundle = Editor.copy(one.bundle, tmp_path / "bundle")
+    bundle.prompt["prefix_kv"][1, 0] += np.float32(0.5)
+    bundle.write()
+    located = ptdeploy.verify(bundle.folder, locate=True, **told).located
+    assert located is not None
+    assert located.cause == "stale prefix KV: layer 1's keys are not the checkpoint's"
+    assert located.module.startswith(module)

@@ -22,13 +22,12 @@ from ptdeploy.parity.locate.causes.activations import activation
 from ptdeploy.parity.locate.causes.attention import attributes, heads, mask, scale
 from ptdeploy.parity.locate.causes.numbers import multiple, not_finite
 from ptdeploy.parity.locate.causes.positions import learned, rotary
-from ptdeploy.parity.locate.causes.prompt import pefts_prompt, prefix_kv, virtual_tokens
+from ptdeploy.parity.locate.causes.prompt import pefts_prefix, prefix_kv, virtual_tokens
 from ptdeploy.parity.locate.causes.weights import epsilon, weights
 from ptdeploy.parity.locate.graph import ModuleGraph
 from ptdeploy.parity.locate.trace import Event
 from ptdeploy.parity.reference.peft import PeftSource, open_peft
 from ptdeploy.passes.name import PROGRAM
-from ptdeploy.program.prompt import prefix_kv as evaluate
 from ptdeploy.runtime.prompts import Prompt
 
 DENSE = "bert.encoder.layer.0.output.dense"
@@ -181,7 +180,7 @@ def test_text_that_differs_too_does_not_blame_the_prompt(bert):
 
 
 def test_a_bundles_prefix_kv_of_another_prompt_is_stale(qwen2):
-    right = evaluate(qwen2.model.get_base_model(), pefts_prompt(qwen2))
+    right = np.stack(pefts_prefix(qwen2))
 
     def found(kv: np.ndarray) -> Any:
         module = "model.layers.1.self_attn"
@@ -201,7 +200,7 @@ def test_a_bundles_prefix_kv_of_another_prompt_is_stale(qwen2):
 
 
 def test_a_right_prefix_kv_that_a_layer_does_not_take_is_said_to_be_that(qwen2):
-    right = evaluate(qwen2.model.get_base_model(), pefts_prompt(qwen2))
+    right = np.stack(pefts_prefix(qwen2))
     module = "model.layers.0.self_attn"
     gathered = [node("", "GatherND", "prefix_kv"), node("", "Gather", "prefix_kv")]
     names = [one.output[0] for one in gathered]

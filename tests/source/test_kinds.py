@@ -114,7 +114,9 @@ def drop(folder: Path, name: str) -> None:
 
 
 def encoder_beside(folder: Path) -> None:
-    save_file({"embedding.weight": torch.zeros(TOKENS, WIDTH)}, folder / "prompt_encoder.safetensors")
+    save_file(
+        {"embedding.weight": torch.zeros(TOKENS, WIDTH)}, folder / "prompt_encoder.safetensors"
+    )
 
 
 PROMPT = "prompt_embeddings"
@@ -173,7 +175,7 @@ BAD: list[tuple[str, Callable[[Path], None], str, str]] = [
     (
         MULTITASK,
         lambda a: edit(a, peft_type="PROMPT_TUNING"),
-        "which is a multitask prompt's, but its config says PROMPT_TUNING",
+        "of a multitask prompt, but its config says PROMPT_TUNING",
         "come from two trainings",
     ),
     (
@@ -213,7 +215,9 @@ BAD: list[tuple[str, Callable[[Path], None], str, str]] = [
     *(
         (
             kind,
-            lambda a: edit_tensor(a, "base_model.model.layers.0.q_proj.lora_A.weight", torch.ones_like),
+            lambda a: edit_tensor(
+                a, "base_model.model.layers.0.q_proj.lora_A.weight", torch.ones_like
+            ),
             "a LoRA adapter beside the prompt",
             "merge_and_unload()",
         )

@@ -124,7 +124,9 @@ class Editor:
             size_threshold=256,
         )
         save_file(self.prompt, self.prompt_file)
-        tokens = self.prompt["virtual_tokens"].tobytes()
+        kept = self.prompt.get("virtual_tokens", self.prompt.get("prefix_kv"))
+        assert kept is not None
+        tokens = kept.tobytes()
         for prompt in self.manifest["prompts"].values():
             prompt["sha256"] = hashlib.sha256(tokens).hexdigest()
         for entry in self.manifest["files"]:

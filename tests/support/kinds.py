@@ -35,9 +35,7 @@ def _prompt_tuning(model: Any, **common: Any) -> Any:
 
 
 def _multitask(model: Any, **common: Any) -> Any:
-    return peft.MultitaskPromptTuningConfig(
-        **common, **_width(model), num_tasks=TASKS, num_ranks=2
-    )
+    return peft.MultitaskPromptTuningConfig(**common, **_width(model), num_tasks=TASKS, num_ranks=2)
 
 
 def _cpt(model: Any, num_virtual_tokens: int, **common: Any) -> Any:
@@ -80,6 +78,7 @@ PREFIXES = ("prefix tuning", "prefix tuning, projected", "cartridge")
 def options(kind: str) -> dict[str, Any]:
     """What ptdeploy.compile must be told of a kind's checkpoint."""
     return {"task_id": TASK_ID} if kind == "multitask prompt tuning" else {}
+
 
 _ENCODERS = ("bert", "roberta")
 # Learned and rotary positions, grouped queries, and a sliding window in some of the layers.

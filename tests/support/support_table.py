@@ -29,15 +29,15 @@ _TITLE = """# Kinds of prompts
 Written by `python -m support.support_table` in `tests/`; `tests/e2e/test_kinds.py` compiles every
 cell again, on a tiny random model of the architecture. A figure is the largest difference between
 the engine's logits and PEFT's, each row alone, over all rows alone and in batches that a
-compilation to `ort` compares, in fp32. It must be under 1e-5; on CAUSAL_LM all greedy tokens must be
-PEFT's too. An empty cell is no promise: what is not in the table is attempted, and written only if
-parity holds.
+compilation to `ort` compares, in fp32. It must be under 1e-5; on CAUSAL_LM all greedy tokens must
+be PEFT's too. An empty cell is no promise: what is not in the table is attempted, and written only
+if parity holds.
 
 """
 _NONE = """
 Refused by name: prefix tuning and cartridges on encoders that take no keys and values (DistilBERT),
-CPT on other tasks than CAUSAL_LM, which PEFT does not train, and every kind on what the README lists
-as not supported.
+CPT on other tasks than CAUSAL_LM, which PEFT does not train, and every kind on what the README
+lists as not supported.
 """
 
 

@@ -112,7 +112,7 @@ def _refuse_others(where: Path, kind: PromptKind, tensors: Iterable[str]) -> Non
             )
         if name in FACTORS and kind != "MULTITASK_PROMPT_TUNING":
             raise CheckpointError(
-                f"{where}: holds {name}, which is a multitask prompt's, but its config says {kind}.",
+                f"{where}: holds {name} of a multitask prompt, but its config says {kind}.",
                 "The config and the tensors come from two trainings. Save both again together.",
             )
 

@@ -19,8 +19,8 @@ _NEAR, _NEAR_IN_GRAPH = 1e-4, 1e-2
 
 def virtual_tokens(suspect: Suspect) -> Cause | None:
     """Virtual tokens that are not the checkpoint's, where the text's own embeddings are."""
-    n = suspect.prefix
-    if suspect.prompt.prefix_kv is not None or suspect.ours.ndim != 3:
+    n, stored = suspect.prefix, suspect.prompt.virtual_tokens
+    if stored is None or suspect.prompt.prefix_kv is not None or suspect.ours.ndim != 3:
         return None
     if suspect.ours.shape[1] <= n or suspect.graph.module(suspect.value):
         return None
@@ -29,7 +29,7 @@ def virtual_tokens(suspect: Suspect) -> Cause | None:
         return None
     rows, want = suspect.ours[0, :n], suspect.theirs[0, :n]
     count = f"{int(wrong[:n].sum())} of {n} virtual tokens"
-    if _wrong(suspect.prompt.virtual_tokens, want).any():
+    if _wrong(stored, want).any():
         words = f"{count} in the bundle are not the checkpoint's"
     else:
         words = f"the graph looks up {count} wrong; the bundle holds the checkpoint's"
@@ -42,9 +42,9 @@ def prefix_kv(suspect: Suspect) -> Cause | None:
     stored, layer = suspect.prompt.prefix_kv, _layer_number(suspect.module)
     if stored is None or layer is None or layer >= len(stored) or not suspect.attends:
         return None
-    from ptdeploy.program.prompt import prefix_kv as evaluate
-
-    want = evaluate(suspect.peft.model.get_base_model(), pefts_prompt(suspect.peft))[layer]
+    want = pefts_prefix(suspect.peft)[layer]
+    if want.shape != stored[layer].shape:
+        return None
     scale = max(1.0, float(np.abs(want).max()))
     taken = _taken(suspect, want[0].shape)
     for part, name in enumerate(("keys", "values")):
@@ -65,13 +65,21 @@ def _apart(ours: NDArray[Any], theirs: NDArray[np.float32]) -> float:
     return float(np.abs(ours - theirs).max())
 
 
-def pefts_prompt(peft: PeftSource) -> NDArray[np.float32]:
-    """What PEFT's own prompt encoder gives, shape (num_virtual_tokens, token_dim)."""
+def pefts_prefix(peft: PeftSource) -> list[NDArray[np.float32]]:
+    """What PEFT's own prompt is as prefix KV: of each layer (2, kv heads, virtual tokens, dim).
+
+    A layer with a sliding window may keep fewer tokens.
+    """
     import torch
 
+    from ptdeploy.program.prompt import prefix_kv as evaluate
+
     with torch.no_grad():
-        tokens: NDArray[np.float32] = peft.model.get_prompt(batch_size=1)[0].float().numpy()
-    return tokens
+        prompt: Any = peft.model.get_prompt(batch_size=1)
+    if isinstance(prompt, torch.Tensor):
+        return list(evaluate(peft.model.get_base_model(), prompt[0].float().numpy()))
+    # Of the kinds that train a prefix KV itself it is a cache.
+    return [torch.cat([one.keys, one.values]).float().numpy() for one in prompt.layers]
 
 
 def _wrong(ours: NDArray[Any], theirs: NDArray[np.float32]) -> NDArray[np.bool_]:
