@@ -149,7 +149,7 @@ def _describe_checkpoint(facts: dict[str, Any]) -> str:
             "can resume from here"
             if facts["training_can_resume"]
             else "cannot resume from here: what made the prompt is gone "
-            "(of P-Tuning ptdeploy.source.checkpoint.save_full keeps it)",
+            "(ptdeploy.source.checkpoint.save_full keeps it)",
         )
     )
     heads = [f"{name} {shape}" for name, shape in facts["heads"].items()]

@@ -111,7 +111,7 @@ def build_manifest(
 
 
 def _kind(checkpoint: Checkpoint) -> str:
-    if checkpoint.encoder is not None:
+    if checkpoint.encoder is not None and checkpoint.kind == "P_TUNING":
         return f"an {checkpoint.encoder.kind} prompt encoder"
     return _KINDS[checkpoint.kind]
 

@@ -57,10 +57,12 @@ class Prompt:
 def evaluate_prompt_encoder(encoder: PromptEncoderState) -> NDArray[np.float32]:
     """Run the prompt encoder once over its own embedding table.
 
-    Returns the virtual tokens, shape (num_virtual_tokens, token_dim), float32.
+    Returns the virtual tokens, shape (num_virtual_tokens, token_dim), float32; of a projection the
+    keys and values, (num_virtual_tokens, layers * 2 * token_dim).
     Raises CheckpointError if the layers' shapes do not fit one another.
-    Source: PEFT's PromptEncoder, peft/tuners/p_tuning/model.py (Liu et al. 2021, "GPT Understands,
-    Too").
+    Source: PEFT's PromptEncoder, PrefixEncoder and CPTEmbedding, peft/tuners/p_tuning/model.py,
+    prefix_tuning/model.py and cpt/model.py (Liu et al. 2021, "GPT Understands, Too"; Li
+    and Liang 2021).
     """
     import torch
 
@@ -81,13 +83,18 @@ def evaluate_prompt_encoder(encoder: PromptEncoderState) -> NDArray[np.float32]:
                     {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
                 )
                 hidden = lstm(hidden[None])[0][0]
-            layers = (0, 2, 4) if encoder.kind == "MLP" else (0, 2)
+            name, between = "mlp_head", torch.relu
+            if encoder.kind == "projection":
+                name, between = "transform", torch.tanh
+            if encoder.kind == "delta":
+                hidden = hidden + tensors["delta_embedding.weight"]
+            layers = {"MLP": (0, 2, 4), "delta": ()}.get(encoder.kind, (0, 2))
             for layer in layers:
                 hidden = torch.nn.functional.linear(
-                    hidden, tensors[f"mlp_head.{layer}.weight"], tensors[f"mlp_head.{layer}.bias"]
+                    hidden, tensors[f"{name}.{layer}.weight"], tensors[f"{name}.{layer}.bias"]
                 )
                 if layer != layers[-1]:
-                    hidden = torch.relu(hidden)
+                    hidden = between(hidden)
     except (RuntimeError, ValueError, IndexError) as error:
         if ran_out_of_memory(error):
             raise
@@ -113,16 +120,16 @@ def freeze(
 
     head = trained_head(model, checkpoint.weights) if with_head else {}
     if checkpoint.prefix_kv is not None:
+        if checkpoint.encoder is not None:
+            by_token = checkpoint.prefix_kv.transpose(3, 0, 1, 2, 4)
+            flat = by_token.reshape(checkpoint.num_virtual_tokens, -1)
+            _check_stale(checkpoint, flat, evaluate_prompt_encoder(checkpoint.encoder))
         return Prompt(None, _trained_prefix(checkpoint, model, with_prefix_kv), head)
     tokens = checkpoint.virtual_tokens
     if checkpoint.encoder is not None:
         evaluated = evaluate_prompt_encoder(checkpoint.encoder)
-        if tokens is not None and not np.allclose(tokens, evaluated, rtol=_STALE, atol=_STALE):
-            raise CheckpointError(
-                f"{checkpoint.weights_file}: prompt_embeddings is not what the prompt encoder "
-                f"beside it gives (they differ by {np.abs(tokens - evaluated).max():.2g}).",
-                "One of the two files is from another training step. Save both again together.",
-            )
+        if tokens is not None:
+            _check_stale(checkpoint, tokens, evaluated)
         tokens = evaluated
     assert tokens is not None, "a Checkpoint has virtual tokens or an encoder"
     if tokens.shape[1] != checkpoint.token_dim or not np.isfinite(tokens).all():
@@ -132,6 +139,23 @@ def freeze(
             "The training diverged or the file is damaged; deploy an earlier checkpoint.",
         )
     return Prompt(tokens, prefix_kv(model, tokens) if with_prefix_kv else None, head)
+
+
+def _check_stale(
+    checkpoint: Checkpoint, stored: NDArray[np.float32], evaluated: NDArray[np.float32]
+) -> None:
+    """Raises CheckpointError unless the stored prompt is what the encoder beside it gives."""
+    if stored.shape == evaluated.shape:
+        if np.allclose(stored, evaluated, rtol=_STALE, atol=_STALE):
+            return
+        how = f"they differ by {np.abs(stored - evaluated).max():.2g}"
+    else:
+        how = f"their shapes are {stored.shape} and {evaluated.shape}"
+    raise CheckpointError(
+        f"{checkpoint.weights_file}: prompt_embeddings is not what the prompt encoder beside it "
+        f"gives ({how}).",
+        "One of the two files is from another training step. Save both again together.",
+    )
 
 
 def _trained_prefix(

@@ -11,16 +11,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from support import kinds, tiny
+from transformers import AutoModelForCausalLM
 
 from ptdeploy.bundle.task import Task
 from ptdeploy.cli.main import main
 from ptdeploy.errors import CheckpointError
-from ptdeploy.source.checkpoint import Checkpoint, read_checkpoint
+from ptdeploy.program.prompt import freeze
+from ptdeploy.source.checkpoint import Checkpoint, load_full, read_checkpoint, save_full
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 TOKENS, WIDTH, LAYERS, HEADS = 5, 32, 2, 2
+PROMPT = "prompt_embeddings"
+MULTITASK = "multitask prompt tuning"
+# Kinds of which PEFT saves what something gives, and not that itself.
+MADE = ("P-Tuning, MLP", "P-Tuning, LSTM", "CPT", "prefix tuning, projected")
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +90,7 @@ def test_inspect_says_what_a_checkpoint_of_every_kind_is(adapter, kind, capsys):
     width = f"{LAYERS} layers with {HEADS} heads of 8" if kind in kinds.PREFIXES else "of 32"
     assert f"{TOKENS} virtual tokens" in text
     assert width in text
-    evaluated = kind.startswith("P-Tuning") or "projected" in kind
+    evaluated = kind in MADE
     assert facts["training_can_resume"] is not evaluated
     assert ("cannot resume" if evaluated else "can resume") in text
     assert "some/base" in text
@@ -119,8 +126,6 @@ def encoder_beside(folder: Path) -> None:
     )
 
 
-PROMPT = "prompt_embeddings"
-MULTITASK = "multitask prompt tuning"
 # Kind, damage, what is said and how to fix it.
 BAD: list[tuple[str, Callable[[Path], None], str, str]] = [
     (
@@ -210,7 +215,7 @@ BAD: list[tuple[str, Callable[[Path], None], str, str]] = [
     *(
         (kind, encoder_beside, "holds a prompt encoder, but the config says", "two trainings")
         for kind in kinds.KINDS
-        if not kind.startswith("P-Tuning") and "projected" not in kind
+        if kind not in MADE
     ),
     *(
         (
@@ -293,3 +298,113 @@ def test_a_prefix_for_an_encoder_that_takes_none_is_refused(tmp_path, capsys):
     other = tiny.make(tmp_path / "other", "distilbert", "SEQ_CLS")
     refused = refusal(trained.adapter, other.base, tmp_path / "out", capsys)
     assert "distilbert: takes no keys and values before its text" in refused
+
+
+def fresh(trained: tiny.Trained) -> Any:
+    return AutoModelForCausalLM.from_pretrained(trained.base)
+
+
+def step(model: Any) -> Any:
+    """One step of training, all that is random in it repeatable."""
+    torch.manual_seed(0)
+    model.train()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    ids = torch.arange(5, 13)[None]
+    several = model.active_peft_config.peft_type == "MULTITASK_PROMPT_TUNING"
+    told = {"task_ids": torch.tensor([kinds.TASK_ID])} if several else {}
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+    model(**batch, **told).loss.backward()
+    optimizer.step()
+    return model.eval()
+
+
+@pytest.mark.parametrize("kind", kinds.KINDS)
+def test_save_full_and_load_full_keep_every_kind_bit_for_bit(trained, tmp_path, kind):
+    one = trained(kind)
+    save_full(one.model, tmp_path / "full")
+    back = load_full(fresh(one), tmp_path / "full").eval()
+    ours, theirs = back.prompt_encoder.state_dict(), one.model.prompt_encoder.state_dict()
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        assert torch.equal(ours[name], tensor), name
+    named = {"base_model_name_or_path": None}
+    configs = [model.peft_config["default"].to_dict() | named for model in (back, one.model)]
+    assert configs[0] == configs[1]
+    trainable = {name for name, p in back.named_parameters() if p.requires_grad}
+    assert (
+        trainable == {name for name, p in one.model.named_parameters() if p.requires_grad} != set()
+    )
+    # A second save's tensors are the first's, byte for byte.
+    save_full(back, tmp_path / "again")
+    for file in sorted((tmp_path / "full").glob("*.safetensors")):
+        assert (tmp_path / "again" / file.name).read_bytes() == file.read_bytes(), file.name
+
+
+@pytest.mark.parametrize("kind", kinds.KINDS)
+def test_training_goes_on_from_what_save_full_wrote(trained, tmp_path, kind):
+    one = trained(kind)
+    save_full(one.model, tmp_path / "full")
+    two, three = (step(load_full(fresh(one), tmp_path / "full")) for _ in range(2))
+    before, after, again = (model.prompt_encoder.state_dict() for model in (one.model, two, three))
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert all(torch.equal(after[name], again[name]) for name in after)
+
+
+@pytest.mark.parametrize("kind", kinds.KINDS)
+def test_peft_itself_loads_what_save_full_wrote_of_every_kind(trained, tmp_path, kind):
+    one = trained(kind)
+    save_full(one.model, tmp_path / "full")
+    back = PeftModel.from_pretrained(fresh(one), tmp_path / "full").eval()
+    assert np.abs(pefts_prompt(back, kind) - pefts_prompt(one.model, kind)).max() < 1e-6
+
+
+def test_a_saved_projection_says_that_training_can_resume(trained, tmp_path, capsys):
+    save_full(trained("prefix tuning, projected").model, tmp_path / "full")
+    checkpoint = read_checkpoint(tmp_path / "full")
+    assert checkpoint.resumable
+    assert checkpoint.encoder is not None
+    assert checkpoint.encoder.kind == "projection"
+    assert main(["inspect", str(tmp_path / "full")]) == 0
+    text = capsys.readouterr().out
+    assert "projection, hidden size 16, 2 layers" in text
+    assert "can resume from here" in text
+    base = fresh(trained("prefix tuning, projected"))
+    assert freeze(checkpoint, base, True, False).prefix_kv is not None
+
+
+def test_a_stale_prefix_beside_its_projection_is_refused(trained, tmp_path):
+    one = trained("prefix tuning, projected")
+    save_full(one.model, tmp_path / "full")
+    edit_tensor(tmp_path / "full", PROMPT, lambda tensor: tensor + 0.01)
+    with pytest.raises(CheckpointError, match="another training step"):
+        freeze(read_checkpoint(tmp_path / "full"), fresh(one), True, False)
+
+
+def test_a_projection_without_its_weights_is_refused(trained, tmp_path, capsys):
+    one = trained("prefix tuning, projected")
+    save_full(one.model, tmp_path / "full")
+    file = tmp_path / "full" / "prompt_encoder.safetensors"
+    tensors = load_file(file)
+    del tensors["transform.2.weight"]
+    save_file(tensors, file)
+    refused = refusal(tmp_path / "full", one.base, tmp_path / "out", capsys)
+    assert "the projection prompt encoder misses transform.2.weight" in refused
+
+
+@pytest.mark.parametrize("kind", MADE)
+def test_save_full_refuses_what_makes_no_prompt_any_more(trained, tmp_path, kind):
+    one = trained(kind)
+    loaded = PeftModel.from_pretrained(fresh(one), one.adapter)
+    with pytest.raises(CheckpointError, match="is gone"):
+        save_full(loaded, tmp_path / "full")
+    with pytest.raises(CheckpointError, match="training cannot resume"):
+        load_full(fresh(one), one.adapter)
+
+
+def test_save_full_refuses_what_is_no_prompt(trained, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(fresh(trained("CPT")), LoraConfig(task_type="CAUSAL_LM"))
+    with pytest.raises(CheckpointError, match="the model is LORA, no prompt"):
+        save_full(model, tmp_path / "full")
+    assert not (tmp_path / "full").exists()

@@ -83,8 +83,8 @@ def options(kind: str) -> dict[str, Any]:
 _ENCODERS = ("bert", "roberta")
 # Learned and rotary positions, grouped queries, and a sliding window in some of the layers.
 _DECODERS = {
-    "SEQ_CLS": ("gpt2", "qwen2"),
-    "TOKEN_CLS": ("gpt2", "qwen2"),
+    "SEQ_CLS": ("qwen2",),
+    "TOKEN_CLS": ("qwen2",),
     "CAUSAL_LM": ("gpt2", "qwen2", "gemma3"),
 }
 # The kinds that PEFT trains for one task alone.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -46,18 +46,8 @@ def assemble(
     Raises CheckpointError naming the tensor, its file and what it should have been.
     """
     where = weights_file
-    if config.kind != "P_TUNING" and prompt is None:
-        raise CheckpointError(
-            f"{where}: holds no 'prompt_embeddings', but its config says {config.kind}.",
-            "The config and the tensors come from two trainings. Save both again together.",
-        )
     state = _encoder_state(encoder_file or where, config, encoder)
-    virtual_tokens = None if prompt is None else _finite(where, "prompt_embeddings", prompt)
-    prefix: NDArray[np.float32] | None = None
-    if virtual_tokens is not None and config.kind in PREFIX_KINDS:
-        prefix, virtual_tokens = prefix_kv(where, virtual_tokens, config), None
-    if virtual_tokens is not None:
-        _check_table(where, "prompt_embeddings", virtual_tokens, config)
+    virtual_tokens, prefix = _stored_prompt(where, config, prompt)
     if state is not None:
         _check_table(
             encoder_file or where, "embedding.weight", state.tensors["embedding.weight"], config
@@ -69,15 +59,7 @@ def assemble(
             "or ptdeploy.source.checkpoint.save_full wrote.",
         )
     heads = tuple(sorted(heads))
-    usable: dict[str, NDArray[np.float32]] = {}
-    unusable: dict[str, Unusable] = {}
-    for name, tensor in weights.items():
-        try:
-            usable[name] = _finite(where, name, tensor)
-        except CheckpointError as error:
-            if name in heads:
-                raise
-            unusable[name] = Unusable(tuple(tensor.shape), error)
+    usable, unusable = _usable(where, weights, heads)
     first = prompt if prompt is not None else encoder["embedding.weight"]
     return Checkpoint(
         path=path,
@@ -102,35 +84,59 @@ def assemble(
     )
 
 
+def _stored_prompt(
+    where: Path, config: PeftConfig, prompt: torch.Tensor | None
+) -> tuple[NDArray[np.float32] | None, NDArray[np.float32] | None]:
+    """The virtual tokens, or the prefix KV of kinds that have one; P-Tuning may have neither."""
+    if prompt is None:
+        if config.kind == "P_TUNING":
+            return None, None
+        raise CheckpointError(
+            f"{where}: holds no 'prompt_embeddings', but its config says {config.kind}.",
+            "The config and the tensors come from two trainings. Save both again together.",
+        )
+    found = _finite(where, "prompt_embeddings", prompt)
+    if config.kind in PREFIX_KINDS:
+        return None, prefix_kv(where, found, config)
+    _check_table(where, "prompt_embeddings", found, config)
+    return found, None
+
+
+def _usable(
+    where: Path, weights: Mapping[str, torch.Tensor], heads: Collection[str]
+) -> tuple[dict[str, NDArray[np.float32]], dict[str, Unusable]]:
+    """The weights that can be some, and those that cannot; a head's must."""
+    usable: dict[str, NDArray[np.float32]] = {}
+    unusable: dict[str, Unusable] = {}
+    for name, tensor in weights.items():
+        try:
+            usable[name] = _finite(where, name, tensor)
+        except CheckpointError as error:
+            if name in heads:
+                raise
+            unusable[name] = Unusable(tuple(tensor.shape), error)
+    return usable, unusable
+
+
 def _encoder_state(
     where: Path, config: PeftConfig, tensors: Mapping[str, torch.Tensor]
 ) -> PromptEncoderState | None:
     if not tensors:
         return None
-    if config.kind != "P_TUNING":
+    kind = config.made_by
+    if kind is None:
         raise CheckpointError(
             f"{where}: holds a prompt encoder, but the config says {config.kind}.",
             "The config and the tensors come from two trainings. Save both again together.",
         )
     if "embedding.weight" not in tensors:
         raise CheckpointError(f"{where}: the prompt encoder has no 'embedding.weight'.")
-    kind: EncoderKind = cast("EncoderKind", config.encoder_kind)
-    found = "LSTM" if any(name.startswith("lstm_head.") for name in tensors) else "MLP"
+    found = next((kind for first, kind in _LAYERS.items() if _any(tensors, first)), "MLP")
     if found != kind:
         raise CheckpointError(
-            f"{where}: holds an {found} prompt encoder, but the config says {kind}."
+            f"{where}: its prompt encoder is of {found}, but the config says {kind}."
         )
-    needed = (
-        {f"mlp_head.{i}.{p}" for i in (0, 2, 4) for p in ("weight", "bias")}
-        if kind == "MLP"
-        else {f"mlp_head.{i}.{p}" for i in (0, 2) for p in ("weight", "bias")}
-        | {
-            f"lstm_head.{p}_l{layer}{direction}"
-            for p in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-            for layer in range(config.encoder_num_layers)
-            for direction in ("", "_reverse")
-        }
-    )
+    needed = _needed(kind, config.encoder_num_layers)
     missing = sorted(needed - set(tensors))
     if missing:
         raise CheckpointError(
@@ -145,6 +151,38 @@ def _encoder_state(
             f"{', '.join(unknown)}."
         )
     return PromptEncoderState(kind, {n: _finite(where, n, t) for n, t in sorted(tensors.items())})
+
+
+# Whose layers' names start so.
+_LAYERS: dict[str, EncoderKind] = {
+    "lstm_head.": "LSTM",
+    "transform.": "projection",
+    "delta_embedding.": "delta",
+}
+
+
+def _any(names: Iterable[str], start: str) -> bool:
+    return any(name.startswith(start) for name in names)
+
+
+def _needed(kind: EncoderKind, layers: int) -> set[str]:
+    """The names of an encoder's tensors above its embedding table, an LSTM's of so many layers."""
+    if kind == "delta":
+        return {"delta_embedding.weight"}
+    head, places = {
+        "MLP": ("mlp_head", (0, 2, 4)),
+        "LSTM": ("mlp_head", (0, 2)),
+        "projection": ("transform", (0, 2)),
+    }[kind]
+    names = {f"{head}.{place}.{part}" for place in places for part in ("weight", "bias")}
+    if kind == "LSTM":
+        names |= {
+            f"lstm_head.{part}_l{layer}{direction}"
+            for part in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+            for layer in range(layers)
+            for direction in ("", "_reverse")
+        }
+    return names
 
 
 def _check_table(where: Path, name: str, table: NDArray[np.float32], config: PeftConfig) -> None:

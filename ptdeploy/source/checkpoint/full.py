@@ -12,35 +12,27 @@ from ptdeploy.errors import CheckpointError, OutputError
 from ptdeploy.files import disk_refusal
 
 if TYPE_CHECKING:
+    import torch
     from peft import PeftModel
 
 
 def save_full(peft_model: PeftModel, path: str | Path) -> Path:
-    """Save a P-Tuned PeftModel whole: adapter, evaluated prompt, and prompt encoder.
+    """Save a PeftModel with a trained prompt whole, so that training can resume.
 
-    The folder is a PEFT adapter folder (PEFT itself can load it for inference) plus
-    `prompt_encoder.safetensors` with the embedding table and the MLP or LSTM above it, of the
-    active adapter. Returns the folder.
-    Raises CheckpointError if the model is not P-Tuned or holds an evaluated prompt only, and
+    The folder is a PEFT adapter folder (PEFT itself can load it for inference), of the active
+    adapter. Where PEFT keeps what an encoder gives only (P-Tuning, prefix tuning with a projection,
+    CPT), `prompt_encoder.safetensors` in it has the embedding table and what is above it; all other
+    kinds are whole as PEFT saves them. Returns the folder.
+    Raises CheckpointError if the model has no such prompt or holds an evaluated prompt only, and
     OutputError if the folder exists and is not empty.
     """
-    from peft import PeftType
     from safetensors.torch import save_file
 
     from ptdeploy.source.checkpoint.peft_adapter import ENCODER_NAME
 
     path = Path(path)
     name = str(peft_model.active_adapter)
-    config = peft_model.peft_config[name]
-    if config.peft_type != PeftType.P_TUNING:
-        raise CheckpointError(f"save_full: the model is {config.peft_type}, not P-Tuned.")
-    encoder = peft_model.prompt_encoder[name]
-    tensors = {k: v.detach().cpu().contiguous() for k, v in encoder.state_dict().items()}
-    if not any(key.startswith("mlp_head.") for key in tensors):
-        raise CheckpointError(
-            "save_full: the model holds an evaluated prompt only; its MLP is gone.",
-            "Call save_full on the model that was trained, not on one loaded for inference.",
-        )
+    tensors = _encoder_tensors(peft_model, name)
     if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
         what = "not empty" if path.is_dir() else "no folder"
         raise OutputError(f"{path}: exists and is {what}.", "Choose another folder.")
@@ -50,7 +42,8 @@ def save_full(peft_model: PeftModel, path: str | Path) -> Path:
         # PEFT would put an adapter that is not called 'default' into a folder below.
         peft_model.save_pretrained(str(working), selected_adapters=[name])
         folder = working if name == "default" else working / name
-        save_file(tensors, str(folder / ENCODER_NAME), metadata={"format": "pt"})
+        if tensors:
+            save_file(tensors, str(folder / ENCODER_NAME), metadata={"format": "pt"})
         os.rename(working, path)
     except BaseException as error:
         shutil.rmtree(working, ignore_errors=True)
@@ -60,36 +53,90 @@ def save_full(peft_model: PeftModel, path: str | Path) -> Path:
     return path
 
 
+def _encoder_tensors(peft_model: PeftModel, name: str) -> dict[str, torch.Tensor]:
+    """What PEFT would leave out of an adapter; none of the kinds that it saves whole.
+
+    Raises CheckpointError if the adapter is no prompt, or its encoder is gone already.
+    """
+    from ptdeploy.source.checkpoint.types import KINDS
+
+    config = peft_model.peft_config[name]
+    kind = str(getattr(config.peft_type, "value", config.peft_type))
+    if kind not in KINDS:
+        raise CheckpointError(
+            f"save_full: the model is {kind}, no prompt that ptdeploy compiles.",
+            f"It saves {', '.join(KINDS)}.",
+        )
+    projected = kind == "PREFIX_TUNING" and config.prefix_projection
+    words = "projection" if projected else {"P_TUNING": "MLP", "CPT": "delta"}.get(kind)
+    if words is None:
+        return {}
+    found = peft_model.prompt_encoder[name].state_dict()
+    layers = {"MLP": "mlp_head.", "projection": "transform.", "delta": "delta_embedding."}[words]
+    # A CPT that was loaded for inference has a delta too, of nothing but zeros.
+    if not any(key.startswith(layers) for key in found) or (
+        words == "delta" and config.inference_mode
+    ):
+        raise CheckpointError(
+            f"save_full: the model holds an evaluated prompt only; its {words} is gone.",
+            "Call save_full on the model that was trained, not on one loaded for inference.",
+        )
+    return {key: tensor.detach().cpu().contiguous() for key, tensor in found.items()}
+
+
 def load_full(base: Any, path: str | Path, adapter: str | None = None) -> PeftModel:
     """Load what `save_full` wrote onto a base model, ready to train on.
 
     `base` is the transformers model that the adapter was trained on. The PeftModel's prompt encoder
     and head hold the saved model's tensors bit for bit.
-    Raises CheckpointError if the folder has no prompt encoder.
+    Raises CheckpointError if what made the prompt was not saved.
     """
     import torch
-    from peft import PromptEncoderConfig, get_peft_model, set_peft_model_state_dict
+    from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
 
     from ptdeploy.source.checkpoint import read_checkpoint
     from ptdeploy.source.checkpoint.peft_config import CONFIG_NAME
     from ptdeploy.source.checkpoint.tensors import read_tensors
 
-    checkpoint = read_checkpoint(path, adapter)
-    if checkpoint.encoder is None:
+    checkpoint = read_checkpoint(path, adapter, task_id=_any_task(Path(path), adapter))
+    if not checkpoint.resumable:
         raise CheckpointError(
             f"{path}: has no prompt encoder, so training cannot resume from it.",
-            "Only ptdeploy.source.checkpoint.save_full or a full state dict keeps the MLP or LSTM.",
+            "Only ptdeploy.source.checkpoint.save_full or a full state dict keeps what made the "
+            "prompt.",
         )
     folder = checkpoint.weights_file.parent
     if not (folder / CONFIG_NAME).is_file():
         raise CheckpointError(f"{path}: has no {CONFIG_NAME}; load_full reads save_full's folders.")
     # PeftModel.from_pretrained refuses is_trainable for prompt learning, so the model is built as
     # for a new training, and then given the trained tensors.
-    config = PromptEncoderConfig.from_pretrained(str(folder))
+    config = PeftConfig.from_pretrained(str(folder))
     config.inference_mode = False
+    init = getattr(config, "prompt_tuning_init", None)
+    if init is not None:
+        # What a prompt began as, from a text or another prompt, is no more at hand, nor needed.
+        config.prompt_tuning_init = "RANDOM"
     model = get_peft_model(base, config, checkpoint.adapter)
-    set_peft_model_state_dict(model, read_tensors(checkpoint.weights_file), checkpoint.adapter)
-    model.prompt_encoder[checkpoint.adapter].load_state_dict(
-        {name: torch.from_numpy(array) for name, array in checkpoint.encoder.tensors.items()}
-    )
+    if init is not None:
+        config.prompt_tuning_init = init
+    tensors = read_tensors(checkpoint.weights_file)
+    if checkpoint.encoder is not None:
+        # An encoder has a table of its own in the place of what it gives.
+        own = {n: torch.from_numpy(array) for n, array in checkpoint.encoder.tensors.items()}
+        tensors["prompt_embeddings"] = own["embedding.weight"]
+    set_peft_model_state_dict(model, tensors, checkpoint.adapter)
+    if checkpoint.encoder is not None:
+        model.prompt_encoder[checkpoint.adapter].load_state_dict(own)
     return model
+
+
+def _any_task(path: Path, adapter: str | None) -> int | None:
+    """A task to read a multitask prompt for: all are loaded. None of other checkpoints."""
+    from ptdeploy.source.checkpoint import peft_adapter
+    from ptdeploy.source.checkpoint.peft_config import CONFIG_NAME, read_peft_config
+
+    if not path.exists() or not peft_adapter.matches(path):
+        return None
+    config = peft_adapter.find(path, adapter)[1] / CONFIG_NAME
+    several = config.is_file() and read_peft_config(config).kind == "MULTITASK_PROMPT_TUNING"
+    return 0 if several else None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ptdeploy.bundle.task import Task
 from ptdeploy.errors import CheckpointError
@@ -13,6 +14,9 @@ from ptdeploy.source.checkpoint.names import EVALUATED, unwrap
 from ptdeploy.source.checkpoint.peft_config import CONFIG_NAME, read_peft_config
 from ptdeploy.source.checkpoint.tensors import read_tensors
 from ptdeploy.source.checkpoint.types import Checkpoint, PromptKind
+
+if TYPE_CHECKING:
+    import torch
 
 WEIGHT_NAMES = ("adapter_model.safetensors", "adapter_model.bin")
 ENCODER_NAME = "prompt_encoder.safetensors"
@@ -40,20 +44,7 @@ def read(
     Raises CheckpointError if there are several and none is named, or if anything is broken.
     """
     path = _folder(path)
-    folders = _adapters(path)
-    if adapter is None:
-        if len(folders) > 1:
-            own = " 'default' is the one in the folder itself." if path in folders.values() else ""
-            raise CheckpointError(
-                f"{path}: holds {len(folders)} adapters: {', '.join(sorted(folders))}.{own}",
-                "Say which one with --adapter NAME.",
-            )
-        adapter = next(iter(folders))
-    if adapter not in folders:
-        raise CheckpointError(
-            f"{path}: has no adapter named {adapter!r}; it holds {', '.join(sorted(folders))}."
-        )
-    folder = folders[adapter]
+    adapter, folder = find(path, adapter)
     config_file = folder / CONFIG_NAME
     if not config_file.is_file():
         raise CheckpointError(
@@ -74,15 +65,7 @@ def read(
         for name, tensor in tensors.items()
         if name not in ("prompt_embeddings", *FACTORS)
     }
-    _refuse_others(weights_file, config.kind, tensors)
-    prompt = tensors.get("prompt_embeddings")
-    if config.kind == "MULTITASK_PROMPT_TUNING":
-        prompt, task_id = of_task(weights_file, tensors, task_id)
-    elif task_id is not None:
-        raise CheckpointError(
-            f"{weights_file}: its config says {config.kind}, which is of one task.",
-            "Leave --task-id out.",
-        )
+    prompt, task_id = _prompt(weights_file, config.kind, tensors, task_id)
     return assemble(
         path=path,
         weights_file=weights_file,
@@ -99,6 +82,45 @@ def read(
         encoder_file=folder / ENCODER_NAME,
         task_id=task_id,
     )
+
+
+def _prompt(
+    where: Path, kind: PromptKind, tensors: Mapping[str, torch.Tensor], task_id: int | None
+) -> tuple[torch.Tensor | None, int | None]:
+    """The prompt's tensor, of a multitask prompt one task's, and which task that is.
+
+    Raises CheckpointError if the weights are of more than such a prompt, or of no such task.
+    """
+    _refuse_others(where, kind, tensors)
+    if kind == "MULTITASK_PROMPT_TUNING":
+        return of_task(where, tensors, task_id)
+    if task_id is not None:
+        raise CheckpointError(
+            f"{where}: its config says {kind}, which is of one task.", "Leave --task-id out."
+        )
+    return tensors.get("prompt_embeddings"), None
+
+
+def find(path: Path, adapter: str | None) -> tuple[str, Path]:
+    """The name and the folder of the adapter that is asked for, or of the only one there is.
+
+    Raises CheckpointError if there are several and none is named, or none of that name.
+    """
+    path = _folder(path)
+    folders = _adapters(path)
+    if adapter is None:
+        if len(folders) > 1:
+            own = " 'default' is the one in the folder itself." if path in folders.values() else ""
+            raise CheckpointError(
+                f"{path}: holds {len(folders)} adapters: {', '.join(sorted(folders))}.{own}",
+                "Say which one with --adapter NAME.",
+            )
+        adapter = next(iter(folders))
+    if adapter not in folders:
+        raise CheckpointError(
+            f"{path}: has no adapter named {adapter!r}; it holds {', '.join(sorted(folders))}."
+        )
+    return adapter, folders[adapter]
 
 
 def _refuse_others(where: Path, kind: PromptKind, tensors: Iterable[str]) -> None:

@@ -9,7 +9,7 @@ from typing import Any, cast
 from ptdeploy.bundle.task import Task
 from ptdeploy.errors import CheckpointError
 from ptdeploy.source.checkpoint.tensors import read_json
-from ptdeploy.source.checkpoint.types import KINDS, PREFIX_KINDS, PromptKind
+from ptdeploy.source.checkpoint.types import KINDS, PREFIX_KINDS, EncoderKind, PromptKind
 
 CONFIG_NAME = "adapter_config.json"
 
@@ -39,6 +39,15 @@ class PeftConfig:
     projected: bool
     base_name: str | None
     base_revision: str | None
+
+    @property
+    def made_by(self) -> EncoderKind | None:
+        """What makes its prompt, if that is more than a table that PEFT saves."""
+        if self.kind == "P_TUNING":
+            return cast("EncoderKind", self.encoder_kind)
+        if self.kind == "CPT":
+            return "delta"
+        return "projection" if self.projected else None
 
 
 def read_peft_config(path: Path, task: Task | None = None) -> PeftConfig:

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from ptdeploy.bundle.task import Task
 from ptdeploy.errors import CheckpointError
 
-EncoderKind = Literal["MLP", "LSTM"]
+# What makes a prompt of its embedding table: P-Tuning's two, prefix tuning's projection, and what
+# CPT has learned to add to the embeddings of its context.
+EncoderKind = Literal["MLP", "LSTM", "projection", "delta"]
 # PEFT's names of the kinds of prompt that are read: virtual tokens that are run (Lester et al.
 # 2021, Liu et al. 2021), and keys and values of every layer (Li and Liang 2021, Eyuboglu et al.
 # 2025).
@@ -26,7 +28,7 @@ PREFIX_KINDS: tuple[PromptKind, ...] = ("PREFIX_TUNING", "CARTRIDGE")
 
 @dataclass(frozen=True)
 class PromptEncoderState:
-    """A prompt encoder's tensors: its embedding table and the MLP or LSTM above it.
+    """A prompt encoder's tensors: its embedding table and what is above it.
 
     `tensors` has PEFT's names without the `prompt_encoder.<adapter>.` prefix, for instance
     `embedding.weight` and `mlp_head.0.weight`; all float32.
@@ -38,14 +40,17 @@ class PromptEncoderState:
     @property
     def hidden_size(self) -> int:
         """The width of the prompt encoder's hidden layers."""
-        name = "mlp_head.0.weight" if self.kind == "MLP" else "lstm_head.weight_hh_l0"
-        return int(self.tensors[name].shape[0 if self.kind == "MLP" else 1])
+        if self.kind == "LSTM":
+            return int(self.tensors["lstm_head.weight_hh_l0"].shape[1])
+        first = {"MLP": "mlp_head.0.weight", "projection": "transform.0.weight"}.get(self.kind)
+        table = self.tensors["embedding.weight"]
+        return int(table.shape[1] if first is None else self.tensors[first].shape[0])
 
     @property
     def num_layers(self) -> int:
-        """LSTM layers; 2 for the MLP, where PEFT ignores the setting."""
-        if self.kind == "MLP":
-            return 2
+        """LSTM layers; 2 for the others that have layers, where PEFT ignores the setting."""
+        if self.kind != "LSTM":
+            return 0 if self.kind == "delta" else 2
         return sum(
             1
             for name in self.tensors
@@ -79,7 +84,8 @@ class Checkpoint:
     At least one of `virtual_tokens` (the evaluated prompt, shape (num_virtual_tokens, token_dim),
     float32) and `encoder` (from which it is evaluated) is there; or, of the kinds that have none,
     `prefix_kv`, float32 (layers, 2, kv heads, num_virtual_tokens, head dim), whose `token_dim` is
-    the width of a layer's keys. `projected` says that a projection made it, which was not saved;
+    the width of a layer's keys. `projected` says that a projection made it, which is `encoder` if
+    it was saved;
     `task_id` is the one of several trained tasks that was asked for.
     `weights` holds the base model's tensors that the checkpoint overrides, by their name in the
     base model: the trained head at least, every weight for a full state dict. `unusable` are
@@ -111,4 +117,5 @@ class Checkpoint:
     @property
     def resumable(self) -> bool:
         """Whether training can go on from it: not where only an encoder's output was saved."""
-        return self.encoder is not None or not (self.kind == "P_TUNING" or self.projected)
+        kept_whole = self.kind not in ("P_TUNING", "CPT") and not self.projected
+        return self.encoder is not None or kept_whole
