@@ -1,4 +1,4 @@
-"""ptdeploy: compile P-Tuned language models, prove them equal to PyTorch, run them without it.
+"""ptdeploy: compile language models with trained prompts, prove them equal, run them without torch.
 
 This is the whole public API. A name is imported when it is first asked for: nothing heavy before it
 is needed.

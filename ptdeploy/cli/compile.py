@@ -14,7 +14,7 @@ from ptdeploy.printable import printable, printable_fields
 from ptdeploy.targets import TARGETS, get_target
 from ptdeploy.targets.options import TargetOptions
 
-SUMMARY = "Compile a P-Tuned checkpoint into a verified bundle."
+SUMMARY = "Compile a trained prompt and its base model into a verified bundle."
 
 
 def add_options(sub: argparse.ArgumentParser) -> None:
