@@ -114,7 +114,7 @@ class _CMakeDir(argparse.Action):
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ptdeploy",
-        description="Compile language models with trained prompts to bundles that run without PyTorch.",
+        description="Compile trained prompts and their models to bundles that run without PyTorch.",
         epilog="Exit codes: 0 done, 1 parity mismatch, 2 bad input, 3 target not available here, "
         "4 a fault in ptdeploy.",
     )

@@ -66,7 +66,7 @@ def _checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
         "kind": "checkpoint",
         "path": str(checkpoint.path),
         "format": checkpoint.format,
-        "peft_type": checkpoint.kind,
+        "peft_type": checkpoint.kind if checkpoint.of_peft else None,
         "task": checkpoint.task.value,
         "adapter": checkpoint.adapter,
         "num_virtual_tokens": checkpoint.num_virtual_tokens,
@@ -129,7 +129,10 @@ def _describe_checkpoint(facts: dict[str, Any]) -> str:
     lines = [
         ("checkpoint", facts["path"]),
         ("format", facts["format"]),
-        ("PEFT type", f"{facts['peft_type']}, task {facts['task']}, adapter {facts['adapter']!r}"),
+        (
+            "PEFT type",
+            f"{facts['peft_type'] or 'none'}, task {facts['task']}, adapter {facts['adapter']!r}",
+        ),
         ("prompt", _prompt_words(facts)),
     ]
     if encoder:
@@ -141,7 +144,7 @@ def _describe_checkpoint(facts: dict[str, Any]) -> str:
             )
         )
         lines += [("", f"{name} {shape}") for name, shape in encoder["shapes"].items()]
-    elif not facts["training_can_resume"]:
+    elif facts["peft_type"] and not facts["training_can_resume"]:
         lines.append(("prompt encoder", "absent: only its output was saved"))
     lines.append(
         (

@@ -258,7 +258,8 @@ def _shapes(model: torch.nn.Module) -> Mapping[str, tuple[int, ...]]:
 
 def _check_names(checkpoint: Checkpoint, skeleton: PreTrainedModel, name: str) -> str | None:
     """Refuse what the base model has no place for; a note on buffers that were left out."""
-    if not _heads(checkpoint, skeleton) and kind_of(checkpoint.task).has_trained_head:
+    brings = not checkpoint.of_peft or _heads(checkpoint, skeleton)
+    if not brings and kind_of(checkpoint.task).has_trained_head:
         raise BaseModelError(
             f"{checkpoint.weights_file}: holds no trained head, but {checkpoint.task.value} "
             "needs one.",

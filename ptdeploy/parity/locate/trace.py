@@ -15,6 +15,8 @@ from ptdeploy.source.base import quiet_libraries
 if TYPE_CHECKING:
     from peft import PeftModel
 
+    from ptdeploy.parity.reference.plain import PromptedModel
+
 # Larger numbers are a mask's.
 _MASKED = 1e30
 
@@ -29,7 +31,9 @@ class Event:
 
 
 def trace_row(
-    model: PeftModel, ids: NDArray[np.int64], type_ids: NDArray[np.int64] | None = None
+    model: PeftModel | PromptedModel,
+    ids: NDArray[np.int64],
+    type_ids: NDArray[np.int64] | None = None,
 ) -> list[Event]:
     """Run PEFT on one unpadded row and keep every module's float tensors.
 

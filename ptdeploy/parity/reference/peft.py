@@ -24,8 +24,11 @@ from ptdeploy.source.checkpoint.peft_adapter import WEIGHT_NAMES
 from ptdeploy.source.checkpoint.state_dict import read_state
 
 if TYPE_CHECKING:
+    import torch
     from peft import PeftModel
     from transformers import PreTrainedModel
+
+    from ptdeploy.parity.reference.plain import PromptedModel
 
 _GREEDY_ROWS = (0, 4, 6)
 _GREEDY_TOKENS = 16
@@ -37,7 +40,7 @@ class PeftSource:
 
     checkpoint: Checkpoint
     base: BaseModel
-    model: PeftModel = field(repr=False)
+    model: PeftModel | PromptedModel = field(repr=False)
 
 
 def open_peft(
@@ -53,13 +56,18 @@ def open_peft(
     return PeftSource(source, found, peft_model(source, found))
 
 
-def peft_model(checkpoint: Checkpoint, base: BaseModel) -> PeftModel:
+def peft_model(checkpoint: Checkpoint, base: BaseModel) -> PeftModel | PromptedModel:
     """The checkpoint as PEFT loads it, on the base model as transformers loads it; fp32, eval.
 
+    What PEFT has no loader for is put before the text by hand.
     Raises BaseModelError as load_pretrained does, and CheckpointError if PEFT leaves out a tensor
     that the checkpoint brings.
     """
     model = load_pretrained(checkpoint, base)
+    if not checkpoint.of_peft:
+        from ptdeploy.parity.reference.plain import PromptedModel
+
+        return PromptedModel(model, checkpoint).eval()
     with quiet_libraries():
         if checkpoint.weights_file.name in WEIGHT_NAMES:
             peft = _from_adapter(checkpoint, model)
@@ -174,13 +182,12 @@ def compute_reference(
     limits: RequestLimits,
     asked: Comparison,
     evaluation: EvaluationText | None = None,
-    model: PeftModel | None = None,
+    model: PeftModel | PromptedModel | None = None,
 ) -> Reference:
     """Run PEFT on every row alone: logits, and for a causal model greedy continuations.
 
     `evaluation` is the evaluation text of a quantized engine. `model` is loaded unless given.
     """
-    import peft
     import torch
 
     model = model or peft_model(checkpoint, base)
@@ -197,7 +204,8 @@ def compute_reference(
             chosen = [random[i] for i in _GREEDY_ROWS if i < len(random)]
             continued = [*chosen, *_greedy_edges(rows, limits)]
             greedy = tuple(_greedy(model, ids, limits.max_sequence) for ids in continued)
-            mismatch = _padded_mismatch(model, chosen) if chosen else None
+            if chosen and checkpoint.of_peft:
+                mismatch = _padded_mismatch(model, chosen)
     texts = tuple(
         text_row(row, row_logits(model, task, row.ids, row.type_ids), task)
         for row in (evaluation.rows if evaluation else ())
@@ -207,11 +215,20 @@ def compute_reference(
         tuple(one for one in greedy if one.tokens.size),
         asked.cases,
         asked.thresholds,
-        made_by=f"PEFT {peft.__version__} on PyTorch {torch.__version__}, fp32, each row alone",
+        made_by=f"{_software(checkpoint)} on PyTorch {torch.__version__}, fp32, each row alone",
         padded_mismatch=mismatch,
         evaluation=texts,
         evaluated_on=evaluation.source if evaluation else "",
     )
+
+
+def _software(checkpoint: Checkpoint) -> str:
+    import peft
+    import transformers
+
+    if checkpoint.of_peft:
+        return f"PEFT {peft.__version__}"
+    return f"transformers {transformers.__version__}"
 
 
 def row_inputs(ids: NDArray[np.int64], type_ids: NDArray[np.int64] | None = None) -> dict[str, Any]:
@@ -226,7 +243,7 @@ def row_inputs(ids: NDArray[np.int64], type_ids: NDArray[np.int64] | None = None
 
 
 def row_logits(
-    model: PeftModel,
+    model: PeftModel | PromptedModel,
     task: Task,
     ids: NDArray[np.int64],
     type_ids: NDArray[np.int64] | None = None,
@@ -252,14 +269,29 @@ def _greedy_edges(rows: Sequence[AskedRow], limits: RequestLimits) -> list[NDArr
     return edges + texts[:1]
 
 
-def _greedy(model: PeftModel, ids: NDArray[np.int64], limit: int) -> Greedy:
+def _greedy(model: PeftModel | PromptedModel, ids: NDArray[np.int64], limit: int) -> Greedy:
     import torch
-    from transformers import GenerationConfig
 
     steps = min(_GREEDY_TOKENS, limit - ids.size)
     if steps < 1:
         return Greedy(ids, np.zeros(0, np.int64), np.zeros(0, np.float32))
     tokens = torch.from_numpy(ids)[None]
+    new, scores = _continued(model, tokens, steps)
+    top = scores.topk(2, dim=-1).values
+    return Greedy(ids, new.numpy(), (top[:, 0] - top[:, 1]).numpy())
+
+
+def _continued(
+    model: PeftModel | PromptedModel, tokens: torch.Tensor, steps: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The likeliest tokens after one row, and their scores, (tokens, vocabulary)."""
+    import torch
+    from transformers import GenerationConfig
+
+    from ptdeploy.parity.reference.plain import PromptedModel
+
+    if isinstance(model, PromptedModel):
+        return model.continued(tokens, steps)
     # A configuration of our own: the model's may sample, penalise or stop early.
     config = GenerationConfig(
         max_new_tokens=steps, min_new_tokens=None, do_sample=False, num_beams=1, pad_token_id=0
@@ -274,9 +306,7 @@ def _greedy(model: PeftModel, ids: NDArray[np.int64], limit: int) -> Greedy:
         output_logits=True,
     )
     scores = torch.stack([step[0].float() for step in output.logits])
-    top = scores.topk(2, dim=-1).values
-    new = output.sequences[0, -len(scores) :]
-    return Greedy(ids, new.numpy(), (top[:, 0] - top[:, 1]).numpy())
+    return output.sequences[0, -len(scores) :], scores
 
 
 def _padded_mismatch(model: PeftModel, rows: Sequence[NDArray[np.int64]]) -> float:

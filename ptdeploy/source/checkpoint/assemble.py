@@ -95,7 +95,7 @@ def _stored_prompt(
             f"{where}: holds no 'prompt_embeddings', but its config says {config.kind}.",
             "The config and the tensors come from two trainings. Save both again together.",
         )
-    found = _finite(where, "prompt_embeddings", prompt)
+    found = finite(where, "prompt_embeddings", prompt)
     if config.kind in PREFIX_KINDS:
         return None, prefix_kv(where, found, config)
     _check_table(where, "prompt_embeddings", found, config)
@@ -110,7 +110,7 @@ def _usable(
     unusable: dict[str, Unusable] = {}
     for name, tensor in weights.items():
         try:
-            usable[name] = _finite(where, name, tensor)
+            usable[name] = finite(where, name, tensor)
         except CheckpointError as error:
             if name in heads:
                 raise
@@ -150,7 +150,7 @@ def _encoder_state(
             f"{where}: the {kind} prompt encoder has tensors that the config does not account for: "
             f"{', '.join(unknown)}."
         )
-    return PromptEncoderState(kind, {n: _finite(where, n, t) for n, t in sorted(tensors.items())})
+    return PromptEncoderState(kind, {n: finite(where, n, t) for n, t in sorted(tensors.items())})
 
 
 # Whose layers' names start so.
@@ -213,7 +213,8 @@ def emptied(where: Path, name: str) -> CheckpointError:
     )
 
 
-def _finite(where: Path, name: str, tensor: torch.Tensor) -> NDArray[np.float32]:
+def finite(where: Path, name: str, tensor: torch.Tensor) -> NDArray[np.float32]:
+    """A tensor as float32. Raises CheckpointError unless it is dense, floating point and finite."""
     if tensor.is_meta or tensor.is_quantized or tensor.layout.__str__() != "torch.strided":
         raise CheckpointError(f"{where}: {name} is not a plain dense tensor.")
     if not tensor.dtype.is_floating_point:

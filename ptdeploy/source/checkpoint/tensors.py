@@ -118,6 +118,8 @@ def _read_torch(path: Path) -> dict[str, torch.Tensor]:
                 "Save torch.save(model.state_dict(), path) from the model that was trained.",
             ) from error
         raise _damaged(path, error) from error
+    if isinstance(loaded, torch.Tensor):
+        loaded = {"": loaded}
     if not isinstance(loaded, dict):
         raise CheckpointError(f"{path}: holds a {type(loaded).__name__}, not a state dict.")
     tensors = dict(islice(_named(loaded, "", _MAX_DEPTH), _MAX_TENSORS))

@@ -19,10 +19,12 @@ EncoderKind = Literal["MLP", "LSTM", "projection", "delta"]
 # PEFT's names of the kinds of prompt that are read: virtual tokens that are run (Lester et al.
 # 2021, Liu et al. 2021), and keys and values of every layer (Li and Liang 2021, Eyuboglu et al.
 # 2025).
-PromptKind = Literal[
+PeftKind = Literal[
     "P_TUNING", "PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "CPT", "PREFIX_TUNING", "CARTRIDGE"
 ]
-KINDS: tuple[PromptKind, ...] = get_args(PromptKind)
+# And what a tensor by itself can be, which PEFT has no loader for.
+PromptKind = PeftKind | Literal["VIRTUAL_TOKENS", "PREFIX_KV"]
+KINDS: tuple[PeftKind, ...] = get_args(PeftKind)
 PREFIX_KINDS: tuple[PromptKind, ...] = ("PREFIX_TUNING", "CARTRIDGE")
 
 
@@ -115,7 +117,12 @@ class Checkpoint:
     unusable: Mapping[str, Unusable] = field(default_factory=dict, repr=False)
 
     @property
+    def of_peft(self) -> bool:
+        """Whether PEFT can load it, with the head that it trained."""
+        return self.kind in KINDS
+
+    @property
     def resumable(self) -> bool:
         """Whether training can go on from it: not where only an encoder's output was saved."""
-        kept_whole = self.kind not in ("P_TUNING", "CPT") and not self.projected
+        kept_whole = self.of_peft and self.kind not in ("P_TUNING", "CPT") and not self.projected
         return self.encoder is not None or kept_whole
