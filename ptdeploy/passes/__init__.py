@@ -48,11 +48,12 @@ def run_passes(model: ir.Model, context: PassContext) -> ir.Model:
         head,
         layout,
         name,
+        narrow,
         quantize,
         residual,
     )
 
-    before = (fold, layout, residual, half, deduplicate, head, quantize, dequantize)
+    before = (fold, layout, residual, narrow, half, deduplicate, head, quantize, dequantize)
     for one in (*before, declare, name, anonymise):
         model = one.run(model, context)
     return model

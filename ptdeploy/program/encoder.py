@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from ptdeploy.program import padded_attention
 from ptdeploy.program.head import Head
 from ptdeploy.program.past import filled_cache, prefix_of_rows
 from ptdeploy.program.prompt import backbone
@@ -38,6 +39,7 @@ class Encoder(nn.Module):
         types = {"token_type_ids": rest[0]} if self.takes_segments else {}
         table, *head = rest[len(types) :]
         self.head.start(head[0] if head else None, head[1:])
+        padded_attention.start(attention_mask)
         embeds = embed(self.model.get_input_embeddings(), self.vocabulary, input_ids, table)
         logits: torch.Tensor = self.model(
             inputs_embeds=embeds, attention_mask=attention_mask, **types
@@ -79,9 +81,11 @@ class PrefixEncoder(nn.Module):
         self.head.start(rows, head)
         slots = torch.arange(prefix_kv.shape[2])[None]
         filled = (slots < lengths[:, None]).to(attention_mask.dtype)
+        mask = torch.cat([filled, attention_mask], dim=1)
+        padded_attention.start(mask)
         outputs = self.model(
             input_ids=input_ids,
-            attention_mask=torch.cat([filled, attention_mask], dim=1),
+            attention_mask=mask,
             position_ids=self.positions(input_ids, lengths[:, None]),
             past_key_values=filled_cache(prefix_of_rows(prefix_kv, rows, self.layers)),
             use_cache=False,

@@ -8,21 +8,14 @@ import inspect
 import io
 from typing import TYPE_CHECKING
 
-from ptdeploy.bundle.task import Operators
 from ptdeploy.errors import BaseModelError
 from ptdeploy.memory import ran_out_of_memory
 from ptdeploy.passes.name import MODULE_KEY
-from ptdeploy.program.lowering import fused
 from ptdeploy.program.program import Program
 from ptdeploy.source.base import quiet_libraries
 
 if TYPE_CHECKING:
     import onnx_ir as ir
-
-
-# The first that has RotaryEmbedding, and the first that has TensorScatter; older operators mean the
-# same in them.
-_OPSETS: dict[Operators, int] = {"onnxruntime": 23, "standard": 24}
 
 
 def to_onnx(program: Program, opset: int | None = None) -> ir.Model:
@@ -44,10 +37,8 @@ def to_onnx(program: Program, opset: int | None = None) -> ir.Model:
     fixed = sum(one.kind is not inspect.Parameter.VAR_POSITIONAL for one in named)
     lowering = program.lowered
     if lowering is not None:
-        opset = max(opset or 0, _OPSETS[lowering.operators])
-    lowered = (
-        contextlib.nullcontext() if lowering is None else fused(lowering.model, lowering.operators)
-    )
+        opset = max(opset or 0, lowering.opset)
+    lowered = contextlib.nullcontext() if lowering is None else lowering.traced()
     try:
         with lowered, quiet_libraries(), contextlib.redirect_stdout(io.StringIO()):
             exported = torch.onnx.export(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -20,25 +21,22 @@ from ptdeploy.bundle.signature import (
     VIRTUAL,
     Signature,
 )
-from ptdeploy.bundle.task import Operators, TensorSpec
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from ptdeploy.bundle.task import TensorSpec
 
 
 @dataclass(frozen=True)
 class Lowered:
-    """A model, and the operators that its attention is traced as."""
+    """What a model's attention is traced as: inside `traced`, in an ONNX of at least `opset`."""
 
-    model: PreTrainedModel
-    operators: Operators
+    traced: Callable[[], AbstractContextManager[None]]
+    opset: int
 
 
 @dataclass(frozen=True)
 class Program:
     """A traceable module with its signature; its inputs are positional and in that order.
 
-    `lowered` is the model whose attention updates the buffer in place while the module is traced.
+    `lowered` says how its attention is traced, None for the model's own arithmetic.
     """
 
     module: nn.Module = field(repr=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ptdeploy.bundle import Route
@@ -36,6 +37,9 @@ _FUSED: dict[Operators, str] = {
     "onnxruntime": "every layer's attention is one GroupQueryAttention",
     "standard": "every layer writes into the KV buffer in place and reads all of it",
 }
+# The first that has RotaryEmbedding, and the first that has TensorScatter; older operators mean the
+# same in them.
+_OPSETS: dict[Operators, int] = {"onnxruntime": 23, "standard": 24}
 # Trying more would need as much memory as a long text does.
 _TRIED_SLOTS = 2048
 
@@ -69,6 +73,7 @@ class Causal(ProgramKind):
         options: BuildOptions,
     ) -> tuple[Program, Route]:
         from ptdeploy.program.decoder import FusedDecoder, PlainDecoder
+        from ptdeploy.program.lowering import fused as traced
         from ptdeploy.program.lowering import why_not_fused
         from ptdeploy.program.program import Lowered, Program, examples
 
@@ -100,7 +105,7 @@ class Causal(ProgramKind):
         signature = Signature(
             inputs, (logits, *_kv("present", "present", names, buffer, "KV buffer"))
         )
-        lowered = Lowered(model, operators)
+        lowered = Lowered(partial(traced, model, operators), _OPSETS[operators])
         return Program(fused, signature, lowered), Route("fused", _FUSED[operators])
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ptdeploy.bundle import Route
@@ -32,6 +34,9 @@ _SEGMENTS = TensorSpec(
     "token_type_ids", "segments", "int64", (BATCH, SEQUENCE), "segment of each token"
 )
 
+# As the decoders' with ONNX Runtime's operators.
+_OPSET = 23
+
 
 class SequenceEncoder(SequenceKind):
     """SEQ_CLS on an encoder: the model's own head."""
@@ -45,7 +50,7 @@ class SequenceEncoder(SequenceKind):
         prompt: Prompt,
         options: BuildOptions,
     ) -> tuple[Program, Route]:
-        return _encoder(model, base, prompt, (BATCH,))
+        return _encoder(model, base, prompt, (BATCH,), options)
 
 
 class TokenEncoder(ProgramKind):
@@ -72,11 +77,15 @@ class TokenEncoder(ProgramKind):
         prompt: Prompt,
         options: BuildOptions,
     ) -> tuple[Program, Route]:
-        return _encoder(model, base, prompt, (BATCH, SEQUENCE))
+        return _encoder(model, base, prompt, (BATCH, SEQUENCE), options)
 
 
 def _encoder(
-    model: PreTrainedModel, base: BaseModel, prompt: Prompt, axes: tuple[str, ...]
+    model: PreTrainedModel,
+    base: BaseModel,
+    prompt: Prompt,
+    axes: tuple[str, ...],
+    options: BuildOptions,
 ) -> tuple[Program, Route]:
     from ptdeploy.program.decoder import ClassifyingDecoder
     from ptdeploy.program.encoder import Encoder, PrefixEncoder
@@ -87,19 +96,36 @@ def _encoder(
     head = Head(model, prompt.head)
     segments = (_SEGMENTS,) if base.type_vocab_size else ()
     logits = class_logits(axes, base.num_labels, head.specs)
-    route = Route("plain", "an encoder has no KV buffer")
     if prompt.prefix_kv is not None:
         layers = prompt.prefix_kv.shape[0]
         prefix = (*prefix_inputs(prompt.prefix_kv), prompt_index())
         inputs = (IDS, MASK, *segments, *prefix, *head.specs)
         per_token = SEQUENCE in axes
-        over = (
-            PrefixEncoder(model, layers, bool(segments), per_token, head)
-            if is_encoder(model)
-            else ClassifyingDecoder(model, layers, head, per_token)
-        )
-        return Program(over.eval(), Signature(inputs, (logits,))), route
+        if not is_encoder(model):
+            decoder = ClassifyingDecoder(model, layers, head, per_token).eval()
+            route = Route("plain", "a class needs no KV buffer")
+            return Program(decoder, Signature(inputs, (logits,))), route
+        over = PrefixEncoder(model, layers, bool(segments), per_token, head).eval()
+        return _lowered(model, Program(over, Signature(inputs, (logits,))), options)
     words = (IDS, MASK, *segments, table(base.embedding_dim))
     inputs = (*words, prompt_index(), *head.specs) if head.specs else words
     module = Encoder(model, base.vocab_size, bool(segments), head).eval()
-    return Program(module, Signature(inputs, (logits,))), route
+    return _lowered(model, Program(module, Signature(inputs, (logits,))), options)
+
+
+def _lowered(
+    model: PreTrainedModel, program: Program, options: BuildOptions
+) -> tuple[Program, Route]:
+    """The program with its attention as one operator, where target and architecture allow it."""
+    from ptdeploy.program import padded_attention
+    from ptdeploy.program.program import Lowered, examples
+
+    why = "the target has no attention over padded rows"
+    if options.operators == "onnxruntime":
+        inputs = examples(program.signature.inputs)
+        why = padded_attention.why_not_fused(model, program.module, inputs)
+    if why:
+        return program, Route("plain", why)
+    lowered = Lowered(partial(padded_attention.fused, model), _OPSET)
+    route = Route("fused", "every layer's attention is one MultiHeadAttention")
+    return replace(program, lowered=lowered), route
