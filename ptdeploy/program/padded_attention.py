@@ -77,7 +77,7 @@ def _attention(
     sliding_window: int | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """(batch, heads, tokens, head dim) to (batch, tokens, heads, head dim), as its callers have it."""
+    """From (batch, heads, tokens, head dim) to (batch, tokens, heads, head dim)."""
     unknown = sorted(k for k in options.keys() - _HARMLESS if isinstance(options[k], torch.Tensor))
     if unknown:
         _TRACE.refused = f"its attention takes {', '.join(unknown)}"

@@ -194,6 +194,10 @@ def _is_last_token(ours: NDArray[Any], theirs: NDArray[np.float32], fed: Fed) ->
 
 def _kept(mine: int, its: int, fed: Fed) -> tuple[range, range] | None:
     """Which of an axis' positions are the same in both; None where it is no axis of tokens."""
+    first = fed.prefix if fed.runs_prefix else 0
+    if mine == 1 and fed.width + first > 1 and its in (fed.taken, first + fed.taken):
+        # A layer that computes the first token alone, which is all that the head reads.
+        return range(1), range(1)
     if not fed.runs_prefix:
         if mine != fed.width:
             return None
