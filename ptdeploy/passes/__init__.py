@@ -32,11 +32,11 @@ def run_passes(model: ir.Model, context: PassContext) -> ir.Model:
 
     fold: constants folded, dead nodes and repeated work dropped. layout: no transposes and reshapes
     that undo each other. residual: sums with the norm after them. narrow: the last layer for the
-    token that the head reads. half: float16 but where it would lose. deduplicate: one copy of equal weights. head: large weights are read the way round they
-    lie. quantize, dequantize: constant matrices in a few bits, with ONNX Runtime's own operator or
-    with standard ones. declare: inputs and outputs get the signature's
-    names, types and axes. name: nodes are named after their modules. anonymise: nothing of the
-    machine that exported stays.
+    token that the head reads. half: float16 but where it would lose. deduplicate: one copy of equal
+    weights. head: large weights are read the way round they lie. quantize, dequantize: constant
+    matrices in a few bits, with ONNX Runtime's own operator or with standard ones. declare: inputs
+    and outputs get the signature's names, types and axes. name: nodes are named after their
+    modules. anonymise: nothing of the machine that exported stays.
     """
     from ptdeploy.passes import (
         anonymise,
