@@ -26,8 +26,12 @@ from ptdeploy.bundle.task import TensorSpec
 
 @dataclass(frozen=True)
 class Lowered:
-    """What a model's attention is traced as: inside `traced`, in an ONNX of at least `opset`."""
+    """What a model's attention is traced as: inside `traced`, in an ONNX of at least `opset`.
 
+    `name` says what that is.
+    """
+
+    name: str
     traced: Callable[[], AbstractContextManager[None]]
     opset: int
 

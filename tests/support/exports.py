@@ -107,7 +107,7 @@ def weights_of(program: Program) -> str:
 def shape_of(program: Program, opset: int | None) -> str:
     """The digest of all that a trace depends on but the values of parameters and buffers."""
     lowered = program.lowered
-    facts: list[object] = [program.signature, opset, lowered and lowered.operators]
+    facts: list[object] = [program.signature, opset, lowered and lowered.name]
     first: dict[int, str] = {}
     for path, module in program.module.named_modules():
         facts += [path, lowered is not None and module is lowered.model, _plain(type(module))]

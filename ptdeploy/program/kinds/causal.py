@@ -105,7 +105,7 @@ class Causal(ProgramKind):
         signature = Signature(
             inputs, (logits, *_kv("present", "present", names, buffer, "KV buffer"))
         )
-        lowered = Lowered(partial(traced, model, operators), _OPSETS[operators])
+        lowered = Lowered(operators, partial(traced, model, operators), _OPSETS[operators])
         return Program(fused, signature, lowered), Route("fused", _FUSED[operators])
 
 

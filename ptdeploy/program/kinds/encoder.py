@@ -126,6 +126,6 @@ def _lowered(
         why = padded_attention.why_not_fused(model, program.module, inputs)
     if why:
         return program, Route("plain", why)
-    lowered = Lowered(partial(padded_attention.fused, model), _OPSET)
+    lowered = Lowered("padded", partial(padded_attention.fused, model), _OPSET)
     route = Route("fused", "every layer's attention is one MultiHeadAttention")
     return replace(program, lowered=lowered), route
