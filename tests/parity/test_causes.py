@@ -19,7 +19,7 @@ from ptdeploy.bundle import Bundle, Manifest
 from ptdeploy.bundle.task import Task
 from ptdeploy.parity.locate.causes import DETECTORS, Suspect, likely_cause
 from ptdeploy.parity.locate.causes.activations import activation
-from ptdeploy.parity.locate.causes.attention import attributes, heads, mask, scale
+from ptdeploy.parity.locate.causes.attention import attributes, heads, mask, padded, scale
 from ptdeploy.parity.locate.causes.numbers import multiple, not_finite
 from ptdeploy.parity.locate.causes.positions import learned, rotary
 from ptdeploy.parity.locate.causes.prompt import pefts_prefix, prefix_kv, virtual_tokens
@@ -446,6 +446,24 @@ def test_a_fused_attention_has_the_models_window_scale_and_rotation(qwen2):
     )
 
 
+def test_an_encoders_fused_attention_has_the_models_scale_and_hides_the_padding(bert):
+    def found(keys: str, **changes: Any) -> Any:
+        cast = node("", "Cast", "attention_mask")
+        turned = node("", "Sub", "one", cast.output[0])
+        given = ["q", "k", "v", "", {"cast": cast.output[0], "turned": turned.output[0]}.get(keys)]
+        inputs = [one for one in given if one is not None]
+        nodes = [cast, turned, node(ATTENTION, "MultiHeadAttention", *inputs, **changes)]
+        return padded(suspect(bert, ATTENTION, nodes, random(1, 8, 32)))
+
+    scaling = 8**-0.5
+    assert found("cast", scale=scaling) is None
+    assert words(found("cast", scale=1.0)) == (
+        f"scores are scaled by 1, but the model's scale is {scaling:g}"
+    )
+    assert words(found("", scale=scaling)) == "mask value: padding is not masked"
+    assert "not the request's padding" in words(found("turned", scale=scaling))
+
+
 def attended(peft: PeftSource, weights: np.ndarray, **changes: Any) -> Any:
     softmax = node(ATTENTION, "Softmax", "scores")
     nodes = [softmax, node(ATTENTION, "MatMul", softmax.output[0], "values")]
@@ -540,5 +558,5 @@ def test_a_fused_operator_is_blamed_where_nothing_is_found(bert):
 
 def test_every_detector_is_asked():
     tested = {activation, attributes, epsilon, heads, learned, mask, multiple, not_finite}
-    tested |= {prefix_kv, rotary, scale, virtual_tokens, weights}
+    tested |= {padded, prefix_kv, rotary, scale, virtual_tokens, weights}
     assert set(DETECTORS) == tested

@@ -233,9 +233,10 @@ def _stale_prefix(bundle: Editor, other: tiny.Trained) -> None:
     bundle.prompt["prefix_kv"] = _other_prefix(other)
 
 
-def _wrong_mask_sign(bundle: Editor, _: tiny.Trained) -> None:
-    where = bundle.node("bert/Where")
-    where.input[1], where.input[2] = where.input[2], where.input[1]
+def _no_padding_masked(bundle: Editor, _: tiny.Trained) -> None:
+    for node in bundle.model.graph.node:
+        if node.op_type == "MultiHeadAttention":
+            node.input[4] = ""
 
 
 def _no_mask(node: str) -> Any:
@@ -313,8 +314,9 @@ FAULTS = (
           _off_by_one("program/Add_2")),
     Fault("positions off by one (encoder)", "bert", "bert.embeddings.position_embeddings",
           _off_by_one("bert.embeddings/Slice")),
-    Fault("mask's sign wrong", "bert", _B0 + "attention.self", _wrong_mask_sign),
-    Fault("padding not masked", "bert", _B0 + "attention.self", _no_mask("bert/Where")),
+    Fault("mask's sign wrong", "bert", _B0 + "attention.self",
+          appended("program/Cast", ("Sub", [np.int32(1), None], {}))),
+    Fault("padding not masked", "bert", _B0 + "attention.self", _no_padding_masked),
     Fault("future not masked", "gpt2 classes", _GPT + "attn", _no_mask("transformer/Where")),
     Fault("epsilon missing", "qwen2", _Q0 + "input_layernorm",
           attribute(_Q0 + "input_layernorm/SimplifiedLayerNormalization", "epsilon", 0.0)),
@@ -360,7 +362,7 @@ FAULTS = (
     Fault("attention scale wrong", "mistral", "model.layers.0.self_attn",
           attribute("model.layers.0.self_attn/GroupQueryAttention", "scale", 0.25)),
     Fault("attention scale missing", "bert", _B0 + "attention.self",
-          lambda bundle, _: bundle.bypass(_B0 + "attention.self/Mul")),
+          attribute(_B0 + "attention.self/MultiHeadAttention", "scale", 1.0)),
     Fault("sliding window dropped", "mistral", "model.layers.0.self_attn",
           attribute("model.layers.0.self_attn/GroupQueryAttention", "local_window_size", None)),
     Fault("layer skipped", "qwen2", "model.layers.1", _skip_layer),
@@ -376,8 +378,8 @@ FAULTS = (
               _GPT + "mlp.c_fc/Gemm", 1, bundle.constant("transformer.h.1.mlp.c_fc/Gemm", 1))),
     Fault("token embeddings swapped", "distilbert", "distilbert.embeddings.word_embeddings",
           changed("distilbert.embeddings.word_embeddings/Gather", 0, _swap_token_vectors)),
-    Fault("pooled at the second position", "bert", "bert.pooler",
-          changed("bert.pooler/Gather", 1, lambda index: index + 1)),
+    Fault("pooled at the second position", "bert", _B1 + "attention.self.query",
+          changed(_B1 + "attention.self.query/Gather", 1, lambda index: index + 1)),
     Fault("class read one token early", "gpt2 classes", "score",
           appended("program/Sub_1", ("Sub", [None, np.int64(1)], {}))),
     Fault("rotary missing on the keys", "qwen2", _Q0 + "self_attn",

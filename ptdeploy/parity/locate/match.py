@@ -166,6 +166,7 @@ def aligned(
         return None
     if not fed.runs_prefix and _is_last_token(ours, theirs, fed):
         return ours[fed.row], theirs[0, -1]
+    has_tokens = ours.ndim == theirs.ndim
     if ours.ndim == theirs.ndim - 1 and ours.size % fed.rows == 0:
         # Some modules see all rows' tokens as one list.
         ours = ours.reshape(fed.rows, -1, *ours.shape[1:])
@@ -179,7 +180,7 @@ def aligned(
     for axis in range(1, ours.ndim):
         if ours.shape[axis] == theirs.shape[axis]:
             continue
-        kept = _kept(ours.shape[axis], theirs.shape[axis], fed)
+        kept = _kept(ours.shape[axis], theirs.shape[axis], fed, has_tokens)
         if kept is None:
             return None
         ours, theirs = np.take(ours, kept[0], axis), np.take(theirs, kept[1], axis)
@@ -192,10 +193,13 @@ def _is_last_token(ours: NDArray[Any], theirs: NDArray[np.float32], fed: Fed) ->
     return one_less and ours.shape == (fed.rows, theirs.shape[-1])
 
 
-def _kept(mine: int, its: int, fed: Fed) -> tuple[range, range] | None:
-    """Which of an axis' positions are the same in both; None where it is no axis of tokens."""
+def _kept(mine: int, its: int, fed: Fed, has_tokens: bool) -> tuple[range, range] | None:
+    """Which of an axis' positions are the same in both; None where it is no axis of tokens.
+
+    `has_tokens` says that the value has that axis by itself.
+    """
     first = fed.prefix if fed.runs_prefix else 0
-    if mine == 1 and fed.width + first > 1 and its in (fed.taken, first + fed.taken):
+    if has_tokens and mine == 1 and fed.width + first > 1 and its in (fed.taken, first + fed.taken):
         # A layer that computes the first token alone, which is all that the head reads.
         return range(1), range(1)
     if not fed.runs_prefix:

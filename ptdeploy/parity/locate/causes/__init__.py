@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ptdeploy.parity.locate.causes.activations import activation
-from ptdeploy.parity.locate.causes.attention import attributes, heads, mask, scale
+from ptdeploy.parity.locate.causes.attention import attributes, heads, mask, padded, scale
 from ptdeploy.parity.locate.causes.numbers import multiple, not_finite
 from ptdeploy.parity.locate.causes.positions import learned, rotary
 from ptdeploy.parity.locate.causes.prompt import prefix_kv, virtual_tokens
@@ -30,6 +30,7 @@ DETECTORS: tuple[Callable[[Suspect], Cause | None], ...] = (
     heads,
     prefix_kv,
     attributes,
+    padded,
     mask,
     scale,
     multiple,

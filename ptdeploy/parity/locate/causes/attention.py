@@ -48,6 +48,24 @@ def attributes(suspect: Suspect) -> Cause | None:
     return None
 
 
+def padded(suspect: Suspect) -> Cause | None:
+    """An encoder's fused attention on another scale, or that looks at padding or past the text."""
+    node = next((n for n in suspect.behind if n.op_type == "MultiHeadAttention"), None)
+    if node is None:
+        return None
+    scaling = getattr(suspect.torch_module, "scaling", None)
+    for given in (a.f for a in node.attribute if a.name == "scale"):
+        if scaling is None or np.isclose(given, scaling, rtol=1e-4):
+            continue
+        return Cause(f"scores are scaled by {given:g}, but the model's scale is {scaling:g}")
+    keys = node.input[4] if len(node.input) > 4 else ""
+    if not keys:
+        return Cause("mask value: padding is not masked")
+    if any(one.op_type != "Cast" for one in suspect.graph.behind(keys, set())):
+        return Cause("mask value: what it hides is not the request's padding")
+    return None
+
+
 def mask(suspect: Suspect) -> Cause | None:
     """Attention that falls on keys which a token must not see, or on all keys alike."""
     softmax = next((n for n in reversed(suspect.behind) if n.op_type == "Softmax"), None)
