@@ -110,7 +110,7 @@ def shape_of(program: Program, opset: int | None) -> str:
     facts: list[object] = [program.signature, opset, lowered and lowered.name]
     first: dict[int, str] = {}
     for path, module in program.module.named_modules():
-        facts += [path, lowered is not None and module is lowered.model, _plain(type(module))]
+        facts += [path, _plain(type(module))]
         facts.append(_plain({k: v for k, v in vars(module).items() if k not in _SEEN}))
         for name, tensor in (*module._parameters.items(), *module._buffers.items()):
             facts.append(name)
