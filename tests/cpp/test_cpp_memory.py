@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support import native
-from support.damage import DAMAGE, REFERENCE_DAMAGE
+from support.damage import DAMAGE, REFERENCE_DAMAGE, replace
 from support.native import ROWS, text_of
 from support.tools import tool
 
@@ -97,7 +97,7 @@ def test_none_whatever_byte_of_the_reference_changed(compiled, address, tmp_path
     bundle = tmp_path / "bundle"
     shutil.copytree(compiled("bert", "SEQ_CLS").bundle, bundle)
     assert probe.ask("open", "d", bundle) == {}
-    file = bundle / "reference.safetensors"
+    file = bundle / "prompts" / "default" / "reference.safetensors"
     whole = file.read_bytes()
     header = int.from_bytes(whole[:8], "little")
     random = np.random.default_rng(1)
@@ -108,6 +108,28 @@ def test_none_whatever_byte_of_the_reference_changed(compiled, address, tmp_path
         file.write_bytes(content)
         refused += "error" in probe.ask("verify", "d")
     assert refused > 100
+    assert probe.close() == ""
+
+
+def test_none_whatever_byte_of_the_prompts_header_changed(compiled, address, tmp_path):
+    """With the hash made to fit: virtual tokens and a head's parameters are read by it."""
+    probe = native.Probe(str(address / "probe"))
+    bundle = tmp_path / "bundle"
+    shutil.copytree(compiled("bert", "SEQ_CLS").bundle, bundle)
+    name = "prompts/default/prompt.safetensors"
+    whole = (bundle / name).read_bytes()
+    header = int.from_bytes(whole[:8], "little")
+    random = np.random.default_rng(1)
+    refused = 0
+    for _ in range(100):
+        content = bytearray(whole)
+        content[random.integers(8 + header)] = random.integers(256)
+        replace(bundle, name, bytes(content))
+        if "error" in probe.ask("open", "d", bundle):
+            refused += 1
+        else:
+            probe.ask("logits", "d", text_of(ROWS))
+    assert refused > 50
     assert probe.close() == ""
 
 
