@@ -136,12 +136,12 @@ def test_inner_values_are_those_of_the_graph(bert, compiled):
     inner = tuple(
         name
         for node in onnx.load(bert / "model.onnx", load_external_data=False).graph.node
-        if node.op_type in ("MatMul", "SkipLayerNormalization", "Softmax")
+        if node.op_type in ("MatMul", "SkipLayerNormalization", "MultiHeadAttention")
         for name in node.output[:1]
     )
     ours = get_target("openvino").run_graph(bundle, (*inner, "no value of it"), feed)
     theirs = run_with_inner(bert / "model.onnx", inner, feed)
-    assert len(inner) > 15
+    assert len(inner) > 10
     assert {"logits", *inner} <= ours.keys()
     assert "no value of it" not in ours
     for name in inner:
@@ -242,7 +242,7 @@ def test_a_precision_that_it_does_not_have_is_refused(compiled, tmp_path):
 
 def test_an_operator_that_it_does_not_have_is_named(compiled, tmp_path):
     def change(model: onnx.ModelProto) -> None:
-        node = next(n for n in model.graph.node if n.op_type == "Softmax")
+        node = next(n for n in model.graph.node if n.op_type == "Tanh")
         node.op_type, node.domain = "Hardmost", "com.microsoft"
 
     bundle = copied(compiled("bert", "SEQ_CLS").bundle, tmp_path / "unknown", change)
@@ -443,10 +443,9 @@ def test_its_layers_are_those_it_compiled(bert):
     assert any(one.module == "bert.encoder.layer.1.attention.self.query" for one in products)
     assert any(one.fused for one in layers.layers)
     assert not [one.name for one in layers.layers if one.operator in ("Const", "Input", "Output")]
-    # What OpenVINO made by itself belongs to its neighbours' module; inputs have none.
-    nowhere = {one.operator for one in layers.layers if not one.module}
-    assert nowhere <= {"Convert", "ShapeOf"}
-    assert "MVN" in {one.operator for one in layers.layers}
+    # What OpenVINO made by itself belongs to its neighbours' module.
+    assert any(one.operator == "MVN" for one in layers.layers)
+    assert all(one.module for one in layers.layers if one.operator in ("MVN", "FullyConnected"))
 
 
 def test_a_profile_has_its_layers_and_their_times(bert, capsys):
