@@ -30,9 +30,12 @@ def as_in_the_hub(source: Path, cache: Path) -> Path:
     snapshot = cache / "snapshots" / "0123abcd"
     (cache / "blobs").mkdir(parents=True)
     snapshot.mkdir(parents=True)
-    for number, file in enumerate(sorted(source.iterdir())):
-        shutil.copy(file, cache / "blobs" / f"{number:040x}")
-        (snapshot / file.name).symlink_to(f"../../blobs/{number:040x}")
+    files = sorted(one for one in source.rglob("*") if one.is_file())
+    for number, file in enumerate(files):
+        blob, link = cache / "blobs" / f"{number:040x}", snapshot / file.relative_to(source)
+        shutil.copy(file, blob)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(os.path.relpath(blob, link.parent))
     return snapshot
 
 
@@ -74,9 +77,12 @@ def test_a_bundle_and_a_report_have_the_umasks_modes(compiled, tmp_path, mask):
     with umask(mask):
         bundle = put(compiled("gpt2", "CAUSAL_LM").bundle, tmp_path / "bundle")
         report = write_whole(tmp_path / "reports" / "report.json", b"{}")
-    for path in (bundle, report.parent):
+    inside = [*bundle.rglob("*")]
+    folders = [one for one in inside if one.is_dir()]
+    assert len(folders) == 2
+    for path in (bundle, report.parent, *folders):
         assert path.stat().st_mode & 0o777 == 0o777 & ~mask, path
-    for path in (*bundle.iterdir(), report):
+    for path in (*(one for one in inside if one.is_file()), report):
         assert path.stat().st_mode & 0o777 == 0o666 & ~mask, path
 
 
