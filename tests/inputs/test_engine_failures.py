@@ -88,7 +88,7 @@ def test_the_graph_is_the_one_that_the_engine_can_run(tmp_path, architecture, ch
     checkpoint = read_checkpoint(trained.adapter)
     base = resolve_base(checkpoint, str(trained.base))
     model = load_model(checkpoint, base)
-    prompt = freeze(checkpoint, model, with_prefix_kv=True)
+    prompt = freeze(checkpoint, model, with_prefix_kv=True, with_head=False)
     _, graph = base.kind.build(model, base, prompt, BuildOptions(refuses=_refused))
     assert graph.route == route
     assert ("GroupQueryAttention does not take" in graph.reason) == (route == "plain")
