@@ -38,8 +38,8 @@ _KINDS: dict[PromptKind, str] = {
     "CPT": "a context-aware prompt's virtual tokens",
     "PREFIX_TUNING": "prefix tuning's prefix KV",
     "CARTRIDGE": "a cartridge's prefix KV",
-    "VIRTUAL_TOKENS": "a tensor of virtual tokens",
-    "PREFIX_KV": "a tensor of prefix KV",
+    "VIRTUAL_TOKENS": "virtual tokens",
+    "PREFIX_KV": "a prefix KV",
 }
 _PACKAGES = ("ptdeploy", "numpy", "onnx", "onnxruntime", "onnxscript", "peft", "torch")
 

@@ -67,6 +67,7 @@ def peft_model(checkpoint: Checkpoint, base: BaseModel) -> PeftModel | PromptedM
     if not checkpoint.of_peft:
         from ptdeploy.parity.reference.plain import PromptedModel
 
+        _lay_over(checkpoint, model)
         return PromptedModel(model, checkpoint).eval()
     with quiet_libraries():
         if checkpoint.weights_file.name in WEIGHT_NAMES:
@@ -76,6 +77,18 @@ def peft_model(checkpoint: Checkpoint, base: BaseModel) -> PeftModel | PromptedM
         peft.get_base_model().tie_weights()
     _check_taken(checkpoint, peft)
     return peft.eval()
+
+
+def _lay_over(checkpoint: Checkpoint, model: PreTrainedModel) -> None:
+    """Give the model the checkpoint's own weights, in the place of the base's."""
+    import torch
+
+    own = model.state_dict()
+    model.load_state_dict(
+        {n: torch.from_numpy(np.array(a)) for n, a in checkpoint.weights.items() if n in own},
+        strict=False,
+    )
+    model.tie_weights()
 
 
 def _from_adapter(checkpoint: Checkpoint, model: PreTrainedModel) -> PeftModel:

@@ -59,7 +59,7 @@ def assemble(
             "or ptdeploy.source.checkpoint.save_full wrote.",
         )
     heads = tuple(sorted(heads))
-    usable, unusable = _usable(where, weights, heads)
+    usable, unusable = usable_weights(where, weights, heads)
     first = prompt if prompt is not None else encoder["embedding.weight"]
     return Checkpoint(
         path=path,
@@ -102,7 +102,7 @@ def _stored_prompt(
     return found, None
 
 
-def _usable(
+def usable_weights(
     where: Path, weights: Mapping[str, torch.Tensor], heads: Collection[str]
 ) -> tuple[dict[str, NDArray[np.float32]], dict[str, Unusable]]:
     """The weights that can be some, and those that cannot; a head's must."""

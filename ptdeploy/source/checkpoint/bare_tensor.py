@@ -12,7 +12,12 @@ from ptdeploy.bundle.task import Task
 from ptdeploy.errors import CheckpointError, PtdeployError
 from ptdeploy.files import sha256_of
 from ptdeploy.source.checkpoint.assemble import finite
-from ptdeploy.source.checkpoint.tensors import TENSOR_SUFFIXES, read_tensors, require_torch
+from ptdeploy.source.checkpoint.tensors import (
+    TENSOR_SUFFIXES,
+    read_tensors,
+    require_torch,
+    tensor_names,
+)
 from ptdeploy.source.checkpoint.types import BaseReference, Checkpoint
 
 if TYPE_CHECKING:
@@ -30,7 +35,7 @@ def matches(path: Path) -> bool:
     if path.suffix not in TENSOR_SUFFIXES:
         return False
     try:
-        return len(read_tensors(path)) == 1
+        return len(tensor_names(path)) == 1
     except PtdeployError:  # a broken file is another reader's to name
         return False
 

@@ -7,7 +7,7 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +45,22 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     return _read_torch(path)
+
+
+def tensor_names(path: Path) -> Collection[str]:
+    """The names that read_tensors gives for a file. Raises CheckpointError as that does."""
+    if path.name.endswith(".index.json"):
+        found = read_json(path).get("weight_map")
+        return found if isinstance(found, dict) else ()
+    if path.suffix != ".safetensors":
+        return read_tensors(path).keys()
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as file:
+            return tuple(file.keys())
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: not a whole safetensors file ({error}).") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:

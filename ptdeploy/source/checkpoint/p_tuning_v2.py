@@ -1,0 +1,148 @@
+"""P-Tuning v2 as its authors' code saves it: a whole model's state dict with `prefix_encoder.*`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptdeploy.bundle.task import Task
+from ptdeploy.errors import CheckpointError, PtdeployError
+from ptdeploy.files import sha256_of
+from ptdeploy.source.checkpoint.assemble import finite, usable_weights
+from ptdeploy.source.checkpoint.state_dict import FILE_NAMES
+from ptdeploy.source.checkpoint.tensors import (
+    TENSOR_SUFFIXES,
+    read_json,
+    read_tensors,
+    tensor_names,
+)
+from ptdeploy.source.checkpoint.types import BaseReference, Checkpoint
+
+if TYPE_CHECKING:
+    import torch
+
+_TABLE = "prefix_encoder.embedding.weight"
+# The projection above the table, where there is one.
+_LAYERS = tuple(f"prefix_encoder.trans.{i}.{part}" for i in (0, 2) for part in ("weight", "bias"))
+_CHATGLM = "transformer.prefix_encoder."
+_AGAIN = "Save the whole model.state_dict() of the model that was trained."
+
+
+def matches(path: Path) -> bool:
+    """Whether `path` is a tensor file, or a Trainer's folder with one, with a prefix encoder."""
+    file = _file(path)
+    if file is None:
+        return False
+    try:
+        names = tensor_names(file)
+    except PtdeployError:  # a broken file is another reader's to name
+        return False
+    return any(name.startswith(("prefix_encoder.", _CHATGLM)) for name in names)
+
+
+def read(
+    path: Path,
+    adapter: str | None = None,
+    task: Task | None = None,
+    task_id: int | None = None,
+) -> Checkpoint:
+    """Read the state dict of a BERT or RoBERTa with a prefix encoder, its projection evaluated.
+
+    The `config.json` beside it says how many layers and heads the prefix is for.
+    Raises CheckpointError if that is missing or does not fit, or no task is given.
+    Source: THUDM/P-tuning-v2, model/prefix_encoder.py (Liu et al. 2022, "P-Tuning v2").
+    """
+    if adapter is not None or task_id is not None:
+        option = "--adapter" if adapter is not None else "--task-id"
+        raise CheckpointError(f"{path}: is one P-Tuning v2 model.", f"Leave {option} out.")
+    file = _file(path)
+    assert file is not None, "matches says so"
+    tensors = read_tensors(file)
+    if any(name.startswith(_CHATGLM) for name in tensors):
+        raise CheckpointError(
+            f"{file}: holds {_CHATGLM}*, P-Tuning v2 of ChatGLM, whose model only remote code has.",
+            "ptdeploy runs no remote code; it reads P-Tuning v2 of models that transformers has.",
+        )
+    if task is None:
+        raise CheckpointError(
+            f"{file}: a P-Tuning v2 state dict says no task.",
+            f"Pass --task, one of {', '.join(one.value for one in Task)}.",
+        )
+    config_file = file.parent / "config.json"
+    config = read_json(config_file)
+    prefix = _prefix(file, tensors, config_file, config)
+    weights = {n: t for n, t in tensors.items() if not n.startswith("prefix_encoder.")}
+    heads = tuple(sorted(n for n in weights if n.startswith("classifier.")))
+    usable, unusable = usable_weights(file, weights, heads)
+    name = config.get("_name_or_path")
+    return Checkpoint(
+        path=path,
+        weights_file=file,
+        format="P-Tuning v2 state dict",
+        adapter="default",
+        task=task,
+        num_virtual_tokens=int(prefix.shape[3]),
+        token_dim=int(prefix.shape[2] * prefix.shape[4]),
+        kind="PREFIX_KV",
+        virtual_tokens=None,
+        prefix_kv=prefix,
+        encoder=None,
+        weights=usable,
+        heads=heads,
+        base=BaseReference(name if isinstance(name, str) and name else None, None),
+        dtype=str(tensors[_TABLE].dtype).removeprefix("torch."),
+        files={one.name: sha256_of(one) for one in (file, config_file)},
+        unusable=unusable,
+    )
+
+
+def _file(path: Path) -> Path | None:
+    if path.is_file():
+        whole = path.suffix in TENSOR_SUFFIXES or path.name.endswith(".index.json")
+        return path if whole else None
+    return next((path / name for name in FILE_NAMES if (path / name).is_file()), None)
+
+
+def _prefix(
+    file: Path, tensors: Mapping[str, torch.Tensor], config_file: Path, config: Mapping[str, object]
+) -> NDArray[np.float32]:
+    """The prefix KV, (layers, 2, heads, tokens, head dim): keys before values in each layer."""
+    import torch
+
+    sizes = {}
+    for name in ("num_hidden_layers", "num_attention_heads", "hidden_size"):
+        size = config.get(name)
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise CheckpointError(
+                f"{config_file}: {name} is {size!r}, not a positive whole number.",
+                "Copy the config.json that was saved with the model.",
+            )
+        sizes[name] = size
+    layers, heads, width = sizes.values()
+    found = [name for name in _LAYERS if name in tensors]
+    missing = [name for name in (_TABLE, *(_LAYERS if found else ())) if name not in tensors]
+    if missing:
+        raise CheckpointError(f"{file}: the prefix encoder misses {', '.join(missing)}.", _AGAIN)
+    hidden = torch.from_numpy(finite(file, _TABLE, tensors[_TABLE]))
+    if found:
+        first, bias, second, last = (torch.from_numpy(finite(file, n, tensors[n])) for n in _LAYERS)
+        try:
+            hidden = torch.tanh(torch.nn.functional.linear(hidden, first, bias))
+            hidden = torch.nn.functional.linear(hidden, second, last)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise CheckpointError(
+                f"{file}: the prefix encoder's layers do not fit one another ({reason}).", _AGAIN
+            ) from error
+    if hidden.ndim != 2 or width % heads or hidden.shape[1] != layers * 2 * width:
+        raise CheckpointError(
+            f"{file}: the prefix encoder gives {tuple(hidden.shape)}, which are no keys and values "
+            f"of {layers} layers with {heads} heads and {width} numbers in each.",
+            "The config.json beside it is of another model. Copy the one that was saved with it.",
+        )
+    by_layer = hidden.numpy().reshape(-1, layers, 2, heads, width // heads)
+    return np.ascontiguousarray(by_layer.transpose(1, 2, 3, 0, 4))
