@@ -27,7 +27,7 @@ NUMPY = ".npy"
 
 
 def matches(path: Path) -> bool:
-    """Whether `path` is a file of numpy's, or a tensor file that holds one tensor alone."""
+    """Whether `path` is a file of numpy's, or a tensor file of one tensor that is no module's."""
     if not path.is_file():
         return False
     if path.suffix == NUMPY:
@@ -35,9 +35,13 @@ def matches(path: Path) -> bool:
     if path.suffix not in TENSOR_SUFFIXES:
         return False
     try:
-        return len(tensor_names(path)) == 1
+        (name,) = tensor_names(path)
+    except ValueError:  # none, or several
+        return False
     except PtdeployError:  # a broken file is another reader's to name
         return False
+    # A module's parameter has the module's name too: a model's state dict, cut to one tensor.
+    return "." not in name
 
 
 def read(
