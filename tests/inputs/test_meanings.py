@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from support import families, native, tiny
-from support.damage import edit
+from support.damage import edit, the_prompt
 from support.shared import Compiled
 from transformers import GenerationConfig
 
@@ -345,7 +345,7 @@ def sigmoid(compiled, tmp_path) -> Path:
     """A classifier whose classes are each true or not."""
     bundle = tmp_path / "sigmoid"
     shutil.copytree(compiled("bert", "SEQ_CLS").bundle, bundle)
-    edit(bundle, lambda m: m.update(head="sigmoid"))
+    edit(bundle, lambda m: the_prompt(m).update(head="sigmoid"))
     return bundle
 
 
@@ -382,7 +382,7 @@ def test_the_set_of_classes_is_scored_on_your_data(sigmoid, tmp_path):
 def test_a_head_on_another_task_is_no_bundle(compiled, tmp_path):
     bundle = tmp_path / "tagger"
     shutil.copytree(compiled("bert", "TOKEN_CLS").bundle, bundle)
-    edit(bundle, lambda m: m.update(head="sigmoid"))
+    edit(bundle, lambda m: the_prompt(m).update(head="sigmoid"))
     with pytest.raises(ptdeploy.BundleError, match="head is for SEQ_CLS"):
         ptdeploy.load(bundle)
 
