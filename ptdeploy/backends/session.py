@@ -41,6 +41,11 @@ class DeviceArray(Protocol):
 class Session(Protocol):
     """A loaded engine."""
 
+    @property
+    def block_size(self) -> int:
+        """Slots of a block of its KV cache, where that is paged; 0 where it is dense, or none."""
+        ...
+
     def run(self, inputs: Mapping[str, NDArray[Any] | DeviceArray]) -> dict[str, NDArray[Any]]:
         """Run once: arrays by input name in, arrays by output name out.
 

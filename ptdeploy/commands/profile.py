@@ -169,6 +169,10 @@ class _Counted:
     session: Session
     runs: int = 0
 
+    @property
+    def block_size(self) -> int:
+        return self.session.block_size
+
     def run(self, inputs: Mapping[str, NDArray[Any] | DeviceArray]) -> dict[str, NDArray[Any]]:
         self.runs += 1
         return self.session.run(inputs)

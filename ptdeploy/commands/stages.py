@@ -110,7 +110,7 @@ def trace(plan: Plan, frozen: Frozen, progress: Progress) -> Traced:
     checkpoint = source.checkpoint
     with progress.stage("export to ONNX"):
         refuses = partial(plan.target.refuses, plan.device, numerics.activations)
-        options = BuildOptions(request.freeze_kv, numerics.operators, refuses)
+        options = BuildOptions(request.freeze_kv, numerics.operators, refuses, numerics.plain)
         program, route = source.base.kind.build(frozen.model, source.base, frozen.prompt, options)
         asked = request.max_context
         bounds = limits(source.base, route, checkpoint.num_virtual_tokens, request.max_batch, asked)
@@ -216,8 +216,8 @@ def _check_kv_buffer(task: Task, plan: Plan) -> None:
     """
     request = plan.request
     if kind_of(task).keeps_kv_buffer:
-        if plan.target.no_kv_buffer:
-            raise TargetUnavailable(*plan.target.no_kv_buffer)
+        if problem := plan.target.no_kv_buffer(plan.device):
+            raise TargetUnavailable(*problem)
         return
     for option, given in (
         ("--no-freeze-kv", not request.freeze_kv),

@@ -8,8 +8,10 @@ from ptdeploy.backends.session import Session
 from ptdeploy.bundle import Manifest
 from ptdeploy.errors import InputError
 from ptdeploy.runtime.batching import Ids
+from ptdeploy.runtime.dense_kv import DenseKV
 from ptdeploy.runtime.kv import KVBuffer
 from ptdeploy.runtime.kv_layout import KVLayout
+from ptdeploy.runtime.paged_kv import PagedKV
 from ptdeploy.runtime.prompts import Prompt, PromptInputs
 
 # Buffers of nearly the same size are kept for one another.
@@ -70,4 +72,7 @@ class Buffers:
 
     def _new(self, rows: int, slots: int) -> KVBuffer:
         prefix_kv = self._prompt.prefix_kv
-        return KVBuffer(self._session, self.layout, prefix_kv, rows, slots, self._beside)
+        session = self._session
+        if block := session.block_size:
+            return PagedKV(session, self.layout, prefix_kv, rows, slots, self._beside, block)
+        return DenseKV(session, self.layout, prefix_kv, rows, slots, self._beside)

@@ -95,7 +95,7 @@ class CausalLM(Engine):
         rows = self.started(ids, chosen, seed, stop, logprobs)
         if budget:
             with_kv = self.buffer(len(ids), max(row.size for row in ids) + budget)
-            logits = [with_kv.prefill(i, self.fed(row))[0] for i, row in enumerate(ids)]
+            logits = with_kv.prefill_all([self.fed(row) for row in ids])
             for _ in decode(with_kv, logits, rows, budget, self.buffers.words, cancel):
                 pass
             self.buffers.keep(with_kv)

@@ -32,7 +32,8 @@ class Numerics:
     model. `custom_operators` says whether the engine knows ONNX Runtime's own. `fixed_slots` is for
     engines whose buffer must have a fixed number of slots. `opset` is what graphs are exported to,
     None for whatever their operators need. `block_size` is how many weights share a scale unless
-    told, 0 for a whole column.
+    told, 0 for a whole column. `plain` says whether a KV buffer may also be kept by a graph whose
+    attention is none of those operators.
     """
 
     activations: Activations
@@ -41,6 +42,7 @@ class Numerics:
     fixed_slots: bool = False
     opset: int | None = None
     block_size: int = 32
+    plain: bool = True
 
 
 @dataclass(frozen=True)
@@ -93,9 +95,8 @@ class Target(Protocol[Options]):
         cannot run; "" if the graph is the engine."""
         ...
 
-    @property
-    def no_kv_buffer(self) -> tuple[str, str] | None:
-        """Why its engines keep no KV buffer and what to do about it, or None if they do."""
+    def no_kv_buffer(self, device: str) -> tuple[str, str] | None:
+        """Why its engines keep no KV buffer there and what to do about it, or None if they do."""
         ...
 
     def add_options(self, parser: ArgumentParser) -> None:

@@ -23,10 +23,16 @@ class OpenVinoTarget:
     """Its engine is its graph, in float32: OpenVINO computes it in what the precision says."""
 
     graph_check = ""
-    no_kv_buffer = (
-        "The target openvino keeps no KV buffer yet, and a model that writes needs one.",
-        "Compile it with --target ort.",
-    )
+
+    def no_kv_buffer(self, device: str) -> tuple[str, str] | None:
+        """Blocks of its cache have other shapes on each device."""
+        if device == "cpu":
+            return None
+        return (
+            f"The target openvino keeps a KV buffer on cpu only, not on {device}, and a model that "
+            "writes needs one.",
+            "Leave out --device, or compile it with --target ort.",
+        )
 
     def add_options(self, parser: ArgumentParser) -> None:
         """There are none."""
@@ -47,11 +53,16 @@ class OpenVinoTarget:
         return _PRECISIONS.get(device, ("fp32",))
 
     def numerics(self, device: str, precision: str) -> Numerics:
-        """The graph is float32 in every precision, and has no KV buffer."""
-        return Numerics("float32", None)
+        """The graph is float32 in every precision."""
+        return Numerics("float32", "onnxruntime", plain=False)
 
     def refuses(self, device: str, activations: Activations, attention: Attention) -> str:
-        raise AssertionError("it has no fused attention over a KV buffer")
+        """What OpenVINO's paged attention leaves out of GroupQueryAttention."""
+        if attention.softcap:
+            return "OpenVINO's paged attention has no soft cap"
+        if attention.sinks:
+            return "its sinks are not carried over to OpenVINO's paged attention"
+        return ""
 
     def unbuildable(
         self, device: str, precision: str, options: NoOptions
@@ -89,35 +100,6 @@ class OpenVinoTarget:
         self, bundle: Bundle, inner: tuple[str, ...], feed: Mapping[str, NDArray[Any]]
     ) -> dict[str, NDArray[Any]]:
         """Run it on the bundle's device in its precision; values it folded away are left out."""
-        import numpy as np
+        from ptdeploy.targets.openvino_exposed import run_exposed
 
-        from ptdeploy.backends.openvino.errors import run_error
-        from ptdeploy.backends.openvino.open import Opening, compile_graph, read_graph
-        from ptdeploy.backends.openvino.session import shared
-
-        path, manifest = bundle.in_folder("model"), bundle.manifest
-        assert path is not None, "the caller read it"
-        try:
-            graph = read_graph(path)
-            _expose(graph, inner)
-            opening = Opening(manifest.device)
-            request = compile_graph(graph, manifest.precision, opening).create_infer_request()
-            for name, array in feed.items():
-                request.set_tensor(name, shared(array))
-            request.infer()
-            ports = request.model_outputs
-            arrays = [np.array(request.get_tensor(port).data) for port in ports]
-        except Exception as error:  # openvino's own errors share no public base class
-            raise run_error(error) from error
-        return {
-            name: array
-            for port, array in zip(ports, arrays, strict=True)
-            for name in port.get_names()
-        }
-
-
-def _expose(graph: Any, inner: tuple[str, ...]) -> None:
-    """Make outputs of those inner values that the graph still has; a value may have more names."""
-    wanted = set(inner)
-    ports = [port for node in graph.get_ordered_ops() for port in node.outputs()]
-    graph.add_outputs([port for port in ports if port.get_names() & wanted])
+        return run_exposed(bundle, inner, feed)

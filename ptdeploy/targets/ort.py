@@ -20,7 +20,9 @@ class OrtTarget:
     """Its engine is its graph, so that there is nothing to ask of it and nothing to rebuild."""
 
     graph_check = ""
-    no_kv_buffer = None
+
+    def no_kv_buffer(self, device: str) -> tuple[str, str] | None:
+        return None
 
     def add_options(self, parser: ArgumentParser) -> None:
         """There are none."""

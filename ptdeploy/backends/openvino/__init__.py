@@ -41,11 +41,15 @@ class OpenVinoBackend:
         On a CPU OpenVINO copies weights into the layout its products are fastest with.
         `map_weights` leaves what they are copied from in the file, mapped.
         """
-        from ptdeploy.backends.openvino.open import Opening, start
+        from ptdeploy.backends.openvino.open import Opening, block_size, start
         from ptdeploy.backends.openvino.session import OpenVinoSession
 
         opening = Opening(device, threads, map_weights)
-        return OpenVinoSession(start(bundle, opening), lambda: start(bundle, opening))
+
+        def opened() -> Any:
+            return start(bundle, opening)
+
+        return OpenVinoSession(opened(), opened, block_size(bundle.manifest))
 
     def layers(self, bundle: Bundle, device: str) -> EngineLayers:
         """The graph as OpenVINO compiles it on this machine."""

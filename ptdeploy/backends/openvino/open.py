@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ from ptdeploy.backends import NoKernel
 from ptdeploy.backends.cores import default_threads
 from ptdeploy.backends.onnx_bundle import check_onnx
 from ptdeploy.backends.openvino.errors import lacks_kernel, reason
+from ptdeploy.backends.openvino.paged import BLOCK, StepNames, read_paged
 from ptdeploy.backends.telemetry import import_openvino
-from ptdeploy.bundle import Bundle
+from ptdeploy.bundle import Bundle, Manifest
 from ptdeploy.bundle.signature import Found, check_signature
-from ptdeploy.errors import BundleError, InputError, TargetUnavailable
+from ptdeploy.errors import BundleError, InputError, PtdeployError, TargetUnavailable
 from ptdeploy.memory import out_of_memory, ran_out_of_memory
 from ptdeploy.text_files import library_path
 
@@ -84,9 +86,17 @@ def start(bundle: Bundle, opening: Opening) -> Any:
     model, path = bundle.file("model"), bundle.in_folder("model")
     assert model is not None, "check_onnx says so"
     assert path is not None
+
+    def check(graph: Any) -> None:
+        for side in ("inputs", "outputs"):
+            wanted = {spec.name for spec in getattr(bundle.manifest.graph, side)}
+            found = [_spec(port, wanted) for port in getattr(graph, side)]
+            check_signature(str(model), bundle.manifest, side, found, names_axes=False)
+
     try:
-        compiled = compile_graph(read_graph(path, opening.map_weights), precision, opening)
-    except InputError:
+        graph = read_for(bundle.manifest, path, opening.map_weights, check)
+        compiled = compile_graph(graph, precision, opening)
+    except PtdeployError:
         raise
     except Exception as error:  # openvino's own errors share no public base class
         if ran_out_of_memory(error):
@@ -99,10 +109,28 @@ def start(bundle: Bundle, opening: Opening) -> Any:
         ) from error
     # It found the weights by their name.
     bundle.check_unchanged()
-    for side in ("inputs", "outputs"):
-        found = [_spec(port) for port in getattr(compiled, side)]
-        check_signature(str(model), bundle.manifest, side, found, names_axes=False)
     return compiled
+
+
+def block_size(manifest: Manifest) -> int:
+    """Slots of a block of its engine's KV cache, 0 if it keeps none."""
+    return BLOCK if any(spec.role == "past" for spec in manifest.graph.inputs) else 0
+
+
+def read_for(
+    manifest: Manifest, path: Path, map_weights: bool, check: Callable[[Any], None]
+) -> Any:
+    """A bundle's graph as OpenVINO's model, its KV buffer paged if it has one.
+
+    `check` sees the model as the file has it. Raises what it does, and what OpenVINO does.
+    """
+    if not block_size(manifest):
+        graph = read_graph(path, map_weights)
+        check(graph)
+        return graph
+    roles = {spec.role: spec.name for spec in manifest.graph.inputs}
+    names = StepNames(roles["positions"], manifest.graph.outputs[0].name)
+    return read_paged(path, names, map_weights, check)
 
 
 def read_graph(path: Path, map_weights: bool = False) -> Any:
@@ -134,6 +162,7 @@ def _properties(precision: str, opening: Opening) -> dict[str, Any]:
     # to the same ones.
     return {
         **found,
+        "KV_CACHE_PRECISION": "f32",
         "NUM_STREAMS": 1,
         "INFERENCE_NUM_THREADS": opening.threads or default_threads(),
         "ENABLE_CPU_PINNING": False,
@@ -148,9 +177,11 @@ def dtype_name(kind: str) -> str:
     return _TYPES.get(kind, kind)
 
 
-def _spec(port: Any) -> Found:
-    """One of a compiled model's own inputs or outputs; OpenVINO does not name their axes."""
-    # A tensor may have several names; one of ours has the one that the graph gives it.
-    names = sorted(port.get_names())
+def _spec(port: Any, wanted: Set[str]) -> Found:
+    """One of a model's own inputs or outputs; OpenVINO does not name their axes.
+
+    A tensor may have several names, of which one of ours is.
+    """
+    names = sorted(port.get_names() & wanted) or sorted(port.get_names())
     shape = tuple("" if axis.is_dynamic else axis.get_length() for axis in port.partial_shape)
     return Found(names[0] if names else "", dtype_name(port.element_type.get_type_name()), shape)

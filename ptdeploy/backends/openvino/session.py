@@ -53,8 +53,11 @@ class OpenVinoSession:
     # Placed memory is this process's own.
     in_host_memory = True
 
-    def __init__(self, compiled: Any, reopen: Callable[[], Any] | None = None) -> None:
+    def __init__(
+        self, compiled: Any, reopen: Callable[[], Any] | None = None, block_size: int = 0
+    ) -> None:
         self._compiled, self._reopen = compiled, reopen
+        self.block_size = block_size
         self._process = os.getpid()
         # All requests, and those that no run has.
         self._requests: list[Any] = []
@@ -67,7 +70,7 @@ class OpenVinoSession:
         with self._request() as request:
             try:
                 # What they share memory with stays until the run is over.
-                arrays = {name: np.ascontiguousarray(_host(inputs[name])) for name in self._inputs}
+                arrays = {name: _contiguous(_host(inputs[name])) for name in self._inputs}
                 for name, array in arrays.items():
                     request.set_tensor(name, shared(array))
                 request.infer()
@@ -127,3 +130,8 @@ def shared(array: NDArray[Any]) -> Any:
 
 def _host(array: NDArray[Any] | DeviceArray) -> NDArray[Any]:
     return array.array if isinstance(array, HostArray) else np.asarray(array)
+
+
+def _contiguous(array: NDArray[Any]) -> NDArray[Any]:
+    # numpy's own would make an axis for a number that has none.
+    return array if array.flags.c_contiguous else np.ascontiguousarray(array)

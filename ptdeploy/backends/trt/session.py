@@ -70,6 +70,8 @@ class TrtSession:
     # Whether steps become CUDA graphs.
     captures = True
 
+    block_size = 0
+
     def __init__(
         self,
         vendor: Vendor,

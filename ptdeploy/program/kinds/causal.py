@@ -97,6 +97,12 @@ class Causal(ProgramKind):
         why = "the target has no attention over a buffer"
         if operators is not None:
             why = why_not_fused(model, fused, examples(inputs), operators, options.refuses)
+        if why and not options.plain:
+            raise BaseModelError(
+                f"{model.config.model_type}: the target keeps a KV buffer only for attention that "
+                f"is one operator in each layer, and this is not ({why}).",
+                "Compile it with --target ort.",
+            )
         if why or operators is None:
             present = _kv("present", "present", names, new, "the new tokens' KV")
             plain, route = PlainDecoder(model, behind).eval(), Route("plain", why)

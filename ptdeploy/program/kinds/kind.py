@@ -63,11 +63,13 @@ class BuildOptions:
     Without `freeze_kv` the virtual tokens are run, looked up in a table. `operators` are what
     attention is traced as, None where the target has none over a buffer. `refuses` says why the
     target's operator cannot compute a layer, "" where it can.
+    `plain` says whether the target runs attention that is traced as none of its operators.
     """
 
     freeze_kv: bool = True
     operators: Operators | None = "onnxruntime"
     refuses: Callable[[Attention], str] = _never
+    plain: bool = True
 
 
 class ProgramKind(ABC):

@@ -23,7 +23,9 @@ class TrtTarget:
     """Builds with either flavor; without a GPU ONNX Runtime runs the graph that it builds from."""
 
     graph_check = "ort"
-    no_kv_buffer = None
+
+    def no_kv_buffer(self, device: str) -> tuple[str, str] | None:
+        return None
 
     def add_options(self, parser: ArgumentParser) -> None:
         trt_options.add_options(parser)

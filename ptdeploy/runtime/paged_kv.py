@@ -1,0 +1,193 @@
+"""A KV buffer in blocks: the prefix's full blocks lie once, and rows of any length run together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptdeploy.backends.session import DeviceArray, Session
+from ptdeploy.runtime.kv_layout import KVLayout
+from ptdeploy.runtime.memory import require_memory
+
+
+class PagedKV:
+    """Keys and values of a few rows with room for `slots` tokens each, in blocks.
+
+    One array for each layer's keys and one for its values, (blocks, kv heads, slots of a block,
+    head dim). Row i's tokens lie in the blocks `tables[i]`, one after another: first those of the
+    prefix that it fills, which all rows share, then its own. `beside` as for the dense one.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        layout: KVLayout,
+        prefix_kv: NDArray[np.float32] | None,
+        rows: int,
+        slots: int,
+        beside: Mapping[str, DeviceArray],
+        block: int,
+    ) -> None:
+        self._session, self._layout, self._beside = session, layout, beside
+        self._block, self.slots = block, slots
+        self.prefix = 0 if prefix_kv is None else prefix_kv.shape[3]
+        shared, needed = self.prefix // block, -(-slots // block)
+        own = needed - shared
+        count = shared + rows * own
+        require_memory(
+            layout.bytes(1, count * block), f"The KV buffer for {rows} rows of {slots} tokens"
+        )
+        self.tables = np.concatenate(
+            [
+                np.broadcast_to(np.arange(shared, dtype=np.int32), (rows, shared)),
+                shared + np.arange(rows * own, dtype=np.int32).reshape(rows, own),
+            ],
+            axis=1,
+        )
+        shape = (count, layout.heads, block, layout.width)
+        self._caches = {
+            f"{kind}_cache.{layer}": np.zeros(shape, np.float32)
+            for layer in range(len(layout.past) // 2)
+            for kind in ("key", "value")
+        }
+        if prefix_kv is not None:
+            self._fill(prefix_kv.reshape(-1, *prefix_kv.shape[2:]), shared)
+        self.lengths = np.full(rows, self.prefix, np.int64)
+        self.is_sound = True
+
+    def _fill(self, prefixes: NDArray[np.float32], shared: int) -> None:
+        """Put the prefix into the blocks that rows share, the rest in each row's first."""
+        for cache, prefix in zip(self._caches.values(), prefixes, strict=True):
+            for index in range(-(-self.prefix // self._block)):
+                part = prefix[:, index * self._block : (index + 1) * self._block]
+                where = slice(0, 1) if index < shared else slice(None)
+                cache[self.tables[where, index], :, : part.shape[1]] = part
+
+    @property
+    def rows(self) -> int:
+        return len(self.lengths)
+
+    def reset(self) -> None:
+        """Forget all but the virtual tokens."""
+        self.lengths[:] = self.prefix
+
+    def prefill(
+        self, row: int, ids: NDArray[np.int64], every_position: bool = False
+    ) -> NDArray[np.float32]:
+        """Append tokens to a row; gives logits (kept, vocabulary) of the last one or of each."""
+        kept: list[NDArray[np.float32]] = []
+        size = self._layout.kept if every_position else self._layout.prefill
+        for start in range(0, ids.size, size):
+            kept.append(self._append({row: ids[start : start + size]}, every_position))
+        if not every_position:
+            return kept[-1]
+        none = np.zeros((0, self._layout.vocabulary), np.float32)
+        return np.concatenate([none, *kept])
+
+    def prefill_all(self, ids: Sequence[NDArray[np.int64]]) -> list[NDArray[np.float32]]:
+        """Append to every row its tokens, together; gives the logits of each row's last one."""
+        logits: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(ids)
+        left = dict(enumerate(ids))
+        while left:
+            now: dict[int, NDArray[np.int64]] = {}
+            room = self._layout.prefill
+            for row, tokens in left.items():
+                if room:
+                    now[row] = tokens[:room]
+                    room -= now[row].size
+            for row, found in zip(now, self._append(now, False), strict=True):
+                logits[row] = found
+            left = {row: t[now[row].size if row in now else 0 :] for row, t in left.items()}
+            left = {row: tokens for row, tokens in left.items() if tokens.size}
+        return logits
+
+    def decode(self, tokens: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float32]:
+        """Append one token to every row; gives logits (rows, vocabulary)."""
+        ids = np.asarray(tokens, np.int64)
+        return self._append({row: ids[row : row + 1] for row in range(self.rows)}, False)
+
+    def copy_row(self, row: int, source: PagedKV, source_row: int, first_slot: int = 0) -> None:
+        """Make `row` what another buffer's row is; both begin with the same prefix."""
+        length = int(source.lengths[source_row])
+        blocks = slice(self.prefix // self._block, -(-length // self._block))
+        for name, cache in self._caches.items():
+            cache[self.tables[row, blocks]] = source._caches[name][
+                source.tables[source_row, blocks]
+            ]
+        self.lengths[row] = length
+
+    def feed(self, ids: NDArray[np.int64], every_position: bool) -> dict[str, NDArray[Any]]:
+        """What a dense engine would be given for tokens (rows, new), as arrays by input name."""
+        positions = np.arange(0 if every_position else ids.shape[1] - 1, ids.shape[1])
+        names = self._layout
+        past = {
+            name: np.ascontiguousarray(
+                np.moveaxis(cache[self.tables], 2, 1).reshape(
+                    self.rows, names.heads, -1, names.width
+                )
+            )
+            for name, cache in zip(names.past, self._caches.values(), strict=True)
+        }
+        beside = {name: one.read() for name, one in self._beside.items()}
+        return {
+            names.ids: np.ascontiguousarray(ids),
+            names.lengths: self.lengths.copy(),
+            names.positions: positions,
+            **beside,
+            **past,
+        }
+
+    def _append(
+        self, tokens: Mapping[int, NDArray[np.int64]], every_position: bool
+    ) -> NDArray[np.float32]:
+        """Run some rows' new tokens in one pass; gives logits of each row's last, or of each."""
+        rows = list(tokens)
+        sizes = np.array([tokens[row].size for row in rows])
+        ends = np.cumsum(sizes)
+        sampled = np.arange(ends[-1]) if every_position else ends - 1
+        step = step_inputs(
+            self._layout,
+            [tokens[row] for row in rows],
+            self.lengths[rows],
+            [self.tables[row] for row in rows],
+            self._block,
+            sampled,
+        )
+        given = self._session.run({**step, **self._beside, **self._caches})
+        self.lengths[rows] += sizes
+        logits: NDArray[np.float32] = given[self._layout.logits][:, 0]
+        self.is_sound &= bool(np.isfinite(logits).all())
+        return logits
+
+
+def step_inputs(
+    layout: KVLayout,
+    tokens: Sequence[NDArray[np.int64]],
+    past: NDArray[np.int64],
+    tables: Sequence[NDArray[np.int32]],
+    block: int,
+    sampled: NDArray[np.int64],
+) -> dict[str, NDArray[Any]]:
+    """One pass over some rows' new tokens, all but the caches, by the paged program's names.
+
+    Of each row its tokens, how many are `past`, and its blocks; `sampled` are the tokens, counted
+    through all rows, that logits are wanted of.
+    """
+    sizes = np.array([one.size for one in tokens])
+    filled = past + sizes
+    blocks = -(-filled // block)
+    positions = [at + np.arange(n) for at, n in zip(past, sizes, strict=True)]
+    used = [table[:count] for table, count in zip(tables, blocks, strict=True)]
+    return {
+        layout.ids: np.concatenate(tokens)[:, None],
+        layout.lengths: np.concatenate(positions).astype(np.int64),
+        "past_lens": past.astype(np.int32),
+        "subsequence_begins": np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32),
+        "block_indices": np.concatenate(used).astype(np.int32),
+        "block_indices_begins": np.concatenate([[0], np.cumsum(blocks)]).astype(np.int32),
+        "max_context_len": np.array(filled.max(), np.int32),
+        "sampled": sampled.astype(np.int64),
+    }
