@@ -206,16 +206,6 @@ def test_what_is_no_fp32_or_was_never_tried_is_said(tmp_path):
 # What it cannot.
 
 
-def test_a_model_that_writes_is_refused_before_any_weight_is_read(compiled, tmp_path, capsys):
-    one = compiled("qwen2", "CAUSAL_LM")
-    line = ["compile", str(one.trained.adapter), "--base", str(one.trained.base)]
-    assert main([*line, "--target", "openvino", "-o", str(tmp_path / "none")]) == 3
-    error = capsys.readouterr().err
-    assert "openvino keeps no KV buffer yet" in error
-    assert "--target ort" in error
-    assert "load the base model" not in error
-
-
 @pytest.mark.parametrize("device", ["gpu", "npu"])
 def test_a_device_that_is_not_there_is_refused_with_those_that_are(bert, device):
     if unavailable(device) is None:
