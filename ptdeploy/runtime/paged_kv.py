@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptdeploy.backends.session import DeviceArray, Session
+from ptdeploy.errors import OutOfMemory
 from ptdeploy.runtime.kv_layout import KVLayout
 from ptdeploy.runtime.memory import require_memory
 
@@ -37,9 +38,8 @@ class PagedKV:
         shared, needed = self.prefix // block, -(-slots // block)
         own = needed - shared
         count = shared + rows * own
-        require_memory(
-            layout.bytes(1, count * block), f"The KV buffer for {rows} rows of {slots} tokens"
-        )
+        what = f"The KV buffer for {rows} rows of {slots} tokens"
+        require_memory(layout.bytes(1, count * block), what)
         self.tables = np.concatenate(
             [
                 np.broadcast_to(np.arange(shared, dtype=np.int32), (rows, shared)),
@@ -48,11 +48,15 @@ class PagedKV:
             axis=1,
         )
         shape = (count, layout.heads, block, layout.width)
-        self._caches = {
-            f"{kind}_cache.{layer}": np.zeros(shape, np.float32)
-            for layer in range(len(layout.past) // 2)
-            for kind in ("key", "value")
-        }
+        layers = range(len(layout.past) // 2)
+        names = [f"{kind}_cache.{layer}" for layer in layers for kind in ("key", "value")]
+        try:
+            self._caches = {name: np.zeros(shape, np.float32) for name in names}
+        except MemoryError as error:
+            raise OutOfMemory(
+                f"{what} does not fit in memory.",
+                "Send fewer rows at once, or ask for fewer tokens.",
+            ) from error
         if prefix_kv is not None:
             self._fill(prefix_kv.reshape(-1, *prefix_kv.shape[2:]), shared)
         self.lengths = np.full(rows, self.prefix, np.int64)
