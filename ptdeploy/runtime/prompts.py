@@ -97,13 +97,15 @@ def read_prompt(bundle: Bundle) -> Prompt:
     assert opened is not None, "read_bundle checks it"
     assert path is not None
     assert name is not None
-    found = {
-        wanted.name: _tensor(path, opened, wanted) for wanted in _wanted(bundle.manifest, info)
+    found = {wanted.name: _tensor(path, opened, wanted) for wanted in _wanted(info)}
+    # An input of a head may have any name, these two among them.
+    head = {
+        wanted.name: _tensor(path, opened, wanted) for wanted in _wanted_head(bundle.manifest, info)
     }
-    tokens, kv = found.pop("virtual_tokens", None), found.pop("prefix_kv", None)
+    tokens, kv = found.get("virtual_tokens"), found.get("prefix_kv")
     if prompt_sha256(tokens, kv) != info.sha256:
         raise BundleError(f"{path}: its virtual tokens are not those of prompt.sha256.", AGAIN)
-    return Prompt(name, info, tokens, kv, found)
+    return Prompt(name, info, tokens, kv, head)
 
 
 def prompt_sha256(
@@ -127,12 +129,15 @@ class _Wanted:
     words: str
 
 
-def _wanted(manifest: Manifest, info: PromptInfo) -> Iterator[_Wanted]:
+def _wanted(info: PromptInfo) -> Iterator[_Wanted]:
     if info.token_dim is not None:
         tokens = info.num_virtual_tokens, info.token_dim
         yield _Wanted("virtual_tokens", tokens, "virtual tokens")
     if info.prefix_kv is not None:
         yield _Wanted("prefix_kv", info.prefix_kv, "prefix KV")
+
+
+def _wanted_head(manifest: Manifest, info: PromptInfo) -> Iterator[_Wanted]:
     for spec in manifest.graph.inputs:
         if spec.role == "head":
             yield _Wanted(spec.name, _own_shape(spec, info.labels), spec.name)
