@@ -85,7 +85,7 @@ def test_a_template_stops_a_mismatch(repository):
 
     # The bundle that is built is replaced by a faulty one before it is verified.
     editor = Editor.copy(repository / "released.bundle", repository / "faulty")
-    editor.set_constant("classifier/Gemm", 1, -editor.constant("classifier/Gemm", 1))
+    editor.prompt["head.classifier.weight"] = -editor.prompt["head.classifier.weight"]
     editor.write()
     verify = steps("gitlab-ci.yml")[1][1]
     done = subprocess.run(

@@ -58,7 +58,7 @@ def test_a_mismatch_fails_the_test_and_says_what_it_is(compiled, tmp_path):
     from support.faults import Editor
 
     editor = Editor.copy(compiled("bert", "SEQ_CLS").bundle, tmp_path / "bundle")
-    editor.set_constant("classifier/Gemm", 1, -editor.constant("classifier/Gemm", 1))
+    editor.prompt["head.classifier.weight"] = -editor.prompt["head.classifier.weight"]
     editor.write()
     code, out = run_pytest(tmp_path, "--ptdeploy-bundle", "bundle")
     assert code == 1

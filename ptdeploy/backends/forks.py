@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 from typing import Any, Protocol
@@ -37,8 +38,10 @@ def cannot_follow(device: str) -> EngineFault:
 
 
 def _keep_for_ever() -> None:
-    for one in _KNOWN:
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(one.native()))
+    for one in list(_KNOWN):
+        # One that was not opened to its end must not keep the others from being kept.
+        with contextlib.suppress(Exception):
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(one.native()))
 
 
 # Whatever calls fork, a program's own code or a server's.

@@ -697,7 +697,7 @@ _OF_SIGNATURES = [
     _says(
         "segments of a decoder's classifier",
         _all(_insert(2, name="s", role="segments"), _set("limits.type_vocab_size", 2)),
-        "graphs['model'].inputs[2] has the role 'segments'; it must be 'prefix'",
+        "its inputs[2] is 'prefix_kv': 'float32' '(prefixes, 2, prefix, 8)', but the manifest says",
         bundle=POOLED,
     ),
     _says("a mask for segments", _swap("inputs", 1, 2), "inputs[1] has the", bundle=ENCODER),

@@ -94,7 +94,9 @@ def test_roberta_positions_start_after_its_padding_index(compiled):
 @pytest.mark.parametrize("encoder", ["MLP", "LSTM"])
 @pytest.mark.parametrize("virtual_tokens", [1, 40])
 def test_a_full_state_dict_compiles_to_what_its_live_model_gives(tmp_path, encoder, virtual_tokens):
-    trained = tiny.make(tmp_path, "gpt2", "CAUSAL_LM", encoder, virtual_tokens)
+    trained = tiny.make(
+        tmp_path, "gpt2", "CAUSAL_LM", encoder=encoder, virtual_tokens=virtual_tokens
+    )
     torch.save(trained.model.state_dict(), tmp_path / "model.pt")
     bundle = ptdeploy.compile(
         tmp_path / "model.pt", target="ort", base=str(trained.base), output=tmp_path / "bundle"

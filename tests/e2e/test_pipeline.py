@@ -171,7 +171,7 @@ def test_a_prompt_has_the_name_that_compile_was_told(tmp_path, capsys):
     bundle = str(tmp_path / "bundle")
     arguments = ["compile", str(trained.adapter), "--target", "ort", "--base", str(trained.base)]
     assert main([*arguments, "-o", bundle, "--name", "mood.v2"]) == 0
-    assert "(evaluated prompt), named mood.v2\n" in capsys.readouterr().out
+    assert "(an evaluated prompt), named mood.v2\n" in capsys.readouterr().out
     manifest = read_bundle(bundle).manifest
     assert (manifest.default_prompt, list(manifest.prompts)) == ("mood.v2", ["mood.v2"])
     of_prompt = {entry.path for entry in manifest.files if entry.of == "mood.v2"}
