@@ -30,7 +30,7 @@ from ptdeploy.bundle.whose import misnamed, owner
 from ptdeploy.errors import BundleError, PtdeployError
 from ptdeploy.files import POINTER_FIX, POINTER_PROBLEM, is_pointer_text
 
-_ATTEMPTS = 20
+_ATTEMPTS = 60
 _T = TypeVar("_T")
 
 

@@ -31,6 +31,8 @@ OF_PROMPTS = ("table", "prefix", "head")
 class Counting:
     """A session that notes what is placed, and what it is run with."""
 
+    block_size = 0
+
     def __init__(self, session: Any) -> None:
         self._session = session
         self.placed: list[OrtMemory] = []

@@ -55,7 +55,7 @@ void check_hashes(const Bundle& bundle);
 // Does what opens the bundle at `path`, again where it failed and the bundle was replaced.
 template <class Work>
 auto whole(const std::string& path, Work work) {
-  constexpr int kAttempts = 20;
+  constexpr int kAttempts = 60;
   for (int attempt = 0; attempt < kAttempts; ++attempt) {
     const auto before = standing(path);
     try {
