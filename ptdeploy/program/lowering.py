@@ -19,8 +19,7 @@ from torch import nn
 from transformers.cache_utils import Cache
 
 from ptdeploy.bundle.task import Operators
-from ptdeploy.memory import ran_out_of_memory
-from ptdeploy.source.base import quiet_libraries
+from ptdeploy.program.tracing import own_attention, why_it_fails, why_not_all
 from ptdeploy.targets import Attention
 
 if TYPE_CHECKING:
@@ -279,20 +278,13 @@ def why_not_fused(
     `refuses` says why the engine cannot compute an attention, "" if it can.
     """
     _TRACE.last_position = int(getattr(model.config, "max_position_embeddings", 0) or 1 << 17) - 1
-    with torch.no_grad(), quiet_libraries(), fused(model, operators):
-        try:
-            program(*inputs)
-        except Exception as error:  # transformers' own code, on an attention it does not know
-            if ran_out_of_memory(error):
-                raise
-            return f"its code does not take another attention ({type(error).__name__})"
-        finally:
-            _TRACE.last_position = None
-    if _TRACE.refused:
-        return _TRACE.refused
-    missing = int(model.config.num_hidden_layers) - len(_TRACE.layers)
-    if missing:
-        return f"{missing} of its layers compute attention their own way"
+    try:
+        with fused(model, operators):
+            why = why_it_fails(program, inputs)
+    finally:
+        _TRACE.last_position = None
+    if why := why or _TRACE.refused or why_not_all(model, len(_TRACE.layers)):
+        return why
     return next((why for attention in _TRACE.asked if (why := refuses(attention))), "")
 
 
@@ -304,14 +296,7 @@ def fused(model: PreTrainedModel, operators: Operators) -> Iterator[None]:
     or a norm is replaced only if the operator gives what it gives, tried on random numbers; any
     other stays as the model computes it.
     """
-    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
     _TRACE.operators = operators
-    ALL_ATTENTION_FUNCTIONS.register(ATTENTION, _attention)
-    ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, _mask)
-    before = model.config._attn_implementation
-    model.set_attn_implementation(ATTENTION)
     code = sys.modules[type(model).__module__]
     rotary = getattr(code, "apply_rotary_pos_emb", None)
     own = operators == "onnxruntime"
@@ -322,13 +307,13 @@ def fused(model: PreTrainedModel, operators: Operators) -> Iterator[None]:
         if (operator := _norm_operator(norm)) is not None:
             norm.forward = operator
     try:
-        yield
+        with own_attention(model, ATTENTION, _attention, _mask):
+            yield
     finally:
         for norm in norms:
             norm.__dict__.pop("forward", None)
         if rotary is not None:
             code.apply_rotary_pos_emb = rotary  # type: ignore[attr-defined]
-        model.set_attn_implementation(before)
         _TRACE.cache = None
 
 

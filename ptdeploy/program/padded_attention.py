@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ptdeploy.memory import ran_out_of_memory
-from ptdeploy.source.base import quiet_libraries
+from ptdeploy.program.tracing import own_attention, why_it_fails, why_not_all
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -114,33 +113,19 @@ def why_not_fused(model: PreTrainedModel, program: nn.Module, inputs: tuple[Any,
     """Why a program that calls `start` cannot be traced fused, or "" if all its layers can."""
     _TRACE.tries, _TRACE.refused = True, ""
     _TRACE.layers.clear()
-    with torch.no_grad(), quiet_libraries(), fused(model):
-        try:
-            program(*inputs)
-        except Exception as error:  # transformers' own code, on an attention it does not know
-            if ran_out_of_memory(error):
-                raise
-            return f"its code does not take another attention ({type(error).__name__})"
-        finally:
-            _TRACE.tries = False
-    if _TRACE.refused:
-        return _TRACE.refused
-    missing = int(model.config.num_hidden_layers) - len(_TRACE.layers)
-    return f"{missing} of its layers compute attention their own way" if missing else ""
+    try:
+        with fused(model):
+            why = why_it_fails(program, inputs)
+    finally:
+        _TRACE.tries = False
+    return why or _TRACE.refused or why_not_all(model, len(_TRACE.layers))
 
 
 @contextmanager
 def fused(model: PreTrainedModel) -> Iterator[None]:
     """Trace `model` with attention as one operator inside this block."""
-    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    ALL_ATTENTION_FUNCTIONS.register(ATTENTION, _attention)
-    ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, _mask)
-    before = model.config._attn_implementation
-    model.set_attn_implementation(ATTENTION)
     try:
-        yield
+        with own_attention(model, ATTENTION, _attention, _mask):
+            yield
     finally:
-        model.set_attn_implementation(before)
         _TRACE.keys = None
