@@ -10,6 +10,7 @@ from ptdeploy.bundle.publish import (
     stage_bundle,
 )
 from ptdeploy.bundle.read import Bundle, check_hashes, is_bundle, read_bundle, whole
+from ptdeploy.bundle.same_engine import engine_sha256
 from ptdeploy.bundle.schema import (
     DEFAULT_PROMPT,
     FORMAT,
@@ -62,6 +63,7 @@ __all__ = [
     "check_destination",
     "check_hashes",
     "check_room",
+    "engine_sha256",
     "is_bundle",
     "manifest_schema",
     "prompt_folder",

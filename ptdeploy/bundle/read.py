@@ -47,16 +47,19 @@ class Bundle:
     held: Held | None = field(default=None, repr=False, compare=False)
     notes: tuple[str, ...] = field(default=(), compare=False)
 
-    def file(self, role: Role) -> Path | None:
-        """The path of the one file with this role, if there is one: for people, not to open."""
-        entry = self.entry(role)
+    def file(self, role: Role, prompt: str | None = None) -> Path | None:
+        """The path of the one file with this role, if there is one: for people, not to open.
+
+        Of a role that prompts have, the named one's, else the default one's.
+        """
+        entry = self.entry(role, prompt)
         return self.path / entry.path if entry else None
 
-    def opened(self, role: Role) -> Path | None:
+    def opened(self, role: Role, prompt: str | None = None) -> Path | None:
         """A path to read the very file with this role that was checked, if there is one."""
-        entry = self.entry(role)
+        entry = self.entry(role, prompt)
         if entry is None or self.held is None:
-            return self.file(role)
+            return self.file(role, prompt)
         return self.held.reopened(entry.path)
 
     def in_folder(self, role: Role) -> Path | None:
@@ -95,9 +98,9 @@ class Bundle:
                 f"{self.path}: its files were replaced while they were opened.", "Open it again."
             )
 
-    def entry(self, role: Role) -> FileEntry | None:
-        """What the manifest lists with this role: of prompts, the default one's."""
-        of = owner(role, self.manifest)
+    def entry(self, role: Role, prompt: str | None = None) -> FileEntry | None:
+        """What the manifest lists with this role: of prompts, the named one's or the default's."""
+        of = prompt or owner(role, self.manifest)
         return next((e for e in self.manifest.files if (e.role, e.of) == (role, of)), None)
 
 

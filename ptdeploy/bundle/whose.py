@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 from ptdeploy.bundle.schema import MODEL, Manifest, Role, is_prompt_name
 
-_OF_GRAPH: tuple[Role, ...] = ("model", "weights", "engine", "engine_info")
-_OF_PROMPT: tuple[Role, ...] = ("prompt", "reference", "parity", "graph_parity")
+OF_GRAPH: tuple[Role, ...] = ("model", "weights", "engine", "engine_info")
+OF_PROMPT: tuple[Role, ...] = ("prompt", "reference", "parity", "graph_parity")
 
 
 def misnamed(manifest: Manifest) -> Iterator[str]:
@@ -25,10 +25,10 @@ def misnamed(manifest: Manifest) -> Iterator[str]:
     if manifest.default_prompt not in manifest.prompts:
         yield "default_prompt is not the name of a prompt"
     for index, entry in enumerate(manifest.files):
-        if entry.role in _OF_GRAPH:
+        if entry.role in OF_GRAPH:
             if entry.of not in manifest.graphs:
                 yield f"files[{index}].of is not the name of a graph"
-        elif entry.role in _OF_PROMPT:
+        elif entry.role in OF_PROMPT:
             if entry.of not in manifest.prompts:
                 yield f"files[{index}].of is not the name of a prompt"
         elif entry.of is not None:
@@ -37,6 +37,6 @@ def misnamed(manifest: Manifest) -> Iterator[str]:
 
 def owner(role: Role, manifest: Manifest) -> str | None:
     """The `of` of the file with a role that is used where no prompt is named."""
-    if role in _OF_GRAPH:
+    if role in OF_GRAPH:
         return MODEL
-    return manifest.default_prompt if role in _OF_PROMPT else None
+    return manifest.default_prompt if role in OF_PROMPT else None

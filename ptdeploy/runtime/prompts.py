@@ -86,17 +86,18 @@ def _stacked(spec: TensorSpec, prompt: Prompt) -> NDArray[np.float32] | None:
     return None
 
 
-def read_prompt(bundle: Bundle) -> Prompt:
-    """Read the default prompt and hold its file against the manifest.
+def read_prompt(bundle: Bundle, name: str | None = None) -> Prompt:
+    """Read a bundle's prompt of that name, else its default one, and hold it to the manifest.
 
-    Raises BundleError unless it holds the virtual tokens whose hash the manifest has, a prefix KV
-    of the manifest's shape, and the head that the graph takes: float32, all finite.
+    Raises BundleError unless its file holds the virtual tokens whose hash the manifest has, a
+    prefix KV of the manifest's shape, and the head that the graph takes: float32, all finite.
     """
-    info, name = bundle.manifest.prompt, bundle.manifest.default_prompt
-    path, opened = bundle.file("prompt"), bundle.opened("prompt")
-    assert opened is not None, "read_bundle checks it"
-    assert path is not None
-    assert name is not None
+    name = name or bundle.manifest.default_prompt
+    assert name is not None, "whoever asks knows that there is one"
+    info = bundle.manifest.prompts[name]
+    path, opened = bundle.file("prompt", name), bundle.opened("prompt", name)
+    if path is None or opened is None:
+        raise BundleError(f"{bundle.path}: lists no file of the prompt {name!r}.", AGAIN)
     found = {wanted.name: _tensor(path, opened, wanted) for wanted in _wanted(info)}
     # An input of a head may have any name, these two among them.
     head = {
