@@ -58,11 +58,16 @@ class SourceInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class BaseInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The base model: its name without any path, its architecture, and its configuration's hash."""
+    """The base model: its name without any path, its architecture, and two hashes.
+
+    `config_sha256` is of its configuration; `weights_sha256` of all weights that the engine was
+    made from but for those that belong to prompts.
+    """
 
     name: str
     architecture: str
     config_sha256: str
+    weights_sha256: str
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

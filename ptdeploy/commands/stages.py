@@ -43,11 +43,15 @@ class Source:
 
 @dataclass(frozen=True)
 class Frozen:
-    """The base model with its weights and trained head, float32, and the prompt, evaluated."""
+    """The base model with its weights and trained head, float32, and the prompt, evaluated.
+
+    `weights_sha256` is of the weights that are no prompt's.
+    """
 
     source: Source
     model: PreTrainedModel = field(repr=False)
     prompt: Prompt
+    weights_sha256: str
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,7 @@ class Traced:
 
     source: Source
     prompt: Prompt
+    weights_sha256: str
     graph: ir.Model = field(repr=False)
     route: Route
     signature: Signature
@@ -87,7 +92,9 @@ def read(plan: Plan, progress: Progress) -> Source:
 
 def freeze(plan: Plan, source: Source, progress: Progress) -> Frozen:
     """Load the base model, and evaluate the prompt encoder over it once."""
+    from ptdeploy.program.head import PREFIX
     from ptdeploy.program.prompt import freeze as freeze_prompt
+    from ptdeploy.source.weights_hash import weights_sha256
 
     checkpoint, base = source.checkpoint, source.base
     with progress.stage(f"load the base model {base.name}"):
@@ -98,7 +105,9 @@ def freeze(plan: Plan, source: Source, progress: Progress) -> Frozen:
     with progress.stage(f"freeze {checkpoint.num_virtual_tokens} virtual tokens"):
         kind = base.kind
         prompt = freeze_prompt(checkpoint, model, kind.needs_prefix_kv, kind.has_trained_head)
-    return Frozen(source, model, prompt)
+        own = {name.removeprefix(PREFIX) for name in prompt.head}
+        hashed = weights_sha256(model, own)
+    return Frozen(source, model, prompt, hashed)
 
 
 def trace(plan: Plan, frozen: Frozen, progress: Progress) -> Traced:
@@ -120,7 +129,7 @@ def trace(plan: Plan, frozen: Frozen, progress: Progress) -> Traced:
         if numerics.fixed_slots and route.route == "fused":
             signature = signature.with_slots(bounds.max_context)
         graph = to_onnx(program, numerics.opset)
-    return Traced(source, frozen.prompt, graph, route, signature, bounds)
+    return Traced(source, frozen.prompt, frozen.weights_sha256, graph, route, signature, bounds)
 
 
 def optimise(plan: Plan, traced: Traced, progress: Progress) -> Traced:
@@ -167,6 +176,7 @@ def build(plan: Plan, traced: Traced, folder: Path, progress: Progress) -> Draft
         checkpoint=source.checkpoint,
         base=source.base,
         prompt=traced.prompt,
+        weights_sha256=traced.weights_sha256,
         signature=traced.signature,
         meaning=source.meaning,
         target=request.target,

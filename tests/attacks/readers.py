@@ -123,6 +123,7 @@ def manifest(task: str = "CAUSAL_LM") -> dict[str, Any]:
             "name": "base",
             "architecture": "qwen2" if causal else "bert",
             "config_sha256": _SHA,
+            "weights_sha256": _SHA,
         },
         "limits": {"max_context": 64, "vocab_size": 101, "max_batch": None},
         "generation": {"max_new_tokens": 20, "eos_token_ids": [2]} if causal else None,

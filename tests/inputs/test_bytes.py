@@ -313,7 +313,10 @@ def hostile(made, tmp_path_factory) -> Path:
     prompt["source"].update(format=ESCAPES, adapter=ESCAPES)
     manifest["versions"][ESCAPES] = ESCAPES
     manifest["base"].update(
-        name=f"x](http://a) | <img> @team `{ESCAPES}", architecture=ESCAPES, config_sha256=ESCAPES
+        name=f"x](http://a) | <img> @team `{ESCAPES}",
+        architecture=ESCAPES,
+        config_sha256=ESCAPES,
+        weights_sha256=ESCAPES,
     )
     graph["reason"] = ESCAPES
     for spec in graph["inputs"]:

@@ -38,7 +38,7 @@ def made_manifest(base: str = "bert-tiny", **changes: Any) -> Manifest:
         graphs={MODEL: Graph("plain", "attention as it is", INPUTS, OUTPUTS)},
         prompts={DEFAULT_PROMPT: prompt},
         default_prompt=DEFAULT_PROMPT,
-        base=BaseInfo(base, "bert", ""),
+        base=BaseInfo(base, "bert", "", ""),
         limits=Limits(64, 101),
         files=(),
     )

@@ -176,7 +176,8 @@ void read_base(const Json& json, const Where& where) {
   read_object(json, where,
               {{"name", true, skip_string},
                {"architecture", true, skip_string},
-               {"config_sha256", true, skip_string}});
+               {"config_sha256", true, skip_string},
+               {"weights_sha256", true, skip_string}});
 }
 
 // The two fields that every version has come first: another version's other fields mean nothing.
