@@ -43,15 +43,15 @@ def compile(
 ) -> Bundle:
     """Compile a trained prompt into a verified bundle.
 
-    `checkpoint` is a PEFT adapter folder, a Trainer checkpoint or a state dict file; `base`
-    overrides the base model it names (a local folder or a hub id). `name` is what the prompt is
-    called in the bundle, "default" unless told. `target` is "ort", "openvino" or "trt";
-    `device` "cpu" or "cuda", and `precision`, are the target's default unless told. `labels` names
-    the classes; `head` says what SEQ_CLS logits are, "softmax", "sigmoid" or "regression", over
-    what the base's problem_type says. `task_id` is one of the tasks that a multitask prompt was
-    trained for. `tokenizer` is a folder or a hub id to take the tokenizer
-    from, or "none" for a bundle that takes token ids only; unless told it is the checkpoint's own,
-    else the base model's.
+    `checkpoint` is a PEFT adapter folder, a Trainer checkpoint, a state dict file, a file of one
+    tensor or a `.nemo` file; `base` overrides the base model it names (a local folder or a hub id).
+    `name` is what the prompt is called in the bundle, "default" unless told.
+    `target` is "ort", "openvino" or "trt"; `device` "cpu" or "cuda", and `precision`, are the
+    target's default unless told. `labels` names the classes; `head` says what SEQ_CLS logits are,
+    "softmax", "sigmoid" or "regression", over what the base's problem_type says. `task_id` is one
+    of the tasks that a multitask prompt was trained for. `tokenizer` is a folder or a hub id to
+    take the tokenizer from, or "none" for a bundle that takes token ids only; unless told it
+    is the checkpoint's own, else the base model's.
     For CAUSAL_LM the virtual tokens are frozen as prefix KV unless `freeze_kv` is False, and the
     KV buffer is bounded to `max_batch` rows of `max_context` tokens, virtual tokens included.
     `quantization` has the options of the precisions "int8", "int4" and "fp8", which are accepted or

@@ -20,7 +20,8 @@ SUMMARY = "Compile a trained prompt and its base model into a verified bundle."
 def add_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "checkpoint",
-        help="PEFT adapter folder, Trainer checkpoint, state dict file, or file of one tensor",
+        help="PEFT adapter folder, Trainer checkpoint, state dict file, file of one tensor, or "
+        ".nemo file",
     )
     sub.add_argument("--target", required=True, choices=sorted(TARGETS), help="what is to run it")
     sub.add_argument("-o", "--output", metavar="BUNDLE", help="default: ./NAME.TARGET.bundle")

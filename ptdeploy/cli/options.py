@@ -12,7 +12,9 @@ from ptdeploy.progress import Progress
 
 
 def add_adapter(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--adapter", metavar="NAME", help="which of several adapters")
+    sub.add_argument(
+        "--adapter", metavar="NAME", help="which of several adapters, or of a .nemo file's tasks"
+    )
 
 
 def add_task_id(sub: argparse.ArgumentParser) -> None:

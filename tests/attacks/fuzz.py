@@ -35,6 +35,8 @@ SHARES = {
     "torch": 2,
     "shards": 6,
     "adapter-config": 8,
+    "nemo": 1,
+    "nemo-config": 1,
     "json": 4,
     "tokenizer": 8,
     "chat-template": 1,

@@ -24,7 +24,9 @@ from ptdeploy.parity.reference.store import load_reference, save_reference
 from ptdeploy.parity.thresholds import read_thresholds, thresholds_for
 from ptdeploy.runtime import chat
 from ptdeploy.runtime.tokenizer import Tokenizer
+from ptdeploy.source.checkpoint import nemo as nemo_archive
 from ptdeploy.source.checkpoint.labels import read_labels
+from ptdeploy.source.checkpoint.nemo_config import check_model, check_template, read_config
 from ptdeploy.source.checkpoint.peft_config import read_peft_config
 from ptdeploy.source.checkpoint.tensors import read_json, read_tensors
 
@@ -282,6 +284,29 @@ def _read_shards(path: Path) -> object:
     return read_tensors(path)
 
 
+def _archives(folder: Path) -> list[bytes]:
+    from support import nemo
+
+    table, _ = nemo.table_archive(folder / "table.nemo", "one")
+    encoder = nemo.trained(nemo.PromptEncoder("lstm", layers=1)).state()
+    files = [table, nemo.packed(folder / "encoder.nemo", encoder, nemo.config("taskname"))]
+    files.append(nemo.table_archive(folder / "packed.nemo", "one", gzipped=True)[0])
+    return [file.read_bytes() for file in files]
+
+
+def _yaml(_folder: Path) -> list[bytes]:
+    import yaml
+    from support import nemo
+
+    return [yaml.safe_dump(nemo.config("one", "two")).encode()]
+
+
+def _read_nemo_config(path: Path) -> object:
+    config = read_config("config", path)
+    check_model("config", config)
+    return check_template("config", config, "one")
+
+
 def _same(*bodies: Any) -> Callable[[Path], list[bytes]]:
     found = [b if isinstance(b, bytes) else json.dumps(b).encode() for b in bodies]
     return lambda folder: found
@@ -301,6 +326,8 @@ READERS = {
         Reader("torch", _written("pytorch_model.bin", read_tensors), _tensors(".bin")),
         Reader("shards", _written("model.safetensors.index.json", _read_shards), _same(_INDEX)),
         Reader("adapter-config", _written("adapter_config.json", read_peft_config), _same(_CONFIG)),
+        Reader("nemo", _written("p.nemo", nemo_archive.read), _archives),
+        Reader("nemo-config", _written("model_config.yaml", _read_nemo_config), _yaml),
         Reader("json", _written("config.json", read_json), _same(_CONFIG)),
         Reader("tokenizer", _written("tokenizer.json", _read_tokenizer), _tokenizers),
         Reader("chat-template", _written("chat.json", _read_template), _same(_TEMPLATE)),

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from ptdeploy.bundle.task import Task
 from ptdeploy.errors import CheckpointError
-from ptdeploy.source.checkpoint import bare_tensor, p_tuning_v2, peft_adapter, state_dict
+from ptdeploy.source.checkpoint import bare_tensor, nemo, p_tuning_v2, peft_adapter, state_dict
 from ptdeploy.source.checkpoint.full import load_full, save_full
 from ptdeploy.source.checkpoint.labels import read_labels
 from ptdeploy.source.checkpoint.peft_config import CONFIG_NAME
@@ -37,7 +37,13 @@ class Reader(Protocol):
 
 
 # The first whose matches(path) holds reads it.
-READERS: tuple[Reader, ...] = (peft_adapter, bare_tensor, p_tuning_v2, state_dict)
+READERS: tuple[Reader, ...] = (
+    peft_adapter,
+    nemo,
+    bare_tensor,
+    p_tuning_v2,
+    state_dict,
+)
 
 
 def read_checkpoint(
@@ -98,6 +104,6 @@ def _unknown(path: Path) -> CheckpointError:
         )
     return CheckpointError(
         problem,
-        "Expected a PEFT adapter folder, a Trainer checkpoint, or a state dict file "
-        f"({', '.join(TENSOR_SUFFIXES)}).",
+        "Expected a PEFT adapter folder, a Trainer checkpoint, a .nemo file, or a file of tensors "
+        f"({', '.join((*TENSOR_SUFFIXES, bare_tensor.NUMPY))}).",
     )
