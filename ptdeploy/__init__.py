@@ -10,8 +10,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ptdeploy.api import compile, load, rebuild, verify
-    from ptdeploy.bundle import Bundle
+    from ptdeploy.api import (
+        compile,
+        compile_prompt,
+        load,
+        prompt_add,
+        prompt_default,
+        prompt_list,
+        prompt_remove,
+        rebuild,
+        verify,
+    )
+    from ptdeploy.bundle import Bundle, Pack, PromptInfo
     from ptdeploy.bundle.quantization import QuantizationOptions
     from ptdeploy.bundle.task import Task
     from ptdeploy.commands.diff import Difference
@@ -40,8 +50,18 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 _FROM = {
-    "api": ("compile", "load", "rebuild", "verify"),
-    "bundle": ("Bundle",),
+    "api": (
+        "compile",
+        "compile_prompt",
+        "load",
+        "prompt_add",
+        "prompt_default",
+        "prompt_list",
+        "prompt_remove",
+        "rebuild",
+        "verify",
+    ),
+    "bundle": ("Bundle", "Pack", "PromptInfo"),
     "bundle.quantization": ("QuantizationOptions",),
     "bundle.task": ("Task",),
     "commands.diff": ("Difference", "diff"),
@@ -81,10 +101,12 @@ __all__ = [
     "InputError",
     "OutOfMemory",
     "OutputError",
+    "Pack",
     "ParityError",
     "ParityReport",
     "Profile",
     "Progress",
+    "PromptInfo",
     "PtdeployError",
     "QuantizationOptions",
     "TargetOptions",
@@ -93,11 +115,16 @@ __all__ = [
     "TokenClassifier",
     "TrtOptions",
     "compile",
+    "compile_prompt",
     "diff",
     "inspect",
     "load",
     "load_full",
     "profile",
+    "prompt_add",
+    "prompt_default",
+    "prompt_list",
+    "prompt_remove",
     "rebuild",
     "save_full",
     "verify",

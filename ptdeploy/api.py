@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ptdeploy.backends.telemetry import switch_off
-from ptdeploy.bundle import Bundle
+from ptdeploy.bundle import Bundle, Pack, PromptInfo
 from ptdeploy.bundle.quantization import QuantizationOptions
 from ptdeploy.bundle.task import Task
 from ptdeploy.parity.report import ParityReport
@@ -139,6 +139,135 @@ def verify(
         graph=graph,
     )
     return verify_bundle(request, _shown(progress))
+
+
+def compile_prompt(
+    checkpoint: str | Path,
+    *,
+    over: str | Path,
+    base: str | None = None,
+    output: str | Path | None = None,
+    name: str | None = None,
+    adapter: str | None = None,
+    tokenizer: str | None = None,
+    task: Task | None = None,
+    labels: str | None = None,
+    head: str | None = None,
+    task_id: int | None = None,
+    golden: int | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Pack:
+    """Compile a trained prompt into a verified pack, over the engine of a bundle.
+
+    A pack is a small folder that any bundle of the same engine takes, with `prompt_add` or while
+    it runs. Nothing is exported or built: the prompt is frozen over the base model, and the
+    engine of the bundle `over`, which stays as it is, is compared with PEFT on PyTorch.
+    `name` is what the prompt is called unless it is given another name; `output` is
+    `NAME.prompt` unless told; the others are as for `compile`.
+    Raises BaseModelError where the checkpoint's base model is not the one that the engine was
+    made of, CheckpointError where the engine has no inputs for such a prompt, and what compile
+    raises; then no pack is written and an older one is kept.
+    """
+    switch_off()
+    from ptdeploy.commands.over import compile_over
+    from ptdeploy.commands.request import OverRequest
+
+    request = OverRequest(
+        checkpoint=checkpoint,
+        over=over,
+        base=base,
+        output=output,
+        name=name,
+        adapter=adapter,
+        tokenizer=tokenizer,
+        task=task,
+        labels=labels,
+        head=head,
+        task_id=task_id,
+        golden=golden,
+        force=force,
+    )
+    return compile_over(request, _shown(progress))
+
+
+def prompt_add(
+    bundle: str | Path,
+    prompt: str | Path,
+    *,
+    name: str | None = None,
+    base: str | None = None,
+    adapter: str | None = None,
+    tokenizer: str | None = None,
+    task: Task | None = None,
+    labels: str | None = None,
+    head: str | None = None,
+    task_id: int | None = None,
+    golden: int | None = None,
+    replace: bool = False,
+    progress: Progress | None = None,
+) -> Bundle:
+    """Put a prompt, of a pack or a checkpoint, into a bundle that is there.
+
+    The engine is compared with the prompt's reference first: a pack's own, which needs no torch,
+    or a checkpoint's, computed as for `compile_prompt`. `name` is what it is called in the bundle,
+    as in the pack unless told; `replace` lets it take the place of a prompt of that name. `labels`
+    names the classes; the others are about a checkpoint, as for `compile`.
+    The bundle is the old one or the new one at every instant, and running engines are not
+    disturbed. Raises what compile_prompt raises, and OutputError if another process is changing the
+    bundle; then it is as it was.
+    """
+    switch_off()
+    from ptdeploy.commands.prompts import add_prompt
+    from ptdeploy.commands.request import PromptAddRequest
+
+    request = PromptAddRequest(
+        bundle=bundle,
+        prompt=prompt,
+        name=name,
+        base=base,
+        adapter=adapter,
+        tokenizer=tokenizer,
+        task=task,
+        labels=labels,
+        head=head,
+        task_id=task_id,
+        golden=golden,
+        replace=replace,
+    )
+    return add_prompt(request, _shown(progress))
+
+
+def prompt_list(bundle: str | Path) -> dict[str, PromptInfo]:
+    """The prompts of a bundle by name; its manifest says which is the default.
+
+    Raises BundleError if the bundle is damaged.
+    """
+    from ptdeploy.commands.prompts import list_prompts
+
+    return list_prompts(bundle)
+
+
+def prompt_remove(bundle: str | Path, name: str) -> Bundle:
+    """Take a prompt out of a bundle, which is the old one or the new one at every instant.
+
+    Raises InputError if there is no prompt of that name, or it is the default one.
+    """
+    from ptdeploy.commands.prompts import remove_prompt
+    from ptdeploy.commands.request import PromptChange
+
+    return remove_prompt(PromptChange(bundle=bundle, name=name))
+
+
+def prompt_default(bundle: str | Path, name: str) -> Bundle:
+    """Make a prompt of a bundle the one of requests that name none.
+
+    Raises InputError if there is no prompt of that name.
+    """
+    from ptdeploy.commands.prompts import set_default_prompt
+    from ptdeploy.commands.request import PromptChange
+
+    return set_default_prompt(PromptChange(bundle=bundle, name=name))
 
 
 def rebuild(

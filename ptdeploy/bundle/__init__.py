@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from ptdeploy.bundle.lock import locked
+from ptdeploy.bundle.pack import PACK, Pack, PackManifest, is_pack, pack_schema, read_pack
 from ptdeploy.bundle.publish import (
     Destination,
     check_destination,
     check_room,
     publish,
+    publish_pack,
     stage_bundle,
 )
 from ptdeploy.bundle.read import Bundle, check_hashes, is_bundle, read_bundle, whole
@@ -44,6 +47,7 @@ __all__ = [
     "MANIFEST_NAME",
     "MAX_MANIFEST_BYTES",
     "MODEL",
+    "PACK",
     "BaseInfo",
     "Bundle",
     "Destination",
@@ -52,6 +56,8 @@ __all__ = [
     "Graph",
     "Limits",
     "Manifest",
+    "Pack",
+    "PackManifest",
     "ParitySummary",
     "PromptInfo",
     "Quantization",
@@ -65,10 +71,15 @@ __all__ = [
     "check_room",
     "engine_sha256",
     "is_bundle",
+    "is_pack",
+    "locked",
     "manifest_schema",
+    "pack_schema",
     "prompt_folder",
     "publish",
+    "publish_pack",
     "read_bundle",
+    "read_pack",
     "stage_bundle",
     "staged",
     "whole",

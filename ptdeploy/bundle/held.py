@@ -67,6 +67,17 @@ class Held:
             return self.path / name
         return _FOLDERS / str(self._files[name])
 
+    def link(self, name: str, place: Path) -> bool:
+        """Give the very file held here a second name; False where that cannot be done."""
+        if name not in self._files or not _FOLDERS.is_dir():
+            return False
+        try:
+            # Only beside a folder's descriptor does Python follow the link that /proc has.
+            os.link(self.reopened(name), place, src_dir_fd=self._folder, follow_symlinks=True)
+        except OSError:
+            return False
+        return True
+
     def inside(self, name: str) -> Path:
         """A path through the held folder, beside which a library finds the folder's other files.
 
@@ -77,11 +88,13 @@ class Held:
         return _FOLDERS / str(self._folder) / name
 
     def same(self, names: Iterable[str]) -> bool:
-        """Whether these names still are the very files held here, unchanged."""
+        """Whether these names still are the very files held here, unchanged.
+
+        A second name for one of them, as `link` gives, is no change.
+        """
         try:
             return all(
-                _identity(os.stat(name, dir_fd=self._folder))
-                == _identity(os.fstat(self.open(name)))
+                _content(os.stat(name, dir_fd=self._folder)) == _content(os.fstat(self.open(name)))
                 for name in names
             )
         except OSError:
@@ -100,7 +113,11 @@ def standing(path: Path) -> object:
 
 
 def _identity(found: os.stat_result) -> tuple[int, ...]:
-    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    return (*_content(found), found.st_ctime_ns)
+
+
+def _content(found: os.stat_result) -> tuple[int, ...]:
+    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
 
 
 def _close(folder: int, files: dict[str, int]) -> None:

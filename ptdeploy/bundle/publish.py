@@ -13,12 +13,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import msgspec
 
-from ptdeploy.bundle.read import Bundle
+from ptdeploy.bundle.manifest_file import Kind
+from ptdeploy.bundle.pack import PACK, Pack, PackManifest
+from ptdeploy.bundle.read import BUNDLE, Bundle
 from ptdeploy.bundle.schema import (
-    FORMAT,
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
     FileEntry,
@@ -40,21 +42,24 @@ from ptdeploy.files import (
 # In a working folder: who works in it, what is being made, and what that has replaced.
 _LOCK, _NEW, _OLD = "lock", "new", "old"
 # What verify leaves beside a manifest whose parity was pending.
-_COMPLETED = "parity.json"
+COMPLETED = "parity.json"
 _FIX = "Choose another -o."
+_M = TypeVar("_M", Manifest, PackManifest)
 
 
 @dataclass(frozen=True)
 class Destination:
-    """Where a bundle may go: `place` is `path` in a folder without links.
+    """Where a bundle, or a pack, may go: `place` is `path` in a folder without links.
 
-    `force` lets it replace a bundle; `replaces` is the only manifest it may replace, if not all.
+    `force` lets it replace one of its `kind`; `replaces` is the only manifest it may replace, if
+    not all.
     """
 
     path: Path
     place: Path
     force: bool
     replaces: bytes | None = None
+    kind: Kind[Any] = BUNDLE
 
 
 class _Listed(msgspec.Struct):
@@ -67,19 +72,21 @@ class _Listing(Header):
     files: list[_Listed]
 
 
-def check_destination(path: Path, force: bool, replaces: bytes | None = None) -> Destination:
+def check_destination(
+    path: Path, force: bool, replaces: bytes | None = None, kind: Kind[Any] = BUNDLE
+) -> Destination:
     """Refuse, before any work, a destination that could not be published to.
 
-    Only an older bundle without other files in its folder, or an empty folder, is ever replaced,
-    and only with `force`. What killed processes left there is cleared, and a bundle that one of
-    them had moved aside is brought back. Raises OutputError.
+    Only an older one of its kind without other files in its folder, or an empty folder, is ever
+    replaced, and only with `force`. What killed processes left there is cleared, and one that
+    they had moved aside is brought back. Raises OutputError.
     """
     try:
         place = _place(path)
         nearest = nearest_folder(place)
         if nearest == place.parent:
             _clear(place)
-        destination = Destination(path, place, force, replaces)
+        destination = Destination(path, place, force, replaces, kind)
         if os.path.lexists(place):
             _check_replaceable(destination)
         with _working_folder(nearest, place.name):
@@ -140,6 +147,15 @@ def publish(staging: Path, manifest: Manifest, destination: Destination) -> Bund
     Whatever kills the process, the older bundle or the new one is there. Raises OutputError,
     nothing changed, if something else has come there meanwhile.
     """
+    return Bundle(destination.path, _put(staging, manifest, destination))
+
+
+def publish_pack(staging: Path, manifest: PackManifest, destination: Destination) -> Pack:
+    """`publish` for a pack, in a folder that was staged for one."""
+    return Pack(destination.path, _put(staging, manifest, destination))
+
+
+def _put(staging: Path, manifest: _M, destination: Destination) -> _M:
     place = destination.place
     try:
         entries = tuple(_entry(staging, entry) for entry in manifest.files)
@@ -160,7 +176,7 @@ def publish(staging: Path, manifest: Manifest, destination: Destination) -> Bund
         raise OutputError(
             f"{destination.path}: cannot be written ({error.strerror}).", _FIX
         ) from error
-    return Bundle(destination.path, manifest)
+    return manifest
 
 
 def _place(path: Path) -> Path:
@@ -178,7 +194,7 @@ def _place(path: Path) -> Path:
 
 def _check_replaceable(destination: Destination) -> None:
     """Raises OutputError unless what is there may go."""
-    path, place = destination.path, destination.place
+    path, place, noun = destination.path, destination.place, destination.kind.noun
     if not destination.force:
         raise OutputError(
             f"{path}: exists already.", "Choose another -o, or replace it with --force."
@@ -193,19 +209,19 @@ def _check_replaceable(destination: Destination) -> None:
     if not any(place.iterdir()):
         return
     raw = _manifest_of(place)
-    listed = _listed(raw)
+    listed = _listed(raw, destination.kind)
     if raw is None or listed is None:
         raise OutputError(
-            f"{path}: is a folder of something else than a bundle, so --force leaves it alone.",
+            f"{path}: is a folder of something else than a {noun}, so --force leaves it alone.",
             "Choose another -o, or remove the folder yourself.",
         )
     if destination.replaces is not None and raw != destination.replaces:
         raise OutputError(
-            f"{path}: has become another bundle meanwhile, so it is left alone.", "Start again."
+            f"{path}: has become another {noun} meanwhile, so it is left alone.", "Start again."
         )
     if others := _others(place, listed):
         raise OutputError(
-            f"{path}: its folder holds {others[0]!r}, which is not of the bundle"
+            f"{path}: its folder holds {others[0]!r}, which is not of the {noun}"
             + (f" ({len(others)} such files)" if len(others) > 1 else "")
             + ", so --force leaves it alone.",
             "Move it elsewhere, or choose another -o.",
@@ -218,7 +234,7 @@ def _replace(staging: Path, destination: Destination) -> bool:
     try:
         if exchange(staging, place):
             os.rename(staging, old)
-            if _is_foreign(old):
+            if _is_foreign(old, destination):
                 # It has changed between the last look and the exchange.
                 exchange(old, place)
                 os.rename(old, staging)
@@ -238,10 +254,14 @@ def _replace(staging: Path, destination: Destination) -> bool:
     return True
 
 
-def _is_foreign(folder: Path) -> bool:
-    """Whether a folder holds anything that is no bundle's."""
-    listed = _listed(_manifest_of(folder))
-    return any(folder.iterdir()) if listed is None else bool(_others(folder, listed))
+def _is_foreign(folder: Path, destination: Destination) -> bool:
+    """Whether a folder that was replaced is another than may be, or holds anything else."""
+    raw = _manifest_of(folder)
+    listed = _listed(raw, destination.kind)
+    if listed is None:
+        return any(folder.iterdir())
+    changed = destination.replaces is not None and raw != destination.replaces
+    return changed or bool(_others(folder, listed))
 
 
 def _manifest_of(folder: Path) -> bytes | None:
@@ -252,18 +272,17 @@ def _manifest_of(folder: Path) -> bytes | None:
     return raw if len(raw) <= MAX_MANIFEST_BYTES else None
 
 
-def _listed(raw: bytes | None) -> set[str] | None:
-    """The files of a bundle of any version by its manifest; None if it is none for certain.
-
-    Many tools call a file manifest.json.
+def _listed(raw: bytes | None, *kinds: Kind[Any]) -> set[str] | None:
+    """The files of a bundle or a pack of any version by its manifest; None if it is none for
+    certain, or of none of these kinds. Many tools call a file manifest.json.
     """
     try:
         listing = msgspec.json.decode(raw or b"", type=_Listing)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
-    if listing.format != FORMAT:
+    if listing.format not in {kind.format for kind in kinds or (BUNDLE, PACK)}:
         return None
-    return {MANIFEST_NAME, _COMPLETED, *(os.path.normpath(one.path) for one in listing.files)}
+    return {MANIFEST_NAME, COMPLETED, *(os.path.normpath(one.path) for one in listing.files)}
 
 
 def _others(folder: Path, listed: set[str]) -> list[str]:
@@ -365,22 +384,28 @@ def _clear(place: Path) -> None:
 def _flush_all(staging: Path) -> None:
     """Flush all that was staged, readable as the umask has it.
 
-    safetensors writes files that only their owner can read, whatever the umask.
+    safetensors writes files that only their owner can read, whatever the umask. A file that is
+    another bundle's too was flushed with that one, and stays as it is.
     """
     mode = stat.S_IMODE((staging.parent / _LOCK).stat().st_mode)
     for item in sorted(staging.rglob("*")):
         if not item.is_dir():
+            if item.stat().st_nlink > 1:
+                continue
             item.chmod(mode)
         flush(item)
     flush(staging)
 
 
 def _check_complete(staging: Path, entries: tuple[FileEntry, ...]) -> None:
-    listed = {MANIFEST_NAME, *(entry.path for entry in entries)}
+    listed = {MANIFEST_NAME, COMPLETED, *(entry.path for entry in entries)}
     others = _others(staging, listed)
     assert not others, f"staged but not listed: {others}"
 
 
 def _entry(folder: Path, entry: FileEntry) -> FileEntry:
+    """A staged file with its size and hash; one that is of a bundle that was read has them."""
+    if entry.sha256:
+        return entry
     file = folder / entry.path
     return msgspec.structs.replace(entry, size=file.stat().st_size, sha256=sha256_of(file))

@@ -2,34 +2,35 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TypeVar
 
-import msgspec
-
 from ptdeploy.bundle.held import Held, standing
+from ptdeploy.bundle.manifest_file import Kind, check_files, check_hash, hold, read_manifest
 from ptdeploy.bundle.schema import (
     FORMAT,
     FORMAT_VERSION,
     MANIFEST_NAME,
-    MAX_MANIFEST_BYTES,
     FileEntry,
-    Header,
     Manifest,
     Role,
 )
 from ptdeploy.bundle.signature import AGAIN
 from ptdeploy.bundle.whose import misnamed, owner
 from ptdeploy.errors import BundleError, PtdeployError
-from ptdeploy.files import POINTER_FIX, POINTER_PROBLEM, is_pointer_text
 
+BUNDLE = Kind(
+    Manifest,
+    FORMAT,
+    FORMAT_VERSION,
+    "bundle",
+    "ptdeploy compile CHECKPOINT --target ort -o BUNDLE",
+)
 _ATTEMPTS = 60
 _T = TypeVar("_T")
 
@@ -85,6 +86,13 @@ class Bundle:
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(self.held.reopened(entry.path), place)
 
+    def link(self, entry: FileEntry, place: Path) -> None:
+        """`copy`, but the file itself under a second name where the file systems can do that."""
+        assert self.held is not None, "it was read"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if not self.held.link(entry.path, place):
+            self.copy(entry, place)
+
     def manifest_bytes(self) -> bytes:
         """The manifest as it lies in the folder that was read."""
         assert self.held is not None, "it was read"
@@ -127,7 +135,7 @@ def check_hashes(bundle: Bundle) -> None:
     """Hash every file. Raises BundleError on the first whose SHA-256 is not the manifest's."""
     assert bundle.held is not None, "it was read"
     for entry in bundle.manifest.files:
-        _check_hash(bundle.held, entry)
+        check_hash(bundle.held, entry)
 
 
 def is_bundle(path: Path) -> bool:
@@ -146,21 +154,11 @@ def read_bundle(path: str | Path, hashes: bool = True) -> Bundle:
 
 
 def _read(path: Path, hashes: bool) -> Bundle:
-    try:
-        held = Held(path)
-    except (OSError, ValueError) as error:
-        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EMFILE, errno.ENFILE):
-            raise BundleError(f"{path}: cannot be read ({error.strerror}).") from error
-        raise BundleError(f"{path}: no such bundle folder.") from error
-    manifest = _read_manifest(held)
+    held = hold(path, BUNDLE)
+    manifest = read_manifest(held, BUNDLE)
     for problem in misnamed(manifest):
         raise BundleError(f"{path / MANIFEST_NAME}: {problem}.", AGAIN)
-    seen = set()
-    for entry in manifest.files:
-        if entry.path in seen:
-            raise BundleError(f"{path / MANIFEST_NAME}: lists {entry.path!r} twice.")
-        seen.add(entry.path)
-        _check_file(held, entry, hashes)
+    check_files(held, manifest.files, hashes)
     bundle = Bundle(path, manifest, held)
     for found, words in (
         (bundle.entry("model") or bundle.entry("engine"), "'model' or 'engine'"),
@@ -169,91 +167,3 @@ def _read(path: Path, hashes: bool) -> Bundle:
         if found is None:
             raise BundleError(f"{path / MANIFEST_NAME}: lists no file with the role {words}.")
     return bundle
-
-
-def _read_manifest(held: Held) -> Manifest:
-    path, file = held.path, held.path / MANIFEST_NAME
-    try:
-        raw = held.read(MANIFEST_NAME, MAX_MANIFEST_BYTES + 1)
-    except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.EISDIR, errno.ELOOP):
-            raise BundleError(f"{file}: cannot be read ({error.strerror}).") from error
-        raise BundleError(
-            f"{path}: has no {MANIFEST_NAME}, so it is no bundle.",
-            "Make one with: ptdeploy compile CHECKPOINT --target ort -o BUNDLE",
-        ) from error
-    if len(raw) > MAX_MANIFEST_BYTES:
-        raise BundleError(f"{file}: larger than {MAX_MANIFEST_BYTES} bytes, not a manifest.")
-    if is_pointer_text(raw):
-        raise BundleError(f"{file}: {POINTER_PROBLEM}", POINTER_FIX)
-    try:
-        # msgspec does not look at the bytes of names it does not know.
-        raw.decode()
-        header = msgspec.json.decode(raw, type=Header)
-        if header.format != FORMAT or header.format_version != FORMAT_VERSION:
-            raise BundleError(
-                f"{file}: is {header.format!r} version {header.format_version}; this ptdeploy "
-                f"reads {FORMAT!r} version {FORMAT_VERSION}.",
-                "Compile the checkpoint again, or install the ptdeploy that made the bundle.",
-            )
-        return msgspec.json.decode(raw, type=Manifest)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BundleError(
-            f"{file}: not a valid manifest ({error}).", "Compile the checkpoint again."
-        ) from error
-
-
-def _check_file(held: Held, entry: FileEntry, hashes: bool) -> None:
-    """Its path, its kind, its size and its hash.
-
-    A link may lead anywhere, as in the hub's cache: what it leads to must be a regular file of
-    the listed size and hash, so that nothing can be read that the bundle does not hold already.
-    """
-    inside = PurePosixPath(entry.path)
-    where = f"{held.path / MANIFEST_NAME}: {entry.path!r}"
-    if (
-        not entry.path
-        or "\\" in entry.path
-        or "\0" in entry.path
-        or inside.is_absolute()
-        or ".." in inside.parts
-    ):
-        raise BundleError(f"{where} leaves the bundle's folder.")
-    file = held.path / inside
-    try:
-        size = held.size(entry.path)
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise BundleError(f"{where} is a link that leads back to itself.") from error
-        if error.errno in (errno.EACCES, errno.EMFILE, errno.ENFILE, errno.EIO):
-            raise BundleError(f"{file}: cannot be read ({error.strerror}).") from error
-        if os.path.islink(file):
-            raise BundleError(
-                f"{file}: is a link to no file.", "Copy what the links lead to, too: cp -rL"
-            ) from error
-        raise BundleError(f"{file}: is missing.", "Copy the whole bundle folder again.") from error
-    except ValueError as error:  # a name that no file system can hold
-        raise BundleError(f"{file}: is missing.", "Copy the whole bundle folder again.") from error
-    if size != entry.size:
-        if is_pointer_text(held.read(entry.path, 1025)):
-            raise BundleError(f"{file}: {POINTER_PROBLEM}", POINTER_FIX)
-        raise BundleError(
-            f"{file}: has {size} bytes, but the manifest says {entry.size}.",
-            "The file is damaged. Copy the whole bundle folder again.",
-        )
-    if hashes:
-        _check_hash(held, entry)
-
-
-def _check_hash(held: Held, entry: FileEntry) -> None:
-    try:
-        found = held.sha256(entry.path)
-    except OSError as error:
-        raise BundleError(
-            f"{held.path / entry.path}: cannot be read ({error.strerror})."
-        ) from error
-    if found != entry.sha256:
-        raise BundleError(
-            f"{held.path / entry.path}: its SHA-256 is not the manifest's.",
-            "The file was changed or damaged. Copy the whole bundle folder again.",
-        )

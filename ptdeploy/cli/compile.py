@@ -9,7 +9,8 @@ from ptdeploy.bundle import DEFAULT_PROMPT, Manifest
 from ptdeploy.bundle.precision import default_words, quantized
 from ptdeploy.cli import options
 from ptdeploy.cli.console import show, show_json_facts
-from ptdeploy.cli.parity_lines import parity_lines
+from ptdeploy.cli.parity_lines import parity_lines, prompt_parity_lines
+from ptdeploy.errors import InputError
 from ptdeploy.printable import printable, printable_fields
 from ptdeploy.targets import TARGETS, get_target
 from ptdeploy.targets.options import TargetOptions
@@ -23,10 +24,22 @@ def add_options(sub: argparse.ArgumentParser) -> None:
         help="PEFT adapter folder, Trainer checkpoint, state dict file, file of one tensor, or "
         ".nemo file",
     )
-    sub.add_argument("--target", required=True, choices=sorted(TARGETS), help="what is to run it")
-    sub.add_argument("-o", "--output", metavar="BUNDLE", help="default: ./NAME.TARGET.bundle")
+    runs = sub.add_mutually_exclusive_group(required=True)
+    runs.add_argument("--target", choices=sorted(TARGETS), help="what is to run it")
+    runs.add_argument(
+        "--over",
+        metavar="BUNDLE",
+        help="a bundle whose engine is to run it: makes a pack, the prompt alone",
+    )
     sub.add_argument(
-        "--name", help=f"what the prompt is called in the bundle; default: {DEFAULT_PROMPT}"
+        "-o",
+        "--output",
+        metavar="PATH",
+        help="default: ./NAME.TARGET.bundle, or with --over ./NAME.prompt",
+    )
+    sub.add_argument(
+        "--name",
+        help=f"what the prompt is called; default: {DEFAULT_PROMPT}, or with --over as the pack",
     )
     sub.add_argument(
         "--device", choices=options.devices(), help=f"default: {options.default_devices()}"
@@ -37,21 +50,10 @@ def add_options(sub: argparse.ArgumentParser) -> None:
         help=f"default: the first; {_precisions()}",
     )
     sub.add_argument("--labels", metavar="A,B,C|FILE", help="class names, by index")
-    sub.add_argument(
-        "--head",
-        choices=("softmax", "sigmoid", "regression"),
-        help="what SEQ_CLS logits are: scores of classes of which one is true, of classes each "
-        "true or not, or the answer itself; default: as config.json's problem_type says",
-    )
+    options.add_head(sub)
     options.add_task(sub)
     sub.add_argument("--force", action="store_true", help="replace a bundle that is there")
-    sub.add_argument(
-        "--golden",
-        type=int,
-        metavar="N",
-        help="reference rows to store for verify without the checkpoint, at least 1; "
-        "default: 8 or 9 random ones and up to 8 texts",
-    )
+    options.add_golden(sub)
     causal = sub.add_argument_group("causal models")
     causal.add_argument(
         "--no-freeze-kv",
@@ -75,6 +77,9 @@ def run(arguments: argparse.Namespace) -> int:
     import msgspec
 
     from ptdeploy.bundle.quantization import QuantizationOptions
+
+    if arguments.over is not None:
+        return _run_over(arguments)
     from ptdeploy.commands.compile import compile_checkpoint
     from ptdeploy.commands.inspect import inspect, megabytes, tokenizer_words
     from ptdeploy.commands.request import CompileRequest
@@ -115,6 +120,51 @@ def run(arguments: argparse.Namespace) -> int:
         f'          ptdeploy.load("{path}") in Python, without torch'
     )
     return 0
+
+
+def _run_over(arguments: argparse.Namespace) -> int:
+    from ptdeploy.commands.inspect import inspect, megabytes
+    from ptdeploy.commands.over import compile_over
+    from ptdeploy.commands.request import OverRequest
+
+    _refuse_of_engine(arguments)
+    request = OverRequest(**options.asked(OverRequest, arguments))
+    pack = compile_over(request, options.progress(arguments))
+    if arguments.json:
+        return show_json_facts(inspect(pack.path))
+    manifest, path = printable_fields(pack.manifest), printable(str(pack.path))
+    prompt, size = manifest.prompt, sum(entry.size for entry in manifest.files)
+    show(
+        f"read      {prompt.source.format}, {manifest.task.value} on "
+        f"{manifest.base.architecture} ({manifest.base.name})\n"
+        f"frozen    {prompt.num_virtual_tokens} virtual tokens ({prompt.kind}), named "
+        f"{manifest.name}\n"
+        f"pack      {path}, {megabytes(size)}\n"
+        f"{prompt_parity_lines(prompt, manifest.precision in quantized())}"
+        f"add it    ptdeploy prompt add BUNDLE {path}"
+    )
+    return 0
+
+
+def _refuse_of_engine(arguments: argparse.Namespace) -> None:
+    """Raises InputError for an option that is about an engine, which --over has already."""
+    import dataclasses
+
+    from ptdeploy.bundle.quantization import QuantizationOptions
+
+    names = (one.name for one in dataclasses.fields(QuantizationOptions))
+    given = [
+        n
+        for n in ("device", "precision", "max_batch", "max_context", *names)
+        if getattr(arguments, n) is not None
+    ]
+    if not arguments.freeze_kv:
+        given.append("no_freeze_kv")
+    if any(get_target(one).read_options(arguments).given() for one in TARGETS):
+        given.append("an option of a target")
+    if given:
+        option = given[0] if " " in given[0] else f"--{given[0].replace('_', '-')}"
+        raise InputError(f"{option}: is about an engine, and --over takes that of its bundle.")
 
 
 def _add_quantization(sub: argparse.ArgumentParser) -> None:

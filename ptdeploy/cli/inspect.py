@@ -7,7 +7,7 @@ import argparse
 from ptdeploy.cli import options
 from ptdeploy.cli.console import show, show_json_facts
 
-SUMMARY = "Say what a checkpoint or a bundle is."
+SUMMARY = "Say what a checkpoint, a bundle or a pack is."
 
 
 def add_options(sub: argparse.ArgumentParser) -> None:

@@ -15,7 +15,18 @@ from typing import Any
 
 from ptdeploy import __version__
 from ptdeploy.backends.telemetry import switch_off
-from ptdeploy.cli import compile, cpp_new, diff, doctor, inspect, profile, rebuild, run, verify
+from ptdeploy.cli import (
+    compile,
+    cpp_new,
+    diff,
+    doctor,
+    inspect,
+    profile,
+    prompt,
+    rebuild,
+    run,
+    verify,
+)
 from ptdeploy.cli.console import (
     abandon,
     complain,
@@ -35,6 +46,7 @@ COMMANDS = {
     "verify": verify,
     "diff": diff,
     "run": run,
+    "prompt": prompt,
     "rebuild": rebuild,
     "inspect": inspect,
     "profile": profile,

@@ -23,6 +23,25 @@ def add_task_id(sub: argparse.ArgumentParser) -> None:
     )
 
 
+def add_head(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--head",
+        choices=("softmax", "sigmoid", "regression"),
+        help="what SEQ_CLS logits are: scores of classes of which one is true, of classes each "
+        "true or not, or the answer itself; default: as config.json's problem_type says",
+    )
+
+
+def add_golden(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--golden",
+        type=int,
+        metavar="N",
+        help="reference rows to store for verify without the checkpoint, at least 1; "
+        "default: 8 or 9 random ones and up to 8 texts",
+    )
+
+
 def add_task(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--task",

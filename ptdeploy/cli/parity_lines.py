@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from ptdeploy.bundle import Manifest
+from ptdeploy.bundle import Manifest, PromptInfo
 from ptdeploy.printable import printable_fields
 
 
 def parity_lines(manifest: Manifest) -> str:
+    """Of the default prompt."""
+    return prompt_parity_lines(printable_fields(manifest).prompt, bool(manifest.quantization))
+
+
+def prompt_parity_lines(prompt: PromptInfo, quantized: bool) -> str:
+    """Of a prompt whose strings are printable, over an engine with or without quantized weights."""
     from ptdeploy.commands.inspect import agreement_words
     from ptdeploy.parity.checks import ratio_words
 
-    manifest, lines = printable_fields(manifest), ""
-    prompt, quantized = manifest.prompt, bool(manifest.quantization)
+    lines = ""
     for found, of in ((prompt.parity, ""), (prompt.graph_parity, "of the engine's graph: ")):
         if found is None or (lines and of):
             continue

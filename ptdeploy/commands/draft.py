@@ -49,7 +49,8 @@ class Draft:
 def prove(draft: Draft, progress: Progress) -> Draft:
     """Compare what can run here with the reference: the engine, and the graph that it is built of.
 
-    Raises ParityError if either differs, EngineFault if one fails.
+    Raises ParityError if either differs, EngineFault if one fails, TargetUnavailable if neither
+    can run here.
     """
     if draft.reference is None:
         return draft
@@ -66,6 +67,7 @@ def prove(draft: Draft, progress: Progress) -> Draft:
     if (
         target.graph_check
         and manifest.prompt.graph_parity is None
+        and bundle.entry("model") is not None
         and runs_here(target.graph_check)
     ):
         with (
@@ -74,7 +76,10 @@ def prove(draft: Draft, progress: Progress) -> Draft:
         ):
             reports["graph_parity"] = compare(engine, as_graph_check(draft.reference, manifest))
         refuse_mismatch(reports["graph_parity"], compiled)
-    if get_backend(manifest.target).unavailable(manifest.device) is None:
+    unavailable = get_backend(manifest.target).unavailable(manifest.device)
+    if unavailable is not None and not reports and manifest.prompt.graph_parity is None:
+        raise TargetUnavailable(*unavailable)
+    if unavailable is None:
         try:
             with progress.stage("check parity"):
                 reports["parity"] = compare(_open(bundle, compiled), draft.reference)

@@ -1,4 +1,4 @@
-"""What a checkpoint or a bundle is, in full and as plain data."""
+"""What a checkpoint, a bundle or a pack is, in full and as plain data."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import msgspec
 from ptdeploy.arguments import checked, flag, maybe, one_of, path, text
 from ptdeploy.arguments import whole as whole_number
 from ptdeploy.backends import engine_facts, engine_words, get_backend
-from ptdeploy.bundle import Bundle, is_bundle, read_bundle, whole
+from ptdeploy.bundle import Bundle, Pack, is_bundle, is_pack, read_bundle, read_pack, whole
+from ptdeploy.bundle.precision import quantized as quantized_precisions
 from ptdeploy.bundle.task import Head, Task
 from ptdeploy.errors import InputError
 from ptdeploy.printable import printable_fields
@@ -42,7 +43,7 @@ def inspect(
     layers: bool = False,
     task_id: int | None = None,
 ) -> dict[str, Any]:
-    """Describe a checkpoint or a bundle as nested plain data, ready for JSON.
+    """Describe a checkpoint, a bundle or a pack as nested plain data, ready for JSON.
 
     `layers` opens a bundle's engine and adds what it runs. Raises CheckpointError or BundleError if
     it is damaged, InputError if there is nothing, and with `layers` TargetUnavailable if the
@@ -51,6 +52,8 @@ def inspect(
     path = Path(path)
     if not path.exists():
         raise InputError(f"{path}: no such file or folder.")
+    if is_pack(path) and not layers:
+        return whole(path, lambda: _pack(read_pack(path)))
     if path.is_dir() and is_bundle(path):
         return whole(path, lambda: _bundle(read_bundle(path), layers))
     if layers:
@@ -92,6 +95,15 @@ def _checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
+def _pack(pack: Pack) -> dict[str, Any]:
+    return {
+        "kind": "pack",
+        "path": str(pack.path),
+        "bytes": sum(entry.size for entry in pack.manifest.files),
+        **msgspec.to_builtins(pack.manifest),
+    }
+
+
 def _bundle(bundle: Bundle, layers: bool) -> dict[str, Any]:
     manifest: dict[str, Any] = msgspec.to_builtins(bundle.manifest)
     facts = {
@@ -121,7 +133,24 @@ def _completed(bundle: Bundle) -> dict[str, Any] | None:
 def describe(facts: dict[str, Any]) -> str:
     """The same in words, for a terminal."""
     facts = printable_fields(facts)
-    return _describe_bundle(facts) if facts["kind"] == "bundle" else _describe_checkpoint(facts)
+    kinds = {"bundle": _describe_bundle, "pack": _describe_pack, "checkpoint": _describe_checkpoint}
+    return kinds[facts["kind"]](facts)
+
+
+def _describe_pack(facts: dict[str, Any]) -> str:
+    prompt, base = facts["prompt"], facts["base"]
+    facts = {**facts, "prompts": {facts["name"]: prompt}, "completed_parity": None}
+    engine = f"{facts['target']}, {facts['device']}, {facts['precision']}"
+    lines = [
+        ("pack", f"{facts['path']} ({megabytes(facts['bytes'])})"),
+        ("proven over", f"{engine}, engine {facts['engine_sha256'][:16]}"),
+        ("task", f"{facts['task']} on {base['architecture']}"),
+        ("base model", f"{base['name']}, weights {base['weights_sha256'][:16]}"),
+        *_prompt_lines(facts["name"], facts),
+        ("made with", ", ".join(f"{name} {v}" for name, v in facts["versions"].items())),
+        *_file_lines(facts),
+    ]
+    return _table(lines)
 
 
 def _describe_checkpoint(facts: dict[str, Any]) -> str:
@@ -194,13 +223,17 @@ def _describe_bundle(facts: dict[str, Any]) -> str:
         ("made with", ", ".join(f"{name} {v}" for name, v in facts["versions"].items())),
         *(line for name in facts["graphs"] for line in _graph_lines(name, facts)),
     ]
-    lines += [
-        ("file", f"{file['path']}  {file['role']}, {megabytes(file['size'])}")
-        for file in facts["files"]
-    ]
+    lines += _file_lines(facts)
     if "engine_layers" in facts:
         lines += _layer_lines(facts["engine_layers"])
     return _table(lines)
+
+
+def _file_lines(facts: dict[str, Any]) -> list[tuple[str, Any]]:
+    return [
+        ("file", f"{file['path']}  {file['role']}, {megabytes(file['size'])}")
+        for file in facts["files"]
+    ]
 
 
 def _prompt_lines(name: str, facts: dict[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -210,19 +243,21 @@ def _prompt_lines(name: str, facts: dict[str, Any]) -> Iterator[tuple[str, Any]]
     prompt = facts["prompts"][name]
     prefix = f", prefix KV {prompt['prefix_kv']}" if prompt["prefix_kv"] else ""
     width = f" of {prompt['token_dim']}" if prompt["token_dim"] else ""
+    default = name == facts.get("default_prompt")
     yield (
         "prompt",
-        f"{name!r}{' (the default)' if name == facts['default_prompt'] else ''}: "
+        f"{name!r}{' (the default)' if default else ''}: "
         f"{prompt['num_virtual_tokens']} virtual tokens{width}, frozen from {prompt['kind']}"
         f"{prefix}",
     )
     yield "made from", prompt["source"]["format"]
-    room = facts["limits"]["max_context"] - prompt["num_virtual_tokens"]
-    yield "room", f"{room} tokens of text beside it"
+    if limits := facts.get("limits"):
+        room = limits["max_context"] - prompt["num_virtual_tokens"]
+        yield "room", f"{room} tokens of text beside it"
     yield "labels", ", ".join(prompt["labels"]) or "none"
     if len(ENGINES[facts["task"]].heads) > 1:
         yield "head", HEADS[prompt["head"]]
-    yield "parity", _parity_words(prompt, facts)
+    yield "parity", _parity_words(prompt, facts, facts["completed_parity"] if default else None)
     if prompt["graph_parity"]:
         yield "graph parity", _parity(prompt["graph_parity"], prompt, facts)
 
@@ -267,17 +302,19 @@ def _layer_lines(found: dict[str, Any]) -> list[tuple[str, Any]]:
     return lines
 
 
-def _parity_words(prompt: dict[str, Any], facts: dict[str, Any]) -> str:
+def _parity_words(
+    prompt: dict[str, Any], facts: dict[str, Any], completed: dict[str, Any] | None
+) -> str:
     if prompt["parity"] is not None:
         return _parity(prompt["parity"], prompt, facts)
-    if (completed := facts["completed_parity"]) is not None:
+    if completed is not None:
         return f"{_parity(completed, prompt, facts)} (pending when compiled, completed by verify)"
     return "pending: verify completes it on a GPU"
 
 
 def _parity(found: dict[str, Any], prompt: dict[str, Any], facts: dict[str, Any]) -> str:
     ratio = found["perplexity_ratio"]
-    quantized = facts["quantization"] is not None
+    quantized = facts["precision"] in quantized_precisions()
     agreement = agreement_words(prompt["head"], quantized, found["top1_agreement"])
     return (
         f"{'passed' if found['passed'] else 'FAILED'}: max abs {found['max_abs']:.2g} "

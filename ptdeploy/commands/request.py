@@ -22,6 +22,7 @@ from ptdeploy.arguments import (
 from ptdeploy.bundle.quantization import QUANTIZATION_OPTIONS, QuantizationOptions
 from ptdeploy.bundle.schema import DEFAULT_PROMPT, is_prompt_name
 from ptdeploy.bundle.task import Task
+from ptdeploy.errors import InputError
 from ptdeploy.targets.options import TargetOptions
 
 
@@ -31,6 +32,12 @@ def _prompt_name(name: str, value: Any) -> str:
         return found
     wanted = "1 to 64 letters, digits, '.', '_' or '-' of ASCII, the first a letter or a digit"
     raise refused(name, found, wanted)
+
+
+def _stem(checkpoint: str | Path) -> str:
+    """A checkpoint's name, a file's without its ending."""
+    given = Path(checkpoint).resolve()
+    return given.stem if given.is_file() else given.name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,8 +100,123 @@ class CompileRequest:
         """Where the bundle is written; unless told `<checkpoint's name>.<target>.bundle`, here."""
         if self.output:
             return Path(self.output)
-        given = Path(self.checkpoint).resolve()
-        return Path(f"{given.stem if given.is_file() else given.name}.{self.target}.bundle")
+        return Path(f"{_stem(self.checkpoint)}.{self.target}.bundle")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OverRequest:
+    """What ptdeploy.compile_prompt takes, but for its progress. Raises InputError as it does."""
+
+    checkpoint: str | Path
+    over: str | Path
+    base: str | None = None
+    output: str | Path | None = None
+    name: str | None = None
+    adapter: str | None = None
+    tokenizer: str | None = None
+    task: Task | None = None
+    labels: str | None = None
+    head: str | None = None
+    task_id: int | None = None
+    golden: int | None = None
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(
+            self,
+            checkpoint=path,
+            over=path,
+            base=maybe(path),
+            output=maybe(path),
+            name=maybe(_prompt_name),
+            adapter=maybe(text),
+            tokenizer=maybe(path),
+            task=maybe(one_of(Task)),
+            labels=maybe(text),
+            head=maybe(text),
+            task_id=maybe(whole()),
+            golden=maybe(whole()),
+            force=flag,
+        )
+
+    @property
+    def place(self) -> Path:
+        """Where the pack is written; unless told `<checkpoint's name>.prompt`, here."""
+        return Path(self.output) if self.output else Path(f"{_stem(self.checkpoint)}.prompt")
+
+    @property
+    def prompt_name(self) -> str:
+        """What the prompt is called: unless told, as its folder is, where a prompt can be."""
+        if self.name:
+            return self.name
+        stem = self.place.stem
+        return stem if is_prompt_name(stem) else DEFAULT_PROMPT
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptAddRequest:
+    """What ptdeploy.prompt_add takes, but for its progress. Raises InputError as it does."""
+
+    bundle: str | Path
+    prompt: str | Path
+    name: str | None = None
+    base: str | None = None
+    adapter: str | None = None
+    tokenizer: str | None = None
+    task: Task | None = None
+    labels: str | None = None
+    head: str | None = None
+    task_id: int | None = None
+    golden: int | None = None
+    replace: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(
+            self,
+            bundle=path,
+            prompt=path,
+            name=maybe(_prompt_name),
+            base=maybe(path),
+            adapter=maybe(text),
+            tokenizer=maybe(path),
+            task=maybe(one_of(Task)),
+            labels=maybe(text),
+            head=maybe(text),
+            task_id=maybe(whole()),
+            golden=maybe(whole()),
+            replace=flag,
+        )
+
+    def of_checkpoint(self) -> OverRequest:
+        """The same of `prompt`, a checkpoint. Raises InputError if it has no name."""
+        if self.name is None:
+            raise InputError(
+                f"{self.prompt}: a checkpoint does not say what its prompt is called.",
+                "Say it with --name NAME.",
+            )
+        names = ("name", "base", "adapter", "tokenizer", "task", "labels", "head", "task_id")
+        given = {name: getattr(self, name) for name in (*names, "golden")}
+        return OverRequest(checkpoint=self.prompt, over=self.bundle, **given)
+
+    def refuse_of_checkpoint(self) -> None:
+        """Raises InputError for what is asked of a checkpoint, where a pack was given."""
+        for name in ("base", "adapter", "tokenizer", "task", "head", "task_id", "golden"):
+            if getattr(self, name) is not None:
+                raise InputError(
+                    f"--{name.replace('_', '-')} is about a checkpoint, and {self.prompt} is a "
+                    "pack."
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptChange:
+    """What ptdeploy.prompt_remove and prompt_default take. Raises InputError as they do."""
+
+    bundle: str | Path
+    name: str
+
+    def __post_init__(self) -> None:
+        check_fields(self, bundle=path, name=text)
 
 
 @dataclass(frozen=True, kw_only=True)

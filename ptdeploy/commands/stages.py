@@ -195,17 +195,32 @@ def build(plan: Plan, traced: Traced, folder: Path, progress: Progress) -> Draft
 
 def refer(plan: Plan, source: Source, draft: Draft, progress: Progress) -> Draft:
     """Compute what PEFT on PyTorch gives, each row alone, and put some of it into the bundle."""
+    return compute_rows(source, draft, plan.request.golden, plan.texts, progress)
+
+
+def compute_rows(
+    source: Source,
+    draft: Draft,
+    golden: int | None,
+    texts: tuple[str, ...] | None,
+    progress: Progress,
+) -> Draft:
+    """The draft with the reference of its default prompt, of which `golden` rows are stored.
+
+    `texts` are what a quantized engine is evaluated on, None for our own.
+    """
     from ptdeploy.parity.cases import compared_rows, comparison
     from ptdeploy.parity.reference.peft import compute_reference
     from ptdeploy.parity.reference.store import save_reference
     from ptdeploy.parity.reference.texts import evaluation_text, reference_texts, with_texts
 
-    checkpoint, chosen, golden = source.checkpoint, source.tokenizer, plan.request.golden
-    bounds, name = draft.manifest.request_limits, plan.request.prompt_name
+    checkpoint, chosen = source.checkpoint, source.tokenizer
+    bounds, name = draft.manifest.request_limits, draft.manifest.default_prompt
+    assert name is not None, "a reference is of a prompt"
     with progress.stage(REFERENCE_STAGE):
         evaluation = None
-        if plan.quantization is not None:
-            evaluation = evaluation_text(chosen.tokenizer, bounds, plan.texts, checkpoint.task)
+        if draft.manifest.quantization is not None:
+            evaluation = evaluation_text(chosen.tokenizer, bounds, texts, checkpoint.task)
         rows = compared_rows(bounds, reference_texts(chosen.tokenizer, bounds), golden)
         asked = comparison(rows, draft.manifest)
         computed = compute_reference(checkpoint, source.base, bounds, asked, evaluation)

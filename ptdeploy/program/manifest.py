@@ -75,7 +75,35 @@ def build_manifest(
     files: tuple[FileEntry, ...],
 ) -> Manifest:
     """Say what the bundle of a prompt of that name is; sizes, hashes and parity come later."""
-    info = PromptInfo(
+    graph = Graph(route.route, route.reason, signature.inputs, signature.outputs)
+    return Manifest(
+        versions=versions(),
+        target=target,
+        device=device,
+        precision=precision,
+        task=checkpoint.task,
+        graphs={MODEL: graph},
+        prompts={name: prompt_info(checkpoint, prompt, meaning, freeze_kv)},
+        default_prompt=name,
+        base=BaseInfo(
+            name=_public_name(checkpoint.base.name or base.name),
+            architecture=str(base.config.model_type),
+            config_sha256=config_sha256(base),
+            weights_sha256=weights_sha256,
+        ),
+        limits=limits.of_engine(),
+        quantization=quantization,
+        generation=meaning.generation,
+        tokenizer=tokenizer,
+        files=files,
+    )
+
+
+def prompt_info(
+    checkpoint: Checkpoint, prompt: Prompt, meaning: Meaning, freeze_kv: bool
+) -> PromptInfo:
+    """Say what a prompt is; its parity comes later."""
+    return PromptInfo(
         kind=_kind(checkpoint),
         num_virtual_tokens=prompt.num_virtual_tokens,
         token_dim=None if prompt.virtual_tokens is None else checkpoint.token_dim,
@@ -90,28 +118,6 @@ def build_manifest(
             task_id=checkpoint.task_id,
         ),
     )
-    graph = Graph(route.route, route.reason, signature.inputs, signature.outputs)
-    return Manifest(
-        versions=versions(),
-        target=target,
-        device=device,
-        precision=precision,
-        task=checkpoint.task,
-        graphs={MODEL: graph},
-        prompts={name: info},
-        default_prompt=name,
-        base=BaseInfo(
-            name=_public_name(checkpoint.base.name or base.name),
-            architecture=str(base.config.model_type),
-            config_sha256=_config_hash(base),
-            weights_sha256=weights_sha256,
-        ),
-        limits=limits.of_engine(),
-        quantization=quantization,
-        generation=meaning.generation,
-        tokenizer=tokenizer,
-        files=files,
-    )
 
 
 def _kind(checkpoint: Checkpoint) -> str:
@@ -125,7 +131,8 @@ def _public_name(name: str) -> str:
     return Path(name).resolve().name if Path(name).is_absolute() or Path(name).exists() else name
 
 
-def _config_hash(base: BaseModel) -> str:
+def config_sha256(base: BaseModel) -> str:
+    """The hash of a base model's configuration, without names and labels."""
     ignored = ("_name_or_path", "transformers_version", "id2label", "label2id", "num_labels")
     config = {k: v for k, v in base.config.to_dict().items() if k not in ignored}
     return hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()

@@ -1,0 +1,255 @@
+"""A checkpoint's prompt over an engine that is there: compile's line without export and build."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from ptdeploy.arguments import checked, having, instance
+from ptdeploy.bundle import (
+    PACK,
+    BaseInfo,
+    Bundle,
+    FileEntry,
+    Manifest,
+    Pack,
+    PackManifest,
+    PromptInfo,
+    check_destination,
+    engine_sha256,
+    prompt_folder,
+    publish_pack,
+    read_bundle,
+    stage_bundle,
+)
+from ptdeploy.bundle.whose import OF_PROMPT
+from ptdeploy.commands.draft import Draft, prompt_place, prove, staged_of_prompt
+from ptdeploy.commands.request import OverRequest
+from ptdeploy.commands.stages import Source, compute_rows
+from ptdeploy.errors import BaseModelError, CheckpointError, InputError
+from ptdeploy.parity.cases import check_golden
+from ptdeploy.progress import PENDING, Progress
+from ptdeploy.source.base import resolve_base
+from ptdeploy.source.base_weights import load_model
+from ptdeploy.source.checkpoint import Checkpoint, read_checkpoint
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from transformers import PreTrainedModel
+
+    from ptdeploy.program.prompt import Prompt
+    from ptdeploy.source.base import BaseModel
+
+_OWN_BUNDLE = "Compile it to a bundle of its own: ptdeploy compile CHECKPOINT --target TARGET"
+
+
+@checked(request=instance(OverRequest), progress=having("stage", "note"))
+def compile_over(request: OverRequest, progress: Progress) -> Pack:
+    """See ptdeploy.compile_prompt."""
+    check_golden(request.golden)
+    destination = check_destination(request.place, request.force, kind=PACK)
+    with progress.stage("check the bundle's files"):
+        bundle = read_bundle(request.over)
+    with stage_bundle(destination) as folder:
+        draft = draft_over(bundle, request, folder, progress, "no pack was written")
+        draft = prove(draft, progress)
+        for entry in draft.working:
+            (folder / entry.path).unlink()
+        manifest = _pack_manifest(draft, bundle, request.prompt_name)
+        with progress.stage("write the pack"):
+            pack = publish_pack(folder, manifest, destination)
+    notes = draft.notes if manifest.prompt.parity is not None else (*draft.notes, PENDING)
+    for note in notes:
+        progress.note(note)
+    return replace(pack, notes=(*draft.told, *notes))
+
+
+def draft_over(
+    bundle: Bundle, request: OverRequest, folder: Path, progress: Progress, refused: str
+) -> Draft:
+    """The prompt in `folder` with its reference, the bundle's engine beside it as working files.
+
+    Raises CheckpointError, BaseModelError or InputError where it does not fit the engine.
+    """
+    source = _read(bundle, request, progress)
+    prompt = _freeze(bundle, source, progress)
+    info = _info(bundle.manifest, source, prompt)
+    from ptdeploy.program.prompt import save_prompt
+
+    name = request.prompt_name
+    saved = save_prompt(prompt, prompt_place(folder, name))
+    files = (staged_of_prompt(name, saved, "prompt"),)
+    draft = alone(bundle, name, info, files, folder)
+    # Generation's notes are about the base, whose bundle has been made.
+    notes = () if source.meaning.generation else source.meaning.notes
+    draft = replace(draft, notes=notes, told=source.base.notes, refused=refused)
+    return compute_rows(source, draft, request.golden, None, progress)
+
+
+def alone(
+    bundle: Bundle, name: str, info: PromptInfo, files: Iterable[FileEntry], folder: Path
+) -> Draft:
+    """A draft of the bundle with that prompt and no other: its engine lies in `folder` too."""
+    others = tuple(one for one in bundle.manifest.files if one.role not in OF_PROMPT)
+    for entry in others:
+        bundle.link(entry, folder / entry.path)
+    manifest = msgspec.structs.replace(
+        bundle.manifest, prompts={name: info}, default_prompt=name, files=tuple(files)
+    )
+    return Draft(folder, manifest, others)
+
+
+def check_base(bundle: Bundle, where: str | Path, base: BaseInfo) -> None:
+    """Raises BaseModelError unless a prompt's base model is the one that the engine was made of."""
+    own = bundle.manifest.base
+    for found, wanted, what in (
+        (base.config_sha256, own.config_sha256, "configuration"),
+        (base.weights_sha256, own.weights_sha256, "weights"),
+    ):
+        if found != wanted:
+            raise BaseModelError(
+                f"{where}: its base model {base.name} has other {what} than {own.name}, which the "
+                f"engine of {bundle.path} was made of.",
+                "Pass the base model that both were trained on with --base, or compile it to a "
+                "bundle of its own.",
+            )
+
+
+def _read(bundle: Bundle, request: OverRequest, progress: Progress) -> Source:
+    """`stages.read` for an engine that is there. No weight is loaded."""
+    from ptdeploy.program.manifest import config_sha256
+    from ptdeploy.source.meaning import read_meaning
+    from ptdeploy.source.tokenizer_choice import ChosenTokenizer, choose_tokenizer
+
+    manifest = bundle.manifest
+    with progress.stage("read the checkpoint"):
+        checkpoint = read_checkpoint(
+            request.checkpoint, request.adapter, request.task, request.labels, request.task_id
+        )
+        if checkpoint.task != manifest.task:
+            raise CheckpointError(
+                f"{request.checkpoint}: was trained for {checkpoint.task.value}, and the engine of "
+                f"{bundle.path} is for {manifest.task.value}.",
+                _OWN_BUNDLE,
+            )
+        base = resolve_base(checkpoint, request.base)
+        # The weights' hash is known once they are loaded.
+        named = msgspec.structs.replace(
+            manifest.base, name=base.name, config_sha256=config_sha256(base)
+        )
+        check_base(bundle, request.checkpoint, named)
+        _check_kind(bundle, checkpoint, base)
+        meaning = read_meaning(checkpoint, base, request.head)
+        tokenizer = ChosenTokenizer()
+        if manifest.tokenizer is not None:
+            tokenizer = choose_tokenizer(checkpoint, base, request.tokenizer)
+        elif request.tokenizer is not None:
+            raise InputError(f"--tokenizer: {bundle.path} takes token ids only.")
+    for note in base.notes:
+        progress.note(note)
+    return Source(checkpoint, base, meaning, tokenizer)
+
+
+def _check_kind(bundle: Bundle, checkpoint: Checkpoint, base: BaseModel) -> None:
+    """Raises CheckpointError if the engine has no inputs for such a prompt, or no room for it."""
+    roles = {spec.role for spec in bundle.manifest.graph.inputs}
+    where, engine = checkpoint.weights_file, f"the engine of {bundle.path}"
+    if checkpoint.prefix_kv is not None and "table" in roles:
+        raise CheckpointError(
+            f"{where}: holds a prefix KV alone, and {engine} runs virtual tokens.", _OWN_BUNDLE
+        )
+    if checkpoint.prefix_kv is None and "prefix" in roles and not base.kind.needs_prefix_kv:
+        raise CheckpointError(
+            f"{where}: holds virtual tokens, and {engine} takes a prefix KV.", _OWN_BUNDLE
+        )
+    tokens, most = checkpoint.num_virtual_tokens, bundle.manifest.limits.max_context
+    if tokens >= most:
+        raise CheckpointError(
+            f"{where}: {tokens} virtual tokens leave no room for text in the {most} positions of "
+            f"{engine}.",
+            _OWN_BUNDLE,
+        )
+
+
+def _freeze(bundle: Bundle, source: Source, progress: Progress) -> Prompt:
+    """The prompt, evaluated over the base model, whose weights must be the engine's."""
+    from ptdeploy.program.head import PREFIX
+    from ptdeploy.program.prompt import freeze
+    from ptdeploy.source.weights_hash import weights_sha256
+
+    checkpoint, base = source.checkpoint, source.base
+    with progress.stage(f"load the base model {base.name}"):
+        model = load_model(checkpoint, base)
+    with progress.stage(f"freeze {checkpoint.num_virtual_tokens} virtual tokens"):
+        prompt = freeze(checkpoint, model, base.kind.needs_prefix_kv, base.kind.has_trained_head)
+        head = _head(bundle, checkpoint, model, prompt.head)
+        own = {name.removeprefix(PREFIX) for name in head}
+        hashed = msgspec.structs.replace(
+            bundle.manifest.base, name=base.name, weights_sha256=weights_sha256(model, own)
+        )
+        check_base(bundle, checkpoint.path, hashed)
+    return replace(prompt, head=head)
+
+
+def _head(
+    bundle: Bundle,
+    checkpoint: Checkpoint,
+    model: PreTrainedModel,
+    trained: Mapping[str, NDArray[np.float32]],
+) -> dict[str, NDArray[np.float32]]:
+    """The head's parameters that the engine takes; of those that were not trained, the base's."""
+    from ptdeploy.program.head import PREFIX
+
+    wanted = [spec.name for spec in bundle.manifest.graph.inputs if spec.role == "head"]
+    state = model.state_dict()
+    beyond = sorted(set(trained) - set(wanted))
+    lacking = [name for name in wanted if name.removeprefix(PREFIX) not in state]
+    if beyond or lacking:
+        name = (beyond or lacking)[0].removeprefix(PREFIX)
+        how = "brings a trained" if beyond else "has no"
+        takes = ", ".join(one.removeprefix(PREFIX) for one in wanted) or "none"
+        raise CheckpointError(
+            f"{checkpoint.weights_file}: {how} {name}, and of a head the engine of {bundle.path} "
+            f"takes {takes}.",
+            _OWN_BUNDLE,
+        )
+    return {name: state[name.removeprefix(PREFIX)].float().numpy() for name in wanted}
+
+
+def _info(manifest: Manifest, source: Source, prompt: Prompt) -> PromptInfo:
+    from ptdeploy.program.manifest import prompt_info
+
+    freeze_kv = all(spec.role != "table" for spec in manifest.graph.inputs)
+    return prompt_info(source.checkpoint, prompt, source.meaning, freeze_kv)
+
+
+def _pack_manifest(draft: Draft, bundle: Bundle, name: str) -> PackManifest:
+    """What the pack is, its files moved to where they lie in it."""
+    from ptdeploy.program.manifest import versions
+
+    folder, files = draft.folder, []
+    for entry in draft.manifest.files:
+        file = Path(entry.path).name
+        (folder / entry.path).rename(folder / file)
+        files.append(msgspec.structs.replace(entry, path=file))
+    own = folder / prompt_folder(name)
+    own.rmdir()
+    own.parent.rmdir()
+    manifest = bundle.manifest
+    return PackManifest(
+        versions=versions(),
+        name=name,
+        task=manifest.task,
+        target=manifest.target,
+        device=manifest.device,
+        precision=manifest.precision,
+        engine_sha256=engine_sha256(manifest),
+        base=manifest.base,
+        prompt=draft.manifest.prompt,
+        files=tuple(files),
+    )

@@ -1,0 +1,219 @@
+"""prompt_add() and its like: the prompts of a bundle that is there, put in and taken out.
+
+The bundle is the old one or the new one at every instant: a folder takes another's place, with the
+engine's files in both. An engine that is running keeps the files it opened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+
+from ptdeploy.arguments import checked, having, instance
+from ptdeploy.bundle import (
+    MANIFEST_NAME,
+    MAX_MANIFEST_BYTES,
+    Bundle,
+    FileEntry,
+    PromptInfo,
+    check_destination,
+    locked,
+    prompt_folder,
+    publish,
+    read_bundle,
+    read_pack,
+    stage_bundle,
+    staged,
+)
+from ptdeploy.bundle.publish import COMPLETED, Destination
+from ptdeploy.bundle.whose import OF_PROMPT
+from ptdeploy.commands.draft import Draft, prove
+from ptdeploy.commands.over import alone, check_base, draft_over
+from ptdeploy.commands.request import PromptAddRequest, PromptChange
+from ptdeploy.errors import InputError
+from ptdeploy.files import json_document
+from ptdeploy.parity.cases import check_golden
+from ptdeploy.parity.reference.store import load_reference
+from ptdeploy.progress import PENDING, Progress
+
+
+@checked(request=instance(PromptAddRequest), progress=having("stage", "note"))
+def add_prompt(request: PromptAddRequest, progress: Progress) -> Bundle:
+    """See ptdeploy.prompt_add."""
+    check_golden(request.golden)
+    path = Path(request.bundle)
+    with locked(path):
+        with progress.stage("check the bundle's files"):
+            bundle = read_bundle(path)
+        destination = _in_place(bundle)
+        with stage_bundle(destination) as folder:
+            draft = prove(_draft(bundle, request, folder, progress), progress)
+            prompts = {**bundle.manifest.prompts, **draft.manifest.prompts}
+            with progress.stage("write the bundle"):
+                done = _put(bundle, destination, folder, prompts, draft.manifest.files)
+    notes = draft.notes if draft.manifest.prompt.parity is not None else (*draft.notes, PENDING)
+    for note in notes:
+        progress.note(note)
+    return replace(done, notes=(*draft.told, *notes))
+
+
+@checked(request=instance(PromptChange))
+def remove_prompt(request: PromptChange) -> Bundle:
+    """See ptdeploy.prompt_remove."""
+    with locked(Path(request.bundle)):
+        bundle = read_bundle(request.bundle)
+        name, prompts = request.name, dict(bundle.manifest.prompts)
+        _check_there(bundle, name)
+        if len(prompts) == 1:
+            raise InputError(f"{bundle.path}: {name!r} is its only prompt.")
+        if name == bundle.manifest.default_prompt:
+            raise InputError(
+                f"{bundle.path}: {name!r} is its default prompt.",
+                "Make another one the default first: ptdeploy prompt default BUNDLE NAME",
+            )
+        del prompts[name]
+        return _rewritten(bundle, prompts, bundle.manifest.default_prompt)
+
+
+@checked(request=instance(PromptChange))
+def set_default_prompt(request: PromptChange) -> Bundle:
+    """See ptdeploy.prompt_default."""
+    with locked(Path(request.bundle)):
+        bundle = read_bundle(request.bundle)
+        _check_there(bundle, request.name)
+        return _rewritten(bundle, bundle.manifest.prompts, request.name)
+
+
+def list_prompts(path: str | Path) -> dict[str, PromptInfo]:
+    """See ptdeploy.prompt_list."""
+    return dict(read_bundle(path, hashes=False).manifest.prompts)
+
+
+def _draft(bundle: Bundle, request: PromptAddRequest, folder: Path, progress: Progress) -> Draft:
+    """The prompt beside the bundle's engine, not yet proven."""
+    left = f"{bundle.path} is as it was"
+    if not (Path(request.prompt) / MANIFEST_NAME).is_file():
+        over = request.of_checkpoint()
+        _check_free(bundle, over.prompt_name, request.replace)
+        return draft_over(bundle, over, folder, progress, left)
+    request.refuse_of_checkpoint()
+    with progress.stage("check the pack's files"):
+        return _of_pack(bundle, request, folder, left)
+
+
+def _of_pack(bundle: Bundle, request: PromptAddRequest, folder: Path, left: str) -> Draft:
+    pack = read_pack(request.prompt)
+    found, manifest = pack.manifest, bundle.manifest
+    if found.task != manifest.task or found.precision != manifest.precision:
+        raise InputError(
+            f"{pack.path}: was proven over an engine for {found.task.value} in {found.precision}, "
+            f"and that of {bundle.path} is for {manifest.task.value} in {manifest.precision}.",
+            "Compile its checkpoint over this bundle: ptdeploy compile CHECKPOINT --over BUNDLE",
+        )
+    check_base(bundle, pack.path, found.base)
+    name = request.name or pack.name
+    _check_free(bundle, name, request.replace)
+    info = msgspec.structs.replace(
+        found.prompt, labels=_labels(found.prompt, request), parity=None, graph_parity=None
+    )
+    placed = pack.over(manifest, name)
+    files = []
+    for entry in placed.manifest.files:
+        if entry.role in ("prompt", "reference"):
+            path = f"{prompt_folder(name)}/{entry.role}.safetensors"
+            placed.copy(entry, folder / path)
+            files.append(msgspec.structs.replace(entry, path=path))
+    draft = alone(bundle, name, info, files, folder)
+    return replace(draft, refused=left, reference=load_reference(placed))
+
+
+def _labels(prompt: PromptInfo, request: PromptAddRequest) -> tuple[str, ...]:
+    if request.labels is None:
+        return prompt.labels
+    from ptdeploy.source.checkpoint.labels import read_labels
+
+    labels = read_labels(request.labels)
+    if len(labels) != len(prompt.labels):
+        raise InputError(
+            f"--labels names {len(labels)} classes, but the head has {len(prompt.labels)}."
+        )
+    return labels
+
+
+def _check_free(bundle: Bundle, name: str, replace: bool) -> None:
+    if name in bundle.manifest.prompts and not replace:
+        raise InputError(
+            f"{bundle.path}: has a prompt {name!r} already.",
+            "Choose another --name, or replace it with --replace.",
+        )
+
+
+def _check_there(bundle: Bundle, name: str) -> None:
+    prompts = bundle.manifest.prompts
+    if name not in prompts:
+        there = ", ".join(map(repr, sorted(prompts))) or "none"
+        raise InputError(f"{bundle.path}: has no prompt {name!r}; there is {there}.")
+
+
+def _in_place(bundle: Bundle) -> Destination:
+    """Where the bundle is, what a link leads to; and nothing but the very bundle that was read."""
+    return check_destination(bundle.path.resolve(), True, bundle.manifest_bytes())
+
+
+def _rewritten(bundle: Bundle, prompts: Mapping[str, PromptInfo], default: str | None) -> Bundle:
+    """The bundle with some of its own prompts, put into its own place."""
+    destination = _in_place(bundle)
+    with stage_bundle(destination) as folder:
+        return _put(bundle, destination, folder, prompts, (), default)
+
+
+def _put(
+    bundle: Bundle,
+    destination: Destination,
+    folder: Path,
+    prompts: Mapping[str, PromptInfo],
+    added: tuple[FileEntry, ...],
+    default: str | None = None,
+) -> Bundle:
+    """Publish the bundle with these prompts. `added` files are staged already, of one of them."""
+    old = bundle.manifest
+    ours = {entry.of for entry in added}
+    kept = [
+        entry
+        for entry in old.files
+        if entry.role not in OF_PROMPT or (entry.of in prompts and entry.of not in ours)
+    ]
+    for entry in kept:
+        if not (folder / entry.path).exists():
+            bundle.link(entry, folder / entry.path)
+    default = default or old.default_prompt or next(iter(prompts))
+    if default == old.default_prompt and default not in ours:
+        _keep_completed(bundle, folder)
+    # In one order, whatever came first.
+    files = sorted((*kept, *added), key=lambda entry: (entry.role in OF_PROMPT, entry.of or ""))
+    manifest = msgspec.structs.replace(
+        old,
+        prompts=dict(sorted(prompts.items())),
+        default_prompt=default,
+        files=tuple(files),
+    )
+    if len(json_document(manifest)) > MAX_MANIFEST_BYTES:
+        raise InputError(
+            f"{bundle.path}: has no room for another prompt: its manifest would be larger than "
+            f"{MAX_MANIFEST_BYTES} bytes.",
+            "Start another bundle of the same engine.",
+        )
+    return replace(publish(folder, manifest, destination), path=bundle.path)
+
+
+def _keep_completed(bundle: Bundle, folder: Path) -> None:
+    """Keep what verify left beside the manifest: it is of the default prompt, which is the same."""
+    assert bundle.held is not None, "it was read"
+    try:
+        bundle.held.open(COMPLETED)
+    except OSError:
+        return
+    bundle.link(staged(COMPLETED, "parity"), folder / COMPLETED)
