@@ -17,7 +17,7 @@ import pytest
 import torch
 from support import native
 from support.exports import TO_ONNX, exported_once
-from support.shared import Compiled, Shared
+from support.shared import Compiled, Packed, Shared
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from ptdeploy.program import export
@@ -54,6 +54,12 @@ def exported_anew(monkeypatch: pytest.MonkeyPatch) -> None:
 def compiled(shared: Shared) -> Callable[..., Compiled]:
     """`compiled(architecture, task)`: the same bundle however often it is asked for."""
     return shared.compiled
+
+
+@pytest.fixture(scope="session")
+def packed(shared: Shared) -> Callable[..., Packed]:
+    """`packed(architecture, task)`: a pack of another prompt over that bundle's engine."""
+    return shared.packed
 
 
 @pytest.fixture(scope="session")

@@ -143,5 +143,6 @@ def _problems(manifest: PackManifest) -> Iterator[str]:
         if entry.of != manifest.name:
             yield f"files[{index}].of is not the pack's name"
         roles.add(entry.role)
-    if "prompt" not in roles:
-        yield "lists no file with the role 'prompt'"
+    for role in ("prompt", "reference"):
+        if role not in roles:
+            yield f"lists no file with the role {role!r}"

@@ -1,8 +1,8 @@
 """Kill a process at each step of publishing and rebuilding, and see what is there afterwards.
 
-`python -m attacks.kill_points BUNDLE` from tests/ takes any bundle with a graph and prints a
-table: at every point the older bundle or the new one, whole, and nothing left once the next one was
-written.
+`python -m attacks.kill_points BUNDLE [PACK]` from tests/ takes any bundle with a graph, and a pack
+of its engine, and prints a table: at every point the older bundle or the new one, whole, and
+nothing left once the next one was written.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -23,8 +24,9 @@ from support.damage import PARITY, the_prompt
 
 import ptdeploy.files as files
 from ptdeploy.bundle import MODEL, check_destination, publish, read_bundle, stage_bundle
+from ptdeploy.commands import prompts
 from ptdeploy.commands.rebuild import rebuild_bundle
-from ptdeploy.commands.request import RebuildRequest
+from ptdeploy.commands.request import PromptAddRequest, RebuildRequest
 from ptdeploy.errors import PtdeployError
 from ptdeploy.progress import Progress
 from ptdeploy.targets.trt import TrtTarget
@@ -33,6 +35,7 @@ from ptdeploy.targets.trt import TrtTarget
 EVENTS = {
     "open",
     "os.chmod",
+    "os.link",
     "os.mkdir",
     "os.rename",
     "os.remove",
@@ -89,6 +92,15 @@ def rebuild_in_place(new: Path, place: Path) -> None:
         rebuild_bundle(RebuildRequest(bundle=place), Progress(quiet=True))
 
 
+def add_in_place(pack: Path, place: Path) -> None:
+    """All of adding a prompt but the comparison, which reads alone."""
+    with mock.patch.object(prompts, "prove", lambda draft, _: draft):
+        prompts.add_prompt(
+            PromptAddRequest(bundle=place, prompt=pack, name="added", replace=True),
+            Progress(quiet=True),
+        )
+
+
 def dies_at(point: int, work: Callable[[], None]) -> bool:
     """Do it in a process of its own, killed at that point; False where it came to its end."""
     child = os.fork()
@@ -135,14 +147,20 @@ def state(place: Path) -> str:
         return f"BROKEN: {error.problem}"
     if any(entry.path == "engine.plan" for entry in manifest.files):
         return (place / "engine.plan").read_text().split()[0]
-    return "?"
+    return "new" if "added" in manifest.prompts else "old"
 
 
 SCENARIOS = ("new", "replace", "rebuild", "replace without exchange", "rebuild without exchange")
+ADDING = ("add", "add without exchange")
 
 
-def attack(source: Path, scenario: str, points: Iterator[int]) -> Counter[str]:
-    """Kill a scenario at these points until it comes to its end; counts what was there then."""
+def attack(
+    source: Path, scenario: str, points: Iterator[int], pack: Path | None = None
+) -> Counter[str]:
+    """Kill a scenario at these points until it comes to its end; counts what was there then.
+
+    `pack` is of the source's engine, for those that add one.
+    """
     found: Counter[str] = Counter()
     exchanged = files._renameat2
     if "without exchange" in scenario:
@@ -154,13 +172,15 @@ def attack(source: Path, scenario: str, points: Iterator[int]) -> Counter[str]:
             parent = Path(folder) / "place"
             place = parent / "live"
             work = rebuild_in_place if scenario.startswith("rebuild") else publish_copy
+            if pack is not None:
+                old, new, work = source, pack, add_in_place
             for point in points:
                 shutil.rmtree(parent, ignore_errors=True)
                 parent.mkdir()
                 if scenario != "new":
                     shutil.copytree(old, place)
                 died = dies_at(point, lambda: work(new, place))
-                found[_judge(scenario, place, new)] += 1
+                found[_judge(scenario, place, partial(work, new, place))] += 1
                 if not died:
                     found["came to its end"] += 1
                     break
@@ -169,7 +189,7 @@ def attack(source: Path, scenario: str, points: Iterator[int]) -> Counter[str]:
     return found
 
 
-def _judge(scenario: str, place: Path, new: Path) -> str:
+def _judge(scenario: str, place: Path, work: Callable[[], None]) -> str:
     seen = state(place)
     if seen == "none" and scenario != "new":
         # Only where the system cannot exchange: what was moved aside comes back first of all.
@@ -178,7 +198,7 @@ def _judge(scenario: str, place: Path, new: Path) -> str:
         seen = f"{seen}, brought back" if seen in ("old", "new") else f"LOST: {seen}"
         if "without exchange" not in scenario:
             return f"LOST: {seen}"
-    publish_copy(new, place)
+    work()
     left = sorted(one.name for one in place.parent.iterdir() if one != place)
     if left or state(place) != "new":
         return f"LEFT: {left}, {state(place)}"
@@ -186,10 +206,12 @@ def _judge(scenario: str, place: Path, new: Path) -> str:
 
 
 def main() -> int:
-    source = Path(sys.argv[1])
+    source, *packs = map(Path, sys.argv[1:])
     wrong = points = 0
-    for scenario in SCENARIOS:
-        found = attack(source, scenario, iter(range(1, 100_000)))
+    tried = [(scenario, None) for scenario in SCENARIOS]
+    tried += [(scenario, pack) for pack in packs for scenario in ADDING]
+    for scenario, pack in tried:
+        found = attack(source, scenario, iter(range(1, 100_000)), pack)
         found.pop("came to its end")
         points += sum(found.values()) - 1
         wrong += sum(count for words, count in found.items() if words[0].isupper())

@@ -19,6 +19,17 @@ def test_a_kill_leaves_the_old_or_the_new_bundle_and_nothing_for_long(compiled, 
     assert len(found) > 1, "it is killed before and after"
 
 
+@pytest.mark.parametrize("scenario", kill_points.ADDING)
+def test_a_kill_while_a_prompt_is_added_leaves_the_old_or_the_new_bundle(
+    compiled, packed, scenario
+):
+    bundle, pack = compiled("qwen2", "CAUSAL_LM").bundle, packed("qwen2", "CAUSAL_LM").path
+    found = kill_points.attack(bundle, scenario, iter(range(1, 1000, 13)), pack)
+    assert found.pop("came to its end") == 1
+    assert set(found) <= {"old", "new", "old, brought back"}, found
+    assert len(found) > 1, "it is killed before and after"
+
+
 def test_the_points_lie_between_all_steps_of_a_replacement(compiled):
     """Around the exchange every point is taken."""
     source, scenario = compiled("gpt2", "CAUSAL_LM").bundle, "replace without exchange"

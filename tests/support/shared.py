@@ -25,6 +25,14 @@ class Compiled:
     bundle: Path
 
 
+@dataclass(frozen=True)
+class Packed:
+    """A pack, and the adapter that it was compiled from."""
+
+    path: Path
+    adapter: Path
+
+
 class Shared:
     """Folders by what lies in them, below the session's own folder: nothing outlives a session."""
 
@@ -85,3 +93,21 @@ class Shared:
             trained = tiny.Trained(live[0], folder / "base", folder / "adapter")
             self._compiled[key] = Compiled(trained, folder / "bundle")
         return self._compiled[key]
+
+    def packed(
+        self, architecture: str, task: str, name: str = "other", tokens: int = 3, labels: int = 5
+    ) -> Packed:
+        """Another prompt over the base and the engine of `compiled(architecture, task)`."""
+        first = self.compiled(architecture, task)
+
+        def fill(folder: Path) -> None:
+            trained = tiny.another(folder, first.trained, task, tokens, labels, seed=7)
+            ptdeploy.compile_prompt(
+                trained.adapter,
+                over=first.bundle,
+                base=str(trained.base),
+                output=folder / f"{name}.prompt",
+            )
+
+        folder = self.folder(("pack", architecture, task, name, tokens, labels), fill)
+        return Packed(folder / f"{name}.prompt", folder / "adapter")

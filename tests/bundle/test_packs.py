@@ -1,0 +1,98 @@
+"""A pack is read as strictly as a bundle: what it says is what lies in its folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.damage import edit
+
+from ptdeploy.bundle import read_pack
+from ptdeploy.errors import BundleError
+
+
+@pytest.fixture
+def pack(packed, tmp_path) -> Path:
+    shutil.copytree(packed("bert", "SEQ_CLS").path, tmp_path / "pack")
+    return tmp_path / "pack"
+
+
+def test_a_pack_says_what_it_is_and_where_it_fits(pack):
+    found = read_pack(pack).manifest
+    assert (found.name, found.task, found.precision) == ("other", "SEQ_CLS", "fp32")
+    assert found.prompt.num_virtual_tokens == 3
+    assert len(found.prompt.labels) == 5
+    assert found.prompt.parity is not None
+    assert [one.path for one in found.files] == [
+        "prompt.safetensors",
+        "reference.safetensors",
+        "parity.json",
+    ]
+
+
+def test_a_pack_lies_anywhere(pack, tmp_path):
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    moved = pack.rename(tmp_path / "deep" / "er" / "x")
+    assert read_pack(moved).manifest.name == "other"
+    assert str(tmp_path) not in (moved / "manifest.json").read_text()
+
+
+Change = Callable[[dict[str, Any]], object]
+
+
+def _first(**fields: Any) -> Change:
+    return lambda manifest: manifest["files"][0].update(fields)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda m: m.update(format_version=2), "'ptdeploy-prompt' version 2; this ptdeploy reads"),
+        (lambda m: m.update(format="ptdeploy-bundle"), "reads 'ptdeploy-prompt' version 1"),
+        (lambda m: m.update(extra=1), "not a valid manifest"),
+        (lambda m: m.pop("engine_sha256"), "not a valid manifest"),
+        (lambda m: m.update(engine_sha256="x"), "engine_sha256 is no SHA-256"),
+        (lambda m: m.update(name="../up"), "name is one that no prompt can have"),
+        (_first(role="model"), "files[0].role is 'model', which is no file of a prompt"),
+        (_first(role="parity"), "lists two files with the role 'parity'"),
+        (_first(of="another"), "files[0].of is not the pack's name"),
+        (_first(of=None), "files[0].of is not the pack's name"),
+        (_first(path="../prompt.safetensors"), "leaves the bundle's folder"),
+        (_first(path="/etc/passwd"), "leaves the bundle's folder"),
+        (lambda m: m["files"].append(m["files"][0]), "lists two files with the role 'prompt'"),
+        (lambda m: m["files"][2].update(path=m["files"][0]["path"]), "'prompt.safetensors' twice"),
+        (_first(path="gone"), "is missing"),
+        (_first(size=1), "bytes, but the manifest says 1"),
+        (_first(sha256="0" * 64), "its SHA-256 is not the manifest's"),
+        (lambda m: m["files"].pop(0), "lists no file with the role 'prompt'"),
+        (lambda m: m["files"].pop(1), "lists no file with the role 'reference'"),
+    ],
+)
+def test_a_pack_that_says_what_is_not_so_is_refused(pack, change: Change, reason):
+    edit(pack, change)
+    with pytest.raises(BundleError) as refused:
+        read_pack(pack)
+    assert reason in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["prompt.safetensors", "reference.safetensors", "parity.json"])
+def test_a_changed_byte_is_refused(pack, name):
+    content = bytearray((pack / name).read_bytes())
+    content[-1] ^= 1
+    (pack / name).write_bytes(content)
+    with pytest.raises(BundleError, match=r"its SHA-256 is not the manifest's"):
+        read_pack(pack)
+
+
+def test_no_folder_and_no_manifest_are_no_packs(tmp_path):
+    with pytest.raises(BundleError, match="no such pack folder"):
+        read_pack(tmp_path / "none")
+    with pytest.raises(BundleError, match=r"has no manifest\.json, so it is no pack"):
+        read_pack(tmp_path)
+    (tmp_path / "manifest.json").write_text(json.dumps([]))
+    with pytest.raises(BundleError, match="not a valid manifest"):
+        read_pack(tmp_path)

@@ -1,0 +1,275 @@
+"""Prompts are compiled over an engine that is there, and put into its bundle and taken out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save
+from support import damage, tiny
+from support.without_torch import run_without_torch
+
+import ptdeploy
+from ptdeploy.bundle import locked, read_bundle
+from ptdeploy.cli.main import main
+from ptdeploy.errors import BaseModelError, CheckpointError, InputError, OutputError, ParityError
+
+ROW = [5, 9, 30, 4]
+
+
+@pytest.fixture
+def bundle(compiled, tmp_path) -> Path:
+    """A copy of a classifier's bundle."""
+    shutil.copytree(compiled("bert", "SEQ_CLS").bundle, tmp_path / "bundle")
+    return tmp_path / "bundle"
+
+
+@pytest.fixture
+def pack(packed) -> Path:
+    return packed("bert", "SEQ_CLS").path
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {
+        str(one.relative_to(folder)): one.read_bytes()
+        for one in sorted(folder.rglob("*"))
+        if one.is_file()
+    }
+
+
+def test_the_same_checkpoint_gives_the_same_pack(compiled, packed, tmp_path):
+    one, made = compiled("bert", "SEQ_CLS"), packed("bert", "SEQ_CLS")
+    again = ptdeploy.compile_prompt(
+        made.adapter,
+        over=one.bundle,
+        base=str(one.trained.base),
+        output=tmp_path / "other.prompt",
+    )
+    assert content(again.path) == content(made.path)
+
+
+def test_a_pack_is_added_without_torch_and_answers_as_peft_does(bundle, pack, packed, compiled):
+    run_without_torch(
+        """
+        import sys, ptdeploy
+        ptdeploy.prompt_add(sys.argv[1], sys.argv[2], name="legal")
+        ptdeploy.prompt_default(sys.argv[1], "legal")
+        """,
+        str(bundle),
+        str(pack),
+    )
+    assert list(ptdeploy.prompt_list(bundle)) == ["default", "legal"]
+    (logits,) = ptdeploy.load(bundle).logits([ROW])
+    assert logits.shape == (5,)
+    report = ptdeploy.verify(
+        bundle, checkpoint=packed("bert", "SEQ_CLS").adapter, base=compiled_base(compiled)
+    )
+    assert report.passed
+
+
+def compiled_base(compiled) -> str:
+    return str(compiled("bert", "SEQ_CLS").trained.base)
+
+
+def test_a_checkpoint_is_added_as_its_pack_would_be(bundle, pack, packed, compiled, tmp_path):
+    shutil.copytree(bundle, tmp_path / "of checkpoint")
+    ptdeploy.prompt_add(bundle, pack, name="legal")
+    ptdeploy.prompt_add(
+        tmp_path / "of checkpoint",
+        packed("bert", "SEQ_CLS").adapter,
+        name="legal",
+        base=compiled_base(compiled),
+    )
+    assert content(bundle) == content(tmp_path / "of checkpoint")
+
+
+def test_the_order_of_adding_leaves_no_trace(bundle, pack, tmp_path):
+    shutil.copytree(bundle, tmp_path / "other")
+    for place, names in ((bundle, "abc"), (tmp_path / "other", "cab")):
+        for name in names:
+            ptdeploy.prompt_add(place, pack, name=name)
+    ptdeploy.prompt_remove(bundle, "b")
+    ptdeploy.prompt_add(bundle, pack, name="b")
+    assert content(bundle) == content(tmp_path / "other")
+
+
+def test_the_engines_files_are_not_copied(bundle, pack):
+    before = {name: (bundle / name).stat().st_ino for name in ("model.onnx", "model.onnx.data")}
+    ptdeploy.prompt_add(bundle, pack)
+    ptdeploy.prompt_default(bundle, "other")
+    assert before == {name: (bundle / name).stat().st_ino for name in before}
+    assert (bundle / "model.onnx.data").stat().st_nlink == 1
+
+
+def test_a_running_engine_answers_while_its_bundle_changes(bundle, pack):
+    engine = ptdeploy.load(bundle)
+    (before,) = engine.logits([ROW])
+    ptdeploy.prompt_add(bundle, pack)
+    ptdeploy.prompt_default(bundle, "other")
+    ptdeploy.prompt_remove(bundle, "default")
+    np.testing.assert_array_equal(engine.logits([ROW])[0], before)
+    assert ptdeploy.load(bundle).logits([ROW])[0].shape == (5,)
+
+
+def test_a_bundle_is_whole_to_who_opens_it_while_prompts_come_and_go(bundle, pack):
+    ptdeploy.prompt_add(bundle, pack)
+    stop, seen, wrong = threading.Event(), set[str](), list[BaseException]()
+
+    def read() -> None:
+        while not stop.is_set():
+            try:
+                found = read_bundle(bundle)
+                found.check_unchanged()
+                seen.add(str(found.manifest.default_prompt))
+            except BaseException as error:
+                wrong.append(error)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for _ in range(20):
+        for name in ("other", "default"):
+            ptdeploy.prompt_default(bundle, name)
+    stop.set()
+    reader.join()
+    # Its files may be replaced between reading and asking; nothing else may be found.
+    assert all("were replaced while they were opened" in str(one) for one in wrong), wrong
+    assert seen == {"other", "default"}
+
+
+def test_one_changes_a_bundle_at_a_time(bundle, pack):
+    before = content(bundle)
+    with locked(bundle), pytest.raises(OutputError, match="another process is changing it"):
+        ptdeploy.prompt_add(bundle, pack)
+    assert content(bundle) == before
+
+
+def test_a_name_that_is_taken_is_refused_unless_it_is_to_be_replaced(bundle, pack):
+    before = content(bundle)
+    with pytest.raises(InputError, match="has a prompt 'default' already"):
+        ptdeploy.prompt_add(bundle, pack, name="default")
+    assert content(bundle) == before
+    ptdeploy.prompt_add(bundle, pack, name="default", replace=True)
+    assert ptdeploy.load(bundle).logits([ROW])[0].shape == (5,)
+    assert len(ptdeploy.prompt_list(bundle)) == 1
+
+
+@pytest.mark.parametrize(
+    ("action", "name", "reason"),
+    [
+        ("remove", "nobody", "has no prompt 'nobody'; there is 'default', 'other'."),
+        ("default", "nobody", "has no prompt 'nobody'; there is 'default', 'other'."),
+        ("remove", "default", "'default' is its default prompt."),
+    ],
+)
+def test_what_cannot_be_changed_changes_nothing(bundle, pack, action, name, reason, capsys):
+    ptdeploy.prompt_add(bundle, pack)
+    before = content(bundle)
+    assert main(["prompt", action, str(bundle), name]) == 2
+    assert reason in capsys.readouterr().err
+    assert content(bundle) == before
+
+
+def test_the_only_prompt_stays(bundle):
+    with pytest.raises(InputError, match="'default' is its only prompt"):
+        ptdeploy.prompt_remove(bundle, "default")
+
+
+def test_the_list_says_which_is_the_default(bundle, pack, capsys):
+    ptdeploy.prompt_add(bundle, pack, labels="a,b,c,d,e")
+    assert main(["prompt", "list", str(bundle), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["default_prompt"] == "default"
+    assert found["prompts"]["other"]["labels"] == ["a", "b", "c", "d", "e"]
+    assert main(["prompt", "list", str(bundle)]) == 0
+    assert "other: 3 virtual tokens" in capsys.readouterr().out
+
+
+def test_a_pack_of_other_weights_is_refused(pack, bundle, tmp_path):
+    shutil.copytree(pack, tmp_path / "pack")
+    file = tmp_path / "pack" / "manifest.json"
+    manifest = json.loads(file.read_text())
+    manifest["base"]["weights_sha256"] = "0" * 64
+    file.write_text(json.dumps(manifest))
+    before = content(bundle)
+    with pytest.raises(BaseModelError, match="has other weights than base"):
+        ptdeploy.prompt_add(bundle, tmp_path / "pack")
+    assert content(bundle) == before
+
+
+def test_a_pack_whose_reference_is_another_prompts_is_not_added(packed, compiled, bundle, tmp_path):
+    """Whatever a pack says of its parity, the engine is compared anew."""
+    shutil.copytree(packed("bert", "SEQ_CLS").path, tmp_path / "pack")
+    file = tmp_path / "pack" / "reference.safetensors"
+    with safe_open(file, "np") as opened:
+        told = opened.metadata()
+    tensors = load_file(file)
+    tensors["rows.000.logits"] = tensors["rows.000.logits"] + 1
+    damage.replace(tmp_path / "pack", file.name, save(tensors, told))
+    before = content(bundle)
+    with pytest.raises(ParityError, match="does not match"):
+        ptdeploy.prompt_add(bundle, tmp_path / "pack")
+    assert content(bundle) == before
+
+
+@pytest.fixture(scope="module")
+def strangers(tmp_path_factory) -> Path:
+    """Checkpoints that are no prompts for the classifier's engine."""
+    folder = tmp_path_factory.mktemp("strangers")
+    tiny.make(folder / "weights", "bert", "SEQ_CLS", seed=1)
+    tiny.make(folder / "config", "bert", "SEQ_CLS", intermediate_size=32)
+    tiny.make(folder / "task", "bert", "TOKEN_CLS")
+    tiny.make(folder / "prefix", "bert", "SEQ_CLS", kind="prefix tuning")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("stranger", "error", "reason"),
+    [
+        ("weights", BaseModelError, "has other weights than"),
+        ("config", BaseModelError, "has other configuration than"),
+        ("task", CheckpointError, "was trained for TOKEN_CLS, and the engine of"),
+        ("prefix", CheckpointError, "holds a prefix KV alone, and the engine of"),
+    ],
+)
+def test_a_prompt_of_another_base_task_or_kind_is_refused(
+    strangers, bundle, stranger, error, reason, tmp_path
+):
+    before, place = content(bundle), tmp_path / "new.prompt"
+    told = {"base": str(strangers / stranger / "base")}
+    adapter = strangers / stranger / "adapter"
+    with pytest.raises(error, match=reason):
+        ptdeploy.compile_prompt(adapter, over=bundle, output=place, **told)
+    with pytest.raises(error, match=reason):
+        ptdeploy.prompt_add(bundle, adapter, name="x", **told)
+    assert content(bundle) == before
+    assert not place.exists()
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["bundle"]
+
+
+@pytest.mark.parametrize("option", ["--device=cpu", "--precision=fp32", "--no-freeze-kv"])
+def test_an_engines_option_is_refused_over_an_engine(bundle, option, capsys, tmp_path):
+    told = ["compile", str(tmp_path), "--over", str(bundle), option]
+    assert main(told) == 2
+    assert "is about an engine, and --over takes that of its bundle" in capsys.readouterr().err
+
+
+def test_a_checkpoint_needs_a_name_and_a_pack_takes_no_checkpoints_options(bundle, pack, packed):
+    with pytest.raises(InputError, match="does not say what its prompt is called"):
+        ptdeploy.prompt_add(bundle, packed("bert", "SEQ_CLS").adapter)
+    with pytest.raises(InputError, match="--task-id is about a checkpoint"):
+        ptdeploy.prompt_add(bundle, pack, task_id=1)
+
+
+def test_a_pack_of_the_causal_task_goes_into_its_bundle(compiled, packed, tmp_path, capsys):
+    shutil.copytree(compiled("qwen2", "CAUSAL_LM").bundle, tmp_path / "bundle")
+    pack = packed("qwen2", "CAUSAL_LM").path
+    assert main(["prompt", "add", str(tmp_path / "bundle"), str(pack), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["prompts"]["other"]["prefix_kv"][3] == 3
+    assert main(["inspect", str(pack)]) == 0
+    assert "proven over" in capsys.readouterr().out
