@@ -24,6 +24,7 @@ format: $(VENV)/.installed
 
 schema: $(VENV)/.installed
 	$(BIN)/python -c "from ptdeploy.bundle import manifest_schema; print(manifest_schema().decode(), end='')" > docs/manifest.schema.json
+	$(BIN)/python -c "from ptdeploy.bundle import pack_schema; print(pack_schema().decode(), end='')" > docs/pack.schema.json
 	$(BIN)/python -c "from ptdeploy.parity.reports import report_schema; print(report_schema().decode(), end='')" > docs/parity-report.schema.json
 	$(BIN)/python -m ptdeploy.bundle.published_precision
 

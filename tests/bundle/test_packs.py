@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from support.damage import edit
 
-from ptdeploy.bundle import read_pack
+from ptdeploy.bundle import pack_schema, read_pack
 from ptdeploy.errors import BundleError
 
 
@@ -39,6 +39,14 @@ def test_a_pack_lies_anywhere(pack, tmp_path):
     moved = pack.rename(tmp_path / "deep" / "er" / "x")
     assert read_pack(moved).manifest.name == "other"
     assert str(tmp_path) not in (moved / "manifest.json").read_text()
+
+
+def test_the_published_schema_is_the_readers_own(pack):
+    published = Path(__file__).parents[2] / "docs" / "pack.schema.json"
+    assert published.read_bytes() == pack_schema(), "run: make schema"
+    jsonschema = pytest.importorskip("jsonschema")
+    manifest = json.loads((pack / "manifest.json").read_text())
+    jsonschema.validate(manifest, json.loads(published.read_text()))
 
 
 Change = Callable[[dict[str, Any]], object]
