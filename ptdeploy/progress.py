@@ -17,10 +17,14 @@ PENDING = (
     "parity of the engine is pending, as it cannot run here; ptdeploy verify BUNDLE completes it "
     "on a machine with a GPU."
 )
-REFERENCE_STAGE = "run PEFT on PyTorch, each row alone"
 LOGGER = logging.getLogger("ptdeploy")
 # A library's notes go where its host's logging sends them, and nowhere unless it was set up.
 LOGGER.addHandler(logging.NullHandler())
+
+
+def reference_stage(of_peft: bool) -> str:
+    """The title of computing the reference, which PEFT gives unless it has no loader for it."""
+    return f"run {'PEFT' if of_peft else 'transformers'} on PyTorch, each row alone"
 
 
 class Progress:

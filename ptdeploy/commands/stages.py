@@ -16,7 +16,7 @@ from ptdeploy.commands.draft import Draft, prompt_place, staged_of_prompt
 from ptdeploy.commands.plan import Plan
 from ptdeploy.errors import InputError, TargetUnavailable
 from ptdeploy.program.kinds import BuildOptions, kind_of
-from ptdeploy.progress import REFERENCE_STAGE, Progress
+from ptdeploy.progress import Progress, reference_stage
 from ptdeploy.source.base import BaseModel, resolve_base
 from ptdeploy.source.base_weights import load_model
 from ptdeploy.source.checkpoint import Checkpoint, read_checkpoint
@@ -217,7 +217,7 @@ def compute_rows(
     checkpoint, chosen = source.checkpoint, source.tokenizer
     bounds, name = draft.manifest.request_limits, draft.manifest.default_prompt
     assert name is not None, "a reference is of a prompt"
-    with progress.stage(REFERENCE_STAGE):
+    with progress.stage(reference_stage(checkpoint.of_peft)):
         evaluation = None
         if draft.manifest.quantization is not None:
             evaluation = evaluation_text(chosen.tokenizer, bounds, texts, checkpoint.task)

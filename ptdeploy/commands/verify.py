@@ -24,7 +24,7 @@ from ptdeploy.parity.reference.store import load_reference
 from ptdeploy.parity.report import ParityReport
 from ptdeploy.parity.reports import FAILING_NAME, check_report
 from ptdeploy.parity.thresholds import Overrides, read_thresholds
-from ptdeploy.progress import REFERENCE_STAGE, Progress
+from ptdeploy.progress import Progress, reference_stage
 from ptdeploy.runtime import Engine, open_engine
 from ptdeploy.targets import get_target
 
@@ -117,7 +117,7 @@ def _compare(run: _Run, progress: Progress) -> ParityReport:
         notes += _notes(run.peft, bundle)
         if engine.tokenizer and run.chosen is None:
             notes.append(_STORED_TEXTS)
-        with progress.stage(REFERENCE_STAGE):
+        with progress.stage(reference_stage(run.peft.checkpoint.of_peft)):
             reference = _computed_reference(run.peft, run.chosen, engine, run.given)
     with progress.stage("check parity"):
         found = compare(engine, reference, notes, run.overrides, run.given)

@@ -105,7 +105,8 @@ def read_prompt(bundle: Bundle, name: str | None = None) -> Prompt:
     }
     tokens, kv = found.get("virtual_tokens"), found.get("prefix_kv")
     if prompt_sha256(tokens, kv) != info.sha256:
-        raise BundleError(f"{path}: its virtual tokens are not those of prompt.sha256.", AGAIN)
+        whose = "prefix KV is not that" if tokens is None else "virtual tokens are not those"
+        raise BundleError(f"{path}: its {whose} of prompt.sha256.", AGAIN)
     return Prompt(name, info, tokens, kv, head)
 
 

@@ -100,7 +100,7 @@ def _of_limits(**fields: Any) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (_another_prefix, "not those of prompt.sha256"),
+        (_another_prefix, "its prefix KV is not that of prompt.sha256"),
         (_no_prefix, "holds no prefix KV"),
         (_of_prompt(token_dim=32), "holds no virtual tokens"),
         (_of_prompt(token_dim=0), "token_dim must be from 1 to"),

@@ -84,12 +84,13 @@ def test_the_later_adapter_is_read(tmp_path, name, where):
     assert checkpoint.dtype == "bfloat16"
 
 
-def test_a_compiled_archive_is_in_parity_with_transformers(tmp_path):
+def test_a_compiled_archive_is_in_parity_with_transformers(tmp_path, capsys):
     tiny.make(tmp_path, "gpt2", "CAUSAL_LM")
     path, table = nemo.table_archive(tmp_path / "p.nemo", "one", "two")
     bundle = tmp_path / "bundle"
-    told = ["--adapter", "two", "--base", str(tmp_path / "base"), "-q"]
+    told = ["--adapter", "two", "--base", str(tmp_path / "base")]
     assert main(["compile", str(path), *told, "--target", "ort", "-o", str(bundle)]) == 0
+    assert "run transformers on PyTorch, each row alone" in capsys.readouterr().err
     report = json.loads((bundle / "prompts/default/parity.json").read_text())
     assert report["reference"].startswith("transformers ")
     assert max(case["max_abs"] for case in report["cases"]) < 1e-5
@@ -103,6 +104,7 @@ def test_a_compiled_archive_is_in_parity_with_transformers(tmp_path):
             want = model(inputs_embeds=embeds[None]).logits[0, TOKENS:]
         assert np.abs(found - want.numpy()).max() < 1e-5
     assert main(["verify", str(bundle), "--checkpoint", str(path), *told]) == 0
+    assert "run transformers on PyTorch, each row alone" in capsys.readouterr().err
 
 
 def test_inspect_says_what_an_archive_holds(tmp_path, capsys):

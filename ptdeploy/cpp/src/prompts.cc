@@ -79,7 +79,11 @@ LoadedPrompt load_prompt(const Bundle& bundle) {
     const std::vector<float>& hashed = *(info.token_dim ? found.virtual_tokens : found.prefix_kv);
     hash.update(hashed.data(), hashed.size() * sizeof(float));
     if (hash.hex() != info.sha256)
-      throw BundleError(file + ": its virtual tokens are not those of prompt.sha256.", kAgain);
+      throw BundleError(file + ": its " +
+                            (info.token_dim ? "virtual tokens are not those"
+                                            : "prefix KV is not that") +
+                            " of prompt.sha256.",
+                        kAgain);
     return found;
   });
   return prompt;
