@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ptdeploy.api import (
         compile,
         compile_prompt,
+        convert,
         load,
         prompt_add,
         prompt_default,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from ptdeploy.bundle import Bundle, Pack, PromptInfo
     from ptdeploy.bundle.quantization import QuantizationOptions
     from ptdeploy.bundle.task import Task
+    from ptdeploy.commands.convert import Converted
     from ptdeploy.commands.diff import Difference
     from ptdeploy.commands.diff import compare_bundles as diff
     from ptdeploy.commands.inspect import inspect
@@ -53,6 +55,7 @@ _FROM = {
     "api": (
         "compile",
         "compile_prompt",
+        "convert",
         "load",
         "prompt_add",
         "prompt_default",
@@ -64,6 +67,7 @@ _FROM = {
     "bundle": ("Bundle", "Pack", "PromptInfo"),
     "bundle.quantization": ("QuantizationOptions",),
     "bundle.task": ("Task",),
+    "commands.convert": ("Converted",),
     "commands.diff": ("Difference", "diff"),
     "commands.inspect": ("inspect",),
     "commands.profile": ("Profile", "profile"),
@@ -95,6 +99,7 @@ __all__ = [
     "CausalLM",
     "CheckpointError",
     "Classifier",
+    "Converted",
     "Difference",
     "Engine",
     "EngineFault",
@@ -116,6 +121,7 @@ __all__ = [
     "TrtOptions",
     "compile",
     "compile_prompt",
+    "convert",
     "diff",
     "inspect",
     "load",

@@ -11,6 +11,7 @@ from ptdeploy.backends.telemetry import switch_off
 from ptdeploy.bundle import Bundle, Pack, PromptInfo
 from ptdeploy.bundle.quantization import QuantizationOptions
 from ptdeploy.bundle.task import Task
+from ptdeploy.commands.convert import Converted
 from ptdeploy.parity.report import ParityReport
 from ptdeploy.progress import Progress
 from ptdeploy.runtime import Engine
@@ -293,6 +294,44 @@ def rebuild(
 
     request = RebuildRequest(bundle=bundle, output=output, engine=engine, force=force)
     return rebuild_bundle(request, _shown(progress))
+
+
+def convert(
+    checkpoint: str | Path,
+    *,
+    to: str,
+    output: str | Path,
+    base: str | None = None,
+    adapter: str | None = None,
+    task: Task | None = None,
+    task_id: int | None = None,
+    progress: Progress | None = None,
+) -> Converted:
+    """Write a trained prompt in another format, values unchanged, in float32.
+
+    `checkpoint`, `base`, `adapter`, `task` and `task_id` are as for compile. `to` is "peft", an
+    adapter folder that PEFT loads (virtual tokens that PEFT did not train become prompt tuning, a
+    prefix KV prefix tuning); "full", the same with what made the prompt, for load_full; "npy", the
+    virtual tokens, (tokens, width), or prefix KV, (layers, 2, heads, tokens, head dim), as a
+    `.npy` file; "prefix-kv", the keys and values that a decoder keeps of the prompt, for which the
+    base model is run unless the checkpoint is a prefix KV.
+    Nothing is replaced: `output` must not be there. Raises CheckpointError if the format cannot
+    hold what was trained, and what compile raises for a checkpoint, a base model and an output.
+    """
+    switch_off()
+    from ptdeploy.commands.convert import convert_checkpoint
+    from ptdeploy.commands.request import ConvertRequest
+
+    request = ConvertRequest(
+        checkpoint=checkpoint,
+        to=to,
+        output=output,
+        base=base,
+        adapter=adapter,
+        task=task,
+        task_id=task_id,
+    )
+    return convert_checkpoint(request, _shown(progress))
 
 
 def load(

@@ -9,6 +9,7 @@ import hashlib
 import os
 import re
 import secrets
+import shutil
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -108,6 +109,25 @@ def write_together(folder: Path, contents: Mapping[str, bytes], fix: str = "") -
     except OSError as error:
         names = ", ".join(str(folder / name) for name in contents)
         raise OutputError(f"{names}: cannot be written ({error.strerror}).", fix) from error
+
+
+def write_folder(path: Path, contents: Mapping[str, bytes]) -> None:
+    """Write a new folder of files, whole or not at all: it gets its name when all are on the disk.
+
+    Raises OutputError if something is there already, or it cannot be written.
+    """
+    working = path.absolute().with_name(f".{secrets.token_hex(6)}.tmp")
+    try:
+        _replace_files(working, contents)
+        flush(working)
+        rename_new(working, path.absolute())
+        flush(path.absolute().parent)
+    except FileExistsError as error:
+        raise OutputError(f"{path}: exists already.", "Choose another -o.") from error
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror}).") from error
+    finally:
+        shutil.rmtree(working, ignore_errors=True)
 
 
 def replace_file(path: Path, content: bytes) -> None:

@@ -15,7 +15,7 @@ from support import tiny
 import ptdeploy
 from ptdeploy.errors import PtdeployError
 
-TYPED = ("compile", "diff", "inspect", "load", "profile", "rebuild", "verify")
+TYPED = ("compile", "convert", "diff", "inspect", "load", "profile", "rebuild", "verify")
 
 
 @pytest.mark.parametrize("name", ptdeploy.__all__)
@@ -57,10 +57,16 @@ def test_every_error_is_exported():
 
 def test_the_command_line_and_the_api_are_asked_the_same():
     """A field of a request that one door lacks would be one that nobody can ask for."""
-    from ptdeploy.commands.request import CompileRequest, RebuildRequest, VerifyRequest
+    from ptdeploy.commands.request import (
+        CompileRequest,
+        ConvertRequest,
+        RebuildRequest,
+        VerifyRequest,
+    )
 
     for function, kind, first in (
         (ptdeploy.compile, CompileRequest, "checkpoint"),
+        (ptdeploy.convert, ConvertRequest, "checkpoint"),
         (ptdeploy.verify, VerifyRequest, "bundle"),
         (ptdeploy.rebuild, RebuildRequest, "bundle"),
     ):

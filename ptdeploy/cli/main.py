@@ -17,6 +17,7 @@ from ptdeploy import __version__
 from ptdeploy.backends.telemetry import switch_off
 from ptdeploy.cli import (
     compile,
+    convert,
     cpp_new,
     diff,
     doctor,
@@ -48,6 +49,7 @@ COMMANDS = {
     "run": run,
     "prompt": prompt,
     "rebuild": rebuild,
+    "convert": convert,
     "inspect": inspect,
     "profile": profile,
     "cpp-new": cpp_new,

@@ -219,6 +219,47 @@ class PromptChange:
         check_fields(self, bundle=path, name=text)
 
 
+# What ptdeploy.convert writes, and what each is.
+FORMS = {
+    "peft": "an adapter folder that PEFT loads",
+    "full": "the same with what made the prompt, so that training can resume",
+    "npy": "virtual tokens or a prefix KV as a bare tensor",
+    "prefix-kv": "the keys and values that a decoder keeps of the prompt, as a bare tensor",
+}
+
+
+def _form(name: str, value: Any) -> str:
+    found = text(name, value)
+    if found in FORMS:
+        return found
+    raise refused(name, found, f"one of {', '.join(FORMS)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertRequest:
+    """What ptdeploy.convert takes, but for its progress. Raises InputError as it does."""
+
+    checkpoint: str | Path
+    to: str
+    output: str | Path
+    base: str | None = None
+    adapter: str | None = None
+    task: Task | None = None
+    task_id: int | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(
+            self,
+            checkpoint=path,
+            to=_form,
+            output=path,
+            base=maybe(path),
+            adapter=maybe(text),
+            task=maybe(one_of(Task)),
+            task_id=maybe(whole()),
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class RebuildRequest:
     """What ptdeploy.rebuild takes, but for its progress. Raises InputError as it does."""

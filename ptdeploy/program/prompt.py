@@ -15,6 +15,7 @@ from ptdeploy.errors import BaseModelError, CheckpointError
 from ptdeploy.memory import ran_out_of_memory
 from ptdeploy.runtime.prompts import prompt_sha256
 from ptdeploy.source.checkpoint import Checkpoint, PromptEncoderState
+from ptdeploy.source.checkpoint.prefix import side_by_side
 
 if TYPE_CHECKING:
     import torch
@@ -119,26 +120,37 @@ def freeze(
     from ptdeploy.program.head import trained_head
 
     head = trained_head(model, checkpoint.weights) if with_head else {}
+    found = evaluated_prompt(checkpoint)
     if checkpoint.prefix_kv is not None:
-        if checkpoint.encoder is not None:
-            by_token = checkpoint.prefix_kv.transpose(3, 0, 1, 2, 4)
-            flat = by_token.reshape(checkpoint.num_virtual_tokens, -1)
-            _check_stale(checkpoint, flat, evaluate_prompt_encoder(checkpoint.encoder))
         return Prompt(None, _trained_prefix(checkpoint, model, with_prefix_kv), head)
-    tokens = checkpoint.virtual_tokens
-    if checkpoint.encoder is not None:
-        evaluated = evaluate_prompt_encoder(checkpoint.encoder)
-        if tokens is not None:
-            _check_stale(checkpoint, tokens, evaluated)
-        tokens = evaluated
-    assert tokens is not None, "a Checkpoint has virtual tokens or an encoder"
-    if tokens.shape[1] != checkpoint.token_dim or not np.isfinite(tokens).all():
+    return Prompt(found, prefix_kv(model, found) if with_prefix_kv else None, head)
+
+
+def evaluated_prompt(checkpoint: Checkpoint) -> NDArray[np.float32]:
+    """A checkpoint's virtual tokens, (tokens, width), or its prefix KV, float32.
+
+    What is stored is taken as it is, as PEFT does; else the prompt encoder is evaluated.
+    Raises CheckpointError if what is stored and the encoder beside it disagree, or the encoder
+    gives NaN.
+    """
+    encoder = checkpoint.encoder
+    made = None if encoder is None else evaluate_prompt_encoder(encoder)
+    if checkpoint.prefix_kv is not None:
+        if made is not None:
+            _check_stale(checkpoint, side_by_side(checkpoint.prefix_kv), made)
+        return checkpoint.prefix_kv
+    if checkpoint.virtual_tokens is not None:
+        if made is not None:
+            _check_stale(checkpoint, checkpoint.virtual_tokens, made)
+        return checkpoint.virtual_tokens
+    assert made is not None, "a Checkpoint has virtual tokens or an encoder"
+    if made.shape[1] != checkpoint.token_dim or not np.isfinite(made).all():
         raise CheckpointError(
             f"{checkpoint.weights_file}: the prompt encoder gives NaN or the wrong width "
-            f"{tokens.shape[1]} instead of {checkpoint.token_dim}.",
+            f"{made.shape[1]} instead of {checkpoint.token_dim}.",
             "The training diverged or the file is damaged; deploy an earlier checkpoint.",
         )
-    return Prompt(tokens, prefix_kv(model, tokens) if with_prefix_kv else None, head)
+    return made
 
 
 def _check_stale(

@@ -25,6 +25,7 @@ FUNCTIONS = (
     "load(",
     "inspect(",
     "diff(",
+    "convert(",
     "profile(",
 )
 

@@ -342,6 +342,9 @@ def _of_the_package(bundle: Path) -> Iterator[Door]:
     yield Door("rebuild(bundle)", ptdeploy.rebuild)
     names = ("output", "engine", "force", "progress")
     yield from of("rebuild", ptdeploy.rebuild, bundle, names=names)
+    nothing = {"checkpoint": bundle / "none", "to": "npy", "output": bundle.parent / "none.npy"}
+    for one in (*nothing, "base", "adapter", "task", "task_id", "progress"):
+        yield Door(f"convert({one})", lambda v, one=one: ptdeploy.convert(**{**nothing, one: v}))
     yield Door("load(bundle)", ptdeploy.load)
     yield from of("load", ptdeploy.load, bundle, names=("device", "threads", "map_weights"))
     yield Door("inspect(path)", inspect)

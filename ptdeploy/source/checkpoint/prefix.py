@@ -47,3 +47,8 @@ def prefix_kv(where: Path, stored: NDArray[np.float32], config: PeftConfig) -> N
         )
     by_layer = stored.reshape(tokens, layers, 2, heads, width // heads)
     return np.ascontiguousarray(by_layer.transpose(1, 2, 3, 0, 4))
+
+
+def side_by_side(prefix: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A prefix KV as PEFT stores it, (num_virtual_tokens, layers * 2 * token_dim)."""
+    return prefix.transpose(3, 0, 1, 2, 4).reshape(prefix.shape[3], -1)

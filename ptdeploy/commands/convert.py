@@ -1,0 +1,149 @@
+"""A trained prompt from one format into another: exactly, or refused by name."""
+
+from __future__ import annotations
+
+import io
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptdeploy.arguments import checked, having, instance
+from ptdeploy.commands.request import ConvertRequest
+from ptdeploy.errors import CheckpointError, InputError, OutputError
+from ptdeploy.files import check_folder, write_folder, write_whole
+from ptdeploy.program.kinds import kind_of
+from ptdeploy.progress import Progress
+from ptdeploy.source.base import BaseModel, resolve_base
+from ptdeploy.source.checkpoint import BaseReference, Checkpoint, read_checkpoint
+from ptdeploy.source.checkpoint.adapter_files import adapter_files, peft_kind
+from ptdeploy.source.checkpoint.bare_tensor import NUMPY
+from ptdeploy.text_files import library_path
+
+_TENSORS = ("npy", "prefix-kv")
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What convert wrote: where, PEFT's name of its kind or the bare tensor's, and its shape.
+
+    `notes` say what of the checkpoint is not in it.
+    """
+
+    path: Path
+    kind: str
+    shape: tuple[int, ...]
+    checkpoint: Checkpoint = field(repr=False)
+    notes: tuple[str, ...] = ()
+
+
+@checked(request=instance(ConvertRequest), progress=having("stage", "note"))
+def convert_checkpoint(request: ConvertRequest, progress: Progress) -> Converted:
+    """See ptdeploy.convert."""
+    from ptdeploy.program.prompt import evaluated_prompt
+
+    output = Path(request.output)
+    _check_output(output, request.to)
+    for given in (request.checkpoint, request.base or "", output):
+        library_path(given)
+    with progress.stage("read the checkpoint"):
+        checkpoint = read_checkpoint(
+            request.checkpoint, request.adapter, request.task, task_id=request.task_id
+        )
+        _check_held(checkpoint, request.to)
+        base = resolve_base(checkpoint, request.base) if request.base else None
+        prompt = evaluated_prompt(checkpoint)
+    if request.to == "prefix-kv" and prompt.ndim == 2:
+        prompt = _as_prefix(checkpoint, prompt, base or resolve_base(checkpoint), progress)
+    if request.to in _TENSORS:
+        buffer = io.BytesIO()
+        np.save(buffer, prompt)
+        write_whole(output, buffer.getvalue(), "Choose another -o.")
+        kind = "PREFIX_KV" if prompt.ndim == 5 else "VIRTUAL_TOKENS"
+    else:
+        named = BaseReference(request.base) if request.base else checkpoint.base
+        write_folder(output, adapter_files(checkpoint, prompt, named, request.to == "full"))
+        kind = peft_kind(checkpoint)
+    notes = _notes(checkpoint, request.to)
+    for note in notes:
+        progress.note(note)
+    return Converted(output, kind, prompt.shape, checkpoint, notes)
+
+
+def _check_output(output: Path, to: str) -> None:
+    """Refuse, before any work, a place that cannot be written to, or would not be read back."""
+    if to in _TENSORS and output.suffix != NUMPY:
+        raise InputError(
+            f"-o {output}: a bare tensor is written as {NUMPY}.", f"End its name in {NUMPY}."
+        )
+    if os.path.lexists(output):
+        raise OutputError(f"{output}: exists already.", "Choose another -o.")
+    check_folder(output.parent, "-o")
+
+
+def _check_held(checkpoint: Checkpoint, to: str) -> None:
+    """Raises CheckpointError if a format cannot hold all that was trained."""
+    where = f"{checkpoint.path}: "
+    if to in _TENSORS and checkpoint.heads:
+        raise CheckpointError(
+            f"{where}holds a trained head ({', '.join(checkpoint.heads)}), which a bare tensor "
+            "cannot.",
+            "--to peft holds both.",
+        )
+    needs_head = kind_of(checkpoint.task).has_trained_head
+    if needs_head and checkpoint.weights and not checkpoint.heads:
+        raise CheckpointError(
+            f"{where}nothing in it says which of its {len(checkpoint.weights)} weights are the "
+            "trained head.",
+            "Save the adapter with PEFT's save_pretrained where it was trained.",
+        )
+    if to == "full" and checkpoint.kind == "MULTITASK_PROMPT_TUNING":
+        raise CheckpointError(
+            f"{where}is a multitask prompt, whose training goes on with all of its tasks.",
+            "PEFT's own folder has them; --to peft --task-id N makes one a prompt of its own.",
+        )
+    if to == "full" and not checkpoint.resumable:
+        raise CheckpointError(
+            f"{where}what made its prompt is not in it, so training cannot resume.",
+            "--to peft holds the prompt as it is.",
+        )
+
+
+def _as_prefix(
+    checkpoint: Checkpoint, tokens: NDArray[np.float32], base: BaseModel, progress: Progress
+) -> NDArray[np.float32]:
+    """The keys and values that a decoder keeps of virtual tokens.
+
+    Raises CheckpointError if the base model is no decoder.
+    """
+    from ptdeploy.program.prompt import prefix_kv
+    from ptdeploy.source.base_weights import load_model
+
+    if not base.kind.needs_prefix_kv:
+        raise CheckpointError(
+            f"{checkpoint.path}: virtual tokens of an encoder see the text behind them, so no keys "
+            "and values stand for them.",
+            "--to npy has them as virtual tokens.",
+        )
+    with progress.stage(f"load the base model {base.name}"):
+        model = load_model(checkpoint, base)
+    with progress.stage(f"run {checkpoint.num_virtual_tokens} virtual tokens"):
+        return prefix_kv(model, tokens)
+
+
+def _notes(checkpoint: Checkpoint, to: str) -> tuple[str, ...]:
+    """What of the checkpoint the format does not hold, and does not need to run."""
+    notes = []
+    if left := len(set(checkpoint.weights) - set(checkpoint.heads)):
+        notes.append(
+            f"{left} weights of the base model stay with it: a prompt is trained over them"
+        )
+    if checkpoint.encoder is not None and to != "full":
+        notes.append(
+            f"the {checkpoint.encoder.kind} that made the prompt is left out; --to full keeps it"
+        )
+    if checkpoint.kind == "MULTITASK_PROMPT_TUNING":
+        notes.append(f"of its tasks it is {checkpoint.task_id} alone")
+    return tuple(notes)
