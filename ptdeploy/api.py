@@ -107,13 +107,15 @@ def verify(
     locate: bool = False,
     report: str | Path | None = None,
     graph: bool = False,
+    prompt: str | None = None,
     progress: Progress | None = None,
 ) -> ParityReport:
-    """Check a bundle's files, and its engine against the reference.
+    """Check a bundle's files, and its engine against the reference of every prompt.
 
-    The reference is the one stored in the bundle at compile time, which needs no torch; with
-    `checkpoint` it is computed again with PEFT on PyTorch, each row alone; `tokenizer` is then as
-    for compile.
+    A prompt's reference is the one stored in the bundle at compile time, which needs no torch.
+    `prompt` names one to be checked alone; so is the default one where `checkpoint` or `data` is
+    given, which are about one prompt. With `checkpoint` the reference is computed again with PEFT
+    on PyTorch, each row alone; `tokenizer` is then as for compile.
     `data` is a JSONL file of your own texts or token ids, compared too, and scored where it has
     labels. `thresholds` is a JSON file of bounds over the reference's own. `locate` names the first
     module that does not match (needs `checkpoint`). `report` is a folder for report.json,
@@ -138,6 +140,7 @@ def verify(
         locate=locate,
         report=report,
         graph=graph,
+        prompt=prompt,
     )
     return verify_bundle(request, _shown(progress))
 

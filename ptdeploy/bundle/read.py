@@ -6,9 +6,11 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
+
+import msgspec
 
 from ptdeploy.bundle.held import Held, standing
 from ptdeploy.bundle.manifest_file import Kind, check_files, check_hash, hold, read_manifest
@@ -92,6 +94,10 @@ class Bundle:
         place.parent.mkdir(parents=True, exist_ok=True)
         if not self.held.link(entry.path, place):
             self.copy(entry, place)
+
+    def by_default(self, name: str) -> Bundle:
+        """The same bundle, as if its default prompt were the one of that name."""
+        return replace(self, manifest=msgspec.structs.replace(self.manifest, default_prompt=name))
 
     def manifest_bytes(self) -> bytes:
         """The manifest as it lies in the folder that was read."""

@@ -5,10 +5,11 @@ The C++ library has the same rules, in the same order and the same words (bundle
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from ptdeploy.bundle.schema import MODEL, Manifest, Role, is_prompt_name
 
+_SHOWN = 20
 OF_GRAPH: tuple[Role, ...] = ("model", "weights", "engine", "engine_info")
 OF_PROMPT: tuple[Role, ...] = ("prompt", "reference", "parity", "graph_parity")
 
@@ -40,3 +41,10 @@ def owner(role: Role, manifest: Manifest) -> str | None:
     if role in OF_GRAPH:
         return MODEL
     return manifest.default_prompt if role in OF_PROMPT else None
+
+
+def in_words(names: Iterable[str]) -> str:
+    """Prompts' names for an error or a note, the first of them where they are many."""
+    every = sorted(names)
+    more = f" and {len(every) - _SHOWN} more" if len(every) > _SHOWN else ""
+    return ", ".join(map(repr, every[:_SHOWN])) + more if every else "none"

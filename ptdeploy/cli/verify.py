@@ -42,6 +42,11 @@ def add_options(sub: argparse.ArgumentParser) -> None:
         action="store_true",
         help="without a GPU: not the engine but the graph that it was built from",
     )
+    sub.add_argument(
+        "--prompt",
+        metavar="NAME",
+        help="this prompt alone; default: every one, or with --checkpoint or --data the default",
+    )
     options.add_adapter(sub)
     options.add_checkpoint(sub)
 

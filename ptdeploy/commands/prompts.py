@@ -29,7 +29,7 @@ from ptdeploy.bundle import (
     staged,
 )
 from ptdeploy.bundle.publish import COMPLETED, Destination
-from ptdeploy.bundle.whose import OF_PROMPT
+from ptdeploy.bundle.whose import OF_PROMPT, in_words
 from ptdeploy.commands.draft import Draft, prove
 from ptdeploy.commands.over import alone, check_base, draft_over
 from ptdeploy.commands.request import PromptAddRequest, PromptChange
@@ -154,8 +154,7 @@ def _check_free(bundle: Bundle, name: str, replace: bool) -> None:
 def _check_there(bundle: Bundle, name: str) -> None:
     prompts = bundle.manifest.prompts
     if name not in prompts:
-        there = ", ".join(map(repr, sorted(prompts))) or "none"
-        raise InputError(f"{bundle.path}: has no prompt {name!r}; there is {there}.")
+        raise InputError(f"{bundle.path}: has no prompt {name!r}; there is {in_words(prompts)}.")
 
 
 def _in_place(bundle: Bundle) -> Destination:

@@ -289,6 +289,7 @@ class VerifyRequest:
     locate: bool = False
     report: str | Path | None = None
     graph: bool = False
+    prompt: str | None = None
 
     def __post_init__(self) -> None:
         check_fields(
@@ -303,4 +304,5 @@ class VerifyRequest:
             locate=flag,
             report=maybe(path),
             graph=flag,
+            prompt=maybe(text),
         )

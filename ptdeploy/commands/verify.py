@@ -12,6 +12,7 @@ import msgspec
 
 from ptdeploy.arguments import checked, having, instance
 from ptdeploy.bundle import Bundle, Manifest, read_bundle, whole
+from ptdeploy.bundle.whose import in_words
 from ptdeploy.commands.request import VerifyRequest
 from ptdeploy.errors import InputError
 from ptdeploy.files import check_readable
@@ -21,7 +22,7 @@ from ptdeploy.parity.data import DataRow, read_data
 from ptdeploy.parity.graph_check import as_graph_check, open_graph_check
 from ptdeploy.parity.reference import Reference, ReferenceRow
 from ptdeploy.parity.reference.store import load_reference
-from ptdeploy.parity.report import ParityReport
+from ptdeploy.parity.report import Failing, ParityReport
 from ptdeploy.parity.reports import FAILING_NAME, check_report
 from ptdeploy.parity.thresholds import Overrides, read_thresholds
 from ptdeploy.progress import Progress, reference_stage
@@ -47,12 +48,13 @@ def verify_bundle(request: VerifyRequest, progress: Progress) -> ParityReport:
     with ExitStack() as opened:
         with progress.stage("check the bundle's files"):
 
-            def enter() -> tuple[Manifest, Engine]:
+            def enter() -> tuple[Bundle, tuple[str, ...], Engine]:
                 bundle = read_bundle(path)
-                opening = _open_graph(bundle) if request.graph else _open(bundle)
-                return bundle.manifest, opened.enter_context(opening)
+                names = _names(bundle, request)
+                opening = _opening(bundle.by_default(names[0]), request)
+                return bundle, names, opened.enter_context(opening)
 
-            manifest, engine = whole(path, enter)
+            own, names, engine = whole(path, enter)
         overrides = Overrides()
         if request.thresholds is not None:
             overrides = read_thresholds(request.thresholds, engine.bundle.manifest.precision)
@@ -72,7 +74,26 @@ def verify_bundle(request: VerifyRequest, progress: Progress) -> ParityReport:
                     engine.prompt.info.source.task_id,
                 )
                 chosen = _choose_tokenizer(peft, engine, request.tokenizer)
-        return _compare(_Run(request, manifest, engine, peft, chosen, given, overrides), progress)
+        run = _Run(request, own, names, engine, peft, chosen, given, overrides)
+        return _compare(run, progress)
+
+
+def _names(bundle: Bundle, request: VerifyRequest) -> tuple[str, ...]:
+    """The prompts to be compared, the one that options are about first.
+
+    Raises InputError if the one that was asked for is not there.
+    """
+    prompts, default = bundle.manifest.prompts, bundle.manifest.default_prompt
+    assert default is not None, "read_bundle checks it"
+    if request.prompt is not None and request.prompt not in prompts:
+        raise InputError(
+            f"{bundle.path}: has no prompt {request.prompt!r}; there is {in_words(prompts)}."
+        )
+    if request.prompt is not None:
+        return (request.prompt,)
+    if request.checkpoint is not None or request.data is not None:
+        return (default,)
+    return (default, *sorted(set(prompts) - {default}))
 
 
 def _refuse(request: VerifyRequest) -> None:
@@ -96,20 +117,39 @@ def _refuse(request: VerifyRequest) -> None:
 class _Run:
     """What was asked, an open engine, and what it is held against.
 
-    `manifest` is the bundle's own: a graph check's engine has one of another target and precision.
+    `own` is the bundle as it was read: a graph check's engine has one of another target and
+    precision. `names` are the prompts to be compared; that of the engine's requests is the first.
     """
 
     request: VerifyRequest
-    manifest: Manifest
+    own: Bundle
+    names: tuple[str, ...]
     engine: Engine
     peft: PeftSource | None
     chosen: ChosenTokenizer | None
     given: Sequence[DataRow]
     overrides: Overrides
 
+    @property
+    def manifest(self) -> Manifest:
+        """That of the bundle as it was read."""
+        return self.own.manifest
+
 
 def _compare(run: _Run, progress: Progress) -> ParityReport:
-    request, engine, bundle = run.request, run.engine, run.engine.bundle
+    found, reference = _compare_first(run, progress)
+    others = tuple(_compare_other(run, name, progress) for name in run.names[1:])
+    passed = all(one.passed for one in (found, *others))
+    found = msgspec.structs.replace(found, passed=passed, prompts=others)
+    _complete(run, found, progress)
+    if run.request.report is not None:
+        found = _write_report(run, found, reference, Path(run.request.report), progress)
+    return found
+
+
+def _compare_first(run: _Run, progress: Progress) -> tuple[ParityReport, Reference]:
+    """The prompt that the request is about, and what it was held against."""
+    engine, bundle = run.engine, run.engine.bundle
     notes: list[str] = []
     if run.peft is None:
         reference = _stored_reference(run)
@@ -119,38 +159,86 @@ def _compare(run: _Run, progress: Progress) -> ParityReport:
             notes.append(_STORED_TEXTS)
         with progress.stage(reference_stage(run.peft.checkpoint.of_peft)):
             reference = _computed_reference(run.peft, run.chosen, engine, run.given)
-    with progress.stage("check parity"):
+    left_out = set(run.manifest.prompts) - set(run.names)
+    if left_out:
+        notes.append(f"other prompts were not compared: {in_words(left_out)}.")
+    with progress.stage(f"check parity{_of(run, run.names[0])}"):
         found = compare(engine, reference, notes, run.overrides, run.given)
-    if request.locate:
+    if run.request.locate:
         assert run.peft is not None, "checked before"
         with progress.stage("locate the first mismatch"):
             from ptdeploy.parity.locate import locate_mismatch
 
-            found = msgspec.structs.replace(
-                found, located=locate_mismatch(bundle, engine, run.peft, reference, found)
-            )
-    if bundle.manifest.prompt.parity is None and not request.graph:
-        from ptdeploy.parity.completed import keep_completed
+            located = locate_mismatch(bundle, engine, run.peft, reference, found)
+            found = msgspec.structs.replace(found, located=located)
+    return found, reference
 
-        # With bounds of one's own it is not kept: parity.json must mean the default ones.
-        own = "the bundle's parity stays pending: it is completed without --thresholds."
-        progress.note(keep_completed(bundle, found) if request.thresholds is None else own)
-    if request.report is not None:
-        from ptdeploy.parity.reports import write_reports
-        from ptdeploy.parity.shrink import write_failing
 
-        folder = Path(request.report)
-        if found.passed:
-            # What an earlier run left here no longer fails.
-            (folder / FAILING_NAME).unlink(missing_ok=True)
-        else:
-            with progress.stage("shrink the failing input"):
-                failing = write_failing(
-                    folder, engine, reference, found, request.thresholds, run.peft, request.graph
-                )
-                found = msgspec.structs.replace(found, failing=failing)
-        write_reports(found, bundle.manifest, folder)
+def _compare_other(run: _Run, name: str, progress: Progress) -> ParityReport:
+    """Another prompt of the bundle, held against its stored reference."""
+    with (
+        progress.stage(f"check parity{_of(run, name)}"),
+        _opening(run.own.by_default(name), run.request) as engine,
+    ):
+        return compare(engine, _reference_of(engine, run), (), run.overrides)
+
+
+def _of(run: _Run, name: str) -> str:
+    """Which prompt a stage is about, where a bundle has several."""
+    return f" of prompt {name!r}" if len(run.manifest.prompts) > 1 else ""
+
+
+def _complete(run: _Run, found: ParityReport, progress: Progress) -> None:
+    """Keep the report of an engine whose parity was pending, if it is of the default prompt."""
+    first = run.names[0]
+    pending = run.manifest.prompts[first].parity is None
+    if not pending or first != run.manifest.default_prompt or run.request.graph:
+        return
+    from ptdeploy.parity.completed import keep_completed
+
+    # With bounds of one's own it is not kept: parity.json must mean the default ones.
+    own = "the bundle's parity stays pending: it is completed without --thresholds."
+    kept = run.request.thresholds is None
+    progress.note(keep_completed(run.engine.bundle, found) if kept else own)
+
+
+def _write_report(
+    run: _Run, found: ParityReport, reference: Reference, folder: Path, progress: Progress
+) -> ParityReport:
+    from ptdeploy.parity.reports import write_reports
+
+    if found.passed:
+        # What an earlier run left here no longer fails.
+        (folder / FAILING_NAME).unlink(missing_ok=True)
+    else:
+        with progress.stage("shrink the failing input"):
+            found = msgspec.structs.replace(found, failing=_shrink(run, found, reference, folder))
+    write_reports(found, run.engine.bundle.manifest, folder)
     return found
+
+
+def _shrink(run: _Run, found: ParityReport, reference: Reference, folder: Path) -> Failing | None:
+    """The smallest failing input of the first prompt that fails."""
+    from ptdeploy.parity.shrink import write_failing
+
+    request = run.request
+    failing = next(one for one in found.each() if not one.passed)
+    if failing.prompt == run.names[0]:
+        return write_failing(
+            folder, run.engine, reference, failing, request.thresholds, run.peft, request.graph
+        )
+    with _opening(run.own.by_default(str(failing.prompt)), request) as engine:
+        reference = _reference_of(engine, run)
+        return write_failing(
+            folder, engine, reference, failing, request.thresholds, None, request.graph
+        )
+
+
+@contextmanager
+def _opening(bundle: Bundle, request: VerifyRequest) -> Iterator[Engine]:
+    """The engine, or the graph that it was built from."""
+    with _open_graph(bundle) if request.graph else _open(bundle) as engine:
+        yield engine
 
 
 @contextmanager
@@ -237,11 +325,18 @@ def _evaluation(bundle: Bundle, given: Sequence[DataRow]) -> EvaluationText:
 
 
 def _stored_reference(run: _Run) -> Reference:
-    bundle = run.engine.bundle
-    reference = load_reference(bundle)
+    reference = _reference_of(run.engine, run)
+    return _with_own_logits(reference, run.given, run.manifest.limits.max_batch)
+
+
+def _reference_of(engine: Engine, run: _Run) -> Reference:
+    """What is stored of the engine's default prompt."""
+    reference = load_reference(engine.bundle)
     if run.request.graph:
-        reference = as_graph_check(reference, run.manifest)
-    return _with_own_logits(reference, run.given, bundle.manifest.limits.max_batch)
+        name = engine.manifest.default_prompt
+        own = msgspec.structs.replace(run.manifest, default_prompt=name)
+        reference = as_graph_check(reference, own)
+    return reference
 
 
 def _with_own_logits(

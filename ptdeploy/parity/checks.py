@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
+
+import msgspec
 
 from ptdeploy.bundle import Quantization
 from ptdeploy.parity.quality import TOP1, Quality
@@ -37,8 +39,16 @@ class Check:
     stopped: str | None = None
 
 
+def alone(report: ParityReport) -> ParityReport:
+    """A report without those of other prompts."""
+    if not report.prompts:
+        return report
+    passed = all(one.passed for one in checks(report))
+    return msgspec.structs.replace(report, prompts=(), passed=passed)
+
+
 def checks(report: ParityReport) -> list[Check]:
-    """Every single check of a report, in the order they were run."""
+    """Every single check of a report's own prompt, in the order they were run."""
     return [
         *(_case(report, case) for case in report.cases),
         *_greedy(report),
@@ -92,6 +102,17 @@ def totals(report: ParityReport) -> list[Check]:
 
 def faults(report: ParityReport) -> list[str]:
     """Why the engine failed, each reason once, with how often and where first."""
+    return [*_faults(report), *_of_others(report, faults)]
+
+
+def _of_others(
+    report: ParityReport, sentences: Callable[[ParityReport], list[str]]
+) -> Iterator[str]:
+    for other in report.prompts:
+        yield from (f"prompt {other.prompt!r}: {one}" for one in sentences(other))
+
+
+def _faults(report: ParityReport) -> list[str]:
     found: dict[str, list[str]] = {}
     for case in report.cases:
         if case.stopped:
@@ -118,7 +139,8 @@ def failures(report: ParityReport) -> list[str]:
         *_data(report),
         *_quality(report),
     ]
-    return [*faults(report), *(sentence for one in found for sentence in one.fails)]
+    own = [*_faults(report), *(sentence for one in found for sentence in one.fails)]
+    return [*own, *_of_others(report, failures)]
 
 
 def _case(report: ParityReport, case: CaseResult) -> Check:

@@ -65,6 +65,7 @@ def compare(
         ),
         histogram_edges=HISTOGRAM_EDGES,
         data=_metric(engine, reference, data, run.alone, overrides),
+        prompt=engine.manifest.default_prompt,
     )
     return msgspec.structs.replace(report, passed=all(one.passed for one in checks(report)))
 

@@ -96,7 +96,11 @@ class Failing(msgspec.Struct, frozen=True):
 
 
 class ParityReport(msgspec.Struct, frozen=True):
-    """The outcome of a parity check. `bool(report.passed)` is what CI asks."""
+    """The outcome of a parity check. `bool(report.passed)` is what CI asks.
+
+    `prompt` is the one that the engine was asked with. `prompts` are the reports of the bundle's
+    other prompts, and `passed` is of all of them.
+    """
 
     passed: bool
     target: str
@@ -117,6 +121,12 @@ class ParityReport(msgspec.Struct, frozen=True):
     data: TaskMetric | None = None
     located: Located | None = None
     failing: Failing | None = None
+    prompt: str | None = None
+    prompts: tuple[ParityReport, ...] = ()
+
+    def each(self) -> tuple[ParityReport, ...]:
+        """A report of each prompt alone, this one's own first."""
+        return checks.alone(self), *self.prompts
 
     @property
     def max_abs(self) -> float:

@@ -73,6 +73,8 @@ def write_failing(
         command += ["--thresholds", str(thresholds)]
     if graph:
         command.append("--graph")
+    if len(engine.manifest.prompts) > 1:
+        command += ["--prompt", str(engine.manifest.default_prompt)]
     return Failing(lengths, str(path), shlex.join(command))
 
 

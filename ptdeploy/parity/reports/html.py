@@ -38,6 +38,7 @@ def render(report: ParityReport, manifest: Manifest) -> str:
         else None,
         steps=_steps(report) if report.greedy else None,
         groups=grouped(report),
+        prompts=[(one, verdict(one)) for one in report.each()] if report.prompts else [],
         about=_about(report, manifest),
     )
 

@@ -10,13 +10,22 @@ from ptdeploy.printable import printable_fields
 
 
 def render(report: ParityReport) -> bytes:
-    """A test suite whose failures are the checks that do not pass."""
+    """A test suite for each prompt, whose failures are the checks that do not pass."""
     report = printable_fields(report)
+    suites = ElementTree.Element("testsuites")
+    for one in report.each():
+        suites.append(_suite(one, f" of prompt {one.prompt!r}" if report.prompts else ""))
+    ElementTree.indent(suites)
+    document: bytes = ElementTree.tostring(suites, encoding="utf-8", xml_declaration=True)
+    return document + b"\n"
+
+
+def _suite(report: ParityReport, of: str) -> ElementTree.Element:
     found = checks(report)
     failed = [one for one in found if not one.passed]
     suite = ElementTree.Element(
         "testsuite",
-        name="ptdeploy parity",
+        name=f"ptdeploy parity{of}",
         tests=str(len(found)),
         failures=str(len(failed)),
         errors="0",
@@ -29,8 +38,4 @@ def render(report: ParityReport) -> bytes:
         if not one.passed:
             said = one.stopped or one.said
             ElementTree.SubElement(case, "failure", message=said, type="mismatch").text = said
-    suites = ElementTree.Element("testsuites")
-    suites.append(suite)
-    ElementTree.indent(suites)
-    document: bytes = ElementTree.tostring(suites, encoding="utf-8", xml_declaration=True)
-    return document + b"\n"
+    return suite

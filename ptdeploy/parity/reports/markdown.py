@@ -26,6 +26,19 @@ def render(report: ParityReport, manifest: Manifest) -> str:
         + _plain(f"{report.target} {report.precision} on {report.device}, ")
         + f"against {_plain(report.reference)}",
         "",
+    ]
+    if report.prompts:
+        lines += [line for one in report.each() for line in _prompt(one, f"Prompt {one.prompt}")]
+    else:
+        lines += _prompt(report)
+    return "\n".join(lines)
+
+
+def _prompt(report: ParityReport, title: str = "") -> list[str]:
+    """What was found of one prompt."""
+    mark = "✅" if report.passed else "❌"
+    lines = [f"#### {mark} {_plain(title)}", ""] if title else []
+    lines += [
         "| case | runs | longest | max abs | KL | top-1 | |",
         "|---|--:|--:|--:|--:|--:|---|",
     ]
@@ -54,7 +67,7 @@ def render(report: ParityReport, manifest: Manifest) -> str:
             *(f"- {_plain(n)}" for n in report.notes),
         ]
         lines += ["", "</details>", ""]
-    return "\n".join(lines)
+    return lines
 
 
 def _facts(report: ParityReport) -> list[str]:

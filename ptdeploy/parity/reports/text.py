@@ -12,6 +12,15 @@ from ptdeploy.tables import columns
 def describe(report: ParityReport) -> str:
     """The report in lines of text, the verdict last."""
     report = printable_fields(report)
+    if not report.prompts:
+        lines = _lines(report)
+    else:
+        lines = [line for one in report.each() for line in (f"prompt {one.prompt!r}", *_lines(one))]
+    lines.append(verdict(report) if report.passed else verdict(report).upper())
+    return "\n".join(lines)
+
+
+def _lines(report: ParityReport) -> list[str]:
     lines = _cases(report)
     lines += [_said(report, one) for one in checks(report) if one.kind != "logits" and one.value]
     bound = (
@@ -33,8 +42,7 @@ def describe(report: ParityReport) -> str:
             f"{', '.join(map(str, report.failing.lengths))} tokens, {report.failing.file}"
         )
         lines.append(f"reproduce: {report.failing.command}")
-    lines.append(verdict(report) if report.passed else verdict(report).upper())
-    return "\n".join(lines)
+    return lines
 
 
 def _cases(report: ParityReport) -> list[str]:

@@ -50,8 +50,10 @@ def verdict(report: ParityReport) -> str:
     """The outcome in a few words; an engine that fails gives no numbers that could be wrong."""
     if report.passed:
         return "parity holds"
-    wrong = any(not one.passed and not one.stopped for one in report.runs)
-    if report.engine_failed:
+    every = [report, *report.prompts]
+    runs = [run for one in every for run in one.runs]
+    wrong = any(not run.passed and not run.stopped for run in runs)
+    if any(one.engine_failed for one in every):
         return "the engine fails" + (", and there is a parity mismatch" if wrong else "")
     return "parity mismatch"
 

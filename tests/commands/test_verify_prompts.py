@@ -1,0 +1,96 @@
+"""verify proves every prompt of a bundle by its own reference, and says which one fails."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save
+from support import damage
+
+import ptdeploy
+from ptdeploy.cli.main import main
+from ptdeploy.errors import InputError
+
+
+@pytest.fixture
+def two(compiled, packed, tmp_path) -> Path:
+    """A classifier's bundle with two prompts, of 3 and of 5 labels."""
+    shutil.copytree(compiled("bert", "SEQ_CLS").bundle, tmp_path / "bundle")
+    ptdeploy.prompt_add(tmp_path / "bundle", packed("bert", "SEQ_CLS").path)
+    return tmp_path / "bundle"
+
+
+@pytest.fixture
+def wrong(two) -> Path:
+    """The same, whose second prompt does not match its reference."""
+    name = "prompts/other/reference.safetensors"
+    with safe_open(two / name, "np") as opened:
+        told = opened.metadata()
+    tensors = load_file(two / name)
+    for key in tensors:
+        if key.endswith(".logits"):
+            tensors[key] = tensors[key] + 1
+    damage.replace(two, name, save(tensors, told))
+    return two
+
+
+def test_every_prompt_is_held_against_its_own_reference(two):
+    report = ptdeploy.verify(two)
+    assert report.passed
+    assert [one.prompt for one in report.each()] == ["default", "other"]
+    assert all(one.cases and one.passed for one in report.each())
+    alone = ptdeploy.verify(two, prompt="other")
+    assert (alone.prompt, alone.prompts) == ("other", ())
+    assert "other prompts were not compared: 'default'" in " ".join(alone.notes)
+
+
+def test_one_prompt_that_fails_fails_the_bundle_by_its_name(wrong, tmp_path, capsys):
+    assert main(["verify", str(wrong), "--report", str(tmp_path / "report")]) == 1
+    said = capsys.readouterr().out
+    assert "mismatch" in said.split("prompt 'other'")[1]
+    assert "mismatch" not in said.split("prompt 'other'")[0]
+    assert said.rstrip().splitlines()[-2].strip()
+    report = ptdeploy.verify(wrong)
+    assert not report.passed
+    assert all(one.startswith("prompt 'other': ") for one in report.failures())
+    first, second = report.each()
+    assert first.passed
+    assert not second.passed
+    assert main(["verify", str(wrong), "--prompt", "default"]) == 0
+
+
+def test_every_form_of_the_report_has_every_prompt(wrong, tmp_path, capsys):
+    folder = tmp_path / "report"
+    main(["verify", str(wrong), "--report", str(folder)])
+    capsys.readouterr()
+    found = json.loads((folder / "report.json").read_text())
+    assert (found["passed"], found["prompts"][0]["passed"]) == (False, False)
+    suites = ElementTree.parse(folder / "junit.xml").getroot().findall("testsuite")
+    assert [one.get("name") for one in suites] == [
+        "ptdeploy parity of prompt 'default'",
+        "ptdeploy parity of prompt 'other'",
+    ]
+    assert [int(one.get("failures") or 0) > 0 for one in suites] == [False, True]
+    markdown = (folder / "report.md").read_text()
+    assert markdown.index("Prompt default") < markdown.index("Prompt other")
+    assert "<h2>Prompts</h2>" in (folder / "report.html").read_text()
+
+
+def test_the_smallest_failing_input_is_of_the_prompt_that_fails(wrong, tmp_path, capsys):
+    folder = tmp_path / "report"
+    report = ptdeploy.verify(wrong, report=folder)
+    assert report.failing is not None
+    assert report.failing.command.endswith("--prompt other")
+    told = report.failing.command.split()[1:]
+    assert main(told) == 1
+    capsys.readouterr()
+
+
+def test_a_prompt_that_is_not_there_is_named_with_those_that_are(two):
+    with pytest.raises(InputError, match="has no prompt 'nobody'; there is 'default', 'other'"):
+        ptdeploy.verify(two, prompt="nobody")
