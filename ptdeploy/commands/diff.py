@@ -180,7 +180,7 @@ def _sizes(bundle: Bundle) -> dict[str, int]:
 
 
 def _settings(bundle: Bundle) -> dict[str, Any]:
-    """What a bundle is, as plain data by name; the default prompt stands for all."""
+    """What a bundle is, as plain data by name; of its prompts the default one in full."""
     manifest = bundle.manifest
     plain: dict[str, Any] = msgspec.to_builtins(manifest)
     graph, prompt = manifest.graph, msgspec.to_builtins(manifest.prompt)
@@ -194,6 +194,11 @@ def _settings(bundle: Bundle) -> dict[str, Any]:
         "prompt": {name: prompt[name] for name in _OF_PROMPT},
         "prompt.source": {name: prompt["source"][name] for name in ("format", "adapter")},
         "prompt.source.files": prompt["source"]["files"],
+        "prompts": {
+            name: f"{one.num_virtual_tokens} virtual tokens, {one.sha256[:16]}"
+            for name, one in manifest.prompts.items()
+            if name != manifest.default_prompt
+        },
         **{name: plain[name] for name in _LAST},
         "engine": _compared(bundle),
     }

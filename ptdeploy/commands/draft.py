@@ -3,6 +3,7 @@ to PEFT on PyTorch and only then published."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -29,7 +30,8 @@ class Draft:
     """A bundle that is being made in `folder`.
 
     `working` files were needed to make the engine and stay out of the bundle. `notes` are for the
-    user at the end; the `told` ones were shown before. `refused` says what is left if parity fails.
+    user at the end; the `told` ones were shown before. `references` are of those prompts that are
+    to be proven, by name. `refused` says what is left if parity fails.
     """
 
     folder: Path
@@ -37,7 +39,7 @@ class Draft:
     working: tuple[FileEntry, ...] = ()
     notes: tuple[str, ...] = ()
     told: tuple[str, ...] = ()
-    reference: Reference | None = field(default=None, repr=False)
+    references: Mapping[str, Reference] = field(default_factory=dict, repr=False)
     refused: str = "no bundle was written"
 
     def opened(self) -> Bundle:
@@ -47,15 +49,21 @@ class Draft:
 
 
 def prove(draft: Draft, progress: Progress) -> Draft:
-    """Compare what can run here with the reference: the engine, and the graph that it is built of.
+    """Compare what can run here with the references: the engine, and the graph it is built of.
 
     Raises ParityError if either differs, EngineFault if one fails, TargetUnavailable if neither
     can run here.
     """
-    if draft.reference is None:
-        return draft
-    manifest, bundle = draft.manifest, draft.opened()
+    for name, reference in draft.references.items():
+        draft = _prove_prompt(draft, name, reference, progress)
+    return draft
+
+
+def _prove_prompt(draft: Draft, name: str, reference: Reference, progress: Progress) -> Draft:
+    bundle = draft.opened().by_default(name)
+    manifest, prompt = bundle.manifest, bundle.manifest.prompt
     target = get_target(manifest.target)
+    of = f" of prompt {name!r}" if len(manifest.prompts) > 1 else ""
     compiled = Compiled(
         manifest.base.architecture,
         target.numerics(manifest.device, manifest.precision).activations,
@@ -66,32 +74,32 @@ def prove(draft: Draft, progress: Progress) -> Draft:
     lost: tuple[str, ...] = ()
     if (
         target.graph_check
-        and manifest.prompt.graph_parity is None
+        and prompt.graph_parity is None
         and bundle.entry("model") is not None
         and runs_here(target.graph_check)
     ):
         with (
-            progress.stage(f"check parity of the graph, with {target.graph_check}"),
+            progress.stage(f"check parity of the graph{of}, with {target.graph_check}"),
             open_graph_check(bundle, target.graph_check) as engine,
         ):
-            reports["graph_parity"] = compare(engine, as_graph_check(draft.reference, manifest))
+            reports["graph_parity"] = compare(engine, as_graph_check(reference, manifest))
         refuse_mismatch(reports["graph_parity"], compiled)
     unavailable = get_backend(manifest.target).unavailable(manifest.device)
-    if unavailable is not None and not reports and manifest.prompt.graph_parity is None:
+    if unavailable is not None and not reports and prompt.graph_parity is None:
         raise TargetUnavailable(*unavailable)
     if unavailable is None:
         try:
-            with progress.stage("check parity"):
-                reports["parity"] = compare(_open(bundle, compiled), draft.reference)
+            with progress.stage(f"check parity{of}"):
+                reports["parity"] = compare(_open(bundle, compiled), reference)
         except TargetUnavailable as error:
             # Built for another GPU than the one that is here.
-            if not reports and manifest.prompt.graph_parity is None:
+            if not reports and prompt.graph_parity is None:
                 raise
             lost = (f"the engine cannot run here: {error.problem}",)
         else:
             refuse_mismatch(reports["parity"], compiled)
     noted = replace(draft, notes=(*draft.notes, *lost))
-    return _with_reports(noted, reports)
+    return _with_reports(noted, name, reports)
 
 
 def finish(draft: Draft, destination: Destination, progress: Progress) -> Bundle:
@@ -101,7 +109,7 @@ def finish(draft: Draft, destination: Destination, progress: Progress) -> Bundle
     with progress.stage("write the bundle"):
         bundle = publish(draft.folder, draft.manifest, destination)
     notes = tuple(dict.fromkeys(draft.notes))
-    if draft.manifest.prompt.parity is None:
+    if any(one.parity is None for one in draft.manifest.prompts.values()):
         notes += (PENDING,)
     for note in notes:
         progress.note(note)
@@ -120,10 +128,8 @@ def staged_of_prompt(name: str, file: str, role: Role) -> FileEntry:
     return staged(f"{prompt_folder(name)}/{file}", role, name)
 
 
-def _with_reports(draft: Draft, reports: dict[Role, ParityReport]) -> Draft:
+def _with_reports(draft: Draft, name: str, reports: dict[Role, ParityReport]) -> Draft:
     files, notes = draft.manifest.files, draft.notes
-    name = draft.manifest.default_prompt
-    assert name is not None
     for role, report in reports.items():
         file = f"{role.replace('_', '-')}.json"
         (prompt_place(draft.folder, name) / file).write_bytes(report_json(report))

@@ -127,7 +127,7 @@ def _of_pack(bundle: Bundle, request: PromptAddRequest, folder: Path, left: str)
             placed.copy(entry, folder / path)
             files.append(msgspec.structs.replace(entry, path=path))
     draft = alone(bundle, name, info, files, folder)
-    return replace(draft, refused=left, reference=load_reference(placed))
+    return replace(draft, refused=left, references={name: load_reference(placed)})
 
 
 def _labels(prompt: PromptInfo, request: PromptAddRequest) -> tuple[str, ...]:

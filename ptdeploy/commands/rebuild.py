@@ -5,13 +5,22 @@ It is the tail of compile's line: another draft, the same proof, the same end.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from ptdeploy.arguments import checked, having, instance
-from ptdeploy.bundle import Bundle, check_destination, read_bundle, stage_bundle, staged
+from ptdeploy.bundle import (
+    Bundle,
+    check_destination,
+    locked,
+    read_bundle,
+    stage_bundle,
+    staged,
+)
 from ptdeploy.bundle.publish import Destination
 from ptdeploy.commands.draft import Draft, finish, prove
 from ptdeploy.commands.request import RebuildRequest
@@ -25,20 +34,25 @@ from ptdeploy.targets.options import TargetOptions
 
 @dataclass(frozen=True)
 class Rebuilding:
-    """A bundle whose engine can be built again, and where the new one is to lie."""
+    """A bundle whose engine can be built again, and where the new one is to lie.
+
+    `references` are those of its prompts, by name, the default one's first.
+    """
 
     bundle: Bundle
     destination: Destination
-    reference: Reference | None
+    references: Mapping[str, Reference]
 
 
 @checked(request=instance(RebuildRequest), progress=having("stage", "note"))
 def rebuild_bundle(request: RebuildRequest, progress: Progress) -> Bundle:
     """See ptdeploy.rebuild."""
-    old = _read(request, progress)
-    with stage_bundle(old.destination) as folder:
-        draft = _build(old, request.engine, folder, progress)
-        return finish(prove(draft, progress), old.destination, progress)
+    in_place = nullcontext() if request.output else locked(Path(request.bundle))
+    with in_place:
+        old = _read(request, progress)
+        with stage_bundle(old.destination) as folder:
+            draft = _build(old, request.engine, folder, progress)
+            return finish(prove(draft, progress), old.destination, progress)
 
 
 def _read(request: RebuildRequest, progress: Progress) -> Rebuilding:
@@ -60,8 +74,14 @@ def _read(request: RebuildRequest, progress: Progress) -> Rebuilding:
         if request.output
         else check_destination(bundle.path.resolve(), True, bundle.manifest_bytes())
     )
-    reference = load_reference(bundle) if bundle.file("reference") else None
-    return Rebuilding(bundle, destination, reference)
+    default = bundle.manifest.default_prompt
+    names = sorted(bundle.manifest.prompts, key=lambda name: (name != default, name))
+    references = {
+        name: load_reference(bundle.by_default(name))
+        for name in names
+        if bundle.file("reference", name)
+    }
+    return Rebuilding(bundle, destination, references)
 
 
 def _build(old: Rebuilding, asked: TargetOptions | None, folder: Path, progress: Progress) -> Draft:
@@ -75,12 +95,14 @@ def _build(old: Rebuilding, asked: TargetOptions | None, folder: Path, progress:
         notes = get_target(manifest.target).rebuild(Bundle(folder, manifest), asked)
     made = ("engine", "engine_info")
     files = tuple(staged(e.path, e.role, e.of) if e.role in made else e for e in files)
-    name = manifest.default_prompt
-    assert name is not None, "read_bundle checks it"
+    prompts = {
+        name: msgspec.structs.replace(prompt, parity=None)
+        for name, prompt in manifest.prompts.items()
+    }
     return Draft(
         folder,
-        msgspec.structs.replace(manifest.with_prompt(name, parity=None), files=files),
+        msgspec.structs.replace(manifest, prompts=prompts, files=files),
         notes=notes,
-        reference=old.reference,
+        references=old.references,
         refused=f"{old.destination.path} is as it was",
     )

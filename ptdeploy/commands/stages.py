@@ -230,7 +230,7 @@ def compute_rows(
         entry = staged_of_prompt(name, saved, "reference")
     files = (*draft.manifest.files, entry)
     manifest = msgspec.structs.replace(draft.manifest, files=files)
-    return replace(draft, manifest=manifest, reference=reference)
+    return replace(draft, manifest=manifest, references={name: reference})
 
 
 def _check_kv_buffer(task: Task, plan: Plan) -> None:

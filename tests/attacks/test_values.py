@@ -21,6 +21,8 @@ FUNCTIONS = (
     "QuantizationOptions(",
     "TrtOptions(",
     "verify(",
+    "prompt_",
+    "compile_prompt(",
     "rebuild(",
     "load(",
     "inspect(",

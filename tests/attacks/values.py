@@ -324,6 +324,26 @@ def _of_compile(nowhere: Path) -> Iterator[Door]:
             )
 
 
+def _of_prompts(bundle: Path) -> Iterator[Door]:
+    """Nothing is put into the bundle: it is no checkpoint, and has no prompt of those names."""
+    yield Door("prompt_list(bundle)", ptdeploy.prompt_list)
+    yield Door("prompt_remove(name)", lambda v: ptdeploy.prompt_remove(bundle, v))
+    yield Door("prompt_default(name)", lambda v: ptdeploy.prompt_default(bundle, v))
+    yield Door("prompt_add(bundle)", lambda v: ptdeploy.prompt_add(v, bundle))
+    yield Door("prompt_add(prompt)", lambda v: ptdeploy.prompt_add(bundle, v, name="x"))
+    names = ("name", "base", "adapter", "tokenizer", "task", "labels", "head", "task_id", "golden")
+    for one in (*names, "replace", "progress"):
+        yield Door(
+            f"prompt_add({one})",
+            lambda v, one=one: ptdeploy.prompt_add(bundle, bundle / "x", **{"name": "x", one: v}),
+        )
+    for one in (*names, "output", "force", "progress"):
+        yield Door(
+            f"compile_prompt({one})",
+            lambda v, one=one: ptdeploy.compile_prompt(bundle / "x", over=bundle, **{one: v}),
+        )
+
+
 def _of_the_package(bundle: Path) -> Iterator[Door]:
     from ptdeploy.commands.diff import compare_bundles
     from ptdeploy.commands.inspect import inspect
@@ -339,6 +359,8 @@ def _of_the_package(bundle: Path) -> Iterator[Door]:
     yield Door("verify(bundle)", ptdeploy.verify)
     names = ("checkpoint", "base", "adapter", "data", "thresholds", "locate", "report", "graph")
     yield from of("verify", ptdeploy.verify, bundle, names=(*names, "progress"))
+    yield from of("verify", ptdeploy.verify, bundle, names=("prompt",))
+    yield from _of_prompts(bundle)
     yield Door("rebuild(bundle)", ptdeploy.rebuild)
     names = ("output", "engine", "force", "progress")
     yield from of("rebuild", ptdeploy.rebuild, bundle, names=names)

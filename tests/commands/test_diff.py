@@ -109,3 +109,11 @@ def test_a_slower_bundle_fails_the_gate(compiled, tmp_path, capsys):
     assert main(["diff", fast, str(slower.path), "--max-slowdown", "1.5"]) == 1
     assert "TOO SLOW" in capsys.readouterr().out
     assert main(["diff", str(slower.path), fast, "--max-slowdown", "1.5"]) == 0
+
+
+def test_a_prompt_that_came_to_a_bundle_is_named(compiled, packed, tmp_path, capsys):
+    before, after = compiled("bert", "SEQ_CLS").bundle, tmp_path / "after"
+    shutil.copytree(before, after)
+    ptdeploy.prompt_add(after, packed("bert", "SEQ_CLS").path, name="legal")
+    assert main(["diff", str(before), str(after)]) == 0
+    assert "prompts.legal: none -> 3 virtual tokens, " in capsys.readouterr().out

@@ -324,6 +324,25 @@ def test_rebuild_needs_neither_torch_nor_the_checkpoint(kept, tmp_path):
     assert read_info(again.file("engine_info")) == read_info(first.file("engine_info"))
 
 
+@NO_GPU
+def test_every_prompt_of_a_bundle_is_proven_by_its_graph_and_rebuilt_with_it(
+    kept, trained, tmp_path
+):
+    place, one = tmp_path / "bundle", trained("qwen2", "CAUSAL_LM")
+    shutil.copytree(kept, place)
+    other = tiny.another(tmp_path / "other", one, "CAUSAL_LM", virtual_tokens=3, labels=3, seed=7)
+    added = ptdeploy.prompt_add(place, other.adapter, name="other", base=str(one.base))
+    assert added.manifest.prompts["other"].parity is None
+    assert added.manifest.prompts["other"].graph_parity.passed
+    report = ptdeploy.verify(place, graph=True)
+    assert [(one.prompt, one.passed) for one in report.each()] == [
+        ("default", True),
+        ("other", True),
+    ]
+    rebuilt = ptdeploy.rebuild(place).manifest
+    assert rebuilt.prompts == added.manifest.prompts
+
+
 def contents(bundle: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()}
 
