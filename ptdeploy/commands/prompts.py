@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from ptdeploy import arguments
 from ptdeploy.arguments import checked, having, instance
 from ptdeploy.bundle import (
     MANIFEST_NAME,
@@ -87,6 +88,7 @@ def set_default_prompt(request: PromptChange) -> Bundle:
         return _rewritten(bundle, bundle.manifest.prompts, request.name)
 
 
+@checked(path=arguments.path)
 def list_prompts(path: str | Path) -> dict[str, PromptInfo]:
     """See ptdeploy.prompt_list."""
     return dict(read_bundle(path, hashes=False).manifest.prompts)
