@@ -300,12 +300,6 @@ def _foreign(
 ) -> BaseModelError:
     """The error for a tensor that the base model has no place for."""
     where = f"{checkpoint.weights_file}: holds {key!r}"
-    if ".lora_" in key or key.endswith("lora_magnitude_vector"):
-        return BaseModelError(
-            f"{where}: LoRA was trained beside the prompt.",
-            "Merge it into the base model with merge_and_unload, save that, and pass it with "
-            "--base; save the prompt's adapter alone.",
-        )
     if is_quantization(key):
         return BaseModelError(
             f"{where}: the base model was quantized in training, and its weights are no numbers "

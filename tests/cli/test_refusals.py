@@ -218,6 +218,15 @@ def test_several_adapters_need_a_name(adapter, trained, refuse):
     assert "no adapter named 'third'" in refuse(adapter, trained.base, "--adapter", "third")
 
 
+def test_adapters_of_several_kinds_are_named_with_them(adapter, trained, refuse):
+    second = Path(shutil.copytree(trained.adapter, adapter / "second"))
+    config = json.loads((second / "adapter_config.json").read_text())
+    (second / "adapter_config.json").write_text(json.dumps({**config, "peft_type": "LORA"}))
+    message = refuse(adapter, trained.base)
+    assert "They are default (P_TUNING), second (LORA)." in message
+    assert "--adapter" in message
+
+
 def test_an_adapter_below_another_of_its_name_does_not_stand_for_it(trained, refuse, tmp_path):
     folder = Path(shutil.copytree(trained.adapter, tmp_path / "a"))
     other = tiny.make(tmp_path / "other", "bert", "SEQ_CLS", virtual_tokens=3)

@@ -256,7 +256,6 @@ def test_buffers_of_older_transformers_are_left_out_with_a_note(tmp_path, archit
         ("bert.encoder.layer.0.extra.weight", torch.ones(3, 3), "another base model"),
         ("bert.encoder.layer.0.attention.bias", torch.ones(32), "another base model"),
         ("bert.extra_counts", torch.ones(3, dtype=torch.int64), "another base model"),
-        ("bert.encoder.layer.0.output.dense.lora_A.default.weight", torch.ones(8, 64), "Merge"),
         (
             "bert.encoder.layer.0.output.dense.weight.absmax",
             torch.ones(8, dtype=torch.uint8),
@@ -359,6 +358,55 @@ def test_shards_of_several_processes_are_to_be_joined_first(tmp_path, name, way_
     assert way_out in refused.value.fix
 
 
+LORA = "bert.encoder.layer.0.output.dense.lora_"
+PREFIX = {"prefix_encoder.embedding.weight": torch.ones(5, 128)}
+TABLE = {"prompt_encoder.default.embedding.weight": torch.ones(5, 32)}
+
+
+@pytest.mark.parametrize("part", ["A.default.weight", "magnitude_vector.default.weight"])
+@pytest.mark.parametrize("before", ["base_model.", "model.base_model."])
+def test_lora_beside_a_prompt_is_refused_with_the_way_out(trained, tmp_path, part, before):
+    whole = before.removesuffix("base_model.")
+    state = {f"{whole}{name}": tensor for name, tensor in trained.model.state_dict().items()}
+    torch.save({**state, f"{before}{LORA}{part}": torch.ones(8, 64)}, tmp_path / "full.pt")
+    with pytest.raises(CheckpointError, match="a LoRA adapter beside the prompt") as refused:
+        read_checkpoint(tmp_path / "full.pt", task=Task.SEQ_CLS)
+    assert "merge_and_unload()" in refused.value.fix
+    assert "--base" in refused.value.fix
+
+
+def test_prompts_of_two_kinds_in_a_state_dict_are_refused_by_name(trained, tmp_path):
+    torch.save({**trained.model.state_dict(), **PREFIX}, tmp_path / "model.pt")
+    with pytest.raises(CheckpointError, match="2 kinds: P-Tuning, P-Tuning v2") as refused:
+        read_checkpoint(tmp_path / "model.pt", task=Task.SEQ_CLS)
+    assert "Save the one to compile by itself" in refused.value.fix
+
+
+@pytest.mark.parametrize(
+    ("more", "kind"),
+    [
+        ("prefix_task_cols", "multitask prompt tuning"),
+        ("delta_embedding.weight", "CPT"),
+        ("transform.0.weight", "prefix tuning with a projection"),
+        ("trainable_embedding", "a cartridge"),
+        ("embedding.weight", "an evaluated P-Tuning, prompt tuning or prefix tuning"),
+    ],
+)
+def test_a_state_dict_of_another_kind_is_named_with_the_way_out(tmp_path, more, kind):
+    own = {f"prompt_encoder.default.{more}": torch.ones(5, 32), "base_model.x": torch.ones(1)}
+    torch.save({**own, **({} if "trainable" in more else TABLE)}, tmp_path / "model.pt")
+    with pytest.raises(CheckpointError) as refused:
+        read_checkpoint(tmp_path / "model.pt", task=Task.CAUSAL_LM)
+    assert f"holds {kind}, of which a state dict does not say enough" in refused.value.problem
+    assert "model.save_pretrained(FOLDER)" in refused.value.fix
+
+
+def test_a_state_dict_of_no_prompt_says_what_it_holds(tmp_path):
+    torch.save({name: torch.ones(2, 2) for name in ("a.w", "b.w", "c.w", "d.w")}, tmp_path / "m.pt")
+    with pytest.raises(CheckpointError, match=r"It holds 4 tensors: a\.w, b\.w, c\.w, \.\.\."):
+        read_checkpoint(tmp_path / "m.pt", task=Task.SEQ_CLS)
+
+
 @pytest.mark.parametrize(
     ("state", "part"),
     [
@@ -383,9 +431,11 @@ def test_a_model_loaded_for_inference_has_no_encoder_to_save(trained, tmp_path):
     state = trained.model.state_dict()
     kept = {n: t for n, t in state.items() if "mlp_head" not in n}
     torch.save(kept, tmp_path / "model.pt")
-    with pytest.raises(CheckpointError, match=r"mlp_head\.0\.bias") as refused:
+    with pytest.raises(
+        CheckpointError, match="holds an evaluated P-Tuning, prompt tuning or"
+    ) as refused:
         read_checkpoint(tmp_path / "model.pt", task=Task.SEQ_CLS)
-    assert "save the adapter with save_pretrained" in refused.value.fix
+    assert "Save its adapter: model.save_pretrained" in refused.value.fix
 
 
 def test_the_note_is_printed(trained, tmp_path, capsys):

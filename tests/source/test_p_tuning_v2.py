@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from support import tiny
 
 import ptdeploy
@@ -105,6 +106,52 @@ def test_a_compiled_model_gives_what_its_own_code_gives(tmp_path, architecture, 
                 past_key_values=cache,
             ).logits[0]
         assert np.abs(found - want.numpy()).max() < 1e-5
+
+
+class RobertaPrefix(torch.nn.Module):
+    """As THUDM's model/sequence_classification.py has it: a linear layer behind the pooler."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        config = tiny.base_config("roberta")
+        self.roberta = transformers.RobertaModel(config, add_pooling_layer=True)
+        self.classifier = torch.nn.Linear(WIDTH, tiny.LABELS)
+        self.prefix_encoder = PrefixEncoder(projection=False)
+        for parameter in self.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)
+        config.architectures = ["RobertaForSequenceClassification"]
+        config.save_pretrained(folder)
+        torch.save(self.eval().state_dict(), folder / "pytorch_model.bin")
+
+    def forward(self, row: list[int]) -> torch.Tensor:
+        cache = transformers.DynamicCache()
+        for layer, (keys, values) in enumerate(get_prompt(self.prefix_encoder)):
+            cache.update(keys, values, layer)
+        mask = torch.ones(1, TOKENS + len(row), dtype=torch.int64)
+        ids = torch.tensor([row])
+        pooled = self.roberta(ids, attention_mask=mask, past_key_values=cache)[1]
+        return self.classifier(pooled)[0]
+
+
+def test_robertas_own_head_of_one_layer_is_read(tmp_path):
+    (tmp_path / "model").mkdir()
+    model = RobertaPrefix(tmp_path / "model")
+    base = tmp_path / "base"
+    made = transformers.RobertaForSequenceClassification(model.roberta.config)
+    made.roberta.load_state_dict(model.roberta.state_dict(), strict=False)
+    made.save_pretrained(base)
+    bundle = tmp_path / "bundle"
+    told = ["--task", "SEQ_CLS", "--base", str(base), "--target", "ort", "-o", str(bundle), "-q"]
+    assert main(["compile", str(tmp_path / "model"), *told]) == 0
+    for row, found in zip(ROWS, ptdeploy.load(bundle).logits(ROWS), strict=True):
+        with torch.no_grad():
+            assert np.abs(found - model(row).numpy()).max() < 1e-5
+    state = torch.load(tmp_path / "model" / "pytorch_model.bin", weights_only=True)
+    del state["roberta.pooler.dense.bias"]
+    torch.save(state, tmp_path / "model" / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"misses roberta\.pooler\.dense\.bias"):
+        read_checkpoint(tmp_path / "model", task=Task.SEQ_CLS)
 
 
 def _config(**fields: Any) -> Callable[[Path], None]:

@@ -13,6 +13,7 @@ from ptdeploy.bundle.task import Task
 from ptdeploy.errors import CheckpointError, PtdeployError
 from ptdeploy.files import sha256_of
 from ptdeploy.source.checkpoint.assemble import finite, usable_weights
+from ptdeploy.source.checkpoint.found import refuse_several
 from ptdeploy.source.checkpoint.state_dict import FILE_NAMES
 from ptdeploy.source.checkpoint.tensors import (
     TENSOR_SUFFIXES,
@@ -29,6 +30,11 @@ _TABLE = "prefix_encoder.embedding.weight"
 # The projection above the table, where there is one.
 _LAYERS = tuple(f"prefix_encoder.trans.{i}.{part}" for i in (0, 2) for part in ("weight", "bias"))
 _CHATGLM = "transformer.prefix_encoder."
+_ROBERTA_HEAD = {
+    f"{theirs}.{part}": f"classifier.{ours}.{part}"
+    for theirs, ours in (("roberta.pooler.dense", "dense"), ("classifier", "out_proj"))
+    for part in ("weight", "bias")
+}
 _AGAIN = "Save the whole model.state_dict() of the model that was trained."
 
 
@@ -62,6 +68,7 @@ def read(
     file = _file(path)
     assert file is not None, "matches says so"
     tensors = read_tensors(file)
+    refuse_several(file, tensors)
     if any(name.startswith(_CHATGLM) for name in tensors):
         raise CheckpointError(
             f"{file}: holds {_CHATGLM}*, P-Tuning v2 of ChatGLM, whose model only remote code has.",
@@ -76,6 +83,8 @@ def read(
     config = read_json(config_file)
     prefix = _prefix(file, tensors, config_file, config)
     weights = {n: t for n, t in tensors.items() if not n.startswith("prefix_encoder.")}
+    if task is Task.SEQ_CLS and config.get("model_type") == "roberta":
+        weights = _as_roberta_head(file, weights)
     heads = tuple(sorted(n for n in weights if n.startswith("classifier.")))
     usable, unusable = usable_weights(file, weights, heads)
     name = config.get("_name_or_path")
@@ -98,6 +107,18 @@ def read(
         files={one.name: sha256_of(one) for one in (file, config_file)},
         unusable=unusable,
     )
+
+
+def _as_roberta_head(file: Path, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The weights with the head's names in transformers: there the head has the pooler's layer.
+
+    Their RoBERTa classifies by one linear layer behind the model's own pooler, which computes what
+    the first layer of transformers' head does.
+    """
+    missing = sorted(_ROBERTA_HEAD.keys() - weights.keys())
+    if missing:
+        raise CheckpointError(f"{file}: the head misses {', '.join(missing)}.", _AGAIN)
+    return {_ROBERTA_HEAD.get(name, name): tensor for name, tensor in weights.items()}
 
 
 def _file(path: Path) -> Path | None:

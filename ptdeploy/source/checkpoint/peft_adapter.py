@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ptdeploy.bundle.task import Task
 from ptdeploy.errors import CheckpointError
 from ptdeploy.source.checkpoint.assemble import assemble
+from ptdeploy.source.checkpoint.found import refuse_lora
 from ptdeploy.source.checkpoint.multitask import FACTORS, of_task
 from ptdeploy.source.checkpoint.names import EVALUATED, unwrap
 from ptdeploy.source.checkpoint.peft_config import CONFIG_NAME, read_peft_config
-from ptdeploy.source.checkpoint.tensors import read_tensors
+from ptdeploy.source.checkpoint.tensors import read_json, read_tensors
 from ptdeploy.source.checkpoint.types import Checkpoint, PromptKind
 
 if TYPE_CHECKING:
@@ -112,7 +114,8 @@ def find(path: Path, adapter: str | None) -> tuple[str, Path]:
         if len(folders) > 1:
             own = " 'default' is the one in the folder itself." if path in folders.values() else ""
             raise CheckpointError(
-                f"{path}: holds {len(folders)} adapters: {', '.join(sorted(folders))}.{own}",
+                f"{path}: holds {len(folders)} adapters: {', '.join(sorted(folders))}.{own}"
+                f"{_kinds(folders)}",
                 "Say which one with --adapter NAME.",
             )
         adapter = next(iter(folders))
@@ -123,15 +126,21 @@ def find(path: Path, adapter: str | None) -> tuple[str, Path]:
     return adapter, folders[adapter]
 
 
-def _refuse_others(where: Path, kind: PromptKind, tensors: Iterable[str]) -> None:
+def _kinds(folders: Mapping[str, Path]) -> str:
+    """Of which kinds adapters are, where their configurations say several."""
+    kinds = {}
+    for name, folder in sorted(folders.items()):
+        with contextlib.suppress(CheckpointError):
+            kinds[name] = str(read_json(folder / CONFIG_NAME).get("peft_type"))
+    if len(set(kinds.values())) < 2:
+        return ""
+    return f" They are {', '.join(f'{name} ({kind})' for name, kind in kinds.items())}."
+
+
+def _refuse_others(where: Path, kind: PromptKind, tensors: Collection[str]) -> None:
     """Raises CheckpointError if the weights are of more than a prompt of that kind."""
+    refuse_lora(where, tensors)
     for name in sorted(tensors):
-        if ".lora_" in name:
-            raise CheckpointError(
-                f"{where}: holds {name}: a LoRA adapter beside the prompt.",
-                "Merge it into its base with merge_and_unload() on the model that was trained, "
-                "save that base, and pass it with --base and the prompt alone.",
-            )
         if name in FACTORS and kind != "MULTITASK_PROMPT_TUNING":
             raise CheckpointError(
                 f"{where}: holds {name} of a multitask prompt, but its config says {kind}.",

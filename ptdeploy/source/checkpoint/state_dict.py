@@ -10,6 +10,7 @@ from ptdeploy.bundle.task import Task
 from ptdeploy.errors import CheckpointError
 from ptdeploy.program.kinds import recognised
 from ptdeploy.source.checkpoint.assemble import assemble, emptied
+from ptdeploy.source.checkpoint.found import kinds_in, refuse_several
 from ptdeploy.source.checkpoint.names import ENCODER, unwrap
 from ptdeploy.source.checkpoint.peft_adapter import TRAINER_STATE, WEIGHT_NAMES
 from ptdeploy.source.checkpoint.peft_config import CONFIG_NAME, PeftConfig, read_peft_config
@@ -25,6 +26,8 @@ FILE_NAMES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+# The kind whose state dict is read; of the others the adapter is.
+_READ = "P-Tuning"
 _SAVED = re.compile(r"(.+)\.modules_to_save\.([^.]+)\.(.+)")
 
 
@@ -88,7 +91,8 @@ def read_state(file: Path) -> dict[str, torch.Tensor]:
     """
     stored = read_tensors(file)
     tensors = unwrap(file, stored, ENCODER)
-    if not tensors:
+    refuse_several(file, tensors or stored)
+    if not tensors or kinds_in(tensors) != (_READ,):
         raise _no_prompt_encoder(file, stored)
     return tensors
 
@@ -101,13 +105,24 @@ def _no_prompt_encoder(file: Path, stored: dict[str, torch.Tensor]) -> Checkpoin
             "Save the whole of it: get_model_state_dict with StateDictOptions(full_state_dict=True)"
             ", or Accelerate's state_dict_type FULL_STATE_DICT.",
         )
+    empty = (n for n, t in stored.items() if "prompt_encoder." in n and not t.numel())
+    if name := next(empty, None):
+        return emptied(file, name)
+    found = kinds_in(stored)
+    if found and found != ("LoRA",):
+        return CheckpointError(
+            f"{file}: holds {found[0]}, of which a state dict does not say enough.",
+            "Save its adapter: model.save_pretrained(FOLDER) of the PeftModel, and pass FOLDER.",
+        )
     if "prompt_embeddings" in stored:
         return CheckpointError(
             f"{file}: holds an adapter, not a full state dict.",
             f"Name it {WEIGHT_NAMES[0]}, put its {CONFIG_NAME} beside it, and pass the folder.",
         )
     return CheckpointError(
-        f"{file}: has no 'prompt_encoder.*' tensors: it is not the state dict of a P-Tuned model.",
+        f"{file}: has no 'prompt_encoder.*' tensors: it is not the state dict of a P-Tuned model. "
+        f"It holds {len(stored)} tensors: {', '.join(sorted(stored)[:3])}"
+        f"{', ...' if len(stored) > 3 else ''}.",
         fix,
     )
 
