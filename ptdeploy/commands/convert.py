@@ -55,6 +55,8 @@ def convert_checkpoint(request: ConvertRequest, progress: Progress) -> Converted
         _check_held(checkpoint, request.to)
         base = resolve_base(checkpoint, request.base) if request.base else None
         prompt = evaluated_prompt(checkpoint)
+    if checkpoint.text_from_zero:
+        prompt = _placed(checkpoint, base or resolve_base(checkpoint), progress)
     if request.to == "prefix-kv" and prompt.ndim == 2:
         prompt = _as_prefix(checkpoint, prompt, base or resolve_base(checkpoint), progress)
     if request.to in _TENSORS:
@@ -131,6 +133,15 @@ def _as_prefix(
         model = load_model(checkpoint, base)
     with progress.stage(f"run {checkpoint.num_virtual_tokens} virtual tokens"):
         return prefix_kv(model, tokens)
+
+
+def _placed(checkpoint: Checkpoint, base: BaseModel, progress: Progress) -> NDArray[np.float32]:
+    """ChatGLM's prefix KV as other formats number it, which takes the base model's rotations."""
+    from ptdeploy.program.prompt import trained_prefix
+    from ptdeploy.source.base_weights import load_model
+
+    with progress.stage(f"load the base model {base.name}"):
+        return trained_prefix(checkpoint, load_model(checkpoint, base), True)
 
 
 def _notes(checkpoint: Checkpoint, to: str) -> tuple[str, ...]:

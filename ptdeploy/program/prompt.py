@@ -16,6 +16,7 @@ from ptdeploy.memory import ran_out_of_memory
 from ptdeploy.runtime.prompts import prompt_sha256
 from ptdeploy.source.checkpoint import Checkpoint, PromptEncoderState
 from ptdeploy.source.checkpoint.prefix import side_by_side
+from ptdeploy.source.glm import placed_prefix
 
 if TYPE_CHECKING:
     import torch
@@ -122,7 +123,7 @@ def freeze(
     head = trained_head(model, checkpoint.weights) if with_head else {}
     found = evaluated_prompt(checkpoint)
     if checkpoint.prefix_kv is not None:
-        return Prompt(None, _trained_prefix(checkpoint, model, with_prefix_kv), head)
+        return Prompt(None, trained_prefix(checkpoint, model, with_prefix_kv), head)
     return Prompt(found, prefix_kv(model, found) if with_prefix_kv else None, head)
 
 
@@ -170,10 +171,13 @@ def _check_stale(
     )
 
 
-def _trained_prefix(
+def trained_prefix(
     checkpoint: Checkpoint, model: PreTrainedModel, takes_prefix: bool
 ) -> NDArray[np.float32]:
-    """The checkpoint's own prefix KV. Raises BaseModelError if the base has none of its shape."""
+    """The checkpoint's own prefix KV, numbered as here all are.
+
+    Raises BaseModelError if the base has none of its shape.
+    """
     import torch
 
     found = checkpoint.prefix_kv
@@ -191,7 +195,7 @@ def _trained_prefix(
             f"{own[2]} of {own[4]}.",
             "The checkpoint was trained on another base model. Pass the right one with --base.",
         )
-    return found
+    return placed_prefix(checkpoint, model)
 
 
 def is_encoder(model: PreTrainedModel) -> bool:

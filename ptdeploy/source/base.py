@@ -15,6 +15,7 @@ from ptdeploy.bundle.task import Task
 from ptdeploy.errors import BaseModelError, TargetUnavailable
 from ptdeploy.files import POINTER_FIX, POINTER_PROBLEM, pointer_in
 from ptdeploy.program.kinds import ProgramKind, kind_of
+from ptdeploy.source import glm
 from ptdeploy.source.buffers import is_computed, is_kept_no_more
 from ptdeploy.source.checkpoint import Checkpoint
 from ptdeploy.source.checkpoint.peft_config import CONFIG_NAME
@@ -98,6 +99,12 @@ def resolve_base(checkpoint: Checkpoint, override: str | None = None) -> BaseMod
         raise BaseModelError(f"{unfetched}: {POINTER_PROBLEM}", POINTER_FIX)
     revision = None if override else checkpoint.base.revision
     config = _load_config(checkpoint, name, revision, override)
+    if checkpoint.text_from_zero and config.model_type not in glm.ARCHITECTURES:
+        raise BaseModelError(
+            f"{name}: is a {config.model_type} model, but the checkpoint's prefix KV is ChatGLM's, "
+            f"which runs on transformers' {' and '.join(glm.ARCHITECTURES)} alone.",
+            glm.HOW,
+        )
     quantized = check_quantization(config, name)
     skeleton, num_labels, resized = _skeleton(checkpoint, config, name)
     table = skeleton.get_input_embeddings().weight
@@ -167,6 +174,8 @@ def _load_config(
             fix = f"It holds an adapter. {fix}"
         elif Path(name).is_file():
             fix = "Pass the folder that the model was saved to, not one of its files."
+        elif checkpoint.text_from_zero:
+            fix = f"ChatGLM's own model is remote code, which ptdeploy does not run. {glm.HOW}"
         raise BaseModelError(
             f"{name}: the base model's configuration cannot be read ({reason}).", fix
         ) from error

@@ -115,6 +115,8 @@ _SHAPES: dict[str, tuple[type[Any], dict[str, Any]]] = {
     "phi3": (transformers.Phi3Config, {**_GROUPED, "original_max_position_embeddings": 64}),
     "nemotron": (transformers.NemotronConfig, {**_GROUPED, "partial_rotary_factor": 0.5}),
     "stablelm": (transformers.StableLmConfig, {**_GROUPED, "partial_rotary_factor": 0.25}),
+    "glm": (transformers.GlmConfig, {**_GROUPED, "head_dim": 8}),
+    "glm4": (transformers.Glm4Config, {**_GROUPED, "head_dim": 8}),
     "gpt_neox": (
         transformers.GPTNeoXConfig,
         {

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ptdeploy.source.checkpoint import Checkpoint
+from ptdeploy.source.glm import placed_prefix
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -29,7 +30,7 @@ class PromptedModel(nn.Module):
         self.base = base
         prompt, self.is_prefix = checkpoint.virtual_tokens, checkpoint.prefix_kv is not None
         if checkpoint.prefix_kv is not None:
-            prompt = checkpoint.prefix_kv
+            prompt = placed_prefix(checkpoint, base)
         assert prompt is not None, "a Checkpoint has one of them"
         self.prompt = torch.from_numpy(prompt.copy())
         self.tokens = checkpoint.num_virtual_tokens

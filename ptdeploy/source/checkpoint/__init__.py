@@ -8,7 +8,14 @@ from typing import Protocol
 
 from ptdeploy.bundle.task import Task
 from ptdeploy.errors import CheckpointError
-from ptdeploy.source.checkpoint import bare_tensor, nemo, p_tuning_v2, peft_adapter, state_dict
+from ptdeploy.source.checkpoint import (
+    bare_tensor,
+    chatglm,
+    nemo,
+    p_tuning_v2,
+    peft_adapter,
+    state_dict,
+)
 from ptdeploy.source.checkpoint.full import load_full, save_full
 from ptdeploy.source.checkpoint.labels import read_labels
 from ptdeploy.source.checkpoint.peft_config import CONFIG_NAME
@@ -42,6 +49,7 @@ READERS: tuple[Reader, ...] = (
     nemo,
     bare_tensor,
     p_tuning_v2,
+    chatglm,
     state_dict,
 )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 _TABLE = "prefix_encoder.embedding.weight"
 # The projection above the table, where there is one.
 _LAYERS = tuple(f"prefix_encoder.trans.{i}.{part}" for i in (0, 2) for part in ("weight", "bias"))
-_CHATGLM = "transformer.prefix_encoder."
 _ROBERTA_HEAD = {
     f"{theirs}.{part}": f"classifier.{ours}.{part}"
     for theirs, ours in (("roberta.pooler.dense", "dense"), ("classifier", "out_proj"))
@@ -40,14 +39,14 @@ _AGAIN = "Save the whole model.state_dict() of the model that was trained."
 
 def matches(path: Path) -> bool:
     """Whether `path` is a tensor file, or a Trainer's folder with one, with a prefix encoder."""
-    file = _file(path)
+    file = tensor_file(path)
     if file is None:
         return False
     try:
         names = tensor_names(file)
     except PtdeployError:  # a broken file is another reader's to name
         return False
-    return any(name.startswith(("prefix_encoder.", _CHATGLM)) for name in names)
+    return any(name.startswith("prefix_encoder.") for name in names)
 
 
 def read(
@@ -65,15 +64,10 @@ def read(
     if adapter is not None or task_id is not None:
         option = "--adapter" if adapter is not None else "--task-id"
         raise CheckpointError(f"{path}: is one P-Tuning v2 model.", f"Leave {option} out.")
-    file = _file(path)
+    file = tensor_file(path)
     assert file is not None, "matches says so"
     tensors = read_tensors(file)
     refuse_several(file, tensors)
-    if any(name.startswith(_CHATGLM) for name in tensors):
-        raise CheckpointError(
-            f"{file}: holds {_CHATGLM}*, P-Tuning v2 of ChatGLM, whose model only remote code has.",
-            "ptdeploy runs no remote code; it reads P-Tuning v2 of models that transformers has.",
-        )
     if task is None:
         raise CheckpointError(
             f"{file}: a P-Tuning v2 state dict says no task.",
@@ -81,7 +75,10 @@ def read(
         )
     config_file = file.parent / "config.json"
     config = read_json(config_file)
-    prefix = _prefix(file, tensors, config_file, config)
+    names = ("num_hidden_layers", "num_attention_heads", "hidden_size")
+    layers, attention_heads, width = sizes_in(config_file, config, *names)
+    shape = layers, attention_heads, width // attention_heads
+    prefix = encoded_prefix(file, tensors, "", shape)
     weights = {n: t for n, t in tensors.items() if not n.startswith("prefix_encoder.")}
     if task is Task.SEQ_CLS and config.get("model_type") == "roberta":
         weights = _as_roberta_head(file, weights)
@@ -121,36 +118,44 @@ def _as_roberta_head(file: Path, weights: Mapping[str, torch.Tensor]) -> dict[st
     return {_ROBERTA_HEAD.get(name, name): tensor for name, tensor in weights.items()}
 
 
-def _file(path: Path) -> Path | None:
+def tensor_file(path: Path) -> Path | None:
+    """The file of tensors at a path, itself or a Trainer's in a folder; None if there is none."""
     if path.is_file():
         whole = path.suffix in TENSOR_SUFFIXES or path.name.endswith(".index.json")
         return path if whole else None
     return next((path / name for name in FILE_NAMES if (path / name).is_file()), None)
 
 
-def _prefix(
-    file: Path, tensors: Mapping[str, torch.Tensor], config_file: Path, config: Mapping[str, object]
-) -> NDArray[np.float32]:
-    """The prefix KV, (layers, 2, heads, tokens, head dim): keys before values in each layer."""
-    import torch
-
-    sizes = {}
-    for name in ("num_hidden_layers", "num_attention_heads", "hidden_size"):
+def sizes_in(config_file: Path, config: Mapping[str, object], *names: str) -> list[int]:
+    """Sizes that a model's config.json must have. Raises CheckpointError naming a wrong one."""
+    for name in names:
         size = config.get(name)
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
             raise CheckpointError(
                 f"{config_file}: {name} is {size!r}, not a positive whole number.",
                 "Copy the config.json that was saved with the model.",
             )
-        sizes[name] = size
-    layers, heads, width = sizes.values()
-    found = [name for name in _LAYERS if name in tensors]
-    missing = [name for name in (_TABLE, *(_LAYERS if found else ())) if name not in tensors]
+    return [cast("int", config[name]) for name in names]
+
+
+def encoded_prefix(
+    file: Path, tensors: Mapping[str, torch.Tensor], before: str, shape: tuple[int, int, int]
+) -> NDArray[np.float32]:
+    """What a prefix encoder gives, (layers, 2, heads, tokens, head dim): keys before values.
+
+    `before` is what stands before its tensors' names, `shape` is layers, heads and head dim.
+    Raises CheckpointError if a tensor is missing, or they do not fit one another or the shape.
+    """
+    import torch
+
+    table, *layers = (f"{before}{name}" for name in (_TABLE, *_LAYERS))
+    found = [name for name in layers if name in tensors]
+    missing = [name for name in (table, *(layers if found else ())) if name not in tensors]
     if missing:
         raise CheckpointError(f"{file}: the prefix encoder misses {', '.join(missing)}.", _AGAIN)
-    hidden = torch.from_numpy(finite(file, _TABLE, tensors[_TABLE]))
+    hidden = torch.from_numpy(finite(file, table, tensors[table]))
     if found:
-        first, bias, second, last = (torch.from_numpy(finite(file, n, tensors[n])) for n in _LAYERS)
+        first, bias, second, last = (torch.from_numpy(finite(file, n, tensors[n])) for n in layers)
         try:
             hidden = torch.tanh(torch.nn.functional.linear(hidden, first, bias))
             hidden = torch.nn.functional.linear(hidden, second, last)
@@ -159,11 +164,12 @@ def _prefix(
             raise CheckpointError(
                 f"{file}: the prefix encoder's layers do not fit one another ({reason}).", _AGAIN
             ) from error
-    if hidden.ndim != 2 or width % heads or hidden.shape[1] != layers * 2 * width:
+    number, heads, width = shape
+    if hidden.ndim != 2 or not hidden.numel() or hidden.shape[1] != number * 2 * heads * width:
         raise CheckpointError(
             f"{file}: the prefix encoder gives {tuple(hidden.shape)}, which are no keys and values "
-            f"of {layers} layers with {heads} heads and {width} numbers in each.",
+            f"of {number} layers with {heads} heads of {width}.",
             "The config.json beside it is of another model. Copy the one that was saved with it.",
         )
-    by_layer = hidden.numpy().reshape(-1, layers, 2, heads, width // heads)
+    by_layer = hidden.numpy().reshape(-1, number, 2, heads, width)
     return np.ascontiguousarray(by_layer.transpose(1, 2, 3, 0, 4))

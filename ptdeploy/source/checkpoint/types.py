@@ -88,6 +88,7 @@ class Checkpoint:
     `prefix_kv`, float32 (layers, 2, kv heads, num_virtual_tokens, head dim), whose `token_dim` is
     the width of a layer's keys. `projected` says that a projection made it, which is `encoder` if
     it was saved;
+    `text_from_zero` says that with its prefix KV a text's positions began at 0, as without.
     `task_id` is the one of several trained tasks that was asked for.
     `weights` holds the base model's tensors that the checkpoint overrides, by their name in the
     base model: the trained head at least, every weight for a full state dict. `unusable` are
@@ -114,6 +115,7 @@ class Checkpoint:
     labels: tuple[str, ...] = ()
     projected: bool = False
     task_id: int | None = None
+    text_from_zero: bool = False
     unusable: Mapping[str, Unusable] = field(default_factory=dict, repr=False)
 
     @property
