@@ -102,9 +102,9 @@ class Ours:
 
         self.engine = ptdeploy.load(path, **options)
         self.ids, self.steps = model.ids, model.steps
-        self.kv = self.engine.buffer(1, REAL + self.steps)
+        rows = self.engine.buffers.own(self.engine.prompt, REAL + self.steps)
+        self.kv, self.fed = rows.kv, rows.fed(0, self.ids)
         self.prompt = prompt
-        self.fed = self.engine.fed(self.ids)
 
     def first(self) -> float:
         self.kv.reset()
@@ -129,7 +129,7 @@ class Ours:
         from ptdeploy.runtime.generation import GeneratingRow, decode
 
         inside = 0.0
-        kv = self.engine.buffer(1, REAL + 4 * self.steps)
+        kv = self.engine.buffers.own(self.engine.prompt, REAL + 4 * self.steps).kv
         logits = kv.prefill(0, self.fed)
         run = kv._decode
 

@@ -343,17 +343,20 @@ def load(
     device: str | None = None,
     threads: int | None = None,
     map_weights: bool = False,
+    max_prompts: int | None = None,
 ) -> Engine:
     """Open a bundle: a Classifier, TokenClassifier or CausalLM, with numpy and its engine alone.
 
     `device` is the one it was compiled for unless told; `threads` the engine's own default.
     On a CPU `map_weights` leaves the weights in their file instead of copying them into the layout
     that runs fastest: it opens at once and processes share the memory, but each token takes longer.
+    `max_prompts` bounds the prompts in memory, beside those that requests are using; of more, the
+    least recently used is read again from its file when it is asked for.
     Raises BundleError if the bundle is damaged, TargetUnavailable if its engine cannot run here.
     """
     from ptdeploy.runtime import load
 
-    return load(bundle, device=device, threads=threads, map_weights=map_weights)
+    return load(bundle, device, threads, map_weights, max_prompts)
 
 
 def _shown(progress: Progress | None) -> Progress:

@@ -12,12 +12,15 @@ import functools
 import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from support import native
 from support.exports import TO_ONNX, exported_once
 from support.shared import Compiled, Packed, Shared
+from support.siblings import Siblings
+from support.siblings import siblings as make_siblings
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from ptdeploy.program import export
@@ -60,6 +63,23 @@ def compiled(shared: Shared) -> Callable[..., Compiled]:
 def packed(shared: Shared) -> Callable[..., Packed]:
     """`packed(architecture, task)`: a pack of another prompt over that bundle's engine."""
     return shared.packed
+
+
+@pytest.fixture(scope="session")
+def siblings(shared: Shared) -> Callable[..., Siblings]:
+    """`siblings(architecture, task)`: bundles of one engine, whose prompts differ in length, labels
+    and kind; `names` are those beside the first."""
+
+    def get(
+        architecture: str,
+        task: str,
+        names: tuple[str, ...] = ("long", "short"),
+        options: dict[str, Any] | None = None,
+        **how: Any,
+    ) -> Siblings:
+        return make_siblings(shared, architecture, task, names, options or {}, **how)
+
+    return get
 
 
 @pytest.fixture(scope="session")

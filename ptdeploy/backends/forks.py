@@ -19,12 +19,26 @@ class Forked(Protocol):
         ...
 
 
+class Following(Protocol):
+    """What has locks, which another thread may have held when the process was forked."""
+
+    def after_fork(self) -> None:
+        """Begin anew in the forked process, before anything else runs in it."""
+        ...
+
+
 _KNOWN: WeakSet[Any] = WeakSet()
+_FOLLOWING: WeakSet[Any] = WeakSet()
 
 
 def survive_forks(one: Forked) -> None:
     """Let a forked process end, or drop `one`, without waiting for threads that it has not."""
     _KNOWN.add(one)
+
+
+def follow_forks(one: Following) -> None:
+    """Have `one` told in each forked process."""
+    _FOLLOWING.add(one)
 
 
 def cannot_follow(device: str) -> EngineFault:
@@ -44,6 +58,12 @@ def _keep_for_ever() -> None:
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(one.native()))
 
 
+def _tell_all() -> None:
+    for one in list(_FOLLOWING):
+        one.after_fork()
+
+
 # Whatever calls fork, a program's own code or a server's.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_keep_for_ever)
+    os.register_at_fork(after_in_child=_tell_all)

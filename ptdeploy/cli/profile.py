@@ -25,6 +25,7 @@ def add_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--rounds", type=int, default=20, metavar="N", help="timed runs, after a few; default: 20"
     )
+    sub.add_argument("--prompt", metavar="NAME", help="default: the bundle's default prompt")
     sub.add_argument("--device", choices=options.devices(), help="default: the bundle's")
     sub.add_argument("--threads", type=int, metavar="N", help="default: the engine's")
     sub.add_argument(
@@ -45,6 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
         rounds=arguments.rounds,
         device=arguments.device,
         threads=arguments.threads,
+        prompt=arguments.prompt,
         progress=options.progress(arguments),
     )
     if arguments.json:

@@ -19,6 +19,7 @@ from ptdeploy.text_files import argument_text, lines_of, read_content
 if TYPE_CHECKING:
     from ptdeploy.runtime import CausalLM
     from ptdeploy.runtime.labelling import Labelling
+    from ptdeploy.runtime.prompt_choice import PromptChoice
 
 SUMMARY = "Run a bundle on text."
 GENERATION: dict[str, dict[str, Any]] = {
@@ -84,6 +85,7 @@ def add_options(sub: argparse.ArgumentParser) -> None:
         help="the segment of each of --ids; default: all 0",
     )
     sub.add_argument("--truncate", action="store_true", help="cut texts that are too long")
+    sub.add_argument("--prompt", metavar="NAME", help="default: the bundle's default prompt")
     sub.add_argument("--device", choices=options.devices(), help="default: the bundle's")
     sub.add_argument("--threads", type=int, metavar="N", help="default: the engine's")
     sub.add_argument(
@@ -108,6 +110,9 @@ def run(arguments: argparse.Namespace) -> int:
         threads=arguments.threads,
         map_weights=arguments.map_weights,
     )
+    if arguments.prompt is not None:
+        # Said once, before any answer.
+        engine.prompt_info(argument_text(arguments.prompt))
     if engine.writes:
         if segments is not None:
             raise InputError(f"{arguments.bundle}: has no segments; leave --token-type-ids out.")
@@ -127,7 +132,7 @@ def _run_labelling(
             raise InputError(f"{arguments.bundle}: is a classifier; {option} does not apply.")
 
     def answer(given: Sequence[Any]) -> list[Any]:
-        return engine.records(given, arguments.truncate, segments)
+        return engine.records(given, arguments.truncate, segments, _prompt(arguments))
 
     refused = _Refused()
     for number, (asked, result) in enumerate(_answers(inputs, answer, bool(arguments.file))):
@@ -144,7 +149,7 @@ def _run_labelling(
 
 
 def _run_writer(arguments: argparse.Namespace, engine: CausalLM, inputs: list[Asked]) -> int:
-    options = _generation(arguments)
+    options: dict[str, Any] = _generation(arguments)
     options["stop"] = tuple(argument_text(one) for one in options["stop"])
     chat, logprobs = options.pop("chat"), options.pop("logprobs")
     if arguments.truncate:
@@ -157,6 +162,7 @@ def _run_writer(arguments: argparse.Namespace, engine: CausalLM, inputs: list[As
     # An option that is wrong is wrong for all: it is said once, before any answer.
     general = {name: options[name] for name in options if name not in ("stop", "seed")}
     engine.options(general.pop("max_new_tokens"), general)
+    options["prompt"] = _prompt(arguments)
 
     def answer(asked: Asked) -> None:
         given: Any = asked.given
@@ -326,6 +332,13 @@ def _numbers(option: str, text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
         raise InputError(f"{option} {text}: not whole numbers with commas between.") from error
+
+
+def _prompt(arguments: argparse.Namespace) -> PromptChoice:
+    """The prompt of all inputs."""
+    from ptdeploy.runtime.prompt_choice import DEFAULT
+
+    return DEFAULT if arguments.prompt is None else argument_text(arguments.prompt)
 
 
 def _generation(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from ptdeploy.progress import Progress
 from ptdeploy.runtime import ENGINES
 from ptdeploy.runtime.layout import check_manifest
 from ptdeploy.runtime.probes import ProbeRequest
+from ptdeploy.runtime.prompt_choice import DEFAULT
 from ptdeploy.tables import columns
 
 ROUNDS = 20
@@ -100,6 +101,7 @@ class Profile:
     rounds=arguments.whole(most=100_000),
     device=maybe(text),
     threads=maybe(arguments.whole(0, MOST_THREADS)),
+    prompt=maybe(text),
     progress=having("stage", "note"),
 )
 def profile_bundle(
@@ -110,14 +112,15 @@ def profile_bundle(
     rounds: int = ROUNDS,
     device: str | None = None,
     threads: int | None = None,
+    prompt: str | None = None,
     progress: Progress,
 ) -> Profile:
     """Run a bundle's engine under its own profiler, `rounds` times after a few that do not count.
 
     A classifier gets one request of `batch` rows of `tokens` tokens; a CAUSAL_LM a prefill of one
     row, and a decode step of `batch` rows behind so many tokens. `tokens` is 32, or as many as fit,
-    unless told. Raises InputError if a request does not fit, TargetUnavailable if the engine or
-    its profiler cannot run here.
+    unless told, `prompt` the bundle's default one. Raises InputError if a request does not fit or
+    there is no such prompt, TargetUnavailable if the engine or its profiler cannot run here.
     """
     for option, value in (("--batch", batch), ("--tokens", tokens), ("--rounds", rounds)):
         if value is not None and value < 1:
@@ -138,7 +141,8 @@ def profile_bundle(
         session = _Counted(opened.session)
         engine = ENGINES[manifest.task](bundle, session, None)
         measured = []
-        for request in engine.step_requests(batch, tokens):
+        chosen = DEFAULT if prompt is None else prompt
+        for request in engine.step_requests(batch, tokens, chosen):
             with progress.stage(f"profile {request.name}"):
                 measured.append(_measure(request, session, rounds))
         with progress.stage("read the profile"):

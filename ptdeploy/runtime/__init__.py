@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ptdeploy import arguments
-from ptdeploy.arguments import MOST_THREADS, checked, maybe
+from ptdeploy.arguments import MOST, MOST_THREADS, checked, maybe
 from ptdeploy.backends import get_backend
 from ptdeploy.bundle import Bundle, check_hashes, read_bundle, whole
 from ptdeploy.bundle.task import Task
@@ -30,30 +30,35 @@ ENGINES: dict[Task, type[Engine]] = {
     device=maybe(arguments.text),
     threads=maybe(arguments.whole(0, MOST_THREADS)),
     map_weights=arguments.flag,
+    max_prompts=maybe(arguments.whole(1, MOST)),
 )
 def load(
     path: str | Path,
     device: str | None = None,
     threads: int | None = None,
     map_weights: bool = False,
+    max_prompts: int | None = None,
 ) -> Engine:
     """Open a bundle as a Classifier, a TokenClassifier or a CausalLM, by its task.
 
     `device` is the one it was compiled for unless told; `threads` is the engine's own default.
     `map_weights` leaves a CPU's weights in their file, which processes then share.
+    `max_prompts` is how many prompts stay in memory beside those that requests are using: of more,
+    the least recently used is read again from its file when it is asked for.
     Raises BundleError if the bundle is damaged, TargetUnavailable if its engine cannot run here.
     """
-    return whole(path, lambda: _load(path, device, threads, map_weights))
+    options = OpenOptions(device, threads, map_weights, max_prompts)
+    return whole(path, lambda: _load(path, options))
 
 
-def _load(path: str | Path, device: str | None, threads: int | None, map_weights: bool) -> Engine:
+def _load(path: str | Path, options: OpenOptions) -> Engine:
     bundle = read_bundle(path, hashes=False)
     # Hashing gigabytes takes as long as opening them, so both run at once. A damaged file is
     # reported as that, whatever the engine said of it; no engine is given out before its hash.
     with ThreadPoolExecutor(1) as pool:
         hashed = pool.submit(check_hashes, bundle)
         try:
-            return open_engine(bundle, device, threads, map_weights)
+            return _open(bundle, options)
         finally:
             hashed.result()
 
@@ -65,13 +70,18 @@ def open_engine(
     map_weights: bool = False,
 ) -> Engine:
     """Open a bundle that was read already."""
+    return _open(bundle, OpenOptions(device, threads, map_weights))
+
+
+def _open(bundle: Bundle, options: OpenOptions) -> Engine:
     manifest = bundle.manifest
     task_engine = ENGINES[manifest.task]
     check_manifest(bundle, task_engine.manifest_problems(manifest))
+    device = options.device or manifest.device
     backend = get_backend(manifest.target)
-    session = backend.load(bundle, device or manifest.device, threads, map_weights)
-    engine = task_engine(bundle, session, load_tokenizer(bundle))
-    engine.options_given = OpenOptions(device, threads, map_weights)
+    session = backend.load(bundle, device, options.threads, options.map_weights)
+    engine = task_engine(bundle, session, load_tokenizer(bundle), options.max_prompts)
+    engine.options_given = options
     return engine
 
 

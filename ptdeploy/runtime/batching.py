@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -11,12 +11,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ptdeploy.arguments import listed, shown
-from ptdeploy.bundle import RequestLimits
+from ptdeploy.bundle import Limits
 from ptdeploy.errors import InputError
 from ptdeploy.runtime.tokenizer import Encoding
 
 # The token ids of one row, or the segment of each of its tokens.
 Ids = NDArray[np.int64]
+# For a number of rows how many tokens of text each has room for, beside its own prompt.
+Rooms = Callable[[int], Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -35,17 +37,19 @@ class Batch:
 def rows_of(
     input_ids: ArrayLike | Sequence[Sequence[int]],
     attention_mask: ArrayLike | Sequence[Sequence[int]] | None,
-    limits: RequestLimits,
+    limits: Limits,
+    rooms: Rooms,
     truncate: bool = False,
 ) -> list[Ids]:
     """Take the real tokens out of a batch padded anywhere, or out of rows of unequal length.
 
-    Raises InputError if a row is empty, longer than `limits.max_sequence` (unless `truncate`), or
-    holds an id outside the vocabulary, or if the mask says anything else than where padding is.
+    Raises InputError if a row is empty, longer than it has room for (unless `truncate`), or holds
+    an id outside the vocabulary, or if the mask says anything else than where padding is.
     """
     rows = _unpad("input_ids", input_ids, attention_mask)
     if not rows:
         raise InputError("The batch has no rows.")
+    room = rooms(len(rows))
     for index, row in enumerate(rows):
         if row.size == 0:
             raise InputError(f"Row {index} is empty: an engine needs at least one token.")
@@ -54,16 +58,16 @@ def rows_of(
                 f"Row {index} holds a token id outside 0 to {limits.vocab_size - 1}.",
                 "The ids come from another tokenizer than the base model's.",
             )
-        if row.size > limits.max_sequence and not truncate:
+        if row.size > room[index] and not truncate:
             raise InputError(
-                f"Row {index} has {row.size} tokens, but at most {limits.max_sequence} fit beside "
-                "the virtual tokens.",
+                f"Row {index} has {row.size} tokens, but at most {room[index]} fit beside the "
+                "virtual tokens.",
                 "Shorten the text, or cut it with truncate=True (--truncate).",
             )
-    return [row[: limits.max_sequence] for row in rows]
+    return [row[:most] for row, most in zip(rows, room, strict=True)]
 
 
-def embedded(encoding: Encoding, limits: RequestLimits) -> Encoding:
+def embedded(encoding: Encoding, limits: Limits) -> Encoding:
     """A text's encoding. Raises InputError, naming the token, if the model has no embedding for it.
 
     A tokenizer may have more tokens than its model: an engine would read beyond the table.
@@ -82,7 +86,8 @@ def segments_of(
     token_type_ids: ArrayLike | Sequence[Sequence[int]],
     input_ids: ArrayLike | Sequence[Sequence[int]],
     attention_mask: ArrayLike | Sequence[Sequence[int]] | None,
-    limits: RequestLimits,
+    limits: Limits,
+    rooms: Rooms,
 ) -> list[Ids]:
     """The segment of each token that `rows_of` takes out of the same batch.
 
@@ -105,10 +110,10 @@ def segments_of(
                 "needs one."
             )
         check_segments(row, limits, f"Row {index}")
-    return [row[: limits.max_sequence] for row in segments]
+    return [row[:most] for row, most in zip(segments, rooms(len(rows)), strict=True)]
 
 
-def check_segments(row: ArrayLike, limits: RequestLimits, where: str) -> None:
+def check_segments(row: ArrayLike, limits: Limits, where: str) -> None:
     """Raises InputError if a row's segments are out of the model's range."""
     segments = np.asarray(row)
     most = max(limits.type_vocab_size - 1, 0)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
+from numpy.typing import NDArray
 
 from ptdeploy.backends.session import Session
 from ptdeploy.bundle import Manifest
@@ -12,67 +16,106 @@ from ptdeploy.runtime.dense_kv import DenseKV
 from ptdeploy.runtime.kv import KVBuffer
 from ptdeploy.runtime.kv_layout import KVLayout
 from ptdeploy.runtime.paged_kv import PagedKV
-from ptdeploy.runtime.prompts import Prompt, PromptInputs
+from ptdeploy.runtime.prompt_inputs import PromptInputs, PromptStack, RowPrompt
+from ptdeploy.runtime.prompts import Prompt
 
 # Buffers of nearly the same size are kept for one another.
 _SLOTS = 64
 
 
-class Buffers:
-    """Where an engine's KV buffers come from: all of one layout, with one prompt in front.
+@dataclass(frozen=True)
+class StartedRows:
+    """A KV buffer in which each row begins with its own prompt, and nothing else.
 
-    A prompt without a prefix KV is fed like text, as `virtual_ids`: ids behind the vocabulary,
-    int64 (virtual tokens,); else empty. `words` counts the tokens that there are to choose from.
+    A prompt without a prefix KV is not in it: it is fed before the row's text.
     """
 
-    def __init__(self, session: Session, manifest: Manifest, prompt: Prompt) -> None:
+    kv: KVBuffer
+    prompts: Sequence[RowPrompt]
+    stack: PromptStack
+
+    def before(self, row: int) -> Ids:
+        """What is fed before a row's text: ids behind the vocabulary, or none."""
+        return self.stack.before(self.prompts[row])
+
+    def fed(self, row: int, ids: Ids) -> Ids:
+        """What is prefilled for a row of these ids."""
+        before = self.before(row)
+        return np.concatenate([before, ids]) if before.size else ids
+
+    def prefill_all(self, rows: Sequence[Ids]) -> list[NDArray[np.float32]]:
+        """Append to every row its text; gives the logits (vocabulary,) of each row's last token."""
+        return self.kv.prefill_all([self.fed(row, ids) for row, ids in enumerate(rows)])
+
+
+class Buffers:
+    """Where an engine's KV buffers come from: all of one layout.
+
+    `words` counts the tokens that there are to choose from.
+    """
+
+    def __init__(self, session: Session, manifest: Manifest, inputs: PromptInputs) -> None:
         self.layout = KVLayout.of(manifest)
-        self._session, self._prompt = session, prompt
-        self._beside = PromptInputs(session, manifest, prompt).placed
+        self._session, self._inputs = session, inputs
         self._limits = manifest.limits
         self.words = self._limits.vocab_size
-        self.virtual_ids = prompt.virtual_ids(self.words)
-        self._spare: list[KVBuffer] = []
+        self._spare: list[StartedRows] = []
 
-    def take(self, rows: int, tokens: int) -> KVBuffer:
-        """A KV buffer for rows of at most `tokens` tokens of text, the last request's if it fits.
+    def take(self, prompts: Sequence[RowPrompt], tokens: Sequence[int]) -> StartedRows:
+        """Rows of these prompts and at most so many tokens of text, in the last request's buffer
+        if they fit.
 
         Raises InputError if there are more rows than the bundle was compiled for.
         """
-        most = self._limits.max_batch
+        most, rows = self._limits.max_batch, len(prompts)
         if most is not None and rows > most:
             raise InputError(
                 f"{rows} rows at once, but the bundle was compiled for {most}.",
                 "Send them in several requests, or compile with a larger --max-batch.",
             )
-        needed = tokens + self._prompt.info.num_virtual_tokens
+        stack = self._inputs.stack(prompts)
         try:
             # Taken out while it is used: two threads never share a buffer.
-            spare = self._spare.pop()
+            spare = self._spare.pop().kv
         except IndexError:
             spare = None
-        if spare is not None and spare.rows == rows and needed <= spare.slots:
-            spare.reset()
-            return spare
+        needed = _slots(prompts, tokens)
+        prefixes = _prefixes(prompts)
+        fits = spare is not None and spare.rows == rows and needed <= spare.slots
+        if spare is not None and fits and spare.begin(prefixes, stack.placed):
+            return StartedRows(spare, prompts, stack)
         slots = min(-(-needed // _SLOTS) * _SLOTS, self._limits.max_context)
-        return self._new(rows, slots)
+        return StartedRows(self._new(prefixes, slots, stack), prompts, stack)
 
-    def keep(self, kv: KVBuffer) -> None:
+    def keep(self, rows: StartedRows) -> None:
         """Leave a buffer to the next request."""
-        self._spare = [kv] if kv.is_sound else []
+        self._spare = [rows] if rows.kv.is_sound else []
 
-    def own(self, tokens: int) -> KVBuffer:
-        """A new buffer for one row of at most `tokens` tokens of text, which nobody else gets."""
-        slots = tokens + self._prompt.info.num_virtual_tokens
-        return self._new(1, slots)
+    def forget(self, prompt: Prompt) -> None:
+        """Let go of all that holds a prompt."""
+        if any(prompt in rows.prompts for rows in list(self._spare)):
+            self._spare = []
 
-    def fed(self, ids: Ids) -> Ids:
-        """What is prefilled for a row: its ids, after virtual tokens that are not frozen."""
-        return np.concatenate([self.virtual_ids, ids]) if self.virtual_ids.size else ids
+    def own(self, prompt: RowPrompt, tokens: int) -> StartedRows:
+        """One row of at most `tokens` tokens of text, in a new buffer which nobody else gets."""
+        prompts, stack = [prompt], self._inputs.stack([prompt])
+        kv = self._new(_prefixes(prompts), _slots(prompts, [tokens]), stack)
+        return StartedRows(kv, prompts, stack)
 
-    def _new(self, rows: int, slots: int) -> KVBuffer:
-        prefix_kv = self._prompt.prefix_kv
+    def _new(
+        self, prefixes: Sequence[NDArray[np.float32] | None], slots: int, stack: PromptStack
+    ) -> KVBuffer:
         session = self._session
         if block := session.block_size:
-            return PagedKV(session, self.layout, prefix_kv, rows, slots, self._beside, block)
-        return DenseKV(session, self.layout, prefix_kv, rows, slots, self._beside)
+            return PagedKV(session, self.layout, prefixes, slots, stack.placed, block)
+        return DenseKV(session, self.layout, prefixes, slots, stack.placed)
+
+
+def _prefixes(prompts: Sequence[RowPrompt]) -> list[NDArray[np.float32] | None]:
+    return [None if one is None else one.prefix_kv for one in prompts]
+
+
+def _slots(prompts: Sequence[RowPrompt], tokens: Sequence[int]) -> int:
+    """How many slots the longest row fills, with its own prompt."""
+    lengths = (0 if one is None else one.length for one in prompts)
+    return max(length + text for length, text in zip(lengths, tokens, strict=True))

@@ -21,10 +21,11 @@ from ptdeploy.runtime.buffers import Buffers
 from ptdeploy.runtime.conversation import Conversation
 from ptdeploy.runtime.engine import Engine, Inputs, Metric, one_row
 from ptdeploy.runtime.generation import Generated, GeneratingRow, decode
-from ptdeploy.runtime.kv import KVBuffer
 from ptdeploy.runtime.kv_layout import KVLayout, decoder_problems
 from ptdeploy.runtime.memory import require_memory
 from ptdeploy.runtime.probes import Fed, ProbeRequest, probe_rows, rows_in_words
+from ptdeploy.runtime.prompt_choice import DEFAULT, PromptChoice, first_of, prompt_choice
+from ptdeploy.runtime.prompt_inputs import RowPrompt
 from ptdeploy.runtime.tokenizer import Tokenizer
 
 # What a request may change, and what kind of value each is.
@@ -43,14 +44,22 @@ _SAMPLES = ("temperature", "top_k", "top_p", "min_p")
 
 
 class CausalLM(Engine):
-    """An engine for CAUSAL_LM. Every request starts from the same prefix KV: it is never run."""
+    """An engine for CAUSAL_LM. A row starts from its prompt's prefix KV: that is never run."""
 
     writes = True
     takes_pairs = False
+    takes_base = True
 
-    def __init__(self, bundle: Bundle, session: Session, tokenizer: Tokenizer | None) -> None:
-        super().__init__(bundle, session, tokenizer)
-        self.buffers = Buffers(session, self.manifest, self.prompt)
+    def __init__(
+        self,
+        bundle: Bundle,
+        session: Session,
+        tokenizer: Tokenizer | None,
+        max_prompts: int | None = None,
+    ) -> None:
+        super().__init__(bundle, session, tokenizer, max_prompts)
+        self.buffers = Buffers(session, self.manifest, self._of_prompts)
+        self._store.forget.append(self.buffers.forget)
 
     @classmethod
     def _own_problems(cls, manifest: Manifest) -> Iterator[str]:
@@ -67,12 +76,13 @@ class CausalLM(Engine):
     def label_problem(self, given: Any, tokens: int) -> str:
         return "has a label, but a causal model has no classes."
 
-    @checked(seed=SEED, logprobs=flag, cancel=CANCEL)
+    @checked(seed=SEED, logprobs=flag, cancel=CANCEL, prompt=prompt_choice)
     def generate(
         self,
         inputs: Inputs,
         max_new_tokens: int | None = None,
         *,
+        prompt: PromptChoice = DEFAULT,
         stop: str | Sequence[str] = (),
         seed: int | None = None,
         logprobs: bool = False,
@@ -87,26 +97,31 @@ class CausalLM(Engine):
         min_p asks for sampling, temperature 0 for none. A row ends at an EOS token, at a `stop`
         string, after `max_new_tokens`, or for all rows when `cancel` is set. Row i is sampled with
         `seed` + i, so that seed + i gives it alone too.
-        Raises InputError if an option is out of range or a row would leave the model's context.
+        Raises InputError if an option is out of range, a row would leave the model's context, or
+        there is no such prompt.
         """
-        ids = [np.asarray(encoding.ids, np.int64) for encoding in self.encode(inputs)]
-        chosen = self.options(max_new_tokens, options)
-        budget = self._budget(max(row.size for row in ids), max_new_tokens, chosen)
-        rows = self.started(ids, chosen, seed, stop, logprobs)
-        if budget:
-            with_kv = self.buffer(len(ids), max(row.size for row in ids) + budget)
-            logits = with_kv.prefill_all([self.fed(row) for row in ids])
-            for _ in decode(with_kv, logits, rows, budget, self.buffers.words, cancel):
-                pass
-            self.buffers.keep(with_kv)
+        with self._store.held(prompt) as chosen:
+            encodings = self.encoded(inputs, chosen)
+            prompts = chosen.of(len(encodings))
+            ids = [np.asarray(encoding.ids, np.int64) for encoding in encodings]
+            settled = self.options(max_new_tokens, options)
+            budget = self._budget(ids, prompts, max_new_tokens, settled)
+            rows = self.started(ids, settled, seed, stop, logprobs)
+            if budget:
+                started = self.buffers.take(prompts, [row.size + budget for row in ids])
+                logits = started.prefill_all(ids)
+                for _ in decode(started.kv, logits, rows, budget, self.buffers.words, cancel):
+                    pass
+                self.buffers.keep(started)
         return [row.result() for row in rows]
 
-    @checked(seed=SEED, cancel=CANCEL)
+    @checked(seed=SEED, cancel=CANCEL, prompt=prompt_choice)
     def stream(
         self,
         inputs: str | Sequence[int],
         max_new_tokens: int | None = None,
         *,
+        prompt: PromptChoice = DEFAULT,
         stop: str | Sequence[str] = (),
         seed: int | None = None,
         cancel: Event | None = None,
@@ -117,25 +132,31 @@ class CausalLM(Engine):
         Together they are the `text` of `generate`, whose options it takes. Closing the iterator
         ends the request.
         """
-        (encoding,) = self.encode(one_row(inputs))
-        ids = np.asarray(encoding.ids, np.int64)
-        chosen = self.options(max_new_tokens, options)
-        budget = self._budget(ids.size, max_new_tokens, chosen)
-        self._text_tokenizer()
-        (row,) = self.started([ids], chosen, seed, stop, False, streamed=True)
-        kv = self.buffer(1, ids.size + budget)
-        first = [kv.prefill(0, self.fed(ids))[0]]
-        for _ in decode(kv, first, [row], budget, self.buffers.words, cancel):
-            if piece := row.piece():
-                yield piece
-        self.buffers.keep(kv)
+        with self._store.held(prompt) as chosen:
+            (encoding,) = self.encoded(one_row(inputs), chosen)
+            ids = np.asarray(encoding.ids, np.int64)
+            settled = self.options(max_new_tokens, options)
+            budget = self._budget([ids], chosen.of(1), max_new_tokens, settled)
+            self._text_tokenizer()
+            (row,) = self.started([ids], settled, seed, stop, False, streamed=True)
+            rows = self.buffers.take(chosen.of(1), [ids.size + budget])
+            first = rows.prefill_all([ids])
+            for _ in decode(rows.kv, first, [row], budget, self.buffers.words, cancel):
+                if piece := row.piece():
+                    yield piece
+            self.buffers.keep(rows)
         if rest := row.rest():
             yield rest
 
-    @checked(max_tokens=maybe(whole()))
-    def session(self, max_tokens: int | None = None) -> Conversation:
+    @checked(max_tokens=maybe(whole()), prompt=prompt_choice)
+    def session(
+        self, max_tokens: int | None = None, prompt: PromptChoice = DEFAULT
+    ) -> Conversation:
         """A sequence that keeps its KV between turns, of at most `max_tokens` tokens of text."""
-        return Conversation(self, self._session_room(max_tokens))
+        with self._store.held(prompt) as chosen:
+            (one,) = chosen.of(1)
+            room = self._session_room(max_tokens, 0 if one is None else one.length)
+            return Conversation(self, one, room)
 
     @checked(add_generation_prompt=flag)
     def chat_text(
@@ -171,7 +192,7 @@ class CausalLM(Engine):
         """
         text = self.chat_text(messages, add_generation_prompt, **variables)
         encoding = self._text_tokenizer().encode(text, add_special_tokens=False)
-        return embedded(encoding, self.limits).ids
+        return embedded(encoding, self.manifest.limits).ids
 
     def options(self, max_new_tokens: int | None, given: Mapping[str, Any]) -> GenerationOptions:
         """The model's defaults with what a request changes. Raises InputError on a bad value."""
@@ -188,21 +209,16 @@ class CausalLM(Engine):
         elif any(name in changes for name in _SAMPLES):
             changes.setdefault("do_sample", True)
         options = msgspec.structs.replace(generation, **changes)
-        sampling.check(options, self.limits.vocab_size)
+        sampling.check(options, self.manifest.limits.vocab_size)
         return options
 
-    def buffer(self, rows: int, tokens: int) -> KVBuffer:
-        """See Buffers.take."""
-        return self.buffers.take(rows, tokens)
-
-    def fed(self, ids: Ids) -> Ids:
-        """See Buffers.fed."""
-        return self.buffers.fed(ids)
-
-    def greedy(self, rows: Sequence[Sequence[int]], tokens: int) -> list[list[int]]:
+    def greedy(
+        self, rows: Sequence[Sequence[int]], tokens: int, prompt: PromptChoice = DEFAULT
+    ) -> list[list[int]]:
         generated = self.generate(
             rows,
             tokens,
+            prompt=prompt,
             do_sample=False,
             min_new_tokens=0,
             repetition_penalty=1.0,
@@ -210,65 +226,84 @@ class CausalLM(Engine):
         )
         return [row.token_ids for row in generated]
 
-    def step_requests(self, batch: int, tokens: int | None) -> Iterator[ProbeRequest]:
-        limits = self.limits
-        # A decode step needs a slot behind the tokens.
-        beside = " and the token of a decode step."
-        rows = probe_rows(limits, batch, tokens, limits.max_sequence - 1, beside)
-        tokens = rows.shape[1]
-        one, ids = self.buffer(1, tokens), self.fed(rows[0])
-        name = f"prefill of 1 row of {tokens} tokens"
-        yield ProbeRequest(name, 1, tokens, lambda: one.prefill(0, ids), one.reset)
-        many = self.buffer(batch, tokens + 1)
-        for index, row in enumerate(rows):
-            many.prefill(index, self.fed(row))
-        before = many.lengths.copy()
+    def step_requests(
+        self, batch: int, tokens: int | None, prompt: PromptChoice = DEFAULT
+    ) -> Iterator[ProbeRequest]:
+        with self._store.held(prompt) as chosen:
+            limits = self.limits_beside(max(chosen.lengths(batch)))
+            # A decode step needs a slot behind the tokens.
+            beside = " and the token of a decode step."
+            ids = probe_rows(limits, batch, tokens, limits.max_sequence - 1, beside)
+            tokens, prompts = ids.shape[1], chosen.of(batch)
+            one = self.buffers.take(prompts[:1], [tokens])
+            kv, fed = one.kv, one.fed(0, ids[0])
+            name = f"prefill of 1 row of {tokens} tokens"
+            yield ProbeRequest(name, 1, tokens, lambda: kv.prefill(0, fed), kv.reset)
+            rows = self.buffers.take(prompts, [tokens + 1] * batch)
+            many = rows.kv
+            for index, row in enumerate(ids):
+                many.prefill(index, rows.fed(index, row))
+            before = many.lengths.copy()
 
-        def back() -> None:
-            # The engine is bound to this very array.
-            many.lengths[:] = before
+            def back() -> None:
+                # The engine is bound to this very array.
+                many.lengths[:] = before
 
-        name = f"decode step of {rows_in_words(batch)} behind {tokens} tokens"
-        yield ProbeRequest(name, batch, tokens, lambda: many.decode([0] * batch), back)
+            name = f"decode step of {rows_in_words(batch)} behind {tokens} tokens"
+            yield ProbeRequest(name, batch, tokens, lambda: many.decode([0] * batch), back)
 
-    def whole_requests(self, rows: list[list[int]], new_tokens: int) -> Iterator[ProbeRequest]:
-        tokens, one = len(rows[0]), rows[:1]
-        name = f"first token after {tokens}"
-        yield ProbeRequest(name, 1, tokens, lambda: self.generate(one, 1, do_sample=False))
+    def whole_requests(
+        self, rows: list[list[int]], new_tokens: int, prompt: PromptChoice = DEFAULT
+    ) -> Iterator[ProbeRequest]:
+        tokens, one, first = len(rows[0]), rows[:1], first_of(prompt)
+
+        def begin() -> object:
+            return self.generate(one, 1, do_sample=False, prompt=first)
 
         def run() -> object:
-            return self.generate(one, new_tokens, do_sample=False, eos_token_ids=())
+            return self.generate(one, new_tokens, do_sample=False, eos_token_ids=(), prompt=first)
 
-        name = f"{new_tokens} tokens after {tokens}"
-        yield ProbeRequest(name, 1, tokens, run)
+        yield ProbeRequest(f"first token after {tokens}", 1, tokens, begin)
+        yield ProbeRequest(f"{new_tokens} tokens after {tokens}", 1, tokens, run)
 
-    def feed(self, rows: Sequence[Ids], segments: Sequence[Ids], row: int) -> Fed:
-        count, prefix = len(rows), self.prompt.info.num_virtual_tokens
-        kv = self.buffer(count, max(one.size for one in rows))
-        if count == 1:
-            ids = self.fed(rows[0])
-            feed = kv.feed(ids[None], every_position=True)
-            return Fed(feed, 0, 1, ids.size, ids.size, prefix, False)
-        for index, one in enumerate(rows):
-            kv.prefill(index, self.fed(one)[:-1], every_position=True)
-        last = np.asarray([[one[-1]] for one in rows], np.int64)
-        return Fed(kv.feed(last, every_position=True), row, count, 1, 1, prefix, False)
+    def feed(
+        self,
+        rows: Sequence[Ids],
+        segments: Sequence[Ids],
+        row: int,
+        prompt: PromptChoice = DEFAULT,
+    ) -> Fed:
+        with self._store.held(prompt) as chosen:
+            count = len(rows)
+            prefix = chosen.lengths(count)[row]
+            started = self.buffers.take(chosen.of(count), [one.size for one in rows])
+            kv = started.kv
+            if count == 1:
+                ids = started.fed(0, rows[0])
+                feed = kv.feed(ids[None], every_position=True)
+                return Fed(feed, 0, 1, ids.size, ids.size, prefix, False)
+            for index, one in enumerate(rows):
+                kv.prefill(index, started.fed(index, one)[:-1], every_position=True)
+            last = np.asarray([[one[-1]] for one in rows], np.int64)
+            return Fed(kv.feed(last, every_position=True), row, count, 1, 1, prefix, False)
 
     def _row_logits(
-        self, rows: Sequence[Ids], segments: Sequence[Ids] | None = None
+        self,
+        rows: Sequence[Ids],
+        prompts: Sequence[RowPrompt],
+        segments: Sequence[Ids] | None = None,
     ) -> list[NDArray[np.float32]]:
         """Each row's last token runs as a step of the whole batch, those before it row by row."""
-        tokens = sum(row.size for row in rows) + len(rows) * self.buffers.virtual_ids.size
+        started = self.buffers.take(prompts, [row.size for row in rows])
+        fed = [started.fed(index, row) for index, row in enumerate(rows)]
+        tokens = sum(ids.size for ids in fed)
         require_memory(tokens * self.layout.vocabulary * 4, f"Logits of {tokens} tokens")
-        kv = self.buffer(len(rows), max(row.size for row in rows))
-        first = [
-            kv.prefill(i, self.fed(row)[:-1], every_position=True) for i, row in enumerate(rows)
-        ]
+        kv = started.kv
+        first = [kv.prefill(i, ids[:-1], every_position=True) for i, ids in enumerate(fed)]
         last = kv.decode([int(row[-1]) for row in rows])
-        skip = self.buffers.virtual_ids.size
         return [
-            np.concatenate([before[skip:], after[None]])
-            for before, after in zip(first, last, strict=True)
+            np.concatenate([before[before.shape[0] + 1 - row.size :], after[None]])
+            for row, before, after in zip(rows, first, last, strict=True)
         ]
 
     def started(
@@ -305,20 +340,31 @@ class CausalLM(Engine):
             )
         return self.tokenizer
 
-    def _budget(self, longest: int, asked: int | None, options: GenerationOptions) -> int:
-        room = self.limits.max_sequence - longest
+    def _budget(
+        self,
+        ids: Sequence[Ids],
+        prompts: Sequence[RowPrompt],
+        asked: int | None,
+        options: GenerationOptions,
+    ) -> int:
+        """How many tokens every row may be continued with."""
+        context = self.manifest.limits.max_context
+        room = min(
+            context - row.size - (0 if one is None else one.length)
+            for row, one in zip(ids, prompts, strict=True)
+        )
         if asked is None:
             return min(options.max_new_tokens, room)
         if asked > room:
             raise InputError(
                 f"{asked} new tokens do not fit: the longest text leaves {room} of the "
-                f"model's {self.limits.max_context} positions.",
+                f"model's {context} positions.",
                 f"Ask for at most {room}, or shorten the text.",
             )
         return asked
 
-    def _session_room(self, max_tokens: int | None) -> int:
-        limit = self.limits.max_sequence
+    def _session_room(self, max_tokens: int | None, virtual_tokens: int) -> int:
+        limit = self.limits_beside(virtual_tokens).max_sequence
         if max_tokens is not None and not 1 <= max_tokens <= limit:
             raise InputError(f"max_tokens is {max_tokens}; it must be from 1 to {limit}.")
         return max_tokens or limit

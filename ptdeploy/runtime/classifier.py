@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptdeploy.arguments import MOST, checked, flag, whole
-from ptdeploy.bundle import Manifest
+from ptdeploy.bundle import Manifest, PromptInfo
 from ptdeploy.bundle.signature import BATCH
 from ptdeploy.errors import InputError
 from ptdeploy.printable import printable
-from ptdeploy.runtime.batching import Ids
-from ptdeploy.runtime.engine import Inputs, Metric, finite, sigmoid, softmax
-from ptdeploy.runtime.labelling import Labelling, TypeIds, classifier_problems
+from ptdeploy.runtime.engine import Inputs, Metric, sigmoid, softmax
+from ptdeploy.runtime.labelling import BATCH_SIZE, Labelling, TypeIds, classifier_problems
+from ptdeploy.runtime.prompt_choice import DEFAULT, Chosen, PromptChoice, prompt_choice
 
 
 @dataclass(frozen=True)
@@ -62,87 +62,81 @@ class Classifier(Labelling):
             return "its label is a list, but a text has one class."
         return ""
 
-    @checked(truncate=flag, batch_size=whole(1, MOST))
+    @checked(truncate=flag, batch_size=whole(1, MOST), prompt=prompt_choice)
     def classify(
         self,
         inputs: Inputs,
         truncate: bool = False,
-        batch_size: int = 16,
+        batch_size: int = BATCH_SIZE,
         token_type_ids: TypeIds = None,
+        prompt: PromptChoice = DEFAULT,
     ) -> list[Classification]:
         """Classify texts, pairs of texts or rows of token ids, one Classification each, in order.
 
         A pair is a tuple in the list: `classify([("text", "pair")])`. `token_type_ids` are the
         segments of rows of token ids, all 0 unless given.
         Raises InputError if a text is empty or, without `truncate`, too long, if the model has no
-        such segments, or if its head is a regression.
+        such segments, if there is no such prompt, or if a row's head is a regression.
         """
-        head, names = self.prompt.info.head, self.prompt.info.labels
-        if head == "regression":
-            raise InputError(
-                f"{self.bundle.path}: its head is a regression, and gives no classes.",
-                "Ask regress() for its values.",
-            )
-        results = []
-        encodings = self.encode(inputs, truncate, token_type_ids)
-        for part, logits in self._batches(encodings, batch_size):
-            rows = sigmoid(finite(logits)) if head == "sigmoid" else softmax(finite(logits))
-            for _, row in zip(part, rows, strict=True):
-                index = int(row.argmax())
-                chosen = np.flatnonzero(row >= 0.5) if head == "sigmoid" else [index]
-                results.append(
-                    Classification(
-                        names[index],
-                        index,
-                        float(row[index]),
-                        tuple(row.tolist()),
-                        tuple(names[i] for i in chosen),
-                    )
+        with self._store.held(prompt) as chosen:
+            self._refuse_heads(chosen, regression=True)
+            return [
+                classification(one.info, logits)
+                for _, one, logits in self._answers(
+                    inputs, chosen, truncate, token_type_ids, batch_size
                 )
-        return results
+            ]
 
-    @checked(truncate=flag, batch_size=whole(1, MOST))
+    @checked(truncate=flag, batch_size=whole(1, MOST), prompt=prompt_choice)
     def regress(
         self,
         inputs: Inputs,
         truncate: bool = False,
-        batch_size: int = 16,
+        batch_size: int = BATCH_SIZE,
         token_type_ids: TypeIds = None,
+        prompt: PromptChoice = DEFAULT,
     ) -> list[Regression]:
         """The numbers that texts, pairs of texts or rows of token ids give, in their order.
 
         Inputs are those of `classify`. Raises InputError as that does, or if the head's logits are
         scores of classes.
         """
-        if self.prompt.info.head != "regression":
+        with self._store.held(prompt) as chosen:
+            self._refuse_heads(chosen, regression=False)
+            return [
+                Regression(float(logits[0]), tuple(logits.tolist()))
+                for _, _, logits in self._answers(
+                    inputs, chosen, truncate, token_type_ids, batch_size
+                )
+            ]
+
+    def _refuse_heads(self, chosen: Chosen, regression: bool) -> None:
+        """Raises InputError, naming the first, if a head is a regression, or if one is none."""
+        for one in chosen.prompts:
+            if one is None or (one.info.head == "regression") != regression:
+                continue
+            where = f"{self.bundle.path}: the prompt {one.name!r}: its head is a"
+            if regression:
+                raise InputError(
+                    f"{where} regression, and gives no classes.", "Ask regress() for its values."
+                )
             raise InputError(
-                f"{self.bundle.path}: its head is a {self.prompt.info.head} over classes, no "
-                "regression.",
+                f"{where} {one.info.head} over classes, no regression.",
                 "Ask classify(), or compile with --head regression.",
             )
-        encodings = self.encode(inputs, truncate, token_type_ids)
-        return [
-            Regression(float(row[0]), tuple(row.tolist()))
-            for _, logits in self._batches(encodings, batch_size)
-            for row in finite(logits)
-        ]
 
-    def records(self, inputs: Inputs, truncate: bool, token_type_ids: TypeIds) -> list[Any]:
-        names, head = self.prompt.info.labels, self.prompt.info.head
-        if head == "regression":
+    def records(
+        self,
+        inputs: Inputs,
+        truncate: bool,
+        token_type_ids: TypeIds,
+        prompt: PromptChoice = DEFAULT,
+    ) -> list[Any]:
+        with self._store.held(prompt) as chosen:
             return [
-                {"value": one.value, "values": dict(zip(names, one.values, strict=True))}
-                for one in self.regress(inputs, truncate, token_type_ids=token_type_ids)
+                _record(one.info, logits)
+                for _, one, logits in self._answers(inputs, chosen, truncate, token_type_ids)
             ]
-        return [
-            {
-                "label": one.label,
-                "probability": one.probability,
-                **({"labels": list(one.labels)} if head == "sigmoid" else {}),
-                "probabilities": dict(zip(names, one.probabilities, strict=True)),
-            }
-            for one in self.classify(inputs, truncate, token_type_ids=token_type_ids)
-        ]
 
     def lines(self, record: Any) -> list[str]:
         if "values" in record:
@@ -154,7 +148,31 @@ class Classifier(Labelling):
             words = [f"{printable(label)} {probability:.3f}" for label, probability in ranked]
         return ["  ".join(words)]
 
-    def _row_logits(
-        self, rows: Sequence[Ids], segments: Sequence[Ids] | None = None
-    ) -> list[NDArray[np.float32]]:
-        return [row for _, logits in self._parts(rows, segments) for row in logits]
+
+def classification(info: PromptInfo, logits: NDArray[np.float32]) -> Classification:
+    """What one row's logits (labels,) say under its prompt's head, a softmax or a sigmoid."""
+    several = info.head == "sigmoid"
+    row = sigmoid(logits) if several else softmax(logits)
+    index = int(row.argmax())
+    true = np.flatnonzero(row >= 0.5) if several else [index]
+    names = info.labels
+    return Classification(
+        names[index],
+        index,
+        float(row[index]),
+        tuple(row.tolist()),
+        tuple(names[i] for i in true),
+    )
+
+
+def _record(info: PromptInfo, logits: NDArray[np.float32]) -> dict[str, Any]:
+    if info.head == "regression":
+        values = dict(zip(info.labels, logits.tolist(), strict=True))
+        return {"value": float(logits[0]), "values": values}
+    one = classification(info, logits)
+    return {
+        "label": one.label,
+        "probability": one.probability,
+        **({"labels": list(one.labels)} if info.head == "sigmoid" else {}),
+        "probabilities": dict(zip(info.labels, one.probabilities, strict=True)),
+    }

@@ -15,6 +15,8 @@ from ptdeploy.runtime.batching import Ids, embedded
 from ptdeploy.runtime.buffers import Buffers
 from ptdeploy.runtime.engine import Inputs, one_row
 from ptdeploy.runtime.generation import Generated, GeneratingRow, decode
+from ptdeploy.runtime.prompt_choice import Chosen
+from ptdeploy.runtime.prompt_inputs import RowPrompt
 from ptdeploy.runtime.tokenizer import Encoding, Tokenizer
 
 
@@ -28,7 +30,8 @@ class Writer(Protocol):
     @property
     def buffers(self) -> Buffers: ...
 
-    def encode(self, inputs: Inputs) -> list[Encoding]: ...
+    def encoded(self, inputs: Inputs, chosen: Chosen) -> list[Encoding]:
+        """An encoding for each row, which fits beside its prompt."""
 
     def options(self, max_new_tokens: int | None, given: Mapping[str, Any]) -> GenerationOptions:
         """The model's defaults with what a request changes."""
@@ -47,23 +50,27 @@ class Writer(Protocol):
 class Conversation:
     """One sequence whose KV stays: text is appended, continued, rolled back and forked.
 
-    `token_ids` is its text so far, virtual tokens left out. It belongs to one thread at a time.
+    `token_ids` is its text so far, virtual tokens left out. It belongs to one thread at a time. It
+    keeps its prompt, and goes on though that was unloaded.
     """
 
-    def __init__(self, engine: Writer, room: int, origin: Conversation | None = None) -> None:
-        self._engine, self._room = engine, room
+    def __init__(
+        self, engine: Writer, prompt: RowPrompt, room: int, origin: Conversation | None = None
+    ) -> None:
+        self._engine, self._prompt, self._room = engine, prompt, room
         self._start: int
-        self._kv = engine.buffers.own(room)
+        rows = engine.buffers.own(prompt, room)
+        self._kv = rows.kv
         self.token_ids: list[int] = []
         # How many of the last tokens are special ones behind the text before them.
         self._ending = 0
         if origin is not None:
-            self._kv.copy_row(0, origin._kv, 0, origin._kv.prefix)
+            self._kv.copy_row(0, origin._kv, 0, int(origin._kv.starts[0]))
             self._start = origin._start
             self.token_ids, self._ending = list(origin.token_ids), origin._ending
             return
-        if engine.buffers.virtual_ids.size:
-            self._kv.prefill(0, engine.buffers.virtual_ids)
+        if rows.before(0).size:
+            self._kv.prefill(0, rows.before(0))
         self._start = int(self._kv.lengths[0])
 
     def append(self, inputs: str | Sequence[int]) -> None:
@@ -130,7 +137,7 @@ class Conversation:
 
     def fork(self) -> Conversation:
         """Another sequence that goes on from here; the text so far is not run again."""
-        return Conversation(self._engine, self._room, self)
+        return Conversation(self._engine, self._prompt, self._room, self)
 
     def __copy__(self) -> Conversation:
         return self.fork()
@@ -148,17 +155,20 @@ class Conversation:
         """Token ids to append, and how many of the last are special ones behind a text."""
         tokenizer = self._engine.tokenizer
         if not isinstance(inputs, str) or tokenizer is None:
-            (encoding,) = self._engine.encode(one_row(inputs))
+            (encoding,) = self._alone(one_row(inputs))
             return encoding.ids, 0
         ending = tokenizer.ending()
         if not self.token_ids:
-            (encoding,) = self._engine.encode(inputs)
+            (encoding,) = self._alone(inputs)
             return encoding.ids, len(ending)
-        ids = embedded(tokenizer.encode_more(inputs), self._engine.manifest.request_limits).ids
+        ids = embedded(tokenizer.encode_more(inputs), self._engine.manifest.limits).ids
         if not ids:
             raise InputError("The text is empty.", "Give it some text.")
-        (encoding,) = self._engine.encode([[*ids, *ending]])
+        (encoding,) = self._alone([[*ids, *ending]])
         return encoding.ids, len(ending)
+
+    def _alone(self, inputs: Inputs) -> list[Encoding]:
+        return self._engine.encoded(inputs, Chosen((self._prompt,)))
 
     def _feed(self, ids: Sequence[int]) -> None:
         rest = ids[int(self._kv.lengths[0]) - self._start :]

@@ -1,4 +1,4 @@
-"""A dense KV buffer: allocated once, its first slots the frozen prefix, updated where it lies."""
+"""A dense KV buffer: allocated once, a row's first slots its prefix, updated where it lies."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from ptdeploy.backends.session import DeviceArray, Session
 from ptdeploy.errors import OutOfMemory
 from ptdeploy.runtime.bfloat16 import stored, to_stored
+from ptdeploy.runtime.kv import Prefix, prefix_length
 from ptdeploy.runtime.kv_layout import KVLayout
 from ptdeploy.runtime.memory import require_memory
 
@@ -18,35 +19,31 @@ from ptdeploy.runtime.memory import require_memory
 class DenseKV:
     """Keys and values of a few rows in `slots` slots each, and the engine bound to them.
 
-    Row i's first `lengths[i]` slots are filled: the virtual tokens, then its text. One array for
-    each layer's keys and one for its values, (rows, kv heads, slots, head dim), in the engine's
-    cache dtype. The engine reads and writes them in place; nothing is copied from step to step.
-    `beside` are inputs that are the same in every step, by name.
+    Row i's first `lengths[i]` slots are filled: its prefix, then its text. One array for each
+    layer's keys and one for its values, (rows, kv heads, slots, head dim), in the engine's cache
+    dtype. The engine reads and writes them in place; nothing is copied from step to step.
+    `prefixes` are the rows' own, `beside` inputs that are the same in every step, by name.
     """
 
     def __init__(
         self,
         session: Session,
         layout: KVLayout,
-        prefix_kv: NDArray[np.float32] | None,
-        rows: int,
+        prefixes: Sequence[Prefix],
         slots: int,
         beside: Mapping[str, DeviceArray],
     ) -> None:
         self._session, self._beside = session, beside
-        self._layout = layout
+        self._layout, self._prefixes = layout, list(prefixes)
         self.slots = slots = layout.fixed_slots or slots
-        self.prefix = 0 if prefix_kv is None else prefix_kv.shape[3]
-        prefixes: Sequence[NDArray[np.float32] | None] = [None] * len(layout.past)
-        if prefix_kv is not None:
-            prefixes = list(prefix_kv.reshape(-1, *prefix_kv.shape[2:]))
+        rows = len(prefixes)
         if getattr(session, "in_host_memory", False):
             what = f"The KV buffer for {rows} rows of {slots} tokens"
             require_memory(layout.bytes(rows, slots), what)
         try:
             self._placed = {
-                name: session.place(_filled(layout, rows, slots, prefix))
-                for name, prefix in zip(layout.past, prefixes, strict=True)
+                name: session.place(_filled(layout, index, prefixes, slots))
+                for index, name in enumerate(layout.past)
             }
         except (MemoryError, OutOfMemory) as error:
             raise OutOfMemory(
@@ -55,10 +52,11 @@ class DenseKV:
             ) from error
         self._present = dict(zip(layout.past, layout.present, strict=True))
         self._prefilled_well = True
-        self.lengths = np.full(rows, self.prefix, np.int64)
+        self.starts = np.array(list(map(prefix_length, prefixes)), np.int64)
+        self.lengths = self.starts.copy()
         self._ids = np.zeros((rows, 1), np.int64)
         self._logits = np.zeros((rows, 1, layout.vocabulary), np.float32)
-        self._decode = self._bind(slice(None), self._ids, np.zeros(1, np.int64), self._logits)
+        self._decode = self._bound()
 
     @property
     def rows(self) -> int:
@@ -73,8 +71,20 @@ class DenseKV:
         return self._prefilled_well and bool(np.isfinite(self._logits).all())
 
     def reset(self) -> None:
-        """Forget all but the virtual tokens, which stay where they are."""
-        self.lengths[:] = self.prefix
+        """Forget all but each row's prefix, which stays where it is."""
+        # The engine is bound to this very array.
+        self.lengths[:] = self.starts
+
+    def begin(self, prefixes: Sequence[Prefix], beside: Mapping[str, DeviceArray]) -> bool:
+        """Forget all, and let each row begin with its own prefix: those that differ are copied."""
+        for row, prefix in enumerate(prefixes):
+            if prefix is not self._prefixes[row]:
+                self._write_prefix(row, prefix)
+                self._prefixes[row], self.starts[row] = prefix, prefix_length(prefix)
+        if any(placed is not self._beside[name] for name, placed in beside.items()):
+            self._beside, self._decode = beside, self._bound()
+        self.reset()
+        return True
 
     def prefill(
         self, row: int, ids: NDArray[np.int64], every_position: bool = False
@@ -127,6 +137,20 @@ class DenseKV:
             placed.write(array)
         self.lengths[row] = length
 
+    def _write_prefix(self, row: int, prefix: Prefix) -> None:
+        """Put a prefix into a row's first slots, and zeros where the one before it was longer.
+
+        An engine may read slots under a mask, and a mask hides no infinity.
+        """
+        slots = max(prefix_length(prefix), int(self.starts[row]))
+        for index, placed in enumerate(self._placed.values()):
+            states = self._session.place(_filled(self._layout, index, [prefix], slots))
+            placed.rows(slice(row, row + 1)).write_slots(np.zeros(1, np.int64), states)
+
+    def _bound(self) -> Callable[[], None]:
+        """A decode step of all rows."""
+        return self._bind(slice(None), self._ids, np.zeros(1, np.int64), self._logits)
+
     def _bind(
         self,
         rows: slice,
@@ -141,7 +165,9 @@ class DenseKV:
             new: dict[str, Any] = past
         else:
             new = {
-                name: self._session.place(_filled(self._layout, lengths.size, ids.shape[1], None))
+                name: self._session.place(
+                    _filled(self._layout, 0, [None] * lengths.size, ids.shape[1])
+                )
                 for name in self._layout.past
             }
         present = {self._present[name]: array for name, array in new.items()}
@@ -168,11 +194,11 @@ class DenseKV:
         return {names.ids: ids, names.lengths: lengths, names.positions: positions, **kept}
 
 
-def _filled(
-    layout: KVLayout, rows: int, slots: int, prefix: NDArray[np.float32] | None
-) -> NDArray[Any]:
-    """Zeros, and in each row's first slots the prefix (kv heads, virtual tokens, head dim)."""
-    array = np.zeros((rows, layout.heads, slots, layout.width), stored(layout.dtype))
-    if prefix is not None:
-        array[:, :, : prefix.shape[1]] = to_stored(prefix, layout.dtype)
+def _filled(layout: KVLayout, index: int, prefixes: Sequence[Prefix], slots: int) -> NDArray[Any]:
+    """One of the layout's arrays for rows of so many slots: each row's own prefix, then zeros."""
+    array = np.zeros((len(prefixes), layout.heads, slots, layout.width), stored(layout.dtype))
+    for row, prefix in enumerate(prefixes):
+        if prefix is not None:
+            part = prefix.reshape(-1, *prefix.shape[2:])[index]
+            array[row, :, : part.shape[1]] = to_stored(part, layout.dtype)
     return array

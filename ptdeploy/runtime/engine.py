@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import msgspec
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ptdeploy.arguments import checked, flag, listed
+from ptdeploy import arguments
+from ptdeploy.arguments import checked, flag, listed, maybe
 from ptdeploy.backends.session import Session
-from ptdeploy.bundle import Bundle, Manifest, RequestLimits
+from ptdeploy.bundle import Bundle, Manifest, PromptInfo, RequestLimits
 from ptdeploy.bundle.task import Head
 from ptdeploy.errors import BundleError, EngineFault, InputError
 from ptdeploy.runtime.batching import (
     Ids,
+    Rooms,
     check_segments,
     embedded,
     rows_of,
@@ -27,7 +30,11 @@ from ptdeploy.runtime.batching import (
 )
 from ptdeploy.runtime.layout import problems_of_any
 from ptdeploy.runtime.probes import Fed, ProbeRequest
-from ptdeploy.runtime.prompts import read_prompt
+from ptdeploy.runtime.prompt_choice import DEFAULT, Chosen, PromptChoice, prompt_choice
+from ptdeploy.runtime.prompt_inputs import PromptInputs, RowPrompt
+from ptdeploy.runtime.prompt_places import prompt_place
+from ptdeploy.runtime.prompt_store import PromptStore
+from ptdeploy.runtime.prompts import Prompt
 from ptdeploy.runtime.tokenizer import Encoding, Tokenizer
 
 Metric = Literal["accuracy", "mean squared error", "perplexity"]
@@ -42,13 +49,18 @@ class OpenOptions:
     device: str | None = None
     threads: int | None = None
     map_weights: bool = False
+    max_prompts: int | None = None
 
 
 class Engine(ABC):
     """A loaded bundle. Takes text (where the bundle has a tokenizer) or token ids.
 
+    `prompt` of its methods is the prompt of a request's rows: a name in `prompts`, None for the
+    base model without one, or a sequence of those, one for each row; `default_prompt` unless told.
+    A row is answered as if it were alone, whatever prompts the others have.
     Pickled, it is the bundle's path and how it was opened: it is opened again where it is
-    unpickled, if it is still the same bundle. Copies of it are the engine itself.
+    unpickled, if it is still the same bundle, with that bundle's prompts. Copies of it are the
+    engine itself.
     """
 
     # Facts of the task, which its class has without a bundle.
@@ -58,25 +70,84 @@ class Engine(ABC):
     writes: ClassVar[bool] = False
     # Whether two texts can be one request.
     takes_pairs: ClassVar[bool] = True
+    # Whether a row can do without a prompt: a trained head belongs to one.
+    takes_base: ClassVar[bool] = False
     # What its logits may mean.
     heads: ClassVar[tuple[Head, ...]] = ("softmax",)
 
     options_given = OpenOptions()
 
-    def __init__(self, bundle: Bundle, session: Session, tokenizer: Tokenizer | None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        session: Session,
+        tokenizer: Tokenizer | None,
+        max_prompts: int | None = None,
+    ) -> None:
         self.bundle = bundle
         self.tokenizer = tokenizer
         self._session = session
-        self.prompt = read_prompt(bundle)
+        self._store = PromptStore(bundle, self.takes_base, max_prompts)
+        self._of_prompts = PromptInputs(session, self.manifest)
+        self._store.forget.append(self._of_prompts.forget)
+        if self.default_prompt is not None:
+            # A bundle whose prompt the engine cannot hold is refused here, not at a request.
+            self._of_prompts.stack([self.prompt])
 
     @property
     def manifest(self) -> Manifest:
         return self.bundle.manifest
 
     @property
+    def prompts(self) -> Mapping[str, PromptInfo]:
+        """What can be asked for just now, by name: the bundle's, and those loaded since."""
+        return self._store.infos
+
+    def prompt_info(self, name: str) -> PromptInfo:
+        """What a prompt is. Raises InputError, listing those there are, if there is none so."""
+        return self._store.info(name)
+
+    @property
+    def default_prompt(self) -> str | None:
+        """The name of the prompt of a request that names none; None for the base model alone."""
+        return self._store.default
+
+    @property
+    def prompt(self) -> Prompt:
+        """The default prompt. Raises InputError if there is none."""
+        return self._store.default_prompt()
+
+    @property
     def limits(self) -> RequestLimits:
-        """What a request may ask for."""
-        return self.manifest.request_limits
+        """What a request with the default prompt may ask for."""
+        name = self.default_prompt
+        return self.limits_beside(0 if name is None else self.prompts[name].num_virtual_tokens)
+
+    def limits_beside(self, virtual_tokens: int) -> RequestLimits:
+        """What a request may ask for whose prompt has so many virtual tokens."""
+        return self.manifest.limits.beside(virtual_tokens)
+
+    @checked(path=arguments.path, name=maybe(arguments.text))
+    def load_prompt(self, path: str | Path, name: str | None = None) -> None:
+        """Take in a prompt, to be asked for by `name`: a pack, or one of another bundle's prompts.
+
+        Both must have been proven over the engine of this bundle. Requests go on meanwhile. Unless
+        told it has the name that it has there; of several prompts it is the one of that name.
+        Raises InputError if the name is taken or is none, BundleError if the file is damaged, the
+        engine is another one, or the prompt does not fit this one's limits.
+        """
+        place = prompt_place(self.bundle, path, name, self.manifest_problems)
+        self._store.load(place, name or place.name)
+
+    @checked(name=arguments.text)
+    def unload_prompt(self, name: str) -> None:
+        """Take a prompt out: from now on nobody can ask for it.
+
+        Waits until the requests that use it are over, streams that were not closed among them; a
+        session keeps its own and goes on. Raises InputError if there is no such prompt, or it is
+        the default one.
+        """
+        self._store.unload(name)
 
     @classmethod
     def manifest_problems(cls, manifest: Manifest) -> Iterator[str]:
@@ -92,8 +163,8 @@ class Engine(ABC):
     @classmethod
     def logit_shape(cls, manifest: Manifest, tokens: int) -> tuple[int, ...]:
         """The shape of the logits of a row of so many tokens: (columns,) or (tokens, columns)."""
-        labels, columns = len(manifest.prompt.labels), manifest.graph.outputs[0].shape[-1]
-        columns = columns if isinstance(columns, int) else labels
+        columns = manifest.graph.outputs[0].shape[-1]
+        columns = columns if isinstance(columns, int) else len(manifest.prompt.labels)
         return (columns,) if cls.one_answer else (tokens, columns)
 
     @classmethod
@@ -111,7 +182,9 @@ class Engine(ABC):
         """Why a label cannot be that of a row of so many tokens, in words; "" where it can."""
 
     @abstractmethod
-    def step_requests(self, batch: int, tokens: int | None) -> Iterator[ProbeRequest]:
+    def step_requests(
+        self, batch: int, tokens: int | None, prompt: PromptChoice = DEFAULT
+    ) -> Iterator[ProbeRequest]:
         """The runs that its work is made of, to be timed layer by layer, each made when asked for.
 
         Of `batch` rows of `tokens` random tokens, 32 or as many as fit unless told. Raises
@@ -119,18 +192,28 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def whole_requests(self, rows: list[list[int]], new_tokens: int) -> Iterator[ProbeRequest]:
+    def whole_requests(
+        self, rows: list[list[int]], new_tokens: int, prompt: PromptChoice = DEFAULT
+    ) -> Iterator[ProbeRequest]:
         """What users ask of it, to be timed: of one of these rows, and of more of its work."""
 
     @abstractmethod
-    def feed(self, rows: Sequence[Ids], segments: Sequence[Ids], row: int) -> Fed:
+    def feed(
+        self,
+        rows: Sequence[Ids],
+        segments: Sequence[Ids],
+        row: int,
+        prompt: PromptChoice = DEFAULT,
+    ) -> Fed:
         """What the engine is given for rows, so that another can be run on it.
 
         `segments` are those of each row, `row` is the one that is looked at. A decoder's earlier
         tokens are run: only the last of each row is fed where there are several.
         """
 
-    def greedy(self, rows: Sequence[Sequence[int]], tokens: int) -> list[list[int]]:
+    def greedy(
+        self, rows: Sequence[Sequence[int]], tokens: int, prompt: PromptChoice = DEFAULT
+    ) -> list[list[int]]:
         """The likeliest `tokens` tokens behind each row, EOS or not.
 
         Raises InputError if it continues no texts.
@@ -147,46 +230,64 @@ class Engine(ABC):
     def __deepcopy__(self, memo: dict[int, Any]) -> Engine:
         return self
 
+    @checked(prompt=prompt_choice)
     def logits(
         self,
         input_ids: ArrayLike | Sequence[Sequence[int]],
         attention_mask: ArrayLike | None = None,
         token_type_ids: ArrayLike | Sequence[Sequence[int]] | None = None,
+        prompt: PromptChoice = DEFAULT,
     ) -> list[NDArray[np.float32]]:
         """Scores before softmax, one array for each row, each as if the row ran alone.
 
         `input_ids` is rows of unequal length, or with `attention_mask` one array of shape (batch,
         sequence) padded on either side; `token_type_ids` is of the same shape, 0 unless given.
         Gives shape (classes,) for SEQ_CLS, (tokens, classes) for TOKEN_CLS and (tokens, vocabulary)
-        for CAUSAL_LM, padding left out.
-        Raises InputError if a row is empty, too long, or holds an id outside the vocabulary, if the
-        mask has gaps, or if the model has no such segments.
+        for CAUSAL_LM, padding left out; classes are those of the row's own prompt.
+        Raises InputError if a row is empty, too long beside its prompt, or holds an id outside the
+        vocabulary, if the mask has gaps, if the model has no such segments, or if there is no such
+        prompt.
         """
-        limits = self.limits
-        rows = rows_of(input_ids, attention_mask, limits)
-        if token_type_ids is None:
-            return self._row_logits(rows)
-        segments = segments_of(token_type_ids, input_ids, attention_mask, limits)
-        return self._row_logits(rows, segments)
+        with self._store.held(prompt) as chosen:
+            limits, rooms = self.manifest.limits, self._rooms(chosen)
+            rows = rows_of(input_ids, attention_mask, limits, rooms)
+            prompts = chosen.of(len(rows))
+            if token_type_ids is None:
+                return self._row_logits(rows, prompts)
+            segments = segments_of(token_type_ids, input_ids, attention_mask, limits, rooms)
+            return self._row_logits(rows, prompts, segments)
 
-    @checked(truncate=flag)
+    @checked(truncate=flag, prompt=prompt_choice)
     def encode(
         self,
         inputs: Inputs,
         truncate: bool = False,
         token_type_ids: ArrayLike | Sequence[Sequence[int]] | None = None,
+        prompt: PromptChoice = DEFAULT,
     ) -> list[Encoding]:
         """Tokenise text, or wrap token ids, one Encoding for each row.
 
         A tuple of two strings in a list is a pair of texts: `encode([("text", "pair")])`.
-        `token_type_ids` are the segments of rows of token ids.
+        `token_type_ids` are the segments of rows of token ids. Raises InputError if a row does not
+        fit beside its prompt, unless it is cut by `truncate`.
         """
+        with self._store.held(prompt) as chosen:
+            return self.encoded(inputs, chosen, truncate, token_type_ids)
+
+    def encoded(
+        self,
+        inputs: Inputs,
+        chosen: Chosen,
+        truncate: bool = False,
+        token_type_ids: ArrayLike | Sequence[Sequence[int]] | None = None,
+    ) -> list[Encoding]:
+        """`encode` for prompts that are held."""
         given: list[Any] = [inputs] if isinstance(inputs, str) else split(inputs)
         if any(isinstance(item, bytes | bytearray) for item in given):
             raise InputError("The text is bytes, not a string.", "Decode it: text.decode('utf-8').")
         texts = [isinstance(item, str) or is_pair(item) for item in given]
         if not any(texts):
-            return self._wrap_ids(inputs, truncate, token_type_ids)
+            return self._wrap_ids(inputs, chosen, truncate, token_type_ids)
         if not all(texts):
             raise InputError("A request has either texts or rows of token ids, not both.")
         if token_type_ids is not None:
@@ -195,27 +296,37 @@ class Engine(ABC):
                 "Give two texts as a pair, in a tuple.",
             )
         pairs = [(item, None) if isinstance(item, str) else tuple(item) for item in given]
-        return [self._encode_text(text, pair, truncate) for text, pair in pairs]
+        rooms = self._rooms(chosen)(len(pairs))
+        return [
+            self._encode_text(text, pair, room, truncate)
+            for (text, pair), room in zip(pairs, rooms, strict=True)
+        ]
 
-    def _wrap_ids(self, inputs: Any, truncate: bool, token_type_ids: Any) -> list[Encoding]:
-        limits = self.limits
-        rows = rows_of(inputs, None, limits, truncate)
+    def _rooms(self, chosen: Chosen) -> Rooms:
+        """How many tokens of text fit into each of so many rows, beside its own prompt."""
+        context = self.manifest.limits.max_context
+        return lambda rows: [context - length for length in chosen.lengths(rows)]
+
+    def _wrap_ids(
+        self, inputs: Any, chosen: Chosen, truncate: bool, token_type_ids: Any
+    ) -> list[Encoding]:
+        limits, rooms = self.manifest.limits, self._rooms(chosen)
+        rows = rows_of(inputs, None, limits, rooms, truncate)
         segments = [np.zeros_like(row) for row in rows]
         if token_type_ids is not None:
-            segments = segments_of(token_type_ids, inputs, None, limits)
+            segments = segments_of(token_type_ids, inputs, None, limits, rooms)
         return [
             Encoding(row.tolist(), types.tolist(), [], [(0, 0)] * row.size, [False] * row.size)
             for row, types in zip(rows, segments, strict=True)
         ]
 
-    def _encode_text(self, text: str, pair: str | None, truncate: bool) -> Encoding:
+    def _encode_text(self, text: str, pair: str | None, limit: int, truncate: bool) -> Encoding:
         if self.tokenizer is None:
             raise InputError(
                 f"{self.bundle.path}: was compiled without a tokenizer, so it takes token ids only."
             )
         if pair is not None and not self.takes_pairs:
             raise InputError("A pair of texts is for classifiers; a causal model continues one.")
-        limit = self.limits.max_sequence
         encoding = self.tokenizer.encode(text, pair=pair)
         if not encoding.ids:
             raise InputError(
@@ -230,8 +341,8 @@ class Engine(ABC):
                 )
             encoding = self.tokenizer.encode_truncated(text, limit, pair)
         if self.takes_segments:
-            check_segments(encoding.type_ids, self.limits, "The text's encoding")
-        return embedded(encoding, self.limits)
+            check_segments(encoding.type_ids, self.manifest.limits, "The text's encoding")
+        return embedded(encoding, self.manifest.limits)
 
     @property
     def takes_segments(self) -> bool:
@@ -240,9 +351,12 @@ class Engine(ABC):
 
     @abstractmethod
     def _row_logits(
-        self, rows: Sequence[Ids], segments: Sequence[Ids] | None = None
+        self,
+        rows: Sequence[Ids],
+        prompts: Sequence[RowPrompt],
+        segments: Sequence[Ids] | None = None,
     ) -> list[NDArray[np.float32]]:
-        """Logits of checked rows, padding left out."""
+        """Logits of checked rows, each with its own prompt; padding left out."""
 
 
 def _opened_again(path: str, given: OpenOptions, digest: str) -> Engine:
@@ -250,7 +364,7 @@ def _opened_again(path: str, given: OpenOptions, digest: str) -> Engine:
     bundle is at its path by now."""
     from ptdeploy.runtime import load
 
-    engine = load(path, given.device, given.threads, given.map_weights)
+    engine = load(path, given.device, given.threads, given.map_weights, given.max_prompts)
     if _digest(engine.bundle) != digest:
         raise BundleError(
             f"{path}: is another bundle than the engine was opened from that was handed to this "

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ptdeploy.backends.session import DeviceArray
+
+# A row's prefix KV, float32 (layers, 2, kv heads, virtual tokens, head dim); None for none.
+Prefix = NDArray[np.float32] | None
+
+
+def prefix_length(prefix: Prefix) -> int:
+    """How many slots it fills."""
+    return 0 if prefix is None else int(prefix.shape[3])
+
 
 class KVBuffer(Protocol):
     """Keys and values of a few rows, each with room for `slots` tokens.
 
-    Row i's first `lengths[i]` slots are filled: the `prefix` virtual tokens, then its text. It is
+    Row i's first `lengths[i]` slots are filled: `starts[i]` of its prefix, then its text. It is
     dense (`dense_kv.py`) where a row's slots lie together, or paged (`paged_kv.py`).
     """
 
     slots: int
-    prefix: int
+    starts: NDArray[np.int64]
     lengths: NDArray[np.int64]
 
     @property
@@ -29,7 +39,14 @@ class KVBuffer(Protocol):
         ...
 
     def reset(self) -> None:
-        """Forget all but the virtual tokens, which stay where they are."""
+        """Forget all but each row's prefix, which stays where it is."""
+        ...
+
+    def begin(self, prefixes: Sequence[Prefix], beside: Mapping[str, DeviceArray]) -> bool:
+        """Forget all, and let each row begin with its own prefix; False where they do not fit.
+
+        `beside` are inputs that are the same in every step, by name.
+        """
         ...
 
     def prefill(

@@ -22,29 +22,41 @@ from ptdeploy.bundle.signature import (
 )
 from ptdeploy.bundle.task import TensorSpec
 from ptdeploy.runtime.batching import Ids, pack
-from ptdeploy.runtime.engine import Engine, Inputs, Metric
+from ptdeploy.runtime.engine import Engine, Inputs, Metric, finite
 from ptdeploy.runtime.layout import ACTIVATIONS, MOST, Specs, unlike
 from ptdeploy.runtime.probes import Fed, ProbeRequest, probe_rows, rows_in_words
-from ptdeploy.runtime.prompts import PromptInputs
+from ptdeploy.runtime.prompt_choice import DEFAULT, Chosen, PromptChoice, first_of
+from ptdeploy.runtime.prompt_inputs import MOST_IN_A_RUN, PromptStack, RowPrompt
+from ptdeploy.runtime.prompts import Prompt
 from ptdeploy.runtime.tokenizer import Encoding, Tokenizer
 
+# Rows of one run, unless told.
+BATCH_SIZE = 16
 TypeIds = ArrayLike | Sequence[Sequence[int]] | None
 
 
 class Labelling(Engine):
     """An engine whose logits are of a prompt's labels."""
 
-    def __init__(self, bundle: Bundle, session: Session, tokenizer: Tokenizer | None) -> None:
-        super().__init__(bundle, session, tokenizer)
-        manifest = self.manifest
-        self._of_prompts = PromptInputs(session, manifest, self.prompt)
-        self._names = {spec.role: spec.name for spec in manifest.graph.inputs}
-        self._logits = manifest.graph.outputs[0].name
-        # Fed before each row's text, where the graph looks virtual tokens up.
-        self._virtual = self.prompt.virtual_ids(manifest.limits.vocab_size)
+    def __init__(
+        self,
+        bundle: Bundle,
+        session: Session,
+        tokenizer: Tokenizer | None,
+        max_prompts: int | None = None,
+    ) -> None:
+        super().__init__(bundle, session, tokenizer, max_prompts)
+        self._names = {spec.role: spec.name for spec in self.manifest.graph.inputs}
+        self._logits = self.manifest.graph.outputs[0].name
 
     @abstractmethod
-    def records(self, inputs: Inputs, truncate: bool, token_type_ids: TypeIds) -> list[Any]:
+    def records(
+        self,
+        inputs: Inputs,
+        truncate: bool,
+        token_type_ids: TypeIds,
+        prompt: PromptChoice = DEFAULT,
+    ) -> list[Any]:
         """The answer to each input as plain data, ready for JSON."""
 
     @abstractmethod
@@ -55,77 +67,136 @@ class Labelling(Engine):
     def metric(self) -> Metric:
         return "accuracy"
 
-    def step_requests(self, batch: int, tokens: int | None) -> Iterator[ProbeRequest]:
-        limits = self.limits
+    def step_requests(
+        self, batch: int, tokens: int | None, prompt: PromptChoice = DEFAULT
+    ) -> Iterator[ProbeRequest]:
+        with self._store.held(prompt) as chosen:
+            limits = self.limits_beside(max(chosen.lengths(batch)))
         rows = probe_rows(limits, batch, tokens, limits.max_sequence).tolist()
         name = f"request of {rows_in_words(batch)} of {len(rows[0])} tokens"
-        yield ProbeRequest(name, batch, len(rows[0]), lambda: self.logits(rows))
+        yield ProbeRequest(name, batch, len(rows[0]), lambda: self.logits(rows, prompt=prompt))
 
-    def whole_requests(self, rows: list[list[int]], new_tokens: int) -> Iterator[ProbeRequest]:
-        tokens = len(rows[0])
-        yield ProbeRequest(f"1 row of {tokens} tokens", 1, tokens, lambda: self.logits(rows[:1]))
+    def whole_requests(
+        self, rows: list[list[int]], new_tokens: int, prompt: PromptChoice = DEFAULT
+    ) -> Iterator[ProbeRequest]:
+        tokens, first = len(rows[0]), first_of(prompt)
+        name = f"1 row of {tokens} tokens"
+        yield ProbeRequest(name, 1, tokens, lambda: self.logits(rows[:1], prompt=first))
         name = f"{len(rows)} rows of {tokens} tokens"
-        yield ProbeRequest(name, len(rows), tokens, lambda: self.logits(rows))
+        yield ProbeRequest(name, len(rows), tokens, lambda: self.logits(rows, prompt=prompt))
 
-    def feed(self, rows: Sequence[Ids], segments: Sequence[Ids], row: int) -> Fed:
-        given = self._inputs(rows, segments)
+    def feed(
+        self,
+        rows: Sequence[Ids],
+        segments: Sequence[Ids],
+        row: int,
+        prompt: PromptChoice = DEFAULT,
+    ) -> Fed:
+        with self._store.held(prompt) as chosen:
+            prompts = _with_prompts(chosen.of(len(rows)))
+            given = self._inputs(rows, segments, self._of_prompts.stack(prompts), prompts)
+        own = prompts[row]
+        runs_prefix, width = own.prefix_kv is None, given[self._names["ids"]].shape[1]
         return Fed(
             {n: a if isinstance(a, np.ndarray) else a.read() for n, a in given.items()},
             row,
             len(rows),
-            max(one.size for one in rows),
+            width - own.length if runs_prefix else width,
             rows[row].size,
-            self.prompt.info.num_virtual_tokens,
-            runs_prefix=self.prompt.prefix_kv is None,
+            own.length,
+            runs_prefix,
         )
 
-    def _inputs(self, rows: Sequence[Ids], segments: Sequence[Ids] | None) -> dict[str, Any]:
+    def _inputs(
+        self,
+        rows: Sequence[Ids],
+        segments: Sequence[Ids] | None,
+        stack: PromptStack,
+        prompts: Sequence[Prompt],
+    ) -> dict[str, Any]:
         """What one run is given for rows, by input name; segments are all 0 unless given.
 
         Virtual tokens that are looked up stand before each row's text, in segment 0.
         """
-        names, virtual = self._names, self._virtual
-        batch = pack([np.concatenate([virtual, row]) for row in rows])
+        names, before = self._names, [stack.before(one) for one in prompts]
+        batch = pack([np.concatenate(pair) for pair in zip(before, rows, strict=True)])
         given = {names["ids"]: batch.input_ids, names["mask"]: batch.attention_mask}
         if self.takes_segments:
-            none = np.zeros_like(virtual)
             types = np.zeros_like(batch.input_ids)
             if segments is not None:
-                types = pack([np.concatenate([none, one]) for one in segments]).input_ids
+                none = map(np.zeros_like, before)
+                types = pack(
+                    [np.concatenate(pair) for pair in zip(none, segments, strict=True)]
+                ).input_ids
             given[names["segments"]] = types
-        return {**given, **self._of_prompts.of_rows(len(rows))}
+        return {**given, **stack.of_rows(prompts)}
 
-    def _run(self, rows: Sequence[Ids], segments: Sequence[Ids] | None) -> NDArray[np.float32]:
-        """Run rows as one right-padded batch: (rows, classes) or (rows, width, classes)."""
-        logits = self._session.run(self._inputs(rows, segments))[self._logits]
-        return logits if self.one_answer else logits[:, self._virtual.size :]
+    def _run(
+        self,
+        rows: Sequence[Ids],
+        prompts: Sequence[Prompt],
+        segments: Sequence[Ids] | None,
+    ) -> list[NDArray[np.float32]]:
+        """Run rows as one right-padded batch; gives each row's logits, cut to its own text and to
+        the labels of its own prompt: (labels,) or (tokens, labels)."""
+        stack = self._of_prompts.stack(prompts)
+        logits = self._session.run(self._inputs(rows, segments, stack, prompts))[self._logits]
+        found = []
+        for ids, prompt, row in zip(rows, prompts, logits, strict=True):
+            if not self.one_answer:
+                first = stack.before(prompt).size
+                row = row[first : first + ids.size]
+            found.append(row[..., : len(prompt.info.labels)])
+        return found
 
-    def _parts(
-        self, rows: Sequence[Ids], segments: Sequence[Ids] | None
-    ) -> Iterator[tuple[Sequence[Ids], NDArray[np.float32]]]:
-        """The rows in batches that one run of the engine takes, and what it gives for each."""
-        size = self.manifest.limits.max_batch or len(rows)
-        for start in range(0, len(rows), size):
-            part = slice(start, start + size)
+    def _row_logits(
+        self,
+        rows: Sequence[Ids],
+        prompts: Sequence[RowPrompt],
+        segments: Sequence[Ids] | None = None,
+        size: int | None = None,
+    ) -> list[NDArray[np.float32]]:
+        """Run rows `size` at a time, or as many as one run of the engine takes."""
+        most = self.manifest.limits.max_batch or len(rows)
+        found: list[NDArray[np.float32]] = []
+        for part in _parts(_with_prompts(prompts), min(size or most, most)):
             types = None if segments is None else segments[part]
-            yield rows[part], self._run(rows[part], types)
+            found += self._run(rows[part], _with_prompts(prompts[part]), types)
+        return found
 
-    def _batches(
-        self, encodings: list[Encoding], size: int
-    ) -> list[tuple[list[Encoding], NDArray[np.float32]]]:
-        """Encodings in batches of `size`, or of as many as the engine takes, and their logits."""
-        size = min(size, self.manifest.limits.max_batch or size)
-        parts = [encodings[i : i + size] for i in range(0, len(encodings), size)]
-        return [
-            (
-                part,
-                self._run(
-                    [np.asarray(e.ids, np.int64) for e in part],
-                    [np.asarray(e.type_ids, np.int64) for e in part],
-                ),
-            )
-            for part in parts
-        ]
+    def _answers(
+        self,
+        inputs: Inputs,
+        chosen: Chosen,
+        truncate: bool,
+        token_type_ids: TypeIds,
+        batch_size: int = BATCH_SIZE,
+    ) -> Iterator[tuple[Encoding, Prompt, NDArray[np.float32]]]:
+        """Each input's encoding, its prompt and its logits, run in batches of `batch_size`, or of
+        as many as the engine takes. Raises EngineFault unless all logits are finite."""
+        encodings = self.encoded(inputs, chosen, truncate, token_type_ids)
+        prompts = _with_prompts(chosen.of(len(encodings)))
+        rows = [np.asarray(one.ids, np.int64) for one in encodings]
+        types = [np.asarray(one.type_ids, np.int64) for one in encodings]
+        logits = self._row_logits(rows, prompts, types, batch_size)
+        for encoding, prompt, row in zip(encodings, prompts, logits, strict=True):
+            yield encoding, prompt, finite(row)
+
+
+def _with_prompts(prompts: Sequence[RowPrompt]) -> list[Prompt]:
+    """The prompts of rows that all have one, as `takes_base` says of these engines."""
+    return [one for one in prompts if one is not None]
+
+
+def _parts(prompts: Sequence[Prompt], size: int) -> Iterator[slice]:
+    """Rows that run together: at most `size`, of no more prompts than one run takes."""
+    start, seen = 0, set[Prompt]()
+    for place, prompt in enumerate(prompts):
+        if place - start == size or len(seen | {prompt}) > MOST_IN_A_RUN:
+            yield slice(start, place)
+            start, seen = place, set()
+        seen.add(prompt)
+    yield slice(start, len(prompts))
 
 
 def classifier_problems(manifest: Manifest, axes: tuple[str, ...]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""A KV buffer in blocks: the prefix's full blocks lie once, and rows of any length run together."""
+"""A KV buffer in blocks: a prefix's full blocks lie once, and rows of any length run together."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ptdeploy.backends.session import DeviceArray, Session
 from ptdeploy.errors import OutOfMemory
+from ptdeploy.runtime.kv import Prefix, prefix_length
 from ptdeploy.runtime.kv_layout import KVLayout
 from ptdeploy.runtime.memory import require_memory
 
@@ -18,35 +19,27 @@ class PagedKV:
     """Keys and values of a few rows with room for `slots` tokens each, in blocks.
 
     One array for each layer's keys and one for its values, (blocks, kv heads, slots of a block,
-    head dim). Row i's tokens lie in the blocks `tables[i]`, one after another: first those of the
-    prefix that it fills, which all rows share, then its own. `beside` as for the dense one.
+    head dim). Row i's tokens lie in the blocks `tables[i]`, one after another: first those that
+    its prefix fills, which all rows of that prefix share, then its own. `prefixes` and `beside` as
+    for the dense one.
     """
 
     def __init__(
         self,
         session: Session,
         layout: KVLayout,
-        prefix_kv: NDArray[np.float32] | None,
-        rows: int,
+        prefixes: Sequence[Prefix],
         slots: int,
         beside: Mapping[str, DeviceArray],
         block: int,
     ) -> None:
         self._session, self._layout, self._beside = session, layout, beside
         self._block, self.slots = block, slots
-        self.prefix = 0 if prefix_kv is None else prefix_kv.shape[3]
-        shared, needed = self.prefix // block, -(-slots // block)
-        own = needed - shared
-        count = shared + rows * own
-        what = f"The KV buffer for {rows} rows of {slots} tokens"
+        self._prefixes = list(prefixes)
+        self.starts, self.lengths = (np.zeros(len(prefixes), np.int64) for _ in range(2))
+        self.tables, count = self._arranged(prefixes)
+        what = f"The KV buffer for {len(prefixes)} rows of {slots} tokens"
         require_memory(layout.bytes(1, count * block), what)
-        self.tables = np.concatenate(
-            [
-                np.broadcast_to(np.arange(shared, dtype=np.int32), (rows, shared)),
-                shared + np.arange(rows * own, dtype=np.int32).reshape(rows, own),
-            ],
-            axis=1,
-        )
         shape = (count, layout.heads, block, layout.width)
         layers = range(len(layout.past) // 2)
         names = [f"{kind}_cache.{layer}" for layer in layers for kind in ("key", "value")]
@@ -57,26 +50,62 @@ class PagedKV:
                 f"{what} does not fit in memory.",
                 "Send fewer rows at once, or ask for fewer tokens.",
             ) from error
-        if prefix_kv is not None:
-            self._fill(prefix_kv.reshape(-1, *prefix_kv.shape[2:]), shared)
-        self.lengths = np.full(rows, self.prefix, np.int64)
+        self._fill()
         self.is_sound = True
 
-    def _fill(self, prefixes: NDArray[np.float32], shared: int) -> None:
-        """Put the prefix into the blocks that rows share, the rest in each row's first."""
-        for cache, prefix in zip(self._caches.values(), prefixes, strict=True):
-            for index in range(-(-self.prefix // self._block)):
-                part = prefix[:, index * self._block : (index + 1) * self._block]
-                where = slice(0, 1) if index < shared else slice(None)
-                cache[self.tables[where, index], :, : part.shape[1]] = part
+    def _arranged(self, prefixes: Sequence[Prefix]) -> tuple[NDArray[np.int32], int]:
+        """Each row's blocks, and how many blocks there are in all."""
+        needed, count = -(-self.slots // self._block), 0
+        shared: dict[int, NDArray[np.int32]] = {}
+        tables = []
+        for prefix in prefixes:
+            full = prefix_length(prefix) // self._block
+            if id(prefix) not in shared:
+                shared[id(prefix)] = np.arange(count, count + full, dtype=np.int32)
+                count += full
+            own = np.arange(count, count + needed - full, dtype=np.int32)
+            count += own.size
+            tables.append(np.concatenate([shared[id(prefix)], own]))
+        return np.stack(tables), count
+
+    def _fill(self) -> None:
+        """Put each prefix into the blocks that its rows share, the rest in each row's first."""
+        filled = set[int]()
+        for row, prefix in enumerate(self._prefixes):
+            self.starts[row] = prefix_length(prefix)
+            if prefix is None:
+                continue
+            parts = prefix.reshape(-1, *prefix.shape[2:])
+            full = prefix.shape[3] // self._block
+            first = full if id(prefix) in filled else 0
+            filled.add(id(prefix))
+            for index in range(first, -(-prefix.shape[3] // self._block)):
+                where, at = self.tables[row, index], slice(index * self._block, None)
+                for cache, part in zip(self._caches.values(), parts, strict=True):
+                    piece = part[:, at][:, : self._block]
+                    cache[where, :, : piece.shape[1]] = piece
+        self.reset()
 
     @property
     def rows(self) -> int:
         return len(self.lengths)
 
     def reset(self) -> None:
-        """Forget all but the virtual tokens."""
-        self.lengths[:] = self.prefix
+        """Forget all but each row's prefix."""
+        self.lengths[:] = self.starts
+
+    def begin(self, prefixes: Sequence[Prefix], beside: Mapping[str, DeviceArray]) -> bool:
+        """Forget all, and let each row begin with its own prefix, where there are blocks enough."""
+        self._beside = beside
+        if all(one is other for one, other in zip(prefixes, self._prefixes, strict=True)):
+            self.reset()
+            return True
+        tables, count = self._arranged(prefixes)
+        if count > next(iter(self._caches.values())).shape[0]:
+            return False
+        self.tables, self._prefixes = tables, list(prefixes)
+        self._fill()
+        return True
 
     def prefill(
         self, row: int, ids: NDArray[np.int64], every_position: bool = False
@@ -116,7 +145,7 @@ class PagedKV:
     def copy_row(self, row: int, source: PagedKV, source_row: int, first_slot: int = 0) -> None:
         """Make `row` what another buffer's row is; both begin with the same prefix."""
         length = int(source.lengths[source_row])
-        blocks = slice(self.prefix // self._block, -(-length // self._block))
+        blocks = slice(int(self.starts[row]) // self._block, -(-length // self._block))
         for name, cache in self._caches.items():
             cache[self.tables[row, blocks]] = source._caches[name][
                 source.tables[source_row, blocks]

@@ -1,4 +1,4 @@
-"""A bundle's prompts, read and checked: what a request's rows are given beside their text."""
+"""Prompts in memory, read from their files and checked."""
 
 from __future__ import annotations
 
@@ -6,27 +6,23 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ptdeploy.backends.session import DeviceArray, Session
 from ptdeploy.bundle import Bundle, Manifest, PromptInfo
 from ptdeploy.bundle.signature import AGAIN, CLASSES, words_of
 from ptdeploy.bundle.task import TensorSpec
 from ptdeploy.errors import BundleError
-from ptdeploy.runtime.bfloat16 import to_stored
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prompt:
-    """A frozen prompt in memory.
+    """A frozen prompt in memory; one that is read again is another one.
 
     `virtual_tokens` is float32 (virtual tokens, width), None where a prefix KV was trained itself;
-    `prefix_kv` float32 (layers, 2, kv heads,
-    virtual tokens, head dim), None where the virtual tokens are run; `head` float32 by the names of
-    the graph's inputs.
+    `prefix_kv` float32 (layers, 2, kv heads, virtual tokens, head dim), None where the virtual
+    tokens are run; `head` float32 by the names of the graph's inputs.
     """
 
     name: str
@@ -35,55 +31,10 @@ class Prompt:
     prefix_kv: NDArray[np.float32] | None = field(repr=False)
     head: dict[str, NDArray[np.float32]] = field(repr=False)
 
-    def virtual_ids(self, vocabulary: int) -> NDArray[np.int64]:
-        """What is fed before a row's text: ids behind the vocabulary; none of a prefix KV."""
-        count = self.info.num_virtual_tokens if self.prefix_kv is None else 0
-        return np.arange(vocabulary, vocabulary + count)
-
-
-class PromptInputs:
-    """What belongs to prompts among a graph's inputs: placed on the engine's device once.
-
-    All but the index of each row's prompt, which its request gives.
-    """
-
-    def __init__(self, session: Session, manifest: Manifest, prompt: Prompt) -> None:
-        self._arrays: dict[str, DeviceArray] = {}
-        for spec in manifest.graph.inputs:
-            array = _stacked(spec, prompt)
-            if array is not None:
-                stored = np.ascontiguousarray(to_stored(array, spec.dtype))
-                self._arrays[spec.name] = session.place(stored)
-        roles = {spec.role: spec.name for spec in manifest.graph.inputs}
-        self._index, self._lengths = roles.get("prompt"), roles.get("lengths")
-        self._length = prompt.info.num_virtual_tokens
-
-    def of_rows(self, rows: int) -> dict[str, Any]:
-        """The inputs of a run of so many rows, by name."""
-        given: dict[str, Any] = dict(self._arrays)
-        if self._index is not None:
-            given[self._index] = np.zeros(rows, np.int64)
-        if self._lengths is not None:
-            given[self._lengths] = np.full(rows, self._length, np.int64)
-        return given
-
     @property
-    def placed(self) -> dict[str, DeviceArray]:
-        """Those that do not depend on the rows."""
-        return self._arrays
-
-
-def _stacked(spec: TensorSpec, prompt: Prompt) -> NDArray[np.float32] | None:
-    """One of the inputs as all prompts together give it; None if it is no prompt's."""
-    if spec.role == "table":
-        return prompt.virtual_tokens
-    if spec.role == "head":
-        return prompt.head[spec.name][None]
-    if spec.role == "prefix":
-        kv = prompt.prefix_kv
-        assert kv is not None, "manifest_problems says so"
-        return kv.reshape(-1, *kv.shape[2:])
-    return None
+    def length(self) -> int:
+        """How many positions it takes in front of a row's text."""
+        return self.info.num_virtual_tokens
 
 
 def read_prompt(bundle: Bundle, name: str | None = None) -> Prompt:

@@ -13,9 +13,9 @@ from ptdeploy.arguments import MOST, checked, flag, whole
 from ptdeploy.bundle import Manifest
 from ptdeploy.bundle.signature import BATCH, SEQUENCE
 from ptdeploy.printable import printable
-from ptdeploy.runtime.batching import Ids
-from ptdeploy.runtime.engine import Inputs, finite, softmax
-from ptdeploy.runtime.labelling import Labelling, TypeIds, classifier_problems
+from ptdeploy.runtime.engine import Inputs, softmax
+from ptdeploy.runtime.labelling import BATCH_SIZE, Labelling, TypeIds, classifier_problems
+from ptdeploy.runtime.prompt_choice import DEFAULT, PromptChoice, prompt_choice
 from ptdeploy.runtime.tokenizer import Encoding
 
 
@@ -48,47 +48,35 @@ class TokenClassifier(Labelling):
             return f"needs one label for each of its {tokens} tokens, null for those without one."
         return ""
 
-    @checked(truncate=flag, batch_size=whole(1, MOST))
+    @checked(truncate=flag, batch_size=whole(1, MOST), prompt=prompt_choice)
     def tag(
         self,
         inputs: Inputs,
         truncate: bool = False,
-        batch_size: int = 16,
+        batch_size: int = BATCH_SIZE,
         token_type_ids: TypeIds = None,
+        prompt: PromptChoice = DEFAULT,
     ) -> list[list[TokenLabel]]:
         """Label each token of each text or pair of texts; special tokens are left out.
 
         Inputs and errors are those of `Classifier.classify`.
         """
-        results = []
-        encodings = self.encode(inputs, truncate, token_type_ids)
-        for part, logits in self._batches(encodings, batch_size):
-            for encoding, row in zip(part, logits, strict=True):
-                probabilities = softmax(finite(row[: len(encoding.ids)]))
-                results.append(self._labels(encoding, probabilities))
-        return results
-
-    def _labels(self, encoding: Encoding, rows: NDArray[np.float64]) -> list[TokenLabel]:
-        labels = []
-        for i, row in enumerate(rows):
-            if encoding.special[i]:
-                continue
-            index = int(row.argmax())
-            labels.append(
-                TokenLabel(
-                    encoding.tokens[i] if encoding.tokens else str(encoding.ids[i]),
-                    encoding.ids[i],
-                    *encoding.offsets[i],
-                    self.prompt.info.labels[index],
-                    index,
-                    float(row[index]),
-                    1 if encoding.sequences and encoding.sequences[i] == 1 else 0,
+        with self._store.held(prompt) as chosen:
+            return [
+                _labels(encoding, one.info.labels, softmax(logits))
+                for encoding, one, logits in self._answers(
+                    inputs, chosen, truncate, token_type_ids, batch_size
                 )
-            )
-        return labels
+            ]
 
-    def records(self, inputs: Inputs, truncate: bool, token_type_ids: TypeIds) -> list[Any]:
-        rows = self.tag(inputs, truncate, token_type_ids=token_type_ids)
+    def records(
+        self,
+        inputs: Inputs,
+        truncate: bool,
+        token_type_ids: TypeIds,
+        prompt: PromptChoice = DEFAULT,
+    ) -> list[Any]:
+        rows = self.tag(inputs, truncate, token_type_ids=token_type_ids, prompt=prompt)
         return [[asdict(token) for token in row] for row in rows]
 
     def lines(self, record: Any) -> list[str]:
@@ -98,11 +86,24 @@ class TokenClassifier(Labelling):
             for token in record
         ]
 
-    def _row_logits(
-        self, rows: Sequence[Ids], segments: Sequence[Ids] | None = None
-    ) -> list[NDArray[np.float32]]:
-        return [
-            one[: row.size]
-            for part, logits in self._parts(rows, segments)
-            for row, one in zip(part, logits, strict=True)
-        ]
+
+def _labels(
+    encoding: Encoding, names: Sequence[str], rows: NDArray[np.float64]
+) -> list[TokenLabel]:
+    labels = []
+    for i, row in enumerate(rows):
+        if encoding.special[i]:
+            continue
+        index = int(row.argmax())
+        labels.append(
+            TokenLabel(
+                encoding.tokens[i] if encoding.tokens else str(encoding.ids[i]),
+                encoding.ids[i],
+                *encoding.offsets[i],
+                names[index],
+                index,
+                float(row[index]),
+                1 if encoding.sequences and encoding.sequences[i] == 1 else 0,
+            )
+        )
+    return labels

@@ -182,9 +182,7 @@ def load_tokenizer(bundle: Bundle) -> Tokenizer | None:
     with bundle.reading("tokenizer") as path:
         if path is None:
             return None
-        return Tokenizer(
-            path, bundle.manifest.tokenizer, bundle.manifest.request_limits.max_sequence
-        )
+        return Tokenizer(path, bundle.manifest.tokenizer, bundle.manifest.limits.max_context)
 
 
 def clean_up(text: str) -> str:

@@ -210,6 +210,12 @@ def _of_an_engine(name: str, engine: Any) -> Iterator[Door]:
     yield Door(f"{name}.encode(truncate)", lambda v: engine.encode(ids, truncate=v), True)
     yield Door(f"{name}.logits(input_ids)", engine.logits, True)
     yield Door(f"{name}.logits(attention_mask)", lambda v: engine.logits(ids, v), True)
+    yield Door(f"{name}.logits(prompt)", lambda v: engine.logits(ids, prompt=v), True)
+    yield Door(f"{name}.encode(prompt)", lambda v: engine.encode(ids, prompt=v), True)
+    yield Door(f"{name}.load_prompt(path)", engine.load_prompt)
+    path = engine.bundle.path
+    yield Door(f"{name}.load_prompt(name)", lambda v: taken_in(engine, path, v))
+    yield Door(f"{name}.unload_prompt(name)", engine.unload_prompt)
     for method in ("classify", "tag"):
         if not hasattr(engine, method):
             continue
@@ -221,8 +227,17 @@ def _of_an_engine(name: str, engine: Any) -> Iterator[Door]:
         )
 
 
+def taken_in(engine: Any, path: Path, name: Any) -> None:
+    """Take in a prompt by that name, and take it out again."""
+    before = set(engine.prompts)
+    engine.load_prompt(path, name)
+    for one in set(engine.prompts) - before:
+        engine.unload_prompt(one)
+
+
 _OPTIONS = (
     "max_new_tokens",
+    "prompt",
     "stop",
     "seed",
     "cancel",
@@ -275,6 +290,7 @@ def _of_a_causal_model(engine: Any) -> Iterator[Door]:
             session(lambda one, v, name=name: one.generate(**{**few, name: v})),
         )
     yield Door("session(max_tokens)", engine.session)
+    yield Door("session(prompt)", lambda v: engine.session(prompt=v))
     yield Door("session.append(inputs)", session(lambda one, v: one.append(v)))
     yield Door("session.rollback(tokens)", session(lambda one, v: one.rollback(v)))
     yield Door("chat_text(messages)", engine.chat_text)
@@ -344,6 +360,9 @@ def _of_prompts(bundle: Path) -> Iterator[Door]:
         )
 
 
+_LOAD = ("device", "threads", "map_weights", "max_prompts")
+
+
 def _of_the_package(bundle: Path) -> Iterator[Door]:
     from ptdeploy.commands.diff import compare_bundles
     from ptdeploy.commands.inspect import inspect
@@ -368,14 +387,14 @@ def _of_the_package(bundle: Path) -> Iterator[Door]:
     for one in (*nothing, "base", "adapter", "task", "task_id", "progress"):
         yield Door(f"convert({one})", lambda v, one=one: ptdeploy.convert(**{**nothing, one: v}))
     yield Door("load(bundle)", ptdeploy.load)
-    yield from of("load", ptdeploy.load, bundle, names=("device", "threads", "map_weights"))
+    yield from of("load", ptdeploy.load, bundle, names=_LOAD)
     yield Door("inspect(path)", inspect)
     yield from of("inspect", inspect, bundle, names=("adapter", "task", "layers"))
     yield Door("diff(before)", lambda v: compare_bundles(v, bundle))
     yield Door("diff(after)", lambda v: compare_bundles(bundle, v))
     yield from of("diff", compare_bundles, bundle, bundle, names=("speed", "rounds"))
     yield Door("profile(path)", lambda v: profile_bundle(v, batch=1, rounds=1, progress=quiet))
-    for one in ("batch", "tokens", "rounds", "device", "threads"):
+    for one in ("batch", "tokens", "rounds", "device", "threads", "prompt"):
         yield Door(
             f"profile({one})",
             lambda v, one=one: profile_bundle(

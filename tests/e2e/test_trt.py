@@ -152,10 +152,11 @@ def test_a_buffer_with_an_overflow_is_not_used_again(kept):
     with open_graph_check(read_bundle(kept), "ort") as engine:
         want = engine.logits([[1, 2, 3]])[0]
         engine.generate([[5, 6]], 3, eos_token_ids=())
-        spare = engine.buffer(1, 5)
+        rows = engine.buffers.take([engine.prompt], [5])
+        spare = rows.kv
         spare._placed["past_key_values.0.value"].value[:, :, 20] = np.inf
         assert np.isnan(spare.decode([7])).any()
-        engine.buffers.keep(spare)
+        engine.buffers.keep(rows)
         assert np.array_equal(engine.logits([[1, 2, 3]])[0], want)
 
 

@@ -10,7 +10,6 @@ from ptdeploy import InputError
 from ptdeploy.bundle.task import Task
 from ptdeploy.program.kinds import KINDS
 from ptdeploy.runtime import ENGINES
-from ptdeploy.runtime.batching import rows_of
 
 ALL = [("bert", "SEQ_CLS"), ("bert", "TOKEN_CLS"), ("qwen2", "SEQ_CLS"), ("qwen2", "CAUSAL_LM")]
 every = pytest.mark.parametrize(("architecture", "task"), ALL)
@@ -75,7 +74,7 @@ def test_whole_requests_run(engine):
 @pytest.mark.parametrize(("architecture", "task"), ALL[:3])
 @pytest.mark.parametrize("row", [0, 1])
 def test_what_a_classifier_is_fed_gives_its_own_logits(engine, row):
-    rows = rows_of(ROWS, None, engine.limits)
+    rows = [np.asarray(row, np.int64) for row in ROWS]
     fed = engine.feed(rows, [np.zeros_like(one) for one in rows], row)
     assert (fed.row, fed.rows, fed.width, fed.taken) == (row, 2, 5, len(ROWS[row]))
     logits = engine._session.run(fed.feed)["logits"][row]
@@ -90,7 +89,7 @@ def test_what_a_classifier_is_fed_gives_its_own_logits(engine, row):
 @pytest.mark.parametrize(("architecture", "task"), ALL[3:])
 @pytest.mark.parametrize("rows", [ROWS, ROWS[:1]])
 def test_what_a_decoder_is_fed_gives_its_own_logits(engine, rows):
-    ids = rows_of(rows, None, engine.limits)
+    ids = [np.asarray(row, np.int64) for row in rows]
     fed = engine.feed(ids, [np.zeros_like(one) for one in ids], 0)
     logits = engine._session.run(fed.feed)["logits"][fed.row]
     wanted = engine.logits(rows)[0][-fed.taken :]

@@ -277,14 +277,20 @@ def make(
 
 
 def another(
-    folder: Path, trained: Trained, task: str, virtual_tokens: int, labels: int, seed: int
+    folder: Path,
+    trained: Trained,
+    task: str,
+    virtual_tokens: int,
+    labels: int,
+    seed: int,
+    kind: str = "P-Tuning, MLP",
 ) -> Trained:
     """Another prompt over the base of a trained model, with a head of its own."""
     torch.manual_seed(seed)
     base = _AUTO[task].from_pretrained(
         trained.base, num_labels=labels, ignore_mismatched_sizes=True
     )
-    model = tune(base.eval(), folder, task, "P-Tuning, MLP", virtual_tokens)
+    model = tune(base.eval(), folder, task, kind, virtual_tokens)
     return Trained(model, trained.base, folder / "adapter")
 
 

@@ -82,8 +82,8 @@ def buffers(compiled, tmp_path, prefix: int, rows: int, slots: int) -> tuple[Pag
     layers, two, heads, _, width = theirs.prompt.prefix_kv.shape
     random = np.random.default_rng(0)
     kv = random.normal(size=(layers, two, heads, prefix, width)).astype(np.float32)
-    paged = PagedKV(ours._session, ours.layout, kv, rows, slots, {}, ours._session.block_size)
-    return paged, DenseKV(theirs._session, theirs.layout, kv, rows, slots, {})
+    paged = PagedKV(ours._session, ours.layout, [kv] * rows, slots, {}, ours._session.block_size)
+    return paged, DenseKV(theirs._session, theirs.layout, [kv] * rows, slots, {})
 
 
 @pytest.mark.parametrize("prefix", [1, 31, 32, 33, 64, 70])
@@ -133,8 +133,7 @@ def test_rows_of_unequal_length_run_together(compiled, tmp_path, monkeypatch):
 def test_a_row_is_copied_over_to_another_buffer(compiled, tmp_path):
     paged, _ = buffers(compiled, tmp_path, 40, 3, 128)
     paged.prefill_all([np.arange(3, 40), np.array([5]), np.arange(10, 21)])
-    other = PagedKV(paged._session, paged._layout, None, 1, 128, {}, 32)
-    other.prefix, other.lengths[:] = 0, 0
+    other = PagedKV(paged._session, paged._layout, [None], 128, {}, 32)
     other.copy_row(0, paged, 2)
     want = paged.decode([7, 7, 7])[2]
     assert np.abs(other.decode([7])[0] - want).max() < NEAR * (1 + np.abs(want).max())
@@ -142,7 +141,7 @@ def test_a_row_is_copied_over_to_another_buffer(compiled, tmp_path):
 
 def test_what_overflowed_is_not_kept(engines):
     ours, _ = engines
-    kv = ours.buffer(1, 8)
+    kv = ours.buffers.take([ours.prompt], [8]).kv
     for name in kv._caches:
         kv._caches[name][...] = np.nan
     kv.prefill(0, np.array([5, 6]))

@@ -16,7 +16,8 @@ from ptdeploy.backends import get_backend
 from ptdeploy.backends.ort.session import OrtMemory
 from ptdeploy.bundle import MODEL, Manifest, read_bundle
 from ptdeploy.runtime import ENGINES
-from ptdeploy.runtime.prompts import PromptInputs, read_prompt
+from ptdeploy.runtime.prompt_inputs import PromptInputs
+from ptdeploy.runtime.prompts import read_prompt
 
 CLASSIFIERS = [
     ("bert", "SEQ_CLS"),
@@ -118,7 +119,7 @@ def test_a_prompt_is_placed_in_the_type_of_the_activations(compiled, dtype):
     graph = msgspec.structs.replace(manifest.graph, inputs=inputs)
     manifest = msgspec.structs.replace(manifest, graphs={MODEL: graph})
     session = Counting(get_backend("ort").load(bundle, "cpu", 1, False))
-    placed = PromptInputs(session, manifest, prompt).placed
+    placed = PromptInputs(session, manifest).stack([prompt]).placed
     found = placed["virtual_tokens"].read()
     assert found.dtype.itemsize == 2
     if dtype == "float16":
