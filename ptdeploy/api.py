@@ -19,7 +19,7 @@ from ptdeploy.targets.options import TargetOptions
 
 
 def compile(
-    checkpoint: str | Path,
+    checkpoint: str | Path | None = None,
     *,
     target: str,
     base: str | None = None,
@@ -46,6 +46,8 @@ def compile(
 
     `checkpoint` is a PEFT adapter folder, a Trainer checkpoint, a state dict file, a file of one
     tensor or a `.nemo` file; `base` overrides the base model it names (a local folder or a hub id).
+    Without a `checkpoint`, `base` and `task` CAUSAL_LM make a bundle without a prompt, compared
+    with transformers.
     `name` is what the prompt is called in the bundle, "default" unless told.
     `target` is "ort", "openvino" or "trt"; `device` "cpu" or "cuda", and `precision`, are the
     target's default unless told. `labels` names the classes; `head` says what SEQ_CLS logits are,

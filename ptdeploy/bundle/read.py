@@ -95,8 +95,8 @@ class Bundle:
         if not self.held.link(entry.path, place):
             self.copy(entry, place)
 
-    def by_default(self, name: str) -> Bundle:
-        """The same bundle, as if its default prompt were the one of that name."""
+    def by_default(self, name: str | None) -> Bundle:
+        """The same bundle, as if its default prompt were the one of that name, or none."""
         return replace(self, manifest=msgspec.structs.replace(self.manifest, default_prompt=name))
 
     def manifest_bytes(self) -> bytes:
@@ -168,8 +168,8 @@ def _read(path: Path, hashes: bool) -> Bundle:
     bundle = Bundle(path, manifest, held)
     for found, words in (
         (bundle.entry("model") or bundle.entry("engine"), "'model' or 'engine'"),
-        (bundle.entry("prompt"), "'prompt'"),
+        (manifest.default_prompt is None or bundle.entry("prompt"), "'prompt'"),
     ):
-        if found is None:
+        if not found:
             raise BundleError(f"{path / MANIFEST_NAME}: lists no file with the role {words}.")
     return bundle

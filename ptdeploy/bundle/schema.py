@@ -57,17 +57,31 @@ class SourceInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     task_id: int | None = None
 
 
+class ParitySummary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a parity check at compile time found; the whole report is in the bundle too."""
+
+    passed: bool
+    cases: int
+    max_abs: float
+    top1_agreement: float
+    reference: str
+    perplexity_ratio: float | None = None
+
+
 class BaseInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The base model: its name without any path, its architecture, and two hashes.
 
     `config_sha256` is of its configuration; `weights_sha256` of all weights that the engine was
-    made from but for those that belong to prompts.
+    made from but for those that belong to prompts. `parity` and `graph_parity` are as a prompt's,
+    of the engine without a prompt; null where that was not compared.
     """
 
     name: str
     architecture: str
     config_sha256: str
     weights_sha256: str
+    parity: ParitySummary | None = None
+    graph_parity: ParitySummary | None = None
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -167,17 +181,6 @@ class TokenizerInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     clean_up_tokenization_spaces: bool = False
 
 
-class ParitySummary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a parity check at compile time found; the whole report is in the bundle too."""
-
-    passed: bool
-    cases: int
-    max_abs: float
-    top1_agreement: float
-    reference: str
-    perplexity_ratio: float | None = None
-
-
 class PromptInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A frozen prompt: how it was made, and the hash of its virtual tokens as float32.
 
@@ -206,7 +209,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """`manifest.json`, described in docs/bundle.md and docs/manifest.schema.json.
 
     `graphs` and `prompts` are by name. `default_prompt` is the one that a request has which names
-    none.
+    none; null is the base model alone.
     """
 
     format: Literal["ptdeploy-bundle"] = "ptdeploy-bundle"
@@ -233,17 +236,29 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     @property
     def prompt(self) -> PromptInfo:
-        """The default prompt of a bundle that was checked to have one."""
-        assert self.default_prompt is not None
-        return self.prompts[self.default_prompt]
+        """The default prompt; where there is none, the base model alone, as one of no tokens."""
+        if self.default_prompt is not None:
+            return self.prompts[self.default_prompt]
+        return PromptInfo(
+            kind="no prompt",
+            num_virtual_tokens=0,
+            token_dim=None,
+            sha256="",
+            prefix_kv=None,
+            source=SourceInfo("the base model alone", "", {}),
+            parity=self.base.parity,
+            graph_parity=self.base.graph_parity,
+        )
 
     @property
     def request_limits(self) -> RequestLimits:
         """What a request with the default prompt may ask for."""
         return self.limits.beside(self.prompt.num_virtual_tokens)
 
-    def with_prompt(self, name: str, **changes: object) -> Manifest:
-        """The manifest with some fields of one prompt changed."""
+    def with_prompt(self, name: str | None, **changes: object) -> Manifest:
+        """The manifest with some fields of one prompt changed; None is the base model alone."""
+        if name is None:
+            return msgspec.structs.replace(self, base=msgspec.structs.replace(self.base, **changes))
         changed = msgspec.structs.replace(self.prompts[name], **changes)
         return msgspec.structs.replace(self, prompts={**self.prompts, name: changed})
 
@@ -270,6 +285,6 @@ def is_prompt_name(name: str) -> bool:
     return _PROMPT_NAME.fullmatch(name) is not None
 
 
-def prompt_folder(name: str) -> str:
-    """Where a prompt's files lie in the bundle."""
-    return f"prompts/{name}"
+def prompt_folder(name: str | None) -> str:
+    """Where a prompt's files lie in the bundle; None is the base model alone."""
+    return "base" if name is None else f"prompts/{name}"

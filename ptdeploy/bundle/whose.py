@@ -23,14 +23,16 @@ def misnamed(manifest: Manifest) -> Iterator[str]:
         yield f"graphs must have one, {MODEL!r}"
     if not all(map(is_prompt_name, manifest.prompts)):
         yield "prompts has a name that no prompt can have"
-    if manifest.default_prompt not in manifest.prompts:
+    if manifest.default_prompt not in (None, *manifest.prompts):
         yield "default_prompt is not the name of a prompt"
     for index, entry in enumerate(manifest.files):
         if entry.role in OF_GRAPH:
             if entry.of not in manifest.graphs:
                 yield f"files[{index}].of is not the name of a graph"
         elif entry.role in OF_PROMPT:
-            if entry.of not in manifest.prompts:
+            # What shows of the base model alone is no prompt's.
+            alone = entry.of is None and entry.role != "prompt"
+            if not alone and entry.of not in manifest.prompts:
                 yield f"files[{index}].of is not the name of a prompt"
         elif entry.of is not None:
             yield f"files[{index}].of must be null"

@@ -21,8 +21,10 @@ SUMMARY = "Compile a trained prompt and its base model into a verified bundle."
 def add_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "checkpoint",
+        nargs="?",
         help="PEFT adapter folder, Trainer checkpoint, state dict file, file of one tensor, or "
-        ".nemo file",
+        ".nemo file; "
+        "without one, --base and --task CAUSAL_LM make a bundle without a prompt",
     )
     runs = sub.add_mutually_exclusive_group(required=True)
     runs.add_argument("--target", choices=sorted(TARGETS), help="what is to run it")
@@ -101,7 +103,8 @@ def run(arguments: argparse.Namespace) -> int:
     frozen = f"{prompt.num_virtual_tokens} virtual tokens"
     if prompt.prefix_kv:
         frozen += f" as prefix KV {list(prompt.prefix_kv)}"
-    named = f", named {request.name}" if request.prompt_name != DEFAULT_PROMPT else ""
+    frozen = f"{frozen} ({prompt.kind})" if manifest.prompts else "no prompt"
+    named = f", named {request.name}" if request.name not in (None, DEFAULT_PROMPT) else ""
     computed = engine_words(manifest.target, engine_facts(bundle)).computes
     types = "".join(f"          {dtype}: {words}\n" for dtype, words in computed)
     tokenizer = None if manifest.tokenizer is None else msgspec.to_builtins(manifest.tokenizer)
@@ -109,7 +112,7 @@ def run(arguments: argparse.Namespace) -> int:
     show(
         f"read      {manifest.prompt.source.format}, {manifest.task.value} on "
         f"{manifest.base.architecture} ({manifest.base.name})\n"
-        f"frozen    {frozen} ({prompt.kind}){named}\n"
+        f"frozen    {frozen}{named}\n"
         f"tokenizer {tokenizer_words(tokenizer)}\n"
         f"{_head_line(manifest)}"
         f"graph     {manifest.graph.route}: {manifest.graph.reason}\n"

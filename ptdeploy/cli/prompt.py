@@ -93,6 +93,8 @@ def _run_list(arguments: argparse.Namespace) -> int:
 
 
 def _show_prompts(prompts: dict[str, PromptInfo], default: str | None) -> None:
+    if default is None:
+        show("prompt    none, unless a request names one")
     for name, prompt in prompts.items():
         info = printable_fields(prompt)
         own = " (the default)" if name == default else ""

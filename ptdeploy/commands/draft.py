@@ -31,7 +31,8 @@ class Draft:
 
     `working` files were needed to make the engine and stay out of the bundle. `notes` are for the
     user at the end; the `told` ones were shown before. `references` are of those prompts that are
-    to be proven, by name. `refused` says what is left if parity fails.
+    to be proven, by name; None is the base model alone. `refused` says what is left where parity
+    fails.
     """
 
     folder: Path
@@ -39,7 +40,7 @@ class Draft:
     working: tuple[FileEntry, ...] = ()
     notes: tuple[str, ...] = ()
     told: tuple[str, ...] = ()
-    references: Mapping[str, Reference] = field(default_factory=dict, repr=False)
+    references: Mapping[str | None, Reference] = field(default_factory=dict, repr=False)
     refused: str = "no bundle was written"
 
     def opened(self) -> Bundle:
@@ -59,11 +60,13 @@ def prove(draft: Draft, progress: Progress) -> Draft:
     return draft
 
 
-def _prove_prompt(draft: Draft, name: str, reference: Reference, progress: Progress) -> Draft:
+def _prove_prompt(
+    draft: Draft, name: str | None, reference: Reference, progress: Progress
+) -> Draft:
     bundle = draft.opened().by_default(name)
     manifest, prompt = bundle.manifest, bundle.manifest.prompt
     target = get_target(manifest.target)
-    of = f" of prompt {name!r}" if len(manifest.prompts) > 1 else ""
+    of = in_stages(name, manifest)
     compiled = Compiled(
         manifest.base.architecture,
         target.numerics(manifest.device, manifest.precision).activations,
@@ -109,26 +112,34 @@ def finish(draft: Draft, destination: Destination, progress: Progress) -> Bundle
     with progress.stage("write the bundle"):
         bundle = publish(draft.folder, draft.manifest, destination)
     notes = tuple(dict.fromkeys(draft.notes))
-    if any(one.parity is None for one in draft.manifest.prompts.values()):
+    manifest = draft.manifest
+    if any(one.parity is None for one in (manifest.prompt, *manifest.prompts.values())):
         notes += (PENDING,)
     for note in notes:
         progress.note(note)
     return replace(bundle, notes=(*draft.told, *notes))
 
 
-def prompt_place(folder: Path, name: str) -> Path:
-    """Where a prompt's files lie in the staging folder."""
+def in_stages(name: str | None, manifest: Manifest) -> str:
+    """Which prompt a stage is about, where a bundle has several answers."""
+    if len({manifest.default_prompt, name, *manifest.prompts}) > 1:
+        return " without a prompt" if name is None else f" of prompt {name!r}"
+    return ""
+
+
+def prompt_place(folder: Path, name: str | None) -> Path:
+    """Where a prompt's files lie in the staging folder, or those of the base model alone."""
     place = folder / prompt_folder(name)
     place.mkdir(parents=True, exist_ok=True)
     return place
 
 
-def staged_of_prompt(name: str, file: str, role: Role) -> FileEntry:
+def staged_of_prompt(name: str | None, file: str, role: Role) -> FileEntry:
     """An entry for one of a prompt's files."""
     return staged(f"{prompt_folder(name)}/{file}", role, name)
 
 
-def _with_reports(draft: Draft, name: str, reports: dict[Role, ParityReport]) -> Draft:
+def _with_reports(draft: Draft, name: str | None, reports: dict[Role, ParityReport]) -> Draft:
     files, notes = draft.manifest.files, draft.notes
     for role, report in reports.items():
         file = f"{role.replace('_', '-')}.json"

@@ -211,6 +211,7 @@ def _describe_bundle(facts: dict[str, Any]) -> str:
         ("runs on", f"{facts['target']}, {facts['device']}, {facts['precision']}"),
         ("task", f"{facts['task']} on {base['architecture']}"),
         ("base model", base["name"]),
+        *_base_lines(facts),
         *(line for name in facts["prompts"] for line in _prompt_lines(name, facts)),
         ("tokenizer", tokenizer_words(facts["tokenizer"])),
         (
@@ -227,6 +228,18 @@ def _describe_bundle(facts: dict[str, Any]) -> str:
     if "engine_layers" in facts:
         lines += _layer_lines(facts["engine_layers"])
     return _table(lines)
+
+
+def _base_lines(facts: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The base model alone, where requests may have it or it was compared."""
+    alone: dict[str, Any] = {"head": "softmax", **facts["base"]}
+    if facts["default_prompt"] is None:
+        yield "prompt", "none, unless a request names one"
+        yield "parity", _parity_words(alone, facts, facts["completed_parity"])
+    elif alone["parity"] is not None:
+        yield "without prompt", _parity(alone["parity"], alone, facts)
+    if alone["graph_parity"] is not None:
+        yield "graph parity", _parity(alone["graph_parity"], alone, facts)
 
 
 def _file_lines(facts: dict[str, Any]) -> list[tuple[str, Any]]:

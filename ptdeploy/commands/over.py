@@ -249,7 +249,7 @@ def _pack_manifest(draft: Draft, bundle: Bundle, name: str) -> PackManifest:
         device=manifest.device,
         precision=manifest.precision,
         engine_sha256=engine_sha256(manifest),
-        base=manifest.base,
+        base=msgspec.structs.replace(manifest.base, parity=None, graph_parity=None),
         prompt=draft.manifest.prompt,
         files=tuple(files),
     )

@@ -65,7 +65,7 @@ def make_plan(request: CompileRequest) -> Plan:
         precision, asked, numerics.block_size, numerics.custom_operators
     )
     texts = read_texts(asked.quality_text) if asked.quality_text else None
-    for given in (request.checkpoint, request.base or "", request.place):
+    for given in (request.checkpoint or "", request.base or "", request.place):
         library_path(given)
     destination = check_destination(request.place, request.force)
     return Plan(

@@ -54,7 +54,8 @@ def add_prompt(request: PromptAddRequest, progress: Progress) -> Bundle:
             draft = prove(_draft(bundle, request, folder, progress), progress)
             prompts = {**bundle.manifest.prompts, **draft.manifest.prompts}
             with progress.stage("write the bundle"):
-                done = _put(bundle, destination, folder, prompts, draft.manifest.files)
+                added, default = draft.manifest.files, bundle.manifest.default_prompt
+                done = _put(bundle, destination, folder, prompts, default, added)
     notes = draft.notes if draft.manifest.prompt.parity is not None else (*draft.notes, PENDING)
     for note in notes:
         progress.note(note)
@@ -68,8 +69,6 @@ def remove_prompt(request: PromptChange) -> Bundle:
         bundle = read_bundle(request.bundle)
         name, prompts = request.name, dict(bundle.manifest.prompts)
         _check_there(bundle, name)
-        if len(prompts) == 1:
-            raise InputError(f"{bundle.path}: {name!r} is its only prompt.")
         if name == bundle.manifest.default_prompt:
             raise InputError(
                 f"{bundle.path}: {name!r} is its default prompt.",
@@ -168,7 +167,7 @@ def _rewritten(bundle: Bundle, prompts: Mapping[str, PromptInfo], default: str |
     """The bundle with some of its own prompts, put into its own place."""
     destination = _in_place(bundle)
     with stage_bundle(destination) as folder:
-        return _put(bundle, destination, folder, prompts, (), default)
+        return _put(bundle, destination, folder, prompts, default)
 
 
 def _put(
@@ -176,8 +175,8 @@ def _put(
     destination: Destination,
     folder: Path,
     prompts: Mapping[str, PromptInfo],
-    added: tuple[FileEntry, ...],
-    default: str | None = None,
+    default: str | None,
+    added: tuple[FileEntry, ...] = (),
 ) -> Bundle:
     """Publish the bundle with these prompts. `added` files are staged already, of one of them."""
     old = bundle.manifest
@@ -185,12 +184,11 @@ def _put(
     kept = [
         entry
         for entry in old.files
-        if entry.role not in OF_PROMPT or (entry.of in prompts and entry.of not in ours)
+        if entry.role not in OF_PROMPT or (entry.of in (None, *prompts) and entry.of not in ours)
     ]
     for entry in kept:
         if not (folder / entry.path).exists():
             bundle.link(entry, folder / entry.path)
-    default = default or old.default_prompt or next(iter(prompts))
     if default == old.default_prompt and default not in ours:
         _keep_completed(bundle, folder)
     # In one order, whatever came first.

@@ -26,7 +26,7 @@ from ptdeploy.commands.draft import Draft, finish, prove
 from ptdeploy.commands.request import RebuildRequest
 from ptdeploy.errors import InputError
 from ptdeploy.parity.reference import Reference
-from ptdeploy.parity.reference.store import load_reference
+from ptdeploy.parity.reference.store import load_reference, referred
 from ptdeploy.progress import Progress
 from ptdeploy.targets import get_target
 from ptdeploy.targets.options import TargetOptions
@@ -36,12 +36,13 @@ from ptdeploy.targets.options import TargetOptions
 class Rebuilding:
     """A bundle whose engine can be built again, and where the new one is to lie.
 
-    `references` are those of its prompts, by name, the default one's first.
+    `references` are those of its prompts, by name, the default one's first; None is the base
+    model alone.
     """
 
     bundle: Bundle
     destination: Destination
-    references: Mapping[str, Reference]
+    references: Mapping[str | None, Reference]
 
 
 @checked(request=instance(RebuildRequest), progress=having("stage", "note"))
@@ -74,13 +75,7 @@ def _read(request: RebuildRequest, progress: Progress) -> Rebuilding:
         if request.output
         else check_destination(bundle.path.resolve(), True, bundle.manifest_bytes())
     )
-    default = bundle.manifest.default_prompt
-    names = sorted(bundle.manifest.prompts, key=lambda name: (name != default, name))
-    references = {
-        name: load_reference(bundle.by_default(name))
-        for name in names
-        if bundle.file("reference", name)
-    }
+    references = {name: load_reference(bundle.by_default(name)) for name in referred(bundle)}
     return Rebuilding(bundle, destination, references)
 
 
@@ -101,7 +96,9 @@ def _build(old: Rebuilding, asked: TargetOptions | None, folder: Path, progress:
     }
     return Draft(
         folder,
-        msgspec.structs.replace(manifest, prompts=prompts, files=files),
+        msgspec.structs.replace(
+            manifest.with_prompt(None, parity=None), prompts=prompts, files=files
+        ),
         notes=notes,
         references=old.references,
         refused=f"{old.destination.path} is as it was",

@@ -44,7 +44,7 @@ def _stem(checkpoint: str | Path) -> str:
 class CompileRequest:
     """What ptdeploy.compile takes, but for its progress. Raises InputError as it does."""
 
-    checkpoint: str | Path
+    checkpoint: str | Path | None
     target: str
     base: str | None = None
     output: str | Path | None = None
@@ -68,7 +68,7 @@ class CompileRequest:
     def __post_init__(self) -> None:
         check_fields(
             self,
-            checkpoint=path,
+            checkpoint=maybe(path),
             target=text,
             base=maybe(path),
             output=maybe(path),
@@ -89,18 +89,36 @@ class CompileRequest:
             golden=maybe(whole()),
             engine=maybe(having("given")),
         )
+        if self.checkpoint is None:
+            self._check_base_alone()
+
+    def _check_base_alone(self) -> None:
+        """Without a checkpoint there is no prompt, and nothing of one can be asked for."""
+        if self.base is None:
+            raise InputError(
+                "There is no checkpoint to compile.",
+                "Pass one, or for a bundle without a prompt the base model: --base MODEL --task "
+                "CAUSAL_LM",
+            )
+        for name in ("name", "adapter", "labels", "head", "task_id"):
+            if getattr(self, name) is not None:
+                raise InputError(
+                    f"--{name.replace('_', '-')} is about a prompt, and there is no checkpoint."
+                )
+        if not self.freeze_kv:
+            raise InputError("--no-freeze-kv is about a prompt, and there is no checkpoint.")
 
     @property
-    def prompt_name(self) -> str:
-        """What the prompt is called in the bundle."""
-        return self.name or DEFAULT_PROMPT
+    def prompt_name(self) -> str | None:
+        """What the prompt is called in the bundle; None where there is none."""
+        return None if self.checkpoint is None else self.name or DEFAULT_PROMPT
 
     @property
     def place(self) -> Path:
         """Where the bundle is written; unless told `<checkpoint's name>.<target>.bundle`, here."""
         if self.output:
             return Path(self.output)
-        return Path(f"{_stem(self.checkpoint)}.{self.target}.bundle")
+        return Path(f"{_stem(self.checkpoint or self.base or '')}.{self.target}.bundle")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,12 +14,14 @@ from ptdeploy.bundle.signature import Signature
 from ptdeploy.bundle.task import Task
 from ptdeploy.commands.draft import Draft, prompt_place, staged_of_prompt
 from ptdeploy.commands.plan import Plan
+from ptdeploy.commands.request import CompileRequest
 from ptdeploy.errors import InputError, TargetUnavailable
 from ptdeploy.program.kinds import BuildOptions, kind_of
 from ptdeploy.progress import Progress, reference_stage
 from ptdeploy.source.base import BaseModel, resolve_base
 from ptdeploy.source.base_weights import load_model
 from ptdeploy.source.checkpoint import Checkpoint, read_checkpoint
+from ptdeploy.source.checkpoint.no_prompt import no_prompt
 from ptdeploy.targets import BuildRequest
 
 if TYPE_CHECKING:
@@ -71,9 +73,7 @@ def read(plan: Plan, progress: Progress) -> Source:
     """Read all that was trained, and refuse what does not fit together. No weight is loaded."""
     request = plan.request
     with progress.stage("read the checkpoint"):
-        checkpoint = read_checkpoint(
-            request.checkpoint, request.adapter, request.task, request.labels, request.task_id
-        )
+        checkpoint = _checkpoint(request)
         _check_kv_buffer(checkpoint.task, plan)
         from ptdeploy.source.meaning import read_meaning
         from ptdeploy.source.tokenizer_choice import choose_tokenizer
@@ -88,6 +88,15 @@ def read(plan: Plan, progress: Progress) -> Source:
     for note in base.notes:
         progress.note(note)
     return Source(checkpoint, base, meaning, tokenizer)
+
+
+def _checkpoint(request: CompileRequest) -> Checkpoint:
+    if request.checkpoint is not None:
+        return read_checkpoint(
+            request.checkpoint, request.adapter, request.task, request.labels, request.task_id
+        )
+    assert request.base is not None, "a request without a checkpoint has one"
+    return no_prompt(request.base, request.task)
 
 
 def freeze(plan: Plan, source: Source, progress: Progress) -> Frozen:
@@ -164,15 +173,15 @@ def build(plan: Plan, traced: Traced, folder: Path, progress: Progress) -> Draft
                 plan.options,
             )
         )
-        saved = save_prompt(traced.prompt, prompt_place(folder, request.prompt_name))
-        files: tuple[FileEntry, ...] = (
-            *built.files,
-            staged_of_prompt(request.prompt_name, saved, "prompt"),
-        )
+        files: tuple[FileEntry, ...] = built.files
+        name = request.prompt_name
+        if name is not None:
+            saved = save_prompt(traced.prompt, prompt_place(folder, name))
+            files += (staged_of_prompt(name, saved, "prompt"),)
         if tokenizer.tokenizer is not None:
             files += save_text_files(tokenizer.tokenizer, folder)
     manifest = build_manifest(
-        name=request.prompt_name,
+        name=name,
         checkpoint=source.checkpoint,
         base=source.base,
         prompt=traced.prompt,
@@ -216,7 +225,6 @@ def compute_rows(
 
     checkpoint, chosen = source.checkpoint, source.tokenizer
     bounds, name = draft.manifest.request_limits, draft.manifest.default_prompt
-    assert name is not None, "a reference is of a prompt"
     with progress.stage(reference_stage(checkpoint.of_peft)):
         evaluation = None
         if draft.manifest.quantization is not None:

@@ -13,6 +13,7 @@ import msgspec
 from ptdeploy.arguments import checked, having, instance
 from ptdeploy.bundle import Bundle, Manifest, read_bundle, whole
 from ptdeploy.bundle.whose import in_words
+from ptdeploy.commands.draft import in_stages
 from ptdeploy.commands.request import VerifyRequest
 from ptdeploy.errors import InputError
 from ptdeploy.files import check_readable
@@ -20,8 +21,9 @@ from ptdeploy.parity.cases import AskedRow, edge_note
 from ptdeploy.parity.compare import compare
 from ptdeploy.parity.data import DataRow, read_data
 from ptdeploy.parity.graph_check import as_graph_check, open_graph_check
+from ptdeploy.parity.mixed import with_mixed
 from ptdeploy.parity.reference import Reference, ReferenceRow
-from ptdeploy.parity.reference.store import load_reference
+from ptdeploy.parity.reference.store import load_reference, referred
 from ptdeploy.parity.report import Failing, ParityReport
 from ptdeploy.parity.reports import FAILING_NAME, check_report
 from ptdeploy.parity.thresholds import Overrides, read_thresholds
@@ -48,7 +50,7 @@ def verify_bundle(request: VerifyRequest, progress: Progress) -> ParityReport:
     with ExitStack() as opened:
         with progress.stage("check the bundle's files"):
 
-            def enter() -> tuple[Bundle, tuple[str, ...], Engine]:
+            def enter() -> tuple[Bundle, tuple[str | None, ...], Engine]:
                 bundle = read_bundle(path)
                 names = _names(bundle, request)
                 opening = _opening(bundle.by_default(names[0]), request)
@@ -78,22 +80,26 @@ def verify_bundle(request: VerifyRequest, progress: Progress) -> ParityReport:
         return _compare(run, progress)
 
 
-def _names(bundle: Bundle, request: VerifyRequest) -> tuple[str, ...]:
-    """The prompts to be compared, the one that options are about first.
+def _names(bundle: Bundle, request: VerifyRequest) -> tuple[str | None, ...]:
+    """The prompts to be compared, the one that options are about first; None is the base alone.
 
-    Raises InputError if the one that was asked for is not there.
+    Raises InputError if the one that was asked for is not there, or a checkpoint is of none.
     """
     prompts, default = bundle.manifest.prompts, bundle.manifest.default_prompt
-    assert default is not None, "read_bundle checks it"
-    if request.prompt is not None and request.prompt not in prompts:
-        raise InputError(
-            f"{bundle.path}: has no prompt {request.prompt!r}; there is {in_words(prompts)}."
-        )
     if request.prompt is not None:
+        if request.prompt not in prompts:
+            raise InputError(
+                f"{bundle.path}: has no prompt {request.prompt!r}; there is {in_words(prompts)}."
+            )
         return (request.prompt,)
+    if request.checkpoint is not None and default is None:
+        raise InputError(
+            f"{bundle.path}: has no default prompt that a checkpoint could be of.",
+            f"Say which prompt it is with --prompt: there is {in_words(prompts)}.",
+        )
     if request.checkpoint is not None or request.data is not None:
         return (default,)
-    return (default, *sorted(set(prompts) - {default}))
+    return tuple(dict.fromkeys((default, *sorted(prompts), *referred(bundle))))
 
 
 def _refuse(request: VerifyRequest) -> None:
@@ -123,7 +129,7 @@ class _Run:
 
     request: VerifyRequest
     own: Bundle
-    names: tuple[str, ...]
+    names: tuple[str | None, ...]
     engine: Engine
     peft: PeftSource | None
     chosen: ChosenTokenizer | None
@@ -138,9 +144,15 @@ class _Run:
 
 def _compare(run: _Run, progress: Progress) -> ParityReport:
     found, reference = _compare_first(run, progress)
-    others = tuple(_compare_other(run, name, progress) for name in run.names[1:])
-    passed = all(one.passed for one in (found, *others))
-    found = msgspec.structs.replace(found, passed=passed, prompts=others)
+    references = {run.names[0]: reference}
+    others = []
+    for name in run.names[1:]:
+        report, references[name] = _compare_other(run, name, progress)
+        others.append(report)
+    if others:
+        found = msgspec.structs.replace(found, prompts=tuple(others))
+        with progress.stage("check parity of batches that mix prompts"):
+            found = with_mixed(found, run.engine, references, run.overrides)
     _complete(run, found, progress)
     if run.request.report is not None:
         found = _write_report(run, found, reference, Path(run.request.report), progress)
@@ -162,7 +174,7 @@ def _compare_first(run: _Run, progress: Progress) -> tuple[ParityReport, Referen
     left_out = set(run.manifest.prompts) - set(run.names)
     if left_out:
         notes.append(f"other prompts were not compared: {in_words(left_out)}.")
-    with progress.stage(f"check parity{_of(run, run.names[0])}"):
+    with progress.stage(f"check parity{in_stages(run.names[0], run.manifest)}"):
         found = compare(engine, reference, notes, run.overrides, run.given)
     if run.request.locate:
         assert run.peft is not None, "checked before"
@@ -174,24 +186,22 @@ def _compare_first(run: _Run, progress: Progress) -> tuple[ParityReport, Referen
     return found, reference
 
 
-def _compare_other(run: _Run, name: str, progress: Progress) -> ParityReport:
-    """Another prompt of the bundle, held against its stored reference."""
+def _compare_other(
+    run: _Run, name: str | None, progress: Progress
+) -> tuple[ParityReport, Reference]:
+    """Another prompt of the bundle, and its stored reference, which it was held against."""
     with (
-        progress.stage(f"check parity{_of(run, name)}"),
+        progress.stage(f"check parity{in_stages(name, run.manifest)}"),
         _opening(run.own.by_default(name), run.request) as engine,
     ):
-        return compare(engine, _reference_of(engine, run), (), run.overrides)
-
-
-def _of(run: _Run, name: str) -> str:
-    """Which prompt a stage is about, where a bundle has several."""
-    return f" of prompt {name!r}" if len(run.manifest.prompts) > 1 else ""
+        reference = _reference_of(engine, run)
+        return compare(engine, reference, (), run.overrides), reference
 
 
 def _complete(run: _Run, found: ParityReport, progress: Progress) -> None:
     """Keep the report of an engine whose parity was pending, if it is of the default prompt."""
     first = run.names[0]
-    pending = run.manifest.prompts[first].parity is None
+    pending = run.own.by_default(first).manifest.prompt.parity is None
     if not pending or first != run.manifest.default_prompt or run.request.graph:
         return
     from ptdeploy.parity.completed import keep_completed
@@ -227,7 +237,7 @@ def _shrink(run: _Run, found: ParityReport, reference: Reference, folder: Path) 
         return write_failing(
             folder, run.engine, reference, failing, request.thresholds, run.peft, request.graph
         )
-    with _opening(run.own.by_default(str(failing.prompt)), request) as engine:
+    with _opening(run.own.by_default(failing.prompt), request) as engine:
         reference = _reference_of(engine, run)
         return write_failing(
             folder, engine, reference, failing, request.thresholds, None, request.graph

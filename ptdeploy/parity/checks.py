@@ -109,7 +109,8 @@ def _of_others(
     report: ParityReport, sentences: Callable[[ParityReport], list[str]]
 ) -> Iterator[str]:
     for other in report.prompts:
-        yield from (f"prompt {other.prompt!r}: {one}" for one in sentences(other))
+        where = "without a prompt" if other.prompt is None else f"prompt {other.prompt!r}"
+        yield from (f"{where}: {one}" for one in sentences(other))
 
 
 def _faults(report: ParityReport) -> list[str]:

@@ -36,7 +36,7 @@ def compare(
     only the task metric is computed of them.
     """
     overrides = overrides or Overrides()
-    bounds = _bounds(reference, overrides)
+    bounds = bounds_of(reference, overrides)
     quantization = overrides.quantization(engine.manifest.quantization)
     run = _run_cases(engine, reference, bounds)
     greedy: tuple[GreedyResult, ...] = ()
@@ -71,17 +71,17 @@ def compare(
 
 
 @dataclass(frozen=True)
-class _Bounds:
+class Bounds:
     """What cases are held by; `allowed` is the largest difference of a logit."""
 
     thresholds: Thresholds
     allowed: float
 
 
-def _bounds(reference: Reference, overrides: Overrides) -> _Bounds:
+def bounds_of(reference: Reference, overrides: Overrides) -> Bounds:
     thresholds = overrides.thresholds(reference.thresholds)
     scale = max((float(np.abs(row.logits).max()) for row in reference.rows), default=0.0)
-    return _Bounds(thresholds, thresholds.max_abs + thresholds.relative * scale)
+    return Bounds(thresholds, thresholds.max_abs + thresholds.relative * scale)
 
 
 @dataclass(frozen=True)
@@ -93,14 +93,14 @@ class _Run:
     alone: dict[int, NDArray[np.float32]] = field(default_factory=dict)
 
 
-def _run_cases(engine: Engine, reference: Reference, bounds: _Bounds) -> _Run:
+def _run_cases(engine: Engine, reference: Reference, bounds: Bounds) -> _Run:
     run = _Run()
     for case in reference.cases:
         rows = [reference.rows[i] for i in case.rows]
         logits, stopped = _logits(engine, rows, case.padding)
         if len(case.rows) == 1 and case.source == "data":
             run.alone[case.rows[0]] = logits[0]
-        result, where = _measure(case, rows, logits, bounds)
+        result, where = measure_case(case, rows, logits, bounds)
         run.cases.append(msgspec.structs.replace(result, stopped=stopped))
         run.positions.extend(where)
     return run
@@ -133,8 +133,12 @@ def _logits(
     try:
         return engine.logits(*padded(rows, padding)), None
     except EngineFault as error:
-        shapes = [engine.logit_shape(engine.manifest, row.ids.size) for row in rows]
-        return [np.full(shape, np.nan, np.float32) for shape in shapes], error.problem
+        return [without_numbers(row.logits) for row in rows], error.problem
+
+
+def without_numbers(wanted: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What stands for the logits of an engine that failed."""
+    return np.full_like(wanted, np.nan)
 
 
 def measure_rows(
@@ -160,11 +164,11 @@ def case_passed(found: Measured, thresholds: Thresholds, allowed: float) -> bool
     )
 
 
-def _measure(
+def measure_case(
     case: BatchCase,
     rows: Sequence[ReferenceRow],
     logits: Sequence[NDArray[np.float32]],
-    bounds: _Bounds,
+    bounds: Bounds,
 ) -> tuple[CaseResult, list[tuple[int, float]]]:
     """A case's numbers, and (position in the row, largest difference) for each position."""
     found, largest = measure_rows(rows, logits, bounds.allowed)

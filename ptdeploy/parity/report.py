@@ -17,7 +17,8 @@ class CaseResult(msgspec.Struct, frozen=True):
 
     `stopped` says why the engine gave no numbers at all: it failed on a request it must take.
     `rows` are the reference's rows it was made of, `histogram` how many logits differ by how much,
-    in the bins of the report's `histogram_edges`.
+    in the bins of the report's `histogram_edges`. Of a `mixed` batch they are the rows of the
+    report's prompt, among those of others.
     """
 
     name: str
@@ -33,6 +34,7 @@ class CaseResult(msgspec.Struct, frozen=True):
     histogram: tuple[int, ...]
     passed: bool
     stopped: str | None = None
+    mixed: bool = False
 
 
 class GreedyResult(msgspec.Struct, frozen=True):

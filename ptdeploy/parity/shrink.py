@@ -86,7 +86,8 @@ def smallest_failing(
     A row can be cut only where the reference of what is left is known: with PEFT at hand always,
     else for a causal model, whose earlier logits do not depend on later tokens.
     """
-    failing = [case for case in report.cases if not case.passed]
+    # A mixed one is of several references: its rows fail alone too, or no file can show it.
+    failing = [case for case in report.cases if not case.passed and not case.mixed]
     found: FailingInput | None = None
     if failing:
         case = min(failing, key=lambda one: (len(one.lengths), sum(one.lengths)))

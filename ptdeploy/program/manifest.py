@@ -40,6 +40,7 @@ _KINDS: dict[PromptKind, str] = {
     "CARTRIDGE": "a cartridge's prefix KV",
     "VIRTUAL_TOKENS": "virtual tokens",
     "PREFIX_KV": "a prefix KV",
+    "NONE": "no prompt",
 }
 _PACKAGES = ("ptdeploy", "numpy", "onnx", "onnxruntime", "onnxscript", "peft", "torch")
 
@@ -57,7 +58,7 @@ def versions() -> dict[str, str]:
 
 def build_manifest(
     *,
-    name: str,
+    name: str | None,
     checkpoint: Checkpoint,
     base: BaseModel,
     prompt: Prompt,
@@ -74,7 +75,13 @@ def build_manifest(
     tokenizer: TokenizerInfo | None,
     files: tuple[FileEntry, ...],
 ) -> Manifest:
-    """Say what the bundle of a prompt of that name is; sizes, hashes and parity come later."""
+    """Say what the bundle of a prompt of that name is, or of the base model alone.
+
+    Sizes, hashes and parity come later.
+    """
+    prompts = {}
+    if name is not None:
+        prompts[name] = prompt_info(checkpoint, prompt, meaning, freeze_kv)
     graph = Graph(route.route, route.reason, signature.inputs, signature.outputs)
     return Manifest(
         versions=versions(),
@@ -83,7 +90,7 @@ def build_manifest(
         precision=precision,
         task=checkpoint.task,
         graphs={MODEL: graph},
-        prompts={name: prompt_info(checkpoint, prompt, meaning, freeze_kv)},
+        prompts=prompts,
         default_prompt=name,
         base=BaseInfo(
             name=_public_name(checkpoint.base.name or base.name),

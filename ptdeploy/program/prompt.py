@@ -120,6 +120,10 @@ def freeze(
     """
     from ptdeploy.program.head import trained_head
 
+    if checkpoint.is_base:
+        # A token of its own stands in for a prompt: programs take shapes from it, and nothing else.
+        token = model.get_input_embeddings().weight[:1].detach().numpy()
+        return Prompt(token, prefix_kv(model, token))
     head = trained_head(model, checkpoint.weights) if with_head else {}
     found = evaluated_prompt(checkpoint)
     if checkpoint.prefix_kv is not None:

@@ -77,6 +77,8 @@ def decoder_problems(manifest: Manifest) -> Iterator[str]:
     """What in a manifest describes no KV buffer that an engine could keep, nor how it writes."""
     graph, limits, prompt = manifest.graph, manifest.limits, manifest.prompt
     prefix, count = prompt.prefix_kv, prompt.num_virtual_tokens
+    # Virtual tokens that are run are looked up in a table.
+    looked_up = manifest.default_prompt is not None and prefix is None
     if manifest.generation is None:
         yield "it has no generation defaults"
         return
@@ -84,8 +86,7 @@ def decoder_problems(manifest: Manifest) -> Iterator[str]:
         yield f"generation.{name} must be {wanted}"
     if prompt.labels:
         yield "labels are a classifier's"
-    # Virtual tokens that are run are looked up in a table.
-    before = 4 if prefix is None else 3
+    before = 4 if looked_up else 3
     layers = max(1, (len(graph.inputs) - before + 1) // 2)
     # What may differ from model to model is taken from the first, and the others held against it.
     first = graph.inputs[before] if len(graph.inputs) > before else None
@@ -99,7 +100,7 @@ def decoder_problems(manifest: Manifest) -> Iterator[str]:
         ("lengths", "int64", (BATCH,)),
         ("positions", "int64", (KEPT,)),
     ]
-    if prefix is None:
+    if looked_up:
         inputs.append(("table", dtype, (VIRTUAL, prompt.token_dim or 0)))
     inputs += [("past", dtype, buffer)] * (2 * layers)
     yield from unlike("inputs", graph.inputs, inputs)

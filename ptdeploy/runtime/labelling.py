@@ -202,6 +202,8 @@ def _parts(prompts: Sequence[Prompt], size: int) -> Iterator[slice]:
 def classifier_problems(manifest: Manifest, axes: tuple[str, ...]) -> Iterator[str]:
     """What in a manifest no classifier has whose logits have those axes, and one of classes."""
     given, prompt = manifest.graph.inputs, manifest.prompt
+    if manifest.default_prompt is None:
+        yield "default_prompt is null, and a head belongs to a prompt"
     where = f"prompts[{manifest.default_prompt!r}]."
     if not prompt.labels:
         yield f"{where}labels are missing"

@@ -109,7 +109,8 @@ def resolve_base(checkpoint: Checkpoint, override: str | None = None) -> BaseMod
     skeleton, num_labels, resized = _skeleton(checkpoint, config, name)
     table = skeleton.get_input_embeddings().weight
     embedding_dim = int(table.shape[1])
-    if checkpoint.prefix_kv is None and checkpoint.token_dim != embedding_dim:
+    has_tokens = checkpoint.prefix_kv is None and not checkpoint.is_base
+    if has_tokens and checkpoint.token_dim != embedding_dim:
         raise BaseModelError(
             f"{checkpoint.weights_file}: the virtual tokens have {checkpoint.token_dim} columns, "
             f"but the embeddings of base model {name} have {embedding_dim}.",

@@ -124,6 +124,8 @@ def _asked(asked: str, base: BaseModel) -> list[Place]:
 
 def _places(checkpoint: Checkpoint, base: BaseModel) -> list[Place]:
     """Where it may be, first things first: beside the weights, then where Trainer puts it too."""
+    if checkpoint.is_base:
+        return [_place("base", base.name, base.revision, base)]
     own = [checkpoint.weights_file.parent]
     if checkpoint.path.is_dir():
         own.append(checkpoint.path)

@@ -767,11 +767,17 @@ _OF_NAMES = [
             reason,
             bundle=kind,
         )
-        for name in ("other", "", "model", None)
+        for name in ("other", "", "model")
         for kind, reason in (
             (DECODER, "default_prompt is not the name of a prompt"),
             (ENCODER, "default_prompt is not the name of a prompt"),
         )
+    ),
+    _says(
+        "no default prompt of a classifier",
+        _set("default_prompt", None),
+        "default_prompt is null, and a head belongs to a prompt",
+        bundle=ENCODER,
     ),
     *(
         _says(f"a prompt named {name!r:.30}", _rename_prompt(name), _NAMES)
@@ -798,7 +804,7 @@ _OF_NAMES = [
     _says(
         "no prompts, and none by default",
         _all(lambda m: m["prompts"].clear(), _set("default_prompt", None)),
-        "default_prompt is not the name of a prompt",
+        "].of is not the name of a prompt",
     ),
     _says("no graphs", lambda m: m["graphs"].clear(), "graphs must have one, 'model'"),
     _says(
@@ -812,7 +818,14 @@ _OF_NAMES = [
         "graphs must have one, 'model'",
     ),
     *(
-        _says(f"a {role} of {of!r}", _of(role, of), f"].of is not the name of a {what}")
+        _says(
+            f"a {role} of {of!r}",
+            _of(role, of),
+            # Then it is of the base model alone.
+            None
+            if of is None and role in ("reference", "parity")
+            else f"].of is not the name of a {what}",
+        )
         for role, what in (
             *(("model", "graph"), ("weights", "graph")),
             *(("prompt", "prompt"), ("reference", "prompt"), ("parity", "prompt")),

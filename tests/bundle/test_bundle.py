@@ -99,7 +99,7 @@ def test_a_prompt_whose_name_leaves_the_bundle_is_refused_before_anything_is_don
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda m: m.update(default_prompt=None), "default_prompt is not the name of a prompt"),
+        (lambda m: m["prompts"].clear(), "default_prompt is not the name of a prompt"),
         (lambda m: m.update(default_prompt="x"), "default_prompt is not the name of a prompt"),
         (lambda m: m["graphs"].clear(), "graphs must have one, 'model'"),
     ],

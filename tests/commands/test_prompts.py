@@ -174,11 +174,6 @@ def test_what_cannot_be_changed_changes_nothing(bundle, pack, action, name, reas
     assert content(bundle) == before
 
 
-def test_the_only_prompt_stays(bundle):
-    with pytest.raises(InputError, match="'default' is its only prompt"):
-        ptdeploy.prompt_remove(bundle, "default")
-
-
 def test_the_list_says_which_is_the_default(bundle, pack, capsys):
     ptdeploy.prompt_add(bundle, pack, labels="a,b,c,d,e")
     assert main(["prompt", "list", str(bundle), "--json"]) == 0

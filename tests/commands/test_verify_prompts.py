@@ -15,6 +15,8 @@ from support import damage
 import ptdeploy
 from ptdeploy.cli.main import main
 from ptdeploy.errors import InputError
+from ptdeploy.runtime.causal import CausalLM
+from ptdeploy.runtime.prompt_choice import DEFAULT
 
 
 @pytest.fixture
@@ -72,12 +74,12 @@ def test_every_form_of_the_report_has_every_prompt(wrong, tmp_path, capsys):
     assert (found["passed"], found["prompts"][0]["passed"]) == (False, False)
     suites = ElementTree.parse(folder / "junit.xml").getroot().findall("testsuite")
     assert [one.get("name") for one in suites] == [
-        "ptdeploy parity of prompt 'default'",
-        "ptdeploy parity of prompt 'other'",
+        "ptdeploy parity, prompt 'default'",
+        "ptdeploy parity, prompt 'other'",
     ]
     assert [int(one.get("failures") or 0) > 0 for one in suites] == [False, True]
     markdown = (folder / "report.md").read_text()
-    assert markdown.index("Prompt default") < markdown.index("Prompt other")
+    assert markdown.index("Prompt 'default'") < markdown.index("Prompt 'other'")
     assert "<h2>Prompts</h2>" in (folder / "report.html").read_text()
 
 
@@ -94,3 +96,32 @@ def test_the_smallest_failing_input_is_of_the_prompt_that_fails(wrong, tmp_path,
 def test_a_prompt_that_is_not_there_is_named_with_those_that_are(two):
     with pytest.raises(InputError, match="has no prompt 'nobody'; there is 'default', 'other'"):
         ptdeploy.verify(two, prompt="nobody")
+
+
+@pytest.mark.parametrize(("architecture", "task"), [("bert", "SEQ_CLS"), ("qwen2", "CAUSAL_LM")])
+def test_batches_mix_the_prompts(compiled, packed, tmp_path, architecture, task):
+    shutil.copytree(compiled(architecture, task).bundle, tmp_path / "bundle")
+    ptdeploy.prompt_add(tmp_path / "bundle", packed(architecture, task).path)
+    for report in ptdeploy.verify(tmp_path / "bundle").each():
+        mixed = [case for case in report.cases if case.mixed]
+        assert [case.padding for case in mixed] == ["right", "left"]
+        assert all(case.passed and len(case.rows) == 2 for case in mixed)
+
+
+def test_a_row_that_gets_a_neighbours_prompt_fails(compiled, packed, tmp_path, monkeypatch):
+    """Each prompt by itself holds; only the batch that mixes them shows it."""
+    shutil.copytree(compiled("qwen2", "CAUSAL_LM").bundle, tmp_path / "bundle")
+    ptdeploy.prompt_add(tmp_path / "bundle", packed("qwen2", "CAUSAL_LM").path)
+    honest = CausalLM.logits
+
+    def first_of_all(self, *given, prompt=DEFAULT, **more):
+        one = prompt[0] if isinstance(prompt, list) else prompt
+        return honest(self, *given, prompt=one, **more)
+
+    monkeypatch.setattr(CausalLM, "logits", first_of_all)
+    report = ptdeploy.verify(tmp_path / "bundle")
+    wrong = [case for one in report.each() for case in one.cases if not case.passed]
+    assert not report.passed
+    assert wrong
+    assert all(case.mixed for case in wrong)
+    assert any("mixed with other prompts" in one for one in report.failures())

@@ -144,7 +144,8 @@ Bundle read_once(const std::string& path) {
   const std::string lacks = manifest + ": lists no file with the role ";
   if (bundle.file("model").empty() && bundle.file("engine").empty())
     throw BundleError(lacks + "'model' or 'engine'.");
-  if (bundle.file("prompt").empty()) throw BundleError(lacks + "'prompt'.");
+  if (bundle.manifest.default_prompt && bundle.file("prompt").empty())
+    throw BundleError(lacks + "'prompt'.");
   return bundle;
 }
 

@@ -28,6 +28,7 @@ CausalEngine::CausalEngine(const EngineState& state)
     throw TargetUnavailable("With the target " + state.info.target +
                             " the C++ library keeps keys and values in float32, not in " +
                             name_of(layout_.type) + ".");
+  if (!manifest.default_prompt) return;  // rows start with their text
   const LoadedPrompt prompt = load_prompt(state.bundle);
   layout_.prompts = prompt_inputs_.emplace(*state.backend, manifest.graph(), prompt).bound();
   if (const auto& prefix_kv = prompt.tensors.prefix_kv) {

@@ -16,7 +16,7 @@ BundleInfo describe(const Manifest& manifest) {
   info.device = manifest.device;
   info.precision = manifest.precision;
   info.route = manifest.graph().fused ? "fused" : "plain";
-  info.prompt = *manifest.default_prompt;
+  info.prompt = manifest.default_prompt.value_or("");
   info.labels = manifest.prompt().labels;
   info.head = manifest.prompt().head;
   info.num_virtual_tokens = manifest.prompt().num_virtual_tokens;

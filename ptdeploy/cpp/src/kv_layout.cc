@@ -19,13 +19,17 @@ bool is_size(const Axis& axis) {
   return size && *size >= 1 && *size <= kMost;
 }
 
+// Virtual tokens that are run are looked up in a table.
+bool looks_up(const Manifest& manifest) {
+  return manifest.default_prompt && !manifest.prompt().prefix_kv;
+}
+
 // What may differ from model to model, taken from the first array of the buffer: the others are held
 // against it.
 struct Buffer {
   explicit Buffer(const Manifest& manifest) {
     const std::vector<TensorSpec>& inputs = manifest.graph().inputs;
-    // Virtual tokens that are run are looked up in a table.
-    const std::size_t before = manifest.prompt().prefix_kv ? 3 : 4;
+    const std::size_t before = looks_up(manifest) ? 4 : 3;
     if (inputs.size() > before) {
       layers = (inputs.size() - before + 1) / 2;
       const TensorSpec& first = inputs[before];
@@ -45,12 +49,13 @@ struct Buffer {
   std::int64_t heads = 1, width = 1;
 };
 
-std::vector<Wanted> wanted_inputs(const PromptInfo& prompt, const Buffer& buffer) {
+std::vector<Wanted> wanted_inputs(const Manifest& manifest, const Buffer& buffer) {
   std::vector<Wanted> inputs{{TensorRole::ids, "int64", {"batch", "sequence"}},
                              {TensorRole::lengths, "int64", {"batch"}},
                              {TensorRole::positions, "int64", {"kept"}}};
-  if (!prompt.prefix_kv)
-    inputs.push_back({TensorRole::table, buffer.dtype, {"virtual", prompt.token_dim.value_or(0)}});
+  if (looks_up(manifest))
+    inputs.push_back(
+        {TensorRole::table, buffer.dtype, {"virtual", manifest.prompt().token_dim.value_or(0)}});
   inputs.insert(inputs.end(), 2 * buffer.layers, {TensorRole::past, buffer.dtype, buffer.shape});
   return inputs;
 }
@@ -66,7 +71,7 @@ void require_decoder(const Manifest& manifest) {
     throw Problem{std::string("generation.") + problem->name + " must be " + problem->range};
   require(prompt.labels.empty(), "labels are a classifier's");
   const Buffer buffer(manifest);
-  require_alike("inputs", graph.inputs, wanted_inputs(prompt, buffer));
+  require_alike("inputs", graph.inputs, wanted_inputs(manifest, buffer));
   std::int64_t vocabulary = limits.vocab_size;
   if (!graph.outputs.empty() && !graph.outputs[0].shape.empty() &&
       is_size(graph.outputs[0].shape.back()))
@@ -77,10 +82,10 @@ void require_decoder(const Manifest& manifest) {
   outputs.insert(outputs.end(), 2 * buffer.layers, {TensorRole::present, buffer.dtype, fresh});
   require_alike("outputs", graph.outputs, outputs);
   require(vocabulary >= limits.vocab_size, "limits.vocab_size is more than the logits have");
-  require(!prompt.prefix_kv ||
-              *prompt.prefix_kv ==
-                  std::vector<std::int64_t>{static_cast<std::int64_t>(buffer.layers), 2,
-                                            buffer.heads, prompt.num_virtual_tokens, buffer.width},
+  if (!prompt.prefix_kv) return;
+  require(*prompt.prefix_kv == std::vector<std::int64_t>{static_cast<std::int64_t>(buffer.layers), 2,
+                                                         buffer.heads, prompt.num_virtual_tokens,
+                                                         buffer.width},
           place_of(*manifest.default_prompt) +
               ".prefix_kv is not the shape of the KV buffer's first slots");
 }

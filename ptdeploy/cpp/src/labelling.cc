@@ -92,6 +92,8 @@ std::size_t likeliest(const std::vector<double>& probabilities) {
 void require_classifier(const Manifest& manifest, Shape logits) {
   const Graph& graph = manifest.graph();
   const PromptInfo& prompt = manifest.prompt();
+  require(manifest.default_prompt.has_value(),
+          "default_prompt is null, and a head belongs to a prompt");
   const std::string where = place_of(*manifest.default_prompt) + ".";
   require(!prompt.labels.empty(), where + "labels are missing");
   if (const auto& shape = prompt.prefix_kv)

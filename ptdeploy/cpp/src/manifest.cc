@@ -177,7 +177,9 @@ void read_base(const Json& json, const Where& where) {
               {{"name", true, skip_string},
                {"architecture", true, skip_string},
                {"config_sha256", true, skip_string},
-               {"weights_sha256", true, skip_string}});
+               {"weights_sha256", true, skip_string},
+               {"parity", false, read_parity},
+               {"graph_parity", false, read_parity}});
 }
 
 // The two fields that every version has come first: another version's other fields mean nothing.
@@ -233,7 +235,10 @@ const TensorSpec* Graph::input(TensorRole role) const {
 
 const Graph& Manifest::graph() const { return *find(graphs, kModel); }
 
-const PromptInfo& Manifest::prompt() const { return *find(prompts, *default_prompt); }
+const PromptInfo& Manifest::prompt() const {
+  static const PromptInfo none{};
+  return default_prompt ? *find(prompts, *default_prompt) : none;
+}
 
 Manifest parse_manifest(const std::string& text, const std::string& file) {
   std::string reason;

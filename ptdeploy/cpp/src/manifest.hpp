@@ -115,7 +115,8 @@ struct Manifest {
   std::optional<GenerationOptions> generation;
   std::vector<FileEntry> files;
 
-  // The graph and the default prompt of a bundle that was checked to have them.
+  // The graph of a bundle that was checked to have it, and the default prompt; where there is none,
+  // the base model alone, as one of no tokens.
   const Graph& graph() const;
   const PromptInfo& prompt() const;
   // Most tokens of text in a row, beside the default prompt's virtual tokens.

@@ -34,6 +34,8 @@ bool is_prompt_name(const std::string& name) {
 std::string misnamed(const FileEntry& entry, const Manifest& manifest) {
   if (of_graph(entry.role))
     return entry.of && find(manifest.graphs, *entry.of) ? "" : "is not the name of a graph";
+  // What shows of the base model alone is no prompt's.
+  if (of_prompt(entry.role) && !entry.of && entry.role != "prompt") return "";
   if (of_prompt(entry.role))
     return entry.of && find(manifest.prompts, *entry.of) ? "" : "is not the name of a prompt";
   return entry.of ? "must be null" : "";
@@ -46,7 +48,7 @@ std::string misnamed(const Manifest& manifest) {
     return "graphs must have one, " + quoted(kModel);
   for (const auto& [name, prompt] : manifest.prompts)
     if (!is_prompt_name(name)) return "prompts has a name that no prompt can have";
-  if (!manifest.default_prompt || !find(manifest.prompts, *manifest.default_prompt))
+  if (manifest.default_prompt && !find(manifest.prompts, *manifest.default_prompt))
     return "default_prompt is not the name of a prompt";
   for (std::size_t i = 0; i < manifest.files.size(); ++i) {
     const std::string problem = misnamed(manifest.files[i], manifest);

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class PromptedModel(nn.Module):
-    """A base model with one prompt before every row, called as PEFT's model is.
+    """A base model with one prompt before every row, or none, called as PEFT's model is.
 
     Virtual tokens go in before the text's embeddings, in segment 0; a prefix KV as past keys and
     values. Positions are left to the model.
@@ -31,8 +31,7 @@ class PromptedModel(nn.Module):
         prompt, self.is_prefix = checkpoint.virtual_tokens, checkpoint.prefix_kv is not None
         if checkpoint.prefix_kv is not None:
             prompt = placed_prefix(checkpoint, base)
-        assert prompt is not None, "a Checkpoint has one of them"
-        self.prompt = torch.from_numpy(prompt.copy())
+        self.prompt = None if prompt is None else torch.from_numpy(prompt.copy())
         self.tokens = checkpoint.num_virtual_tokens
 
     def get_base_model(self) -> PreTrainedModel:
@@ -41,6 +40,7 @@ class PromptedModel(nn.Module):
 
     def get_prompt(self, batch_size: int) -> torch.Tensor | DynamicCache:
         """Virtual tokens, (batch, tokens, width), or a cache that holds the prefix KV."""
+        assert self.prompt is not None, "the caller has one"
         if not self.is_prefix:
             return self.prompt[None].expand(batch_size, -1, -1)
         from transformers.cache_utils import DynamicCache
@@ -58,6 +58,8 @@ class PromptedModel(nn.Module):
         token_type_ids: torch.Tensor | None = None,
     ) -> Any:
         """What transformers' model gives, virtual tokens' own logits included."""
+        if self.prompt is None:
+            return self.base(input_ids=input_ids, attention_mask=attention_mask)
         rows = input_ids.shape[0]
         mask = torch.cat([attention_mask.new_ones(rows, self.tokens), attention_mask], dim=1)
         prompt, types = self.get_prompt(rows), {}

@@ -112,8 +112,18 @@ def save_reference(reference: Reference, folder: Path) -> str:
     return REFERENCE_NAME
 
 
+def referred(bundle: Bundle) -> tuple[str | None, ...]:
+    """Whose references a bundle holds, the default prompt's first; None is the base model alone."""
+    manifest = bundle.manifest
+    held = {entry.of for entry in manifest.files if entry.role == "reference"}
+    every = (manifest.default_prompt, None, *sorted(manifest.prompts))
+    return tuple(name for name in dict.fromkeys(every) if name in held)
+
+
 def load_reference(bundle: Bundle) -> Reference:
-    """Read a bundle's reference. Its file is not trusted: it must fit the bundle's engine.
+    """Read the reference of a bundle's default prompt, or of the base model alone.
+
+    Its file is not trusted: it must fit the bundle's engine.
 
     Raises InputError if it holds none, BundleError if that is damaged or does not fit the engine.
     """

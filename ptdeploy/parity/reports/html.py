@@ -9,7 +9,7 @@ from ptdeploy.bundle import Manifest
 from ptdeploy.parity.checks import checks, shown, totals
 from ptdeploy.parity.report import ModuleError, ParityReport
 from ptdeploy.parity.reports import plots
-from ptdeploy.parity.reports.words import grouped, outcome, verdict
+from ptdeploy.parity.reports.words import grouped, of_prompt, outcome, verdict
 from ptdeploy.printable import printable_fields
 
 
@@ -38,7 +38,9 @@ def render(report: ParityReport, manifest: Manifest) -> str:
         else None,
         steps=_steps(report) if report.greedy else None,
         groups=grouped(report),
-        prompts=[(one, verdict(one)) for one in report.each()] if report.prompts else [],
+        prompts=[(one, of_prompt(one), verdict(one)) for one in report.each()]
+        if report.prompts
+        else [],
         about=_about(report, manifest),
     )
 
@@ -99,10 +101,7 @@ def _about(report: ParityReport, manifest: Manifest) -> list[tuple[str, str]]:
             "Checkpoint",
             f"{prompt.source.format}, adapter {prompt.source.adapter}",
         ),
-        (
-            "Prompt",
-            f"{manifest.default_prompt}: {prompt.num_virtual_tokens} virtual tokens, {prompt.kind}",
-        ),
+        ("Prompt", _prompt_words(manifest)),
         ("Graph", f"{manifest.graph.route}: {manifest.graph.reason}"),
         ("Versions", ", ".join(f"{n} {v}" for n, v in sorted(manifest.versions.items()))),
     ]
@@ -118,6 +117,13 @@ def _about(report: ParityReport, manifest: Manifest) -> list[tuple[str, str]]:
     quality = [one.value for one in checks(report) if one.kind == "quality" and one.value]
     facts += [("Quantization", words) for words in quality]
     return facts + [("Note", note) for note in report.notes]
+
+
+def _prompt_words(manifest: Manifest) -> str:
+    prompt = manifest.prompt
+    if manifest.default_prompt is None:
+        return prompt.kind
+    return f"{manifest.default_prompt}: {prompt.num_virtual_tokens} virtual tokens, {prompt.kind}"
 
 
 def _tokens(first: int, last: int) -> str:

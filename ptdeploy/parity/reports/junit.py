@@ -6,6 +6,7 @@ import xml.etree.ElementTree as ElementTree
 
 from ptdeploy.parity.checks import checks
 from ptdeploy.parity.report import ParityReport
+from ptdeploy.parity.reports.words import of_prompt
 from ptdeploy.printable import printable_fields
 
 
@@ -14,7 +15,7 @@ def render(report: ParityReport) -> bytes:
     report = printable_fields(report)
     suites = ElementTree.Element("testsuites")
     for one in report.each():
-        suites.append(_suite(one, f" of prompt {one.prompt!r}" if report.prompts else ""))
+        suites.append(_suite(one, f", {of_prompt(one)}" if report.prompts else ""))
     ElementTree.indent(suites)
     document: bytes = ElementTree.tostring(suites, encoding="utf-8", xml_declaration=True)
     return document + b"\n"

@@ -7,7 +7,7 @@ import re
 from ptdeploy.bundle import Manifest
 from ptdeploy.parity.checks import checks, shown, totals
 from ptdeploy.parity.report import ParityReport
-from ptdeploy.parity.reports.words import grouped, located_words, outcome, verdict
+from ptdeploy.parity.reports.words import grouped, located_words, of_prompt, outcome, verdict
 from ptdeploy.printable import printable_fields
 
 # What starts markup within a line; a heading, a list or a fence starts a line, and no line of the
@@ -28,7 +28,9 @@ def render(report: ParityReport, manifest: Manifest) -> str:
         "",
     ]
     if report.prompts:
-        lines += [line for one in report.each() for line in _prompt(one, f"Prompt {one.prompt}")]
+        lines += [
+            line for one in report.each() for line in _prompt(one, of_prompt(one).capitalize())
+        ]
     else:
         lines += _prompt(report)
     return "\n".join(lines)

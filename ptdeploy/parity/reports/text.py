@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ptdeploy.parity.checks import Check, checks
 from ptdeploy.parity.report import ParityReport
-from ptdeploy.parity.reports.words import grouped, located_words, outcome, verdict
+from ptdeploy.parity.reports.words import grouped, located_words, of_prompt, outcome, verdict
 from ptdeploy.printable import printable_fields
 from ptdeploy.tables import columns
 
@@ -15,7 +15,7 @@ def describe(report: ParityReport) -> str:
     if not report.prompts:
         lines = _lines(report)
     else:
-        lines = [line for one in report.each() for line in (f"prompt {one.prompt!r}", *_lines(one))]
+        lines = [line for one in report.each() for line in (of_prompt(one), *_lines(one))]
     lines.append(verdict(report) if report.passed else verdict(report).upper())
     return "\n".join(lines)
 

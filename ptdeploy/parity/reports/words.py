@@ -46,6 +46,11 @@ def grouped(report: ParityReport) -> list[CaseGroup]:
     return groups
 
 
+def of_prompt(report: ParityReport) -> str:
+    """Whose a report is, where there are several."""
+    return "without a prompt" if report.prompt is None else f"prompt {report.prompt!r}"
+
+
 def verdict(report: ParityReport) -> str:
     """The outcome in a few words; an engine that fails gives no numbers that could be wrong."""
     if report.passed:

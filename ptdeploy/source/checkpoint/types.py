@@ -22,8 +22,8 @@ EncoderKind = Literal["MLP", "LSTM", "projection", "delta"]
 PeftKind = Literal[
     "P_TUNING", "PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "CPT", "PREFIX_TUNING", "CARTRIDGE"
 ]
-# And what a tensor by itself can be, which PEFT has no loader for.
-PromptKind = PeftKind | Literal["VIRTUAL_TOKENS", "PREFIX_KV"]
+# And what a tensor by itself can be, which PEFT has no loader for; NONE is a base model alone.
+PromptKind = PeftKind | Literal["VIRTUAL_TOKENS", "PREFIX_KV", "NONE"]
 KINDS: tuple[PeftKind, ...] = get_args(PeftKind)
 PREFIX_KINDS: tuple[PromptKind, ...] = ("PREFIX_TUNING", "CARTRIDGE")
 
@@ -117,6 +117,11 @@ class Checkpoint:
     task_id: int | None = None
     text_from_zero: bool = False
     unusable: Mapping[str, Unusable] = field(default_factory=dict, repr=False)
+
+    @property
+    def is_base(self) -> bool:
+        """Whether it is a base model alone, without a prompt."""
+        return self.kind == "NONE"
 
     @property
     def of_peft(self) -> bool:

@@ -98,7 +98,7 @@ struct BundleInfo {
   Task task{};
   Head head{};
   std::string target, device, precision, route;
-  std::string prompt;               // its name
+  std::string prompt;               // its name; empty where the base model is alone
   std::vector<std::string> labels;  // empty for causal_lm
   std::int64_t num_virtual_tokens = 0;
   bool prefix_kv = false;         // whether the prompt is frozen as keys and values

@@ -1,0 +1,121 @@
+"""A bundle without a prompt is the base model alone, compared with transformers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from support.damage import edit
+
+import ptdeploy
+from ptdeploy.cli.main import main
+from ptdeploy.errors import BundleError, InputError
+
+ROW = [5, 9, 30, 4]
+
+
+@pytest.fixture(scope="module")
+def alone(compiled, tmp_path_factory) -> Path:
+    """Over the base model of the shared bundle of a decoder."""
+    base = compiled("qwen2", "CAUSAL_LM").trained.base
+    place = tmp_path_factory.mktemp("alone") / "bundle"
+    told = ["compile", "--base", str(base), "--task", "CAUSAL_LM", "--target", "ort"]
+    assert main([*told, "-o", str(place)]) == 0
+    return place
+
+
+@pytest.fixture
+def bundle(alone, tmp_path) -> Path:
+    shutil.copytree(alone, tmp_path / "bundle")
+    return tmp_path / "bundle"
+
+
+def test_it_answers_as_transformers_does(alone, compiled):
+    base = compiled("qwen2", "CAUSAL_LM").trained.base
+    model = transformers.AutoModelForCausalLM.from_pretrained(base).eval()
+    with torch.no_grad():
+        want = model(input_ids=torch.tensor([ROW])).logits[0].numpy()
+    engine = ptdeploy.load(alone)
+    assert (engine.default_prompt, dict(engine.prompts)) == (None, {})
+    np.testing.assert_allclose(engine.logits([ROW])[0], want, atol=1e-4)
+    made = model.generate(torch.tensor([ROW]), max_new_tokens=8, min_new_tokens=8, do_sample=False)
+    assert engine.greedy([ROW], 8)[0] == made[0, len(ROW) :].tolist()
+
+
+def test_its_engine_is_the_one_that_prompts_are_compiled_with(alone, compiled):
+    """So packs go from one to the other."""
+    with_prompt = ptdeploy.bundle.read_bundle(compiled("qwen2", "CAUSAL_LM").bundle).manifest
+    without = ptdeploy.bundle.read_bundle(alone).manifest
+    assert ptdeploy.bundle.engine_sha256(with_prompt) == ptdeploy.bundle.engine_sha256(without)
+    assert with_prompt.base.weights_sha256 == without.base.weights_sha256
+
+
+def test_it_says_that_it_has_no_prompt_and_what_it_was_compared_with(alone, capsys):
+    assert main(["inspect", str(alone), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["default_prompt"], facts["prompts"]) == (None, {})
+    assert facts["base"]["parity"]["passed"]
+    assert facts["base"]["parity"]["reference"].startswith("transformers ")
+    assert main(["inspect", str(alone)]) == 0
+    assert "none, unless a request names one" in capsys.readouterr().out
+    report = ptdeploy.verify(alone)
+    assert (report.passed, report.prompt, report.prompts) == (True, None, ())
+
+
+def test_a_prompt_that_is_added_changes_no_request_that_names_none(bundle, packed):
+    before = ptdeploy.load(bundle).logits([ROW])[0]
+    pack = packed("qwen2", "CAUSAL_LM").path
+    ptdeploy.prompt_add(bundle, pack, name="legal")
+    engine = ptdeploy.load(bundle)
+    np.testing.assert_array_equal(engine.logits([ROW])[0], before)
+    assert np.abs(engine.logits([ROW], prompt="legal")[0] - before).max() > 1e-3
+    report = ptdeploy.verify(bundle)
+    assert [(one.prompt, one.passed) for one in report.each()] == [(None, True), ("legal", True)]
+
+
+def test_with_another_default_it_is_still_verified_without_a_prompt(bundle, packed):
+    ptdeploy.prompt_add(bundle, packed("qwen2", "CAUSAL_LM").path, name="legal")
+    ptdeploy.prompt_default(bundle, "legal")
+    report = ptdeploy.verify(bundle)
+    assert [(one.prompt, one.passed) for one in report.each()] == [("legal", True), (None, True)]
+
+
+def test_the_last_prompt_may_go(bundle, packed, alone):
+    ptdeploy.prompt_add(bundle, packed("qwen2", "CAUSAL_LM").path, name="legal")
+    ptdeploy.prompt_remove(bundle, "legal")
+    assert (bundle / "manifest.json").read_bytes() == (alone / "manifest.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("told", "reason"),
+    [
+        ({}, "There is no checkpoint to compile"),
+        ({"base": "b"}, "makes a bundle for CAUSAL_LM, not for no task"),
+        ({"base": "b", "task": "SEQ_CLS"}, "makes a bundle for CAUSAL_LM, not for SEQ_CLS"),
+        ({"base": "b", "task": "CAUSAL_LM", "name": "x"}, "--name is about a prompt"),
+        ({"base": "b", "task": "CAUSAL_LM", "freeze_kv": False}, "--no-freeze-kv is about a"),
+    ],
+)
+def test_what_needs_a_checkpoint_is_refused(told, reason, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=reason):
+        ptdeploy.compile(target="ort", **told)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_classifier_without_a_default_prompt_is_refused(compiled, tmp_path):
+    shutil.copytree(compiled("bert", "SEQ_CLS").bundle, tmp_path / "bundle")
+    edit(tmp_path / "bundle", lambda manifest: manifest.update(default_prompt=None))
+    with pytest.raises(BundleError, match="default_prompt is null, and a head belongs to a prompt"):
+        ptdeploy.load(tmp_path / "bundle")
+
+
+def test_a_checkpoint_is_of_no_prompt_of_it(alone, compiled):
+    adapter = compiled("qwen2", "CAUSAL_LM").trained.adapter
+    with pytest.raises(InputError, match="has no default prompt that a checkpoint could be of"):
+        ptdeploy.verify(alone, checkpoint=adapter)
