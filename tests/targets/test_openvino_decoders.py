@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -79,11 +80,22 @@ def test_sessions_go_on_roll_back_and_fork(engines):
 def buffers(compiled, tmp_path, prefix: int, rows: int, slots: int) -> tuple[PagedKV, DenseKV]:
     """A paged and a dense buffer behind the same random prefix."""
     ours, theirs = pair(compiled("qwen2", "CAUSAL_LM", **ROOM).bundle, tmp_path)
-    layers, two, heads, _, width = theirs.prompt.prefix_kv.shape
-    random = np.random.default_rng(0)
-    kv = random.normal(size=(layers, two, heads, prefix, width)).astype(np.float32)
-    paged = PagedKV(ours._session, ours.layout, [kv] * rows, slots, {}, ours._session.block_size)
-    return paged, DenseKV(theirs._session, theirs.layout, [kv] * rows, slots, {})
+    return behind(ours, theirs, [prefix_kv(theirs, prefix)] * rows, slots)
+
+
+def prefix_kv(engine: ptdeploy.CausalLM, tokens: int) -> np.ndarray:
+    """A random one of so many virtual tokens."""
+    layers, two, heads, _, width = engine.prompt.prefix_kv.shape
+    random = np.random.default_rng(tokens)
+    return random.normal(size=(layers, two, heads, tokens, width)).astype(np.float32)
+
+
+def behind(
+    ours: ptdeploy.CausalLM, theirs: ptdeploy.CausalLM, prefixes: list[Any], slots: int
+) -> tuple[PagedKV, DenseKV]:
+    """A paged and a dense buffer of rows behind these prefixes."""
+    paged = PagedKV(ours._session, ours.layout, prefixes, slots, {}, ours._session.block_size)
+    return paged, DenseKV(theirs._session, theirs.layout, prefixes, slots, {})
 
 
 @pytest.mark.parametrize("prefix", [1, 31, 32, 33, 64, 70])
@@ -106,6 +118,51 @@ def test_full_blocks_of_a_prefix_lie_once(compiled, tmp_path, prefix):
         # What a row wrote is forgotten, and the prefix is whole.
         paged.reset()
         dense.reset()
+
+
+def test_rows_behind_several_prefixes_share_what_each_fills(compiled, tmp_path):
+    ours, theirs = pair(compiled("qwen2", "CAUSAL_LM", **ROOM).bundle, tmp_path)
+    long, short = prefix_kv(theirs, 70), prefix_kv(theirs, 33)
+    paged, dense = behind(ours, theirs, [long, short, None, long], 128)
+    assert (paged.tables[0, :2] == paged.tables[3, :2]).all()
+    # 2 blocks of the long one, 1 of the short one, and what is each row's own.
+    own = [paged.tables[0, 2:], paged.tables[1, 1:], paged.tables[2], paged.tables[3, 2:]]
+    assert len(np.unique(paged.tables)) == 2 + 1 + sum(map(len, own))
+    rows = [np.arange(3, 40), np.array([5]), np.arange(10, 21), np.arange(3, 40)]
+    for prefixes in (
+        None,
+        [long, short, None, long],
+        [long, long, long, short],
+        [short, short, short, short],
+    ):
+        if prefixes is not None:
+            assert paged.begin(prefixes, {})
+            assert dense.begin(prefixes, {})
+        written_alike(paged, dense, rows)
+    # Four prefixes share nothing: they need more blocks than there are.
+    assert not paged.begin([None, None, None, None], {})
+
+
+def written_alike(paged: PagedKV, dense: DenseKV, rows: list[np.ndarray]) -> None:
+    def near(ours: Any, theirs: Any) -> bool:
+        return bool(np.abs(ours - theirs).max() < NEAR * (1 + np.abs(theirs).max()))
+
+    assert all(map(near, paged.prefill_all(rows), dense.prefill_all(rows)))
+    for step in range(3):
+        tokens = [step, 7, 9, 11]
+        assert near(paged.decode(tokens), dense.decode(tokens))
+    assert (paged.lengths == dense.lengths).all()
+
+
+@pytest.mark.parametrize(("architecture", "task"), [("qwen2", "CAUSAL_LM"), ("bert", "SEQ_CLS")])
+def test_a_row_of_a_mixed_batch_is_what_it_is_alone(siblings, architecture, task):
+    one = siblings(architecture, task, options={"target": "openvino"})
+    names = ["long", "default", "short", None if task == "CAUSAL_LM" else "long"]
+    for ids, name, logits in zip(
+        ROWS, names, one.engine().logits(ROWS[:4], prompt=names), strict=False
+    ):
+        wanted = one.alone(ids, name)
+        assert np.abs(logits - wanted).max() < NEAR * (1 + np.abs(wanted).max())
 
 
 def test_rows_of_unequal_length_run_together(compiled, tmp_path, monkeypatch):
