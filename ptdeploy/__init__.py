@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from ptdeploy.progress import Progress
     from ptdeploy.runtime import CausalLM, Classifier, Engine, TokenClassifier
     from ptdeploy.source.checkpoint import load_full, save_full
+    from ptdeploy.targets.openvino_options import OpenVinoOptions
     from ptdeploy.targets.options import TargetOptions
     from ptdeploy.targets.trt.options import TrtOptions
 
@@ -87,6 +88,7 @@ _FROM = {
     "progress": ("Progress",),
     "runtime": ("CausalLM", "Classifier", "Engine", "TokenClassifier"),
     "source.checkpoint": ("load_full", "save_full"),
+    "targets.openvino_options": ("OpenVinoOptions",),
     "targets.options": ("TargetOptions",),
     "targets.trt.options": ("TrtOptions",),
 }
@@ -104,6 +106,7 @@ __all__ = [
     "Engine",
     "EngineFault",
     "InputError",
+    "OpenVinoOptions",
     "OutOfMemory",
     "OutputError",
     "Pack",

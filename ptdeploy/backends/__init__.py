@@ -76,6 +76,10 @@ class Backend(Protocol):
         """Open a bundle's engine so that it times its layers. Raises as `load` does."""
         ...
 
+    def held_as(self, bundle: Bundle) -> str:
+        """The precision whose thresholds hold a bundle's engine."""
+        ...
+
     def facts(self, bundle: Bundle) -> dict[str, Any]:
         """What a bundle's engine files say of themselves, as plain data; {} if nothing."""
         ...

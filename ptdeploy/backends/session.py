@@ -38,12 +38,47 @@ class DeviceArray(Protocol):
         ...
 
 
+class PagedCache(Protocol):
+    """How an engine keeps keys and values in blocks of slots, in a type of its own."""
+
+    @property
+    def block(self) -> int:
+        """Slots of a block."""
+        ...
+
+    @property
+    def changes_when_appended_to(self) -> bool:
+        """Whether a block's tokens are stored anew with each that comes behind them."""
+        ...
+
+    def empty(self, is_key: bool, blocks: int, heads: int, width: int) -> NDArray[Any]:
+        """Memory for the keys or the values of so many blocks. Raises MemoryError."""
+        ...
+
+    def bytes(self, blocks: int, heads: int, width: int) -> int:
+        """What keys and values of so many blocks take, in bytes."""
+        ...
+
+    def write(
+        self, cache: NDArray[Any], is_key: bool, blocks: Any, tokens: NDArray[np.float32]
+    ) -> None:
+        """Put tokens (heads, count, width), a block's at most, into the first slots of `blocks`.
+
+        `cache` was made by `empty`, and `blocks` are an index into its first axis.
+        """
+        ...
+
+    def read(self, found: NDArray[Any], is_key: bool) -> NDArray[np.float32]:
+        """What some blocks of a cache hold, (..., heads, slots of a block, width)."""
+        ...
+
+
 class Session(Protocol):
     """A loaded engine."""
 
     @property
-    def block_size(self) -> int:
-        """Slots of a block of its KV cache, where that is paged; 0 where it is dense, or none."""
+    def cache(self) -> PagedCache | None:
+        """Its KV cache, where that is paged; None where it is dense, or there is none."""
         ...
 
     def run(self, inputs: Mapping[str, NDArray[Any] | DeviceArray]) -> dict[str, NDArray[Any]]:

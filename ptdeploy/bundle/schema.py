@@ -117,8 +117,8 @@ class RequestLimits(Limits, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 class Quantization(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How weights are stored: `bits` each, in blocks of `block_size` along a column with one scale.
 
-    A `block_size` of 0 is the whole column; `type` is what the bits are. `accuracy_level` is ONNX
-    Runtime's for MatMulNBits: 1 computes in fp32, 4 in int8, 0 means nothing. `min_agreement`,
+    A `block_size` of 0 is the whole column; `type` is what the bits are. `accuracy_level` is that
+    of MatMulNBits: 1 computes in fp32, 4 in int8, 0 means nothing. `min_agreement`,
     `max_perplexity_ratio` and, for a classifier, `max_logits_error` are what the engine had to
     reach against the reference on text; null asks for nothing.
     """

@@ -10,6 +10,8 @@ import msgspec
 Activations = Literal["float32", "float16", "bfloat16"]
 # What attention over a KV buffer is traced as: ONNX Runtime's own operators, or ONNX's alone.
 Operators = Literal["onnxruntime", "standard"]
+# The operator that gives products their quantized weights.
+QuantizedReader = Literal["MatMulNBits", "DequantizeLinear"]
 
 
 # What a classifier's logits are: scores of classes of which one is true, scores of classes each

@@ -18,7 +18,7 @@ from ptdeploy.arguments import MOST, MOST_THREADS, checked, having, maybe, path,
 from ptdeploy.backends import get_backend
 from ptdeploy.backends.layers import Layer, LayerTime, Profiled
 from ptdeploy.backends.modules import layer_of, part_of
-from ptdeploy.backends.session import DeviceArray, Session
+from ptdeploy.backends.session import DeviceArray, PagedCache, Session
 from ptdeploy.bundle import Bundle, read_bundle, whole
 from ptdeploy.errors import InputError
 from ptdeploy.printable import printable_fields
@@ -174,8 +174,8 @@ class _Counted:
     runs: int = 0
 
     @property
-    def block_size(self) -> int:
-        return self.session.block_size
+    def cache(self) -> PagedCache | None:
+        return self.session.cache
 
     def run(self, inputs: Mapping[str, NDArray[Any] | DeviceArray]) -> dict[str, NDArray[Any]]:
         self.runs += 1

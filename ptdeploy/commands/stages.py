@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from ptdeploy.backends import get_backend
 from ptdeploy.bundle import FileEntry, RequestLimits, Route, check_room
 from ptdeploy.bundle.signature import Signature
 from ptdeploy.bundle.task import Task
@@ -148,7 +149,12 @@ def optimise(plan: Plan, traced: Traced, progress: Progress) -> Traced:
     numerics = plan.numerics
     with progress.stage("optimise the graph"):
         context = PassContext(
-            traced.signature, plan.quantization, numerics.activations, numerics.custom_operators
+            traced.signature,
+            plan.quantization,
+            numerics.activations,
+            numerics.custom_operators,
+            numerics.weights,
+            numerics.quantizes_embeddings,
         )
         return replace(traced, graph=run_passes(traced.graph, context))
 
@@ -171,6 +177,7 @@ def build(plan: Plan, traced: Traced, folder: Path, progress: Progress) -> Draft
                 plan.precision,
                 folder,
                 plan.options,
+                plan.quantization,
             )
         )
         files: tuple[FileEntry, ...] = built.files
@@ -230,7 +237,8 @@ def compute_rows(
         if draft.manifest.quantization is not None:
             evaluation = evaluation_text(chosen.tokenizer, bounds, texts, checkpoint.task)
         rows = compared_rows(bounds, reference_texts(chosen.tokenizer, bounds), golden)
-        asked = comparison(rows, draft.manifest)
+        held_as = get_backend(draft.manifest.target).held_as(draft.opened())
+        asked = comparison(rows, draft.manifest, held_as)
         computed = compute_reference(checkpoint, source.base, bounds, asked, evaluation)
         reference = with_texts(computed, chosen, checkpoint.task)
         stored = reference.first(golden, bounds.max_batch)

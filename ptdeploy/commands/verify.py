@@ -294,6 +294,7 @@ def _choose_tokenizer(
 def _computed_reference(
     peft: PeftSource, chosen: ChosenTokenizer | None, engine: Engine, given: Sequence[DataRow]
 ) -> Reference:
+    from ptdeploy.backends import get_backend
     from ptdeploy.parity.cases import comparison, reference_rows
     from ptdeploy.parity.reference.peft import compute_reference
     from ptdeploy.parity.reference.texts import reference_texts, with_texts
@@ -303,7 +304,7 @@ def _computed_reference(
     rows = reference_rows(engine.limits, reference_texts(tokenizer, engine.limits))
     rows += [AskedRow(row.ids, "data", row.type_ids) for row in given]
     evaluation = _evaluation(engine.bundle, given) if manifest.quantization else None
-    asked = comparison(rows, manifest)
+    asked = comparison(rows, manifest, get_backend(manifest.target).held_as(engine.bundle))
     computed = compute_reference(
         peft.checkpoint, peft.base, engine.limits, asked, evaluation, peft.model
     )

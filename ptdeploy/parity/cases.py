@@ -60,15 +60,15 @@ class Comparison:
     thresholds: Thresholds
 
 
-def comparison(rows: Sequence[AskedRow], manifest: Manifest) -> Comparison:
+def comparison(rows: Sequence[AskedRow], manifest: Manifest, held_as: str) -> Comparison:
     """Decide all of it, once, for a reference that is about to be computed.
 
-    Raises InputError if there are no thresholds for the manifest's precision.
+    Raises InputError if there are no thresholds for the precision `held_as`.
     """
     return Comparison(
         tuple(rows),
         batches([row.source for row in rows], manifest.limits.max_batch),
-        thresholds_for(manifest.precision, manifest.quantization, manifest.prompt.head),
+        thresholds_for(held_as, manifest.quantization, manifest.prompt.head),
     )
 
 

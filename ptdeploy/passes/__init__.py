@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ptdeploy.bundle import Quantization
 from ptdeploy.bundle.signature import Signature
-from ptdeploy.bundle.task import Activations
+from ptdeploy.bundle.task import Activations, QuantizedReader
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -18,13 +18,16 @@ class PassContext:
     """What a pass may know beside the graph.
 
     The signature it must keep, how weights are to be stored (None: as they are), the type that
-    activations are computed in, and whether the engine knows ONNX Runtime's own operators.
+    activations are computed in, whether the engine knows ONNX Runtime's own operators, which one
+    reads quantized weights, and whether embeddings are weights in that.
     """
 
     signature: Signature
     quantization: Quantization | None = None
     activations: Activations = "float32"
     custom_operators: bool = True
+    weights: QuantizedReader = "MatMulNBits"
+    quantizes_embeddings: bool = False
 
 
 def run_passes(model: ir.Model, context: PassContext) -> ir.Model:
@@ -34,15 +37,17 @@ def run_passes(model: ir.Model, context: PassContext) -> ir.Model:
     that undo each other. residual: sums with the norm after them. narrow: the last layer for the
     token that the head reads. half: float16 but where it would lose. deduplicate: one copy of equal
     weights. head: large weights are read the way round they lie. quantize, dequantize: constant
-    matrices in a few bits, with ONNX Runtime's own operator or with standard ones. declare: inputs
-    and outputs get the signature's names, types and axes. name: nodes are named after their
-    modules. anonymise: nothing of the machine that exported stays.
+    matrices in a few bits, with ONNX Runtime's own operator or with standard ones. embeddings: what
+    token ids look up in 8 bits. declare: inputs and outputs get the signature's names, types and
+    axes. name: nodes are named after their modules. anonymise: nothing of the machine that exported
+    stays.
     """
     from ptdeploy.passes import (
         anonymise,
         declare,
         deduplicate,
         dequantize,
+        embeddings,
         fold,
         half,
         head,
@@ -53,7 +58,7 @@ def run_passes(model: ir.Model, context: PassContext) -> ir.Model:
         residual,
     )
 
-    before = (fold, layout, residual, narrow, half, deduplicate, head, quantize, dequantize)
-    for one in (*before, declare, name, anonymise):
+    before = (fold, layout, residual, narrow, half, deduplicate, head)
+    for one in (*before, quantize, dequantize, embeddings, declare, name, anonymise):
         model = one.run(model, context)
     return model

@@ -24,14 +24,14 @@ def run(model: ir.Model, context: PassContext) -> ir.Model:
     """Read the constant side of products through DequantizeLinear, in the type of the activations.
 
     Symmetric, rounded to nearest, a scale for each column or for each block along it. A matrix
-    whose columns are no whole number of blocks stays as it is. Does nothing for engines with
-    ONNX Runtime's own operators: those have MatMulNBits.
+    whose columns are no whole number of blocks stays as it is. Does nothing for engines that read
+    weights through MatMulNBits.
     Raises InputError if no matrix fits.
     """
     import onnx_ir as ir
 
     wanted = context.quantization
-    if wanted is None or context.custom_operators:
+    if wanted is None or context.weights != "DequantizeLinear":
         return model
     graph = model.graph
     done: dict[tuple[int, bool], ir.Value] = {}
@@ -46,24 +46,18 @@ def run(model: ir.Model, context: PassContext) -> ir.Model:
         key = id(tensor), is_transposed
         if key not in done:
             name = f"{weight.name}.transposed" if is_transposed else str(weight.name)
-            codes, scales = quantize(matrix, wanted)
-            parts = [
-                _constant(graph, f"{name}.q", codes),
-                _constant(graph, f"{name}.scale", scales.astype(matrix.dtype)),
-            ]
-            attributes = {"axis": 0, "block_size": wanted.block_size}
-            read = ir.node(
-                "DequantizeLinear",
-                parts,
-                attributes=attributes if wanted.block_size else {"axis": 1},
-                metadata_props=dict(node.metadata_props),
-            )
-            graph.insert_before(node, read)
-            done[key] = read.outputs[0]
-            done[key].name, done[key].type = f"{name}.read", ir.TensorType(tensor.dtype)
+            # As it lies it has the very codes of an embedding that it is tied to.
+            as_it_lies = is_transposed and context.quantizes_embeddings and not wanted.block_size
+            used = _read(graph, name, matrix, wanted, as_it_lies)
+            for one in used:
+                one.metadata_props.update(node.metadata_props)
+                one.outputs[0].type = ir.TensorType(tensor.dtype)
+            graph.insert_before(node, used)
+            done[key] = used[-1].outputs[0]
         node.replace_input_with(1, done[key])
-        if node.op_type == "Gemm":
-            node.attributes.pop("transB", None)
+        node.attributes.pop("transB", None)
+        if node.op_type == "FusedMatMul":
+            node.op_type, node.domain = "MatMul", ""
         if transpose is not None and not transpose.outputs[0].uses():
             graph.remove(transpose, safe=True)
         if not weight.uses():
@@ -74,6 +68,29 @@ def run(model: ir.Model, context: PassContext) -> ir.Model:
             "Choose a smaller --block-size.",
         )
     return model
+
+
+def _read(
+    graph: ir.Graph, name: str, matrix: NDArray[Any], wanted: Quantization, as_it_lies: bool
+) -> list[ir.Node]:
+    """The nodes that give a matrix (K, N) back; with `as_it_lies` it is stored as (N, K)."""
+    import onnx_ir as ir
+
+    codes, scales = quantize(matrix, wanted)
+    parts = [
+        _constant(graph, f"{name}.q", np.ascontiguousarray(codes.T) if as_it_lies else codes),
+        _constant(graph, f"{name}.scale", scales.astype(matrix.dtype)),
+    ]
+    attributes = {"axis": 0 if as_it_lies else 1}
+    if wanted.block_size:
+        attributes = {"axis": 0, "block_size": wanted.block_size}
+    read = ir.node("DequantizeLinear", parts, attributes=attributes)
+    read.outputs[0].name = f"{name}.read"
+    if not as_it_lies:
+        return [read]
+    turned = ir.node("Transpose", read.outputs, attributes={"perm": [1, 0]})
+    turned.outputs[0].name = f"{name}.turned"
+    return [read, turned]
 
 
 def quantize(

@@ -106,8 +106,8 @@ class Buffers:
         self, prefixes: Sequence[NDArray[np.float32] | None], slots: int, stack: PromptStack
     ) -> KVBuffer:
         session = self._session
-        if block := session.block_size:
-            return PagedKV(session, self.layout, prefixes, slots, stack.placed, block)
+        if cache := session.cache:
+            return PagedKV(session, self.layout, prefixes, slots, stack.placed, cache)
         return DenseKV(session, self.layout, prefixes, slots, stack.placed)
 
 

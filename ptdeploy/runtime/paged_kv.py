@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ptdeploy.backends.session import DeviceArray, Session
+from ptdeploy.backends.session import DeviceArray, PagedCache, Session
 from ptdeploy.errors import OutOfMemory
 from ptdeploy.runtime.kv import Prefix, prefix_length
 from ptdeploy.runtime.kv_layout import KVLayout
 from ptdeploy.runtime.memory import require_memory
 
+# A layer's arrays, in the order that the paged program takes them.
+_KINDS = ("key", "value")
+
 
 class PagedKV:
     """Keys and values of a few rows with room for `slots` tokens each, in blocks.
 
-    One array for each layer's keys and one for its values, (blocks, kv heads, slots of a block,
-    head dim). Row i's tokens lie in the blocks `tables[i]`, one after another: first those that
-    its prefix fills, which all rows of that prefix share, then its own. `prefixes` and `beside` as
-    for the dense one.
+    One array for each layer's keys and one for its values, as `cache` makes them. Row i's tokens
+    lie in the blocks `tables[i]`, one after another: first those that its prefix fills, which all
+    rows of that prefix share, then its own. `prefixes` and `beside` as for the dense one.
     """
 
     def __init__(
@@ -31,20 +33,23 @@ class PagedKV:
         prefixes: Sequence[Prefix],
         slots: int,
         beside: Mapping[str, DeviceArray],
-        block: int,
+        cache: PagedCache,
     ) -> None:
         self._session, self._layout, self._beside = session, layout, beside
-        self._block, self.slots = block, slots
+        self._cache, self._block, self.slots = cache, cache.block, slots
         self._prefixes = list(prefixes)
         self.starts, self.lengths = (np.zeros(len(prefixes), np.int64) for _ in range(2))
         self.tables, count = self._arranged(prefixes)
         what = f"The KV buffer for {len(prefixes)} rows of {slots} tokens"
-        require_memory(layout.bytes(1, count * block), what)
-        shape = (count, layout.heads, block, layout.width)
-        layers = range(len(layout.past) // 2)
-        names = [f"{kind}_cache.{layer}" for layer in layers for kind in ("key", "value")]
+        layers, sizes = range(len(layout.past) // 2), (count, layout.heads, layout.width)
+        logits = len(prefixes) * layout.vocabulary * 4
+        require_memory(len(layers) * cache.bytes(*sizes) + logits, what)
         try:
-            self._caches = {name: np.zeros(shape, np.float32) for name in names}
+            self._caches = {
+                f"{kind}_cache.{layer}": cache.empty(kind == "key", *sizes)
+                for layer in layers
+                for kind in _KINDS
+            }
         except MemoryError as error:
             raise OutOfMemory(
                 f"{what} does not fit in memory.",
@@ -68,23 +73,30 @@ class PagedKV:
             tables.append(np.concatenate([shared[id(prefix)], own]))
         return np.stack(tables), count
 
+    def _all(self) -> Iterator[tuple[bool, NDArray[Any]]]:
+        """Each layer's keys and values, and whether it is keys."""
+        for number, cache in enumerate(self._caches.values()):
+            yield _KINDS[number % 2] == "key", cache
+
     def _fill(self) -> None:
         """Put each prefix into the blocks that its rows share, the rest in each row's first."""
         filled = set[int]()
         for row, prefix in enumerate(self._prefixes):
             self.starts[row] = prefix_length(prefix)
-            if prefix is None:
-                continue
-            parts = prefix.reshape(-1, *prefix.shape[2:])
-            full = prefix.shape[3] // self._block
-            first = full if id(prefix) in filled else 0
+            full = prefix_length(prefix) // self._block
+            self._write(row, prefix, full if id(prefix) in filled else 0)
             filled.add(id(prefix))
-            for index in range(first, -(-prefix.shape[3] // self._block)):
-                where, at = self.tables[row, index], slice(index * self._block, None)
-                for cache, part in zip(self._caches.values(), parts, strict=True):
-                    piece = part[:, at][:, : self._block]
-                    cache[where, :, : piece.shape[1]] = piece
-        self.reset()
+        self.lengths[:] = self.starts
+
+    def _write(self, row: int, prefix: Prefix, first: int) -> None:
+        """Put a row's prefix into its blocks, from the block `first` of it on."""
+        if prefix is None:
+            return
+        parts = prefix.reshape(-1, *prefix.shape[2:])
+        for index in range(first, -(-prefix.shape[3] // self._block)):
+            where, at = self.tables[row, index], slice(index * self._block, None)
+            for (is_key, cache), part in zip(self._all(), parts, strict=True):
+                self._cache.write(cache, is_key, where, part[:, at][:, : self._block])
 
     @property
     def rows(self) -> int:
@@ -93,6 +105,9 @@ class PagedKV:
     def reset(self) -> None:
         """Forget all but each row's prefix."""
         self.lengths[:] = self.starts
+        if self._cache.changes_when_appended_to:
+            for row, prefix in enumerate(self._prefixes):
+                self._write(row, prefix, prefix_length(prefix) // self._block)
 
     def begin(self, prefixes: Sequence[Prefix], beside: Mapping[str, DeviceArray]) -> bool:
         """Forget all, and let each row begin with its own prefix, where there are blocks enough."""
@@ -158,11 +173,11 @@ class PagedKV:
         names = self._layout
         past = {
             name: np.ascontiguousarray(
-                np.moveaxis(cache[self.tables], 2, 1).reshape(
+                np.moveaxis(self._cache.read(cache[self.tables], is_key), 2, 1).reshape(
                     self.rows, names.heads, -1, names.width
                 )
             )
-            for name, cache in zip(names.past, self._caches.values(), strict=True)
+            for name, (is_key, cache) in zip(names.past, self._all(), strict=True)
         }
         beside = {name: one.read() for name, one in self._beside.items()}
         return {

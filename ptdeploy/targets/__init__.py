@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from ptdeploy.bundle.task import Activations, Operators
+from ptdeploy.bundle.task import Activations, Operators, QuantizedReader
 from ptdeploy.errors import InputError
 from ptdeploy.targets.options import NoOptions, TargetOptions
 
@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     from numpy.typing import NDArray
 
-    from ptdeploy.bundle import Bundle, FileEntry, RequestLimits
+    from ptdeploy.bundle import Bundle, FileEntry, Quantization, RequestLimits
     from ptdeploy.bundle.signature import Signature
+    from ptdeploy.targets.openvino_options import OpenVinoOptions
     from ptdeploy.targets.trt.options import TrtOptions
 
 Options = TypeVar("Options", bound=TargetOptions)
@@ -31,9 +32,11 @@ class Numerics:
     `operators` are those that attention over a KV buffer is traced as; None leaves attention to the
     model. `custom_operators` says whether the engine knows ONNX Runtime's own. `fixed_slots` is for
     engines whose buffer must have a fixed number of slots. `opset` is what graphs are exported to,
-    None for whatever their operators need. `block_size` is how many weights share a scale unless
-    told, 0 for a whole column. `plain` says whether a KV buffer may also be kept by a graph whose
-    attention is none of those operators.
+    None for whatever their operators need. `weights` is the operator that reads quantized ones.
+    `block_size` is how many weights share a scale unless
+    told, 0 for a whole column, and `quantizes_embeddings` whether embeddings are weights in that.
+    `plain` says whether a KV buffer may also be kept by a graph whose attention is none of those
+    operators.
     """
 
     activations: Activations
@@ -41,7 +44,9 @@ class Numerics:
     custom_operators: bool = True
     fixed_slots: bool = False
     opset: int | None = None
+    weights: QuantizedReader = "MatMulNBits"
     block_size: int = 32
+    quantizes_embeddings: bool = False
     plain: bool = True
 
 
@@ -72,6 +77,7 @@ class BuildRequest(Generic[Options]):
     precision: str
     folder: Path
     options: Options
+    quantization: Quantization | None = None
 
 
 @dataclass(frozen=True)
@@ -176,7 +182,7 @@ def _ort() -> Target[NoOptions]:
     return OrtTarget()
 
 
-def _openvino() -> Target[NoOptions]:
+def _openvino() -> Target[OpenVinoOptions]:
     from ptdeploy.targets.openvino import OpenVinoTarget
 
     return OpenVinoTarget()

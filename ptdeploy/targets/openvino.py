@@ -7,15 +7,21 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ptdeploy.backends.openvino import OpenVinoBackend
-from ptdeploy.bundle import Bundle, RequestLimits
+from ptdeploy.bundle import MODEL, Bundle, RequestLimits, staged
 from ptdeploy.bundle.task import Activations
+from ptdeploy.errors import InputError
 from ptdeploy.targets import Attention, BuildRequest, Built, Numerics
-from ptdeploy.targets.options import NoOptions, TargetOptions, own_options
+from ptdeploy.targets.openvino_options import (
+    OpenVinoOptions,
+    add_options,
+    check_options,
+)
+from ptdeploy.targets.options import TargetOptions, own_options
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_PRECISIONS = {"cpu": ("fp32", "bf16"), "gpu": ("fp32", "fp16"), "npu": ("fp16",)}
+_PRECISIONS = {"cpu": ("fp32", "bf16", "int8", "int4"), "gpu": ("fp32", "fp16"), "npu": ("fp16",)}
 _HALVES = {"bf16": "bfloat16", "fp16": "float16"}
 
 
@@ -35,26 +41,37 @@ class OpenVinoTarget:
         )
 
     def add_options(self, parser: ArgumentParser) -> None:
-        """There are none."""
+        add_options(parser)
 
     def add_rebuild_options(self, parser: ArgumentParser) -> None:
         """There are none."""
 
-    def read_options(self, arguments: Namespace) -> NoOptions:
-        return NoOptions()
+    def read_options(self, arguments: Namespace) -> OpenVinoOptions:
+        return OpenVinoOptions(arguments.kv_precision)
 
-    def read_rebuild_options(self, arguments: Namespace) -> NoOptions | None:
+    def read_rebuild_options(self, arguments: Namespace) -> OpenVinoOptions | None:
         return None
 
-    def options(self, asked: TargetOptions | None) -> NoOptions:
-        return own_options("openvino", NoOptions, asked)
+    def options(self, asked: TargetOptions | None) -> OpenVinoOptions:
+        own = own_options("openvino", OpenVinoOptions, asked)
+        check_options(own)
+        return own
 
     def precisions(self, device: str) -> tuple[str, ...]:
         return _PRECISIONS.get(device, ("fp32",))
 
     def numerics(self, device: str, precision: str) -> Numerics:
-        """The graph is float32 in every precision."""
-        return Numerics("float32", "onnxruntime", plain=False)
+        """The graph's activations are float32 in every precision."""
+        return Numerics(
+            "float32",
+            "onnxruntime",
+            # The first with DequantizeLinear in blocks.
+            opset=21 if precision in ("int8", "int4") else None,
+            weights="DequantizeLinear",
+            block_size=64 if precision == "int4" else 0,
+            quantizes_embeddings=True,
+            plain=False,
+        )
 
     def refuses(self, device: str, activations: Activations, attention: Attention) -> str:
         """What OpenVINO's paged attention leaves out of GroupQueryAttention."""
@@ -65,7 +82,7 @@ class OpenVinoTarget:
         return ""
 
     def unbuildable(
-        self, device: str, precision: str, options: NoOptions
+        self, device: str, precision: str, options: OpenVinoOptions
     ) -> tuple[str, str] | None:
         """Why its engine could not run here: it is shown to be right before it is written."""
         from ptdeploy.backends.openvino.open import uncomputable
@@ -73,14 +90,18 @@ class OpenVinoTarget:
         return OpenVinoBackend().unavailable(device) or uncomputable(device, precision)
 
     def limit(
-        self, limits: RequestLimits, options: NoOptions, causal: bool, max_context: int | None
+        self, limits: RequestLimits, options: OpenVinoOptions, causal: bool, max_context: int | None
     ) -> RequestLimits:
         """Its graphs take any size that the model does."""
+        if options.given() and not causal:
+            raise InputError("--kv-precision is about a KV buffer, and this model keeps none.")
         return limits
 
-    def build(self, request: BuildRequest[NoOptions]) -> Built:
-        """Write `model.onnx` and its external data."""
+    def build(self, request: BuildRequest[OpenVinoOptions]) -> Built:
+        """Write `model.onnx`, its data and, where the graph does not say it all, `engine.json`."""
+        from ptdeploy.backends.openvino.engine_file import INFO, EngineInfo, write_info
         from ptdeploy.targets.onnx_model import write_model
+        from ptdeploy.targets.openvino_group import activation_group
 
         notes: tuple[str, ...] = ()
         if request.precision in _HALVES:
@@ -91,7 +112,12 @@ class OpenVinoTarget:
             )
         if request.device != "cpu":
             notes += (f"ptdeploy was never tried on OpenVINO's {request.device}.",)
-        return Built(write_model(request.model, request.folder), notes=notes)
+        group = activation_group(request.model, request.quantization)
+        files = write_model(request.model, request.folder)
+        if group or any(spec.role == "past" for spec in request.signature.inputs):
+            write_info(EngineInfo(request.options.kv_precision, group), request.folder)
+            files += (staged(INFO, "engine_info", MODEL),)
+        return Built(files, notes=notes)
 
     def rebuild(self, bundle: Bundle, asked: TargetOptions | None) -> tuple[str, ...]:
         raise AssertionError("its engine is its graph")

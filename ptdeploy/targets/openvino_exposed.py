@@ -5,11 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from ptdeploy.backends.openvino.engine_file import engine_info
 from ptdeploy.backends.openvino.errors import run_error
-from ptdeploy.backends.openvino.open import Opening, block_size, compile_graph, read_for
+from ptdeploy.backends.openvino.kv_cache import BLOCK
+from ptdeploy.backends.openvino.open import (
+    Computing,
+    Opening,
+    compile_graph,
+    keeps_kv,
+    read_for,
+)
 from ptdeploy.backends.openvino.session import shared
 from ptdeploy.bundle import Bundle, Manifest
 from ptdeploy.runtime.kv_layout import KVLayout
@@ -22,17 +31,20 @@ def run_exposed(bundle: Bundle, inner: tuple[str, ...], feed: Mapping[str, NDArr
     """Its outputs and those inner values that OpenVINO has, by name.
 
     `feed` is what the graph in the bundle takes, and what comes back has the shapes that it gives,
-    though OpenVINO runs a decoder's tokens as rows of their own. Raises EngineFault.
+    though OpenVINO runs a decoder's tokens as rows of their own; keys and values are float32,
+    whatever the bundle keeps them in. Raises EngineFault.
     """
     path, manifest = bundle.in_folder("model"), bundle.manifest
     assert path is not None, "the caller read it"
-    paged = block_size(manifest)
-    given = _paged(manifest, feed, paged) if paged else dict(feed)
+    paged = keeps_kv(manifest)
+    given = _paged(manifest, feed) if paged else dict(feed)
     try:
         graph = read_for(manifest, path, False, lambda _: None)
         _expose(graph, inner)
         opening = Opening(manifest.device)
-        request = compile_graph(graph, manifest.precision, opening).create_infer_request()
+        info = msgspec.structs.replace(engine_info(bundle), kv_precision="f32")
+        computing = Computing(manifest.precision, info)
+        request = compile_graph(graph, computing, opening).create_infer_request()
         for name, array in given.items():
             request.set_tensor(name, shared(array))
         request.infer()
@@ -53,11 +65,12 @@ def _expose(graph: Any, inner: tuple[str, ...]) -> None:
     graph.add_outputs([port for port in ports if port.get_names() & wanted])
 
 
-def _paged(manifest: Manifest, feed: Mapping[str, NDArray[Any]], block: int) -> Arrays:
+def _paged(manifest: Manifest, feed: Mapping[str, NDArray[Any]]) -> Arrays:
     """A dense step's inputs as those of the paged program, each row's slots in blocks."""
     layout = KVLayout.of(manifest)
     ids, lengths = feed[layout.ids], feed[layout.lengths]
     rows, new = ids.shape
+    block = BLOCK
     needed = -(-int(lengths.max() + new) // block)
     tables = np.arange(rows * needed, dtype=np.int32).reshape(rows, needed)
     caches: Arrays = {}

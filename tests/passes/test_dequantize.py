@@ -74,7 +74,7 @@ def test_a_product_is_of_the_rounded_weights(tmp_path, wanted, kind, dtype):
         nodes.append(ir.node("Gemm", [fed, stored, values["b"]], attributes=attributes))
     nodes.append(ir.node("Cast", [nodes[-1].outputs[0]], attributes={"to": 1}))
     model = graph(*nodes, inputs=[x], weights=values)
-    model = dequantize.run(model, PassContext(NOTHING, wanted, custom_operators=False))
+    model = dequantize.run(model, PassContext(NOTHING, wanted, weights="DequantizeLinear"))
     operators = [node.op_type for node in model.graph]
     assert operators.count("DequantizeLinear") == 1
     assert ("w" in model.graph.initializers) is (kind == "tied")
@@ -92,7 +92,7 @@ def test_columns_that_are_no_whole_number_of_blocks_stay(tmp_path):
     first = ir.node("MatMul", [x, w])
     last = ir.node("MatMul", [first.outputs[0], v])
     model = graph(first, last, inputs=[x], weights={"w": w, "v": v})
-    model = dequantize.run(model, PassContext(NOTHING, INT4, custom_operators=False))
+    model = dequantize.run(model, PassContext(NOTHING, INT4, weights="DequantizeLinear"))
     assert [node.op_type for node in model.graph] == ["DequantizeLinear", "MatMul", "MatMul"]
     assert "v" in model.graph.initializers
 
@@ -101,7 +101,7 @@ def test_where_no_column_fits_it_is_refused():
     x, w = given_rows(24), weight("w", random(24, 8))
     model = graph(ir.node("MatMul", [x, w]), inputs=[x], weights={"w": w})
     with pytest.raises(InputError, match="blocks of 16"):
-        dequantize.run(model, PassContext(NOTHING, INT4, custom_operators=False))
+        dequantize.run(model, PassContext(NOTHING, INT4, weights="DequantizeLinear"))
 
 
 def test_engines_with_an_operator_of_their_own_are_left_to_it():

@@ -22,7 +22,13 @@ from support.graphs import NOTHING, given_rows, graph, random, weight
 
 import ptdeploy
 from ptdeploy.backends import NoKernel, get_backend
-from ptdeploy.backends.openvino.open import Opening, compile_graph, read_graph, unavailable
+from ptdeploy.backends.openvino.open import (
+    Computing,
+    Opening,
+    compile_graph,
+    read_graph,
+    unavailable,
+)
 from ptdeploy.backends.openvino.profile import own_times
 from ptdeploy.backends.openvino.session import OpenVinoSession, shared
 from ptdeploy.backends.telemetry import import_openvino
@@ -35,7 +41,7 @@ from ptdeploy.parity.report import ParityReport
 from ptdeploy.runtime import open_engine
 from ptdeploy.targets import BuildRequest, get_target
 from ptdeploy.targets.onnx_model import run_with_inner
-from ptdeploy.targets.options import NoOptions
+from ptdeploy.targets.openvino_options import OpenVinoOptions
 
 if importlib.util.find_spec("openvino") is None:
     pytest.skip("openvino is not installed", allow_module_level=True)
@@ -176,10 +182,10 @@ def test_bf16_is_what_openvino_then_computes_in(bert):
     """Also where the CPU must convert for it: what its products give is another number."""
     path = bert / "model.onnx"
     feed = feed_of(ptdeploy.load(bert))
-    half = compile_graph(read_graph(path), "bf16", Opening("cpu"))
+    half = compile_graph(read_graph(path), Computing("bf16"), Opening("cpu"))
     if half.get_property("INFERENCE_PRECISION_HINT").get_type_name() != "bf16":
         pytest.skip("this CPU cannot even convert to bfloat16")
-    whole = compile_graph(read_graph(path), "fp32", Opening("cpu"))
+    whole = compile_graph(read_graph(path), Computing("fp32"), Opening("cpu"))
     exact, rounded = (OpenVinoSession(one).run(feed) for one in (whole, half))
     apart = np.abs(exact["logits"] - rounded["logits"]).max()
     allowed = PRECISIONS["bf16"].thresholds
@@ -193,7 +199,9 @@ def test_what_is_no_fp32_or_was_never_tried_is_said(tmp_path):
 
     def notes(device: str, precision: str) -> str:
         limits = RequestLimits(max_context=8, vocab_size=8, max_sequence=8)
-        request = BuildRequest(model, NOTHING, limits, device, precision, tmp_path, NoOptions())
+        request = BuildRequest(
+            model, NOTHING, limits, device, precision, tmp_path, OpenVinoOptions()
+        )
         return " ".join(get_target("openvino").build(request).notes)
 
     assert notes("cpu", "fp32") == ""
@@ -221,12 +229,12 @@ def test_a_device_of_another_target_is_refused(bert):
 
 def test_threads_are_a_cpus(bert):
     with pytest.raises(ptdeploy.InputError, match="threads is about a CPU"):
-        compile_graph(read_graph(bert / "model.onnx"), "fp32", Opening("gpu", threads=2))
+        compile_graph(read_graph(bert / "model.onnx"), Computing("fp32"), Opening("gpu", threads=2))
 
 
 def test_a_precision_that_it_does_not_have_is_refused(compiled, tmp_path):
-    bundle = copied(compiled("bert", "SEQ_CLS").bundle, tmp_path / "int8", precision="int8")
-    with pytest.raises(ptdeploy.BundleError, match="openvino has no precision 'int8'"):
+    bundle = copied(compiled("bert", "SEQ_CLS").bundle, tmp_path / "fp8", precision="fp8")
+    with pytest.raises(ptdeploy.BundleError, match="openvino has no precision 'fp8'"):
         ptdeploy.load(bundle)
 
 

@@ -15,6 +15,7 @@ import pytest
 from targets.test_openvino import copied
 
 import ptdeploy
+from ptdeploy.backends.openvino.kv_cache import BlockCache
 from ptdeploy.bundle import read_bundle
 from ptdeploy.cli.main import main
 from ptdeploy.runtime.dense_kv import DenseKV
@@ -94,7 +95,7 @@ def behind(
     ours: ptdeploy.CausalLM, theirs: ptdeploy.CausalLM, prefixes: list[Any], slots: int
 ) -> tuple[PagedKV, DenseKV]:
     """A paged and a dense buffer of rows behind these prefixes."""
-    paged = PagedKV(ours._session, ours.layout, prefixes, slots, {}, ours._session.block_size)
+    paged = PagedKV(ours._session, ours.layout, prefixes, slots, {}, ours._session.cache)
     return paged, DenseKV(theirs._session, theirs.layout, prefixes, slots, {})
 
 
@@ -190,7 +191,7 @@ def test_rows_of_unequal_length_run_together(compiled, tmp_path, monkeypatch):
 def test_a_row_is_copied_over_to_another_buffer(compiled, tmp_path):
     paged, _ = buffers(compiled, tmp_path, 40, 3, 128)
     paged.prefill_all([np.arange(3, 40), np.array([5]), np.arange(10, 21)])
-    other = PagedKV(paged._session, paged._layout, [None], 128, {}, 32)
+    other = PagedKV(paged._session, paged._layout, [None], 128, {}, BlockCache())
     other.copy_row(0, paged, 2)
     want = paged.decode([7, 7, 7])[2]
     assert np.abs(other.decode([7])[0] - want).max() < NEAR * (1 + np.abs(want).max())

@@ -6,12 +6,16 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from ptdeploy.backends import EngineWords
 
 if TYPE_CHECKING:
     from ptdeploy.backends.layers import EngineLayers, Profiled
     from ptdeploy.backends.openvino.session import OpenVinoSession
     from ptdeploy.bundle import Bundle
+
+_HELD_AS = {"f16": "fp16", "u8": "bf16"}
 
 
 class OpenVinoBackend:
@@ -41,7 +45,7 @@ class OpenVinoBackend:
         On a CPU OpenVINO copies weights into the layout its products are fastest with.
         `map_weights` leaves what they are copied from in the file, mapped.
         """
-        from ptdeploy.backends.openvino.open import Opening, block_size, start
+        from ptdeploy.backends.openvino.open import Opening, cache_of, start
         from ptdeploy.backends.openvino.session import OpenVinoSession
 
         opening = Opening(device, threads, map_weights)
@@ -49,7 +53,7 @@ class OpenVinoBackend:
         def opened() -> Any:
             return start(bundle, opening)
 
-        return OpenVinoSession(opened(), opened, block_size(bundle.manifest))
+        return OpenVinoSession(opened(), opened, cache_of(bundle))
 
     def layers(self, bundle: Bundle, device: str) -> EngineLayers:
         """The graph as OpenVINO compiles it on this machine."""
@@ -66,9 +70,25 @@ class OpenVinoBackend:
 
         return open_profiled(bundle, device, threads)
 
+    def held_as(self, bundle: Bundle) -> str:
+        """A KV cache in fewer bits may cost what computing in about as many does."""
+        from ptdeploy.backends.openvino.engine_file import engine_info
+
+        return _HELD_AS.get(engine_info(bundle).kv_precision, bundle.manifest.precision)
+
     def facts(self, bundle: Bundle) -> dict[str, Any]:
-        """The graph says it all."""
-        return {}
+        """What `engine.json` says, where there is one."""
+        if bundle.entry("engine_info") is None:
+            return {}
+        from ptdeploy.backends.openvino.engine_file import engine_info
+
+        found: dict[str, Any] = msgspec.to_builtins(engine_info(bundle))
+        return found
 
     def describe(self, facts: Mapping[str, Any]) -> EngineWords:
-        return EngineWords()
+        if not facts:
+            return EngineWords()
+        group = facts["group"]
+        products = f"int8, a scale for each {group} activations" if group else "the precision"
+        words = (("KV cache", facts["kv_precision"]), ("products", f"in {products}"))
+        return EngineWords(words, (), facts)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ptdeploy.backends import NoKernel
 from ptdeploy.backends.cores import default_threads
 from ptdeploy.backends.onnx_bundle import check_onnx
+from ptdeploy.backends.openvino.engine_file import EngineInfo, engine_info
 from ptdeploy.backends.openvino.errors import lacks_kernel, reason
-from ptdeploy.backends.openvino.paged import BLOCK, StepNames, read_paged
+from ptdeploy.backends.openvino.kv_cache import BlockCache
+from ptdeploy.backends.openvino.paged import StepNames, read_paged
 from ptdeploy.backends.telemetry import import_openvino
 from ptdeploy.bundle import Bundle, Manifest
 from ptdeploy.bundle.signature import Found, check_signature
@@ -22,7 +24,7 @@ from ptdeploy.text_files import library_path
 # OpenVINO's names of what we call devices, and what computes a precision. Left to itself it takes
 # bfloat16 or float16 wherever the device is faster with it.
 DEVICES = {"cpu": "CPU", "gpu": "GPU", "npu": "NPU"}
-HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32", "int4": "f32"}
 _INSTALL = "pip install 'ptdeploy[openvino]'"
 
 
@@ -34,6 +36,19 @@ class Opening:
     threads: int | None = None
     map_weights: bool = False
     timed: bool = False
+
+
+@dataclass(frozen=True)
+class Computing:
+    """What an engine computes in: its precision, and what its engine.json says."""
+
+    precision: str
+    info: EngineInfo = field(default_factory=EngineInfo)
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> Computing:
+        """As a bundle has it. Raises BundleError if its engine.json is none of OpenVINO's."""
+        return cls(bundle.manifest.precision, engine_info(bundle))
 
 
 def unavailable(device: str) -> tuple[str, str] | None:
@@ -95,7 +110,7 @@ def start(bundle: Bundle, opening: Opening) -> Any:
 
     try:
         graph = read_for(bundle.manifest, path, opening.map_weights, check)
-        compiled = compile_graph(graph, precision, opening)
+        compiled = compile_graph(graph, Computing.of(bundle), opening)
     except PtdeployError:
         raise
     except Exception as error:  # openvino's own errors share no public base class
@@ -112,9 +127,16 @@ def start(bundle: Bundle, opening: Opening) -> Any:
     return compiled
 
 
-def block_size(manifest: Manifest) -> int:
-    """Slots of a block of its engine's KV cache, 0 if it keeps none."""
-    return BLOCK if any(spec.role == "past" for spec in manifest.graph.inputs) else 0
+def cache_of(bundle: Bundle) -> BlockCache | None:
+    """How its engine's KV cache lies in memory, None if it keeps none."""
+    if not keeps_kv(bundle.manifest):
+        return None
+    return BlockCache(engine_info(bundle).kv_precision)
+
+
+def keeps_kv(manifest: Manifest) -> bool:
+    """Whether its engine has a KV cache."""
+    return any(spec.role == "past" for spec in manifest.graph.inputs)
 
 
 def read_for(
@@ -124,7 +146,7 @@ def read_for(
 
     `check` sees the model as the file has it. Raises what it does, and what OpenVINO does.
     """
-    if not block_size(manifest):
+    if not keeps_kv(manifest):
         graph = read_graph(path, map_weights)
         check(graph)
         return graph
@@ -142,16 +164,16 @@ def read_graph(path: Path, map_weights: bool = False) -> Any:
     return frontend.convert(frontend.load(library_path(path), map_weights))
 
 
-def compile_graph(graph: Any, precision: str, opening: Opening) -> Any:
+def compile_graph(graph: Any, computing: Computing, opening: Opening) -> Any:
     """A model of OpenVINO's as one that runs. Raises what OpenVINO does."""
     core = import_openvino().Core()
-    return core.compile_model(graph, DEVICES[opening.device], _properties(precision, opening))
+    return core.compile_model(graph, DEVICES[opening.device], _properties(computing, opening))
 
 
-def _properties(precision: str, opening: Opening) -> dict[str, Any]:
+def _properties(computing: Computing, opening: Opening) -> dict[str, Any]:
     """What a graph is compiled with. Raises InputError if threads are asked of no CPU."""
     found: dict[str, Any] = {
-        "INFERENCE_PRECISION_HINT": HINTS[precision],
+        "INFERENCE_PRECISION_HINT": HINTS[computing.precision],
         "PERF_COUNT": opening.timed,
     }
     if opening.device != "cpu":
@@ -162,7 +184,8 @@ def _properties(precision: str, opening: Opening) -> dict[str, Any]:
     # to the same ones.
     return {
         **found,
-        "KV_CACHE_PRECISION": "f32",
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": computing.info.group,
+        "KV_CACHE_PRECISION": computing.info.kv_precision,
         "NUM_STREAMS": 1,
         "INFERENCE_NUM_THREADS": opening.threads or default_threads(),
         "ENABLE_CPU_PINNING": False,

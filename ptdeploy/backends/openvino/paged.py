@@ -18,8 +18,6 @@ import numpy as np
 from ptdeploy.backends.telemetry import import_openvino
 from ptdeploy.text_files import library_path
 
-# Slots of a block, which OpenVINO's CPU plugin has no other number of.
-BLOCK = 32
 OPERATOR, DOMAIN = "GroupQueryAttention", "com.microsoft"
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ptdeploy.backends.forks import cannot_follow, survive_forks
 from ptdeploy.backends.openvino.errors import run_error
-from ptdeploy.backends.session import DeviceArray
+from ptdeploy.backends.session import DeviceArray, PagedCache
 from ptdeploy.backends.telemetry import import_openvino
 
 
@@ -54,10 +54,13 @@ class OpenVinoSession:
     in_host_memory = True
 
     def __init__(
-        self, compiled: Any, reopen: Callable[[], Any] | None = None, block_size: int = 0
+        self,
+        compiled: Any,
+        reopen: Callable[[], Any] | None = None,
+        cache: PagedCache | None = None,
     ) -> None:
         self._compiled, self._reopen = compiled, reopen
-        self.block_size = block_size
+        self.cache = cache
         self._process = os.getpid()
         # All requests, and those that no run has.
         self._requests: list[Any] = []

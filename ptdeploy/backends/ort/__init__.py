@@ -68,6 +68,9 @@ class OrtBackend:
 
         return open_profiled(bundle, device, threads)
 
+    def held_as(self, bundle: Bundle) -> str:
+        return bundle.manifest.precision
+
     def facts(self, bundle: Bundle) -> dict[str, Any]:
         """The graph says it all."""
         return {}

@@ -75,7 +75,7 @@ class OrtSession:
     it is first used. What is bound to it follows, as the memory is copied by the fork.
     """
 
-    block_size = 0
+    cache = None
 
     def __init__(
         self, session: Any, device: str = "cpu", reopen: Callable[[], Any] | None = None

@@ -66,6 +66,9 @@ class TrtBackend:
         session = self._open(bundle, device, threads, False, ProfiledSession)
         yield Profiled(session, session.runs, session.NOTES)
 
+    def held_as(self, bundle: Bundle) -> str:
+        return bundle.manifest.precision
+
     def facts(self, bundle: Bundle) -> dict[str, Any]:
         """What `engine.json` says."""
         found: dict[str, Any] = msgspec.to_builtins(engine_info(bundle))

@@ -70,7 +70,7 @@ class TrtSession:
     # Whether steps become CUDA graphs.
     captures = True
 
-    block_size = 0
+    cache = None
 
     def __init__(
         self,

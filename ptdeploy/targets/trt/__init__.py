@@ -61,6 +61,7 @@ class TrtTarget:
             fixed_slots=True,
             # The first with TensorScatter, and with DequantizeLinear in blocks.
             opset=24,
+            weights="DequantizeLinear",
             block_size=64 if precision == "int4" else 0,
         )
 

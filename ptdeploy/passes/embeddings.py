@@ -1,0 +1,89 @@
+"""Embeddings in 8 bits: token ids look up codes and each row's scale."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptdeploy.passes.head import replace
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from ptdeploy.passes import PassContext
+
+_LARGEST = 127
+
+
+def run(model: ir.Model, context: PassContext) -> ir.Model:
+    """Store the table that token ids look up as int8, a scale for each row, rounded to nearest.
+
+    Of 8 bits whatever the weights have: a lookup reads one row, so that fewer gain no speed. An
+    encoder, which keeps ids within its own words first, loses too much by it and stays as it is.
+    Does nothing without a quantization, or for engines whose embeddings stay as they are.
+    """
+    import onnx_ir as ir
+
+    if context.quantization is None or not context.quantizes_embeddings:
+        return model
+    graph = model.graph
+    for node in list(graph):
+        table = _looked_up(node)
+        if table is None:
+            continue
+        assert table.const_value is not None
+        rows = table.const_value.numpy()
+        codes, scales = quantize_rows(rows)
+        number = ir.DataType.from_numpy(rows.dtype)
+        parts = {"q": codes, "scale": scales.astype(rows.dtype)}
+        stored = [_stored(graph, f"{table.name}.{name}", part) for name, part in parts.items()]
+        found = [ir.node("Gather", [one, node.inputs[1]]) for one in stored]
+        wide = ir.node("Cast", [found[0].outputs[0]], attributes={"to": number.value})
+        product = ir.node("Mul", [wide.outputs[0], found[1].outputs[0]], name=node.name)
+        for new in (*found, wide, product):
+            new.metadata_props.update(node.metadata_props)
+        replace(graph, node, *found, wide, product)
+        if not table.uses():
+            del graph.initializers[str(table.name)]
+    return model
+
+
+def quantize_rows(rows: NDArray[np.floating]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Codes (rows, width) as int8 and scales (rows, 1): a value is its code times its scale."""
+    wide = rows.astype(np.float32)
+    scales = (np.abs(wide).max(-1, keepdims=True) / _LARGEST).astype(rows.dtype).astype(np.float32)
+    # A row of zeros has codes of zero whatever its scale.
+    scales[scales == 0] = 1
+    codes = np.clip(np.rint(wide / scales), -_LARGEST, _LARGEST)
+    return codes.astype(np.int8), scales
+
+
+def _looked_up(node: ir.Node) -> ir.Value | None:
+    """The constant table (words, width) that a graph's own input looks up as it is."""
+    if node.op_type != "Gather" or node.attributes.get_int("axis", 0) != 0:
+        return None
+    table, ids = node.inputs
+    if table is None or ids is None or not ids.is_graph_input() or not table.is_initializer():
+        return None
+    tensor = table.const_value
+    if tensor is None or len(tensor.shape) != 2 or not tensor.dtype.is_floating_point():
+        return None
+    return table
+
+
+def _stored(graph: ir.Graph, name: str, array: NDArray[np.generic]) -> ir.Value:
+    """A new constant, or one that is the same: a head's that is tied to the embeddings."""
+    import onnx_ir as ir
+
+    for value in graph.initializers.values():
+        other = value.const_value
+        if other is None or tuple(other.shape) != array.shape or other.dtype.numpy() != array.dtype:
+            continue
+        if np.array_equal(other.numpy(), array):
+            return value
+    tensor = ir.tensor(array, name=name)
+    value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype))
+    graph.register_initializer(value)
+    return value
