@@ -355,3 +355,18 @@ def test_no_token_past_the_vocabulary_is_chosen(bundles, probe, tmp_path, kind):
     probe.ask("session-open", "s", "e 40")
     probe.ask("session-append", "s", text_of([rows[0]]))
     assert probe.ask("session-generate", "s", "max_new_tokens=8")["token_ids"] == said.token_ids
+
+
+@pytest.mark.parametrize("kind", ["fused", "plain"])
+def test_a_bundle_without_a_default_prompt_answers_as_the_base_model(
+    bundles, probe, tmp_path, kind
+):
+    bundle = Path(shutil.copytree(bundles(kind), tmp_path / "bundle"))
+    edit(bundle, lambda manifest: manifest.update(default_prompt=None))
+    engine = opened(probe, bundle)
+    theirs = probe.ask("logits", "e", text_of(ROWS))
+    assert theirs == [bits(array) for array in engine.logits(ROWS)]
+    assert theirs != [bits(array) for array in engine.logits(ROWS, prompt="default")]
+    told = probe.ask("info", "e")
+    assert (told["prompt"], told["num_virtual_tokens"]) == ("", 0)
+    assert told["max_sequence"] == engine.manifest.limits.max_context
