@@ -60,12 +60,16 @@ def test_the_command_line_and_the_api_are_asked_the_same():
     from ptdeploy.commands.request import (
         CompileRequest,
         ConvertRequest,
+        OverRequest,
+        PromptAddRequest,
         RebuildRequest,
         VerifyRequest,
     )
 
     for function, kind, first in (
         (ptdeploy.compile, CompileRequest, "checkpoint"),
+        (ptdeploy.compile_prompt, OverRequest, "checkpoint"),
+        (ptdeploy.prompt_add, PromptAddRequest, "bundle"),
         (ptdeploy.convert, ConvertRequest, "checkpoint"),
         (ptdeploy.verify, VerifyRequest, "bundle"),
         (ptdeploy.rebuild, RebuildRequest, "bundle"),

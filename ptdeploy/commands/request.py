@@ -44,7 +44,7 @@ def _stem(checkpoint: str | Path) -> str:
 class CompileRequest:
     """What ptdeploy.compile takes, but for its progress. Raises InputError as it does."""
 
-    checkpoint: str | Path | None
+    checkpoint: str | Path | None = None
     target: str
     base: str | None = None
     output: str | Path | None = None
