@@ -90,6 +90,14 @@ def test_every_module_has_its_layer():
     assert names - {"__pycache__", "py"} <= set(RANKS)
 
 
+def test_no_module_hides_a_function_of_its_package():
+    """Importing `package.name` sets the package's attribute `name` to the module."""
+    for package in (PACKAGE, PACKAGE / "targets", PACKAGE / "targets" / "trt"):
+        modules = {path.stem for path in package.glob("*.py")}
+        body = ast.parse((package / "__init__.py").read_text()).body
+        assert not modules & {node.name for node in body if isinstance(node, ast.FunctionDef)}
+
+
 @pytest.mark.parametrize(
     "line",
     [

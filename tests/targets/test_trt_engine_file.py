@@ -1,0 +1,71 @@
+"""What an engine was built for: kept beside it, and held against the machine at hand."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from support.trt import INFO
+
+from ptdeploy.backends.trt import cuda
+from ptdeploy.backends.trt.deserialize import why_not_here
+from ptdeploy.backends.trt.engine_file import read_info, write_info
+from ptdeploy.errors import BundleError
+
+ADA = cuda.Device("RTX 4090", "8.9", 24 << 30)
+FULL = msgspec.structs.replace(
+    INFO, flavor="tensorrt", version="10.16.1", gpu="A10", compute_capabilities=("8.6",)
+)
+
+
+def full(**changes):
+    return msgspec.structs.replace(FULL, **changes)
+
+
+@pytest.mark.parametrize(
+    ("info", "version", "words"),
+    [
+        (INFO, "1.7.1.116", None),
+        (INFO, "1.8.0", "built by TensorRT-RTX 1.7.1.116; TensorRT-RTX 1.8.0 is installed here"),
+        (FULL, "10.16.1", r"for compute capability 8.6 \(A10\); here is 8.9 \(RTX 4090\)"),
+        (full(compute_capabilities=("8.9",)), "10.16.1", None),
+        (full(hardware_compatibility="ampere_plus"), "10.16.1", None),
+        (full(hardware_compatibility="same_compute_capability"), "10.16.1", "here is 8.9"),
+        (full(version_compatible=True, compute_capabilities=("8.9",)), "10.17.0", None),
+        (full(version_compatible=True), "10.15.0", "10.15.0 is installed here"),
+        (full(version_compatible=True), "11.0.0", "11.0.0 is installed here"),
+        (
+            msgspec.structs.replace(INFO, compute_capabilities=("8.6", "12.0")),
+            "1.7.1.116",
+            "for compute capability 8.6, 12.0; here is 8.9",
+        ),
+    ],
+)
+def test_an_engine_for_another_version_or_gpu_is_refused_with_both(info, version, words):
+    found = why_not_here(info, version, ADA)
+    if words is None:
+        assert found is None
+    else:
+        assert pytest.raises(ValueError, match=words).matches(ValueError(found))
+
+
+def test_an_engines_description_is_read_back(tmp_path):
+    write_info(INFO, tmp_path)
+    assert read_info(tmp_path / "engine.json") == INFO
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{}", b"\xff", b"[" * 9999, b'{"flavor": "cuda"}', b" " * (5 << 20)],
+    ids=["empty", "no fields", "not UTF-8", "deep", "another flavor", "huge"],
+)
+def test_a_damaged_description_is_refused(tmp_path, content):
+    (tmp_path / "engine.json").write_bytes(content)
+    with pytest.raises(BundleError, match="engine"):
+        read_info(tmp_path / "engine.json")
+
+
+def test_a_description_with_an_unknown_field_is_refused(tmp_path):
+    fields = msgspec.to_builtins(INFO) | {"script": "rm"}
+    (tmp_path / "engine.json").write_bytes(msgspec.json.encode(fields))
+    with pytest.raises(BundleError, match="unknown field"):
+        read_info(tmp_path / "engine.json")

@@ -1,0 +1,187 @@
+"""Target trt: its options, and the profiles and limits that follow from them and the model."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ptdeploy.bundle import Limits, RequestLimits
+from ptdeploy.bundle.signature import Signature
+from ptdeploy.bundle.task import TensorSpec
+from ptdeploy.errors import InputError
+from ptdeploy.targets.trt.options import (
+    Range,
+    TrtOptions,
+    check_options,
+    read_compute_capabilities,
+    read_profile,
+)
+from ptdeploy.targets.trt.plan import DEFAULT_CONTEXT, bounded, profiles
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["batch", "seq"]),
+        st.tuples(st.integers(1, 999), st.integers(0, 999), st.integers(0, 999)),
+        min_size=1,
+    )
+)
+def test_a_profile_is_read_as_it_was_written(axes):
+    ranges = {name: Range(1, low, low + more) for name, (low, _, more) in axes.items()}
+    text = ",".join(f"{name}={r.min}:{r.opt}:{r.max}" for name, r in ranges.items())
+    assert read_profile(text) == ranges
+
+
+@given(st.text(alphabet="batchseq=:,0123456789 -x", max_size=40))
+def test_any_other_profile_is_refused_in_words(text):
+    try:
+        ranges = read_profile(text)
+    except InputError:
+        return
+    assert ranges
+    assert all(1 == r.min <= r.opt <= r.max for r in ranges.values())
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "is not one of"),
+        ("batch=1:2", "is not one of"),
+        ("batch=1:2:3,batch=1:2:3", "is not one of"),
+        ("rows=1:2:3", "is not one of"),
+        ("batch=3:2:1", "must grow"),
+        ("batch=0:1:2", "must grow"),
+        ("seq=2:4:8", "one row of one token"),
+        ("batch=1:2:٣", "is not one of"),
+    ],
+)
+def test_what_is_wrong_with_a_profile_is_said(text, words):
+    with pytest.raises(InputError, match=words):
+        read_profile(text)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        TrtOptions(flavor="openvino"),
+        TrtOptions(hardware_compatibility="all"),
+        TrtOptions(workspace=0),
+        TrtOptions(optimization_level=6),
+        TrtOptions(compute_capability="sm90"),
+        TrtOptions(compute_capability="8.6,8.6"),
+        TrtOptions(compute_capability="current,8.6"),
+    ],
+)
+def test_an_option_out_of_range_is_refused(options):
+    with pytest.raises(InputError, match="must be"):
+        check_options(options)
+
+
+def test_compute_capabilities_are_read():
+    assert read_compute_capabilities(None) == ()
+    assert read_compute_capabilities("8.6, 12.0") == ("8.6", "12.0")
+    assert read_compute_capabilities("current") == ("current",)
+
+
+def test_given_options_have_the_names_of_the_command_line():
+    assert TrtOptions().given() == []
+    options = TrtOptions(flavor="rtx", keep_onnx=True, cache=False)
+    assert options.given() == ["--trt-flavor", "--keep-onnx", "--no-engine-cache"]
+
+
+def request_limits(
+    context: int, text: int, vocabulary: int, max_batch: int | None = None
+) -> RequestLimits:
+    """Of a model of so many positions, of which a prompt leaves so many to the text."""
+    return Limits(context, vocabulary, max_batch).beside(context - text)
+
+
+def test_a_classifier_gets_one_profile_up_to_its_models_limits():
+    limits = bounded(request_limits(512, 492, 30522), TrtOptions(), False, None)
+    assert limits == request_limits(512, 492, 30522, 32)
+    ids = TensorSpec("input_ids", "ids", "int64", ("batch", "sequence"), "")
+    (one,) = profiles(Signature((ids,), ()), limits, TrtOptions())
+    assert one.shapes == {"input_ids": ((1, 1), (8, 128), (32, 492))}
+    options = TrtOptions(profile="batch=1:2:4,seq=1:16:64")
+    limits = bounded(request_limits(512, 492, 30522), options, False, None)
+    assert (limits.max_batch, limits.max_sequence, limits.max_context) == (4, 64, 84)
+    (one,) = profiles(Signature((ids,), ()), limits, options)
+    assert one.shapes == {"input_ids": ((1, 1), (2, 16), (4, 64))}
+
+
+def test_what_belongs_to_prompts_has_room_in_a_profile_for_more_than_one():
+    limits = bounded(request_limits(512, 492, 30522), TrtOptions(), False, None)
+    inputs = (
+        TensorSpec("input_ids", "ids", "int64", ("batch", "sequence"), ""),
+        TensorSpec("virtual_tokens", "table", "float32", ("virtual", 32), ""),
+        TensorSpec("prompt_index", "prompt", "int64", ("batch",), ""),
+        TensorSpec("head.score.weight", "head", "float32", ("prompts", "classes", 32), ""),
+    )
+    (one,) = profiles(Signature(inputs, ()), limits, TrtOptions())
+    # A row has its virtual tokens before its text.
+    assert one.shapes["input_ids"] == ((1, 1), (8, 148), (32, 512))
+    assert one.shapes["virtual_tokens"] == ((1, 32), (20, 32), (256 * 128, 32))
+    assert one.shapes["prompt_index"] == ((1,), (8,), (32,))
+    assert one.shapes["head.score.weight"] == ((1, 1, 32), (1, 8, 32), (256, 1024, 32))
+
+
+def test_a_prefix_kv_has_room_in_a_profile_for_prompts_of_any_length():
+    limits = bounded(request_limits(512, 492, 30522), TrtOptions(), False, None)
+    inputs = (
+        TensorSpec("input_ids", "ids", "int64", ("batch", "sequence"), ""),
+        TensorSpec("prefix_kv", "prefix", "float32", ("prefixes", 2, "prefix", 8), ""),
+    )
+    (one,) = profiles(Signature(inputs, ()), limits, TrtOptions())
+    # Its virtual tokens are no tokens of a row.
+    assert one.shapes["input_ids"] == ((1, 1), (8, 128), (32, 492))
+    low, _, most = one.shapes["prefix_kv"]
+    assert low == (1, 2, 1, 8)
+    assert most[2] == 512
+
+
+def test_a_decoder_gets_a_decode_and_a_prefill_profile():
+    model = request_limits(32768, 32748, 151936)
+    limits = bounded(model, TrtOptions(), True, None)
+    assert limits.max_context == DEFAULT_CONTEXT
+    assert limits.max_sequence == DEFAULT_CONTEXT - 20
+    assert (limits.max_batch, limits.max_prefill) == (8, 512)
+    signature = Signature(
+        (
+            TensorSpec("input_ids", "ids", "int64", ("batch", "sequence"), ""),
+            TensorSpec("logits_positions", "positions", "int64", ("kept",), ""),
+            TensorSpec("past_key_values.0.key", "past", "float32", ("batch", 2, 4096, 8), ""),
+        ),
+        (),
+    )
+    decode, prefill = profiles(signature, limits, TrtOptions())
+    assert decode.name == "decode"
+    assert decode.shapes["input_ids"] == ((1, 1), (1, 1), (8, 1))
+    assert prefill.shapes["input_ids"] == ((1, 1), (1, 128), (1, 512))
+    assert prefill.shapes["logits_positions"] == ((1,), (1,), (64,))
+    assert prefill.shapes["past_key_values.0.key"] == ((1, 2, 4096, 8),) * 3
+    assert decode.takes({"input_ids": (3, 1), "logits_positions": (1,)} | kv(3))
+    assert not decode.takes({"input_ids": (9, 1), "logits_positions": (1,)} | kv(9))
+    assert not prefill.takes({"input_ids": (2, 5), "logits_positions": (1,)} | kv(2))
+
+
+def kv(rows: int) -> dict[str, tuple[int, ...]]:
+    return {"past_key_values.0.key": (rows, 2, 4096, 8)}
+
+
+def test_a_context_that_was_asked_for_is_kept():
+    limits = bounded(request_limits(10000, 9980, 100), TrtOptions(), True, 10000)
+    assert limits.max_context == 10000
+
+
+@pytest.mark.parametrize(
+    ("profile", "causal", "max_batch", "words"),
+    [
+        ("seq=1:10:100", False, None, "goes to 100, but the model has 44"),
+        ("seq=1:10:100", True, None, "goes to 100, but the model has 64"),
+        ("batch=1:2:4", True, 8, "--max-batch 8"),
+    ],
+)
+def test_a_profile_that_does_not_fit_the_model_is_refused(profile, causal, max_batch, words):
+    with pytest.raises(InputError, match=words):
+        bounded(request_limits(64, 44, 100, max_batch), TrtOptions(profile=profile), causal, None)
