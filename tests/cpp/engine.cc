@@ -14,7 +14,7 @@ namespace {
 
 using namespace ptdeploy::detail;
 
-std::string text_of(const Shape& shape) {
+std::string text_of(const Sizes& shape) {
   std::string out;
   for (std::int64_t size : shape) out += (out.empty() ? "" : ",") + std::to_string(size);
   return out;
@@ -37,7 +37,7 @@ NamedShapes shapes_of(char** words, int count) {
     std::istringstream word(words[i]);
     std::string name, size;
     std::getline(word, name, '=');
-    Shape shape;
+    Sizes shape;
     while (std::getline(word, size, ',')) shape.push_back(std::stoll(size));
     out.emplace_back(name, shape);
   }

@@ -31,7 +31,7 @@ from ptdeploy.errors import BundleError
 from ptdeploy.runtime.bfloat16 import to_stored
 
 LIBRARY = native.REPOSITORY / "ptdeploy" / "cpp"
-SOURCES = ("backend", "backend_trt", "cuda", "engine_fit", "engine_info", "trt_engine", "trt_run")
+SOURCES = ("backend_trt", "cuda", "engine_fit", "engine_info", "trt_engine", "trt_run")
 
 
 def configured(folder: Path, **variables: str) -> list[dict[str, str]]:
@@ -42,6 +42,7 @@ def configured(folder: Path, **variables: str) -> list[dict[str, str]]:
         PTDEPLOY_TENSORRT="ON",
         CUDA_ROOT=str(native.cuda_root()),
         CMAKE_EXPORT_COMPILE_COMMANDS="ON",
+        CMAKE_UNITY_BUILD="OFF",
         CMAKE_CXX_FLAGS="-Werror",
         **variables,
     )
@@ -54,8 +55,15 @@ def test_the_backend_compiles_without_a_warning(tmp_path, flavor):
     root = native.tensorrt_root(flavor, tmp_path / "tensorrt")
     commands = configured(tmp_path / "build", TENSORRT_ROOT=str(root))
     by_name = {Path(one["file"]).stem: one for one in commands}
-    for name in SOURCES:
-        native.checked(shlex.split(by_name[name]["command"]), cwd=by_name[name]["directory"])
+    assert by_name.keys() > {*SOURCES}
+    # As one file they compile in a third of the time.
+    together = tmp_path / "together.cc"
+    together.write_text("".join(f'#include "{LIBRARY}/src/{name}.cc"\n' for name in SOURCES))
+    for name in ("backend", "backend_trt"):
+        words = shlex.split(by_name[name]["command"])
+        if name == "backend_trt":
+            words[words.index(by_name[name]["file"])] = str(together)
+        native.checked(words, cwd=by_name[name]["directory"])
     symbols = native.checked(
         [tool("nm"), "-C", *map(str, (tmp_path / "build").rglob("backend*.o"))]
     )

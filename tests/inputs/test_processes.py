@@ -116,29 +116,26 @@ def test_cores_are_those_that_affinity_and_quota_leave(tmp_path, monkeypatch, na
 
 def test_cpp_counts_cores_as_python_does(tmp_path):
     compiler = tool("c++")
+    sources = ("cores", "schema", "json", "errors", "printable")
+    # As one file they compile in a third of the time.
     (tmp_path / "main.cc").write_text(
-        '#include <cstdio>\n#include "cores.hpp"\n'
-        "int main(int argc, char** argv) try {\n"
+        "#include <cstdio>\n"
+        + "".join(f'#include "{SOURCES}/src/{name}.cc"\n' for name in sources)
+        + "int main(int argc, char** argv) try {\n"
         "  for (int i = 1; i < argc; ++i)\n"
         '    std::printf("%d\\n", ptdeploy::detail::usable_cores(argv[i], argv[i]));\n'
         '  std::printf("%d %d\\n", ptdeploy::detail::default_threads(),\n'
         "              ptdeploy::detail::may_spin());\n"
         "} catch (const std::exception& error) { return std::puts(error.what()), 2; }\n"
     )
-    sources = [
-        SOURCES / "src" / f"{name}.cc"
-        for name in ("cores", "schema", "json", "errors", "printable")
-    ]
-    includes = [f"-I{SOURCES / 'include'}", f"-I{SOURCES / 'src'}"]
     program = tmp_path / "cores"
     line = [
         compiler,
         "-std=c++17",
         "-O0",
         '-DPTDEPLOY_VERSION=""',
-        *includes,
+        f"-I{SOURCES / 'include'}",
         tmp_path / "main.cc",
-        *sources,
         "-o",
         program,
     ]

@@ -28,7 +28,7 @@ std::string stripped(const std::string& text) {
   return text.substr(first, text.find_last_not_of(blanks) - first + 1);
 }
 
-std::string text_of(const std::string& path) {
+std::string content_of(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
   return stripped(std::string(std::istreambuf_iterator<char>(file), {}));
 }
@@ -50,11 +50,11 @@ double share(const std::string& quota, const std::string& period) {
 }
 
 double quota_1(const std::string& folder) {
-  return share(text_of(folder + "/cpu.cfs_quota_us"), text_of(folder + "/cpu.cfs_period_us"));
+  return share(content_of(folder + "/cpu.cfs_quota_us"), content_of(folder + "/cpu.cfs_period_us"));
 }
 
 double quota_2(const std::string& folder) {
-  const std::string text = text_of(folder + "/cpu.max");
+  const std::string text = content_of(folder + "/cpu.max");
   const auto blank = text.find(' ');
   return blank == std::string::npos ? kNoQuota : share(text.substr(0, blank), text.substr(blank + 1));
 }
@@ -70,7 +70,7 @@ std::vector<std::string> parts_of(const std::string& text, char at) {
 double quota_of(const std::string& proc, const std::string& system) {
   const std::string mounts = system + "/fs/cgroup";
   double least = kNoQuota;
-  for (const std::string& line : parts_of(text_of(proc + "/self/cgroup"), '\n')) {
+  for (const std::string& line : parts_of(content_of(proc + "/self/cgroup"), '\n')) {
     const auto first = line.find(':');
     if (first == std::string::npos) continue;
     const auto second = line.find(':', first + 1);
@@ -124,7 +124,7 @@ int usable_cores(const std::string& proc, const std::string& system) {
   std::set<std::string> cores;
   for (int cpu : allowed_cpus()) {
     const std::string number = std::to_string(cpu);
-    const std::string siblings = text_of(system + "/devices/system/cpu/cpu" + number +
+    const std::string siblings = content_of(system + "/devices/system/cpu/cpu" + number +
                                          "/topology/thread_siblings_list");
     cores.insert(siblings.empty() ? number : siblings);
   }

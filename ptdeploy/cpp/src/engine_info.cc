@@ -26,7 +26,7 @@ std::string read_text(const std::string& file) {
 // Least, usual and largest shape.
 EngineProfile::Range read_range(const std::string& input, const Json& json, const Where& where) {
   EngineProfile::Range out{input, {}, {}};
-  Shape usual, *places[] = {&out.least, &usual, &out.most};
+  Sizes usual, *places[] = {&out.least, &usual, &out.most};
   const Json::Array& items = read_items(json, where);
   for (std::size_t i = 0; i < std::min<std::size_t>(items.size(), 3); ++i)
     *places[i] = read_array(items[i], where.item(i), number);
@@ -108,7 +108,7 @@ bool EngineProfile::takes(const NamedShapes& shapes) const {
     auto found = std::find_if(shapes.begin(), shapes.end(),
                               [&range](const auto& one) { return one.first == range.input; });
     if (found == shapes.end()) return false;
-    const Shape& shape = found->second;
+    const Sizes& shape = found->second;
     if (shape.size() != range.least.size() || shape.size() != range.most.size()) return false;
     for (std::size_t i = 0; i < shape.size(); ++i)
       if (shape[i] < range.least[i] || shape[i] > range.most[i]) return false;

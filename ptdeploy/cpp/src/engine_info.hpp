@@ -8,8 +8,8 @@
 
 namespace ptdeploy::detail {
 
-using Shape = std::vector<std::int64_t>;
-using NamedShapes = std::vector<std::pair<std::string, Shape>>;
+using Sizes = std::vector<std::int64_t>;
+using NamedShapes = std::vector<std::pair<std::string, Sizes>>;
 
 enum class Flavor { tensorrt, rtx };
 // "TensorRT" or "TensorRT-RTX".
@@ -21,7 +21,7 @@ enum class HardwareCompatibility { none, ampere_plus, same_compute_capability };
 struct EngineProfile {
   struct Range {
     std::string input;
-    Shape least, most;
+    Sizes least, most;
   };
   std::vector<Range> ranges;
 

@@ -141,7 +141,7 @@ void read_parity(const Json& json, const Where& where) {
               "object | null");
 }
 
-void read_source(const Json& json, const Where& where) {
+void check_source(const Json& json, const Where& where) {
   read_object(json, where,
               {{"format", true, skip_string},
                {"adapter", true, skip_string},
@@ -166,7 +166,7 @@ PromptInfo read_prompt(const Json& json, const Where& where) {
                {"prefix_kv", true, prefix_kv},
                {"labels", false, array_into(out.labels, read_string)},
                {"head", false, head},
-               {"source", true, read_source},
+               {"source", true, check_source},
                {"parity", false, read_parity},
                {"graph_parity", false, read_parity}});
   return out;
@@ -191,7 +191,7 @@ void check_version(const Json& json, const std::string& file) {
               Unknown::skipped);
   if (format != kFormat || version != kFormatVersion)
     throw BundleError(
-        file + ": is " + quoted(format) + " version " + std::to_string(version) +
+        file + ": is " + detail::quoted(format) + " version " + std::to_string(version) +
             "; this ptdeploy reads " + quoted(kFormat) + " version " +
             std::to_string(kFormatVersion) + ".",
         "Compile the checkpoint again, or install the ptdeploy that made the bundle.");

@@ -13,8 +13,6 @@ namespace {
 
 using Sizes = std::vector<std::int64_t>;
 
-std::string text_of(const Sizes& shape) { return detail::text_of(Shape(shape.begin(), shape.end())); }
-
 // A tensor of the prompt's file, `words` its name for people. Throws BundleError unless it is as the
 // manifest has it.
 std::vector<float> read_tensor(const std::string& file, const std::string& name,
@@ -26,8 +24,9 @@ std::vector<float> read_tensor(const std::string& file, const std::string& name,
     if (dtype != "F32") throw BundleError(file + ": " + name + " is " + dtype + ", not F32.", kAgain);
     const Sizes& shape = tensors.shape(name, dtype);
     if (shape != wanted)
-      throw BundleError(
-          file + ": " + words + " has shape " + text_of(shape) + ", not the manifest's.", kAgain);
+      throw BundleError(file + ": " + words + " has shape " +
+                            text_of(Shape(shape.begin(), shape.end())) + ", not the manifest's.",
+                        kAgain);
     std::vector<float> values = tensors.floats(name);
     for (float value : values)
       if (!std::isfinite(value))

@@ -10,7 +10,7 @@ namespace {
 constexpr std::uint64_t kMaxHeader = 100'000'000;
 constexpr const char* kMetadata = "__metadata__";
 
-std::int64_t number(const Json& json, const Where& where) { return read_int(json, where); }
+std::int64_t integer(const Json& json, const Where& where) { return read_int(json, where); }
 
 // Bytes of the named tensor. Throws SchemaError if they are over `most`.
 std::uint64_t bytes_of(const std::string& name, const std::vector<std::int64_t>& shape,
@@ -69,9 +69,9 @@ Safetensors::Safetensors(const std::string& file) : stream_(file, std::ios::bina
         {{"dtype", true,
           [&](const Json& json, const Where& at) { entry.dtype = read_string(json, at); }},
          {"shape", true,
-          [&](const Json& json, const Where& at) { entry.shape = read_array(json, at, number); }},
+          [&](const Json& json, const Where& at) { entry.shape = read_array(json, at, integer); }},
          {"data_offsets", true,
-          [&](const Json& json, const Where& at) { offsets = read_array(json, at, number); }}});
+          [&](const Json& json, const Where& at) { offsets = read_array(json, at, integer); }}});
     if (offsets.size() != 2 || offsets[0] < 0 || offsets[1] < offsets[0] ||
         static_cast<std::uint64_t>(offsets[1]) > room)
       throw SchemaError(name + " has offsets that leave the file");

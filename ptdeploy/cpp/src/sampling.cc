@@ -13,7 +13,7 @@ namespace ptdeploy::detail {
 namespace {
 
 template <class Value>
-std::string text_of(const Value& value) {
+std::string printed(const Value& value) {
   std::ostringstream text;
   text << value;
   return text.str();
@@ -32,7 +32,7 @@ float divisor_of(double value) {
 }
 
 // Where a quotient is too large for a float, what a temperature near 0 means: the likeliest.
-void softmax(std::vector<Choice>& choices, const float* logits, double temperature) {
+void weigh(std::vector<Choice>& choices, const float* logits, double temperature) {
   const float divisor = divisor_of(temperature);
   float top = -std::numeric_limits<float>::infinity(), likeliest = top;
   for (const Choice& choice : choices) {
@@ -78,21 +78,21 @@ std::optional<OutOfRange> out_of_range(const GenerationOptions& o, std::int64_t 
   auto count = [](std::int64_t value) { return value >= 0 && value <= kMost; };
   auto positive = [](double value) { return std::isfinite(value) && value > 0; };
   if (!count(o.max_new_tokens))
-    return OutOfRange{"max_new_tokens", text_of(o.max_new_tokens), "at least 0 and at most " + most};
+    return OutOfRange{"max_new_tokens", printed(o.max_new_tokens), "at least 0 and at most " + most};
   if (!count(o.min_new_tokens))
-    return OutOfRange{"min_new_tokens", text_of(o.min_new_tokens), "at least 0 and at most " + most};
+    return OutOfRange{"min_new_tokens", printed(o.min_new_tokens), "at least 0 and at most " + most};
   if (!positive(o.temperature))
-    return OutOfRange{"temperature", text_of(o.temperature), "more than 0"};
+    return OutOfRange{"temperature", printed(o.temperature), "more than 0"};
   if (!count(o.top_k))
-    return OutOfRange{"top_k", text_of(o.top_k), "at least 1, or 0 for all, and at most " + most};
+    return OutOfRange{"top_k", printed(o.top_k), "at least 1, or 0 for all, and at most " + most};
   if (!(o.top_p > 0 && o.top_p <= 1))
-    return OutOfRange{"top_p", text_of(o.top_p), "more than 0 and at most 1"};
-  if (!(o.min_p >= 0 && o.min_p <= 1)) return OutOfRange{"min_p", text_of(o.min_p), "from 0 to 1"};
+    return OutOfRange{"top_p", printed(o.top_p), "more than 0 and at most 1"};
+  if (!(o.min_p >= 0 && o.min_p <= 1)) return OutOfRange{"min_p", printed(o.min_p), "from 0 to 1"};
   if (!positive(o.repetition_penalty))
-    return OutOfRange{"repetition_penalty", text_of(o.repetition_penalty), "more than 0"};
+    return OutOfRange{"repetition_penalty", printed(o.repetition_penalty), "more than 0"};
   for (std::int64_t id : o.eos_token_ids)
     if (id < 0 || id >= vocabulary)
-      return OutOfRange{"eos_token_ids", text_of(id),
+      return OutOfRange{"eos_token_ids", printed(id),
                         "token ids from 0 to " + std::to_string(vocabulary - 1)};
   return std::nullopt;
 }
@@ -168,7 +168,7 @@ std::vector<Choice> distribution(const float* logits, std::size_t vocabulary,
   std::vector<Choice> choices;
   for (std::size_t token = 0; token < vocabulary; ++token)
     if (logits[token] >= edge) choices.push_back({static_cast<std::int64_t>(token), 0});
-  softmax(choices, logits, options.temperature);
+  weigh(choices, logits, options.temperature);
   if (options.top_p < 1) cut_nucleus(choices, options.top_p);
   if (options.min_p > 0) cut_unlikely(choices, options.min_p);
   return choices;

@@ -30,7 +30,7 @@ bool capturable(Context&, cudaStream_t, long) {
   return true;
 }
 
-std::string text_of(const std::vector<std::int64_t>& shape) {
+std::string sizes_text(const std::vector<std::int64_t>& shape) {
   std::string out;
   for (std::int64_t size : shape) out += (out.empty() ? "" : ", ") + std::to_string(size);
   return "[" + out + "]";
@@ -142,13 +142,13 @@ std::unique_ptr<TrtLane> TrtRun::prepare() {
   auto lane = engine_.take(profile_);
   for (const Tensor& one : tensors_)
     if (!one.output && !set_shape(*lane->context, one.name, one.shape))
-      throw InputError("The engine refuses " + one.name + " of shape " + text_of(one.shape) + ".");
+      throw InputError("The engine refuses " + one.name + " of shape " + sizes_text(one.shape) + ".");
   for (const Tensor& one : tensors_) {
     // It writes as much as it likes where the address points.
     const auto shape = shape_of(lane->context->getTensorShape(one.name.c_str()));
     if (one.output && shape != one.shape)
-      throw BundleError("The engine gives " + one.name + " of shape " + text_of(shape) +
-                        ", but the manifest says " + text_of(one.shape) + ".");
+      throw BundleError("The engine gives " + one.name + " of shape " + sizes_text(shape) +
+                        ", but the manifest says " + sizes_text(one.shape) + ".");
     if (!lane->context->setTensorAddress(one.name.c_str(), one.address))
       throw EngineFault(trt_name() + " refuses an address (" + engine_.last_error() + ").");
   }
