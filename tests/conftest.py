@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 from support import native
-from support.exports import TO_ONNX, exported_once
+from support.exports import TO_ONNX, exported_once, kept_exports
 from support.shared import Compiled, Packed, Shared
 from support.siblings import Siblings
 from support.siblings import siblings as make_siblings
@@ -42,8 +42,8 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _exported_once(shared: Shared) -> Iterator[None]:
-    with exported_once(shared):
+def _exported_once() -> Iterator[None]:
+    with exported_once(kept_exports(native.CACHE / "exports")):
         yield
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import onnx_ir as ir
 import pytest
 import torch
-from support.exports import TO_ONNX, shape_of, shared_export
+from support.exports import TO_ONNX, kept_exports, shape_of, shared_export
 from support.shared import Shared
 from torch import nn
 
@@ -109,3 +110,23 @@ def test_another_setting_or_shape_is_another_graph(change: Callable[[Scaled], No
     assert shape_of(program(module), 23) != before
     change(module)
     assert shape_of(program(module), None) != before
+
+
+def test_graphs_are_kept_while_our_code_is_the_same_and_dropped_when_unused(tmp_path, monkeypatch):
+    kept, code, made = tmp_path / "kept", tmp_path / "code", []
+    (code / "program").mkdir(parents=True)
+    monkeypatch.setattr("support.exports._PACKAGE", code)
+
+    def ask() -> None:
+        kept_exports(kept).folder("one", made.append)
+
+    ask()
+    ask()
+    assert len(made) == 1
+    (code / "program" / "new.py").write_text("")
+    ask()
+    assert len(made) == 2
+    for folder in kept.iterdir():
+        os.utime(folder, (0, 0))
+    ask()
+    assert [one.name for one in kept.iterdir()] == [made[1].parent.name]

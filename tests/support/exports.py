@@ -3,6 +3,8 @@
 What is kept is a graph and which of the program's parameters and buffers its tensors are. Another
 program of the same modules, settings and shapes gets that graph over its own tensors. Where a graph
 holds a tensor of another origin, made of weights perhaps, only a program of equal weights gets it.
+
+Graphs are kept from session to session, until what makes them changes: our code or its libraries.
 """
 
 from __future__ import annotations
@@ -10,8 +12,12 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import os
+import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from types import FunctionType, MethodType
 from typing import Any
@@ -23,6 +29,7 @@ import torch
 from support.shared import Shared
 from torch.onnx._internal.exporter._core import TorchTensor
 
+import ptdeploy
 from ptdeploy.program import export
 from ptdeploy.program.program import Program
 
@@ -30,9 +37,38 @@ Exporter = Callable[[Program, int | None], ir.Model]
 TO_ONNX: Exporter = export.to_onnx
 
 
+_LIBRARIES = ("torch", "transformers", "peft", "onnx", "onnx-ir", "onnxscript", "numpy")
+# What a program and its export are made by: program/ and what it imports.
+_CODE = ("program", "source", "passes", "runtime", "bundle")
+_PACKAGE = Path(ptdeploy.__file__).parent
+_A_DAY = 24 * 60 * 60
+
+
+def made_by() -> str:
+    """The digest of all that a graph depends on beside its program."""
+    files = [Path(__file__), *(one for name in _CODE for one in (_PACKAGE / name).rglob("*.py"))]
+    return _digest(
+        [
+            *((name, version(name)) for name in _LIBRARIES),
+            *((path.name, path.read_bytes()) for path in sorted(files)),
+        ]
+    )
+
+
+def kept_exports(folder: Path) -> Shared:
+    """The graphs that this code keeps in a folder; what nobody used for a day is dropped."""
+    mine = folder / made_by()
+    mine.mkdir(parents=True, exist_ok=True)
+    os.utime(mine)
+    for other in folder.iterdir():
+        if other.stat().st_mtime < time.time() - _A_DAY:
+            shutil.rmtree(other, ignore_errors=True)
+    return Shared(mine)
+
+
 @contextmanager
 def exported_once(shared: Shared) -> Iterator[None]:
-    """Let compilations in this block take a graph that any of the session's processes exported."""
+    """Let compilations in this block take a graph that any test process exported."""
 
     def to_onnx(program: Program, opset: int | None = None) -> ir.Model:
         return shared_export(shared, program, opset)

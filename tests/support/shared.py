@@ -34,11 +34,11 @@ class Packed:
 
 
 class Shared:
-    """Folders by what lies in them, below the session's own folder: nothing outlives a session."""
+    """Folders by what lies in them, below one of the session's own or one that is kept."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._folder.mkdir(exist_ok=True)
+        self._folder.mkdir(parents=True, exist_ok=True)
         self._compiled: dict[str, Compiled] = {}
 
     def folder(self, key: object, fill: Callable[[Path], object]) -> Path:
