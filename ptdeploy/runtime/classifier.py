@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +14,13 @@ from ptdeploy.bundle import Manifest, PromptInfo
 from ptdeploy.bundle.signature import BATCH
 from ptdeploy.errors import InputError
 from ptdeploy.printable import printable
-from ptdeploy.runtime.engine import Inputs, Metric, sigmoid, softmax
+from ptdeploy.runtime.engine import Inputs, Metric, finite, sigmoid, softmax
 from ptdeploy.runtime.labelling import BATCH_SIZE, Labelling, TypeIds, classifier_problems
 from ptdeploy.runtime.prompt_choice import DEFAULT, Chosen, PromptChoice, prompt_choice
+from ptdeploy.runtime.prompts import Prompt
+from ptdeploy.runtime.tokenizer import Encoding
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -80,12 +84,8 @@ class Classifier(Labelling):
         """
         with self._store.held(prompt) as chosen:
             self._refuse_heads(chosen, regression=True)
-            return [
-                classification(one.info, logits)
-                for _, one, logits in self._answers(
-                    inputs, chosen, truncate, token_type_ids, batch_size
-                )
-            ]
+            answers = self._answers(inputs, chosen, truncate, token_type_ids, batch_size)
+            return _in_order(answers, _classifications)
 
     @checked(truncate=flag, batch_size=whole(1, MOST), prompt=prompt_choice)
     def regress(
@@ -103,12 +103,8 @@ class Classifier(Labelling):
         """
         with self._store.held(prompt) as chosen:
             self._refuse_heads(chosen, regression=False)
-            return [
-                Regression(float(logits[0]), tuple(logits.tolist()))
-                for _, _, logits in self._answers(
-                    inputs, chosen, truncate, token_type_ids, batch_size
-                )
-            ]
+            answers = self._answers(inputs, chosen, truncate, token_type_ids, batch_size)
+            return _in_order(answers, _regressions)
 
     def _refuse_heads(self, chosen: Chosen, regression: bool) -> None:
         """Raises InputError, naming the first, if a head is a regression, or if one is none."""
@@ -133,10 +129,8 @@ class Classifier(Labelling):
         prompt: PromptChoice = DEFAULT,
     ) -> list[Any]:
         with self._store.held(prompt) as chosen:
-            return [
-                _record(one.info, logits)
-                for _, one, logits in self._answers(inputs, chosen, truncate, token_type_ids)
-            ]
+            answers = self._answers(inputs, chosen, truncate, token_type_ids)
+            return _in_order(answers, _records)
 
     def lines(self, record: Any) -> list[str]:
         if "values" in record:
@@ -149,30 +143,60 @@ class Classifier(Labelling):
         return ["  ".join(words)]
 
 
-def classification(info: PromptInfo, logits: NDArray[np.float32]) -> Classification:
-    """What one row's logits (labels,) say under its prompt's head, a softmax or a sigmoid."""
-    several = info.head == "sigmoid"
-    row = sigmoid(logits) if several else softmax(logits)
-    index = int(row.argmax())
-    true = np.flatnonzero(row >= 0.5) if several else [index]
+def _in_order(
+    answers: Iterable[tuple[Encoding, Prompt, NDArray[np.float32]]],
+    answer: Callable[[PromptInfo, NDArray[np.float32]], list[_T]],
+) -> list[_T]:
+    """What `answer` makes of the logits (rows, labels) of each prompt's rows, in the rows' order.
+
+    Raises EngineFault unless all logits are finite.
+    """
+    rows: dict[Prompt, list[tuple[int, NDArray[np.float32]]]] = {}
+    for place, (_, prompt, logits) in enumerate(answers):
+        rows.setdefault(prompt, []).append((place, logits))
+    found: dict[int, _T] = {}
+    for prompt, own in rows.items():
+        logits = finite(np.stack([one for _, one in own]))
+        for (place, _), one in zip(own, answer(prompt.info, logits), strict=True):
+            found[place] = one
+    return [found[place] for place in range(len(found))]
+
+
+def _classifications(info: PromptInfo, logits: NDArray[np.float32]) -> list[Classification]:
+    several, names = info.head == "sigmoid", info.labels
+    results = []
+    for row in sigmoid(logits) if several else softmax(logits):
+        index = int(row.argmax())
+        true = np.flatnonzero(row >= 0.5) if several else [index]
+        results.append(
+            Classification(
+                names[index],
+                index,
+                float(row[index]),
+                tuple(row.tolist()),
+                tuple(names[i] for i in true),
+            )
+        )
+    return results
+
+
+def _regressions(info: PromptInfo, logits: NDArray[np.float32]) -> list[Regression]:
+    return [Regression(row[0], tuple(row)) for row in logits.tolist()]
+
+
+def _records(info: PromptInfo, logits: NDArray[np.float32]) -> list[dict[str, Any]]:
     names = info.labels
-    return Classification(
-        names[index],
-        index,
-        float(row[index]),
-        tuple(row.tolist()),
-        tuple(names[i] for i in true),
-    )
-
-
-def _record(info: PromptInfo, logits: NDArray[np.float32]) -> dict[str, Any]:
     if info.head == "regression":
-        values = dict(zip(info.labels, logits.tolist(), strict=True))
-        return {"value": float(logits[0]), "values": values}
-    one = classification(info, logits)
-    return {
-        "label": one.label,
-        "probability": one.probability,
-        **({"labels": list(one.labels)} if info.head == "sigmoid" else {}),
-        "probabilities": dict(zip(info.labels, one.probabilities, strict=True)),
-    }
+        return [
+            {"value": one.value, "values": dict(zip(names, one.values, strict=True))}
+            for one in _regressions(info, logits)
+        ]
+    return [
+        {
+            "label": one.label,
+            "probability": one.probability,
+            **({"labels": list(one.labels)} if info.head == "sigmoid" else {}),
+            "probabilities": dict(zip(names, one.probabilities, strict=True)),
+        }
+        for one in _classifications(info, logits)
+    ]

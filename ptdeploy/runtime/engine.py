@@ -121,7 +121,7 @@ class Engine(ABC):
     def limits(self) -> RequestLimits:
         """What a request with the default prompt may ask for."""
         name = self.default_prompt
-        return self.limits_beside(0 if name is None else self.prompts[name].num_virtual_tokens)
+        return self.limits_beside(0 if name is None else self.prompt_info(name).num_virtual_tokens)
 
     def limits_beside(self, virtual_tokens: int) -> RequestLimits:
         """What a request may ask for whose prompt has so many virtual tokens."""

@@ -22,7 +22,7 @@ from ptdeploy.bundle.signature import (
 )
 from ptdeploy.bundle.task import TensorSpec
 from ptdeploy.runtime.batching import Ids, pack
-from ptdeploy.runtime.engine import Engine, Inputs, Metric, finite
+from ptdeploy.runtime.engine import Engine, Inputs, Metric
 from ptdeploy.runtime.layout import ACTIVATIONS, MOST, Specs, unlike
 from ptdeploy.runtime.probes import Fed, ProbeRequest, probe_rows, rows_in_words
 from ptdeploy.runtime.prompt_choice import DEFAULT, Chosen, PromptChoice, first_of
@@ -124,10 +124,9 @@ class Labelling(Engine):
         if self.takes_segments:
             types = np.zeros_like(batch.input_ids)
             if segments is not None:
-                none = map(np.zeros_like, before)
-                types = pack(
-                    [np.concatenate(pair) for pair in zip(none, segments, strict=True)]
-                ).input_ids
+                none = np.zeros(max(one.size for one in before), np.int64)
+                parts = zip(before, segments, strict=True)
+                types = pack([np.concatenate([none[: v.size], t]) for v, t in parts]).input_ids
             given[names["segments"]] = types
         return {**given, **stack.of_rows(prompts)}
 
@@ -173,14 +172,13 @@ class Labelling(Engine):
         batch_size: int = BATCH_SIZE,
     ) -> Iterator[tuple[Encoding, Prompt, NDArray[np.float32]]]:
         """Each input's encoding, its prompt and its logits, run in batches of `batch_size`, or of
-        as many as the engine takes. Raises EngineFault unless all logits are finite."""
+        as many as the engine takes."""
         encodings = self.encoded(inputs, chosen, truncate, token_type_ids)
         prompts = _with_prompts(chosen.of(len(encodings)))
         rows = [np.asarray(one.ids, np.int64) for one in encodings]
         types = [np.asarray(one.type_ids, np.int64) for one in encodings]
         logits = self._row_logits(rows, prompts, types, batch_size)
-        for encoding, prompt, row in zip(encodings, prompts, logits, strict=True):
-            yield encoding, prompt, finite(row)
+        yield from zip(encodings, prompts, logits, strict=True)
 
 
 def _with_prompts(prompts: Sequence[RowPrompt]) -> list[Prompt]:

@@ -20,6 +20,8 @@ from ptdeploy.runtime.prompts import Prompt
 # So many prompts one run takes; and those of the stacks that are kept for the next runs, together.
 MOST_IN_A_RUN = 256
 
+_NONE = np.zeros(0, np.int64)
+
 # One row's prompt; None for the base model alone.
 RowPrompt = Prompt | None
 
@@ -29,14 +31,15 @@ class PromptStack:
     """Some prompts on the engine's device, one behind the other.
 
     `placed` are the inputs that no row changes, by name. `index` and `lengths` name those that say
-    which prompt a row has, and how long it is; None where the graph has none.
+    which prompt a row has, and how long it is; None where the graph has none. `ids` stand for the
+    virtual tokens of those that are looked up.
     """
 
     prompts: tuple[Prompt, ...]
     placed: dict[str, DeviceArray] = field(repr=False)
     index: str | None
     lengths: str | None
-    first_ids: dict[Prompt, int] = field(repr=False)
+    ids: dict[Prompt, NDArray[np.int64]] = field(repr=False)
 
     def of_rows(self, rows: Sequence[RowPrompt]) -> dict[str, Any]:
         """The inputs of a run whose rows have these prompts, by name."""
@@ -50,10 +53,7 @@ class PromptStack:
 
     def before(self, prompt: RowPrompt) -> NDArray[np.int64]:
         """What is fed before the text of a row: ids behind the vocabulary; none of a prefix KV."""
-        first = None if prompt is None else self.first_ids.get(prompt)
-        if prompt is None or first is None:
-            return np.zeros(0, np.int64)
-        return np.arange(first, first + prompt.length)
+        return _NONE if prompt is None else self.ids.get(prompt, _NONE)
 
 
 class PromptInputs:
@@ -101,9 +101,13 @@ class PromptInputs:
             if array is not None:
                 stored = np.ascontiguousarray(to_stored(array, spec.dtype))
                 placed[spec.name] = self._session.place(stored)
-        lengths = accumulate((one.length for one in prompts), initial=self._vocabulary)
-        first_ids = dict(zip(prompts, lengths, strict=False)) if self._has_table else {}
-        return PromptStack(prompts, placed, self._index, self._lengths, first_ids)
+        firsts = accumulate((one.length for one in prompts), initial=self._vocabulary)
+        ids = {
+            one: np.arange(first, first + one.length)
+            for one, first in zip(prompts, firsts, strict=False)
+            if self._has_table
+        }
+        return PromptStack(prompts, placed, self._index, self._lengths, ids)
 
 
 def _stacked(spec: TensorSpec, prompts: Sequence[Prompt]) -> NDArray[np.float32] | None:

@@ -13,7 +13,7 @@ from ptdeploy.arguments import MOST, checked, flag, whole
 from ptdeploy.bundle import Manifest
 from ptdeploy.bundle.signature import BATCH, SEQUENCE
 from ptdeploy.printable import printable
-from ptdeploy.runtime.engine import Inputs, softmax
+from ptdeploy.runtime.engine import Inputs, finite, softmax
 from ptdeploy.runtime.labelling import BATCH_SIZE, Labelling, TypeIds, classifier_problems
 from ptdeploy.runtime.prompt_choice import DEFAULT, PromptChoice, prompt_choice
 from ptdeploy.runtime.tokenizer import Encoding
@@ -63,7 +63,7 @@ class TokenClassifier(Labelling):
         """
         with self._store.held(prompt) as chosen:
             return [
-                _labels(encoding, one.info.labels, softmax(logits))
+                _labels(encoding, one.info.labels, softmax(finite(logits)))
                 for encoding, one, logits in self._answers(
                     inputs, chosen, truncate, token_type_ids, batch_size
                 )
