@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from support import tiny
 
+from ptdeploy.bundle.task import Task
 from ptdeploy.cli.main import main
 from ptdeploy.source.checkpoint import read_checkpoint
 
@@ -78,6 +79,17 @@ def test_another_kind_of_adapter(adapter, trained, refuse, kind, advice):
     message = refuse(adapter, trained.base)
     assert kind in message
     assert advice in message
+
+
+PEFTS_TASKS = {"QUESTION_ANS", "FEATURE_EXTRACTION", "SEQ_2_SEQ_LM"}
+
+
+@pytest.mark.parametrize("task", sorted(PEFTS_TASKS - set(Task)))
+def test_a_task_that_is_not_compiled(adapter, trained, refuse, task):
+    edit_config(adapter, task_type=task)
+    message = refuse(adapter, trained.base)
+    assert f"task_type is '{task}', which ptdeploy does not compile" in message
+    assert "It compiles SEQ_CLS, TOKEN_CLS, CAUSAL_LM" in message
 
 
 @pytest.mark.parametrize("keep", [0, 4, 100, -1])

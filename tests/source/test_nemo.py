@@ -140,16 +140,17 @@ def state(**changes: torch.Tensor | None) -> dict[str, Any]:
     return {"prompt_table": {name: changes.get("table", table[name])}}
 
 
-def encoder_state(drop: str = "", **more: Any) -> dict[str, Any]:
-    parts = nemo.trained(PromptEncoder("mlp")).state()
+def encoder_state(drop: str = "", kind: str = "mlp", **more: Any) -> dict[str, Any]:
+    parts = nemo.trained(PromptEncoder(kind)).state()
     flat = {f"{part}.{name}": t for part, found in parts.items() for name, t in found.items()}
     return {name: tensor for name, tensor in {**flat, **more}.items() if name != drop}
 
 
-def first_encoder() -> dict[str, Any]:
+def first_encoder(**table: torch.Tensor) -> dict[str, Any]:
     """As the first P-Tuning saved it in the middle of its training."""
     encoder = nemo.trained(PromptEncoder("lstm")).state_dict()
-    return {"prompt_encoder": {n: t for n, t in encoder.items() if "inference" not in n}}
+    own = {n: t for n, t in encoder.items() if "inference" not in n}
+    return {"prompt_encoder": own, **(state(**table) if table else {})}
 
 
 def nan() -> torch.Tensor:
@@ -168,6 +169,7 @@ def tokens(count: Any) -> dict[str, Any]:
     return found
 
 
+LARGE = torch.full((WIDTH, 24), 3e38)
 ADAPTED = {f"{ADAPTER}inference_table": torch.ones(TOKENS, WIDTH)}
 SPLIT = "<|VIRTUAL_PROMPT_0|> a {x} <|VIRTUAL_PROMPT_1|>"
 LATE, SWAPPED = "a <|VIRTUAL_PROMPT_0|> {x}", "<|VIRTUAL_PROMPT_1|><|VIRTUAL_PROMPT_0|> {x}"
@@ -179,13 +181,31 @@ BAD_STATES: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     (state(table=torch.ones(5, 32).long()), config("one"), "int64 values, not floating point"),
     ({"lora.weight": torch.ones(1)}, config(), "holds no virtual tokens and no prompt encoder"),
     (encoder_state("mlp_head.0.bias"), config("taskname"), "misses mlp_head.0.bias"),
-    (encoder_state("embeddings.weight"), config("taskname"), "no two-dimensional table"),
+    (
+        encoder_state(**{"embeddings.weight": torch.ones(TOKENS)}),
+        config("taskname"),
+        "no two-dimensional table",
+    ),
     (
         encoder_state(**{"mlp_head.2.weight": torch.ones(WIDTH, 7)}),
         config("taskname"),
         "layers do not fit one another",
     ),
+    (encoder_state("mlp_head.2.bias", "lstm"), config("taskname"), "misses mlp_head.2.bias"),
+    (encoder_state("lstm_head.bias_hh_l1", "lstm"), config("taskname"), "do not fit one another"),
+    (
+        encoder_state(
+            **{"mlp_head.2.bias": torch.full((WIDTH,), 3e38), "mlp_head.2.weight": LARGE}
+        ),
+        config("taskname"),
+        "gives NaN or infinite values",
+    ),
     (first_encoder(), config("taskname"), "own embeddings of the task's name"),
+    (
+        first_encoder(table=torch.zeros(TOKENS, WIDTH)),
+        config("one"),
+        "own embeddings of the task's name",
+    ),
     (ADAPTED, config(), "position_embedding_type is learned_absolute"),
     (state(), config("one", target="x.MegatronT5PromptLearningModel"), "encoder-decoder"),
     (state(), config("one", data={"add_bos": True}), "add_bos is true"),

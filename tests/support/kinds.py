@@ -81,11 +81,18 @@ def options(kind: str) -> dict[str, Any]:
 
 
 _ENCODERS = ("bert", "roberta")
-# Learned and rotary positions, grouped queries, and a sliding window in some of the layers.
+# Learned and rotary positions, grouped queries, sliding windows, partial rotation.
 _DECODERS = {
     "SEQ_CLS": ("qwen2",),
     "TOKEN_CLS": ("qwen2",),
-    "CAUSAL_LM": ("gpt2", "qwen2", "gemma3"),
+    "CAUSAL_LM": (
+        "gpt2",
+        "qwen2",
+        "gemma3",
+        "llama",
+        "phi3",
+        "glm",
+    ),
 }
 # The kinds that PEFT trains for one task alone.
 _ONLY = {"CPT": "CAUSAL_LM"}
@@ -98,6 +105,15 @@ def _cells() -> Iterator[tuple[str, str, str]]:
                 encoders = () if task == "CAUSAL_LM" else _ENCODERS
                 for architecture in (*encoders, *_DECODERS[task]):
                     yield kind, task, architecture
+
+
+def engine_of(kind: str, task: str, architecture: str) -> str:
+    """The kind whose bundle has the engine that a cell's prompt runs on.
+
+    An engine holds no prompt; encoders take keys and values in other places than virtual tokens.
+    """
+    runs_prefix = task != "CAUSAL_LM" and architecture in _ENCODERS and kind in PREFIXES
+    return "prefix tuning" if runs_prefix else "P-Tuning, MLP"
 
 
 # Kind, task and architecture of each that docs/support.md shows.

@@ -42,6 +42,8 @@ _LAYER = re.compile(
     r"(?:.*\.)?((?:mlp_head|lstm_head)\.\w+(?:\.\w+)?|(?:first|second)\.(?:weight|bias)"
     r"|embeddings?\.weight)"
 )
+# What the encoders that keep what they give call their table.
+_LATER = re.compile(r"(?:.*\.)?embeddings\.weight")
 _SAVE = "Let NeMo's training finish: its last step saves a .nemo with the virtual tokens evaluated."
 
 
@@ -150,7 +152,7 @@ def _state(path: Path, found: Mapping[str, Path]) -> _State:
             "Pass a .nemo file of prompt tuning or P-Tuning.",
         )
     # The first encoders wrote the task's name over their table's first rows.
-    own_table = any("inference_table" in name or "embeddings.weight" in name for name in tensors)
+    own_table = any("inference_table" in n or _LATER.fullmatch(n) for n in tensors)
     of_adapter = any(_ADAPTER in name for name in tensors)
     return _State(where, tables, layers, member == _WEIGHTS, not own_table, of_adapter)
 
@@ -197,7 +199,10 @@ def _virtual_tokens(state: _State, task: str) -> tuple[NDArray[np.float32], str]
             f"{state.where}: has a prompt encoder in parts of several ranks, not evaluated.",
             _SAVE,
         )
-    return _evaluated(state)
+    tokens, dtype = _evaluated(state)
+    if tokens.ndim != 2 or not np.isfinite(tokens).all():
+        raise CheckpointError(f"{state.where}: the prompt encoder gives NaN or infinite values.")
+    return tokens, dtype
 
 
 def _evaluated(state: _State) -> tuple[NDArray[np.float32], str]:
@@ -224,14 +229,18 @@ def _evaluated(state: _State) -> tuple[NDArray[np.float32], str]:
         layers = ["first", "second"]
     needed = {f"{layer}.{part}" for layer in layers for part in ("weight", "bias")}
     if any(name.startswith("lstm_head.") for name in arrays):
-        needed |= {"lstm_head.weight_ih_l0", "lstm_head.weight_hh_l0", "mlp_head.0.weight"}
+        needed |= {"lstm_head.weight_ih_l0", "lstm_head.weight_hh_l0"}
+        needed |= {f"mlp_head.{place}.{part}" for place in (0, 2) for part in ("weight", "bias")}
     if missing := sorted(needed - arrays.keys()):
         raise CheckpointError(
             f"{state.where}: the prompt encoder misses {', '.join(missing)}.", _SAVE
         )
     if any(name.startswith("lstm_head.") for name in arrays):
         # PEFT's is the same, as it is from here.
-        return evaluate_prompt_encoder(PromptEncoderState("LSTM", arrays)), dtype
+        try:
+            return evaluate_prompt_encoder(PromptEncoderState("LSTM", arrays)), dtype
+        except CheckpointError as error:
+            raise CheckpointError(f"{state.where}: {error.problem}", error.fix) from error
     hidden = torch.from_numpy(table)
     try:
         for layer in layers:

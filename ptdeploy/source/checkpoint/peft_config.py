@@ -105,9 +105,14 @@ def _task(path: Path, name: object) -> Task:
     try:
         return Task(str(name))
     except ValueError as error:
+        tasks = ", ".join(one.value for one in Task)
+        if name is None:
+            raise CheckpointError(
+                f"{path}: names no task_type.", f"Say which it is with --task: {tasks}."
+            ) from error
         raise CheckpointError(
-            f"{path}: task_type is {name!r}; supported: {', '.join(t.value for t in Task)}.",
-            "Say which it is with --task." if name is None else "",
+            f"{path}: task_type is {name!r}, which ptdeploy does not compile.",
+            f"It compiles {tasks}.",
         ) from error
 
 
