@@ -163,20 +163,32 @@ def _put(staging: Path, manifest: _M, destination: Destination) -> _M:
         (staging / MANIFEST_NAME).write_bytes(json_document(manifest))
         _flush_all(staging)
         _check_complete(staging, entries)
-        while True:
-            try:
-                rename_new(staging, place)
-                break
-            except FileExistsError:
-                _check_replaceable(destination)
-                if _replace(staging, destination):
-                    break
+        while not _placed(staging, destination):
+            pass
         flush(place.parent)
     except OSError as error:
         raise OutputError(
             f"{destination.path}: cannot be written ({error.strerror}).", _FIX
         ) from error
     return manifest
+
+
+def _placed(staging: Path, destination: Destination) -> bool:
+    """Put the staged folder into its place; False if what is there changed at that moment."""
+    if destination.replaces is None:
+        try:
+            rename_new(staging, destination.place)
+        except FileExistsError:
+            pass
+        else:
+            return True
+    elif not os.path.lexists(destination.place):
+        raise OutputError(
+            f"{destination.path}: was moved away or removed meanwhile.",
+            "Start again where it is now.",
+        )
+    _check_replaceable(destination)
+    return _replace(staging, destination)
 
 
 def _place(path: Path) -> Path:

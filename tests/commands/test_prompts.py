@@ -17,6 +17,7 @@ from support.without_torch import run_without_torch
 import ptdeploy
 from ptdeploy.bundle import locked, read_bundle
 from ptdeploy.cli.main import main
+from ptdeploy.commands import prompts
 from ptdeploy.errors import BaseModelError, CheckpointError, InputError, OutputError, ParityError
 
 ROW = [5, 9, 30, 4]
@@ -146,6 +147,33 @@ def test_one_changes_a_bundle_at_a_time(bundle, pack):
     with locked(bundle), pytest.raises(OutputError, match="another process is changing it"):
         ptdeploy.prompt_add(bundle, pack)
     assert content(bundle) == before
+
+
+def test_a_bundle_that_is_moved_while_a_prompt_is_added_is_left_alone(bundle, pack, monkeypatch):
+    before, moved = content(bundle), bundle.with_name("moved")
+
+    def move(draft: object, _: object) -> object:
+        bundle.rename(moved)
+        return draft
+
+    monkeypatch.setattr(prompts, "prove", move)
+    with pytest.raises(OutputError, match="was moved away or removed meanwhile"):
+        ptdeploy.prompt_add(bundle, pack)
+    assert content(moved) == before
+    assert [one.name for one in bundle.parent.iterdir()] == ["moved"]
+
+
+def test_a_bundle_that_becomes_another_meanwhile_is_left_alone(bundle, pack, monkeypatch):
+    """As where a file system has no locks."""
+
+    def change(draft: object, _: object) -> object:
+        damage.edit(bundle, lambda manifest: manifest["versions"].update(another="1"))
+        return draft
+
+    monkeypatch.setattr(prompts, "prove", change)
+    with pytest.raises(OutputError, match="has become another bundle meanwhile"):
+        ptdeploy.prompt_add(bundle, pack)
+    assert list(ptdeploy.prompt_list(bundle)) == ["default"]
 
 
 def test_a_name_that_is_taken_is_refused_unless_it_is_to_be_replaced(bundle, pack):
