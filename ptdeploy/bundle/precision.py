@@ -30,7 +30,8 @@ class QuantizedWeights(msgspec.Struct, frozen=True):
     """How a precision quantizes weights, and what the engine must keep on the evaluation text.
 
     `min_agreement` and `max_perplexity_ratio` are what round-to-nearest in blocks of 32 keeps on
-    models that were trained, with some room. `max_logits_error` (parity/quality.py) is of a
+    models that were trained, with some room. `min_class_agreement` is of a classifier's answers
+    that are no near ties (parity/quality.py). `max_logits_error` (parity/quality.py) is of a
     classifier: measured were 0.02 (int8), 0.16 (int4) and 0.06 (fp8) on a trained model, up to 0.09
     (int8) and 0.73 (int4) on random ones that answer to the text.
     """
@@ -39,6 +40,7 @@ class QuantizedWeights(msgspec.Struct, frozen=True):
     min_agreement: float
     max_perplexity_ratio: float
     max_logits_error: float
+    min_class_agreement: float
     type: Literal["int", "float8e4m3fn"] = "int"
 
 
@@ -62,11 +64,9 @@ _TF32 = Thresholds(max_abs=5e-3, relative=5e-3, cosine=0.9999, kl=1e-4)
 _FP16 = Thresholds(max_abs=1e-2, relative=1e-2, cosine=0.999, kl=1e-3)
 # 8 bits of mantissa, 7 of them stored: eight times fp16's steps.
 _BF16 = Thresholds(max_abs=8e-2, relative=8e-2, cosine=0.95, kl=1e-2)
-_INT8 = QuantizedWeights(8, min_agreement=0.97, max_perplexity_ratio=1.02, max_logits_error=0.15)
-_INT4 = QuantizedWeights(4, min_agreement=0.80, max_perplexity_ratio=1.15, max_logits_error=0.75)
-_FP8 = QuantizedWeights(
-    8, min_agreement=0.93, max_perplexity_ratio=1.05, max_logits_error=0.35, type="float8e4m3fn"
-)
+_INT8 = QuantizedWeights(8, 0.97, 1.02, max_logits_error=0.15, min_class_agreement=0.995)
+_INT4 = QuantizedWeights(4, 0.80, 1.15, max_logits_error=0.75, min_class_agreement=0.95)
+_FP8 = QuantizedWeights(8, 0.93, 1.05, 0.35, min_class_agreement=0.99, type="float8e4m3fn")
 
 PRECISIONS = {
     one.name: one
@@ -93,6 +93,6 @@ def quantized() -> dict[str, QuantizedWeights]:
     return {name: one.weights for name, one in PRECISIONS.items() if one.weights is not None}
 
 
-def default_words(bound: str) -> str:
+def default_words(bound: str, digits: int = 2) -> str:
     """A bound of the precisions that quantize, in their order, for help texts."""
-    return ", ".join(f"{getattr(weights, bound):.2f}" for weights in quantized().values())
+    return ", ".join(f"{getattr(weights, bound):.{digits}f}" for weights in quantized().values())

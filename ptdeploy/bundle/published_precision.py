@@ -36,12 +36,15 @@ def _tables() -> str:
             lines.append(f"| {name} | {' | '.join(map(_short, numbers))} |")
     lines += [
         "",
-        "| precision | weight bits | agreement | perplexity ratio | logits error | inner tensors |",
-        "|---|---|---|---|---|---|",
+        "| precision | weight bits | agreement | of classes | perplexity ratio | logits error | "
+        "inner tensors |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name, weights in quantized().items():
-        bounds = (weights.min_agreement, weights.max_perplexity_ratio, weights.max_logits_error)
-        shown = " | ".join(f"{bound:.2f}" for bound in bounds)
+        shown = (
+            f"{weights.min_agreement:.2f} | {weights.min_class_agreement:.3f} | "
+            f"{weights.max_perplexity_ratio:.2f} | {weights.max_logits_error:.2f}"
+        )
         tolerance = _short(PRECISIONS[name].inner_tolerance)
         lines.append(f"| {name} | {weights.bits} | {shown} | {tolerance} |")
     return "\n".join(lines) + "\n"

@@ -120,7 +120,8 @@ class Quantization(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     A `block_size` of 0 is the whole column; `type` is what the bits are. `accuracy_level` is that
     of MatMulNBits: 1 computes in fp32, 4 in int8, 0 means nothing. `min_agreement`,
     `max_perplexity_ratio` and, for a classifier, `max_logits_error` are what the engine had to
-    reach against the reference on text; null asks for nothing.
+    reach against the reference on text; null asks for nothing. `activations` "int8" says that what
+    is multiplied with them is quantized too, with a scale for each token found as the engine runs.
     """
 
     bits: int
@@ -130,6 +131,7 @@ class Quantization(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_perplexity_ratio: float
     type: Literal["int", "float8e4m3fn"] = "int"
     max_logits_error: float | None = None
+    activations: Literal["float", "int8"] = "float"
 
 
 class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

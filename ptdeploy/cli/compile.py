@@ -183,7 +183,8 @@ def _add_quantization(sub: argparse.ArgumentParser) -> None:
         "--min-agreement",
         type=float,
         metavar="A",
-        help=f"top-1; default: {default_words('min_agreement')}",
+        help=f"top-1; default: {default_words('min_agreement')}; of a classifier's answers that "
+        f"are no near ties: {default_words('min_class_agreement', 3)}",
     )
     group.add_argument(
         "--max-perplexity-ratio",

@@ -18,6 +18,7 @@ def compile_checkpoint(request: CompileRequest, progress: Progress) -> Bundle:
     """See ptdeploy.compile."""
     plan = make_plan(request)
     source = read(plan, progress)
+    plan = plan.of_kind(source.base.kind, source.meaning.head)
     frozen = freeze(plan, source, progress)
     traced = optimise(plan, trace(plan, frozen, progress), progress)
     with stage_bundle(plan.destination) as folder:

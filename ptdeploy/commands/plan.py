@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from ptdeploy.backends import get_backend
 from ptdeploy.bundle import Quantization, check_destination
+from ptdeploy.bundle.precision import quantized
 from ptdeploy.bundle.publish import Destination
 from ptdeploy.bundle.quantization import QuantizationOptions, quantization_for, read_texts
+from ptdeploy.bundle.task import Head
 from ptdeploy.commands.request import CompileRequest
 from ptdeploy.errors import InputError, TargetUnavailable
 from ptdeploy.parity.cases import check_golden
 from ptdeploy.targets import Numerics, Target, get_target
 from ptdeploy.targets.options import TargetOptions
 from ptdeploy.text_files import library_path
+
+if TYPE_CHECKING:
+    from ptdeploy.program.kinds import ProgramKind
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,23 @@ class Plan:
         if self.quantization:
             return self.quantization.bits
         return 32 if self.numerics.activations == "float32" else 16
+
+    def of_kind(self, kind: ProgramKind, head: Head) -> Plan:
+        """The plan for such a program, as far as its quantization depends on that.
+
+        A classifier has a bound of its own. int8 quantizes activations too where that is faster;
+        a block size or an accuracy level was asked of weights alone, and stays with them.
+        """
+        found, asked = self.quantization, self.request.quantization or QuantizationOptions()
+        if found is None:
+            return self
+        changes: dict[str, Any] = {}
+        if asked.min_agreement is None and not kind.generates and head == "softmax":
+            changes["min_agreement"] = quantized()[self.precision].min_class_agreement
+        of_weights = asked.block_size is not None or asked.accuracy_level is not None
+        if kind.quantizes_activations and self.numerics.int8_products and not of_weights:
+            changes |= {"activations": "int8", "block_size": 0, "accuracy_level": 0}
+        return replace(self, quantization=msgspec.structs.replace(found, **changes))
 
 
 def make_plan(request: CompileRequest) -> Plan:

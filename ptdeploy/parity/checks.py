@@ -260,8 +260,9 @@ def quality_notes(quality: Quality | None) -> list[str]:
     notes = []
     if quality.detectable is None or quality.detectable > _COARSE:
         share = "any number" if quality.detectable is None else f"{quality.detectable:.0%}"
+        positions = quality.positions if quality.clear is None else quality.clear
         notes.append(
-            f"agreement at {quality.positions} positions is a coarse measure: a fault that changes "
+            f"agreement at {positions} positions is a coarse measure: a fault that changes "
             f"{share} of the answers could pass it."
         )
     if quality.largest_share is not None and quality.largest_share >= _ONE_CLASS:
@@ -279,14 +280,21 @@ def quality_notes(quality: Quality | None) -> list[str]:
 
 def quantization_words(quality: Quality) -> str:
     """What quantizing the weights cost."""
-    seen = ""
+    positions, aside = str(quality.positions), []
+    if quality.clear is not None:
+        positions = f"{quality.clear} of {positions}"
+        aside = ["the others are near ties"] if quality.clear < quality.positions else []
     if quality.detectable is not None:
-        seen += f" (a fault in {quality.detectable:.1%} of the answers would be seen)"
+        aside.append(
+            f"a fault that changes {quality.detectable:.1%} of the answers would be seen 19 times "
+            "of 20"
+        )
+    seen = f" ({'; '.join(aside)})" if aside else ""
     if quality.logits_error is not None:
         seen += f", logits error {quality.logits_error:.2g}"
     return (
         f"quantized weights on {quality.evaluated_on}: {quality.measured} "
-        f"{quality.top1_agreement:.2%} at {quality.positions} positions of {quality.texts} texts"
+        f"{quality.top1_agreement:.2%} at {positions} positions of {quality.texts} texts"
         f"{seen}{ratio_words(quality.perplexity_ratio)}"
     )
 

@@ -43,7 +43,7 @@ def compare(
     if engine.writes:
         greedy = _compare_greedy(engine, reference, bounds.allowed)
     agreed, texts = texts_agreed(engine, reference, data)
-    quality = evaluate(engine, reference, quantization.min_agreement) if quantization else None
+    quality = evaluate(engine, reference, quantization) if quantization else None
     report = ParityReport(
         passed=False,
         target=engine.manifest.target,

@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from ptdeploy.bundle import Quantization
 from ptdeploy.bundle.task import Head, Task
 from ptdeploy.parity.cases import AskedRow
 from ptdeploy.parity.reference import Reference, TextRow
@@ -44,7 +45,8 @@ class Quality(msgspec.Struct, frozen=True):
     smallest share of changed answers that would miss the asked agreement in 19 of 20 evaluations of
     as many positions, null where none would. Of a classifier that chooses a class, `logits_error`
     is what the function of that name gives, and `largest_share` the share of positions where the
-    reference finds its commonest class; else both are null.
+    reference finds its commonest class; else both are null. There `top1_agreement` and `detectable`
+    are of the `clear` positions alone, and `near_ties` are the others whose answer changed.
     """
 
     evaluated_on: str
@@ -57,6 +59,8 @@ class Quality(msgspec.Struct, frozen=True):
     logits_error: float | None = None
     largest_share: float | None = None
     detectable: float | None = None
+    clear: int | None = None
+    near_ties: int | None = None
 
     @property
     def perplexity_ratio(self) -> float | None:
@@ -115,8 +119,9 @@ def row_logits(engine: Engine, row: _HasIds) -> NDArray[np.float32]:
     return engine.logits([row.ids], token_type_ids=types)[0]
 
 
-def evaluate(engine: Engine, reference: Reference, min_agreement: float) -> Quality | None:
+def evaluate(engine: Engine, reference: Reference, allowed: Quantization) -> Quality | None:
     """Run the engine on the reference's texts, each alone; None where the reference has none."""
+    min_agreement = allowed.min_agreement
     if not reference.evaluation:
         return None
     task, head = engine.manifest.task, engine.prompt.info.head
@@ -138,11 +143,23 @@ def evaluate(engine: Engine, reference: Reference, min_agreement: float) -> Qual
     if head != "softmax":
         share = explained(*pair, head)
         return msgspec.structs.replace(of, top1_agreement=share, measured=EXPLAINED)
-    return msgspec.structs.replace(
+    of = msgspec.structs.replace(
         of,
-        logits_error=None if pair[0].size < pair[1].size else logits_error(*pair),
         largest_share=float(np.unique(want, return_counts=True)[1].max() / want.size),
         detectable=detectable(of.positions, min_agreement),
+    )
+    if pair[0].size < pair[1].size:
+        return of
+    is_clear = clear(pair[0], allowed.max_logits_error or 0.0)
+    changed = want != got
+    count = int(is_clear.sum())
+    return msgspec.structs.replace(
+        of,
+        logits_error=logits_error(*pair),
+        top1_agreement=1 - float(changed[is_clear].sum()) / count if count else 1.0,
+        detectable=detectable(count, min_agreement),
+        clear=count,
+        near_ties=int(changed[~is_clear].sum()),
     )
 
 
@@ -173,11 +190,26 @@ def logits_error(want: NDArray[np.float32], got: NDArray[np.float32]) -> float:
     return error if math.isfinite(error) else _HOPELESS
 
 
+def clear(want: NDArray[np.float32], most: float) -> NDArray[np.bool_]:
+    """Which positions' likeliest class leads by more than a logits error of `most` may close.
+
+    `want` are the reference's logits (positions, classes). Elsewhere the two best classes are as
+    good as tied: weights that are quantized as they should be may swap them.
+    """
+    if want.shape[1] < 2:
+        return np.ones(len(want), np.bool_)
+    wanted = want.astype(np.float64)
+    best = np.sort(wanted, axis=-1)
+    return np.asarray(best[:, -1] - best[:, -2] > most * _rms(_shifted(wanted)))
+
+
 def detectable(positions: int, min_agreement: float) -> float | None:
     """The smallest share of changed answers that misses `min_agreement` 19 times of 20.
 
     Of so many positions, taken as independent of one another. None if nothing would be noticed.
     """
+    if not positions:
+        return None
     # A manifest is not trusted: its bound may be any number.
     min_agreement = min(max(min_agreement, 0.0), 1.0)
     allowed = min(int((1 - min_agreement) * positions) + 1, positions)

@@ -12,6 +12,7 @@ from ptdeploy.parity.quality import Quality
 from ptdeploy.parity.report import ParityReport
 
 _LINES = 8
+_MORE_BITS = "fp32, or fp16 on a GPU"
 # Of a logits error; an engine that answers every text alike has 1.
 _MORE_THAN_QUANTIZATION = 0.9
 _SIXTEEN_BITS = {"float16": "65504", "bfloat16": "3.4e38"}
@@ -110,7 +111,8 @@ def _quantization_way_out(quality: Quality, allowed: Quantization | None) -> str
     own = "evaluate it on your own text with --quality-text"
     if error is not None and most is not None and error <= most:
         return (
-            f"Its logits error is {error:.2g}, of at most {most}: the answers that change are near "
-            f"ties. Accept them with --min-agreement, {own}, or keep more bits."
+            f"Its logits error is {error:.2g}, of at most {most}, but answers change that are no "
+            f"near ties: {own}, keep more bits (--precision {_MORE_BITS}), or accept them with "
+            "--min-agreement."
         )
     return f"Try more bits or a smaller --block-size, {own}, or accept less."

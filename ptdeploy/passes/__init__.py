@@ -36,11 +36,11 @@ def run_passes(model: ir.Model, context: PassContext) -> ir.Model:
     fold: constants folded, dead nodes and repeated work dropped. layout: no transposes and reshapes
     that undo each other. residual: sums with the norm after them. narrow: the last layer for the
     token that the head reads. half: float16 but where it would lose. deduplicate: one copy of equal
-    weights. head: large weights are read the way round they lie. quantize, dequantize: constant
-    matrices in a few bits, with ONNX Runtime's own operator or with standard ones. embeddings: what
-    token ids look up in 8 bits. declare: inputs and outputs get the signature's names, types and
-    axes. name: nodes are named after their modules. anonymise: nothing of the machine that exported
-    stays.
+    weights. head: large weights are read the way round they lie. quantize_rows: products of int8 by
+    int8. quantize, dequantize: constant matrices in a few bits, with ONNX Runtime's own operator or
+    with standard ones. embeddings: what token ids look up in 8 bits. declare: inputs and outputs
+    get the signature's names, types and axes. name: nodes are named after their modules. anonymise:
+    nothing of the machine that exported stays.
     """
     from ptdeploy.passes import (
         anonymise,
@@ -55,10 +55,11 @@ def run_passes(model: ir.Model, context: PassContext) -> ir.Model:
         name,
         narrow,
         quantize,
+        quantize_rows,
         residual,
     )
 
     before = (fold, layout, residual, narrow, half, deduplicate, head)
-    for one in (*before, quantize, dequantize, embeddings, declare, name, anonymise):
+    for one in (*before, quantize_rows, quantize, dequantize, embeddings, declare, name, anonymise):
         model = one.run(model, context)
     return model

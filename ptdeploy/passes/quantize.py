@@ -23,12 +23,13 @@ def run(model: ir.Model, context: PassContext) -> ir.Model:
     """Quantize the constant side of every MatMul, Gemm and FusedMatMul; all else stays fp32.
 
     Embeddings, biases, norms and the virtual tokens' KV are not touched. Without a quantization
-    in the context, or for an engine that has another operator for it, the model stays as it is.
+    in the context, or for an engine that has another operator for it, the model stays as it is; so
+    it does where activations are quantized too (quantize_rows).
     """
     import onnx_ir as ir
 
     wanted = context.quantization
-    if wanted is None or context.weights != "MatMulNBits":
+    if wanted is None or wanted.activations != "float" or context.weights != "MatMulNBits":
         return model
     graph = model.graph
     done: dict[tuple[int, bool], tuple[ir.Value, ir.Value]] = {}

@@ -36,7 +36,8 @@ class Numerics:
     `block_size` is how many weights share a scale unless
     told, 0 for a whole column, and `quantizes_embeddings` whether embeddings are weights in that.
     `plain` says whether a KV buffer may also be kept by a graph whose attention is none of those
-    operators.
+    operators. `int8_products` says whether its products of int8 by int8 are the faster ones where a
+    program runs whole texts.
     """
 
     activations: Activations
@@ -48,6 +49,7 @@ class Numerics:
     block_size: int = 32
     quantizes_embeddings: bool = False
     plain: bool = True
+    int8_products: bool = False
 
 
 @dataclass(frozen=True)

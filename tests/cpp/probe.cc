@@ -104,7 +104,9 @@ std::string report_text(const ptdeploy::ParityReport& report) {
            ",\"perplexity_ratio\":" + measure(quality->perplexity_ratio) +
            ",\"logits_error\":" + measure(quality->logits_error) +
            ",\"largest_share\":" + measure(quality->largest_share) +
-           ",\"detectable\":" + measure(quality->detectable) + "}";
+           ",\"detectable\":" + measure(quality->detectable) +
+           ",\"clear\":" + measure(quality->clear) +
+           ",\"near_ties\":" + measure(quality->near_ties) + "}";
   else
     out += "null";
   auto size = [](std::size_t n) { return std::to_string(n); };

@@ -89,6 +89,8 @@ def assert_same(theirs: Any, ours: ParityReport) -> None:
             "logits_error": near(ours.quality.logits_error),
             "largest_share": ours.quality.largest_share,
             "detectable": near(ours.quality.detectable),
+            "clear": ours.quality.clear,
+            "near_ties": ours.quality.near_ties,
         }
 
 
@@ -106,7 +108,7 @@ def change_weights(bundle: Path, how: Callable[[np.ndarray], np.ndarray]) -> Non
     model = onnx.load(bundle / "model.onnx")
     for tensor in model.graph.initializer:
         array = onnx.numpy_helper.to_array(tensor)
-        if array.ndim > 1 and array.dtype in (np.float32, np.uint8):
+        if array.ndim > 1 and array.dtype in (np.float32, np.uint8, np.int8):
             tensor.CopyFrom(onnx.numpy_helper.from_array(how(array), tensor.name))
     damage.replace(bundle, "model.onnx", model.SerializeToString())
 
@@ -118,7 +120,7 @@ def change_weights(bundle: Path, how: Callable[[np.ndarray], np.ndarray]) -> Non
 
 
 def other(array: np.ndarray) -> np.ndarray:
-    return array ^ 0x55 if array.dtype == np.uint8 else array * np.float32(1.01)
+    return array * np.float32(1.01) if array.dtype == np.float32 else array ^ 0x55
 
 
 def store(bundle: Path, reference: Reference) -> None:

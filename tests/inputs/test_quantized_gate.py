@@ -56,9 +56,10 @@ def one_class(tmp_path_factory) -> tuple[tiny.Trained, Path]:
 def _shuffle(bundle: Path, module: str) -> None:
     """Give a layer weights that have nothing to do with its own, of the same values."""
     editor = Editor(bundle)
-    (node,) = (n for n in editor.model.graph.node if n.name == f"{module}/MatMulNBits")
+    names = [f"{module}/{kind}" for kind in ("MatMulIntegerToFloat", "Gemm")]
+    (node,) = (n for n in editor.model.graph.node if n.name in names)
     for tensor in editor.model.graph.initializer:
-        if tensor.name in node.input[1:3]:
+        if tensor.name == node.input[1]:
             array = numpy_helper.to_array(tensor)
             mixed = np.random.default_rng(7).permutation(array.ravel()).reshape(array.shape)
             tensor.CopyFrom(numpy_helper.from_array(mixed, tensor.name))

@@ -406,6 +406,11 @@ _OF_FIELDS = [
         "Invalid enum value 'float3' - at `$.quantization.type`",
     ),
     _edit(
+        "activations quantized to another type",
+        lambda m: m.update(quantization={**QUANTIZED, "activations": "int4"}),
+        "Invalid enum value 'int4' - at `$.quantization.activations`",
+    ),
+    _edit(
         "quantized without bits",
         lambda m: m.update(quantization={"type": "float8e4m3fn"}),
         "required field `bits` - at `$.quantization`",

@@ -73,11 +73,12 @@ void print(const ParityReport& report) {
   for (const auto& one : report.greedy)
     std::printf("greedy tokens, row of %zu: %zu of %zu agree\n", one.length, one.agreed, one.total);
   if (const auto& quality = report.quality) {
-    std::printf("quantized weights on %s: top-1 agreement %.2f%% at %zu positions of %zu texts",
+    std::printf("quantized weights on %s: top-1 agreement %.2f%% at %zu of %zu positions of %zu texts",
                 printable(quality->evaluated_on).c_str(), 100 * quality->top1_agreement,
-                quality->positions, quality->texts);
+                quality->clear.value_or(quality->positions), quality->positions, quality->texts);
     if (quality->detectable)
-      std::printf(" (a fault in %.1f%% of the answers would be seen)", 100 * *quality->detectable);
+      std::printf(" (a fault that changes %.1f%% of the answers would be seen)",
+                  100 * *quality->detectable);
     if (quality->logits_error) std::printf(", logits error %.2g", *quality->logits_error);
     if (quality->perplexity_ratio)
       std::printf(", perplexity %.3f times the reference's", *quality->perplexity_ratio);

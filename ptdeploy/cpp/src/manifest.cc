@@ -78,6 +78,9 @@ std::optional<Quantization> read_quantization(const Json& json, const Where& whe
   auto type = [](const Json& value, const Where& at) {
     read_word(value, at, {"int", "float8e4m3fn"});
   };
+  auto activations = [](const Json& value, const Where& at) {
+    read_word(value, at, {"float", "int8"});
+  };
   auto error = [&out](const Json& value, const Where& at) {
     out.max_logits_error.reset();
     if (!is_null(value)) out.max_logits_error = read_float(value, at, "float | null");
@@ -89,7 +92,8 @@ std::optional<Quantization> read_quantization(const Json& json, const Where& whe
                {"min_agreement", true, into(out.min_agreement)},
                {"max_perplexity_ratio", true, into(out.max_perplexity_ratio)},
                {"type", false, type},
-               {"max_logits_error", false, error}},
+               {"max_logits_error", false, error},
+               {"activations", false, activations}},
               "object | null");
   return out;
 }

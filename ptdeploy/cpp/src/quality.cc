@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <map>
 
 #include "failures.hpp"
@@ -86,6 +87,22 @@ class Scores {
 
   double size() const { return root_mean_square(std::vector<double>(columns_, 0)); }
 
+  // Which positions' likeliest class leads by more than a logits error of `most` may close: clear()
+  // of ptdeploy/parity/quality.py.
+  std::vector<bool> clear(double most) const {
+    const std::size_t positions = values_.size() / columns_;
+    if (columns_ < 2) return std::vector<bool>(positions, true);
+    const double bound = most * size();
+    std::vector<bool> out(positions);
+    for (std::size_t at = 0; at < positions; ++at) {
+      std::vector<double> row(values_.begin() + static_cast<std::ptrdiff_t>(at * columns_),
+                              values_.begin() + static_cast<std::ptrdiff_t>((at + 1) * columns_));
+      std::partial_sort(row.begin(), row.begin() + 2, row.end(), std::greater<>());
+      out[at] = row[0] - row[1] > bound;
+    }
+    return out;
+  }
+
   // From position to position.
   double variation() const {
     std::vector<double> mean(columns_, 0);
@@ -133,6 +150,7 @@ double at_most(std::int64_t count, std::int64_t of, double probability) {
 // detectable() of ptdeploy/parity/quality.py.
 std::optional<double> detectable(std::size_t positions, double min_agreement) {
   constexpr double kMissed = 0.05;
+  if (positions == 0) return std::nullopt;
   const auto count = static_cast<std::int64_t>(positions);
   const auto n = static_cast<double>(count);
   // A manifest is not trusted: its bound may be any number.
@@ -149,16 +167,32 @@ std::optional<double> detectable(std::size_t positions, double min_agreement) {
   return high;
 }
 
+// Agreement is of the clear answers alone.
+void add_clear(ParityQuality& quality, const std::vector<bool>& changed,
+               const std::vector<bool>& clear, double min_agreement) {
+  std::size_t count = 0, missed = 0, ties = 0;
+  for (std::size_t at = 0; at < changed.size(); ++at) {
+    count += clear[at];
+    missed += clear[at] && changed[at];
+    ties += !clear[at] && changed[at];
+  }
+  quality.top1_agreement =
+      count ? 1 - static_cast<double>(missed) / static_cast<double>(count) : 1;
+  quality.detectable = detectable(count, min_agreement);
+  quality.clear = count;
+  quality.near_ties = ties;
+}
+
 }  // namespace
 
 std::optional<ParityQuality> evaluate(Reference& reference, const BundleInfo& info,
-                                   double min_agreement, const RunRows& run) {
+                                   const Quantization& allowed, const RunRows& run) {
   if (reference.metadata().evaluation == 0) return std::nullopt;
   ParityQuality quality;
   quality.evaluated_on = reference.metadata().evaluated_on;
   quality.texts = reference.metadata().evaluation;
   Perplexity ours, theirs;
-  std::size_t agreed = 0;
+  std::vector<bool> changed;
   const bool chooses = info.head == Head::softmax, writes = kind_of(info.task).writes;
   const bool classifies = chooses && !writes;
   Explained explained(info.columns, info.head);
@@ -171,7 +205,8 @@ std::optional<ParityQuality> evaluate(Reference& reference, const BundleInfo& in
     const Logits logits = run({text.ids}, types)[0];
     quality.positions += text.top1.size();
     for (std::size_t at = 0; at < text.top1.size(); ++at)
-      agreed += static_cast<std::int64_t>(argmax(logits.row(at), logits.columns)) == text.top1[at];
+      changed.push_back(static_cast<std::int64_t>(argmax(logits.row(at), logits.columns)) !=
+                        text.top1[at]);
     for (std::size_t at = 0; at < text.nll.size(); ++at) {
       const auto next = static_cast<std::size_t>(text.ids[at + 1]);
       const double nll = log_sum_exp(logits.row(at), logits.columns) - logits.row(at)[next];
@@ -187,6 +222,7 @@ std::optional<ParityQuality> evaluate(Reference& reference, const BundleInfo& in
       given.add(logits.row(at));
     }
   }
+  const auto agreed = std::count(changed.begin(), changed.end(), false);
   quality.top1_agreement =
       chooses ? static_cast<double>(agreed) / static_cast<double>(quality.positions)
               : explained.share();
@@ -197,9 +233,13 @@ std::optional<ParityQuality> evaluate(Reference& reference, const BundleInfo& in
     for (const auto& one : found) commonest = std::max(commonest, one.second);
     quality.largest_share =
         static_cast<double>(commonest) / static_cast<double>(quality.positions);
-    if (whole) quality.logits_error = logits_error(wanted, std::move(given));
   }
-  if (chooses) quality.detectable = detectable(quality.positions, min_agreement);
+  if (chooses) quality.detectable = detectable(quality.positions, allowed.min_agreement);
+  if (classifies && whole) {
+    add_clear(quality, changed, wanted.clear(allowed.max_logits_error.value_or(0)),
+              allowed.min_agreement);
+    quality.logits_error = logits_error(wanted, std::move(given));
+  }
   return quality;
 }
 
@@ -209,7 +249,7 @@ std::vector<std::string> quality_notes(const ParityQuality& quality) {
   std::vector<std::string> notes;
   if (quality.measured != ParityQuality().measured) return notes;
   if (!quality.detectable || *quality.detectable > kCoarse)
-    notes.push_back("agreement at " + std::to_string(quality.positions) +
+    notes.push_back("agreement at " + std::to_string(quality.clear.value_or(quality.positions)) +
                     " positions is a coarse measure: a fault that changes " +
                     (quality.detectable ? percent(*quality.detectable) : "any number") +
                     " of the answers could pass it.");

@@ -14,7 +14,7 @@ using RunRows =
 
 // Runs the reference's evaluation texts, each alone; nothing where the reference has none.
 std::optional<ParityQuality> evaluate(Reference& reference, const BundleInfo& info,
-                                   double min_agreement, const RunRows& run);
+                                   const Quantization& allowed, const RunRows& run);
 
 // Where agreement alone would say little, in words.
 std::vector<std::string> quality_notes(const ParityQuality& quality);

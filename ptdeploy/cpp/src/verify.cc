@@ -27,7 +27,7 @@ class Verifier {
     for (const BatchCase& one : reference_.cases()) out.cases.push_back(compare(one));
     if (state_.kind().writes) out.greedy = compare_greedy();
     if (manifest.quantization)
-      out.quality = evaluate(reference_, state_.info, manifest.quantization->min_agreement,
+      out.quality = evaluate(reference_, state_.info, *manifest.quantization,
                              [this](const std::vector<Ids>& rows, const std::vector<Ids>& types) {
                                std::string stopped;
                                return logits(rows, types, stopped);

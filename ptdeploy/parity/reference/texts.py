@@ -26,7 +26,7 @@ TOKENIZER_NAME = "tokenizer.json"
 _NEVER_CUT = 2**31
 _EVALUATION_TEXTS, _EVALUATION_PAIRS, _EVALUATION_TOKENS = 64, 16, 128
 # A classifier gives one answer a text; each costs one short run.
-_EVALUATION_CLASSIFIED, _EVALUATION_RANDOM = 256, 96
+_EVALUATION_CLASSIFIED, _EVALUATION_RANDOM = 1000, 320
 
 _PAIRS = (
     ("Does the engine start?", "It starts on the first try, don't worry."),

@@ -42,6 +42,7 @@ class SequenceEncoder(SequenceKind):
     """SEQ_CLS on an encoder: the model's own head."""
 
     takes_segments = True
+    quantizes_activations = True
 
     def build(
         self,
@@ -59,6 +60,7 @@ class TokenEncoder(ProgramKind):
     task = Task.TOKEN_CLS
     auto_class_name = "AutoModelForTokenClassification"
     takes_segments = True
+    quantizes_activations = True
 
     def meaning(self, checkpoint: Checkpoint, base: BaseModel, head: str | None) -> Meaning:
         from ptdeploy.source.meaning import Meaning, class_names

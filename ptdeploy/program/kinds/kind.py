@@ -91,6 +91,8 @@ class ProgramKind(ABC):
     takes_segments: ClassVar[bool] = False
     # Whether a head is trained with the prompt, which the checkpoint must then bring.
     has_trained_head: ClassVar[bool] = True
+    # Whether int8 quantizes activations too, where the target computes such products faster.
+    quantizes_activations: ClassVar[bool] = False
 
     def auto_class(self) -> Any:
         """transformers' class that makes a model for the task."""

@@ -181,6 +181,9 @@ struct ParityQuality {
   std::optional<double> logits_error, largest_share;
   // The smallest share of changed answers that agreement would notice; empty if none.
   std::optional<double> detectable;
+  // Of a classifier that has logits to compare: the positions whose likeliest class leads clearly,
+  // which alone top1_agreement and detectable are of, and how many others' answers changed.
+  std::optional<std::size_t> clear, near_ties;
 };
 
 // The outcome of Engine::verify().
