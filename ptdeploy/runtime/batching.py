@@ -15,6 +15,10 @@ from ptdeploy.bundle import Limits
 from ptdeploy.errors import InputError
 from ptdeploy.runtime.tokenizer import Encoding
 
+# A row joins a batch of shorter ones for at most so many tokens of padding: another run costs less
+# than computing more of it.
+_PADDING = 64
+
 # The token ids of one row, or the segment of each of its tokens.
 Ids = NDArray[np.int64]
 # For a number of rows how many tokens of text each has room for, beside its own prompt.
@@ -32,6 +36,24 @@ class Batch:
     def lengths(self) -> NDArray[np.int64]:
         lengths: NDArray[np.int64] = self.attention_mask.sum(axis=1)
         return lengths
+
+
+def grouped(lengths: Sequence[int], size: int) -> list[list[int]]:
+    """Indices of rows of these lengths in batches of at most `size` that need little padding.
+
+    Shorter rows come first, and rows of one length in their own order. The C++ library groups by
+    the same rule (rows.cc): what shares a batch may change an answer's last bits.
+    """
+    groups: list[list[int]] = []
+    longest = 0
+    for index in sorted(range(len(lengths)), key=lambda one: lengths[one]):
+        padding = (lengths[index] - longest) * len(groups[-1]) if groups else 0
+        if groups and len(groups[-1]) < size and padding <= _PADDING:
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+        longest = lengths[index]
+    return groups
 
 
 def rows_of(

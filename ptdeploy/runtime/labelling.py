@@ -21,7 +21,7 @@ from ptdeploy.bundle.signature import (
     VIRTUAL,
 )
 from ptdeploy.bundle.task import TensorSpec
-from ptdeploy.runtime.batching import Ids, pack
+from ptdeploy.runtime.batching import Ids, grouped, pack
 from ptdeploy.runtime.engine import Engine, Inputs, Metric
 from ptdeploy.runtime.layout import ACTIVATIONS, MOST, Specs, unlike
 from ptdeploy.runtime.probes import Fed, ProbeRequest, probe_rows, rows_in_words
@@ -153,12 +153,11 @@ class Labelling(Engine):
         rows: Sequence[Ids],
         prompts: Sequence[RowPrompt],
         segments: Sequence[Ids] | None = None,
-        size: int | None = None,
     ) -> list[NDArray[np.float32]]:
-        """Run rows `size` at a time, or as many as one run of the engine takes."""
+        """Run rows as one batch, or as many at a time as one run of the engine takes."""
         most = self.manifest.limits.max_batch or len(rows)
         found: list[NDArray[np.float32]] = []
-        for part in _parts(_with_prompts(prompts), min(size or most, most)):
+        for part in _parts(_with_prompts(prompts), most):
             types = None if segments is None else segments[part]
             found += self._run(rows[part], _with_prompts(prompts[part]), types)
         return found
@@ -172,13 +171,22 @@ class Labelling(Engine):
         batch_size: int = BATCH_SIZE,
     ) -> Iterator[tuple[Encoding, Prompt, NDArray[np.float32]]]:
         """Each input's encoding, its prompt and its logits, run in batches of `batch_size`, or of
-        as many as the engine takes."""
+        as many as the engine takes, of about one length each."""
         encodings = self.encoded(inputs, chosen, truncate, token_type_ids)
         prompts = _with_prompts(chosen.of(len(encodings)))
         rows = [np.asarray(one.ids, np.int64) for one in encodings]
         types = [np.asarray(one.type_ids, np.int64) for one in encodings]
-        logits = self._row_logits(rows, prompts, types, batch_size)
-        yield from zip(encodings, prompts, logits, strict=True)
+        whole = [prompt.length + row.size for prompt, row in zip(prompts, rows, strict=True)]
+        logits: dict[int, NDArray[np.float32]] = {}
+        for group in grouped(whole, min(batch_size, self.manifest.limits.max_batch or batch_size)):
+            part = self._row_logits(
+                [rows[index] for index in group],
+                [prompts[index] for index in group],
+                [types[index] for index in group],
+            )
+            logits.update(zip(group, part, strict=True))
+        for index, (encoding, prompt) in enumerate(zip(encodings, prompts, strict=True)):
+            yield encoding, prompt, logits[index]
 
 
 def _with_prompts(prompts: Sequence[RowPrompt]) -> list[Prompt]:

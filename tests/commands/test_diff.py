@@ -36,7 +36,7 @@ def test_another_precision_shows_in_settings_graph_size_and_logits(compiled, tmp
     assert main(["diff", str(one.bundle), str(rounded.path)]) == 0
     out = capsys.readouterr().out
     assert "precision: fp32 -> int8" in out
-    assert "MatMulNBits: none -> " in out
+    assert "MatMulIntegerToFloat: none -> " in out
     assert "model.onnx.data: " in out
     assert "logits: at most 0.0" in out
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,7 +12,7 @@ from support.values import MODEST
 
 from ptdeploy.bundle import Limits
 from ptdeploy.parity.cases import pad
-from ptdeploy.runtime.batching import pack, rows_of
+from ptdeploy.runtime.batching import grouped, pack, rows_of
 from ptdeploy.runtime.engine import softmax
 
 LIMITS = Limits(max_context=50, vocab_size=100)
@@ -41,3 +43,30 @@ def test_probabilities_sum_to_one(logits):
     probabilities = softmax(np.array([logits], np.float32))
     assert probabilities.sum() == pytest.approx(1)
     assert (probabilities >= 0).all()
+
+
+@given(
+    lengths=st.lists(st.integers(1, 500), max_size=40),
+    size=st.sampled_from([1, 2, 16, 2**31 - 1]),
+)
+@MODEST
+def test_groups_hold_every_row_once_and_little_padding(lengths, size):
+    groups = grouped(lengths, size)
+    assert sorted(index for group in groups for index in group) == list(range(len(lengths)))
+    for group in groups:
+        assert 1 <= len(group) <= size
+        inside = [lengths[index] for index in group]
+        # Each longer row pads the group's shorter ones by at most 64 tokens together.
+        assert all(
+            (longer - shorter) * count <= 64
+            for count, (shorter, longer) in enumerate(pairwise(inside), start=1)
+        )
+
+
+def test_rows_of_one_length_stay_together_in_their_order():
+    assert grouped([7, 3, 7, 3, 7], 2) == [[1, 3], [0, 2], [4]]
+    assert grouped([9] * 5, 16) == [[0, 1, 2, 3, 4]]
+
+
+def test_a_long_row_does_not_pad_short_ones():
+    assert grouped([120, 8, 9, 118, 8], 16) == [[1, 4, 2], [3, 0]]

@@ -136,14 +136,32 @@ void Labelling::run(const std::vector<Ids>& rows, std::size_t batch_size,
   check_batch_size(batch_size);
   check_rows(rows, state_.manifest());
   check_segments(segments, rows, state_.manifest().limits);
-  in_batches(rows, segments, batch_size, take);
+  const std::size_t size = fitting(batch_size);
+  std::vector<std::vector<float>> answers(rows.size());
+  for (const std::vector<std::size_t>& group : grouped(rows, size)) {
+    std::vector<Ids> part, types;
+    for (std::size_t index : group) {
+      part.push_back(rows[index]);
+      if (!segments.empty()) types.push_back(segments[index]);
+    }
+    std::size_t at = 0;
+    in_batches(part, types, size, [&](const Ids& row, const float* logits) {
+      answers[group[at++]].assign(
+          logits, logits + state_.kind().positions(row.size()) * columns());
+    });
+  }
+  for (std::size_t i = 0; i < rows.size(); ++i) take(rows[i], answers[i].data());
+}
+
+std::size_t Labelling::fitting(std::size_t size) const {
+  if (const auto& most = state_.info.max_batch)
+    size = std::min(size, static_cast<std::size_t>(std::max<std::int64_t>(*most, 1)));
+  return std::max<std::size_t>(size, 1);
 }
 
 void Labelling::in_batches(const std::vector<Ids>& rows, const std::vector<Ids>& segments,
                            std::size_t size, const Take& take) const {
-  if (const auto& most = state_.info.max_batch)
-    size = std::min(size, static_cast<std::size_t>(std::max<std::int64_t>(*most, 1)));
-  size = std::max<std::size_t>(size, 1);
+  size = fitting(size);
   for (std::size_t start = 0; start < rows.size(); start += size) {
     const std::size_t count = std::min(size, rows.size() - start);
     const Ids* types = segments.empty() ? nullptr : segments.data() + start;

@@ -18,14 +18,16 @@ class Labelling : public TaskEngine {
                              const std::vector<Ids>& segments) const override;
 
  protected:
-  // Given a row, and its logits: (classes,), or (width, classes) where each token has its own.
+  // Given a row, and its logits: (classes,), or (tokens, classes) where each token has its own.
   using Take = std::function<void(const Ids& row, const float* logits)>;
   // Checks a request, and runs its rows in batches of `batch_size`, or of as many as the engine
-  // takes.
+  // takes, of about one length each. Answers are taken in the rows' order.
   void run(const std::vector<Ids>& rows, std::size_t batch_size, const std::vector<Ids>& segments,
            const Take& take) const;
 
  private:
+  // The size of a batch, or of the largest that the engine takes.
+  std::size_t fitting(std::size_t size) const;
   void in_batches(const std::vector<Ids>& rows, const std::vector<Ids>& segments, std::size_t size,
                   const Take& take) const;
   // Runs rows as one right-padded batch; gives (rows, classes), or (rows, width, classes) with the

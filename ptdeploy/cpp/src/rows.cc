@@ -1,6 +1,7 @@
 #include "rows.hpp"
 
 #include <algorithm>
+#include <numeric>
 
 namespace ptdeploy::detail {
 
@@ -46,6 +47,27 @@ void check_segments(const std::vector<Ids>& segments, const std::vector<Ids>& ro
                              std::to_string(limits.type_vocab_size - 1) + ".",
                          "The first text of a pair is segment 0, the second 1.");
   }
+}
+
+std::vector<std::vector<std::size_t>> grouped(const std::vector<Ids>& rows, std::size_t size) {
+  constexpr std::size_t kPadding = 64;
+  std::vector<std::size_t> order(rows.size());
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  std::stable_sort(order.begin(), order.end(), [&rows](std::size_t one, std::size_t other) {
+    return rows[one].size() < rows[other].size();
+  });
+  std::vector<std::vector<std::size_t>> groups;
+  std::size_t longest = 0;
+  for (std::size_t index : order) {
+    const std::size_t length = rows[index].size();
+    if (!groups.empty() && groups.back().size() < size &&
+        (length - longest) * groups.back().size() <= kPadding)
+      groups.back().push_back(index);
+    else
+      groups.push_back({index});
+    longest = length;
+  }
+  return groups;
 }
 
 Batch pack(const Ids* rows, std::size_t count, const Ids& before) {

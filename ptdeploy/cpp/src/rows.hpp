@@ -15,6 +15,10 @@ void check_rows(const std::vector<Ids>& rows, const Manifest& manifest);
 void check_segments(const std::vector<Ids>& segments, const std::vector<Ids>& rows,
                     const Limits& limits);
 
+// Indices of rows in batches of at most `size` that need little padding: grouped() of
+// ptdeploy/runtime/batching.py. What shares a batch may change an answer's last bits.
+std::vector<std::vector<std::size_t>> grouped(const std::vector<Ids>& rows, std::size_t size);
+
 struct Batch {
   std::size_t rows = 0, width = 0;
   std::vector<std::int64_t> input_ids, attention_mask;
