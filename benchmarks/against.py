@@ -76,17 +76,25 @@ def environment(checkout: Path) -> dict[str, str]:
 
 
 def answer(bundle: str) -> None:
-    """A checkout's side: times what each line of stdin asks for, in seconds."""
+    """A checkout's side: times what each line of stdin asks for, in seconds.
+
+    A list of tokens is a stream of texts of those lengths, to classify.
+    """
     import ptdeploy
 
-    engine: Any = ptdeploy.load(bundle)
+    threads = os.environ.get("PTDEPLOY_BENCHMARK_THREADS")
+    engine: Any = ptdeploy.load(bundle, threads=int(threads) if threads else None)
     vocabulary = engine.manifest.limits.vocab_size
     print("ready", flush=True)
     for line in sys.stdin:
         rows, tokens, new = json.loads(line)
-        ids = np.random.default_rng(0).integers(0, vocabulary, (rows, tokens)).tolist()
+        lengths = tokens if isinstance(tokens, list) else [tokens] * rows
+        random = np.random.default_rng(0)
+        ids = [random.integers(0, vocabulary, length).tolist() for length in lengths]
         start = time.perf_counter()
-        if new:
+        if isinstance(tokens, list):
+            engine.classify(ids)
+        elif new:
             engine.generate(ids, new, do_sample=False, eos_token_ids=())
         else:
             engine.logits(ids)
@@ -107,7 +115,7 @@ def process(checkout: Path, bundle: Path) -> Iterator[subprocess.Popen[str]]:
         one.stdin.close()
 
 
-def timed(one: subprocess.Popen[str], request: tuple[int, int, int]) -> float:
+def timed(one: subprocess.Popen[str], request: tuple[int, Any, int]) -> float:
     assert one.stdin is not None
     assert one.stdout is not None
     time.sleep(REST)
