@@ -17,11 +17,12 @@ from support.faults import Editor
 
 import ptdeploy
 from ptdeploy.bundle import RequestLimits
+from ptdeploy.bundle.precision import quantized
 from ptdeploy.bundle.quantization import QuantizationOptions, quantization_for
 from ptdeploy.bundle.task import Task
 from ptdeploy.parity.cases import Comparison
 from ptdeploy.parity.checks import quality_notes, quantization_failures
-from ptdeploy.parity.quality import Quality, detectable, logits_error
+from ptdeploy.parity.quality import Quality, clear, detectable, logits_error
 from ptdeploy.parity.reference.peft import compute_reference
 from ptdeploy.parity.reference.prose import evaluation_texts
 from ptdeploy.parity.reference.texts import evaluation_text
@@ -167,6 +168,21 @@ def test_a_text_too_short_to_evaluate_on_is_noted_with_what_could_pass():
     (note,) = quality_notes(_quality(detectable=None, largest_share=0.5))
     assert "any number of the answers" in note
     assert quality_notes(_quality(detectable=0.05, largest_share=0.5)) == []
+
+
+def test_only_answers_that_an_allowed_error_cannot_swap_are_clear():
+    logits = np.array([[3, 0, 0], [0, 0.1, 0], [0, 0, 3], [3, 2.9, 0]], np.float32)
+    assert clear(logits, 0.15).tolist() == [True, False, True, False]
+    assert clear(logits, 0.0).all()
+    assert not clear(logits, 1e9).any()
+    assert clear(logits[:, :1], 0.15).all()
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_200_clear_answers_show_a_fault_of_a_few_percent(precision):
+    share = detectable(200, quantized()[precision].min_class_agreement)
+    assert share is not None
+    assert share < 0.04
 
 
 LOGITS = np.random.default_rng(1).normal(size=(80, 4)).astype(np.float32)

@@ -136,6 +136,8 @@ QUANTIZED = msgspec.structs.replace(
         logits_error=0.31,
         largest_share=0.4,
         detectable=0.06,
+        clear=80,
+        near_ties=6,
     ),
     quality_allowed=Quantization(8, 32, 4, 0.97, 1.02, max_logits_error=0.15),
 )
@@ -273,8 +275,9 @@ def test_the_terminal_has_a_line_for_each_check_and_the_verdict_last():
 
 def test_the_terminal_says_what_quantization_cost():
     assert (
-        "quantized weights on ptdeploy's own text: top-1 agreement 91.66% at 96 positions of 96 "
-        "texts (a fault in 6.0% of the answers would be seen), logits error 0.31"
+        "quantized weights on ptdeploy's own text: top-1 agreement 91.66% at 80 of 96 positions of "
+        "96 texts (the others are near ties; a fault that changes 6.0% of the answers would be "
+        "seen 19 times of 20), logits error 0.31"
     ) in describe(QUANTIZED).splitlines()
     assert "perplexity 1.010 times the reference's" in describe(PERPLEXED)
 
