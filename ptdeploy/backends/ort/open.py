@@ -46,8 +46,6 @@ def session_options(device: str, threads: int | None = None, map_weights: bool =
     options.log_severity_level = 3
     # Products with dequantized weights would round the other side too, by default.
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
-    # Without this, sums of products of int8 overflow on processors without VNNI.
-    options.add_session_config_entry("session.x64quantprecision", "1")
     if map_weights:
         options.add_session_config_entry("session.disable_prepacking", "1")
     # ONNX Runtime's own default counts the machine's cores, and ties a thread to each of them.

@@ -229,8 +229,6 @@ class OrtBackend final : public Backend {
     Ort::SessionOptions settings;
     settings.SetLogSeverityLevel(ORT_LOGGING_LEVEL_ERROR);
     // ONNX Runtime copies weights into the layout its products are fastest with, unless told.
-    // Without this, sums of products of int8 overflow on processors without VNNI.
-    settings.AddConfigEntry("session.x64quantprecision", "1");
     if (options.map_weights) settings.AddConfigEntry("session.disable_prepacking", "1");
     // ONNX Runtime's own default counts the machine's cores, and ties a thread to each of them.
     settings.SetIntraOpNumThreads(options.threads > 0 ? options.threads : default_threads());
