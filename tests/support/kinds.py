@@ -110,10 +110,10 @@ def _cells() -> Iterator[tuple[str, str, str]]:
 def engine_of(kind: str, task: str, architecture: str) -> str:
     """The kind whose bundle has the engine that a cell's prompt runs on.
 
-    An engine holds no prompt; encoders take keys and values in other places than virtual tokens.
+    An engine holds no prompt, but where virtual tokens are run it takes no keys and values instead.
     """
-    runs_prefix = task != "CAUSAL_LM" and architecture in _ENCODERS and kind in PREFIXES
-    return "prefix tuning" if runs_prefix else "P-Tuning, MLP"
+    runs_tokens = task == "TOKEN_CLS" or (task == "SEQ_CLS" and architecture in _ENCODERS)
+    return "prefix tuning" if runs_tokens and kind in PREFIXES else "P-Tuning, MLP"
 
 
 # Kind, task and architecture of each that docs/support.md shows.
