@@ -50,6 +50,11 @@ class Backend(Protocol):
         """What a C++ project gives CMake for it beside ONNX Runtime's place."""
         ...
 
+    @property
+    def fastest_at(self) -> str:
+        """What it was measured to be fastest at, for `doctor`; "" if that is nothing."""
+        ...
+
     def problem(self, installed: Mapping[str, str | None]) -> str:
         """What is wrong with these versions of its packages together, or ""."""
         ...

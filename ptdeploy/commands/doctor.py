@@ -24,6 +24,7 @@ def examine() -> dict[str, Any]:
     packages = {"runtime": {name: _version(name) for name in _RUNTIME}}
     targets: dict[str, dict[str, str | None]] = {}
     builds: dict[str, str | None] = {}
+    fastest: dict[str, str] = {}
     problems = []
     for name in TARGETS:
         target, backend = get_target(name), get_backend(name)
@@ -32,6 +33,8 @@ def examine() -> dict[str, Any]:
         if problem := backend.problem(packages[group]):
             problems.append(problem)
         targets[name] = {d: _words(backend.unavailable(d)) for d in backend.devices}
+        if backend.fastest_at and None in targets[name].values():
+            fastest[name] = backend.fastest_at
         if target.graph_check:
             device = backend.devices[0]
             default = target.precisions(device)[0]
@@ -45,6 +48,7 @@ def examine() -> dict[str, Any]:
         "can_compile": all(packages["compile"].values()),
         "targets": targets,
         "builds": builds,
+        "fastest_at": fastest,
         "problems": problems,
     }
 
@@ -70,6 +74,7 @@ def describe(facts: dict[str, Any]) -> str:
         for target, reason in facts["builds"].items()
     ]
     lines += columns(builds, _WIDTHS, gap=" ")
+    lines += [f"{target} is fastest at {what}" for target, what in facts["fastest_at"].items()]
     lines += [f"PROBLEM: {problem}" for problem in facts["problems"]]
     return "\n".join([f"Python {facts['python']} on {facts['platform']}", *lines])
 

@@ -32,7 +32,7 @@ OF_PROMPTS = ("table", "prefix", "head")
 class Counting:
     """A session that notes what is placed, and what it is run with."""
 
-    block_size = 0
+    cache = None
 
     def __init__(self, session: Any) -> None:
         self._session = session

@@ -479,3 +479,11 @@ def test_a_bundle_that_is_still_made_is_opened_too(bert):
     read = read_bundle(bert)
     engine = open_engine(Bundle(read.path, read.manifest))
     assert np.array_equal(engine.logits(ROWS)[0], open_engine(read).logits(ROWS)[0])
+
+
+def test_doctor_says_what_it_is_fastest_at(capsys):
+    assert main(["doctor", "--json"]) in (0, 3)
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["fastest_at"]["openvino"] == get_backend("openvino").fastest_at
+    main(["doctor"])
+    assert "openvino is fastest at" in capsys.readouterr().out

@@ -27,6 +27,7 @@ class TrtBackend:
     devices = ("cuda",)
     packages = ("tensorrt", ("tensorrt", "tensorrt-rtx-cu13", "cuda-bindings"))
     cmake = ("-DPTDEPLOY_TENSORRT=ON", "-DTENSORRT_ROOT=/path/to/TensorRT")
+    fastest_at = ""
 
     def problem(self, installed: Mapping[str, str | None]) -> str:
         return ""
