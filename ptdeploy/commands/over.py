@@ -36,6 +36,7 @@ from ptdeploy.progress import PENDING, Progress
 from ptdeploy.source.base import resolve_base
 from ptdeploy.source.base_weights import load_model
 from ptdeploy.source.checkpoint import Checkpoint, read_checkpoint
+from ptdeploy.source.tokenizer_place import NONE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -148,7 +149,7 @@ def _read(bundle: Bundle, request: OverRequest, progress: Progress) -> Source:
         tokenizer = ChosenTokenizer()
         if manifest.tokenizer is not None:
             tokenizer = choose_tokenizer(checkpoint, base, request.tokenizer)
-        elif request.tokenizer is not None:
+        elif request.tokenizer not in (None, NONE):
             raise InputError(f"--tokenizer: {bundle.path} takes token ids only.")
     for note in base.notes:
         progress.note(note)
