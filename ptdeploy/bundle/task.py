@@ -27,6 +27,10 @@ class Task(StrEnum):
     CAUSAL_LM = "CAUSAL_LM"
 
 
+# The task of formats that hold prompts of models that write, and of no others.
+WRITING = Task.CAUSAL_LM
+
+
 # What a tensor is to whoever runs the graph. ids, mask, segments: (batch, sequence). lengths: of
 # each row's past or prefix. positions: those to give logits for. past, present: the KV buffer.
 # logits. What belongs to prompts: table (virtual tokens), prefix (prefix KV), head (parameters of

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from ptdeploy.bundle.task import Task
+from ptdeploy.bundle.task import WRITING, Task
 from ptdeploy.errors import CheckpointError, PtdeployError
 from ptdeploy.files import sha256_of
 from ptdeploy.source.checkpoint.found import refuse_several
@@ -44,7 +44,7 @@ def read(
     if adapter is not None or task_id is not None:
         option = "--adapter" if adapter is not None else "--task-id"
         raise CheckpointError(f"{path}: is one P-Tuning v2 model.", f"Leave {option} out.")
-    if task not in (None, Task.CAUSAL_LM):
+    if task not in (None, WRITING):
         raise CheckpointError(
             f"{path}: ChatGLM's P-Tuning v2 trains models that write, not for {task}.",
             "Leave --task out.",
@@ -62,7 +62,7 @@ def read(
         weights_file=file,
         format="ChatGLM P-Tuning v2 state dict",
         adapter="default",
-        task=Task.CAUSAL_LM,
+        task=WRITING,
         num_virtual_tokens=int(prefix.shape[3]),
         token_dim=int(prefix.shape[2] * prefix.shape[4]),
         kind="PREFIX_KV",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ptdeploy.bundle.task import Task
+from ptdeploy.bundle.task import WRITING, Task
 from ptdeploy.errors import CheckpointError
 from ptdeploy.files import sha256_of
 from ptdeploy.source.checkpoint.archive import opened_archive
@@ -80,7 +80,7 @@ def read(
     """
     if task_id is not None:
         raise CheckpointError(f"{path}: has tasks by name.", "Say which one with --adapter NAME.")
-    if task not in (None, Task.CAUSAL_LM):
+    if task not in (None, WRITING):
         raise CheckpointError(
             f"{path}: NeMo trains prompts of models that write, not for {task}.",
             "Leave --task out.",
@@ -102,7 +102,7 @@ def read(
         weights_file=path,
         format="NeMo archive",
         adapter=name,
-        task=Task.CAUSAL_LM,
+        task=WRITING,
         num_virtual_tokens=int(tokens.shape[0]),
         token_dim=int(tokens.shape[1]),
         kind="VIRTUAL_TOKENS",

@@ -34,6 +34,10 @@ _ROBERTA_HEAD = {
     for theirs, ours in (("roberta.pooler.dense", "dense"), ("classifier", "out_proj"))
     for part in ("weight", "bias")
 }
+# Their heads whose tensors have other names in transformers, by model type and task. Their RoBERTa
+# classifies by one linear layer behind the model's own pooler, which computes what the first layer
+# of transformers' head does.
+_HEADS = {("roberta", "SEQ_CLS"): _ROBERTA_HEAD}
 _AGAIN = "Save the whole model.state_dict() of the model that was trained."
 
 
@@ -80,8 +84,8 @@ def read(
     shape = layers, attention_heads, width // attention_heads
     prefix = encoded_prefix(file, tensors, "", shape)
     weights = {n: t for n, t in tensors.items() if not n.startswith("prefix_encoder.")}
-    if task is Task.SEQ_CLS and config.get("model_type") == "roberta":
-        weights = _as_roberta_head(file, weights)
+    if other := _HEADS.get((str(config.get("model_type")), task)):
+        weights = _renamed_head(file, weights, other)
     heads = tuple(sorted(n for n in weights if n.startswith("classifier.")))
     usable, unusable = usable_weights(file, weights, heads)
     name = config.get("_name_or_path")
@@ -106,16 +110,14 @@ def read(
     )
 
 
-def _as_roberta_head(file: Path, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The weights with the head's names in transformers: there the head has the pooler's layer.
-
-    Their RoBERTa classifies by one linear layer behind the model's own pooler, which computes what
-    the first layer of transformers' head does.
-    """
-    missing = sorted(_ROBERTA_HEAD.keys() - weights.keys())
+def _renamed_head(
+    file: Path, weights: Mapping[str, torch.Tensor], names: Mapping[str, str]
+) -> dict[str, torch.Tensor]:
+    """The weights with the head's names in transformers."""
+    missing = sorted(names.keys() - weights.keys())
     if missing:
         raise CheckpointError(f"{file}: the head misses {', '.join(missing)}.", _AGAIN)
-    return {_ROBERTA_HEAD.get(name, name): tensor for name, tensor in weights.items()}
+    return {names.get(name, name): tensor for name, tensor in weights.items()}
 
 
 def tensor_file(path: Path) -> Path | None:
