@@ -33,7 +33,7 @@ BUNDLE = Kind(
     "bundle",
     "ptdeploy compile CHECKPOINT --target ort -o BUNDLE",
 )
-_ATTEMPTS = 60
+_ATTEMPTS = 200
 _T = TypeVar("_T")
 
 
@@ -130,7 +130,7 @@ def whole(path: str | Path, work: Callable[[], _T]) -> _T:
         except PtdeployError:
             if standing(Path(path)) == before:
                 raise
-        time.sleep(0.001 * attempt)
+        time.sleep(0.001 * min(attempt, 50))
     raise BundleError(
         f"{path}: was replaced again and again while it was read.",
         "Read it once it stays as it is.",

@@ -6,7 +6,7 @@ from argparse import ArgumentParser
 from dataclasses import dataclass
 from typing import ClassVar, cast
 
-from ptdeploy.backends.openvino.kv_cache import KV_PRECISIONS, KVPrecision
+from ptdeploy.backends.openvino.engine_file import KV_PRECISIONS, KVPrecision
 from ptdeploy.errors import InputError
 
 

@@ -374,7 +374,7 @@ def without_kl(text: str) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("kind", ["token classifier", "fused", "int4"])
+@pytest.mark.parametrize("kind", ["token classifier", "fused", "int4", "int8 classifier"])
 def test_the_example_prints_what_ptdeploy_verify_prints(bundles, example, tmp_path, kind):
     done = example(bundles(kind))
     want = describe(ptdeploy.verify(bundles(kind)))

@@ -417,7 +417,7 @@ def test_a_forked_process_keeps_the_bundle_that_was_loaded(compiled, tmp_path):
 
 def test_an_engine_that_cannot_follow_says_so(classifier):
     alone = OrtSession(classifier._session._session)
-    arrays = classifier._inputs([np.array([5, 6])], None)
+    arrays = classifier.feed([np.array([5, 6])], [np.array([0, 0])], 0).feed
     alone.run(arrays)
     with pytest.raises(ptdeploy.EngineFault, match="before this process was forked") as refused:
         in_fork(lambda: alone.run(arrays))

@@ -56,6 +56,7 @@ def compiled_in_half(
         name=DEFAULT_PROMPT,
         checkpoint=checkpoint,
         base=base,
+        weights_sha256="0" * 64,
         prompt=prompt,
         signature=signature,
         meaning=read_meaning(checkpoint, base),

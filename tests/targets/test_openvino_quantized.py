@@ -14,7 +14,8 @@ import onnx
 import pytest
 
 import ptdeploy
-from ptdeploy.backends.openvino.kv_cache import KV_PRECISIONS, BlockCache
+from ptdeploy.backends.openvino.engine_file import KV_PRECISIONS
+from ptdeploy.backends.openvino.kv_cache import BlockCache
 from ptdeploy.bundle import read_bundle
 from ptdeploy.bundle.precision import PRECISIONS
 from ptdeploy.bundle.quantization import QuantizationOptions

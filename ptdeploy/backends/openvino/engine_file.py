@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, get_args
 
 import msgspec
 
-from ptdeploy.backends.openvino.kv_cache import KVPrecision
 from ptdeploy.bundle import Bundle
 from ptdeploy.errors import BundleError
 from ptdeploy.files import json_document
 
+KVPrecision = Literal["f32", "f16", "u8"]
+KV_PRECISIONS: tuple[str, ...] = get_args(KVPrecision)
 INFO = "engine.json"
 _MAX_BYTES = 64 * 1024
 _MOST = 1 << 16

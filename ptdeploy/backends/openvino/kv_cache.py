@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-KVPrecision = Literal["f32", "f16", "u8"]
-KV_PRECISIONS: tuple[str, ...] = get_args(KVPrecision)
+from ptdeploy.backends.openvino.engine_file import KVPrecision
+
 # Slots of a block, which OpenVINO's CPU plugin has no other number of.
 BLOCK = 32
 _TYPES = {"f32": np.float32, "f16": np.float16, "u8": np.uint8}

@@ -59,6 +59,24 @@ const char* verdict(const ParityReport& report) {
   return both ? "THE ENGINE FAILS, AND THERE IS A PARITY MISMATCH" : "THE ENGINE FAILS";
 }
 
+std::string positions(const ptdeploy::ParityQuality& quality) {
+  const std::string all = std::to_string(quality.positions);
+  return quality.clear ? std::to_string(*quality.clear) + " of " + all : all;
+}
+
+// What is to be known of them, in brackets.
+std::string aside(const ptdeploy::ParityQuality& quality) {
+  std::string words;
+  if (quality.clear && *quality.clear < quality.positions) words = "the others are near ties";
+  if (quality.detectable) {
+    char share[32];
+    std::snprintf(share, sizeof share, "%.1f%%", 100 * *quality.detectable);
+    words += std::string(words.empty() ? "" : "; ") + "a fault that changes " + share +
+             " of the answers would be seen 19 times of 20";
+  }
+  return words.empty() ? "" : " (" + words + ")";
+}
+
 void print(const ParityReport& report) {
   std::printf("%-28s%5s%8s%10s%10s%10s%9s\n", "case", "runs", "longest", "max abs", "mean abs",
               "KL", "top-1");
@@ -73,12 +91,9 @@ void print(const ParityReport& report) {
   for (const auto& one : report.greedy)
     std::printf("greedy tokens, row of %zu: %zu of %zu agree\n", one.length, one.agreed, one.total);
   if (const auto& quality = report.quality) {
-    std::printf("quantized weights on %s: top-1 agreement %.2f%% at %zu of %zu positions of %zu texts",
+    std::printf("quantized weights on %s: top-1 agreement %.2f%% at %s positions of %zu texts%s",
                 printable(quality->evaluated_on).c_str(), 100 * quality->top1_agreement,
-                quality->clear.value_or(quality->positions), quality->positions, quality->texts);
-    if (quality->detectable)
-      std::printf(" (a fault that changes %.1f%% of the answers would be seen)",
-                  100 * *quality->detectable);
+                positions(*quality).c_str(), quality->texts, aside(*quality).c_str());
     if (quality->logits_error) std::printf(", logits error %.2g", *quality->logits_error);
     if (quality->perplexity_ratio)
       std::printf(", perplexity %.3f times the reference's", *quality->perplexity_ratio);

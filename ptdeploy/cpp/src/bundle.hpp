@@ -1,6 +1,7 @@
 // A bundle on disk: its manifest, read and checked, and its files.
 #pragma once
 
+#include <algorithm>
 #include <chrono>
 #include <memory>
 #include <optional>
@@ -55,7 +56,7 @@ void check_hashes(const Bundle& bundle);
 // Does what opens the bundle at `path`, again where it failed and the bundle was replaced.
 template <class Work>
 auto whole(const std::string& path, Work work) {
-  constexpr int kAttempts = 60;
+  constexpr int kAttempts = 200;
   for (int attempt = 0; attempt < kAttempts; ++attempt) {
     const auto before = standing(path);
     try {
@@ -63,7 +64,7 @@ auto whole(const std::string& path, Work work) {
     } catch (const Error&) {
       if (standing(path) == before) throw;
     }
-    std::this_thread::sleep_for(std::chrono::milliseconds(attempt));
+    std::this_thread::sleep_for(std::chrono::milliseconds(std::min(attempt, 50)));
   }
   throw BundleError(path + ": was replaced again and again while it was read.",
                     "Read it once it stays as it is.");
