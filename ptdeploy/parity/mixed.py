@@ -90,5 +90,5 @@ def _run(
         result, _ = measure_case(
             case, [rows[i] for i in own], [logits[i] for i in own], batch[own[0]].bounds
         )
-        words = f"mixed with other prompts, {padding}-padded"
+        words = f"mixed prompts, {padding}-padded"
         yield name, msgspec.structs.replace(result, name=words, mixed=True, stopped=stopped)

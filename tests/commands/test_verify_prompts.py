@@ -124,4 +124,4 @@ def test_a_row_that_gets_a_neighbours_prompt_fails(compiled, packed, tmp_path, m
     assert not report.passed
     assert wrong
     assert all(case.mixed for case in wrong)
-    assert any("mixed with other prompts" in one for one in report.failures())
+    assert any("mixed prompts" in one for one in report.failures())
