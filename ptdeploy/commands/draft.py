@@ -111,13 +111,18 @@ def finish(draft: Draft, destination: Destination, progress: Progress) -> Bundle
         (draft.folder / entry.path).unlink()
     with progress.stage("write the bundle"):
         bundle = publish(draft.folder, draft.manifest, destination)
+    return replace(bundle, notes=told(draft, progress))
+
+
+def told(draft: Draft, progress: Progress) -> tuple[str, ...]:
+    """Say what the user of a draft should know; gives that, behind what was said before."""
     notes = tuple(dict.fromkeys(draft.notes))
     manifest = draft.manifest
     if any(one.parity is None for one in (manifest.prompt, *manifest.prompts.values())):
         notes += (PENDING,)
     for note in notes:
         progress.note(note)
-    return replace(bundle, notes=(*draft.told, *notes))
+    return (*draft.told, *notes)
 
 
 def in_stages(name: str | None, manifest: Manifest) -> str:

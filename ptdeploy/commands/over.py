@@ -27,12 +27,12 @@ from ptdeploy.bundle import (
     stage_bundle,
 )
 from ptdeploy.bundle.whose import OF_PROMPT
-from ptdeploy.commands.draft import Draft, prompt_place, prove, staged_of_prompt
+from ptdeploy.commands.draft import Draft, prompt_place, prove, staged_of_prompt, told
 from ptdeploy.commands.request import OverRequest
 from ptdeploy.commands.stages import Source, compute_rows
 from ptdeploy.errors import BaseModelError, CheckpointError, InputError
 from ptdeploy.parity.cases import check_golden
-from ptdeploy.progress import PENDING, Progress
+from ptdeploy.progress import Progress
 from ptdeploy.source.base import resolve_base
 from ptdeploy.source.base_weights import load_model
 from ptdeploy.source.checkpoint import Checkpoint, read_checkpoint
@@ -64,10 +64,7 @@ def compile_over(request: OverRequest, progress: Progress) -> Pack:
         manifest = _pack_manifest(draft, bundle, request.prompt_name)
         with progress.stage("write the pack"):
             pack = publish_pack(folder, manifest, destination)
-    notes = draft.notes if manifest.prompt.parity is not None else (*draft.notes, PENDING)
-    for note in notes:
-        progress.note(note)
-    return replace(pack, notes=(*draft.told, *notes))
+    return replace(pack, notes=told(draft, progress))
 
 
 def draft_over(

@@ -31,14 +31,14 @@ from ptdeploy.bundle import (
 )
 from ptdeploy.bundle.publish import COMPLETED, Destination
 from ptdeploy.bundle.whose import OF_PROMPT, in_words
-from ptdeploy.commands.draft import Draft, prove
+from ptdeploy.commands.draft import Draft, prove, told
 from ptdeploy.commands.over import alone, check_base, draft_over
 from ptdeploy.commands.request import PromptAddRequest, PromptChange
 from ptdeploy.errors import InputError
 from ptdeploy.files import json_document
 from ptdeploy.parity.cases import check_golden
 from ptdeploy.parity.reference.store import load_reference
-from ptdeploy.progress import PENDING, Progress
+from ptdeploy.progress import Progress
 
 
 @checked(request=instance(PromptAddRequest), progress=having("stage", "note"))
@@ -56,10 +56,7 @@ def add_prompt(request: PromptAddRequest, progress: Progress) -> Bundle:
             with progress.stage("write the bundle"):
                 added, default = draft.manifest.files, bundle.manifest.default_prompt
                 done = _put(bundle, destination, folder, prompts, default, added)
-    notes = draft.notes if draft.manifest.prompt.parity is not None else (*draft.notes, PENDING)
-    for note in notes:
-        progress.note(note)
-    return replace(done, notes=(*draft.told, *notes))
+    return replace(done, notes=told(draft, progress))
 
 
 @checked(request=instance(PromptChange))

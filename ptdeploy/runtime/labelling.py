@@ -156,10 +156,11 @@ class Labelling(Engine):
     ) -> list[NDArray[np.float32]]:
         """Run rows as one batch, or as many at a time as one run of the engine takes."""
         most = self.manifest.limits.max_batch or len(rows)
+        own = _with_prompts(prompts)
         found: list[NDArray[np.float32]] = []
-        for part in _parts(_with_prompts(prompts), most):
+        for part in _parts(own, most):
             types = None if segments is None else segments[part]
-            found += self._run(rows[part], _with_prompts(prompts[part]), types)
+            found += self._run(rows[part], own[part], types)
         return found
 
     def _answers(

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from ptdeploy.bundle.task import WRITING, Task
 from ptdeploy.errors import CheckpointError, PtdeployError
-from ptdeploy.files import sha256_of
 from ptdeploy.source.checkpoint.found import refuse_several
-from ptdeploy.source.checkpoint.p_tuning_v2 import encoded_prefix, sizes_in, tensor_file
+from ptdeploy.source.checkpoint.p_tuning_v2 import (
+    encoded_prefix,
+    of_prefix,
+    sizes_in,
+    tensor_file,
+)
 from ptdeploy.source.checkpoint.tensors import read_json, read_tensors, tensor_names
-from ptdeploy.source.checkpoint.types import BaseReference, Checkpoint
+from ptdeploy.source.checkpoint.types import Checkpoint
 
 _BEFORE = "transformer."
 _ENCODER = f"{_BEFORE}prefix_encoder."
@@ -56,26 +61,10 @@ def read(
     config_file = file.parent / "config.json"
     config = read_json(config_file)
     prefix = encoded_prefix(file, tensors, _BEFORE, _shape(config_file, config))
-    name = config.get("_name_or_path")
-    return Checkpoint(
-        path=path,
-        weights_file=file,
-        format="ChatGLM P-Tuning v2 state dict",
-        adapter="default",
-        task=WRITING,
-        num_virtual_tokens=int(prefix.shape[3]),
-        token_dim=int(prefix.shape[2] * prefix.shape[4]),
-        kind="PREFIX_KV",
-        virtual_tokens=None,
-        prefix_kv=prefix,
-        encoder=None,
-        weights={},
-        heads=(),
-        base=BaseReference(name if isinstance(name, str) and name else None, None),
-        dtype=str(tensors[f"{_ENCODER}embedding.weight"].dtype).removeprefix("torch."),
-        files={one.name: sha256_of(one) for one in (file, config_file)},
-        text_from_zero=True,
-    )
+    table = tensors[f"{_ENCODER}embedding.weight"]
+    words = "ChatGLM P-Tuning v2 state dict"
+    plain = of_prefix(words, path, file, config, prefix, table, WRITING)
+    return replace(plain, text_from_zero=True)
 
 
 def _shape(config_file: Path, config: Mapping[str, object]) -> tuple[int, int, int]:

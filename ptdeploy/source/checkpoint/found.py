@@ -52,3 +52,22 @@ def refuse_several(where: Path, names: Collection[str]) -> None:
             f"{where}: holds prompts of {len(found)} kinds: {', '.join(found)}.",
             "Save the one to compile by itself, with save_pretrained of its own PeftModel.",
         )
+
+
+def choose_by_name(
+    path: Path, asked: str | None, found: list[str], noun: str = "adapter", what: str = ""
+) -> str:
+    """The one of several prompts in a file that was asked for, or the only one.
+
+    `noun` is what has the names, `what` stands before their number. Raises CheckpointError.
+    """
+    if asked is None and len(found) > 1:
+        raise CheckpointError(
+            f"{path}: holds {what}{len(found)} {noun}s: {', '.join(found)}.",
+            "Say which one with --adapter NAME.",
+        )
+    if asked is not None and asked not in found:
+        raise CheckpointError(
+            f"{path}: has no {noun} named {asked!r}; it holds {', '.join(found)}."
+        )
+    return asked or found[0]

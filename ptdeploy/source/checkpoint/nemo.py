@@ -16,6 +16,7 @@ from ptdeploy.errors import CheckpointError
 from ptdeploy.files import sha256_of
 from ptdeploy.source.checkpoint.archive import opened_archive
 from ptdeploy.source.checkpoint.assemble import finite
+from ptdeploy.source.checkpoint.found import choose_by_name
 from ptdeploy.source.checkpoint.nemo_config import (
     CONFIG,
     MAX_CONFIG_BYTES,
@@ -92,7 +93,8 @@ def read(
         config = read_config(where, found[CONFIG])
         check_model(where, config)
         state = _state(path, found)
-        name = _choose(path, state, adapter)
+        tasks = sorted(state.tables) or [_ADAPTER_TASK]
+        name = choose_by_name(path, adapter, tasks, "task", "virtual tokens of ")
         if state.of_adapter:
             _check_positions(where, config)
         tokens, dtype = _virtual_tokens(state, name)
@@ -155,20 +157,6 @@ def _state(path: Path, found: Mapping[str, Path]) -> _State:
     own_table = any("inference_table" in n or _LATER.fullmatch(n) for n in tensors)
     of_adapter = any(_ADAPTER in name for name in tensors)
     return _State(where, tables, layers, member == _WEIGHTS, not own_table, of_adapter)
-
-
-def _choose(path: Path, state: _State, adapter: str | None) -> str:
-    found = sorted(state.tables) or [_ADAPTER_TASK]
-    if adapter is None and len(found) > 1:
-        raise CheckpointError(
-            f"{path}: holds virtual tokens of {len(found)} tasks: {', '.join(found)}.",
-            "Say which one with --adapter NAME.",
-        )
-    if adapter is not None and adapter not in found:
-        raise CheckpointError(
-            f"{path}: has no task named {adapter!r}; it holds {', '.join(found)}."
-        )
-    return adapter or found[0]
 
 
 def _virtual_tokens(state: _State, task: str) -> tuple[NDArray[np.float32], str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -88,11 +89,28 @@ def read(
         weights = _renamed_head(file, weights, other)
     heads = tuple(sorted(n for n in weights if n.startswith("classifier.")))
     usable, unusable = usable_weights(file, weights, heads)
+    plain = of_prefix("P-Tuning v2 state dict", path, file, config, prefix, tensors[_TABLE], task)
+    return replace(plain, weights=usable, heads=heads, unusable=unusable)
+
+
+def of_prefix(
+    format: str,
+    path: Path,
+    file: Path,
+    config: Mapping[str, object],
+    prefix: NDArray[np.float32],
+    table: torch.Tensor,
+    task: Task,
+) -> Checkpoint:
+    """The checkpoint of a prefix KV, (layers, 2, heads, tokens, head dim), and of nothing else.
+
+    `config` is that of the config.json beside `file`, `table` the prefix encoder's as stored.
+    """
     name = config.get("_name_or_path")
     return Checkpoint(
         path=path,
         weights_file=file,
-        format="P-Tuning v2 state dict",
+        format=format,
         adapter="default",
         task=task,
         num_virtual_tokens=int(prefix.shape[3]),
@@ -101,12 +119,11 @@ def read(
         virtual_tokens=None,
         prefix_kv=prefix,
         encoder=None,
-        weights=usable,
-        heads=heads,
+        weights={},
+        heads=(),
         base=BaseReference(name if isinstance(name, str) and name else None, None),
-        dtype=str(tensors[_TABLE].dtype).removeprefix("torch."),
-        files={one.name: sha256_of(one) for one in (file, config_file)},
-        unusable=unusable,
+        dtype=str(table.dtype).removeprefix("torch."),
+        files={one.name: sha256_of(one) for one in (file, file.parent / "config.json")},
     )
 
 

@@ -10,7 +10,7 @@ from ptdeploy.bundle.task import Task
 from ptdeploy.errors import CheckpointError
 from ptdeploy.program.kinds import recognised
 from ptdeploy.source.checkpoint.assemble import assemble, emptied
-from ptdeploy.source.checkpoint.found import kinds_in, refuse_several
+from ptdeploy.source.checkpoint.found import choose_by_name, kinds_in, refuse_several
 from ptdeploy.source.checkpoint.names import ENCODER, unwrap
 from ptdeploy.source.checkpoint.peft_adapter import TRAINER_STATE, WEIGHT_NAMES
 from ptdeploy.source.checkpoint.peft_config import CONFIG_NAME, PeftConfig, read_peft_config
@@ -58,7 +58,7 @@ def read(
     file = path if path.is_file() else next(path / n for n in FILE_NAMES if (path / n).is_file())
     tensors = read_state(file)
     encoders = _encoders(tensors)
-    adapter = _choose(file, adapter, sorted(encoders))
+    adapter = choose_by_name(file, adapter, sorted(encoders))
     encoder = encoders[adapter]
     weights, heads = _base_weights(tensors, adapter)
     config_file = file.parent / CONFIG_NAME
@@ -133,19 +133,6 @@ def _encoders(tensors: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Ten
         if match := ENCODER.fullmatch(name):
             encoders.setdefault(match[1], {})[match[2]] = tensor
     return encoders
-
-
-def _choose(file: Path, adapter: str | None, found: list[str]) -> str:
-    if adapter is None and len(found) > 1:
-        raise CheckpointError(
-            f"{file}: holds {len(found)} adapters: {', '.join(found)}.",
-            "Say which one with --adapter NAME.",
-        )
-    if adapter is not None and adapter not in found:
-        raise CheckpointError(
-            f"{file}: has no adapter named {adapter!r}; it holds {', '.join(found)}."
-        )
-    return adapter or found[0]
 
 
 def _base_weights(
