@@ -43,6 +43,8 @@ def save_full(peft_model: PeftModel, path: str | Path) -> Path:
         peft_model.save_pretrained(str(working), selected_adapters=[name])
         folder = working if name == "default" else working / name
         if tensors:
+            # PEFT has evaluated the prompt, and CPT's delta was cut to its bounds with that.
+            tensors = _encoder_tensors(peft_model, name)
             save_file(tensors, str(folder / ENCODER_NAME), metadata={"format": "pt"})
         os.rename(working, path)
     except BaseException as error:
