@@ -99,7 +99,7 @@ def bundles(shared: Shared) -> Callable[[str], Path]:
 @pytest.fixture(scope="session")
 def built() -> Path:
     """Where the C++ tests and examples were built."""
-    return native.build(native.TESTS, BUILD_SHARED_LIBS="ON")
+    return native.build(native.TESTS, BUILD_SHARED_LIBS="ON", **native.with_openvino())
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ import pytest
 from support import native
 from support.damage import DAMAGE, REFERENCE_DAMAGE, replace
 from support.native import ROWS, text_of
+from support.openvino import copied
 from support.tools import tool
 
 SOME = ["encoder classifier", "token classifier", "decoder classifier", "fused", "plain"]
@@ -200,3 +201,13 @@ def test_the_checkers_can_find_what_they_look_for(address, thread, built):
     assert "data race" in report(thread / "planted", "race")
     valgrind = tool("valgrind")
     assert "1,234 bytes" in report(valgrind, *VALGRIND, built / "planted", "leak")
+
+
+def test_a_library_built_without_openvino_says_how_to_build_it(bundles, address, tmp_path):
+    bundle = copied(bundles("encoder classifier"), tmp_path / "bundle")
+    probe = native.Probe(str(address / "probe"))
+    answer = probe.ask("open", "e", bundle)
+    assert answer["error"] == "TargetUnavailable"
+    assert "no backend for the target openvino" in answer["problem"]
+    assert "-DPTDEPLOY_OPENVINO=ON" in answer["fix"]
+    probe.close()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from support.tools import find, tool
+from support.tools import find, missing, tool
 
 import ptdeploy
 from ptdeploy.bundle.quantization import QuantizationOptions
@@ -178,6 +179,23 @@ def tensorrt_root(flavor: str, folder: Path) -> Path:
     shutil.copytree(TESTS / "tensorrt_declared" / flavor, folder / "include")
     shutil.copy(TESTS / "tensorrt_declared" / "NvInferRuntime.h", folder / "include")
     return folder
+
+
+def with_openvino() -> dict[str, str]:
+    """CMake variables that build the backend for OpenVINO, where its Python package is."""
+    found = importlib.util.find_spec("openvino")
+    if found is None or found.origin is None:
+        return {}
+    return {
+        "PTDEPLOY_OPENVINO": "ON",
+        "OpenVINO_DIR": str(Path(found.origin).parent / "cmake"),
+    }
+
+
+def need_openvino() -> None:
+    """For a test of that backend: skip it where there is none."""
+    if not with_openvino():
+        missing("OpenVINO is not installed (pip install 'ptdeploy[openvino]')")
 
 
 def build(

@@ -8,9 +8,9 @@ import ptdeploy
 from ptdeploy.errors import PtdeployError
 
 
-def python_refusal(bundle: Path) -> PtdeployError | None:
+def python_refusal(bundle: Path, device: str | None = None) -> PtdeployError | None:
     try:
-        ptdeploy.load(bundle)
+        ptdeploy.load(bundle, device=device)
     except PtdeployError as error:
         return error
     return None

@@ -19,6 +19,7 @@ import onnx_ir as ir
 import pytest
 from support.alone import SUPPORTED
 from support.graphs import NOTHING, given_rows, graph, random, weight
+from support.openvino import copied
 
 import ptdeploy
 from ptdeploy.backends import NoKernel, get_backend
@@ -50,26 +51,6 @@ CLASSIFIERS = [(architecture, task) for architecture, task in SUPPORTED if task 
 ROWS = [[5, 6, 7, 8, 9], [40, 41], [60], list(range(3, 30))]
 CAN = import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 BF16 = "BF16" in CAN
-
-Change = Callable[[onnx.ModelProto], None]
-
-
-def copied(bundle: Path, folder: Path, change: Change | None = None, **fields: Any) -> Path:
-    """A bundle of ONNX Runtime's as one of OpenVINO's: its graph is as good for it.
-
-    With `change` its graph is changed, and all hashes are right again.
-    """
-    shutil.copytree(bundle, folder)
-    manifest = {**json.loads((folder / "manifest.json").read_text()), "target": "openvino"}
-    if change is not None:
-        model = onnx.load(folder / "model.onnx", load_external_data=False)
-        change(model)
-        onnx.save(model, folder / "model.onnx")
-    for entry in manifest["files"]:
-        path = folder / entry["path"]
-        entry.update(size=path.stat().st_size, sha256=sha256_of(path))
-    (folder / "manifest.json").write_text(json.dumps({**manifest, **fields}))
-    return folder
 
 
 @pytest.fixture(scope="module")

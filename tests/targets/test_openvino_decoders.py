@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from targets.test_openvino import copied
+from support.openvino import copied
 
 import ptdeploy
 from ptdeploy.backends.openvino.kv_cache import BlockCache

@@ -23,7 +23,7 @@ class OpenVinoBackend:
 
     devices = ("cpu", "gpu", "npu")
     packages = ("openvino", ("openvino",))
-    cmake = ()
+    cmake = ("-DPTDEPLOY_OPENVINO=ON", "-DOpenVINO_DIR=/path/to/openvino/cmake")
     fastest_at = "prefill, several rows at once, and encoders in int8, on a CPU"
 
     def problem(self, installed: Mapping[str, str | None]) -> str:

@@ -21,9 +21,16 @@ std::unique_ptr<Backend> open_backend(const Bundle& bundle, const OpenOptions& o
         "bundle with --target ort.");
 #endif
   }
-  if (target == "openvino")
-    throw TargetUnavailable("ptdeploy's C++ library has no backend for the target openvino.",
-                            "Run it in Python, or compile the checkpoint with --target ort.");
+  if (target == "openvino") {
+#ifdef PTDEPLOY_OPENVINO
+    return open_openvino(bundle, options);
+#else
+    throw TargetUnavailable(
+        "This build of ptdeploy's C++ library has no backend for the target openvino.",
+        "Build it with -DPTDEPLOY_OPENVINO=ON -DOpenVINO_DIR=/path/to/openvino/cmake, or compile "
+        "the bundle with --target ort.");
+#endif
+  }
   throw InputError("No target " + quoted(target) + "; there is ort, openvino, trt.");
 }
 

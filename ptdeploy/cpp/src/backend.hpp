@@ -67,6 +67,9 @@ class Backend {
 std::unique_ptr<Backend> open_backend(const Bundle& bundle, const OpenOptions& options);
 
 std::unique_ptr<Backend> open_ort(const Bundle& bundle, const OpenOptions& options);
+#ifdef PTDEPLOY_OPENVINO
+std::unique_ptr<Backend> open_openvino(const Bundle& bundle, const OpenOptions& options);
+#endif
 #ifdef PTDEPLOY_TENSORRT
 std::unique_ptr<Backend> open_trt(const Bundle& bundle, const OpenOptions& options);
 #endif

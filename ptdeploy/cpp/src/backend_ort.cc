@@ -2,16 +2,13 @@
 #include <onnxruntime_cxx_api.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
 #include <filesystem>
-#include <new>
-#include <set>
 
-#include "backend.hpp"
 #include "cores.hpp"
+#include "host_backend.hpp"
 #include "layout.hpp"
-#include "onnx_file.hpp"
+#include "onnx_bundle.hpp"
 #include "schema.hpp"
 
 namespace ptdeploy::detail {
@@ -117,42 +114,6 @@ TensorSpec spec_of(const char* name, const Ort::TypeInfo& info) {
   return spec;
 }
 
-// Throws BundleError unless every file that a graph names is one of the bundle's: ONNX Runtime
-// reads whatever lies beside the graph, and only what the manifest lists has a hash.
-void check_file(const Bundle& bundle) {
-  namespace fs = std::filesystem;
-  const std::string model = bundle.file("model");
-  const Graph& graph = bundle.manifest.graph();
-  OnnxFile found;
-  std::string reason;
-  try {
-    found = read_onnx_file(bundle.opened("model"), graph.input(TensorRole::ids)->name);
-  } catch (const OnnxError& error) {
-    reason = error.what();
-  }
-  if (!reason.empty()) throw BundleError(model + ": is no ONNX file (" + reason + ").", kAgain);
-  auto tidied = [](const fs::path& path) { return path.lexically_normal().string(); };
-  std::set<std::string> listed;
-  fs::path folder;
-  for (const FileEntry& entry : bundle.manifest.files) {
-    listed.insert(tidied(entry.path));
-    if (entry.role == "model" && folder.empty()) folder = fs::path(entry.path).parent_path();
-  }
-  for (const std::string& name : found.external)
-    if (name.find('\0') != std::string::npos || listed.count(tidied(folder / name)) == 0)
-      throw BundleError(
-          model + ": takes weights from " + quoted(name) + ", which the manifest does not list.",
-          kAgain);
-  const std::int64_t wanted = bundle.manifest.limits.vocab_size;
-  // Virtual tokens stand right behind the words.
-  const bool exact = graph.input(TensorRole::table) != nullptr;
-  if (found.words && (*found.words < wanted || (exact && *found.words != wanted)))
-    throw BundleError(model + ": has " + std::to_string(*found.words) +
-                          " words, but the manifest's vocab_size is " + std::to_string(wanted) +
-                          ".",
-                      kAgain);
-}
-
 class OrtRun final : public Run {
  public:
   OrtRun(Ort::Session& session, const std::vector<Bound>& inputs, const std::vector<Bound>& outputs)
@@ -177,7 +138,7 @@ class OrtRun final : public Run {
   Ort::IoBinding binding_;
 };
 
-class OrtBackend final : public Backend {
+class OrtBackend final : public HostBackend {
  public:
   OrtBackend(const std::string& model, const OpenOptions& options)
       : environment_(ORT_LOGGING_LEVEL_ERROR, "ptdeploy"),
@@ -190,20 +151,6 @@ class OrtBackend final : public Backend {
     } catch (const Ort::Exception& error) {
       throw EngineFault(std::string("ONNX Runtime failed (") + reason(error.what()) + ").");
     }
-  }
-
-  // calloc's zeros cost no memory until they are touched, which a large buffer's last slots seldom
-  // are.
-  Placed place(std::size_t bytes) override {
-    char* data = static_cast<char*>(std::calloc(std::max<std::size_t>(bytes, 1), 1));
-    if (!data) throw std::bad_alloc();
-    return Placed(data, [](char* memory) { std::free(memory); });
-  }
-
-  void copy(const std::vector<LineCopy>& copies) override {
-    for (const LineCopy& one : copies)
-      for (std::size_t i = 0; i < one.lines; ++i)
-        std::memcpy(one.to + i * one.to_pitch, one.from + i * one.from_pitch, one.bytes);
   }
 
   void check(const Bundle& bundle) const override {
@@ -219,10 +166,6 @@ class OrtBackend final : public Backend {
     check_signature(model, bundle.manifest.graph(), "inputs", inputs);
     check_signature(model, bundle.manifest.graph(), "outputs", outputs);
   }
-
-  bool in_host_memory() const override { return true; }
-
-  bool caches(ElementType type) const override { return type == ElementType::float32; }
 
  private:
   static Ort::SessionOptions settings(const OpenOptions& options) {
@@ -254,9 +197,8 @@ std::unique_ptr<Backend> open_ort(const Bundle& bundle, const OpenOptions& optio
             " is older than the headers ptdeploy was compiled with (API version " +
             std::to_string(ORT_API_VERSION) + ").",
         "Install one of at least their version.");
+  check_onnx(bundle);
   const std::string model = bundle.file("model"), path = bundle.in_folder("model");
-  if (model.empty()) throw BundleError(bundle.path + ": lists no file with the role 'model'.");
-  check_file(bundle);
   try {
     auto backend = std::make_unique<OrtBackend>(path, options);
     // It found the weights by their name.

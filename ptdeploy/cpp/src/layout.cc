@@ -135,12 +135,13 @@ void check_manifest(const Bundle& bundle) {
 }
 
 void check_signature(const std::string& where, const Graph& graph, const std::string& side,
-                     const std::vector<TensorSpec>& found) {
+                     const std::vector<TensorSpec>& found, bool names_axes) {
   const bool outputs = side == "outputs";
+  const bool loosely = outputs || !names_axes;
   const auto& wanted = outputs ? graph.outputs : graph.inputs;
   for (std::size_t i = 0; i < std::max(found.size(), wanted.size()); ++i) {
     const TensorSpec *ours = at(found, i), *theirs = at(wanted, i);
-    if (!ours || !theirs || !agree(*ours, *theirs, outputs))
+    if (!ours || !theirs || !agree(*ours, *theirs, loosely))
       throw BundleError(where + ": its " + side + "[" + std::to_string(i) + "] is " +
                             described(ours) + ", but the manifest says " + described(theirs) + ".",
                         kAgain);

@@ -18,10 +18,10 @@ constexpr const char* kAgain = "Compile the checkpoint again.";
 void check_manifest(const Bundle& bundle);
 
 // Throws BundleError unless an engine's own inputs or outputs are the manifest's. `where` names the
-// engine; `side` is "inputs" or "outputs". An axis without a name, of an output, may be any that
-// the manifest names.
+// engine; `side` is "inputs" or "outputs". An axis without a name, of an output or of any tensor
+// where the engine does not keep names (`names_axes`), may be any that the manifest names.
 void check_signature(const std::string& where, const Graph& graph, const std::string& side,
-                     const std::vector<TensorSpec>& found);
+                     const std::vector<TensorSpec>& found, bool names_axes = true);
 
 // Where a prompt's own fields are, in words.
 std::string place_of(const std::string& prompt);
