@@ -38,14 +38,21 @@ def open_regular(path: str | Path, folder: int | None = None) -> int:
     `folder` is a descriptor that `path` is relative to. Raises OSError, with EISDIR for what is no
     regular file.
     """
-    found = os.stat(path, dir_fd=folder)
-    if stat.S_ISREG(found.st_mode):
-        flags = os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0)
-        descriptor = os.open(path, flags, dir_fd=folder)
-        if stat.S_ISREG(os.fstat(descriptor).st_mode):
-            return descriptor
+    check_regular(os.stat(path, dir_fd=folder), path)
+    flags = os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0)
+    descriptor = os.open(path, flags, dir_fd=folder)
+    try:
+        check_regular(os.fstat(descriptor), path)
+    except OSError:
         os.close(descriptor)
-    raise OSError(errno.EISDIR, "Not a regular file", str(path))
+        raise
+    return descriptor
+
+
+def check_regular(found: os.stat_result, path: str | Path) -> None:
+    """Raises OSError, with EISDIR, for what is no regular file."""
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EISDIR, "Not a regular file", str(path))
 
 
 def read_regular(path: str | Path, most: int) -> bytes:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import resource
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from ptdeploy.files import open_regular
+from ptdeploy.files import check_regular, open_regular
 
 _CHUNK = 1 << 20
+_MOST_SPARE = 1024
 _FOLDERS = Path("/proc/self/fd")
 
 
@@ -19,7 +23,8 @@ class Held:
 
     The folder is looked up once, so that all its files are of one folder though a link to it is
     turned, or the folder itself renamed, at any moment. A file that was opened once stays that
-    file. All methods raise OSError.
+    file; of one that was only looked at, another in its place is refused. All methods raise
+    OSError.
     """
 
     def __init__(self, path: Path) -> None:
@@ -27,56 +32,90 @@ class Held:
         flags = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
         self._folder = os.open(path, flags)
         self._files: dict[str, int] = {}
+        self._seen: dict[str, tuple[int, ...]] = {}
         weakref.finalize(self, _close, self._folder, self._files)
 
     def open(self, name: str) -> int:
         """The descriptor of a file, which stays ours."""
         if name not in self._files:
-            self._files[name] = open_regular(name, self._folder)
+            self._files[name] = self._opened(name)
         return self._files[name]
+
+    def look(self, name: str) -> int:
+        """A file's size, without holding it open: it is opened again whenever it is read."""
+        if name in self._files:
+            return self.size(name)
+        found = os.stat(name, dir_fd=self._folder)
+        check_regular(found, name)
+        self._seen[name] = _content(found)
+        return found.st_size
 
     def size(self, name: str) -> int:
         return os.fstat(self.open(name)).st_size
 
     def read(self, name: str, most: int | None = None) -> bytes:
         """A file's bytes, or its first `most`."""
-        size = self.size(name)
-        left = size if most is None else most
-        content = bytearray()
-        while piece := self._piece(name, len(content), min(left - len(content), _CHUNK)):
-            content += piece
-        return bytes(content)
+        with self._reading(name) as file:
+            left = os.fstat(file).st_size if most is None else most
+            content = bytearray()
+            while piece := os.pread(file, min(left - len(content), _CHUNK), len(content)):
+                content += piece
+            return bytes(content)
 
     def sha256(self, name: str) -> str:
         """The SHA-256 of a file, read through the descriptor that everything else reads."""
         digest, place = hashlib.sha256(), 0
-        while piece := self._piece(name, place, _CHUNK):
-            digest.update(piece)
-            place += len(piece)
+        with self._reading(name) as file:
+            while piece := os.pread(file, _CHUNK, place):
+                digest.update(piece)
+                place += len(piece)
         return digest.hexdigest()
-
-    def _piece(self, name: str, place: int, size: int) -> bytes:
-        return os.pread(self.open(name), size, place)
 
     def reopened(self, name: str) -> Path:
         """A path for libraries that open files themselves: it leads to the very file held here.
 
         Where the system has no such paths it is the file's own.
         """
-        if name not in self._files or not _FOLDERS.is_dir():
-            return self.path / name
-        return _FOLDERS / str(self._files[name])
+        return self._path(name, self.open(name))
+
+    @contextmanager
+    def reading(self, name: str) -> Iterator[Path]:
+        """`reopened` for as long as a file is read, so that it need not be held open."""
+        with self._reading(name) as file:
+            yield self._path(name, file)
 
     def link(self, name: str, place: Path) -> bool:
         """Give the very file held here a second name; False where that cannot be done."""
-        if name not in self._files or not _FOLDERS.is_dir():
+        if not _FOLDERS.is_dir():
             return False
         try:
-            # Only beside a folder's descriptor does Python follow the link that /proc has.
-            os.link(self.reopened(name), place, src_dir_fd=self._folder, follow_symlinks=True)
+            with self.reading(name) as path:
+                # Only beside a folder's descriptor does Python follow the link that /proc has.
+                os.link(path, place, src_dir_fd=self._folder, follow_symlinks=True)
         except OSError:
             return False
         return True
+
+    @contextmanager
+    def _reading(self, name: str) -> Iterator[int]:
+        if name in self._files or name not in self._seen:
+            yield self.open(name)
+            return
+        file = self._opened(name)
+        try:
+            yield file
+        finally:
+            os.close(file)
+
+    def _opened(self, name: str) -> int:
+        file = open_regular(name, self._folder)
+        if self._seen.get(name, found := _content(os.fstat(file))) != found:
+            os.close(file)
+            raise OSError(errno.ESTALE, "Replaced by another file", str(self.path / name))
+        return file
+
+    def _path(self, name: str, file: int) -> Path:
+        return _FOLDERS / str(file) if _FOLDERS.is_dir() else self.path / name
 
     def inside(self, name: str) -> Path:
         """A path through the held folder, beside which a library finds the folder's other files.
@@ -94,11 +133,22 @@ class Held:
         """
         try:
             return all(
-                _content(os.stat(name, dir_fd=self._folder)) == _content(os.fstat(self.open(name)))
-                for name in names
+                _content(os.stat(name, dir_fd=self._folder)) == self._known(name) for name in names
             )
         except OSError:
             return False
+
+    def _known(self, name: str) -> tuple[int, ...]:
+        """What identifies a file as it was when it was opened, or looked at."""
+        if name not in self._files and name in self._seen:
+            return self._seen[name]
+        return _content(os.fstat(self.open(name)))
+
+
+def spare_descriptors() -> int:
+    """How many files one folder may hold open beside those that it needs: a process has many."""
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _MOST_SPARE if most == resource.RLIM_INFINITY else min(most // 16, _MOST_SPARE)
 
 
 def standing(path: Path) -> object:

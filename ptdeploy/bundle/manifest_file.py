@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Generic, TypeVar
@@ -73,18 +73,26 @@ def read_manifest(held: Held, kind: Kind[_M]) -> _M:
         ) from error
 
 
-def check_files(held: Held, files: Iterable[FileEntry], hashes: bool) -> None:
-    """Raises BundleError unless all files are inside the folder, once each, and as listed."""
+def check_files(
+    held: Held, files: Iterable[FileEntry], kept: Container[str], hashed: Container[str]
+) -> None:
+    """Raises BundleError unless all files are inside the folder, once each, and as listed.
+
+    `kept` are the paths of those that are held open from now on, `hashed` of those whose bytes are
+    held against their hash; of the others the size is.
+    """
     seen = set()
     for entry in files:
         if entry.path in seen:
             raise BundleError(f"{held.path / MANIFEST_NAME}: lists {entry.path!r} twice.")
         seen.add(entry.path)
-        _check_file(held, entry, hashes)
+        _check_file(held, entry, entry.path in kept)
+        if entry.path in hashed:
+            check_hash(held, entry)
 
 
-def _check_file(held: Held, entry: FileEntry, hashes: bool) -> None:
-    """Its path, its kind, its size and its hash.
+def _check_file(held: Held, entry: FileEntry, keep: bool) -> None:
+    """Its path, its kind and its size.
 
     A link may lead anywhere, as in the hub's cache: what it leads to must be a regular file of
     the listed size and hash, so that nothing can be read that the bundle does not hold already.
@@ -101,7 +109,7 @@ def _check_file(held: Held, entry: FileEntry, hashes: bool) -> None:
         raise BundleError(f"{where} leaves the bundle's folder.")
     file = held.path / inside
     try:
-        size = held.size(entry.path)
+        size = held.size(entry.path) if keep else held.look(entry.path)
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise BundleError(f"{where} is a link that leads back to itself.") from error
@@ -121,8 +129,6 @@ def _check_file(held: Held, entry: FileEntry, hashes: bool) -> None:
             f"{file}: has {size} bytes, but the manifest says {entry.size}.",
             "The file is damaged. Copy the whole bundle folder again.",
         )
-    if hashes:
-        check_hash(held, entry)
 
 
 def check_hash(held: Held, entry: FileEntry) -> None:

@@ -124,7 +124,8 @@ def _read(path: Path, hashes: bool) -> Pack:
     manifest = read_manifest(held, PACK)
     for problem in _problems(manifest):
         raise BundleError(f"{path / MANIFEST_NAME}: {problem}.", AGAIN)
-    check_files(held, manifest.files, hashes)
+    every = {one.path for one in manifest.files}
+    check_files(held, manifest.files, every, every if hashes else ())
     return Pack(path, manifest, held)
 
 

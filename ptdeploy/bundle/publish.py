@@ -299,26 +299,37 @@ def _listed(raw: bytes | None, *kinds: Kind[Any]) -> set[str] | None:
 
 def _others(folder: Path, listed: set[str]) -> list[str]:
     """What lies in a bundle's folder and is not the bundle's: files, links, folders without any."""
-    parents = {str(parent) for name in listed for parent in Path(name).parents}
+    parents = _parents(listed)
     found = []
     for root, folders, files in os.walk(folder):
-        for name in (*folders, *files):
-            inside = os.path.relpath(os.path.join(root, name), folder)
-            is_folder = name in folders and not os.path.islink(os.path.join(root, name))
-            if inside not in (parents if is_folder else listed):
-                found.append(inside)
+        inside = root[len(str(folder)) :].lstrip(os.sep)
+        for name in folders:
+            is_folder = not os.path.islink(os.path.join(root, name))
+            if os.path.join(inside, name) not in (parents if is_folder else listed):
+                found.append(os.path.join(inside, name))
+        found += (one for name in files if (one := os.path.join(inside, name)) not in listed)
     return sorted(found)
+
+
+def _parents(listed: set[str]) -> set[str]:
+    """The folders in which such files lie."""
+    parents = set[str]()
+    for parent in map(os.path.dirname, listed):
+        while parent not in parents:
+            parents.add(parent)
+            parent = os.path.dirname(parent)
+    return parents
 
 
 def _remove_old(folder: Path) -> None:
     """Remove a bundle that was replaced: its files, the manifest last, and folders left empty."""
     listed = _listed(_manifest_of(folder)) or {MANIFEST_NAME}
+    whole = folder.resolve()
+    # Never through a link out of the folder.
+    inside = {one: (folder / one).resolve().is_relative_to(whole) for one in _parents(listed)}
     for name in sorted(listed - {MANIFEST_NAME}):
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            continue
-        with contextlib.suppress(OSError):
-            # Never through a link out of the folder.
-            if (folder / name).parent.resolve().is_relative_to(folder.resolve()):
+        if inside[os.path.dirname(name)]:
+            with contextlib.suppress(OSError):
                 os.unlink(folder / name)
     with contextlib.suppress(OSError):
         os.unlink(folder / MANIFEST_NAME)

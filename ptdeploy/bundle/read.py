@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
-from ptdeploy.bundle.held import Held, standing
+from ptdeploy.bundle.held import Held, spare_descriptors, standing
 from ptdeploy.bundle.manifest_file import Kind, check_files, check_hash, hold, read_manifest
 from ptdeploy.bundle.schema import (
     FORMAT,
@@ -23,7 +24,7 @@ from ptdeploy.bundle.schema import (
     Role,
 )
 from ptdeploy.bundle.signature import AGAIN
-from ptdeploy.bundle.whose import misnamed, owner
+from ptdeploy.bundle.whose import OF_PROMPT, misnamed, owner
 from ptdeploy.errors import BundleError, PtdeployError
 
 BUNDLE = Kind(
@@ -73,20 +74,33 @@ class Bundle:
         return self.held.inside(entry.path)
 
     @contextmanager
-    def reading(self, role: Role) -> Iterator[Path | None]:
-        """`opened` for readers that name the file in their errors: those get its own path."""
-        opened, shown = self.opened(role), self.file(role)
-        try:
-            yield opened
-        except PtdeployError as error:
-            problem = error.problem.replace(str(opened), str(shown))
-            raise type(error)(problem, error.fix) from error
+    def reading(self, role: Role, prompt: str | None = None) -> Iterator[Path | None]:
+        """`opened` for as long as it is read; errors that name the file get its own path.
+
+        Raises BundleError if it is not the one that was checked any more.
+        """
+        entry, shown = self.entry(role, prompt), self.file(role, prompt)
+        if entry is None or self.held is None:
+            yield shown
+            return
+        with ExitStack() as reading:
+            try:
+                opened = reading.enter_context(self.held.reading(entry.path))
+            except OSError as error:
+                problem = f"{shown}: cannot be read ({error.strerror})."
+                raise BundleError(problem, "Start again.") from error
+            try:
+                yield opened
+            except PtdeployError as error:
+                problem = error.problem.replace(str(opened), str(shown))
+                raise type(error)(problem, error.fix) from error
 
     def copy(self, entry: FileEntry, place: Path) -> None:
         """Copy the very file that was checked; its folder is made if need be."""
         assert self.held is not None, "it was read"
         place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(self.held.reopened(entry.path), place)
+        with self.held.reading(entry.path) as opened:
+            shutil.copyfile(opened, place)
 
     def link(self, entry: FileEntry, place: Path) -> None:
         """`copy`, but the file itself under a second name where the file systems can do that."""
@@ -114,8 +128,12 @@ class Bundle:
 
     def entry(self, role: Role, prompt: str | None = None) -> FileEntry | None:
         """What the manifest lists with this role: of prompts, the named one's or the default's."""
-        of = prompt or owner(role, self.manifest)
-        return next((e for e in self.manifest.files if (e.role, e.of) == (role, of)), None)
+        return self._entries.get((role, prompt or owner(role, self.manifest)))
+
+    @cached_property
+    def _entries(self) -> dict[tuple[Role, str | None], FileEntry]:
+        # The first of several with one role, as `files` has them.
+        return {(one.role, one.of): one for one in reversed(self.manifest.files)}
 
 
 def whole(path: str | Path, work: Callable[[], _T]) -> _T:
@@ -137,11 +155,16 @@ def whole(path: str | Path, work: Callable[[], _T]) -> _T:
     )
 
 
-def check_hashes(bundle: Bundle) -> None:
-    """Hash every file. Raises BundleError on the first whose SHA-256 is not the manifest's."""
+def check_hashes(bundle: Bundle, prompts: Collection[str | None] | None = None) -> None:
+    """Hash every file; of prompts' files only those whose names are `prompts`, where it is given.
+
+    Raises BundleError on the first whose SHA-256 is not the manifest's.
+    """
     assert bundle.held is not None, "it was read"
+    needed = _needed(bundle.manifest, prompts)
     for entry in bundle.manifest.files:
-        check_hash(bundle.held, entry)
+        if entry.path in needed:
+            check_hash(bundle.held, entry)
 
 
 def is_bundle(path: Path) -> bool:
@@ -149,22 +172,27 @@ def is_bundle(path: Path) -> bool:
     return (path / MANIFEST_NAME).is_file()
 
 
-def read_bundle(path: str | Path, hashes: bool = True) -> Bundle:
+def read_bundle(
+    path: str | Path, hashes: bool = True, prompts: Collection[str | None] | None = None
+) -> Bundle:
     """Read a bundle and check every file in its manifest; `hashes=False` checks sizes only.
 
+    Of prompts' files those alone are hashed whose names are `prompts`, where that is given; None
+    among them is the base model alone.
     Raises BundleError on a missing or oversize manifest, an unknown version, a field that is not
     in the schema, a name of a graph or a prompt that is not there or that none can have, a path
     that leaves the folder, and a missing or changed file.
     """
-    return whole(path, lambda: _read(Path(path), hashes))
+    return whole(path, lambda: _read(Path(path), hashes, prompts))
 
 
-def _read(path: Path, hashes: bool) -> Bundle:
+def _read(path: Path, hashes: bool, prompts: Collection[str | None] | None) -> Bundle:
     held = hold(path, BUNDLE)
     manifest = read_manifest(held, BUNDLE)
     for problem in misnamed(manifest):
         raise BundleError(f"{path / MANIFEST_NAME}: {problem}.", AGAIN)
-    check_files(held, manifest.files, hashes)
+    hashed = _needed(manifest, prompts) if hashes else ()
+    check_files(held, manifest.files, _kept(manifest), hashed)
     bundle = Bundle(path, manifest, held)
     for found, words in (
         (bundle.entry("model") or bundle.entry("engine"), "'model' or 'engine'"),
@@ -173,3 +201,24 @@ def _read(path: Path, hashes: bool) -> Bundle:
         if not found:
             raise BundleError(f"{path / MANIFEST_NAME}: lists no file with the role {words}.")
     return bundle
+
+
+def _needed(manifest: Manifest, prompts: Collection[str | None] | None) -> set[str]:
+    """The paths of all files but those of other prompts than these, if any are named."""
+    return {
+        one.path
+        for one in manifest.files
+        if prompts is None or one.role not in OF_PROMPT or one.of in prompts
+    }
+
+
+def _kept(manifest: Manifest) -> set[str]:
+    """The paths of the files that are held open, so that they stay what they are.
+
+    All that an engine opens with; of other prompts as many as there are descriptors for, what runs
+    before what shows of it. The others are refused, when they are read, if they were replaced.
+    """
+    needed = _needed(manifest, (manifest.default_prompt,))
+    others = [one for one in manifest.files if one.path not in needed]
+    others.sort(key=lambda one: one.role != "prompt")
+    return needed | {one.path for one in others[: spare_descriptors()]}

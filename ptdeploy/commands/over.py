@@ -55,7 +55,7 @@ def compile_over(request: OverRequest, progress: Progress) -> Pack:
     check_golden(request.golden)
     destination = check_destination(request.place, request.force, kind=PACK)
     with progress.stage("check the bundle's files"):
-        bundle = read_bundle(request.over)
+        bundle = read_bundle(request.over, prompts=())
     with stage_bundle(destination) as folder:
         draft = draft_over(bundle, request, folder, progress, "no pack was written")
         draft = prove(draft, progress)

@@ -39,6 +39,7 @@ from ptdeploy.files import json_document
 from ptdeploy.parity.cases import check_golden
 from ptdeploy.parity.reference.store import load_reference
 from ptdeploy.progress import Progress
+from ptdeploy.runtime.prompt_store import PromptPlace
 
 
 @checked(request=instance(PromptAddRequest), progress=having("stage", "note"))
@@ -48,7 +49,8 @@ def add_prompt(request: PromptAddRequest, progress: Progress) -> Bundle:
     path = Path(request.bundle)
     with locked(path):
         with progress.stage("check the bundle's files"):
-            bundle = read_bundle(path)
+            # Of the prompts that are there no byte is read: their files go over as they are.
+            bundle = read_bundle(path, prompts=())
         destination = _in_place(bundle)
         with stage_bundle(destination) as folder:
             draft = prove(_draft(bundle, request, folder, progress), progress)
@@ -63,7 +65,7 @@ def add_prompt(request: PromptAddRequest, progress: Progress) -> Bundle:
 def remove_prompt(request: PromptChange) -> Bundle:
     """See ptdeploy.prompt_remove."""
     with locked(Path(request.bundle)):
-        bundle = read_bundle(request.bundle)
+        bundle = read_bundle(request.bundle, hashes=False)
         name, prompts = request.name, dict(bundle.manifest.prompts)
         _check_there(bundle, name)
         if name == bundle.manifest.default_prompt:
@@ -79,8 +81,10 @@ def remove_prompt(request: PromptChange) -> Bundle:
 def set_default_prompt(request: PromptChange) -> Bundle:
     """See ptdeploy.prompt_default."""
     with locked(Path(request.bundle)):
-        bundle = read_bundle(request.bundle)
+        bundle = read_bundle(request.bundle, hashes=False)
         _check_there(bundle, request.name)
+        # A damaged one would leave a bundle that cannot be opened.
+        PromptPlace(bundle.path, bundle.manifest, request.name, bundle.held).read()
         return _rewritten(bundle, bundle.manifest.prompts, request.name)
 
 
@@ -209,7 +213,7 @@ def _keep_completed(bundle: Bundle, folder: Path) -> None:
     """Keep what verify left beside the manifest: it is of the default prompt, which is the same."""
     assert bundle.held is not None, "it was read"
     try:
-        bundle.held.open(COMPLETED)
+        bundle.held.look(COMPLETED)
     except OSError:
         return
     bundle.link(staged(COMPLETED, "parity"), folder / COMPLETED)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from ptdeploy.arguments import checked, having, instance
-from ptdeploy.bundle import Bundle, Manifest, read_bundle, whole
+from ptdeploy.bundle import Bundle, Manifest, check_hashes, read_bundle, whole
 from ptdeploy.bundle.whose import in_words
 from ptdeploy.commands.draft import in_stages
 from ptdeploy.commands.request import VerifyRequest
@@ -51,8 +51,10 @@ def verify_bundle(request: VerifyRequest, progress: Progress) -> ParityReport:
         with progress.stage("check the bundle's files"):
 
             def enter() -> tuple[Bundle, tuple[str | None, ...], Engine]:
-                bundle = read_bundle(path)
+                bundle = read_bundle(path, hashes=False)
                 names = _names(bundle, request)
+                every = set(names) >= set(bundle.manifest.prompts)
+                check_hashes(bundle, None if every else names)
                 opening = _opening(bundle.by_default(names[0]), request)
                 return bundle, names, opened.enter_context(opening)
 

@@ -55,8 +55,9 @@ def _load(path: str | Path, options: OpenOptions) -> Engine:
     bundle = read_bundle(path, hashes=False)
     # Hashing gigabytes takes as long as opening them, so both run at once. A damaged file is
     # reported as that, whatever the engine said of it; no engine is given out before its hash.
+    # Other prompts than the default one are hashed when they are read.
     with ThreadPoolExecutor(1) as pool:
-        hashed = pool.submit(check_hashes, bundle)
+        hashed = pool.submit(check_hashes, bundle, (bundle.manifest.default_prompt,))
         try:
             return _open(bundle, options)
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -11,7 +12,7 @@ from threading import Condition, Lock
 from types import MappingProxyType
 
 from ptdeploy.backends.forks import follow_forks
-from ptdeploy.bundle import Bundle, Manifest, PromptInfo
+from ptdeploy.bundle import Bundle, FileEntry, Manifest, PromptInfo
 from ptdeploy.bundle.held import Held
 from ptdeploy.bundle.schema import is_prompt_name
 from ptdeploy.errors import BundleError, InputError
@@ -24,6 +25,8 @@ from ptdeploy.runtime.prompt_choice import (
     in_words,
 )
 from ptdeploy.runtime.prompts import Prompt, read_prompt
+
+_PUT_BACK = "Put back the file that it was loaded from, or unload the prompt."
 
 
 @dataclass(frozen=True)
@@ -41,18 +44,26 @@ class PromptPlace:
 
     def read(self) -> Prompt:
         """Read the prompt. Raises BundleError if its file is gone, or not the one it was."""
-        again = "Put back the file that it was loaded from, or unload the prompt."
         entry = Bundle(self.folder, self.manifest).entry("prompt", self.name)
         if entry is None:
             raise BundleError(f"{self.folder}: lists no file of the prompt {self.name!r}.")
-        file = self.folder / entry.path
+        if self.held is not None:
+            # Where another folder took the bundle's place, as ptdeploy prompt puts one there, that
+            # may have the same file; its hash says so.
+            with contextlib.suppress(OSError):
+                return self._read(self.held, entry)
         try:
-            held = self.held or Held(self.folder)
-            same = held.size(entry.path) == entry.size and held.sha256(entry.path) == entry.sha256
+            return self._read(Held(self.folder), entry)
         except (OSError, ValueError) as error:
-            raise BundleError(f"{file}: cannot be read ({error}).", again) from error
-        if not same:
-            raise BundleError(f"{file}: was changed since the prompt was loaded.", again)
+            raise BundleError(
+                f"{self.folder / entry.path}: cannot be read ({error}).", _PUT_BACK
+            ) from error
+
+    def _read(self, held: Held, entry: FileEntry) -> Prompt:
+        if held.look(entry.path) != entry.size or held.sha256(entry.path) != entry.sha256:
+            raise BundleError(
+                f"{self.folder / entry.path}: was changed since the prompt was loaded.", _PUT_BACK
+            )
         return read_prompt(Bundle(self.folder, self.manifest, held), self.name)
 
 

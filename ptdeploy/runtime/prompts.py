@@ -46,14 +46,17 @@ def read_prompt(bundle: Bundle, name: str | None = None) -> Prompt:
     name = name or bundle.manifest.default_prompt
     assert name is not None, "whoever asks knows that there is one"
     info = bundle.manifest.prompts[name]
-    path, opened = bundle.file("prompt", name), bundle.opened("prompt", name)
-    if path is None or opened is None:
+    path = bundle.file("prompt", name)
+    if path is None:
         raise BundleError(f"{bundle.path}: lists no file of the prompt {name!r}.", AGAIN)
-    found = {wanted.name: _tensor(path, opened, wanted) for wanted in _wanted(info)}
-    # An input of a head may have any name, these two among them.
-    head = {
-        wanted.name: _tensor(path, opened, wanted) for wanted in _wanted_head(bundle.manifest, info)
-    }
+    with bundle.reading("prompt", name) as opened:
+        assert opened is not None, "it has a path"
+        found = {wanted.name: _tensor(path, opened, wanted) for wanted in _wanted(info)}
+        # An input of a head may have any name, these two among them.
+        head = {
+            wanted.name: _tensor(path, opened, wanted)
+            for wanted in _wanted_head(bundle.manifest, info)
+        }
     tokens, kv = found.get("virtual_tokens"), found.get("prefix_kv")
     if prompt_sha256(tokens, kv) != info.sha256:
         whose = "prefix KV is not that" if tokens is None else "virtual tokens are not those"
