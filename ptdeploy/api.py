@@ -6,6 +6,7 @@ Their types are imported here for real, so that typing.get_type_hints finds them
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from ptdeploy.backends.telemetry import switch_off
 from ptdeploy.bundle import Bundle, Pack, PromptInfo
@@ -32,7 +33,7 @@ def compile(
     task: Task | None = None,
     labels: str | None = None,
     head: str | None = None,
-    task_id: int | None = None,
+    task_id: int | Literal["all"] | None = None,
     force: bool = False,
     freeze_kv: bool = True,
     max_batch: int | None = None,
@@ -52,9 +53,11 @@ def compile(
     `target` is "ort", "openvino" or "trt"; `device` "cpu" or "cuda", and `precision`, are the
     target's default unless told. `labels` names the classes; `head` says what SEQ_CLS logits are,
     "softmax", "sigmoid" or "regression", over what the base's problem_type says. `task_id` is one
-    of the tasks that a multitask prompt was trained for. `tokenizer` is a folder or a hub id to
-    take the tokenizer from, or "none" for a bundle that takes token ids only; unless told it
-    is the checkpoint's own, else the base model's.
+    of the tasks that a multitask prompt was trained for, or "all": each is then a prompt, the first
+    the default, named "task-0", "task-1" and so on, or as `name` says, a list "A,B,C" or a pattern
+    with "{task}" in it. `tokenizer` is a folder or a hub id to take the tokenizer from, or "none"
+    for a bundle that takes token ids only; unless told it is the checkpoint's own, else the base
+    model's.
     For CAUSAL_LM the virtual tokens are frozen as prefix KV unless `freeze_kv` is False, and the
     KV buffer is bounded to `max_batch` rows of `max_context` tokens, virtual tokens included.
     `quantization` has the options of the precisions "int8", "int4" and "fp8", which are accepted or
@@ -208,7 +211,7 @@ def prompt_add(
     task: Task | None = None,
     labels: str | None = None,
     head: str | None = None,
-    task_id: int | None = None,
+    task_id: int | Literal["all"] | None = None,
     golden: int | None = None,
     replace: bool = False,
     progress: Progress | None = None,
@@ -217,8 +220,9 @@ def prompt_add(
 
     The engine is compared with the prompt's reference first: a pack's own, which needs no torch,
     or a checkpoint's, computed as for `compile_prompt`. `name` is what it is called in the bundle,
-    as in the pack unless told; `replace` lets it take the place of a prompt of that name. `labels`
-    names the classes; the others are about a checkpoint, as for `compile`.
+    as in the pack unless told; `replace` lets it take the place of a prompt of that name. `task_id`
+    "all" adds a prompt for each task of a multitask prompt, named as by `compile`. `labels` names
+    the classes; the others are about a checkpoint, as for `compile`.
     The bundle is the old one or the new one at every instant, and running engines are not
     disturbed. Raises what compile_prompt raises, and OutputError if another process is changing the
     bundle; then it is as it was.

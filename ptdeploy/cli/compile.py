@@ -41,7 +41,8 @@ def add_options(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument(
         "--name",
-        help=f"what the prompt is called; default: {DEFAULT_PROMPT}, or with --over as the pack",
+        help=f"what the prompt is called; default: {DEFAULT_PROMPT}, or with --over as the pack; "
+        "of --task-id all A,B,C, or one with {task} in it",
     )
     sub.add_argument(
         "--device", choices=options.devices(), help=f"default: {options.default_devices()}"
@@ -71,7 +72,7 @@ def add_options(sub: argparse.ArgumentParser) -> None:
         get_target(name).add_options(sub)
     _add_quantization(sub)
     options.add_adapter(sub)
-    options.add_task_id(sub)
+    options.add_task_id(sub, or_all=True)
     options.add_checkpoint(sub)
 
 
@@ -98,13 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         return show_json_facts(inspect(bundle.path))
     manifest, path = printable_fields(bundle.manifest), printable(str(bundle.path))
-    prompt = manifest.prompt
     size = sum(entry.size for entry in manifest.files)
-    frozen = f"{prompt.num_virtual_tokens} virtual tokens"
-    if prompt.prefix_kv:
-        frozen += f" as prefix KV {list(prompt.prefix_kv)}"
-    frozen = f"{frozen} ({prompt.kind})" if manifest.prompts else "no prompt"
-    named = f", named {request.name}" if request.name not in (None, DEFAULT_PROMPT) else ""
     computed = engine_words(manifest.target, engine_facts(bundle)).computes
     types = "".join(f"          {dtype}: {words}\n" for dtype, words in computed)
     tokenizer = None if manifest.tokenizer is None else msgspec.to_builtins(manifest.tokenizer)
@@ -112,7 +107,7 @@ def run(arguments: argparse.Namespace) -> int:
     show(
         f"read      {manifest.prompt.source.format}, {manifest.task.value} on "
         f"{manifest.base.architecture} ({manifest.base.name})\n"
-        f"frozen    {frozen}{named}\n"
+        f"frozen    {_frozen(manifest)}\n"
         f"tokenizer {tokenizer_words(tokenizer)}\n"
         f"{_head_line(manifest)}"
         f"graph     {manifest.graph.route}: {manifest.graph.reason}\n"
@@ -123,6 +118,20 @@ def run(arguments: argparse.Namespace) -> int:
         f'          ptdeploy.load("{path}") in Python, without torch'
     )
     return 0
+
+
+def _frozen(manifest: Manifest) -> str:
+    """What prompts are in a new bundle; its strings are printable."""
+    if not manifest.prompts:
+        return "no prompt"
+    prompt, names = manifest.prompt, list(manifest.prompts)
+    words = f"{prompt.num_virtual_tokens} virtual tokens"
+    if prompt.prefix_kv:
+        words += f" as prefix KV {list(prompt.prefix_kv)}"
+    words = f"{words} ({prompt.kind})"
+    if len(names) > 1:
+        return f"{len(names)} prompts of {words}: {', '.join(names)}; {names[0]} is the default"
+    return words if names == [DEFAULT_PROMPT] else f"{words}, named {names[0]}"
 
 
 def _run_over(arguments: argparse.Namespace) -> int:

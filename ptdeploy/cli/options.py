@@ -17,10 +17,24 @@ def add_adapter(sub: argparse.ArgumentParser) -> None:
     )
 
 
-def add_task_id(sub: argparse.ArgumentParser) -> None:
+def add_task_id(sub: argparse.ArgumentParser, or_all: bool = False) -> None:
+    """`or_all` lets all be asked for, each a prompt of its own."""
     sub.add_argument(
-        "--task-id", type=int, metavar="N", help="which task of a multitask prompt, from 0 on"
+        "--task-id",
+        type=_task_or_all if or_all else int,
+        metavar="N|all" if or_all else "N",
+        help="which task of a multitask prompt, from 0 on"
+        + (", or all: each a prompt, named task-0, task-1, ..." if or_all else ""),
     )
+
+
+def _task_or_all(text: str) -> int | str:
+    if text == "all":
+        return text
+    try:
+        return int(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number, nor 'all'") from error
 
 
 def add_head(sub: argparse.ArgumentParser) -> None:

@@ -7,8 +7,14 @@ from ptdeploy.printable import printable_fields
 
 
 def parity_lines(manifest: Manifest) -> str:
-    """Of the default prompt."""
-    return prompt_parity_lines(printable_fields(manifest).prompt, bool(manifest.quantization))
+    """Of the default prompt, and how far the others are from their references at most."""
+    prompt = manifest.prompt
+    lines = prompt_parity_lines(printable_fields(prompt), bool(manifest.quantization))
+    others = [one for one in manifest.prompts.values() if one is not prompt]
+    found = [one.parity or one.graph_parity for one in others]
+    if farthest := max((one.max_abs for one in found if one is not None), default=None):
+        lines += f"          the other {len(others)} prompts: max abs {farthest:.2g} or less\n"
+    return lines
 
 
 def prompt_parity_lines(prompt: PromptInfo, quantized: bool) -> str:

@@ -33,7 +33,11 @@ def add_options(sub: argparse.ArgumentParser) -> None:
 
 def _add(action: argparse.ArgumentParser) -> None:
     action.add_argument("prompt", metavar="CKPT_OR_PACK", help="a checkpoint, or a pack")
-    action.add_argument("--name", help="what it is called in the bundle; default: as in the pack")
+    action.add_argument(
+        "--name",
+        help="what it is called in the bundle; default: as in the pack; of --task-id all A,B,C, or "
+        "one with {task} in it",
+    )
     action.add_argument(
         "--replace", action="store_true", help="take the place of a prompt of that name"
     )
@@ -42,7 +46,7 @@ def _add(action: argparse.ArgumentParser) -> None:
     options.add_task(action)
     options.add_golden(action)
     options.add_adapter(action)
-    options.add_task_id(action)
+    options.add_task_id(action, or_all=True)
     options.add_checkpoint(action)
 
 

@@ -28,5 +28,4 @@ def compile_checkpoint(request: CompileRequest, progress: Progress) -> Bundle:
         del frozen, traced
         gc.collect()
         draft = refer(plan, source, draft, progress)
-        gc.collect()
         return finish(prove(draft, progress), plan.destination, progress)

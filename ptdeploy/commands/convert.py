@@ -17,7 +17,12 @@ from ptdeploy.files import check_folder, write_folder, write_whole
 from ptdeploy.program.kinds import kind_of
 from ptdeploy.progress import Progress
 from ptdeploy.source.base import BaseModel, resolve_base
-from ptdeploy.source.checkpoint import BaseReference, Checkpoint, read_checkpoint
+from ptdeploy.source.checkpoint import (
+    BaseReference,
+    Checkpoint,
+    read_any_task,
+    read_checkpoint,
+)
 from ptdeploy.source.checkpoint.adapter_files import adapter_files, peft_kind
 from ptdeploy.source.checkpoint.bare_tensor import NUMPY
 from ptdeploy.text_files import library_path
@@ -49,10 +54,18 @@ def convert_checkpoint(request: ConvertRequest, progress: Progress) -> Converted
     for given in (request.checkpoint, request.base or "", output):
         library_path(given)
     with progress.stage("read the checkpoint"):
-        checkpoint = read_checkpoint(
+        whole = request.to == "full"
+        reader = read_any_task if whole else read_checkpoint
+        checkpoint = reader(
             request.checkpoint, request.adapter, request.task, task_id=request.task_id
         )
         _check_held(checkpoint, request.to)
+        if whole and checkpoint.num_tasks > 1 and request.task_id is not None:
+            raise InputError(
+                "--task-id: --to full holds a multitask prompt with all of its tasks, with which "
+                "its training goes on.",
+                "Leave it out; --to peft --task-id N makes one task a prompt of its own.",
+            )
         base = resolve_base(checkpoint, request.base) if request.base else None
         prompt = evaluated_prompt(checkpoint)
     if checkpoint.text_from_zero:
@@ -66,8 +79,8 @@ def convert_checkpoint(request: ConvertRequest, progress: Progress) -> Converted
         kind = "PREFIX_KV" if prompt.ndim == 5 else "VIRTUAL_TOKENS"
     else:
         named = BaseReference(request.base) if request.base else checkpoint.base
-        write_folder(output, adapter_files(checkpoint, prompt, named, request.to == "full"))
-        kind = peft_kind(checkpoint)
+        write_folder(output, adapter_files(checkpoint, prompt, named, whole))
+        kind = peft_kind(checkpoint, whole)
     notes = _notes(checkpoint, request.to)
     for note in notes:
         progress.note(note)
@@ -100,11 +113,6 @@ def _check_held(checkpoint: Checkpoint, to: str) -> None:
             f"{where}nothing in it says which of its {len(checkpoint.weights)} weights are the "
             "trained head.",
             "Save the adapter with PEFT's save_pretrained where it was trained.",
-        )
-    if to == "full" and checkpoint.kind == "MULTITASK_PROMPT_TUNING":
-        raise CheckpointError(
-            f"{where}is a multitask prompt, whose training goes on with all of its tasks.",
-            "PEFT's own folder has them; --to peft --task-id N makes one a prompt of its own.",
         )
     if to == "full" and not checkpoint.resumable:
         raise CheckpointError(
@@ -155,6 +163,6 @@ def _notes(checkpoint: Checkpoint, to: str) -> tuple[str, ...]:
         notes.append(
             f"the {checkpoint.encoder.kind} that made the prompt is left out; --to full keeps it"
         )
-    if checkpoint.kind == "MULTITASK_PROMPT_TUNING":
+    if checkpoint.num_tasks > 1 and to != "full":
         notes.append(f"of its tasks it is {checkpoint.task_id} alone")
     return tuple(notes)

@@ -58,9 +58,9 @@ def inspect(
         return whole(path, lambda: _bundle(read_bundle(path), layers))
     if layers:
         raise InputError(f"{path}: is no bundle, and only an engine has --layers.")
-    from ptdeploy.source.checkpoint import read_checkpoint
+    from ptdeploy.source.checkpoint import read_any_task
 
-    return _checkpoint(read_checkpoint(path, adapter, task, task_id=task_id))
+    return _checkpoint(read_any_task(path, adapter, task, task_id))
 
 
 def _checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -72,6 +72,7 @@ def _checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
         "peft_type": checkpoint.kind if checkpoint.of_peft else None,
         "task": checkpoint.task.value,
         "adapter": checkpoint.adapter,
+        "num_tasks": checkpoint.num_tasks,
         "num_virtual_tokens": checkpoint.num_virtual_tokens,
         "token_dim": checkpoint.token_dim,
         "dtype": checkpoint.dtype,
@@ -164,6 +165,8 @@ def _describe_checkpoint(facts: dict[str, Any]) -> str:
         ),
         ("prompt", _prompt_words(facts)),
     ]
+    if (tasks := facts["num_tasks"]) > 1:
+        lines.append(("tasks", f"0 to {tasks - 1}: compile one with --task-id N, or all"))
     if encoder:
         lines.append(
             (
@@ -263,7 +266,9 @@ def _prompt_lines(name: str, facts: dict[str, Any]) -> Iterator[tuple[str, Any]]
         f"{prompt['num_virtual_tokens']} virtual tokens{width}, frozen from {prompt['kind']}"
         f"{prefix}",
     )
-    yield "made from", prompt["source"]["format"]
+    source = prompt["source"]
+    of_task = "" if source["task_id"] is None else f", its task {source['task_id']}"
+    yield "made from", f"{source['format']}{of_task}"
     if limits := facts.get("limits"):
         room = limits["max_context"] - prompt["num_virtual_tokens"]
         yield "room", f"{room} tokens of text beside it"

@@ -27,15 +27,16 @@ from ptdeploy.bundle import (
     stage_bundle,
 )
 from ptdeploy.bundle.whose import OF_PROMPT
-from ptdeploy.commands.draft import Draft, prompt_place, prove, staged_of_prompt, told
+from ptdeploy.commands.draft import Draft, prove, told
 from ptdeploy.commands.request import OverRequest
-from ptdeploy.commands.stages import Source, compute_rows
+from ptdeploy.commands.stages import Source, compute_rows, freeze_stage, save_prompts
+from ptdeploy.commands.tasks import is_all, read_named
 from ptdeploy.errors import BaseModelError, CheckpointError, InputError
 from ptdeploy.parity.cases import check_golden
 from ptdeploy.progress import Progress
 from ptdeploy.source.base import resolve_base
 from ptdeploy.source.base_weights import load_model
-from ptdeploy.source.checkpoint import Checkpoint, read_checkpoint
+from ptdeploy.source.checkpoint import Checkpoint
 from ptdeploy.source.tokenizer_place import NONE
 
 if TYPE_CHECKING:
@@ -53,6 +54,12 @@ _OWN_BUNDLE = "Compile it to a bundle of its own: ptdeploy compile CHECKPOINT --
 def compile_over(request: OverRequest, progress: Progress) -> Pack:
     """See ptdeploy.compile_prompt."""
     check_golden(request.golden)
+    if is_all(request.task_id):
+        raise InputError(
+            "--task-id all: a pack is one prompt.",
+            f"Put all of them into the bundle: ptdeploy prompt add {request.over} "
+            f"{request.checkpoint} --task-id all",
+        )
     destination = check_destination(request.place, request.force, kind=PACK)
     with progress.stage("check the bundle's files"):
         bundle = read_bundle(request.over, prompts=())
@@ -61,28 +68,34 @@ def compile_over(request: OverRequest, progress: Progress) -> Pack:
         draft = prove(draft, progress)
         for entry in draft.working:
             (folder / entry.path).unlink()
-        manifest = _pack_manifest(draft, bundle, request.prompt_name)
+        manifest = _pack_manifest(draft, bundle)
         with progress.stage("write the pack"):
             pack = publish_pack(folder, manifest, destination)
     return replace(pack, notes=told(draft, progress))
 
 
 def draft_over(
-    bundle: Bundle, request: OverRequest, folder: Path, progress: Progress, refused: str
+    bundle: Bundle,
+    request: OverRequest,
+    folder: Path,
+    progress: Progress,
+    refused: str,
+    replaces: bool = True,
 ) -> Draft:
-    """The prompt in `folder` with its reference, the bundle's engine beside it as working files.
+    """The prompt in `folder` with its reference, the bundle's engine beside it as working files;
+    where all tasks of a checkpoint are asked for, each one's. `replaces` says whether the bundle
+    may have prompts of their names.
 
     Raises CheckpointError, BaseModelError or InputError where it does not fit the engine.
     """
-    source = _read(bundle, request, progress)
-    prompt = _freeze(bundle, source, progress)
-    info = _info(bundle.manifest, source, prompt)
-    from ptdeploy.program.prompt import save_prompt
-
-    name = request.prompt_name
-    saved = save_prompt(prompt, prompt_place(folder, name))
-    files = (staged_of_prompt(name, saved, "prompt"),)
-    draft = alone(bundle, name, info, files, folder)
+    source = _read(bundle, request, progress, replaces)
+    prompts = _freeze(bundle, source, progress)
+    infos = {
+        name: _info(bundle.manifest, source, name, one)
+        for name, one in prompts.items()
+        if name is not None
+    }
+    draft = alone(bundle, infos, save_prompts(prompts, folder), folder)
     # Generation's notes are about the base, whose bundle has been made.
     notes = () if source.meaning.generation else source.meaning.notes
     draft = replace(draft, notes=notes, told=source.base.notes, refused=refused)
@@ -90,16 +103,29 @@ def draft_over(
 
 
 def alone(
-    bundle: Bundle, name: str, info: PromptInfo, files: Iterable[FileEntry], folder: Path
+    bundle: Bundle, prompts: Mapping[str, PromptInfo], files: Iterable[FileEntry], folder: Path
 ) -> Draft:
-    """A draft of the bundle with that prompt and no other: its engine lies in `folder` too."""
+    """A draft of the bundle with these prompts and no other: its engine lies in `folder` too."""
     others = tuple(one for one in bundle.manifest.files if one.role not in OF_PROMPT)
     for entry in others:
         bundle.link(entry, folder / entry.path)
     manifest = msgspec.structs.replace(
-        bundle.manifest, prompts={name: info}, default_prompt=name, files=tuple(files)
+        bundle.manifest,
+        prompts=dict(prompts),
+        default_prompt=next(iter(prompts)),
+        files=tuple(files),
     )
     return Draft(folder, manifest, others)
+
+
+def check_free(bundle: Bundle, names: Iterable[str | None], replaces: bool) -> None:
+    """Raises InputError if the bundle has a prompt of such a name, and that may not be replaced."""
+    taken = [name for name in names if name in bundle.manifest.prompts]
+    if taken and not replaces:
+        raise InputError(
+            f"{bundle.path}: has a prompt {taken[0]!r} already.",
+            "Choose another --name, or replace it with --replace.",
+        )
 
 
 def check_base(bundle: Bundle, where: str | Path, base: BaseInfo) -> None:
@@ -118,7 +144,7 @@ def check_base(bundle: Bundle, where: str | Path, base: BaseInfo) -> None:
             )
 
 
-def _read(bundle: Bundle, request: OverRequest, progress: Progress) -> Source:
+def _read(bundle: Bundle, request: OverRequest, progress: Progress, replaces: bool) -> Source:
     """`stages.read` for an engine that is there. No weight is loaded."""
     from ptdeploy.program.manifest import config_sha256
     from ptdeploy.source.meaning import read_meaning
@@ -126,9 +152,10 @@ def _read(bundle: Bundle, request: OverRequest, progress: Progress) -> Source:
 
     manifest = bundle.manifest
     with progress.stage("read the checkpoint"):
-        checkpoint = read_checkpoint(
-            request.checkpoint, request.adapter, request.task, request.labels, request.task_id
-        )
+        how = request.adapter, request.task, request.labels, request.task_id
+        checkpoints = read_named(request.checkpoint, *how, request.prompt_name)
+        check_free(bundle, checkpoints, replaces)
+        checkpoint = next(iter(checkpoints.values()))
         if checkpoint.task != manifest.task:
             raise CheckpointError(
                 f"{request.checkpoint}: was trained for {checkpoint.task.value}, and the engine of "
@@ -150,7 +177,7 @@ def _read(bundle: Bundle, request: OverRequest, progress: Progress) -> Source:
             raise InputError(f"--tokenizer: {bundle.path} takes token ids only.")
     for note in base.notes:
         progress.note(note)
-    return Source(checkpoint, base, meaning, tokenizer)
+    return Source(dict(checkpoints), base, meaning, tokenizer)
 
 
 def _check_kind(bundle: Bundle, checkpoint: Checkpoint, base: BaseModel) -> None:
@@ -174,8 +201,8 @@ def _check_kind(bundle: Bundle, checkpoint: Checkpoint, base: BaseModel) -> None
         )
 
 
-def _freeze(bundle: Bundle, source: Source, progress: Progress) -> Prompt:
-    """The prompt, evaluated over the base model, whose weights must be the engine's."""
+def _freeze(bundle: Bundle, source: Source, progress: Progress) -> dict[str | None, Prompt]:
+    """The prompts, evaluated over the base model, whose weights must be the engine's."""
     from ptdeploy.program.head import PREFIX
     from ptdeploy.program.prompt import freeze
     from ptdeploy.source.weights_hash import weights_sha256
@@ -183,15 +210,20 @@ def _freeze(bundle: Bundle, source: Source, progress: Progress) -> Prompt:
     checkpoint, base = source.checkpoint, source.base
     with progress.stage(f"load the base model {base.name}"):
         model = load_model(checkpoint, base)
-    with progress.stage(f"freeze {checkpoint.num_virtual_tokens} virtual tokens"):
-        prompt = freeze(checkpoint, model, base.kind.needs_prefix_kv, base.kind.has_trained_head)
-        head = _head(bundle, checkpoint, model, prompt.head)
+    with progress.stage(freeze_stage(source)):
+        kind = base.kind
+        prompts = {
+            name: freeze(one, model, kind.needs_prefix_kv, kind.has_trained_head)
+            for name, one in source.checkpoints.items()
+        }
+        trained = next(iter(prompts.values())).head
+        head = _head(bundle, checkpoint, model, trained)
         own = {name.removeprefix(PREFIX) for name in head}
         hashed = msgspec.structs.replace(
             bundle.manifest.base, name=base.name, weights_sha256=weights_sha256(model, own)
         )
         check_base(bundle, checkpoint.path, hashed)
-    return replace(prompt, head=head)
+    return {name: replace(prompt, head=head) for name, prompt in prompts.items()}
 
 
 def _head(
@@ -219,18 +251,19 @@ def _head(
     return {name: state[name.removeprefix(PREFIX)].float().numpy() for name in wanted}
 
 
-def _info(manifest: Manifest, source: Source, prompt: Prompt) -> PromptInfo:
+def _info(manifest: Manifest, source: Source, name: str, prompt: Prompt) -> PromptInfo:
     from ptdeploy.program.manifest import prompt_info
 
     freeze_kv = all(spec.role != "table" for spec in manifest.graph.inputs)
-    return prompt_info(source.checkpoint, prompt, source.meaning, freeze_kv)
+    return prompt_info(source.checkpoints[name], prompt, source.meaning, freeze_kv)
 
 
-def _pack_manifest(draft: Draft, bundle: Bundle, name: str) -> PackManifest:
+def _pack_manifest(draft: Draft, bundle: Bundle) -> PackManifest:
     """What the pack is, its files moved to where they lie in it."""
     from ptdeploy.program.manifest import versions
 
     folder, files = draft.folder, []
+    (name,) = draft.manifest.prompts
     for entry in draft.manifest.files:
         file = Path(entry.path).name
         (folder / entry.path).rename(folder / file)

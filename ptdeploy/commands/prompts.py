@@ -32,7 +32,7 @@ from ptdeploy.bundle import (
 from ptdeploy.bundle.publish import COMPLETED, Destination
 from ptdeploy.bundle.whose import OF_PROMPT, in_words
 from ptdeploy.commands.draft import Draft, prove, told
-from ptdeploy.commands.over import alone, check_base, draft_over
+from ptdeploy.commands.over import alone, check_base, check_free, draft_over
 from ptdeploy.commands.request import PromptAddRequest, PromptChange
 from ptdeploy.errors import InputError
 from ptdeploy.files import json_document
@@ -99,8 +99,7 @@ def _draft(bundle: Bundle, request: PromptAddRequest, folder: Path, progress: Pr
     left = f"{bundle.path} is as it was"
     if not (Path(request.prompt) / MANIFEST_NAME).is_file():
         over = request.of_checkpoint()
-        _check_free(bundle, over.prompt_name, request.replace)
-        return draft_over(bundle, over, folder, progress, left)
+        return draft_over(bundle, over, folder, progress, left, request.replace)
     request.refuse_of_checkpoint()
     with progress.stage("check the pack's files"):
         return _of_pack(bundle, request, folder, left)
@@ -117,7 +116,7 @@ def _of_pack(bundle: Bundle, request: PromptAddRequest, folder: Path, left: str)
         )
     check_base(bundle, pack.path, found.base)
     name = request.name or pack.name
-    _check_free(bundle, name, request.replace)
+    check_free(bundle, [name], request.replace)
     info = msgspec.structs.replace(
         found.prompt, labels=_labels(found.prompt, request), parity=None, graph_parity=None
     )
@@ -128,7 +127,7 @@ def _of_pack(bundle: Bundle, request: PromptAddRequest, folder: Path, left: str)
             path = f"{prompt_folder(name)}/{entry.role}.safetensors"
             placed.copy(entry, folder / path)
             files.append(msgspec.structs.replace(entry, path=path))
-    draft = alone(bundle, name, info, files, folder)
+    draft = alone(bundle, {name: info}, files, folder)
     return replace(draft, refused=left, references={name: load_reference(placed)})
 
 
@@ -143,14 +142,6 @@ def _labels(prompt: PromptInfo, request: PromptAddRequest) -> tuple[str, ...]:
             f"--labels names {len(labels)} classes, but the head has {len(prompt.labels)}."
         )
     return labels
-
-
-def _check_free(bundle: Bundle, name: str, replace: bool) -> None:
-    if name in bundle.manifest.prompts and not replace:
-        raise InputError(
-            f"{bundle.path}: has a prompt {name!r} already.",
-            "Choose another --name, or replace it with --replace.",
-        )
 
 
 def _check_there(bundle: Bundle, name: str) -> None:

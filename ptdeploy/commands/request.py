@@ -8,6 +8,7 @@ from typing import Any
 
 from ptdeploy.arguments import (
     MOST,
+    Check,
     check_fields,
     flag,
     having,
@@ -22,16 +23,13 @@ from ptdeploy.arguments import (
 from ptdeploy.bundle.quantization import QUANTIZATION_OPTIONS, QuantizationOptions
 from ptdeploy.bundle.schema import DEFAULT_PROMPT, is_prompt_name
 from ptdeploy.bundle.task import Task
+from ptdeploy.commands.tasks import TaskId, is_all, prompt_name, prompt_names, task_or_all
 from ptdeploy.errors import InputError
 from ptdeploy.targets.options import TargetOptions
 
 
-def _prompt_name(name: str, value: Any) -> str:
-    found = text(name, value)
-    if is_prompt_name(found):
-        return found
-    wanted = "1 to 64 letters, digits, '.', '_' or '-' of ASCII, the first a letter or a digit"
-    raise refused(name, found, wanted)
+def _names_for(task_id: Any) -> Check:
+    return prompt_names if is_all(task_id) else prompt_name
 
 
 def _stem(checkpoint: str | Path) -> str:
@@ -56,7 +54,7 @@ class CompileRequest:
     task: Task | None = None
     labels: str | None = None
     head: str | None = None
-    task_id: int | None = None
+    task_id: TaskId | None = None
     force: bool = False
     freeze_kv: bool = True
     max_batch: int | None = None
@@ -72,7 +70,7 @@ class CompileRequest:
             target=text,
             base=maybe(path),
             output=maybe(path),
-            name=maybe(_prompt_name),
+            name=maybe(_names_for(self.task_id)),
             device=maybe(text),
             precision=maybe(text),
             adapter=maybe(text),
@@ -80,7 +78,7 @@ class CompileRequest:
             task=maybe(one_of(Task)),
             labels=maybe(text),
             head=maybe(text),
-            task_id=maybe(whole()),
+            task_id=maybe(task_or_all),
             force=flag,
             freeze_kv=flag,
             max_batch=maybe(whole(most=MOST)),
@@ -110,8 +108,11 @@ class CompileRequest:
 
     @property
     def prompt_name(self) -> str | None:
-        """What the prompt is called in the bundle; None where there is none."""
-        return None if self.checkpoint is None else self.name or DEFAULT_PROMPT
+        """What the prompt is called in the bundle, or what all tasks' are if that was said; None
+        where there is none."""
+        if self.checkpoint is None or is_all(self.task_id):
+            return self.name
+        return self.name or DEFAULT_PROMPT
 
     @property
     def place(self) -> Path:
@@ -135,7 +136,7 @@ class OverRequest:
     task: Task | None = None
     labels: str | None = None
     head: str | None = None
-    task_id: int | None = None
+    task_id: TaskId | None = None
     golden: int | None = None
     force: bool = False
 
@@ -146,13 +147,13 @@ class OverRequest:
             over=path,
             base=maybe(path),
             output=maybe(path),
-            name=maybe(_prompt_name),
+            name=maybe(_names_for(self.task_id)),
             adapter=maybe(text),
             tokenizer=maybe(path),
             task=maybe(one_of(Task)),
             labels=maybe(text),
             head=maybe(text),
-            task_id=maybe(whole()),
+            task_id=maybe(task_or_all),
             golden=maybe(whole()),
             force=flag,
         )
@@ -163,9 +164,10 @@ class OverRequest:
         return Path(self.output) if self.output else Path(f"{_stem(self.checkpoint)}.prompt")
 
     @property
-    def prompt_name(self) -> str:
-        """What the prompt is called: unless told, as its folder is, where a prompt can be."""
-        if self.name:
+    def prompt_name(self) -> str | None:
+        """What the prompt is called: unless told, as its folder is, where a prompt can be. None
+        where all tasks' names were not said."""
+        if self.name or is_all(self.task_id):
             return self.name
         stem = self.place.stem
         return stem if is_prompt_name(stem) else DEFAULT_PROMPT
@@ -184,7 +186,7 @@ class PromptAddRequest:
     task: Task | None = None
     labels: str | None = None
     head: str | None = None
-    task_id: int | None = None
+    task_id: TaskId | None = None
     golden: int | None = None
     replace: bool = False
 
@@ -193,21 +195,21 @@ class PromptAddRequest:
             self,
             bundle=path,
             prompt=path,
-            name=maybe(_prompt_name),
+            name=maybe(_names_for(self.task_id)),
             base=maybe(path),
             adapter=maybe(text),
             tokenizer=maybe(path),
             task=maybe(one_of(Task)),
             labels=maybe(text),
             head=maybe(text),
-            task_id=maybe(whole()),
+            task_id=maybe(task_or_all),
             golden=maybe(whole()),
             replace=flag,
         )
 
     def of_checkpoint(self) -> OverRequest:
         """The same of `prompt`, a checkpoint. Raises InputError if it has no name."""
-        if self.name is None:
+        if self.name is None and not is_all(self.task_id):
             raise InputError(
                 f"{self.prompt}: a checkpoint does not say what its prompt is called.",
                 "Say it with --name NAME.",

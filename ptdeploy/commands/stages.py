@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -13,15 +15,16 @@ from ptdeploy.backends import get_backend
 from ptdeploy.bundle import FileEntry, RequestLimits, Route, check_room
 from ptdeploy.bundle.signature import Signature
 from ptdeploy.bundle.task import Task
-from ptdeploy.commands.draft import Draft, prompt_place, staged_of_prompt
+from ptdeploy.commands.draft import Draft, in_stages, prompt_place, staged_of_prompt
 from ptdeploy.commands.plan import Plan
 from ptdeploy.commands.request import CompileRequest
+from ptdeploy.commands.tasks import read_named
 from ptdeploy.errors import InputError, TargetUnavailable
 from ptdeploy.program.kinds import BuildOptions, kind_of
 from ptdeploy.progress import Progress, reference_stage
 from ptdeploy.source.base import BaseModel, resolve_base
 from ptdeploy.source.base_weights import load_model
-from ptdeploy.source.checkpoint import Checkpoint, read_checkpoint
+from ptdeploy.source.checkpoint import Checkpoint
 from ptdeploy.source.checkpoint.no_prompt import no_prompt
 from ptdeploy.targets import BuildRequest
 
@@ -36,33 +39,42 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Source:
-    """What was trained: the checkpoint, the base model it fits, what they mean, a tokenizer."""
+    """What was trained: checkpoints, the base model they fit, what they mean, a tokenizer.
 
-    checkpoint: Checkpoint
+    `checkpoints` are prompts by name, None of a base model alone: one, or a multitask prompt's all
+    tasks, which differ in their virtual tokens alone. The first is the default.
+    """
+
+    checkpoints: Mapping[str | None, Checkpoint]
     base: BaseModel
     meaning: Meaning
     tokenizer: ChosenTokenizer
 
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The default prompt's."""
+        return next(iter(self.checkpoints.values()))
+
 
 @dataclass(frozen=True)
 class Frozen:
-    """The base model with its weights and trained head, float32, and the prompt, evaluated.
+    """The base model with its weights and trained head, float32, and prompts, evaluated, by name.
 
     `weights_sha256` is of the weights that are no prompt's.
     """
 
     source: Source
     model: PreTrainedModel = field(repr=False)
-    prompt: Prompt
+    prompts: Mapping[str | None, Prompt]
     weights_sha256: str
 
 
 @dataclass(frozen=True)
 class Traced:
-    """Model and prompt as an ONNX graph, what goes in and out of it, and what it is limited to."""
+    """The model as an ONNX graph, what goes in and out of it, what it is limited to; prompts."""
 
     source: Source
-    prompt: Prompt
+    prompts: Mapping[str | None, Prompt]
     weights_sha256: str
     graph: ir.Model = field(repr=False)
     route: Route
@@ -74,7 +86,8 @@ def read(plan: Plan, progress: Progress) -> Source:
     """Read all that was trained, and refuse what does not fit together. No weight is loaded."""
     request = plan.request
     with progress.stage("read the checkpoint"):
-        checkpoint = _checkpoint(request)
+        checkpoints = _checkpoints(request)
+        checkpoint = next(iter(checkpoints.values()))
         _check_kv_buffer(checkpoint.task, plan)
         from ptdeploy.source.meaning import read_meaning
         from ptdeploy.source.tokenizer_choice import choose_tokenizer
@@ -88,20 +101,19 @@ def read(plan: Plan, progress: Progress) -> Source:
         tokenizer = choose_tokenizer(checkpoint, base, request.tokenizer)
     for note in base.notes:
         progress.note(note)
-    return Source(checkpoint, base, meaning, tokenizer)
+    return Source(checkpoints, base, meaning, tokenizer)
 
 
-def _checkpoint(request: CompileRequest) -> Checkpoint:
-    if request.checkpoint is not None:
-        return read_checkpoint(
-            request.checkpoint, request.adapter, request.task, request.labels, request.task_id
-        )
-    assert request.base is not None, "a request without a checkpoint has one"
-    return no_prompt(request.base, request.task)
+def _checkpoints(request: CompileRequest) -> Mapping[str | None, Checkpoint]:
+    if request.checkpoint is None:
+        assert request.base is not None, "a request without a checkpoint has one"
+        return {None: no_prompt(request.base, request.task)}
+    how = request.adapter, request.task, request.labels, request.task_id
+    return dict(read_named(request.checkpoint, *how, request.prompt_name))
 
 
 def freeze(plan: Plan, source: Source, progress: Progress) -> Frozen:
-    """Load the base model, and evaluate the prompt encoder over it once."""
+    """Load the base model, and evaluate each prompt over it once."""
     from ptdeploy.program.head import PREFIX
     from ptdeploy.program.prompt import freeze as freeze_prompt
     from ptdeploy.source.weights_hash import weights_sha256
@@ -112,12 +124,21 @@ def freeze(plan: Plan, source: Source, progress: Progress) -> Frozen:
         # Not every weight need come into the graph.
         weights = sum(weight.numel() for weight in model.parameters())
         check_room(plan.destination, weights * plan.weight_bits // 10)
-    with progress.stage(f"freeze {checkpoint.num_virtual_tokens} virtual tokens"):
+    with progress.stage(freeze_stage(source)):
         kind = base.kind
-        prompt = freeze_prompt(checkpoint, model, kind.needs_prefix_kv, kind.has_trained_head)
-        own = {name.removeprefix(PREFIX) for name in prompt.head}
+        prompts = {
+            name: freeze_prompt(one, model, kind.needs_prefix_kv, kind.has_trained_head)
+            for name, one in source.checkpoints.items()
+        }
+        own = {name.removeprefix(PREFIX) for name in next(iter(prompts.values())).head}
         hashed = weights_sha256(model, own)
-    return Frozen(source, model, prompt, hashed)
+    return Frozen(source, model, prompts, hashed)
+
+
+def freeze_stage(source: Source) -> str:
+    """The title of evaluating prompts."""
+    of = f"{len(source.checkpoints)} prompts of " if len(source.checkpoints) > 1 else ""
+    return f"freeze {of}{source.checkpoint.num_virtual_tokens} virtual tokens"
 
 
 def trace(plan: Plan, frozen: Frozen, progress: Progress) -> Traced:
@@ -130,7 +151,9 @@ def trace(plan: Plan, frozen: Frozen, progress: Progress) -> Traced:
     with progress.stage("export to ONNX"):
         refuses = partial(plan.target.refuses, plan.device, numerics.activations)
         options = BuildOptions(request.freeze_kv, numerics.operators, refuses, numerics.plain)
-        program, route = source.base.kind.build(frozen.model, source.base, frozen.prompt, options)
+        # An engine takes any of them.
+        prompt = next(iter(frozen.prompts.values()))
+        program, route = source.base.kind.build(frozen.model, source.base, prompt, options)
         asked = request.max_context
         bounds = limits(source.base, route, checkpoint.num_virtual_tokens, request.max_batch, asked)
         keeps_kv = source.base.kind.keeps_kv_buffer
@@ -139,7 +162,7 @@ def trace(plan: Plan, frozen: Frozen, progress: Progress) -> Traced:
         if numerics.fixed_slots and route.route == "fused":
             signature = signature.with_slots(bounds.max_context)
         graph = to_onnx(program, numerics.opset)
-    return Traced(source, frozen.prompt, frozen.weights_sha256, graph, route, signature, bounds)
+    return Traced(source, frozen.prompts, frozen.weights_sha256, graph, route, signature, bounds)
 
 
 def optimise(plan: Plan, traced: Traced, progress: Progress) -> Traced:
@@ -160,10 +183,9 @@ def optimise(plan: Plan, traced: Traced, progress: Progress) -> Traced:
 
 
 def build(plan: Plan, traced: Traced, folder: Path, progress: Progress) -> Draft:
-    """Build the engine, and put it into `folder` with its prompt and its tokenizer."""
+    """Build the engine, and put it into `folder` with its prompts and its tokenizer."""
     from ptdeploy.parity.reference.texts import save_text_files
     from ptdeploy.program.manifest import build_manifest
-    from ptdeploy.program.prompt import save_prompt
 
     request, source = plan.request, traced.source
     tokenizer = source.tokenizer
@@ -181,17 +203,13 @@ def build(plan: Plan, traced: Traced, folder: Path, progress: Progress) -> Draft
             )
         )
         files: tuple[FileEntry, ...] = built.files
-        name = request.prompt_name
-        if name is not None:
-            saved = save_prompt(traced.prompt, prompt_place(folder, name))
-            files += (staged_of_prompt(name, saved, "prompt"),)
+        files += save_prompts(traced.prompts, folder)
         if tokenizer.tokenizer is not None:
             files += save_text_files(tokenizer.tokenizer, folder)
     manifest = build_manifest(
-        name=name,
-        checkpoint=source.checkpoint,
+        checkpoints=source.checkpoints,
         base=source.base,
-        prompt=traced.prompt,
+        prompts=traced.prompts,
         weights_sha256=traced.weights_sha256,
         signature=traced.signature,
         meaning=source.meaning,
@@ -209,6 +227,17 @@ def build(plan: Plan, traced: Traced, folder: Path, progress: Progress) -> Draft
     return Draft(folder, manifest, built.working, notes, told=source.base.notes)
 
 
+def save_prompts(prompts: Mapping[str | None, Prompt], folder: Path) -> tuple[FileEntry, ...]:
+    """Put prompts into the staging folder, each into its own place; the base alone has none."""
+    from ptdeploy.program.prompt import save_prompt
+
+    return tuple(
+        staged_of_prompt(name, save_prompt(prompt, prompt_place(folder, name)), "prompt")
+        for name, prompt in prompts.items()
+        if name is not None
+    )
+
+
 def refer(plan: Plan, source: Source, draft: Draft, progress: Progress) -> Draft:
     """Compute what PEFT on PyTorch gives, each row alone, and put some of it into the bundle."""
     return compute_rows(source, draft, plan.request.golden, plan.texts, progress)
@@ -221,24 +250,42 @@ def compute_rows(
     texts: tuple[str, ...] | None,
     progress: Progress,
 ) -> Draft:
-    """The draft with the reference of its default prompt, of which `golden` rows are stored.
+    """The draft with the references of its prompts, of each of which `golden` rows are stored.
 
     `texts` are what a quantized engine is evaluated on, None for our own.
     """
+    for name in source.checkpoints:
+        draft = _computed_rows(source, name, draft, golden, texts, progress)
+        # Each has loaded a model of its own.
+        gc.collect()
+    return draft
+
+
+def _computed_rows(
+    source: Source,
+    name: str | None,
+    draft: Draft,
+    golden: int | None,
+    texts: tuple[str, ...] | None,
+    progress: Progress,
+) -> Draft:
+    """The draft with the reference of one of its prompts, or of the base model alone."""
     from ptdeploy.parity.cases import compared_rows, comparison
     from ptdeploy.parity.reference.peft import compute_reference
     from ptdeploy.parity.reference.store import save_reference
     from ptdeploy.parity.reference.texts import evaluation_text, reference_texts, with_texts
 
-    checkpoint, chosen = source.checkpoint, source.tokenizer
-    bounds, name = draft.manifest.request_limits, draft.manifest.default_prompt
-    with progress.stage(reference_stage(checkpoint.of_peft)):
+    checkpoint, chosen = source.checkpoints[name], source.tokenizer
+    bundle = draft.opened().by_default(name)
+    bounds = bundle.manifest.request_limits
+    of = in_stages(name, draft.manifest)
+    with progress.stage(f"{reference_stage(checkpoint.of_peft)}{of}"):
         evaluation = None
         if draft.manifest.quantization is not None:
             evaluation = evaluation_text(chosen.tokenizer, bounds, texts, checkpoint.task)
         rows = compared_rows(bounds, reference_texts(chosen.tokenizer, bounds), golden)
-        held_as = get_backend(draft.manifest.target).held_as(draft.opened())
-        asked = comparison(rows, draft.manifest, held_as)
+        held_as = get_backend(draft.manifest.target).held_as(bundle)
+        asked = comparison(rows, bundle.manifest, held_as)
         computed = compute_reference(checkpoint, source.base, bounds, asked, evaluation)
         reference = with_texts(computed, chosen, checkpoint.task)
         stored = reference.first(golden, bounds.max_batch)
@@ -246,7 +293,7 @@ def compute_rows(
         entry = staged_of_prompt(name, saved, "reference")
     files = (*draft.manifest.files, entry)
     manifest = msgspec.structs.replace(draft.manifest, files=files)
-    return replace(draft, manifest=manifest, references={name: reference})
+    return replace(draft, manifest=manifest, references={**draft.references, name: reference})
 
 
 def _check_kv_buffer(task: Task, plan: Plan) -> None:

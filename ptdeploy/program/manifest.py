@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -58,10 +59,9 @@ def versions() -> dict[str, str]:
 
 def build_manifest(
     *,
-    name: str | None,
-    checkpoint: Checkpoint,
+    checkpoints: Mapping[str | None, Checkpoint],
     base: BaseModel,
-    prompt: Prompt,
+    prompts: Mapping[str | None, Prompt],
     weights_sha256: str,
     signature: Signature,
     meaning: Meaning,
@@ -75,13 +75,12 @@ def build_manifest(
     tokenizer: TokenizerInfo | None,
     files: tuple[FileEntry, ...],
 ) -> Manifest:
-    """Say what the bundle of a prompt of that name is, or of the base model alone.
+    """Say what the bundle of prompts by these names is, the first the default, or of None, which is
+    the base model alone.
 
     Sizes, hashes and parity come later.
     """
-    prompts = {}
-    if name is not None:
-        prompts[name] = prompt_info(checkpoint, prompt, meaning, freeze_kv)
+    name, checkpoint = next(iter(checkpoints.items()))
     graph = Graph(route.route, route.reason, signature.inputs, signature.outputs)
     return Manifest(
         versions=versions(),
@@ -90,7 +89,11 @@ def build_manifest(
         precision=precision,
         task=checkpoint.task,
         graphs={MODEL: graph},
-        prompts=prompts,
+        prompts={
+            own: prompt_info(checkpoints[own], prompt, meaning, freeze_kv)
+            for own, prompt in prompts.items()
+            if own is not None
+        },
         default_prompt=name,
         base=BaseInfo(
             name=_public_name(checkpoint.base.name or base.name),

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 from support import kinds, nemo, tiny
 from transformers import AutoModelForCausalLM
 
@@ -135,6 +136,25 @@ def test_training_resumes_from_a_state_dict_made_full(trained, tmp_path, encoder
     assert not read_checkpoint(plain.path).resumable
 
 
+def test_a_multitask_prompt_is_full_with_all_of_its_tasks(trained, tmp_path):
+    one = trained("multitask prompt tuning")
+    done = ptdeploy.convert(one.adapter, to="full", output=tmp_path / "full")
+    assert done.kind == "MULTITASK_PROMPT_TUNING"
+    assert done.notes == ()
+    ours, theirs = (
+        load_file(folder / "adapter_model.safetensors") for folder in (done.path, one.adapter)
+    )
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        assert torch.equal(ours[name], tensor), name
+    back = load_full(AutoModelForCausalLM.from_pretrained(one.base), done.path)
+    assert back.active_peft_config.num_tasks == kinds.TASKS
+    for number in range(kinds.TASKS):
+        assert np.array_equal(
+            prompt(done.path, task_id=number), prompt(one.adapter, task_id=number)
+        )
+
+
 @pytest.mark.parametrize("architecture", ["gpt2", "qwen2", "gemma3"])
 def test_virtual_tokens_as_prefix_kv_answer_alike(trained, tmp_path, architecture):
     one = trained("P-Tuning, MLP", architecture)
@@ -190,8 +210,8 @@ def test_what_a_format_cannot_hold_is_refused_by_name(trained, tmp_path):
         text = refused(CheckpointError, classifier, to, tmp_path / "out.npy")
         assert "holds a trained head (classifier.bias, classifier.weight)" in text
     several = trained("multitask prompt tuning").adapter
-    text = refused(CheckpointError, several, "full", tmp_path / "out", task_id=1)
-    assert "whose training goes on with all of its tasks" in text
+    text = refused(ptdeploy.InputError, several, "full", tmp_path / "out", task_id=1)
+    assert "holds a multitask prompt with all of its tasks" in text
     np.save(tmp_path / "p.npy", np.ones((5, 32), np.float32))
     base = {"base": str(trained("P-Tuning, MLP", "bert", "SEQ_CLS").base), "task": Task.SEQ_CLS}
     text = refused(CheckpointError, tmp_path / "p.npy", "prefix-kv", tmp_path / "out.npy", **base)

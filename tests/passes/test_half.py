@@ -53,11 +53,10 @@ def compiled_in_half(
     stored = staged(save_prompt(prompt, folder), "prompt", DEFAULT_PROMPT)
     files = (*write_model(graph, folder), stored)
     manifest = build_manifest(
-        name=DEFAULT_PROMPT,
-        checkpoint=checkpoint,
+        checkpoints={DEFAULT_PROMPT: checkpoint},
         base=base,
         weights_sha256="0" * 64,
-        prompt=prompt,
+        prompts={DEFAULT_PROMPT: prompt},
         signature=signature,
         meaning=read_meaning(checkpoint, base),
         target="ort",

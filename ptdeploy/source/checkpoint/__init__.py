@@ -18,6 +18,7 @@ from ptdeploy.source.checkpoint import (
 )
 from ptdeploy.source.checkpoint.full import load_full, save_full
 from ptdeploy.source.checkpoint.labels import read_labels
+from ptdeploy.source.checkpoint.multitask import NoTaskChosen
 from ptdeploy.source.checkpoint.peft_config import CONFIG_NAME
 from ptdeploy.source.checkpoint.tensors import TENSOR_SUFFIXES
 from ptdeploy.source.checkpoint.types import BaseReference, Checkpoint, PromptEncoderState
@@ -28,6 +29,7 @@ __all__ = [
     "Checkpoint",
     "PromptEncoderState",
     "load_full",
+    "read_any_task",
     "read_checkpoint",
     "save_full",
 ]
@@ -86,6 +88,19 @@ def read_checkpoint(
             f"Copy {' or '.join(peft_adapter.WEIGHT_NAMES)} beside it.",
         )
     raise _unknown(path)
+
+
+def read_any_task(
+    path: str | Path,
+    adapter: str | None = None,
+    task: Task | None = None,
+    task_id: int | None = None,
+) -> Checkpoint:
+    """read_checkpoint for what is of all tasks of a multitask prompt: unless told, its first."""
+    try:
+        return read_checkpoint(path, adapter, task, task_id=task_id)
+    except NoTaskChosen:
+        return read_checkpoint(path, adapter, task, task_id=0)
 
 
 def _unknown(path: Path) -> CheckpointError:

@@ -13,7 +13,7 @@ from ptdeploy.source.checkpoint.peft_adapter import ENCODER_NAME, WEIGHT_NAMES
 from ptdeploy.source.checkpoint.peft_config import CONFIG_NAME
 from ptdeploy.source.checkpoint.prefix import side_by_side
 from ptdeploy.source.checkpoint.tensors import read_json
-from ptdeploy.source.checkpoint.types import BaseReference, Checkpoint, PeftKind
+from ptdeploy.source.checkpoint.types import FACTORS, BaseReference, Checkpoint, PeftKind
 
 # What PEFT calls a prompt that it did not train itself, or one task of a prompt of several.
 _AS: dict[str, PeftKind] = {
@@ -24,15 +24,18 @@ _AS: dict[str, PeftKind] = {
 _METADATA = {"format": "pt"}
 
 
-def peft_kind(checkpoint: Checkpoint) -> PeftKind:
-    """PEFT's name of the kind that holds a checkpoint's prompt."""
+def peft_kind(checkpoint: Checkpoint, whole: bool) -> PeftKind:
+    """PEFT's name of the kind that holds a checkpoint's prompt; `whole` as adapter_files has it."""
+    if whole and checkpoint.all_tasks:
+        return cast("PeftKind", checkpoint.kind)
     return _AS.get(checkpoint.kind) or cast("PeftKind", checkpoint.kind)
 
 
 def adapter_files(
-    checkpoint: Checkpoint, prompt: NDArray[np.float32], base: BaseReference, with_encoder: bool
+    checkpoint: Checkpoint, prompt: NDArray[np.float32], base: BaseReference, whole: bool
 ) -> dict[str, bytes]:
-    """The files of an adapter folder that PEFT loads, by name; `with_encoder` as save_full has it.
+    """The files of an adapter folder that PEFT loads, by name; `whole` ones as save_full has them:
+    with what made the prompt, of a multitask prompt all tasks.
 
     `prompt` is the checkpoint's, evaluated. Tensors are float32, which holds every float16 and
     bfloat16 exactly.
@@ -42,11 +45,13 @@ def adapter_files(
     stored = side_by_side(prompt) if prompt.ndim == 5 else prompt
     tensors = {f"base_model.{name}": checkpoint.weights[name] for name in checkpoint.heads}
     tensors["prompt_embeddings"] = stored
+    if whole:
+        tensors |= checkpoint.all_tasks
     files = {
-        CONFIG_NAME: json_document(_config(checkpoint, prompt, base)),
+        CONFIG_NAME: json_document(_config(checkpoint, prompt, base, peft_kind(checkpoint, whole))),
         WEIGHT_NAMES[0]: save(_contiguous(tensors), _METADATA),
     }
-    if with_encoder and checkpoint.encoder is not None:
+    if whole and checkpoint.encoder is not None:
         files[ENCODER_NAME] = save(_contiguous(dict(checkpoint.encoder.tensors)), _METADATA)
     return files
 
@@ -56,9 +61,8 @@ def _contiguous(tensors: dict[str, NDArray[np.float32]]) -> dict[str, NDArray[np
 
 
 def _config(
-    checkpoint: Checkpoint, prompt: NDArray[np.float32], base: BaseReference
+    checkpoint: Checkpoint, prompt: NDArray[np.float32], base: BaseReference, kind: PeftKind
 ) -> dict[str, Any]:
-    kind = peft_kind(checkpoint)
     own = checkpoint.weights_file.parent / CONFIG_NAME
     found: dict[str, Any] = {}
     if checkpoint.kind == kind and own.is_file():
@@ -67,6 +71,9 @@ def _config(
         layers, _, heads, _, width = prompt.shape
         found = {"num_layers": layers, "num_attention_heads": heads, "token_dim": heads * width}
         found["prefix_projection"] = False
+    elif checkpoint.kind == kind and checkpoint.all_tasks:
+        columns = checkpoint.all_tasks[FACTORS[0]]
+        found = {"num_tasks": columns.shape[0], "num_ranks": columns.shape[2]}
     elif checkpoint.encoder is not None:
         found = {
             "encoder_reparameterization_type": checkpoint.encoder.kind,

@@ -40,12 +40,16 @@ def assemble(
     files: Iterable[Path],
     encoder_file: Path | None = None,
     task_id: int | None = None,
+    all_tasks: Mapping[str, torch.Tensor] | None = None,
 ) -> Checkpoint:
     """Check shapes against the config and values against NaN, and build the Checkpoint.
 
+    `all_tasks` are what a multitask prompt of several tasks is made of, `prompt` the one's of
+    `task_id`.
     Raises CheckpointError naming the tensor, its file and what it should have been.
     """
     where = weights_file
+    several = {name: finite(where, name, one) for name, one in sorted((all_tasks or {}).items())}
     state = _encoder_state(encoder_file or where, config, encoder)
     virtual_tokens, prefix = _stored_prompt(where, config, prompt)
     if state is not None:
@@ -81,6 +85,7 @@ def assemble(
         unusable=unusable,
         projected=config.projected,
         task_id=task_id,
+        all_tasks=several,
     )
 
 

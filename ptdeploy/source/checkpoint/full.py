@@ -96,11 +96,11 @@ def load_full(base: Any, path: str | Path, adapter: str | None = None) -> PeftMo
     import torch
     from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
 
-    from ptdeploy.source.checkpoint import read_checkpoint
+    from ptdeploy.source.checkpoint import read_any_task
     from ptdeploy.source.checkpoint.peft_config import CONFIG_NAME
     from ptdeploy.source.checkpoint.tensors import read_tensors
 
-    checkpoint = read_checkpoint(path, adapter, task_id=_any_task(Path(path), adapter))
+    checkpoint = read_any_task(path, adapter)
     if not checkpoint.resumable:
         raise CheckpointError(
             f"{path}: has no prompt encoder, so training cannot resume from it.",
@@ -130,15 +130,3 @@ def load_full(base: Any, path: str | Path, adapter: str | None = None) -> PeftMo
     if checkpoint.encoder is not None:
         model.prompt_encoder[checkpoint.adapter].load_state_dict(own)
     return model
-
-
-def _any_task(path: Path, adapter: str | None) -> int | None:
-    """A task to read a multitask prompt for: all are loaded. None of other checkpoints."""
-    from ptdeploy.source.checkpoint import peft_adapter
-    from ptdeploy.source.checkpoint.peft_config import CONFIG_NAME, read_peft_config
-
-    if not path.exists() or not peft_adapter.matches(path):
-        return None
-    config = peft_adapter.find(path, adapter)[1] / CONFIG_NAME
-    several = config.is_file() and read_peft_config(config).kind == "MULTITASK_PROMPT_TUNING"
-    return 0 if several else None

@@ -11,11 +11,11 @@ from ptdeploy.bundle.task import Task
 from ptdeploy.errors import CheckpointError
 from ptdeploy.source.checkpoint.assemble import assemble
 from ptdeploy.source.checkpoint.found import refuse_lora
-from ptdeploy.source.checkpoint.multitask import FACTORS, of_task
+from ptdeploy.source.checkpoint.multitask import MULTITASK, of_task
 from ptdeploy.source.checkpoint.names import EVALUATED, unwrap
 from ptdeploy.source.checkpoint.peft_config import CONFIG_NAME, read_peft_config
 from ptdeploy.source.checkpoint.tensors import read_json, read_tensors
-from ptdeploy.source.checkpoint.types import Checkpoint, PromptKind
+from ptdeploy.source.checkpoint.types import FACTORS, Checkpoint, PromptKind
 
 if TYPE_CHECKING:
     import torch
@@ -65,7 +65,7 @@ def read(
     weights = {
         name.removeprefix("base_model."): tensor
         for name, tensor in tensors.items()
-        if name not in ("prompt_embeddings", *FACTORS)
+        if name not in MULTITASK
     }
     prompt, task_id = _prompt(weights_file, config.kind, tensors, task_id)
     return assemble(
@@ -83,6 +83,7 @@ def read(
         files=files,
         encoder_file=folder / ENCODER_NAME,
         task_id=task_id,
+        all_tasks={n: t for n, t in tensors.items() if n in MULTITASK and task_id is not None},
     )
 
 

@@ -26,6 +26,8 @@ PeftKind = Literal[
 PromptKind = PeftKind | Literal["VIRTUAL_TOKENS", "PREFIX_KV", "NONE"]
 KINDS: tuple[PeftKind, ...] = get_args(PeftKind)
 PREFIX_KINDS: tuple[PromptKind, ...] = ("PREFIX_TUNING", "CARTRIDGE")
+# What a multitask prompt has of each task, by PEFT's names.
+FACTORS = ("prefix_task_cols", "prefix_task_rows")
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,8 @@ class Checkpoint:
     the width of a layer's keys. `projected` says that a projection made it, which is `encoder` if
     it was saved;
     `text_from_zero` says that with its prefix KV a text's positions began at 0, as without.
-    `task_id` is the one of several trained tasks that was asked for.
+    `task_id` is the one of several trained tasks that was asked for, and `all_tasks` what the
+    prompts of all of them are made of, by PEFT's names, float32 (see multitask.of_task).
     `weights` holds the base model's tensors that the checkpoint overrides, by their name in the
     base model: the trained head at least, every weight for a full state dict. `unusable` are
     tensors under such names that are no finite floating point numbers: only the base model says
@@ -115,6 +118,7 @@ class Checkpoint:
     labels: tuple[str, ...] = ()
     projected: bool = False
     task_id: int | None = None
+    all_tasks: Mapping[str, NDArray[np.float32]] = field(default_factory=dict, repr=False)
     text_from_zero: bool = False
     unusable: Mapping[str, Unusable] = field(default_factory=dict, repr=False)
 
@@ -127,6 +131,11 @@ class Checkpoint:
     def of_peft(self) -> bool:
         """Whether PEFT can load it, with the head that it trained."""
         return self.kind in KINDS
+
+    @property
+    def num_tasks(self) -> int:
+        """How many tasks it was trained for: of a multitask prompt several."""
+        return int(self.all_tasks[FACTORS[0]].shape[0]) if self.all_tasks else 1
 
     @property
     def resumable(self) -> bool:
