@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -123,13 +123,10 @@ class CompileRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OverRequest:
-    """What ptdeploy.compile_prompt takes, but for its progress. Raises InputError as it does."""
+class _OfCheckpoint:
+    """What is asked of a checkpoint whose prompt goes over an engine that is there."""
 
-    checkpoint: str | Path
-    over: str | Path
     base: str | None = None
-    output: str | Path | None = None
     name: str | None = None
     adapter: str | None = None
     tokenizer: str | None = None
@@ -138,6 +135,28 @@ class OverRequest:
     head: str | None = None
     task_id: TaskId | None = None
     golden: int | None = None
+
+    def checks_of_checkpoint(self) -> dict[str, Check]:
+        return {
+            "base": maybe(path),
+            "name": maybe(_names_for(self.task_id)),
+            "adapter": maybe(text),
+            "tokenizer": maybe(path),
+            "task": maybe(one_of(Task)),
+            "labels": maybe(text),
+            "head": maybe(text),
+            "task_id": maybe(task_or_all),
+            "golden": maybe(whole()),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class OverRequest(_OfCheckpoint):
+    """What ptdeploy.compile_prompt takes, but for its progress. Raises InputError as it does."""
+
+    checkpoint: str | Path
+    over: str | Path
+    output: str | Path | None = None
     force: bool = False
 
     def __post_init__(self) -> None:
@@ -145,17 +164,9 @@ class OverRequest:
             self,
             checkpoint=path,
             over=path,
-            base=maybe(path),
             output=maybe(path),
-            name=maybe(_names_for(self.task_id)),
-            adapter=maybe(text),
-            tokenizer=maybe(path),
-            task=maybe(one_of(Task)),
-            labels=maybe(text),
-            head=maybe(text),
-            task_id=maybe(task_or_all),
-            golden=maybe(whole()),
             force=flag,
+            **self.checks_of_checkpoint(),
         )
 
     @property
@@ -174,38 +185,15 @@ class OverRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptAddRequest:
+class PromptAddRequest(_OfCheckpoint):
     """What ptdeploy.prompt_add takes, but for its progress. Raises InputError as it does."""
 
     bundle: str | Path
     prompt: str | Path
-    name: str | None = None
-    base: str | None = None
-    adapter: str | None = None
-    tokenizer: str | None = None
-    task: Task | None = None
-    labels: str | None = None
-    head: str | None = None
-    task_id: TaskId | None = None
-    golden: int | None = None
     replace: bool = False
 
     def __post_init__(self) -> None:
-        check_fields(
-            self,
-            bundle=path,
-            prompt=path,
-            name=maybe(_names_for(self.task_id)),
-            base=maybe(path),
-            adapter=maybe(text),
-            tokenizer=maybe(path),
-            task=maybe(one_of(Task)),
-            labels=maybe(text),
-            head=maybe(text),
-            task_id=maybe(task_or_all),
-            golden=maybe(whole()),
-            replace=flag,
-        )
+        check_fields(self, bundle=path, prompt=path, replace=flag, **self.checks_of_checkpoint())
 
     def of_checkpoint(self) -> OverRequest:
         """The same of `prompt`, a checkpoint. Raises InputError if it has no name."""
@@ -214,13 +202,14 @@ class PromptAddRequest:
                 f"{self.prompt}: a checkpoint does not say what its prompt is called.",
                 "Say it with --name NAME.",
             )
-        names = ("name", "base", "adapter", "tokenizer", "task", "labels", "head", "task_id")
-        given = {name: getattr(self, name) for name in (*names, "golden")}
+        given = {one.name: getattr(self, one.name) for one in fields(_OfCheckpoint)}
         return OverRequest(checkpoint=self.prompt, over=self.bundle, **given)
 
     def refuse_of_checkpoint(self) -> None:
         """Raises InputError for what is asked of a checkpoint, where a pack was given."""
-        for name in ("base", "adapter", "tokenizer", "task", "head", "task_id", "golden"):
+        for name in self.checks_of_checkpoint():
+            if name in ("name", "labels"):
+                continue
             if getattr(self, name) is not None:
                 raise InputError(
                     f"--{name.replace('_', '-')} is about a checkpoint, and {self.prompt} is a "
