@@ -21,7 +21,7 @@ from ptdeploy.parity.cases import AskedRow, edge_note
 from ptdeploy.parity.compare import compare
 from ptdeploy.parity.data import DataRow, read_data
 from ptdeploy.parity.graph_check import as_graph_check, open_graph_check
-from ptdeploy.parity.mixed import with_mixed
+from ptdeploy.parity.mixed import MixedRows, with_mixed
 from ptdeploy.parity.reference import Reference, ReferenceRow
 from ptdeploy.parity.reference.store import load_reference, referred
 from ptdeploy.parity.report import Failing, ParityReport
@@ -40,6 +40,8 @@ _STORED_TEXTS = (
     "the bundle's tokenizer was compared with what compile stored: it was given with --tokenizer, "
     "or is in neither the checkpoint nor its base any more. Pass --tokenizer to compare it anew."
 )
+# So many prompts stay in memory: batches that mix them have no more.
+_MOST_PROMPTS = 16
 
 
 @checked(request=instance(VerifyRequest), progress=having("stage", "note"))
@@ -146,15 +148,19 @@ class _Run:
 
 def _compare(run: _Run, progress: Progress) -> ParityReport:
     found, reference = _compare_first(run, progress)
-    references = {run.names[0]: reference}
+    # Of each reference only what is mixed is kept: a thousand of them would fill the memory.
+    mixed = [MixedRows.of(run.names[0], reference, run.overrides)]
     others = []
     for name in run.names[1:]:
-        report, references[name] = _compare_other(run, name, progress)
-        others.append(report)
+        with progress.stage(f"check parity{in_stages(name, run.manifest)}"):
+            engine = run.engine.by_default(name)
+            of_other = _reference_of(engine, run)
+            others.append(compare(engine, of_other, (), run.overrides))
+        mixed.append(MixedRows.of(name, of_other, run.overrides))
     if others:
         found = msgspec.structs.replace(found, prompts=tuple(others))
         with progress.stage("check parity of batches that mix prompts"):
-            found = with_mixed(found, run.engine, references, run.overrides)
+            found = with_mixed(found, run.engine, mixed)
     _complete(run, found, progress)
     if run.request.report is not None:
         found = _write_report(run, found, reference, Path(run.request.report), progress)
@@ -186,18 +192,6 @@ def _compare_first(run: _Run, progress: Progress) -> tuple[ParityReport, Referen
             located = locate_mismatch(bundle, engine, run.peft, reference, found)
             found = msgspec.structs.replace(found, located=located)
     return found, reference
-
-
-def _compare_other(
-    run: _Run, name: str | None, progress: Progress
-) -> tuple[ParityReport, Reference]:
-    """Another prompt of the bundle, and its stored reference, which it was held against."""
-    with (
-        progress.stage(f"check parity{in_stages(name, run.manifest)}"),
-        _opening(run.own.by_default(name), run.request) as engine,
-    ):
-        reference = _reference_of(engine, run)
-        return compare(engine, reference, (), run.overrides), reference
 
 
 def _complete(run: _Run, found: ParityReport, progress: Progress) -> None:
@@ -239,11 +233,11 @@ def _shrink(run: _Run, found: ParityReport, reference: Reference, folder: Path) 
         return write_failing(
             folder, run.engine, reference, failing, request.thresholds, run.peft, request.graph
         )
-    with _opening(run.own.by_default(failing.prompt), request) as engine:
-        reference = _reference_of(engine, run)
-        return write_failing(
-            folder, engine, reference, failing, request.thresholds, None, request.graph
-        )
+    engine = run.engine.by_default(failing.prompt)
+    reference = _reference_of(engine, run)
+    return write_failing(
+        folder, engine, reference, failing, request.thresholds, None, request.graph
+    )
 
 
 @contextmanager
@@ -255,7 +249,7 @@ def _opening(bundle: Bundle, request: VerifyRequest) -> Iterator[Engine]:
 
 @contextmanager
 def _open(bundle: Bundle) -> Iterator[Engine]:
-    yield open_engine(bundle)
+    yield open_engine(bundle, max_prompts=_MOST_PROMPTS)
 
 
 @contextmanager

@@ -165,10 +165,11 @@ def _case(report: ParityReport, case: CaseResult) -> Check:
 def _greedy(report: ParityReport) -> Iterator[Check]:
     for one in report.greedy:
         value = f"{one.agreed} of {one.total}"
-        fails = f"greedy tokens of a row of {one.length}: {value} agree"
+        name = f"row of {one.length}" + (", mixed prompts" if one.mixed else "")
+        fails = f"greedy tokens of a {name}: {value} agree"
         yield Check(
             kind="greedy tokens",
-            name=f"row of {one.length}",
+            name=name,
             passed=one.passed,
             value=value,
             said=f"{value} tokens agree",

@@ -16,11 +16,12 @@ from ptdeploy.parity.checks import checks, quality_notes
 from ptdeploy.parity.data import DataRow, TaskMetric, task_metric
 from ptdeploy.parity.measure import HISTOGRAM_EDGES, Measured, bin_positions, measure
 from ptdeploy.parity.quality import evaluate, row_logits
-from ptdeploy.parity.reference import Reference, ReferenceRow
+from ptdeploy.parity.reference import Greedy, Reference, ReferenceRow
 from ptdeploy.parity.report import CaseResult, GreedyResult, ParityReport, PositionError
 from ptdeploy.parity.thresholds import Overrides
 from ptdeploy.parity.token_ids import texts_agreed
 from ptdeploy.runtime import Engine
+from ptdeploy.runtime.prompt_choice import DEFAULT, PromptChoice
 
 
 def compare(
@@ -222,23 +223,32 @@ def _compare_greedy(
     # Batches of unequal rows, so that batching is compared too; as many steps as all have.
     steps = min(one.tokens.size for one in reference.greedy)
     most = engine.limits.max_batch or len(reference.greedy)
-    rows: list[Sequence[int]] = []
-    stopped: list[str | None] = []
+    results: list[GreedyResult] = []
     for start in range(0, len(reference.greedy), most):
-        part = [one.ids.tolist() for one in reference.greedy[start : start + most]]
-        try:
-            continued = engine.greedy(part, steps)
-        except EngineFault as error:
-            rows += [[-1] * steps for _ in part]
-            stopped += [error.problem for _ in part]
-        else:
-            rows += continued
-            stopped += [None for _ in part]
+        part = reference.greedy[start : start + most]
+        results += compare_greedy(engine, part, steps, [allowed] * len(part))
+    return tuple(results)
+
+
+def compare_greedy(
+    engine: Engine,
+    wanted: Sequence[Greedy],
+    steps: int,
+    allowed: Sequence[float],
+    prompt: PromptChoice = DEFAULT,
+) -> list[GreedyResult]:
+    """Continue rows in one batch by `steps` tokens, and hold each against what the reference gives.
+
+    `allowed` is each row's: what its logits may be off by, so that a near tie may go either way.
+    """
+    try:
+        rows = engine.greedy([one.ids.tolist() for one in wanted], steps, prompt)
+    except EngineFault as error:
+        return [GreedyResult(int(one.ids.size), 0, steps, False, error.problem) for one in wanted]
     results = []
-    for one, row, why in zip(reference.greedy, rows, stopped, strict=True):
+    for one, row, bound in zip(wanted, rows, allowed, strict=True):
         mismatches = np.flatnonzero(one.tokens[:steps] != np.asarray(row))
         agreed = int(mismatches[0]) if mismatches.size else steps
-        tie = bool(mismatches.size) and float(one.margins[agreed]) <= 2 * allowed
-        passed = why is None and (agreed == steps or tie)
-        results.append(GreedyResult(int(one.ids.size), agreed, steps, passed, why))
-    return tuple(results)
+        tie = bool(mismatches.size) and float(one.margins[agreed]) <= 2 * bound
+        results.append(GreedyResult(int(one.ids.size), agreed, steps, agreed == steps or tie))
+    return results

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import msgspec
 
 from ptdeploy.errors import EngineFault
 from ptdeploy.parity.cases import BatchCase, Padding
 from ptdeploy.parity.checks import checks
-from ptdeploy.parity.compare import Bounds, bounds_of, measure_case, padded, without_numbers
-from ptdeploy.parity.reference import Reference, ReferenceRow
-from ptdeploy.parity.report import CaseResult, ParityReport
+from ptdeploy.parity.compare import (
+    Bounds,
+    bounds_of,
+    compare_greedy,
+    measure_case,
+    padded,
+    without_numbers,
+)
+from ptdeploy.parity.reference import Greedy, Reference, ReferenceRow
+from ptdeploy.parity.report import CaseResult, GreedyResult, ParityReport
 from ptdeploy.parity.thresholds import Overrides
 from ptdeploy.runtime import Engine
 
@@ -32,46 +40,78 @@ class _Row:
     bounds: Bounds
 
 
-def with_mixed(
-    report: ParityReport,
-    engine: Engine,
-    references: Mapping[str | None, Reference],
-    overrides: Overrides,
-) -> ParityReport:
-    """The report of several prompts with cases in which a batch mixes them, in each one's own.
+@dataclass(frozen=True)
+class MixedRows:
+    """What of a prompt's reference is run beside other prompts; None is the base model alone.
 
-    `references` are theirs by name; None is the base model alone.
+    `greedy` are the rows that are continued furthest, none of an engine that writes nothing.
     """
-    found: dict[str | None, list[CaseResult]] = {name: [] for name in references}
-    for batch in _batches(references, engine.limits.max_batch, overrides):
+
+    prompt: str | None
+    rows: tuple[_Row, ...]
+    greedy: tuple[Greedy, ...]
+    bounds: Bounds
+
+    @classmethod
+    def of(cls, prompt: str | None, reference: Reference, overrides: Overrides) -> MixedRows:
+        bounds = bounds_of(reference, overrides)
+        places = (min(place, len(reference.rows) - 1) for place in _ROWS)
+        rows = tuple(_Row(prompt, index, reference.rows[index], bounds) for index in places)
+        most = max((one.tokens.size for one in reference.greedy), default=0)
+        greedy = tuple(one for one in reference.greedy if one.tokens.size == most)
+        return cls(prompt, rows, greedy, bounds)
+
+
+def with_mixed(report: ParityReport, engine: Engine, mixed: Sequence[MixedRows]) -> ParityReport:
+    """The report of several prompts with cases in which a batch mixes them, in each one's own."""
+    cases: dict[str | None, list[CaseResult]] = {one.prompt: [] for one in mixed}
+    greedy: dict[str | None, list[GreedyResult]] = {one.prompt: [] for one in mixed}
+    rows = [one.rows[place] for place in range(len(_ROWS)) for one in mixed]
+    for batch in _batches(rows, engine):
         for padding in _PADDINGS:
             for name, result in _run(engine, batch, padding):
-                found[name].append(result)
-    own, *others = (_with(one, found.get(one.prompt, [])) for one in report.each())
+                cases[name].append(result)
+    if engine.writes:
+        for part in _batches([one for one in mixed if one.greedy], engine):
+            for one, found in zip(part, _continue(engine, part), strict=True):
+                greedy[one.prompt].append(found)
+    own, *others = (_with(one, cases[one.prompt], greedy[one.prompt]) for one in report.each())
     passed = all(one.passed for one in (own, *others))
     return msgspec.structs.replace(own, passed=passed, prompts=tuple(others))
 
 
-def _with(report: ParityReport, mixed: Sequence[CaseResult]) -> ParityReport:
-    more = msgspec.structs.replace(report, cases=(*report.cases, *mixed))
+def _with(
+    report: ParityReport, mixed: Sequence[CaseResult], greedy: Sequence[GreedyResult]
+) -> ParityReport:
+    more = msgspec.structs.replace(
+        report, cases=(*report.cases, *mixed), greedy=(*report.greedy, *greedy)
+    )
     return msgspec.structs.replace(more, passed=all(one.passed for one in checks(more)))
 
 
-def _batches(
-    references: Mapping[str | None, Reference], max_batch: int | None, overrides: Overrides
-) -> Iterator[list[_Row]]:
-    """A few rows of every prompt in batches, neighbours of different ones."""
-    rows = [
-        _Row(name, index, reference.rows[index], bounds_of(reference, overrides))
-        for place in _ROWS
-        for name, reference in references.items()
-        for index in [min(place, len(reference.rows) - 1)]
-    ]
-    widest = min(_WIDEST, max_batch or _WIDEST)
+_T = TypeVar("_T", _Row, MixedRows)
+
+
+def _batches(rows: Sequence[_T], engine: Engine) -> Iterator[Sequence[_T]]:
+    """Rows in batches in which neighbours have different prompts."""
+    widest = min(_WIDEST, engine.limits.max_batch or _WIDEST)
     for start in range(0, len(rows), widest):
         batch = rows[start : start + widest]
         if len({one.prompt for one in batch}) > 1:
             yield batch
+
+
+def _continue(engine: Engine, batch: Sequence[MixedRows]) -> list[GreedyResult]:
+    """A row of each prompt, of unequal lengths, continued together as far as all were."""
+    rows = [one.greedy[place % len(one.greedy)] for place, one in enumerate(batch)]
+    found = compare_greedy(
+        engine,
+        rows,
+        min(one.tokens.size for one in rows),
+        [one.bounds.allowed for one in batch],
+        [one.prompt for one in batch],
+    )
+    return [msgspec.structs.replace(one, mixed=True) for one in found]
 
 
 def _run(

@@ -40,7 +40,8 @@ class CaseResult(msgspec.Struct, frozen=True):
 class GreedyResult(msgspec.Struct, frozen=True):
     """One row's greedy tokens, generated in a batch: how many agree before the first mismatch.
 
-    `stopped` says why the engine generated none.
+    `stopped` says why the engine generated none. The other rows of a `mixed` batch have other
+    prompts.
     """
 
     length: int
@@ -48,6 +49,7 @@ class GreedyResult(msgspec.Struct, frozen=True):
     total: int
     passed: bool
     stopped: str | None = None
+    mixed: bool = False
 
 
 class PositionError(msgspec.Struct, frozen=True):

@@ -69,9 +69,10 @@ def open_engine(
     device: str | None = None,
     threads: int | None = None,
     map_weights: bool = False,
+    max_prompts: int | None = None,
 ) -> Engine:
     """Open a bundle that was read already."""
-    return _open(bundle, OpenOptions(device, threads, map_weights))
+    return _open(bundle, OpenOptions(device, threads, map_weights, max_prompts))
 
 
 def _open(bundle: Bundle, options: OpenOptions) -> Engine:

@@ -100,7 +100,7 @@ class CausalLM(Engine):
         Raises InputError if an option is out of range, a row would leave the model's context, or
         there is no such prompt.
         """
-        with self._store.held(prompt) as chosen:
+        with self._held(prompt) as chosen:
             encodings = self.encoded(inputs, chosen)
             prompts = chosen.of(len(encodings))
             ids = [np.asarray(encoding.ids, np.int64) for encoding in encodings]
@@ -132,7 +132,7 @@ class CausalLM(Engine):
         Together they are the `text` of `generate`, whose options it takes. Closing the iterator
         ends the request.
         """
-        with self._store.held(prompt) as chosen:
+        with self._held(prompt) as chosen:
             (encoding,) = self.encoded(one_row(inputs), chosen)
             ids = np.asarray(encoding.ids, np.int64)
             settled = self.options(max_new_tokens, options)
@@ -153,7 +153,7 @@ class CausalLM(Engine):
         self, max_tokens: int | None = None, prompt: PromptChoice = DEFAULT
     ) -> Conversation:
         """A sequence that keeps its KV between turns, of at most `max_tokens` tokens of text."""
-        with self._store.held(prompt) as chosen:
+        with self._held(prompt) as chosen:
             (one,) = chosen.of(1)
             room = self._session_room(max_tokens, 0 if one is None else one.length)
             return Conversation(self, one, room)
@@ -229,7 +229,7 @@ class CausalLM(Engine):
     def step_requests(
         self, batch: int, tokens: int | None, prompt: PromptChoice = DEFAULT
     ) -> Iterator[ProbeRequest]:
-        with self._store.held(prompt) as chosen:
+        with self._held(prompt) as chosen:
             limits = self.limits_beside(max(chosen.lengths(batch)))
             # A decode step needs a slot behind the tokens.
             beside = " and the token of a decode step."
@@ -273,7 +273,7 @@ class CausalLM(Engine):
         row: int,
         prompt: PromptChoice = DEFAULT,
     ) -> Fed:
-        with self._store.held(prompt) as chosen:
+        with self._held(prompt) as chosen:
             count = len(rows)
             prefix = chosen.lengths(count)[row]
             started = self.buffers.take(chosen.of(count), [one.size for one in rows])

@@ -82,7 +82,7 @@ class Classifier(Labelling):
         Raises InputError if a text is empty or, without `truncate`, too long, if the model has no
         such segments, if there is no such prompt, or if a row's head is a regression.
         """
-        with self._store.held(prompt) as chosen:
+        with self._held(prompt) as chosen:
             self._refuse_heads(chosen, regression=True)
             answers = self._answers(inputs, chosen, truncate, token_type_ids, batch_size)
             return _in_order(answers, _classifications)
@@ -101,7 +101,7 @@ class Classifier(Labelling):
         Inputs are those of `classify`. Raises InputError as that does, or if the head's logits are
         scores of classes.
         """
-        with self._store.held(prompt) as chosen:
+        with self._held(prompt) as chosen:
             self._refuse_heads(chosen, regression=False)
             answers = self._answers(inputs, chosen, truncate, token_type_ids, batch_size)
             return _in_order(answers, _regressions)
@@ -128,7 +128,7 @@ class Classifier(Labelling):
         token_type_ids: TypeIds,
         prompt: PromptChoice = DEFAULT,
     ) -> list[Any]:
-        with self._store.held(prompt) as chosen:
+        with self._held(prompt) as chosen:
             answers = self._answers(inputs, chosen, truncate, token_type_ids)
             return _in_order(answers, _records)
 

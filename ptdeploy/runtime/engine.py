@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -28,7 +29,7 @@ from ptdeploy.runtime.batching import (
     segments_of,
     split,
 )
-from ptdeploy.runtime.layout import problems_of_any
+from ptdeploy.runtime.layout import check_manifest, problems_of_any
 from ptdeploy.runtime.probes import Fed, ProbeRequest
 from ptdeploy.runtime.prompt_choice import DEFAULT, Chosen, PromptChoice, prompt_choice
 from ptdeploy.runtime.prompt_inputs import PromptInputs, RowPrompt
@@ -110,12 +111,30 @@ class Engine(ABC):
     @property
     def default_prompt(self) -> str | None:
         """The name of the prompt of a request that names none; None for the base model alone."""
-        return self._store.default
+        return self.manifest.default_prompt
 
     @property
     def prompt(self) -> Prompt:
         """The default prompt. Raises InputError if there is none."""
-        return self._store.default_prompt()
+        return self._store.prompt(self.default_prompt)
+
+    def by_default(self, name: str | None) -> Engine:
+        """This engine as one whose requests have that prompt if they name none.
+
+        It runs in the same session, with the same prompts in memory. Raises BundleError if the
+        bundle's prompt of that name is none for the engine.
+        """
+        bundle = self.bundle.by_default(name)
+        check_manifest(bundle, self.manifest_problems(bundle.manifest))
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        other.bundle = bundle
+        return other
+
+    def _held(self, prompt: PromptChoice) -> AbstractContextManager[Chosen]:
+        """The prompts that a request names, kept until it is over. Raises InputError, BundleError
+        as the store does."""
+        return self._store.held(prompt, self.default_prompt)
 
     @property
     def limits(self) -> RequestLimits:
@@ -248,7 +267,7 @@ class Engine(ABC):
         vocabulary, if the mask has gaps, if the model has no such segments, or if there is no such
         prompt.
         """
-        with self._store.held(prompt) as chosen:
+        with self._held(prompt) as chosen:
             limits, rooms = self.manifest.limits, self._rooms(chosen)
             rows = rows_of(input_ids, attention_mask, limits, rooms)
             prompts = chosen.of(len(rows))
@@ -271,7 +290,7 @@ class Engine(ABC):
         `token_type_ids` are the segments of rows of token ids. Raises InputError if a row does not
         fit beside its prompt, unless it is cut by `truncate`.
         """
-        with self._store.held(prompt) as chosen:
+        with self._held(prompt) as chosen:
             return self.encoded(inputs, chosen, truncate, token_type_ids)
 
     def encoded(

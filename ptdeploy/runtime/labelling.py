@@ -70,7 +70,7 @@ class Labelling(Engine):
     def step_requests(
         self, batch: int, tokens: int | None, prompt: PromptChoice = DEFAULT
     ) -> Iterator[ProbeRequest]:
-        with self._store.held(prompt) as chosen:
+        with self._held(prompt) as chosen:
             limits = self.limits_beside(max(chosen.lengths(batch)))
         rows = probe_rows(limits, batch, tokens, limits.max_sequence).tolist()
         name = f"request of {rows_in_words(batch)} of {len(rows[0])} tokens"
@@ -92,7 +92,7 @@ class Labelling(Engine):
         row: int,
         prompt: PromptChoice = DEFAULT,
     ) -> Fed:
-        with self._store.held(prompt) as chosen:
+        with self._held(prompt) as chosen:
             prompts = _with_prompts(chosen.of(len(rows)))
             given = self._inputs(rows, segments, self._of_prompts.stack(prompts), prompts)
         own = prompts[row]

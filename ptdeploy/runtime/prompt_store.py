@@ -115,17 +115,18 @@ class PromptStore:
         return self._entry(name).info
 
     @contextmanager
-    def held(self, choice: PromptChoice) -> Iterator[Chosen]:
+    def held(self, choice: PromptChoice, default: str | None) -> Iterator[Chosen]:
         """Read what a request names, and keep it until the request is over.
 
-        Raises InputError if there is no such prompt, or a row has none that needs one, BundleError
-        if a prompt's file was changed.
+        `default` is the prompt of rows that name none, None for the base model alone. Raises
+        InputError if there is no such prompt, or a row has none that needs one, BundleError if a
+        prompt's file was changed.
         """
         asked: list[OnePrompt] = (
             [choice] if isinstance(choice, str | None | Default) else list(choice)
         )
         each = not isinstance(choice, str | None | Default)
-        names = [self._name(one) for one in asked]
+        names = [self._checked(default if one is DEFAULT else one) for one in asked]
         taken: dict[str | None, Prompt | None] = {}
         entries: list[_Entry] = []
         forks = self._forks
@@ -179,17 +180,16 @@ class PromptStore:
             gone, entry.prompt = entry.prompt, None
         self._tell([gone] if gone else [])
 
-    def default_prompt(self) -> Prompt:
-        """The default prompt. Raises InputError if there is none, BundleError as reading does."""
-        if self.default is None:
+    def prompt(self, name: str | None) -> Prompt:
+        """One prompt. Raises InputError if it is None, BundleError as reading does."""
+        if name is None:
             raise InputError(f"{self.bundle.path}: has no default prompt.", self._which())
-        with self.held(self.default) as chosen:
+        with self.held(name, name) as chosen:
             (prompt,) = chosen.prompts
         assert prompt is not None, "it was asked for by its name"
         return prompt
 
-    def _name(self, one: OnePrompt) -> str | None:
-        name = self.default if one is DEFAULT else one
+    def _checked(self, name: str | None) -> str | None:
         if name is None and not self._base:
             raise InputError(
                 f"{self.bundle.path}: a head belongs to a prompt, and the base model has none.",

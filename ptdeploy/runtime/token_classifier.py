@@ -61,7 +61,7 @@ class TokenClassifier(Labelling):
 
         Inputs and errors are those of `Classifier.classify`.
         """
-        with self._store.held(prompt) as chosen:
+        with self._held(prompt) as chosen:
             return [
                 _labels(encoding, one.info.labels, softmax(finite(logits)))
                 for encoding, one, logits in self._answers(

@@ -14,6 +14,7 @@ from support import damage
 
 import ptdeploy
 from ptdeploy.cli.main import main
+from ptdeploy.commands import verify
 from ptdeploy.errors import InputError
 from ptdeploy.runtime.causal import CausalLM
 from ptdeploy.runtime.prompt_choice import DEFAULT
@@ -106,6 +107,9 @@ def test_batches_mix_the_prompts(compiled, packed, tmp_path, architecture, task)
         mixed = [case for case in report.cases if case.mixed]
         assert [case.padding for case in mixed] == ["right", "left"]
         assert all(case.passed and len(case.rows) == 2 for case in mixed)
+        continued = [one for one in report.greedy if one.mixed]
+        assert len(continued) == (task == "CAUSAL_LM")
+        assert all(one.passed and one.total > 1 for one in continued)
 
 
 def test_a_row_that_gets_a_neighbours_prompt_fails(compiled, packed, tmp_path, monkeypatch):
@@ -125,3 +129,52 @@ def test_a_row_that_gets_a_neighbours_prompt_fails(compiled, packed, tmp_path, m
     assert wrong
     assert all(case.mixed for case in wrong)
     assert any("mixed prompts" in one for one in report.failures())
+
+
+def test_a_row_that_is_continued_with_a_neighbours_prompt_fails(
+    compiled, packed, tmp_path, monkeypatch
+):
+    """Its logits hold, and so does each prompt by itself."""
+    shutil.copytree(compiled("qwen2", "CAUSAL_LM").bundle, tmp_path / "bundle")
+    ptdeploy.prompt_add(tmp_path / "bundle", packed("qwen2", "CAUSAL_LM").path)
+    honest = CausalLM.greedy
+
+    def first_of_all(self, rows, tokens, prompt=DEFAULT):
+        return honest(self, rows, tokens, prompt[0] if isinstance(prompt, list) else prompt)
+
+    monkeypatch.setattr(CausalLM, "greedy", first_of_all)
+    report = ptdeploy.verify(tmp_path / "bundle")
+    wrong = [
+        (one.prompt, found) for one in report.each() for found in one.greedy if not found.passed
+    ]
+    assert not report.passed
+    assert [(name, found.mixed) for name, found in wrong] == [("other", True)]
+    (failure,) = report.failures()
+    assert failure.startswith("prompt 'other': greedy tokens of a row of ")
+    assert ", mixed prompts: " in failure
+
+
+def test_the_engine_is_opened_once_for_all_prompts(compiled, packed, tmp_path, monkeypatch):
+    opened = []
+    honest = verify.open_engine
+
+    def count(*given, **more):
+        opened.append(given)
+        return honest(*given, **more)
+
+    monkeypatch.setattr(verify, "open_engine", count)
+    shutil.copytree(compiled("bert", "SEQ_CLS").bundle, tmp_path / "bundle")
+    for name in "abc":
+        ptdeploy.prompt_add(tmp_path / "bundle", packed("bert", "SEQ_CLS").path, name=name)
+    report = ptdeploy.verify(tmp_path / "bundle")
+    assert report.passed
+    assert [one.prompt for one in report.each()] == ["default", "a", "b", "c"]
+    assert len(opened) == 1
+
+
+def test_more_prompts_than_stay_in_memory_are_verified(two, packed, monkeypatch):
+    monkeypatch.setattr(verify, "_MOST_PROMPTS", 1)
+    ptdeploy.prompt_add(two, packed("bert", "SEQ_CLS").path, name="third")
+    found = ptdeploy.verify(two)
+    assert found.passed
+    assert len(found.prompts) == 2

@@ -169,7 +169,7 @@ def test_nothing_of_an_unloaded_prompt_is_kept(decoders):
 
 def test_unloading_waits_for_the_requests_that_use_it(decoders):
     engine = decoders.engine()
-    pieces = engine._store.held("long")
+    pieces = engine._held("long")
     pieces.__enter__()
     with ThreadPoolExecutor(1) as pool:
         gone = pool.submit(engine.unload_prompt, "long")
@@ -314,7 +314,7 @@ def test_of_threads_that_ask_for_one_prompt_one_reads_it(classifiers, monkeypatc
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
 def test_a_forked_process_counts_its_own_requests(classifiers):
     engine = classifiers.engine()
-    with engine._store.held("long"):
+    with engine._held("long"):
         # Whatever another thread does just now, it does not do it there.
         engine._store._changed.acquire()
         child = os.fork()
