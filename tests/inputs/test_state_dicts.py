@@ -138,7 +138,7 @@ def test_two_models_in_one_state_dict_are_refused_by_name(trained, tmp_path):
     state = trained.model.state_dict()
     both = {**before_all("model.")(state), **before_all("ema_model.")(state)}
     torch.save({"state_dict": both}, tmp_path / "model.pt")
-    with pytest.raises(CheckpointError, match="holds 2 P-Tuned models") as refused:
+    with pytest.raises(CheckpointError, match="holds 2 models with a prompt") as refused:
         read_checkpoint(tmp_path / "model.pt", task=Task.SEQ_CLS)
     assert "state_dict.ema_model., state_dict.model." in refused.value.problem
 
@@ -385,7 +385,6 @@ def test_prompts_of_two_kinds_in_a_state_dict_are_refused_by_name(trained, tmp_p
 @pytest.mark.parametrize(
     ("more", "kind"),
     [
-        ("prefix_task_cols", "multitask prompt tuning"),
         ("delta_embedding.weight", "CPT"),
         ("transform.0.weight", "prefix tuning with a projection"),
         ("trainable_embedding", "a cartridge"),
@@ -435,7 +434,7 @@ def test_a_model_loaded_for_inference_has_no_encoder_to_save(trained, tmp_path):
         CheckpointError, match="holds an evaluated P-Tuning, prompt tuning or"
     ) as refused:
         read_checkpoint(tmp_path / "model.pt", task=Task.SEQ_CLS)
-    assert "Save its adapter: model.save_pretrained" in refused.value.fix
+    assert "save its adapter: model.save_pretrained" in refused.value.fix
 
 
 def test_the_note_is_printed(trained, tmp_path, capsys):

@@ -21,7 +21,9 @@ from ptdeploy.source.base import BaseModel, quiet_libraries, resolve_base
 from ptdeploy.source.base_weights import load_pretrained
 from ptdeploy.source.checkpoint import Checkpoint, read_checkpoint
 from ptdeploy.source.checkpoint.peft_adapter import WEIGHT_NAMES
+from ptdeploy.source.checkpoint.peft_config import CONFIG_NAME
 from ptdeploy.source.checkpoint.state_dict import read_state
+from ptdeploy.source.checkpoint.types import FACTORS
 
 if TYPE_CHECKING:
     import torch
@@ -120,22 +122,9 @@ def _fix_task(peft: PeftModel, task_id: int) -> None:
 
 def _from_state_dict(checkpoint: Checkpoint, model: PreTrainedModel) -> PeftModel:
     import torch
-    from peft import PromptEncoderConfig, get_peft_model
+    from peft import get_peft_model
 
-    encoder = checkpoint.encoder
-    assert encoder is not None, "a full state dict holds the prompt encoder"
-    config = PromptEncoderConfig(
-        task_type=checkpoint.task.value,
-        num_virtual_tokens=checkpoint.num_virtual_tokens,
-        token_dim=checkpoint.token_dim,
-        # P-Tuning ignores these two, but PEFT refuses bases whose config names them otherwise.
-        num_layers=1,
-        num_attention_heads=1,
-        encoder_reparameterization_type=encoder.kind,
-        encoder_hidden_size=encoder.hidden_size,
-        encoder_num_layers=encoder.num_layers,
-    )
-    peft = get_peft_model(model, config, checkpoint.adapter)
+    peft = get_peft_model(model, _config(checkpoint), checkpoint.adapter)
     places = _places(peft, checkpoint.adapter)
     state = {}
     for name, tensor in read_state(checkpoint.weights_file).items():
@@ -143,8 +132,51 @@ def _from_state_dict(checkpoint: Checkpoint, model: PreTrainedModel) -> PeftMode
             name = places.get(_own_name(name, checkpoint.adapter) or "", "")
         if name in places.values() or name.startswith(f"prompt_encoder.{checkpoint.adapter}."):
             state[name] = tensor.to(torch.float32)
-    peft.load_state_dict(state, strict=False)
+    missing = peft.load_state_dict(state, strict=False).missing_keys
+    if lost := next((name for name in missing if name.startswith("prompt_encoder.")), None):
+        raise CheckpointError(
+            f"{checkpoint.weights_file}: lacks {lost}, which PEFT's model of it has.",
+            "Save the whole model.state_dict() of the model that was trained.",
+        )
+    if checkpoint.task_id is not None:
+        _fix_task(peft, checkpoint.task_id)
     return peft
+
+
+def _config(checkpoint: Checkpoint) -> Any:
+    """PEFT's own configuration beside a state dict, or what the tensors say of one."""
+    import peft
+
+    folder, encoder = checkpoint.weights_file.parent, checkpoint.encoder
+    if (folder / CONFIG_NAME).is_file():
+        config = peft.PeftConfig.from_pretrained(str(folder))
+        config.task_type = checkpoint.task.value
+        # An evaluated prompt is in the place of its encoder where PEFT loads one for inference.
+        config.inference_mode = not checkpoint.resumable
+        if hasattr(config, "prompt_tuning_init"):
+            # What a prompt began as, from a text or another prompt, need not be at hand.
+            config.prompt_tuning_init = "RANDOM"
+        return config
+    shape = {
+        "task_type": checkpoint.task.value,
+        "num_virtual_tokens": checkpoint.num_virtual_tokens,
+        "token_dim": checkpoint.token_dim,
+        # These kinds ignore these two, but PEFT refuses bases whose config names them otherwise.
+        "num_layers": 1,
+        "num_attention_heads": 1,
+    }
+    if checkpoint.all_tasks:
+        ranks = checkpoint.all_tasks[FACTORS[0]].shape[2]
+        return peft.MultitaskPromptTuningConfig(
+            **shape, num_tasks=checkpoint.num_tasks, num_ranks=ranks
+        )
+    assert encoder is not None, "of other kinds the config says what the tensors are"
+    return peft.PromptEncoderConfig(
+        **shape,
+        encoder_reparameterization_type=encoder.kind,
+        encoder_hidden_size=encoder.hidden_size,
+        encoder_num_layers=encoder.num_layers,
+    )
 
 
 def _own_name(name: str, adapter: str) -> str | None:

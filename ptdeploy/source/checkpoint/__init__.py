@@ -123,7 +123,7 @@ def _unknown(path: Path) -> CheckpointError:
         more = f" and {len(whole) - 3} more" if len(whole) > 3 else ""
         return CheckpointError(
             f"{problem} It holds {', '.join(whole[:3])}{more}, and nothing says which is meant.",
-            "Pass the file itself, if it is a P-Tuned model's state dict.",
+            "Pass the file itself, if it is the state dict of a model with a prompt.",
         )
     return CheckpointError(
         problem,

@@ -50,7 +50,7 @@ def assemble(
     """
     where = weights_file
     several = {name: finite(where, name, one) for name, one in sorted((all_tasks or {}).items())}
-    state = _encoder_state(encoder_file or where, config, encoder)
+    state = encoder_state(encoder_file or where, config, encoder)
     virtual_tokens, prefix = _stored_prompt(where, config, prompt)
     if state is not None:
         _check_table(
@@ -80,7 +80,7 @@ def assemble(
         weights=usable,
         heads=heads,
         base=BaseReference(config.base_name, config.base_revision),
-        dtype=str(first.dtype).removeprefix("torch."),
+        dtype=str(encoder.get("embedding.weight", first).dtype).removeprefix("torch."),
         files={file.name: sha256_of(file) for file in files},
         unusable=unusable,
         projected=config.projected,
@@ -123,9 +123,13 @@ def usable_weights(
     return usable, unusable
 
 
-def _encoder_state(
+def encoder_state(
     where: Path, config: PeftConfig, tensors: Mapping[str, torch.Tensor]
 ) -> PromptEncoderState | None:
+    """What makes a prompt, of its tensors by PEFT's names; None of no tensors.
+
+    Raises CheckpointError if they are not those of the config's kind.
+    """
     if not tensors:
         return None
     kind = config.made_by

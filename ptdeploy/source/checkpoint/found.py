@@ -21,6 +21,8 @@ _KINDS = {
     "LoRA": _LORA,
 }
 _TABLE = re.compile(rf"{_OWN}embedding\.weight")
+# Their only tensor is called the same, and how wide it is says nothing without the base.
+EVALUATED = "an evaluated P-Tuning, prompt tuning or prefix tuning"
 
 
 def kinds_in(names: Collection[str]) -> tuple[str, ...]:
@@ -28,8 +30,7 @@ def kinds_in(names: Collection[str]) -> tuple[str, ...]:
     found = [kind for kind, pattern in _KINDS.items() if any(map(pattern.fullmatch, names))]
     own = set(found) - {"P-Tuning v2", "LoRA"}
     if not own and any(map(_TABLE.fullmatch, names)):
-        # Their only tensor is called the same, and how wide it is says nothing without the base.
-        found.insert(0, "an evaluated P-Tuning, prompt tuning or prefix tuning")
+        found.insert(0, EVALUATED)
     return tuple(found)
 
 

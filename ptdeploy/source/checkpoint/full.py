@@ -97,7 +97,7 @@ def load_full(base: Any, path: str | Path, adapter: str | None = None) -> PeftMo
     from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
 
     from ptdeploy.source.checkpoint import read_any_task
-    from ptdeploy.source.checkpoint.peft_config import CONFIG_NAME
+    from ptdeploy.source.checkpoint.peft_adapter import WEIGHT_NAMES
     from ptdeploy.source.checkpoint.tensors import read_tensors
 
     checkpoint = read_any_task(path, adapter)
@@ -108,8 +108,11 @@ def load_full(base: Any, path: str | Path, adapter: str | None = None) -> PeftMo
             "prompt.",
         )
     folder = checkpoint.weights_file.parent
-    if not (folder / CONFIG_NAME).is_file():
-        raise CheckpointError(f"{path}: has no {CONFIG_NAME}; load_full reads save_full's folders.")
+    if checkpoint.weights_file.name not in WEIGHT_NAMES:
+        raise CheckpointError(
+            f"{path}: is no folder that save_full wrote.",
+            f"Make one of it: ptdeploy convert {path} --to full -o FOLDER",
+        )
     # PeftModel.from_pretrained refuses is_trainable for prompt learning, so the model is built as
     # for a new training, and then given the trained tensors.
     config = PeftConfig.from_pretrained(str(folder))

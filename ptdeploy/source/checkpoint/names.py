@@ -19,14 +19,17 @@ _WRAPPERS = frozenset(
 )
 # Keys that training loops keep a model's state dict under, beside an optimizer's and others'.
 _KEYS = ("state_dict.", "model_state_dict.", "module.")
-ENCODER = re.compile(r"prompt_encoder\.([^.]+)\.((?:embedding|mlp_head|lstm_head)\..+)")
+# The modules and parameters of PEFT's prompt encoders, of every kind that it trains.
+_MODULES = "embedding|mlp_head|lstm_head|transform|delta_embedding"
+_PARAMETERS = "prefix_task_cols|prefix_task_rows|trainable_embedding|frozen_embedding"
+ENCODER = re.compile(rf"prompt_encoder\.([^.]+)\.((?:{_MODULES})\..+|{_PARAMETERS})")
 EVALUATED = re.compile(r"prompt_embeddings")
 
 
 def unwrap(
     file: Path, tensors: Mapping[str, torch.Tensor], prompt: re.Pattern[str]
 ) -> dict[str, torch.Tensor]:
-    """The tensors of the P-Tuned model that `tensors` hold, under PEFT's own names.
+    """The tensors of the PeftModel that `tensors` hold, under PEFT's own names.
 
     `prompt` matches the names of the prompt's tensors, and whatever stands before them there stands
     before the model's others too. Tensors of anything else, such as metrics, are left out; without
@@ -38,7 +41,7 @@ def unwrap(
         before = {one for one in before if one.startswith(_KEYS)} or before
     if len(before) > 1:
         raise CheckpointError(
-            f"{file}: holds {len(before)} P-Tuned models, at "
+            f"{file}: holds {len(before)} models with a prompt, at "
             f"{', '.join(sorted(one or 'the top' for one in before))}.",
             "Save the one to compile by itself: torch.save(model.state_dict(), PATH).",
         )

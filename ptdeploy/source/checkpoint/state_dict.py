@@ -10,11 +10,12 @@ from ptdeploy.bundle.task import Task
 from ptdeploy.errors import CheckpointError
 from ptdeploy.program.kinds import recognised
 from ptdeploy.source.checkpoint.assemble import assemble, emptied
-from ptdeploy.source.checkpoint.found import choose_by_name, kinds_in, refuse_several
+from ptdeploy.source.checkpoint.found import EVALUATED, choose_by_name, kinds_in, refuse_several
 from ptdeploy.source.checkpoint.names import ENCODER, unwrap
 from ptdeploy.source.checkpoint.peft_adapter import TRAINER_STATE, WEIGHT_NAMES
 from ptdeploy.source.checkpoint.peft_config import CONFIG_NAME, PeftConfig, read_peft_config
-from ptdeploy.source.checkpoint.tensors import TENSOR_SUFFIXES, read_tensors
+from ptdeploy.source.checkpoint.prompt_module import trained_prompt
+from ptdeploy.source.checkpoint.tensors import TENSOR_SUFFIXES, read_json, read_tensors
 from ptdeploy.source.checkpoint.types import Checkpoint
 
 if TYPE_CHECKING:
@@ -26,8 +27,6 @@ FILE_NAMES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-# The kind whose state dict is read; of the others the adapter is.
-_READ = "P-Tuning"
 _SAVED = re.compile(r"(.+)\.modules_to_save\.([^.]+)\.(.+)")
 
 
@@ -44,17 +43,13 @@ def read(
     task: Task | None = None,
     task_id: int | None = None,
 ) -> Checkpoint:
-    """Read a full state dict, whose prompt encoder is not evaluated yet.
+    """Read a full state dict of a PeftModel with a prompt of any kind.
 
     An `adapter_config.json` beside the file is used if there is one; without it the shapes say all
-    but the task (`task`) and the base model (`--base`).
-    Raises CheckpointError if it is no state dict of a P-Tuned PeftModel.
+    of P-Tuning and multitask prompt tuning but the task (`task`) and the base model (`--base`), and
+    too little of the other kinds.
+    Raises CheckpointError if it is no such state dict.
     """
-    if task_id is not None:
-        raise CheckpointError(
-            f"{path}: is a P-Tuned model's state dict, which is of one task.",
-            "Leave --task-id out.",
-        )
     file = path if path.is_file() else next(path / n for n in FILE_NAMES if (path / n).is_file())
     tensors = read_state(file)
     encoders = _encoders(tensors)
@@ -62,12 +57,15 @@ def read(
     encoder = encoders[adapter]
     weights, heads = _base_weights(tensors, adapter)
     config_file = file.parent / CONFIG_NAME
-    files = [file]
+    files, raw = [file], {}
+    own = [f"prompt_encoder.{adapter}.{name}" for name in encoder]
+    found = next(iter(kinds_in(own)), EVALUATED)
     if config_file.is_file():
         files.append(config_file)
-        config = read_peft_config(config_file, task)
+        config, raw = read_peft_config(config_file, task), read_json(config_file)
     else:
-        config = _config_from_shapes(file, encoder, weights, heads, task)
+        config = _config_from_shapes(file, found, encoder, weights, heads, task)
+    module = trained_prompt(file, config, raw, found, encoder, task_id)
     return assemble(
         path=path,
         weights_file=file,
@@ -76,24 +74,29 @@ def read(
         else "full state dict",
         adapter=adapter,
         config=config,
-        prompt=None,
-        encoder=encoder,
+        prompt=module.prompt,
+        encoder=module.encoder,
         weights=weights,
         heads=heads,
         files=files,
+        task_id=module.task_id,
+        all_tasks=module.all_tasks,
     )
 
 
 def read_state(file: Path) -> dict[str, torch.Tensor]:
-    """A P-Tuned PeftModel's state dict, under PEFT's own names, whatever wrapped the model.
+    """The state dict of a PeftModel with a prompt, under PEFT's own names, whatever wrapped it.
 
     Raises CheckpointError if the file holds none, or more than one.
     """
     stored = read_tensors(file)
     tensors = unwrap(file, stored, ENCODER)
     refuse_several(file, tensors or stored)
-    if not tensors or kinds_in(tensors) != (_READ,):
+    if not tensors:
         raise _no_prompt_encoder(file, stored)
+    for name, tensor in tensors.items():
+        if name.startswith("prompt_encoder.") and not tensor.numel():
+            raise emptied(file, name)
     return tensors
 
 
@@ -105,22 +108,13 @@ def _no_prompt_encoder(file: Path, stored: dict[str, torch.Tensor]) -> Checkpoin
             "Save the whole of it: get_model_state_dict with StateDictOptions(full_state_dict=True)"
             ", or Accelerate's state_dict_type FULL_STATE_DICT.",
         )
-    empty = (n for n, t in stored.items() if "prompt_encoder." in n and not t.numel())
-    if name := next(empty, None):
-        return emptied(file, name)
-    found = kinds_in(stored)
-    if found and found != ("LoRA",):
-        return CheckpointError(
-            f"{file}: holds {found[0]}, of which a state dict does not say enough.",
-            "Save its adapter: model.save_pretrained(FOLDER) of the PeftModel, and pass FOLDER.",
-        )
     if "prompt_embeddings" in stored:
         return CheckpointError(
             f"{file}: holds an adapter, not a full state dict.",
             f"Name it {WEIGHT_NAMES[0]}, put its {CONFIG_NAME} beside it, and pass the folder.",
         )
     return CheckpointError(
-        f"{file}: has no 'prompt_encoder.*' tensors: it is not the state dict of a P-Tuned model. "
+        f"{file}: has no 'prompt_encoder.*' tensors: it is no state dict of a model with a prompt. "
         f"It holds {len(stored)} tensors: {', '.join(sorted(stored)[:3])}"
         f"{', ...' if len(stored) > 3 else ''}.",
         fix,
@@ -155,11 +149,18 @@ def _base_weights(
 
 def _config_from_shapes(
     file: Path,
+    found: str,
     encoder: dict[str, torch.Tensor],
     weights: dict[str, torch.Tensor],
     heads: set[str],
     task: Task | None,
 ) -> PeftConfig:
+    if found not in ("P-Tuning", "multitask prompt tuning"):
+        raise CheckpointError(
+            f"{file}: holds {found}, of which a state dict does not say enough.",
+            f"Put its {CONFIG_NAME} beside it, or save its adapter: "
+            "model.save_pretrained(FOLDER) of the PeftModel writes both into FOLDER.",
+        )
     task = task or recognised(weights, heads)
     if task is None:
         raise CheckpointError(
@@ -175,7 +176,7 @@ def _config_from_shapes(
     is_lstm = any(name.startswith("lstm_head.") for name in encoder)
     layers = [n for n in encoder if re.fullmatch(r"lstm_head\.weight_ih_l\d+", n)]
     return PeftConfig(
-        kind="P_TUNING",
+        kind="P_TUNING" if found == "P-Tuning" else "MULTITASK_PROMPT_TUNING",
         task=task,
         num_virtual_tokens=int(table.shape[0]),
         token_dim=int(table.shape[1]),
