@@ -19,20 +19,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from turns import by_turns, process, ratios
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "prompt-inputs-cpu.json"
 TOPICS = HERE.parent / "models" / "topics"
-# A process whose threads still spin would take a core from the other.
-REST = 0.05
 
 
 @dataclass(frozen=True)
@@ -101,53 +100,30 @@ def answer(bundle: str) -> None:
         print(time.perf_counter() - start, flush=True)
 
 
-@contextmanager
-def process(checkout: Path, bundle: Path) -> Iterator[subprocess.Popen[str]]:
+def answering(checkout: Path, bundle: Path) -> AbstractContextManager[subprocess.Popen[str]]:
+    """A checkout's process, open on a bundle."""
     command = [sys.executable, str(Path(__file__).resolve()), "--answer", str(bundle)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen(
-        command, text=True, cwd=checkout, env=environment(checkout), **pipes
-    ) as one:
-        assert one.stdout is not None
-        assert one.stdin is not None
-        one.stdout.readline()
-        yield one
-        one.stdin.close()
-
-
-def timed(one: subprocess.Popen[str], request: tuple[int, Any, int]) -> float:
-    assert one.stdin is not None
-    assert one.stdout is not None
-    time.sleep(REST)
-    one.stdin.write(json.dumps(request) + "\n")
-    one.stdin.flush()
-    return float(one.stdout.readline())
+    return process(command, checkout, environment(checkout))
 
 
 def measure(subject: Subject, other: Path, rounds: int) -> Iterator[dict[str, Any]]:
     here = HERE.parent
     bundles = [subject.bundle(checkout) for checkout in (other, here)]
-    with process(other, bundles[0]) as before, process(here, bundles[1]) as now:
+    with answering(other, bundles[0]) as before, answering(here, bundles[1]) as now:
         for rows, tokens in subject.requests:
             request = (rows, tokens, subject.new_tokens)
-            for one in (before, now):
-                timed(one, request)
-            pairs = []
-            for number in range(rounds):
-                order = (before, now) if number % 2 else (now, before)
-                found = {id(one): timed(one, request) for one in order}
-                pairs.append((found[id(before)], found[id(now)]))
-            ratios = sorted(ours / theirs for theirs, ours in pairs)
+            theirs, ours = by_turns((before, now), request, rounds)
+            ratio, quartiles = ratios(ours, theirs)
             yield {
                 "model": subject.name,
                 "rows": rows,
                 "tokens": tokens,
                 "new_tokens": subject.new_tokens,
-                "before_ms": 1e3 * statistics.median(theirs for theirs, _ in pairs),
-                "now_ms": 1e3 * statistics.median(ours for _, ours in pairs),
-                "ratio": statistics.median(ratios),
-                "ratio_of_best": min(o for _, o in pairs) / min(t for t, _ in pairs),
-                "ratio_quartiles": [ratios[rounds // 4], ratios[-1 - rounds // 4]],
+                "before_ms": 1e3 * statistics.median(theirs),
+                "now_ms": 1e3 * statistics.median(ours),
+                "ratio": ratio,
+                "ratio_of_best": min(ours) / min(theirs),
+                "ratio_quartiles": quartiles,
             }
 
 

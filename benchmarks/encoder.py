@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from against import HERE, TOPICS, environment, process, timed
+from against import HERE, TOPICS, answering, environment
+from turns import by_turns, ratios
 
 RESULTS = HERE / "results" / "encoder-cpu.json"
 UNEQUAL = "48 texts of 4 to 128 tokens"
@@ -76,25 +77,19 @@ def requests() -> dict[str, tuple[int, Any, int]]:
 def measure(engines: list[Contender], base: Path, rounds: int) -> list[dict[str, Any]]:
     cells = []
     with ExitStack() as stack:
-        running = [stack.enter_context(process(e.checkout, e.bundle(base))) for e in engines]
+        running = [stack.enter_context(answering(e.checkout, e.bundle(base))) for e in engines]
         for name, request in requests().items():
-            for one in running:
-                timed(one, request)
-            found: list[list[float]] = [[] for _ in running]
-            for number in range(rounds):
-                turns = range(len(running))
-                for index in turns if number % 2 else reversed(turns):
-                    found[index].append(timed(running[index], request))
+            found = by_turns(running, request, rounds)
             for engine, seconds in zip(engines, found, strict=True):
-                ratios = sorted(own / first for own, first in zip(seconds, found[0], strict=True))
+                ratio, quartiles = ratios(seconds, found[0])
                 cells.append(
                     {
                         "engine": engine.name,
                         "request": name,
                         "median_ms": 1e3 * statistics.median(seconds),
                         "best_ms": 1e3 * min(seconds),
-                        "ratio": statistics.median(ratios),
-                        "ratio_quartiles": [ratios[rounds // 4], ratios[-1 - rounds // 4]],
+                        "ratio": ratio,
+                        "ratio_quartiles": quartiles,
                         "ratio_of_best": min(seconds) / min(found[0]),
                     }
                 )

@@ -52,6 +52,21 @@ def qwen2_100m(virtual_tokens: int) -> tuple[Path, Path]:
     return _saved("qwen2-100m", _qwen2_100m(), "CAUSAL_LM", virtual_tokens)
 
 
+def qwen2_tiny(virtual_tokens: int) -> tuple[Path, Path]:
+    """The same kind so small that a benchmark can be tried on it. Gives (base, adapter) folders."""
+    config = transformers.Qwen2Config(
+        vocab_size=4096,
+        hidden_size=256,
+        intermediate_size=512,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+    )
+    return _saved("qwen2-tiny", config, "CAUSAL_LM", virtual_tokens)
+
+
 def qwen2_classifier(virtual_tokens: int) -> tuple[Path, Path]:
     """The same with four classes. Gives (base, adapter) folders."""
     return _saved("qwen2-classifier", _qwen2_100m(), "SEQ_CLS", virtual_tokens)

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from turns import by_turns, process, ratios
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 HERE = Path(__file__).resolve().parent
@@ -101,44 +102,25 @@ def answer(bundle: str) -> None:
         print((spent(ids, 1 + new) - first) / new if new else first, flush=True)
 
 
-def timed(one: subprocess.Popen[str], request: Request) -> float:
-    assert one.stdin is not None
-    assert one.stdout is not None
-    one.stdin.write(json.dumps(request) + "\n")
-    one.stdin.flush()
-    return float(one.stdout.readline())
-
-
 def measure(subject: Subject, rounds: int) -> Iterator[dict[str, Any]]:
     """What each engine takes for each request, the target ort in fp32 first."""
     with ExitStack() as stack:
-        open_ones = {}
+        running = []
         for engine in subject.engines:
             command = [sys.executable, str(Path(__file__).resolve()), "--answer"]
-            command.append(str(subject.bundle(*engine)))
-            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-            one = stack.enter_context(subprocess.Popen(command, text=True, **pipes))
-            stack.callback(one.stdin.close)
-            one.stdout.readline()
-            open_ones[engine] = one
+            running.append(stack.enter_context(process([*command, str(subject.bundle(*engine))])))
         for name, request in subject.requests.items():
-            took: dict[tuple[str, str], list[float]] = {engine: [] for engine in open_ones}
-            for number in range(rounds + 1):
-                for engine, one in open_ones.items():
-                    seconds = timed(one, request)
-                    # The first is for warming up.
-                    if number:
-                        took[engine].append(seconds)
-            for (target, precision), times in took.items():
-                ratios = sorted(a / b for a, b in zip(took["ort", "fp32"], times, strict=True))
+            found = by_turns(running, request, rounds)
+            for (target, precision), times in zip(subject.engines, found, strict=True):
+                ratio, quartiles = ratios(found[0], times)
                 yield {
                     "model": subject.name,
                     "request": name,
                     "target": target,
                     "precision": precision,
                     "ms": 1e3 * statistics.median(times),
-                    "times_as_fast": statistics.median(ratios),
-                    "quartiles": [ratios[rounds // 4], ratios[-1 - rounds // 4]],
+                    "times_as_fast": ratio,
+                    "quartiles": quartiles,
                 }
 
 
