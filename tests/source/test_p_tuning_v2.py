@@ -80,6 +80,17 @@ def test_the_prefix_is_what_its_own_code_gives(tmp_path, projection):
         assert checkpoint.heads == ("classifier.bias", "classifier.weight")
 
 
+def test_inspect_says_what_it_is(tmp_path, capsys):
+    trained(tmp_path, "bert", "SEQ_CLS", projection=True)
+    assert main(["inspect", str(tmp_path), "--task", "SEQ_CLS"]) == 0
+    text = capsys.readouterr().out
+    assert "P-Tuning v2 state dict" in text
+    assert "prefix KV of 5 virtual tokens, 2 layers with 4 heads of 8, float32" in text
+    assert "task SEQ_CLS" in text
+    assert "cannot resume from here" in text
+    assert "not named: pass --base" in text
+
+
 @pytest.mark.parametrize(
     ("architecture", "task", "projection"),
     [("bert", "SEQ_CLS", True), ("roberta", "TOKEN_CLS", False)],

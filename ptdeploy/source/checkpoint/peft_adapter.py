@@ -65,7 +65,8 @@ def read(
     weights = {
         name.removeprefix("base_model."): tensor
         for name, tensor in tensors.items()
-        if name not in MULTITASK
+        # PEFT has the base's embeddings under a name of its own too, beside trained ones.
+        if name not in (*MULTITASK, "word_embeddings.weight")
     }
     prompt, task_id = _prompt(weights_file, config.kind, tensors, task_id)
     return assemble(
