@@ -27,6 +27,8 @@ def to_onnx(program: Program, opset: int | None = None) -> ir.Model:
     """
     import torch
 
+    from ptdeploy.program.decompose import decomposed_in_place
+
     inputs, outputs = program.signature.inputs, program.signature.outputs
     shapes = tuple(
         {i: torch.export.Dim.DYNAMIC for i, axis in enumerate(spec.shape) if isinstance(axis, str)}
@@ -40,7 +42,13 @@ def to_onnx(program: Program, opset: int | None = None) -> ir.Model:
         opset = max(opset or 0, lowering.opset)
     lowered = contextlib.nullcontext() if lowering is None else lowering.traced()
     try:
-        with lowered, quiet_libraries(), contextlib.redirect_stdout(io.StringIO()):
+        with (
+            torch.no_grad(),
+            decomposed_in_place(),
+            lowered,
+            quiet_libraries(),
+            contextlib.redirect_stdout(io.StringIO()),
+        ):
             exported = torch.onnx.export(
                 program.module,
                 program.example_inputs(),
