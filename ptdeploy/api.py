@@ -41,6 +41,7 @@ def compile(
     quantization: QuantizationOptions | None = None,
     golden: int | None = None,
     engine: TargetOptions | None = None,
+    cpp_tokenizer: bool = False,
     progress: Progress | None = None,
 ) -> Bundle:
     """Compile a trained prompt into a verified bundle.
@@ -66,7 +67,8 @@ def compile(
     lengths and then text, 1 to 1000; all that were compared unless told.
     `engine` has the target's own options, such as TrtOptions for "trt". Where its engine cannot
     run, the graph given to its builder must show parity in ONNX Runtime, and the manifest says that
-    the engine's is pending.
+    the engine's is pending. With `cpp_tokenizer` the bundle holds the tokenizer as OpenVINO's
+    programs too, with which C++ takes text.
     The bundle is written to `output` atomically, after parity with PEFT on PyTorch was shown.
     Raises CheckpointError, BaseModelError, BundleError, InputError, OutputError, ParityError or
     TargetUnavailable; then no bundle is written and an older one is kept.
@@ -96,6 +98,7 @@ def compile(
         quantization=quantization,
         golden=golden,
         engine=engine,
+        cpp_tokenizer=cpp_tokenizer,
     )
     return compile_checkpoint(request, _shown(progress))
 

@@ -57,6 +57,11 @@ def add_options(sub: argparse.ArgumentParser) -> None:
     options.add_task(sub)
     sub.add_argument("--force", action="store_true", help="replace a bundle that is there")
     options.add_golden(sub)
+    sub.add_argument(
+        "--cpp-tokenizer",
+        action="store_true",
+        help="write the tokenizer as OpenVINO's programs too, with which C++ takes text",
+    )
     causal = sub.add_argument_group("causal models")
     causal.add_argument(
         "--no-freeze-kv",

@@ -72,6 +72,10 @@ def make_plan(request: CompileRequest) -> Plan:
     Raises InputError, OutputError or TargetUnavailable.
     """
     check_golden(request.golden)
+    if request.cpp_tokenizer:
+        from ptdeploy.program.text_program.convert import check_installed
+
+        check_installed()
     target = get_target(request.target)
     options = target.options(request.engine)
     backend = get_backend(request.target)

@@ -62,6 +62,7 @@ class CompileRequest:
     quantization: QuantizationOptions | None = None
     golden: int | None = None
     engine: TargetOptions | None = None
+    cpp_tokenizer: bool = False
 
     def __post_init__(self) -> None:
         check_fields(
@@ -86,6 +87,7 @@ class CompileRequest:
             quantization=maybe(instance(QuantizationOptions, **QUANTIZATION_OPTIONS)),
             golden=maybe(whole()),
             engine=maybe(having("given")),
+            cpp_tokenizer=flag,
         )
         if self.checkpoint is None:
             self._check_base_alone()

@@ -184,7 +184,7 @@ def optimise(plan: Plan, traced: Traced, progress: Progress) -> Traced:
 
 def build(plan: Plan, traced: Traced, folder: Path, progress: Progress) -> Draft:
     """Build the engine, and put it into `folder` with its prompts and its tokenizer."""
-    from ptdeploy.parity.reference.texts import save_text_files
+    from ptdeploy.parity.reference.texts import save_text_files, text_programs
     from ptdeploy.program.manifest import build_manifest
 
     request, source = plan.request, traced.source
@@ -206,6 +206,9 @@ def build(plan: Plan, traced: Traced, folder: Path, progress: Progress) -> Draft
         files += save_prompts(traced.prompts, folder)
         if tokenizer.tokenizer is not None:
             files += save_text_files(tokenizer.tokenizer, folder)
+    if request.cpp_tokenizer:
+        with progress.stage("write the tokenizer's programs"):
+            files += text_programs(folder, tokenizer.info)
     manifest = build_manifest(
         checkpoints=source.checkpoints,
         base=source.base,

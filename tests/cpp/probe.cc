@@ -191,6 +191,8 @@ struct Open {
     if (what == "close") return engines.erase(word(1)), "{}";
     if (what.rfind("session", 0) == 0) return session(what, word(1), word(2));
     const Engine& engine = engines.at(word(1));
+    if (what == "encode") return list(engine.encode(bytes_of(word(2))), integer);
+    if (what == "decode") return quoted(engine.decode(ids_of(word(2))));
     if (what == "info") return info_text(engine.info());
     if (what == "read") return quoted(engine.read(word(2)).value_or(""));
     if (what == "verify") return report_text(engine.verify());

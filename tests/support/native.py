@@ -182,20 +182,23 @@ def tensorrt_root(flavor: str, folder: Path) -> Path:
 
 
 def with_openvino() -> dict[str, str]:
-    """CMake variables that build the backend for OpenVINO, where its Python package is."""
-    found = importlib.util.find_spec("openvino")
-    if found is None or found.origin is None:
+    """CMake variables that build the backend for OpenVINO, where its Python packages are."""
+    found, more = map(importlib.util.find_spec, ("openvino", "openvino_tokenizers"))
+    if found is None or found.origin is None or more is None:
         return {}
+    packages = Path(found.origin).parent.parent
+    (library,) = (packages / "openvino_tokenizers" / "lib").glob("libopenvino_tokenizers.*")
     return {
         "PTDEPLOY_OPENVINO": "ON",
-        "OpenVINO_DIR": str(Path(found.origin).parent / "cmake"),
+        "OpenVINO_DIR": str(packages / "openvino" / "cmake"),
+        "PTDEPLOY_OPENVINO_TOKENIZERS": str(library),
     }
 
 
 def need_openvino() -> None:
     """For a test of that backend: skip it where there is none."""
     if not with_openvino():
-        missing("OpenVINO is not installed (pip install 'ptdeploy[openvino]')")
+        missing("OpenVINO's tokenizers are not installed (pip install 'ptdeploy[cpp-tokenizer]')")
 
 
 def build(

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <mutex>
 #include <utility>
 
 #include "cores.hpp"
@@ -13,6 +12,7 @@
 #include "onnx_bundle.hpp"
 #include "openvino_errors.hpp"
 #include "openvino_info.hpp"
+#include "openvino_requests.hpp"
 #include "schema.hpp"
 
 namespace ptdeploy::detail {
@@ -144,30 +144,6 @@ ov::Tensor tensor_of(const Bound& bound) {
       return {ov::element::f32, shape, bound.data};
   }
 }
-
-// Infer requests that no run has: each run has one to itself, so that threads may run at once.
-class Requests {
- public:
-  explicit Requests(ov::CompiledModel compiled) : compiled_(std::move(compiled)) {}
-
-  ov::InferRequest take() {
-    std::lock_guard<std::mutex> lock(mutex_);
-    if (free_.empty()) return compiled_.create_infer_request();
-    ov::InferRequest request = std::move(free_.back());
-    free_.pop_back();
-    return request;
-  }
-
-  void give_back(ov::InferRequest request) {
-    std::lock_guard<std::mutex> lock(mutex_);
-    free_.push_back(std::move(request));
-  }
-
- private:
-  ov::CompiledModel compiled_;
-  std::mutex mutex_;
-  std::vector<ov::InferRequest> free_;
-};
 
 class OpenVinoRun final : public Run {
  public:

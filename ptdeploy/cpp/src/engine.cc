@@ -78,6 +78,10 @@ std::optional<std::string> Engine::read(const std::string& role) const {
   return state_->bundle.content(role);
 }
 
+Ids Engine::encode(const std::string& text) const { return state_->text().encode(text); }
+
+std::string Engine::decode(const Ids& ids) const { return state_->text().decode(ids); }
+
 std::vector<Logits> Engine::logits(const std::vector<Ids>& rows,
                                    const std::vector<Ids>& token_type_ids) const {
   detail::check_rows(rows, state_->manifest());

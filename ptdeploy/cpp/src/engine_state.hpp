@@ -2,9 +2,11 @@
 #pragma once
 
 #include <memory>
+#include <mutex>
 
 #include "backend.hpp"
 #include "task.hpp"
+#include "text_program.hpp"
 
 namespace ptdeploy::detail {
 
@@ -13,7 +15,15 @@ struct EngineState {
   BundleInfo info;
   std::unique_ptr<Backend> backend;
   std::unique_ptr<TaskEngine> task;
+  // Opened when it is first asked for.
+  mutable std::mutex text_mutex;
+  mutable std::unique_ptr<TextProgram> text_program;
 
+  const TextProgram& text() const {
+    std::lock_guard<std::mutex> lock(text_mutex);
+    if (!text_program) text_program = open_text_program(bundle);
+    return *text_program;
+  }
   const Manifest& manifest() const { return bundle.manifest; }
   const TaskKind& kind() const { return kind_of(info.task); }
 };

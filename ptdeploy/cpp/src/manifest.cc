@@ -36,7 +36,8 @@ FileEntry read_file(const Json& json, const Where& where) {
   auto role = [&out](const Json& value, const Where& at) {
     read_word(value, at,
               {"model", "weights", "engine", "engine_info", "prompt", "tokenizer", "chat_template",
-               "reference", "parity", "graph_parity"});
+               "tokenizer_program", "tokenizer_weights", "detokenizer_program",
+               "detokenizer_weights", "reference", "parity", "graph_parity"});
     out.role = read_string(value, at);
   };
   read_object(json, where,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ptdeploy.bundle import FileEntry, RequestLimits, staged
+from ptdeploy.bundle import FileEntry, RequestLimits, TokenizerInfo, staged
 from ptdeploy.bundle.task import Task
 from ptdeploy.errors import InputError
 from ptdeploy.parity.cases import AskedRow, cut, some_segments
@@ -51,6 +51,20 @@ def save_text_files(tokenizer: PreTrainedTokenizerFast, folder: Path) -> tuple[F
         name = chat.save(chat.ChatTemplate(template, special, named), folder)
         entries.append(staged(name, "chat_template"))
     return tuple(entries)
+
+
+def text_programs(folder: Path, info: TokenizerInfo | None) -> tuple[FileEntry, ...]:
+    """Write the programs of the tokenizer in `folder` beside it, for C++.
+
+    Raises InputError if there is no tokenizer, or OpenVINO would not give its ids.
+    """
+    from ptdeploy.program.text_program.convert import write_text_programs
+
+    if not (folder / TOKENIZER_NAME).exists():
+        raise InputError(
+            "--cpp-tokenizer: no tokenizer was found.", "Say where it is with --tokenizer."
+        )
+    return write_text_programs(folder / TOKENIZER_NAME, info, folder)
 
 
 def evaluation_text(

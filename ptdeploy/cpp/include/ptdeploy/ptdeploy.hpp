@@ -234,6 +234,13 @@ class PTDEPLOY_API Engine {
   // its place, and it is hashed again: throws BundleError if it was changed where it lies.
   std::optional<std::string> read(const std::string& role) const;
 
+  // A text's token ids, with the special tokens that belong around it, and ids' text without them, by
+  // the programs that `ptdeploy compile --cpp-tokenizer` wrote. What names no token has no text. Throws
+  // InputError if the bundle has none or the text is no UTF-8, TargetUnavailable if OpenVINO's
+  // tokenizers are not here.
+  Ids encode(const std::string& text) const;
+  std::string decode(const Ids& ids) const;
+
   // For seq_cls, but for a regression, whose values are its logits: one result for each row. Rows run in batches of `batch_size`. `token_type_ids` has
   // the segment of each token, as a tokenizer gives them for a pair of texts; empty: all 0.
   std::vector<Classification> classify(const std::vector<Ids>& rows, std::size_t batch_size = 16,

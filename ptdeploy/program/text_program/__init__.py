@@ -1,0 +1,1 @@
+"""Tokenizers as programs for OpenVINO, so that C++ takes text."""

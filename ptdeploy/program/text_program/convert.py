@@ -1,0 +1,189 @@
+"""A tokenizer as two programs for OpenVINO, text to ids and ids to text, for C++."""
+
+from __future__ import annotations
+
+import base64
+import json
+import sys
+import unicodedata
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ptdeploy.backends.telemetry import import_openvino
+from ptdeploy.bundle import FileEntry, TokenizerInfo, staged
+from ptdeploy.errors import InputError, TargetUnavailable
+from ptdeploy.program.text_program.charsmap import charsmap
+from ptdeploy.program.text_program.nasty import nasty_texts
+from ptdeploy.runtime.tokenizer import Tokenizer
+
+_WITHOUT = "Leave out --cpp-tokenizer: C++ then takes token ids, or the tokenizer that you give it."
+# Many characters are normalized at once, with one between them that nothing else becomes.
+_BETWEEN, _MANY = "0", 4096
+_INSTALL = "pip install 'ptdeploy[cpp-tokenizer]'"
+
+
+@dataclass(frozen=True)
+class TextPrograms:
+    """OpenVINO's models: a text to its ids, and ids to their text without special tokens."""
+
+    encode: Any
+    decode: Any
+
+
+def check_installed() -> None:
+    """Raises TargetUnavailable unless OpenVINO's tokenizers are here, for this OpenVINO."""
+    try:
+        fits = _library().is_openvino_tokenizers_compatible
+    except ImportError as error:
+        raise TargetUnavailable("openvino-tokenizers is not installed here.", _INSTALL) from error
+    if not fits:
+        raise TargetUnavailable("openvino-tokenizers is not of this OpenVINO's version.", _INSTALL)
+
+
+def write_text_programs(
+    tokenizer: Path, info: TokenizerInfo | None, folder: Path
+) -> tuple[FileEntry, ...]:
+    """Write the programs of a tokenizer.json into `folder`.
+
+    Raises InputError if they would give another id for one of our texts, or another text for its
+    ids, than the tokenizers library does.
+    """
+    truth = Tokenizer(tokenizer, info)
+    programs = convert(tokenizer, info)
+    check(programs, truth)
+    entries = []
+    for of, model in (("tokenizer", programs.encode), ("detokenizer", programs.decode)):
+        _name(model)
+        path = folder / f"{of}.xml"
+        import_openvino().save_model(model, str(path), compress_to_fp16=False)
+        entries.append(staged(path.name, f"{of}_program"))  # type: ignore[arg-type]
+        entries.append(staged(f"{of}.bin", f"{of}_weights"))  # type: ignore[arg-type]
+    return tuple(entries)
+
+
+def convert(tokenizer: Path, info: TokenizerInfo | None) -> TextPrograms:
+    """The programs of a tokenizer.json. Raises InputError if OpenVINO has none for it."""
+    from transformers import PreTrainedTokenizerFast
+
+    inner = Tokenizer(tokenizer, info)._tokenizer
+    cleans_up = info is not None and info.clean_up_tokenization_spaces
+    try:
+        state = _exact(json.loads(inner.to_str()), inner)
+        fast = PreTrainedTokenizerFast(tokenizer_object=type(inner).from_str(json.dumps(state)))
+        return TextPrograms(
+            *_library().convert_tokenizer(
+                fast, with_detokenizer=True, clean_up_tokenization_spaces=cleans_up
+            )
+        )
+    except Exception as error:  # what it does not know it raises in many ways
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(
+            f"--cpp-tokenizer: OpenVINO has no program for this tokenizer ({reason}).", _WITHOUT
+        ) from error
+
+
+def check(programs: TextPrograms, truth: Tokenizer) -> None:
+    """Raises InputError on the first of our texts that the programs see otherwise than `truth`."""
+    core = import_openvino().Core()
+    core.add_extension(str(_library()._ext_path))
+    encode, decode = (
+        core.compile_model(model, "CPU") for model in (programs.encode, programs.decode)
+    )
+    for text in nasty_texts(sorted(truth.special)):
+        ids = truth.encode(text).ids
+        found = encode([text])["input_ids"][0].tolist()
+        if found != ids:
+            raise InputError(
+                f"--cpp-tokenizer: OpenVINO's program of this tokenizer gives {text!r} the ids "
+                f"{found}; they are {ids}.",
+                _WITHOUT,
+            )
+        if not ids:
+            continue
+        (back,) = decode(np.array([ids], np.int64))[0].tolist()
+        if back != truth.decode(ids):
+            raise InputError(
+                f"--cpp-tokenizer: OpenVINO's program of this tokenizer makes {back!r} of the ids "
+                f"{ids}; they are {truth.decode(ids)!r}.",
+                _WITHOUT,
+            )
+
+
+def _exact(state: dict[str, Any], inner: Any) -> dict[str, Any]:
+    """A tokenizer.json that says character by character what OpenVINO does in its own way.
+
+    BERT's normalizer, where OpenVINO folds case (a final sigma is no other one then), and its
+    punctuation, which is that of another Unicode.
+    """
+    if (state.get("normalizer") or {}).get("type") == "BertNormalizer":
+        texts = _normalized(inner.normalizer)
+        blob = base64.b64encode(charsmap(texts)).decode()
+        steps: list[dict[str, Any]] = [{"type": "Precompiled", "precompiled_charsmap": blob}]
+        if inner.normalizer.normalize_str("\0") == "":
+            # The map cannot hold it: it ends strings of C.
+            steps.insert(0, {"type": "Replace", "pattern": {"Regex": r"\x00"}, "content": ""})
+        state["normalizer"] = {"type": "Sequence", "normalizers": steps}
+    if (state.get("pre_tokenizer") or {}).get("type") == "BertPreTokenizer":
+        alone = "".join(f"\\x{{{ord(one):x}}}" for one in _punctuation(inner.pre_tokenizer))
+        splits = ((r"\s+", "Removed"), (f"[{alone}]", "Isolated"))
+        state["pre_tokenizer"] = {
+            "type": "Sequence",
+            "pretokenizers": [
+                {"type": "Split", "pattern": {"Regex": one}, "behavior": how, "invert": False}
+                for one, how in splits
+            ],
+        }
+    return state
+
+
+def _characters() -> list[str]:
+    """All but the zero, which ends a string of C, and halves of surrogate pairs."""
+    return [chr(n) for n in range(1, sys.maxunicode + 1) if not 0xD800 <= n < 0xE000]
+
+
+def _normalized(normalizer: Any) -> dict[str, str]:
+    """What a normalizer that looks at no neighbours makes of each character that it changes."""
+    characters = [one for one in _characters() if one != _BETWEEN]
+    changed = {}
+    for start in range(0, len(characters), _MANY):
+        some = characters[start : start + _MANY]
+        texts = normalizer.normalize_str(_BETWEEN.join(some)).split(_BETWEEN)
+        changed.update({one: to for one, to in zip(some, texts, strict=True) if to != one})
+    return changed
+
+
+def _punctuation(pre_tokenizer: Any) -> list[str]:
+    """The characters that are words of their own."""
+    return [
+        one
+        for one in _characters()
+        if unicodedata.category(one)[0] in "PSM"
+        and len(pre_tokenizer.pre_tokenize_str(f"a{one}b")) == 3
+    ]
+
+
+def _name(model: Any) -> None:
+    """Give its operators names that hang on the model alone, for the same bytes each time."""
+    for number, node in enumerate(model.get_ordered_ops()):
+        node.set_friendly_name(f"{node.get_type_name()}_{number}")
+    for name, port in zip(("given", "found"), (model.inputs[0], model.outputs[0]), strict=True):
+        port.set_names({name})
+
+
+def _library() -> Any:
+    """The module openvino_tokenizers, without what its import changes of openvino's classes.
+
+    It would add its operators to whatever is made of them. Raises ImportError.
+    """
+    openvino = import_openvino()
+    changed = (openvino.Core, import_module("openvino.frontend.frontend").FrontEnd)
+    before = [one.__init__ for one in changed]
+    try:
+        return import_module("openvino_tokenizers")
+    finally:
+        for one, init in zip(changed, before, strict=True):
+            one.__init__ = init
