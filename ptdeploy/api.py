@@ -36,6 +36,7 @@ def compile(
     task_id: int | Literal["all"] | None = None,
     force: bool = False,
     freeze_kv: bool = True,
+    prompt_kinds: str = "own",
     max_batch: int | None = None,
     max_context: int | None = None,
     quantization: QuantizationOptions | None = None,
@@ -61,6 +62,8 @@ def compile(
     model's.
     For CAUSAL_LM the virtual tokens are frozen as prefix KV unless `freeze_kv` is False, and the
     KV buffer is bounded to `max_batch` rows of `max_context` tokens, virtual tokens included.
+    With `prompt_kinds` "all" an encoder's engine takes prompts of virtual tokens and of prefix KV;
+    unless told those of the checkpoint's own kind. A decoder's takes both anyway.
     `quantization` has the options of the precisions "int8", "int4" and "fp8", which are accepted or
     refused on agreement and perplexity against the reference on text.
     `golden` reference rows are stored, for verify without the checkpoint: random ones of unequal
@@ -93,6 +96,7 @@ def compile(
         task_id=task_id,
         force=force,
         freeze_kv=freeze_kv,
+        prompt_kinds=prompt_kinds,
         max_batch=max_batch,
         max_context=max_context,
         quantization=quantization,

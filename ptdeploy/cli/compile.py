@@ -62,6 +62,13 @@ def add_options(sub: argparse.ArgumentParser) -> None:
         action="store_true",
         help="write the tokenizer as OpenVINO's programs too, with which C++ takes text",
     )
+    sub.add_argument(
+        "--prompt-kinds",
+        choices=("own", "all"),
+        default="own",
+        help="all: an encoder's engine takes virtual tokens and prefix KV; default: %(default)s, "
+        "what the checkpoint has",
+    )
     causal = sub.add_argument_group("causal models")
     causal.add_argument(
         "--no-freeze-kv",
@@ -177,6 +184,8 @@ def _refuse_of_engine(arguments: argparse.Namespace) -> None:
     ]
     if not arguments.freeze_kv:
         given.append("no_freeze_kv")
+    if arguments.prompt_kinds != "own":
+        given.append("prompt_kinds")
     if any(get_target(one).read_options(arguments).given() for one in TARGETS):
         given.append("an option of a target")
     if given:

@@ -48,6 +48,10 @@ if TYPE_CHECKING:
     from ptdeploy.source.base import BaseModel
 
 _OWN_BUNDLE = "Compile it to a bundle of its own: ptdeploy compile CHECKPOINT --target TARGET"
+_OTHER_KIND = (
+    f"{_OWN_BUNDLE}\nOr compile the bundle again to take both kinds, if it is an encoder's: "
+    "--prompt-kinds all"
+)
 
 
 @checked(request=instance(OverRequest), progress=having("stage", "note"))
@@ -184,13 +188,14 @@ def _check_kind(bundle: Bundle, checkpoint: Checkpoint, base: BaseModel) -> None
     """Raises CheckpointError if the engine has no inputs for such a prompt, or no room for it."""
     roles = {spec.role for spec in bundle.manifest.graph.inputs}
     where, engine = checkpoint.weights_file, f"the engine of {bundle.path}"
-    if checkpoint.prefix_kv is not None and "table" in roles:
+    kinds = roles & {"table", "prefix"}
+    if checkpoint.prefix_kv is not None and kinds == {"table"}:
         raise CheckpointError(
-            f"{where}: holds a prefix KV alone, and {engine} runs virtual tokens.", _OWN_BUNDLE
+            f"{where}: holds a prefix KV alone, and {engine} runs virtual tokens.", _OTHER_KIND
         )
-    if checkpoint.prefix_kv is None and "prefix" in roles and not base.kind.needs_prefix_kv:
+    if checkpoint.prefix_kv is None and kinds == {"prefix"} and not base.kind.needs_prefix_kv:
         raise CheckpointError(
-            f"{where}: holds virtual tokens, and {engine} takes a prefix KV.", _OWN_BUNDLE
+            f"{where}: holds virtual tokens, and {engine} takes a prefix KV.", _OTHER_KIND
         )
     tokens, most = checkpoint.num_virtual_tokens, bundle.manifest.limits.max_context
     if tokens >= most:
@@ -254,7 +259,8 @@ def _head(
 def _info(manifest: Manifest, source: Source, name: str, prompt: Prompt) -> PromptInfo:
     from ptdeploy.program.manifest import prompt_info
 
-    freeze_kv = all(spec.role != "table" for spec in manifest.graph.inputs)
+    roles = {spec.role for spec in manifest.graph.inputs}
+    freeze_kv = "table" not in roles or "prefix" in roles
     return prompt_info(source.checkpoints[name], prompt, source.meaning, freeze_kv)
 
 

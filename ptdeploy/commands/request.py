@@ -32,10 +32,21 @@ def _names_for(task_id: Any) -> Check:
     return prompt_names if is_all(task_id) else prompt_name
 
 
+# Which prompts an engine takes: of the kind of the first one, or of any kind.
+PROMPT_KINDS = ("own", "all")
+
+
 def _stem(checkpoint: str | Path) -> str:
     """A checkpoint's name, a file's without its ending."""
     given = Path(checkpoint).resolve()
     return given.stem if given.is_file() else given.name
+
+
+def _kinds(name: str, value: Any) -> str:
+    found = text(name, value)
+    if found in PROMPT_KINDS:
+        return found
+    raise refused(name, found, f"one of {', '.join(PROMPT_KINDS)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +68,7 @@ class CompileRequest:
     task_id: TaskId | None = None
     force: bool = False
     freeze_kv: bool = True
+    prompt_kinds: str = "own"
     max_batch: int | None = None
     max_context: int | None = None
     quantization: QuantizationOptions | None = None
@@ -82,6 +94,7 @@ class CompileRequest:
             task_id=maybe(task_or_all),
             force=flag,
             freeze_kv=flag,
+            prompt_kinds=_kinds,
             max_batch=maybe(whole(most=MOST)),
             max_context=maybe(whole(most=MOST)),
             quantization=maybe(instance(QuantizationOptions, **QUANTIZATION_OPTIONS)),
@@ -91,6 +104,11 @@ class CompileRequest:
         )
         if self.checkpoint is None:
             self._check_base_alone()
+        if self.prompt_kinds == "all" and not self.freeze_kv:
+            raise InputError(
+                "--prompt-kinds all takes prefix KV too, and --no-freeze-kv runs virtual tokens "
+                "alone."
+            )
 
     def _check_base_alone(self) -> None:
         """Without a checkpoint there is no prompt, and nothing of one can be asked for."""

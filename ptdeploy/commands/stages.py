@@ -150,7 +150,13 @@ def trace(plan: Plan, frozen: Frozen, progress: Progress) -> Traced:
     checkpoint = source.checkpoint
     with progress.stage("export to ONNX"):
         refuses = partial(plan.target.refuses, plan.device, numerics.activations)
-        options = BuildOptions(request.freeze_kv, numerics.operators, refuses, numerics.plain)
+        options = BuildOptions(
+            request.freeze_kv,
+            numerics.operators,
+            refuses,
+            numerics.plain,
+            request.prompt_kinds == "all",
+        )
         # An engine takes any of them.
         prompt = next(iter(frozen.prompts.values()))
         program, route = source.base.kind.build(frozen.model, source.base, prompt, options)

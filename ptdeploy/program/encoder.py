@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -79,18 +80,34 @@ class PrefixEncoder(nn.Module):
         types = {"token_type_ids": rest[0]} if self.takes_segments else {}
         prefix_kv, lengths, rows, *head = rest[len(types) :]
         self.head.start(rows, head)
-        slots = torch.arange(prefix_kv.shape[2])[None]
+        past = prefix_of_rows(prefix_kv, rows, self.layers)
+        return self.answer(
+            {"input_ids": input_ids, **types}, input_ids, attention_mask, past, lengths
+        )
+
+    def answer(
+        self,
+        text: dict[str, torch.Tensor],
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        past: Sequence[torch.Tensor],
+        lengths: torch.Tensor,
+    ) -> torch.Tensor:
+        """Logits of rows whose `past`, as `prefix_of_rows` gives it, is filled to `lengths`.
+
+        `text` is what the model is given of the rows, by its own names.
+        """
+        slots = torch.arange(past[0].shape[2])[None]
         filled = (slots < lengths[:, None]).to(attention_mask.dtype)
         mask = torch.cat([filled, attention_mask], dim=1)
         padded_attention.start(mask)
         outputs = self.model(
-            input_ids=input_ids,
             attention_mask=mask,
             position_ids=self.positions(input_ids, lengths[:, None]),
-            past_key_values=filled_cache(prefix_of_rows(prefix_kv, rows, self.layers)),
+            past_key_values=filled_cache(past),
             use_cache=False,
             return_dict=True,
-            **types,
+            **text,
         )
         pooled = None if self.per_token else getattr(outputs, "pooler_output", None)
         logits: torch.Tensor = self.classifier(
@@ -107,3 +124,47 @@ class PrefixEncoder(nn.Module):
             return before + torch.arange(input_ids.shape[1])[None]
         positions: torch.Tensor = numbered(input_ids, embeddings.padding_idx, before)
         return positions
+
+
+class AnyPromptEncoder(PrefixEncoder):
+    """An encoder for prompts of either kind, side by side in one batch: virtual tokens before a
+    row's text, or a prefix KV which its text attends to.
+
+    Takes what `PrefixEncoder` does, with the table of virtual tokens, ids behind the vocabulary,
+    before the prefix KV, which is (prefixes, layers * 2, heads, slots, head dim). Prompts that have
+    one come first: of the others' rows, whose length is 0, nothing of it is seen.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        vocabulary: int,
+        layers: int,
+        takes_segments: bool,
+        per_token: bool,
+        head: Head,
+    ) -> None:
+        super().__init__(model, layers, takes_segments, per_token, head)
+        self.words, self.vocabulary = model.get_input_embeddings(), vocabulary
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, *rest: torch.Tensor
+    ) -> torch.Tensor:
+        types = {"token_type_ids": rest[0]} if self.takes_segments else {}
+        table, prefix_kv, lengths, rows, *head = rest[len(types) :]
+        self.head.start(rows, head)
+        embeds = embed(self.words, self.vocabulary, input_ids, table)
+        own = prefix_kv[torch.minimum(rows, torch.tensor(prefix_kv.shape[0] - 1))]
+        past = [own[:, part] for part in range(2 * self.layers)]
+        text = {"inputs_embeds": embeds, **types}
+        return self.answer(text, input_ids, attention_mask, past, lengths)
+
+    def positions(self, input_ids: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
+        """As a row behind a prefix KV is numbered; one of virtual tokens as the model does by
+        itself, which then tells no padding id from others."""
+        numbered = super().positions(input_ids, before)
+        padding = getattr(self.model.embeddings, "padding_idx", 0)
+        if not hasattr(self.model.embeddings, "create_position_ids_from_input_ids"):
+            return numbered
+        alone = padding + 1 + torch.arange(input_ids.shape[1])[None]
+        return torch.where(before > 0, numbered, alone)

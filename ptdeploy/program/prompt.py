@@ -191,7 +191,7 @@ def trained_prefix(
         with torch.no_grad():
             own = tuple(_keys_and_values(model, table[None, : found.shape[3]]).shape)
     else:
-        own = _encoders_shape(model, found.shape[3])
+        own = encoders_prefix_shape(model, found.shape[3])
     if (own[:3], own[4]) != (found.shape[:3], found.shape[4]):
         raise BaseModelError(
             f"{checkpoint.weights_file}: its prefix KV is of {found.shape[0]} layers with "
@@ -208,7 +208,7 @@ def is_encoder(model: PreTrainedModel) -> bool:
     return hasattr(backbone(model), "embeddings")
 
 
-def _encoders_shape(model: PreTrainedModel, tokens: int) -> tuple[int, ...]:
+def encoders_prefix_shape(model: PreTrainedModel, tokens: int) -> tuple[int, ...]:
     """The shape of an encoder's prefix KV. Raises BaseModelError if it takes none."""
     config, kind = model.config, model.config.model_type
     takes = inspect.signature(backbone(model).forward).parameters

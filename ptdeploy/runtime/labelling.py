@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ptdeploy.backends.session import Session
-from ptdeploy.bundle import Bundle, Manifest
+from ptdeploy.bundle import Bundle, Manifest, PromptInfo
 from ptdeploy.bundle.signature import (
     BATCH,
     CLASSES,
@@ -217,21 +217,23 @@ def classifier_problems(manifest: Manifest, axes: tuple[str, ...]) -> Iterator[s
     text = (BATCH, SEQUENCE)
     inputs: Specs = [("ids", "int64", text), ("mask", "int64", text)]
     prefix = next((spec for spec in given if spec.role == "prefix"), None)
+    table = next((spec for spec in given if spec.role == "table"), None)
     # What may differ from model to model is taken from where it is, and all else held against it.
     none = (1, 2, 1, prompt.num_virtual_tokens, 1)
     shape = none if prompt.prefix_kv is None else prompt.prefix_kv
     if len(shape) != 5 or shape[1] != 2 or shape[3] != prompt.num_virtual_tokens:
         yield f"{where}prefix_kv is not the shape of a prefix KV"
-    if (prefix is None) != (prompt.prefix_kv is None):
+    # A graph that takes both has each of its prompts by one of them.
+    if (prefix is None) != (prompt.prefix_kv is None) and (prefix is None or table is None):
         yield f"{where}prefix_kv is not what the graph takes"
-    first = prefix or next((spec for spec in given if spec.role == "table"), None)
+    first = prefix or table
     dtype = first.dtype if first is not None and first.dtype in ACTIVATIONS else ACTIVATIONS[0]
     if manifest.limits.type_vocab_size:
         inputs.append(("segments", "int64", text))
-    if prefix is None:
-        inputs.append(("table", dtype, (VIRTUAL, prompt.token_dim or 0)))
-    else:
-        inputs.append(("prefix", dtype, (PREFIXES, shape[2], PREFIX, shape[4])))
+    if table is not None or prefix is None:
+        inputs.append(("table", dtype, (VIRTUAL, _width(table, prompt))))
+    if prefix is not None:
+        inputs.append(("prefix", dtype, _prefix_shape(prefix, table is not None, prompt, shape)))
         inputs.append(("lengths", "int64", (BATCH,)))
     heads = [spec for spec in given if spec.role == "head"]
     if heads or prefix is not None:
@@ -242,6 +244,30 @@ def classifier_problems(manifest: Manifest, axes: tuple[str, ...]) -> Iterator[s
     yield from unlike("outputs", manifest.graph.outputs, [("logits", "float32", (*axes, classes))])
     if heads and all(CLASSES not in spec.shape for spec in heads):
         yield f"no head has the axis {CLASSES!r} of the logits"
+
+
+def _width(table: TensorSpec | None, prompt: PromptInfo) -> int | str:
+    """The width of virtual tokens: the prompt's, or where that has none any that the graph has."""
+    if prompt.token_dim is not None or table is None or len(table.shape) != 2:
+        return prompt.token_dim or 0
+    return table.shape[1] if _is_size(table.shape[1]) else 0
+
+
+def _prefix_shape(
+    prefix: TensorSpec, beside_table: bool, prompt: PromptInfo, shape: tuple[int, ...]
+) -> tuple[int | str, ...]:
+    """The shape of the prefixes of a graph: of one that takes virtual tokens too it says how many
+    layers there are, whatever the prompt has."""
+    if not beside_table:
+        return (PREFIXES, shape[2], PREFIX, shape[4])
+    if prompt.prefix_kv is not None:
+        return (PREFIXES, 2 * shape[0], shape[2], PREFIX, shape[4])
+    sizes = [axis for axis in prefix.shape if _is_size(axis)]
+    return (PREFIXES, *sizes[:2], PREFIX, *sizes[2:]) if len(sizes) == 3 else (PREFIXES, PREFIX)
+
+
+def _is_size(axis: int | str) -> bool:
+    return isinstance(axis, int) and 1 <= axis <= MOST
 
 
 def _head_shape(spec: TensorSpec) -> tuple[int | str, ...]:

@@ -48,7 +48,8 @@ class PromptStack:
             places = {prompt: place for place, prompt in enumerate(self.prompts)}
             given[self.index] = np.array([places[one] if one else 0 for one in rows], np.int64)
         if self.lengths is not None:
-            given[self.lengths] = np.array([one.length if one else 0 for one in rows], np.int64)
+            filled = [one.length if one and one not in self.ids else 0 for one in rows]
+            given[self.lengths] = np.array(filled, np.int64)
         return given
 
     def before(self, prompt: RowPrompt) -> NDArray[np.int64]:
@@ -74,11 +75,16 @@ class PromptInputs:
 
     def stack(self, rows: Sequence[RowPrompt]) -> PromptStack:
         """The stack of the prompts that these rows have."""
-        distinct = dict.fromkeys(one for one in rows if one is not None)
-        # Whatever the order of the rows, it is the same stack.
-        prompts = tuple(sorted(distinct, key=lambda one: (one.name, id(one))))
-        found = self._stacks.pop(prompts, None) or self._placed(prompts)
-        self._stacks[prompts] = found
+        prompts = tuple(dict.fromkeys(one for one in rows if one is not None))
+        if len(prompts) > 1:
+            # Whatever the order of the rows, it is the same stack. A graph that takes prompts with
+            # and without a prefix KV finds those that have one first.
+            prompts = tuple(sorted(prompts, key=_place))
+        found = self._stacks.pop(prompts, None)
+        if found is not None:
+            self._stacks[prompts] = found
+            return found
+        found = self._stacks[prompts] = self._placed(prompts)
         self._make_room()
         return found
 
@@ -101,11 +107,11 @@ class PromptInputs:
             if array is not None:
                 stored = np.ascontiguousarray(to_stored(array, spec.dtype))
                 placed[spec.name] = self._session.place(stored)
-        firsts = accumulate((one.length for one in prompts), initial=self._vocabulary)
+        looked_up = [one for one in prompts if self._has_table and one.virtual_tokens is not None]
+        firsts = accumulate((one.length for one in looked_up), initial=self._vocabulary)
         ids = {
             one: np.arange(first, first + one.length)
-            for one, first in zip(prompts, firsts, strict=False)
-            if self._has_table
+            for one, first in zip(looked_up, firsts, strict=False)
         }
         return PromptStack(prompts, placed, self._index, self._lengths, ids)
 
@@ -123,8 +129,18 @@ def _stacked(spec: TensorSpec, prompts: Sequence[Prompt]) -> NDArray[np.float32]
         return _joined([part[None] for part in parts])
     if spec.role == "prefix":
         kvs = [one.prefix_kv for one in prompts if one.prefix_kv is not None]
-        return _joined(_grown([kv.reshape(-1, *kv.shape[2:]) for kv in kvs], 2))
+        if len(spec.shape) == 4:
+            return _joined(_grown([kv.reshape(-1, *kv.shape[2:]) for kv in kvs], 2))
+        _, parts_of_one, heads, _, width = spec.shape
+        if not kvs:
+            # No row sees it, and an engine may refuse what is empty.
+            return np.zeros((1, int(parts_of_one), int(heads), 1, int(width)), np.float32)
+        return _joined(_grown([kv.reshape(1, -1, *kv.shape[2:]) for kv in kvs], 3))
     return None
+
+
+def _place(prompt: Prompt) -> tuple[bool, str, int]:
+    return prompt.prefix_kv is None, prompt.name, id(prompt)
 
 
 def _joined(parts: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:

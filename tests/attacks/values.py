@@ -317,7 +317,7 @@ def _of_compile(nowhere: Path) -> Iterator[Door]:
         "labels",
         "force",
     )
-    names += ("freeze_kv", "max_batch", "max_context", "golden")
+    names += ("freeze_kv", "prompt_kinds", "max_batch", "max_context", "golden")
     names += ("quantization", "engine", "progress")
     for one in names:
         yield Door(

@@ -15,6 +15,7 @@ from ptdeploy.program.kinds.kind import (
     MASK,
     BuildOptions,
     ProgramKind,
+    any_prefix,
     class_logits,
     prefix_inputs,
     table,
@@ -90,14 +91,22 @@ def _encoder(
     options: BuildOptions,
 ) -> tuple[Program, Route]:
     from ptdeploy.program.decoder import ClassifyingDecoder
-    from ptdeploy.program.encoder import Encoder, PrefixEncoder
+    from ptdeploy.program.encoder import AnyPromptEncoder, Encoder, PrefixEncoder
     from ptdeploy.program.head import Head, prompt_index
     from ptdeploy.program.program import Program
-    from ptdeploy.program.prompt import is_encoder
+    from ptdeploy.program.prompt import encoders_prefix_shape, is_encoder
 
     head = Head(model, prompt.head)
     segments = (_SEGMENTS,) if base.type_vocab_size else ()
     logits = class_logits(axes, base.num_labels, head.specs)
+    if options.all_kinds:
+        layers, _, heads, _, width = encoders_prefix_shape(model, 1)
+        prefixes = (*any_prefix(layers, heads, width), prompt_index())
+        inputs = (IDS, MASK, *segments, table(base.embedding_dim), *prefixes, *head.specs)
+        every = AnyPromptEncoder(
+            model, base.vocab_size, layers, bool(segments), SEQUENCE in axes, head
+        )
+        return _lowered(model, Program(every.eval(), Signature(inputs, (logits,))), options)
     if prompt.prefix_kv is not None:
         layers = prompt.prefix_kv.shape[0]
         prefix = (*prefix_inputs(prompt.prefix_kv), prompt_index())

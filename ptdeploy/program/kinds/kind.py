@@ -46,6 +46,17 @@ def prefix_inputs(prefix_kv: NDArray[Any]) -> tuple[TensorSpec, TensorSpec]:
     )
 
 
+def any_prefix(layers: int, heads: int, width: int) -> tuple[TensorSpec, TensorSpec]:
+    """`prefix_inputs` of a graph whose rows may have none: how many layers a prefix KV has is said
+    by its shape, as by no prompt that is there."""
+    meaning = "prefix KV of every prompt that has one, keys before values of each layer"
+    shape = (PREFIXES, 2 * layers, heads, PREFIX, width)
+    return (
+        TensorSpec("prefix_kv", "prefix", "float32", shape, meaning),
+        TensorSpec("prefix_lengths", "lengths", "int64", (BATCH,), "slots of each row's prefix KV"),
+    )
+
+
 def class_logits(axes: tuple[int | str, ...], labels: int, head: Collection[object]) -> TensorSpec:
     """Class scores: of the prompt's own labels where its head is an input."""
     shape = (*axes, CLASSES if head else labels)
@@ -58,18 +69,20 @@ def _never(_: Attention) -> str:
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What a program with a KV buffer is built for; other kinds need none of it.
+    """What a program is built for; one without a KV buffer needs the last alone.
 
     Without `freeze_kv` the virtual tokens are run, looked up in a table. `operators` are what
     attention is traced as, None where the target has none over a buffer. `refuses` says why the
     target's operator cannot compute a layer, "" where it can.
     `plain` says whether the target runs attention that is traced as none of its operators.
+    With `all_kinds` an encoder takes prompts of virtual tokens and of prefix KV alike.
     """
 
     freeze_kv: bool = True
     operators: Operators | None = "onnxruntime"
     refuses: Callable[[Attention], str] = _never
     plain: bool = True
+    all_kinds: bool = False
 
 
 class ProgramKind(ABC):
