@@ -84,9 +84,17 @@ def onnxruntime_fused(source: Path, result: Path, precision: str) -> None:
 
 def onnx_dynamic(source: Path, result: Path, precision: str) -> None:
     """ONNX Runtime's dynamic quantization: int8 weights, a scale for each column."""
+    import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    quantize_dynamic(source, result, weight_type=QuantType.QInt8, per_channel=True)
+    quantize_dynamic(
+        source,
+        result,
+        weight_type=QuantType.QInt8,
+        per_channel=True,
+        # It cannot work out what comes out of a fused operator.
+        extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
+    )
 
 
 def genai(base: Path, result: Path, precision: str) -> None:
