@@ -57,11 +57,7 @@ def add_options(sub: argparse.ArgumentParser) -> None:
     options.add_task(sub)
     sub.add_argument("--force", action="store_true", help="replace a bundle that is there")
     options.add_golden(sub)
-    sub.add_argument(
-        "--cpp-tokenizer",
-        action="store_true",
-        help="write the tokenizer as OpenVINO's programs too, with which C++ takes text",
-    )
+    options.add_cpp_tokenizer(sub)
     sub.add_argument(
         "--prompt-kinds",
         choices=("own", "all"),

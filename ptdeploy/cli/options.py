@@ -46,6 +46,14 @@ def add_head(sub: argparse.ArgumentParser) -> None:
     )
 
 
+def add_cpp_tokenizer(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--cpp-tokenizer",
+        action="store_true",
+        help="write the tokenizer as OpenVINO's programs too, with which C++ takes text",
+    )
+
+
 def add_golden(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--golden",
