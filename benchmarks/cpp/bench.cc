@@ -51,7 +51,7 @@ int main() {
       words >> steps;
       options.max_new_tokens = steps;
       options.eos_token_ids.emplace();
-      engine->generate({ids}, options);
+      engine->generate({ids}, {}, options);
       answer = since(start);
     } else {
       answer = peak_bytes();

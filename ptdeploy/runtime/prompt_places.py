@@ -24,7 +24,8 @@ def prompt_place(
 
     `problems` says what is wrong with a manifest for the engine of `own`. Raises InputError if
     there is no such prompt, BundleError if what is there is damaged, its engine is another one, or
-    the prompt does not fit.
+    the prompt does not fit. The C++ library has the same rules, in the same order and the same
+    words (prompt_place.cc).
     """
     theirs, engine = _read(Path(path), own.manifest)
     found = _found(theirs, name)
@@ -65,7 +66,8 @@ def _found(theirs: Bundle, name: str | None) -> str:
         return next(iter(prompts))
     if name is None and default is not None:
         return default
+    what = f"prompt {name!r}" if name else "default prompt"
     raise InputError(
-        f"{theirs.path}: has no prompt {name!r}; it has {in_words(prompts)}.",
+        f"{theirs.path}: has no {what}; it has {in_words(prompts)}.",
         "Give the name that it has there.",
     )

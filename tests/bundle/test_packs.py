@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from support.damage import edit
+from support.pack_damage import PACK_DAMAGE, Change
 
 from ptdeploy.bundle import pack_schema, read_pack
 from ptdeploy.errors import BundleError
@@ -49,35 +48,15 @@ def test_the_published_schema_is_the_readers_own(pack):
     jsonschema.validate(manifest, json.loads(published.read_text()))
 
 
-Change = Callable[[dict[str, Any]], object]
-
-
-def _first(**fields: Any) -> Change:
-    return lambda manifest: manifest["files"][0].update(fields)
-
-
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda m: m.update(format_version=2), "'ptdeploy-prompt' version 2; this ptdeploy reads"),
+        *PACK_DAMAGE,
         (lambda m: m.update(format="ptdeploy-bundle"), "reads 'ptdeploy-prompt' version 1"),
-        (lambda m: m.update(extra=1), "not a valid manifest"),
-        (lambda m: m.pop("engine_sha256"), "not a valid manifest"),
-        (lambda m: m.update(engine_sha256="x"), "engine_sha256 is no SHA-256"),
-        (lambda m: m.update(name="../up"), "name is one that no prompt can have"),
-        (_first(role="model"), "files[0].role is 'model', which is no file of a prompt"),
-        (_first(role="parity"), "lists two files with the role 'parity'"),
-        (_first(of="another"), "files[0].of is not the pack's name"),
-        (_first(of=None), "files[0].of is not the pack's name"),
-        (_first(path="../prompt.safetensors"), "leaves the bundle's folder"),
-        (_first(path="/etc/passwd"), "leaves the bundle's folder"),
-        (lambda m: m["files"].append(m["files"][0]), "lists two files with the role 'prompt'"),
-        (lambda m: m["files"][2].update(path=m["files"][0]["path"]), "'prompt.safetensors' twice"),
-        (_first(path="gone"), "is missing"),
-        (_first(size=1), "bytes, but the manifest says 1"),
-        (_first(sha256="0" * 64), "its SHA-256 is not the manifest's"),
-        (lambda m: m["files"].pop(0), "lists no file with the role 'prompt'"),
-        (lambda m: m["files"].pop(1), "lists no file with the role 'reference'"),
+        (
+            lambda m: m["files"][0].update(sha256="0" * 64),
+            "its SHA-256 is not the manifest's",
+        ),
     ],
 )
 def test_a_pack_that_says_what_is_not_so_is_refused(pack, change: Change, reason):

@@ -1,5 +1,6 @@
 // Answers requests on standard input, one a line, words apart by tabs, with one line of JSON each.
-// Rows are "5,6,7;8,9"; floats go out as their bits, so that equal means equal.
+// Rows are "5,6,7;8,9"; floats go out as their bits, so that equal means equal. A prompt is "+NAME",
+// "-" for the base model or "*" for the default one; prompts are "all +NAME" or "each +NAME - *".
 #include <cmath>
 #include <cstring>
 #include <iostream>
@@ -30,6 +31,21 @@ std::vector<ptdeploy::Ids> rows_of(const std::string& text) {
   std::vector<ptdeploy::Ids> rows;
   for (const std::string& part : split(text, ';')) rows.push_back(ids_of(part));
   return rows;
+}
+
+ptdeploy::Prompt prompt_of(const std::string& text) {
+  if (text == "-") return ptdeploy::Prompt::base();
+  if (text == "*") return {};
+  return text.substr(1);
+}
+
+ptdeploy::Prompts prompts_of(const std::string& text) {
+  if (text.empty()) return {};
+  const Words words = split(text, ' ');
+  if (words[0] == "all") return prompt_of(words.at(1));
+  std::vector<ptdeploy::Prompt> each;
+  for (std::size_t i = 1; i < words.size(); ++i) each.push_back(prompt_of(words[i]));
+  return each;
 }
 
 // "0a1b": any bytes in a line.
@@ -90,7 +106,8 @@ std::string truth(bool value) { return value ? "true" : "false"; }
 std::string measure(const std::optional<double>& value) { return value ? number(*value) : "null"; }
 
 std::string report_text(const ptdeploy::ParityReport& report) {
-  std::string out = "{\"passed\":" + truth(report.passed) +
+  std::string out = "{\"passed\":" + truth(report.passed) + ",\"prompt\":" + quoted(report.prompt) +
+                    ",\"prompts\":" + list(report.prompts, report_text) +
                     ",\"reference\":" + quoted(report.reference) +
                     ",\"largest_allowed\":" + measure(report.largest_allowed) +
                     ",\"texts_not_compared\":" + std::to_string(report.texts_not_compared) +
@@ -115,12 +132,12 @@ std::string report_text(const ptdeploy::ParityReport& report) {
            ",\"max_abs\":" + measure(one.max_abs) + ",\"mean_abs\":" + measure(one.mean_abs) +
            ",\"cosine\":" + measure(one.cosine) + ",\"kl\":" + measure(one.kl) +
            ",\"top1_agreement\":" + number(one.top1_agreement) +
-           ",\"passed\":" + truth(one.passed) + "}";
+           ",\"passed\":" + truth(one.passed) + ",\"mixed\":" + truth(one.mixed) + "}";
   };
   auto one_row = [](const ptdeploy::ParityGreedy& one) {
     return "{\"length\":" + std::to_string(one.length) +
            ",\"agreed\":" + std::to_string(one.agreed) + ",\"total\":" + std::to_string(one.total) +
-           ",\"passed\":" + truth(one.passed) + "}";
+           ",\"passed\":" + truth(one.passed) + ",\"mixed\":" + truth(one.mixed) + "}";
   };
   return out + ",\"cases\":" + list(report.cases, one_case) +
          ",\"greedy\":" + list(report.greedy, one_row) + "}";
@@ -133,6 +150,16 @@ std::string info_text(const ptdeploy::BundleInfo& info) {
          ",\"prefix_kv\":" + truth(info.prefix_kv) +
          ",\"max_sequence\":" + integer(info.max_sequence) +
          ",\"max_context\":" + integer(info.max_context) +
+         ",\"columns\":" + std::to_string(info.columns) + "}";
+}
+
+std::string prompt_text(const ptdeploy::PromptInfo& info) {
+  static const char* const kHeads[] = {"softmax", "sigmoid", "regression"};
+  return "{\"name\":" + quoted(info.name) + ",\"kind\":" + quoted(info.kind) + ",\"head\":\"" +
+         kHeads[static_cast<int>(info.head)] + "\",\"labels\":" + list(info.labels, quoted) +
+         ",\"num_virtual_tokens\":" + integer(info.num_virtual_tokens) +
+         ",\"prefix_kv\":" + truth(info.prefix_kv) +
+         ",\"max_sequence\":" + integer(info.max_sequence) +
          ",\"columns\":" + std::to_string(info.columns) + "}";
 }
 
@@ -180,6 +207,7 @@ struct Open {
       if (!word(3).empty()) options.threads = std::stoi(word(3));
       options.device = word(4);
       options.map_weights = word(5) == "map";
+      if (!word(6).empty()) options.max_prompts = std::stoull(word(6));
       engines.erase(word(1));
       engines.emplace(word(1), Engine::open(word(2), options));
       return "{}";
@@ -190,24 +218,28 @@ struct Open {
       });
     if (what == "close") return engines.erase(word(1)), "{}";
     if (what.rfind("session", 0) == 0) return session(what, word(1), word(2));
-    const Engine& engine = engines.at(word(1));
+    Engine& engine = engines.at(word(1));
     if (what == "encode") return list(engine.encode(bytes_of(word(2))), integer);
     if (what == "decode") return quoted(engine.decode(ids_of(word(2))));
+    if (what == "load") return engine.load_prompt(word(2), word(3)), "{}";
+    if (what == "unload") return engine.unload_prompt(word(2)), "{}";
+    if (what == "prompts") return list(engine.prompts(), prompt_text);
+    if (what == "prompt") return prompt_text(engine.prompt(prompt_of(word(2))));
     if (what == "info") return info_text(engine.info());
     if (what == "read") return quoted(engine.read(word(2)).value_or(""));
     if (what == "verify") return report_text(engine.verify());
     if (what == "logits")
-      return list(engine.logits(rows_of(word(2)), rows_of(word(3))),
+      return list(engine.logits(rows_of(word(2)), prompts_of(word(4)), rows_of(word(3))),
                   [](const ptdeploy::Logits& one) { return list(one.values, bits); });
     if (what == "classify")
-      return list(engine.classify(rows_of(word(2)), 16, rows_of(word(3))),
+      return list(engine.classify(rows_of(word(2)), prompts_of(word(4)), 16, rows_of(word(3))),
                   [](const ptdeploy::Classification& one) {
                     return "{\"label\":" + quoted(one.label) +
                            ",\"index\":" + std::to_string(one.index) +
                            ",\"probabilities\":" + list(one.probabilities, number) + "}";
                   });
     if (what == "tag")
-      return list(engine.tag(rows_of(word(2)), 16, rows_of(word(3))),
+      return list(engine.tag(rows_of(word(2)), prompts_of(word(4)), 16, rows_of(word(3))),
                   [](const std::vector<ptdeploy::TokenLabel>& row) {
                     return list(row, [](const ptdeploy::TokenLabel& one) {
                       return "{\"token_id\":" + integer(one.token_id) +
@@ -217,7 +249,8 @@ struct Open {
                   });
     if (what == "generate") {
       const ptdeploy::GenerateOptions options = options_of(word(3), stop);
-      return list(engine.generate(rows_of(word(2)), options, stop_after(stop)), written);
+      return list(engine.generate(rows_of(word(2)), prompts_of(word(4)), options, stop_after(stop)),
+                  written);
     }
     throw std::runtime_error("unknown request " + what);
   }
@@ -226,7 +259,8 @@ struct Open {
     if (what == "session-open") {
       const Words parts = split(given, ' ');
       sessions.erase(name);
-      sessions.emplace(name, engines.at(parts.at(0)).session(std::stoull(parts.at(1))));
+      const ptdeploy::Prompt prompt = prompt_of(parts.size() > 2 ? parts[2] : "*");
+      sessions.emplace(name, engines.at(parts.at(0)).session(prompt, std::stoull(parts.at(1))));
       return "{}";
     }
     ptdeploy::Session& session = sessions.at(name);

@@ -24,7 +24,7 @@ def address() -> Path:
 
 @pytest.fixture(scope="module")
 def thread() -> Path:
-    return native.build(native.TESTS, "thread", ("ptdeploy_server", "planted"))
+    return native.build(native.TESTS, "thread", ("ptdeploy_server", "planted", "storm"))
 
 
 def exercise(probe: native.Probe, bundle: Path) -> None:
@@ -134,6 +134,29 @@ def test_none_whatever_byte_of_the_prompts_header_changed(compiled, address, tmp
     assert probe.close() == ""
 
 
+@pytest.mark.parametrize("kind", ["encoder", "decoder"])
+def test_none_while_prompts_come_and_go(siblings, packed, address, kind):
+    task = {"encoder": ("bert", "SEQ_CLS"), "decoder": ("qwen2", "CAUSAL_LM")}[kind]
+    one = siblings(*task)
+    probe = native.Probe(str(address / "probe"))
+    assert probe.ask("open", "e", one.first.bundle, "", "", "", 1) == {}
+    rows = text_of(ROWS)
+    for name in one.others:
+        assert probe.ask("load", "e", one.of(name).bundle, name) == {}
+    assert probe.ask("load", "e", packed(*task).path, "guest") == {}
+    for names in ("+long +short +default +guest", "+guest * +long +nobody", "* - +short +long"):
+        probe.ask("logits", "e", rows, "", f"each {names}")
+        probe.ask("generate", "e", rows, "max_new_tokens=5", f"each {names}")
+    probe.ask("session-open", "s", "e 20 +long")
+    assert probe.ask("unload", "e", "long") == {}
+    assert "error" in probe.ask("load", "e", one.of("long").bundle, "short")
+    probe.ask("close", "e")
+    if task[1] == "CAUSAL_LM":
+        probe.ask("session-append", "s", "5,6,7")
+        assert probe.ask("session-generate", "s", "max_new_tokens=4 eos_token_ids=")["token_ids"]
+    assert probe.close() == ""
+
+
 def test_none_in_the_c_abi(bundles, address):
     for kind in ("token classifier", "fused"):
         for more in ((), ("verify",)):
@@ -163,6 +186,24 @@ def serve(thread: Path, bundle: Path, threads: int, suppressions: Path | None) -
 @pytest.mark.parametrize("kind", ["encoder classifier", "fused", "plain", "fused, not frozen"])
 def test_no_data_race_in_the_server_and_nothing_suppressed(bundles, thread, kind):
     serve(thread, bundles(kind), 1, None)
+
+
+@pytest.mark.parametrize(("architecture", "task"), [("bert", "SEQ_CLS"), ("qwen2", "CAUSAL_LM")])
+def test_no_data_race_while_prompts_come_and_go_beside_requests(
+    compiled, packed, thread, architecture, task
+):
+    pack = packed(architecture, task).path
+    done = subprocess.run(
+        [thread / "storm", compiled(architecture, task).bundle, pack, "40"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    answered, refused, rounds = map(int, done.stdout.split())
+    assert answered + refused == 160
+    assert answered
+    assert rounds
 
 
 @pytest.mark.parametrize("kind", ["encoder classifier", "fused"])

@@ -12,6 +12,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from support import native
 from support.damage import edit
@@ -144,6 +145,74 @@ def test_c99_calls_the_c_abi(bundles, built):
         "2 ptdeploy_options.size is not sizeof(ptdeploy_options). | "
         "Start from ptdeploy_default_options().",
     ]
+
+
+@pytest.mark.parametrize(("architecture", "task"), [("bert", "SEQ_CLS"), ("qwen2", "CAUSAL_LM")])
+def test_c99_gives_each_row_its_prompt(compiled, packed, built, architecture, task):
+    rows, pack = [[5, 6, 7], [40], [9, 10]], packed(architecture, task).path
+    bundle, writes = compiled(architecture, task).bundle, task == "CAUSAL_LM"
+    engine = ptdeploy.load(bundle)
+    for name in ("other", "again"):
+        engine.load_prompt(pack, name)
+    names = ["other", None if writes else "again"]
+    names.insert(1, "default")
+    lines = iter(output(built / "c_api", bundle, "prompts", pack).splitlines()[1:])
+    heads = ["softmax", "sigmoid", "regression"]
+
+    def listed(expected: list[str]) -> None:
+        for name in expected:
+            info = engine.prompt_info(name)
+            room = engine.limits_beside(info.num_virtual_tokens).max_sequence
+            columns = len(info.labels) or engine.manifest.limits.vocab_size
+            facts = [name, info.kind, heads.index(info.head), info.num_virtual_tokens, room]
+            assert next(lines) == "|".join(map(str, [*facts, columns, *info.labels]))
+        assert next(lines).startswith(f"1 The list has {len(expected)} prompts; there is none")
+
+    listed(["default", "other", "again"])
+    logits = engine.logits(rows, prompt=names)
+    numbers = np.concatenate([array.ravel() for array in logits])
+    assert np.array_equal(np.array(next(lines).split(), np.float32), numbers)
+    assert next(lines) == " ".join(str(array.shape[-1]) for array in logits)
+    fewer = f"2 The answer has {numbers.size} numbers, but capacity is {numbers.size - 1}."
+    assert next(lines) == fewer
+    if writes:
+        for row in engine.greedy(rows, 8, prompt=names):
+            assert next(lines) == " ".join(map(str, row)) + " stopped 0"
+        (row,) = engine.greedy(rows[:1], 8, prompt=None)
+        assert next(lines) == " ".join(map(str, row)) + " stopped 0"
+    else:
+        given = np.concatenate([one.probabilities for one in engine.classify(rows, prompt=names)])
+        assert list(map(float, next(lines).split())) == pytest.approx(given.tolist(), rel=1e-14)
+    unknown = f"2 {bundle}: has no prompt 'nobody'; it has 'again', 'default', 'other'."
+    for said in (
+        unknown,
+        "2 prompt names 2, but the request has 3 rows.",
+        "2 prompts is null.",
+        "2 ptdeploy_request.size is not sizeof(ptdeploy_request). | "
+        "Start from ptdeploy_default_request().",
+        unknown,
+    ):
+        assert next(lines) == said
+    listed(["default", "other"])
+    assert next(lines, None) is None
+
+
+def test_the_examples_take_a_prompt(compiled, packed, examples, tmp_path):
+    bundle = Path(shutil.copytree(compiled("bert", "SEQ_CLS").bundle, tmp_path / "bundle"))
+    ptdeploy.prompt_add(bundle, packed("bert", "SEQ_CLS").path, name="legal")
+    (want,) = ptdeploy.load(bundle).classify([[5, 6, 7]], prompt="legal")
+    said = output(examples / "classify", "--prompt", "legal", bundle, "5,6,7")
+    assert said == f"{want.label} {want.probability:.3f}\n"
+    assert "has no prompt 'lagel'" in output(
+        examples / "classify", "--prompt", "lagel", bundle, "5,6,7", code=2
+    )
+    assert (
+        output(examples / "server", bundle, given="a@legal 5,6,7\n") == f"a@legal\t{want.label}\n"
+    )
+    lines = output(examples / "verify", bundle).splitlines()
+    assert lines[0] == "prompt 'default'"
+    assert "prompt 'legal'" in lines
+    assert lines[-1] == "parity holds"
 
 
 def test_the_c_abi_refuses_with_a_status(built, tmp_path):

@@ -1,6 +1,6 @@
 // server BUNDLE [WORKERS [THREADS]]: reads a request a line, ID TEXT, and answers ID TAB RESULT as
-// each is done. One engine serves all workers: its weights and the prompt's prefix KV are there
-// once.
+// each is done; of ID@PROMPT TEXT with that prompt. One engine serves all workers: its weights and its
+// prompts are there once.
 #include <stdlib.h>
 
 #include <algorithm>
@@ -56,12 +56,18 @@ class Queue {
   bool closed_ = false;
 };
 
-std::string answer(const ptdeploy::Engine& engine, const Text& text, const std::string& asked) {
+ptdeploy::Prompt prompt_of(const std::string& id) {
+  const std::size_t at = id.rfind('@');
+  return at == std::string::npos ? ptdeploy::Prompt() : ptdeploy::Prompt(id.substr(at + 1));
+}
+
+std::string answer(const ptdeploy::Engine& engine, const Text& text, const Request& asked) {
   try {
-    const ptdeploy::Ids ids = text.encode(asked);
+    const ptdeploy::Ids ids = text.encode(asked.text);
+    const ptdeploy::Prompt prompt = prompt_of(asked.id);
     if (engine.info().task == ptdeploy::Task::causal_lm)
-      return text.decode(engine.generate({ids})[0].token_ids);
-    return engine.classify({ids})[0].label;
+      return text.decode(engine.generate({ids}, prompt)[0].token_ids);
+    return engine.classify({ids}, prompt)[0].label;
   } catch (const ptdeploy::Error& error) {
     return "error: " + error.problem();  // one bad request is no reason to stop
   }
@@ -86,7 +92,7 @@ int main(int argc, char** argv) {
     for (int i = 0; i < workers; ++i)
       threads.emplace_back([&] {
         while (auto request = queue.take()) {
-          const std::string result = answer(engine, text, request->text);
+          const std::string result = answer(engine, text, *request);
           std::lock_guard<std::mutex> lock(output);
           // A line each: no answer, and no id, can forge another's.
           std::cout << ptdeploy::printable(request->id) << '\t' << ptdeploy::printable(result)

@@ -52,11 +52,17 @@ std::string short_text(const std::optional<double>& number) {
 // An engine that fails gives no numbers that could be wrong.
 const char* verdict(const ParityReport& report) {
   if (report.passed) return "parity holds";
-  if (report.engine_faults == 0) return "PARITY MISMATCH";
+  bool fails = false, mismatch = false;
   const auto wrong = [](const auto& one) { return !one.passed && one.stopped.empty(); };
-  const bool both = std::any_of(report.cases.begin(), report.cases.end(), wrong) ||
-                    std::any_of(report.greedy.begin(), report.greedy.end(), wrong);
-  return both ? "THE ENGINE FAILS, AND THERE IS A PARITY MISMATCH" : "THE ENGINE FAILS";
+  const auto add = [&](const ParityReport& one) {
+    fails = fails || one.engine_faults > 0;
+    mismatch = mismatch || std::any_of(one.cases.begin(), one.cases.end(), wrong) ||
+               std::any_of(one.greedy.begin(), one.greedy.end(), wrong);
+  };
+  add(report);
+  for (const ParityReport& other : report.prompts) add(other);
+  if (!fails) return "PARITY MISMATCH";
+  return mismatch ? "THE ENGINE FAILS, AND THERE IS A PARITY MISMATCH" : "THE ENGINE FAILS";
 }
 
 std::string positions(const ptdeploy::ParityQuality& quality) {
@@ -89,7 +95,8 @@ void print(const ParityReport& report) {
                 : group.fails      ? "  FAILS"
                                    : "  MISMATCH");
   for (const auto& one : report.greedy)
-    std::printf("greedy tokens, row of %zu: %zu of %zu agree\n", one.length, one.agreed, one.total);
+    std::printf("greedy tokens, row of %zu%s: %zu of %zu agree\n", one.length,
+                one.mixed ? ", mixed prompts" : "", one.agreed, one.total);
   if (const auto& quality = report.quality) {
     std::printf("quantized weights on %s: top-1 agreement %.2f%% at %s positions of %zu texts%s",
                 printable(quality->evaluated_on).c_str(), 100 * quality->top1_agreement,
@@ -101,10 +108,21 @@ void print(const ParityReport& report) {
   }
   if (report.largest_allowed) std::printf("allowed max abs %.2g; ", *report.largest_allowed);
   std::printf("reference: %s\n", printable(report.reference).c_str());
-  for (std::size_t i = 0; i < report.failures.size(); ++i)
+  for (std::size_t i = 0; i < report.own_failures; ++i)
     std::printf("%s%s\n", i < report.engine_faults ? "" : "mismatch: ",
                 printable(report.failures[i]).c_str());
   for (const std::string& note : report.notes) std::printf("note: %s\n", printable(note).c_str());
+}
+
+void print_all(const ParityReport& report) {
+  const auto add = [&report](const ParityReport& one) {
+    if (report.prompts.empty()) return print(one);
+    if (one.prompt.empty()) std::puts("without a prompt");
+    if (!one.prompt.empty()) std::printf("prompt '%s'\n", printable(one.prompt).c_str());
+    print(one);
+  };
+  add(report);
+  for (const ParityReport& other : report.prompts) add(other);
   std::puts(verdict(report));
 }
 
@@ -116,7 +134,7 @@ int main(int argc, char** argv) {
   if (argc != 2) return std::fprintf(stderr, "usage: verify BUNDLE\n"), 2;
   try {
     const ParityReport report = ptdeploy::Engine::open(argv[1]).verify();
-    print(report);
+    print_all(report);
     return report.passed ? 0 : 1;
   } catch (const ptdeploy::TargetUnavailable& error) {
     std::fprintf(stderr, "verify: %s\n", error.what());

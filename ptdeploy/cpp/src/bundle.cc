@@ -1,111 +1,16 @@
 #include "bundle.hpp"
 
-#include <cerrno>
 #include <cstdint>
 #include <set>
-#include <system_error>
 #include <vector>
 
+#include "manifest_file.hpp"
 #include "paths.hpp"
-#include "schema.hpp"
 #include "sha256.hpp"
 #include "whose.hpp"
 
 namespace ptdeploy::detail {
 namespace {
-
-constexpr const char* kManifestName = "manifest.json";
-constexpr std::uintmax_t kMaxManifestBytes = 4 * 1024 * 1024;
-
-constexpr const char* kPointer = "version https://git-lfs.github.com/spec/";
-constexpr std::size_t kPointerBytes = 1024;
-
-std::string reason_of(int number) { return std::generic_category().message(number); }
-
-// As much of a file as `most`, as text.
-std::string read_text(Held& held, const std::string& name, std::uintmax_t most) {
-  held.size(name);
-  std::string text;
-  held.read(name, most,
-            [&text](const char* bytes, std::size_t count) { text.append(bytes, count); });
-  return text;
-}
-
-// What Git LFS leaves in a clone where the file itself was not fetched.
-void refuse_pointer(const std::string& file, const std::string& content) {
-  if (content.size() <= kPointerBytes && content.rfind(kPointer, 0) == 0)
-    throw BundleError(file + ": is a Git LFS pointer, not the file it stands for.",
-                      "Fetch the files themselves: git lfs pull");
-}
-
-std::shared_ptr<Held> hold(const std::string& path) {
-  try {
-    return std::make_shared<Held>(path);
-  } catch (const FileFault& fault) {
-    if (fault.number == EACCES || fault.number == EMFILE || fault.number == ENFILE)
-      throw BundleError(path + ": cannot be read (" + reason_of(fault.number) + ").");
-    throw BundleError(path + ": no such bundle folder.");
-  }
-}
-
-Manifest read_manifest(Held& held, const std::string& path) {
-  const std::string file = join(path, kManifestName);
-  std::string text;
-  try {
-    text = read_text(held, kManifestName, kMaxManifestBytes + 1);
-  } catch (const FileFault& fault) {
-    if (fault.number != ENOENT && fault.number != kNotAFile && fault.number != ELOOP)
-      throw BundleError(file + ": cannot be read (" + reason_of(fault.number) + ").");
-    throw BundleError(path + ": has no " + kManifestName + ", so it is no bundle.",
-                      "Make one with: ptdeploy compile CHECKPOINT --target ort -o BUNDLE");
-  }
-  if (text.size() > kMaxManifestBytes)
-    throw BundleError(file + ": larger than " + std::to_string(kMaxManifestBytes) +
-                      " bytes, not a manifest.");
-  refuse_pointer(file, text);
-  return parse_manifest(text, file);
-}
-
-bool leaves(const std::string& path) {
-  if (path.empty() || path[0] == '/' || path.find('\\') != std::string::npos ||
-      path.find('\0') != std::string::npos)
-    return true;
-  const std::string framed = "/" + path + "/";
-  return framed.find("/../") != std::string::npos;
-}
-
-// A link may lead anywhere, as in the hub's cache: what it leads to must be a regular file of the
-// listed size and hash, so that nothing can be read that the bundle does not hold already.
-std::uintmax_t listed_size(Held& held, const std::string& folder, const FileEntry& entry) {
-  const std::string file = join(folder, entry.path);
-  try {
-    return held.size(entry.path);
-  } catch (const FileFault& fault) {
-    if (fault.number == ELOOP)
-      throw BundleError(join(folder, kManifestName) + ": " + quoted(entry.path) +
-                        " is a link that leads back to itself.");
-    for (int number : {EACCES, EMFILE, ENFILE, EIO})
-      if (fault.number == number)
-        throw BundleError(file + ": cannot be read (" + reason_of(number) + ").");
-    if (is_link(file))
-      throw BundleError(file + ": is a link to no file.",
-                        "Copy what the links lead to, too: cp -rL");
-    throw BundleError(file + ": is missing.", "Copy the whole bundle folder again.");
-  }
-}
-
-void check_file(Held& held, const std::string& folder, const FileEntry& entry) {
-  if (leaves(entry.path))
-    throw BundleError(join(folder, kManifestName) + ": " + quoted(entry.path) +
-                      " leaves the bundle's folder.");
-  const std::string file = join(folder, entry.path);
-  const std::uintmax_t size = listed_size(held, folder, entry);
-  if (entry.size >= 0 && size == static_cast<std::uintmax_t>(entry.size)) return;
-  refuse_pointer(file, read_text(held, entry.path, kPointerBytes + 1));
-  throw BundleError(file + ": has " + std::to_string(size) + " bytes, but the manifest says " +
-                        std::to_string(entry.size) + ".",
-                    "The file is damaged. Copy the whole bundle folder again.");
-}
 
 // Gives `take` a file's bytes in pieces. Throws BundleError, after the last of them, unless they are
 // the listed ones.
@@ -128,19 +33,36 @@ void take_hashed(const Bundle& bundle, const FileEntry& entry, Take take) {
                       "The file was changed or damaged. Copy the whole bundle folder again.");
 }
 
+// All files but those of other prompts than the default one.
+bool is_needed(const FileEntry& file, const Manifest& manifest) {
+  return !of_prompt(file.role) || file.of == manifest.default_prompt;
+}
+
+// The paths of the files that are held open, so that they stay what they are: all that an engine opens
+// with; of other prompts as many as there are descriptors for, what runs before what shows of it. The
+// others are refused, when they are read, if they were replaced.
+std::set<std::string> kept_files(const Manifest& manifest) {
+  std::set<std::string> kept;
+  std::size_t spare = spare_descriptors();
+  for (const FileEntry& one : manifest.files)
+    if (is_needed(one, manifest)) kept.insert(one.path);
+  for (const bool runs : {true, false})
+    for (const FileEntry& one : manifest.files)
+      if (!is_needed(one, manifest) && (one.role == "prompt") == runs && spare > 0) {
+        --spare;
+        kept.insert(one.path);
+      }
+  return kept;
+}
+
 Bundle read_once(const std::string& path) {
-  std::shared_ptr<Held> held = hold(path);
-  Bundle bundle{path, read_manifest(*held, path), held};
+  std::shared_ptr<Held> held = hold(path, kBundle);
   const std::string manifest = join(path, kManifestName);
+  Bundle bundle{path, parse_manifest(manifest_text(*held, path, kBundle), manifest), held};
   const std::string problem = misnamed(bundle.manifest);
   if (!problem.empty())
     throw BundleError(manifest + ": " + problem + ".", "Compile the checkpoint again.");
-  std::set<std::string> seen;
-  for (const FileEntry& entry : bundle.manifest.files) {
-    if (!seen.insert(entry.path).second)
-      throw BundleError(manifest + ": lists " + quoted(entry.path) + " twice.");
-    check_file(*held, path, entry);
-  }
+  check_files(*held, path, bundle.manifest.files, kept_files(bundle.manifest));
   const std::string lacks = manifest + ": lists no file with the role ";
   if (bundle.file("model").empty() && bundle.file("engine").empty())
     throw BundleError(lacks + "'model' or 'engine'.");
@@ -151,11 +73,15 @@ Bundle read_once(const std::string& path) {
 
 }  // namespace
 
-const FileEntry* Bundle::entry(const std::string& role) const {
-  const std::optional<std::string> of = owner(role, manifest);
+const FileEntry* Bundle::entry(const std::string& role,
+                               const std::optional<std::string>& of) const {
   for (const FileEntry& one : manifest.files)
     if (one.role == role && one.of == of) return &one;
   return nullptr;
+}
+
+const FileEntry* Bundle::entry(const std::string& role) const {
+  return entry(role, owner(role, manifest));
 }
 
 std::string Bundle::file(const std::string& role) const {
@@ -202,9 +128,13 @@ Bundle read_bundle(const std::string& given) {
   return whole(path, [&path] { return read_once(path); });
 }
 
+void check_hash(const Bundle& bundle, const FileEntry& entry) {
+  take_hashed(bundle, entry, [](const char*, std::size_t) {});
+}
+
 void check_hashes(const Bundle& bundle) {
   for (const FileEntry& entry : bundle.manifest.files)
-    take_hashed(bundle, entry, [](const char*, std::size_t) {});
+    if (is_needed(entry, bundle.manifest)) check_hash(bundle, entry);
 }
 
 }  // namespace ptdeploy::detail

@@ -29,6 +29,8 @@ struct Bundle {
   std::optional<std::string> content(const std::string& role) const;
   // Like `opened`, for what finds other files beside it; `check_unchanged` must follow.
   std::string in_folder(const std::string& role) const;
+  // What the manifest lists with this role and of this prompt; of none: of the base model alone.
+  const FileEntry* entry(const std::string& role, const std::optional<std::string>& of) const;
   // Throws BundleError if a file was replaced since the bundle was read.
   void check_unchanged() const;
   // What `body` makes of `opened`'s path; errors name the file's own.
@@ -50,7 +52,9 @@ struct Bundle {
 
 // Reads the manifest and checks every file's path and size. Throws BundleError.
 Bundle read_bundle(const std::string& path);
-// Hashes every file. Throws BundleError on the first whose SHA-256 is not the manifest's.
+// Throws BundleError if a file's SHA-256 is not the manifest's.
+void check_hash(const Bundle& bundle, const FileEntry& entry);
+// Of every file but those of other prompts than the default one, which are hashed when they are read.
 void check_hashes(const Bundle& bundle);
 
 // Does what opens the bundle at `path`, again where it failed and the bundle was replaced.

@@ -1,5 +1,6 @@
 // The C ABI on top of the C++ API. No exception leaves it.
 #include <algorithm>
+#include <cstring>
 #include <exception>
 #include <limits>
 #include <memory>
@@ -21,6 +22,13 @@ struct ptdeploy_session {
 
 struct ptdeploy_report {
   ptdeploy::ParityReport report;
+  // Those of all prompts, printable, with the name of each.
+  std::vector<std::pair<std::string, ptdeploy::ParityCase>> cases;
+  std::vector<std::string> notes;
+};
+
+struct ptdeploy_prompt_list {
+  std::vector<ptdeploy::PromptInfo> prompts;
 };
 
 namespace {
@@ -79,21 +87,42 @@ void check_count(size_t count, const char* name) {
                                "; it must be at most " + std::to_string(kMost) + ".");
 }
 
+ptdeploy::Prompt prompt_of(const char* name) {
+  if (!name) return {};
+  if (std::strcmp(name, PTDEPLOY_BASE_MODEL) == 0) return ptdeploy::Prompt::base();
+  return name;
+}
+
+ptdeploy::Prompts prompts_of(const ptdeploy_request& request) {
+  if (request.num_prompts == 0) return {};
+  if (request.num_prompts > 1 && request.num_prompts != request.rows)
+    throw ptdeploy::InputError("prompt names " + std::to_string(request.num_prompts) +
+                                   ", but the request has " + std::to_string(request.rows) +
+                                   " rows.",
+                               "Name one for each row, or one for all.");
+  given(request.prompts, "prompts");
+  if (request.num_prompts == 1) return prompt_of(request.prompts[0]);
+  std::vector<ptdeploy::Prompt> each;
+  for (size_t i = 0; i < request.num_prompts; ++i) each.push_back(prompt_of(request.prompts[i]));
+  return each;
+}
+
+// What a request of rows is in C++.
+struct Asked {
+  ptdeploy::Prompts prompts;
+  std::vector<ptdeploy::Ids> rows, types;  // no types at all where there are no segments
+};
+
 // What cannot be one is refused before it is read: a row that is longer than the engine takes or
 // empty, and more rows together than it takes at once.
-std::vector<ptdeploy::Ids> rows_of(const ptdeploy_engine* engine, const int64_t* ids,
-                                   const size_t* lengths, size_t rows) {
-  const ptdeploy::BundleInfo& info = given(engine, "engine")->engine.info();
-  const int64_t most = info.max_sequence;
-  check_count(rows, "rows");
-  if (ptdeploy::detail::kind_of(info.task).writes && info.max_batch &&
-      rows > static_cast<size_t>(*info.max_batch))
-    throw ptdeploy::InputError("rows is " + std::to_string(rows) + "; the engine takes at most " +
-                                   std::to_string(*info.max_batch) + " at once.",
-                               "Send fewer rows at once.");
+std::vector<ptdeploy::Ids> rows_of(const ptdeploy::Engine& engine, const ptdeploy_request& request,
+                                   const int64_t* ids, const ptdeploy::Prompts& prompts) {
+  const bool each = prompts.one_each();
+  int64_t most = engine.prompt(prompts.prompts()[0]).max_sequence;
   std::vector<ptdeploy::Ids> out;
-  for (size_t i = 0; i < rows; ids += lengths[i++]) {
-    const size_t length = given(lengths, "lengths")[i];
+  for (size_t i = 0; i < request.rows; ids += request.lengths[i++]) {
+    if (each) most = engine.prompt(prompts.prompts()[i]).max_sequence;
+    const size_t length = given(request.lengths, "lengths")[i];
     if (length > static_cast<size_t>(most))
       throw ptdeploy::InputError("Row " + std::to_string(i) + " has " + std::to_string(length) +
                                      " tokens, but at most " + std::to_string(most) +
@@ -108,11 +137,50 @@ std::vector<ptdeploy::Ids> rows_of(const ptdeploy_engine* engine, const int64_t*
   return out;
 }
 
-// No rows at all where there are no segments.
-std::vector<ptdeploy::Ids> types_of(const ptdeploy_engine* engine, const int64_t* token_type_ids,
-                                    const size_t* lengths, size_t rows) {
-  if (!token_type_ids) return {};
-  return rows_of(engine, token_type_ids, lengths, rows);
+Asked asked_of(const ptdeploy_engine* engine, const ptdeploy_request* request) {
+  const ptdeploy::Engine& one = given(engine, "engine")->engine;
+  const ptdeploy_request& from = *given(request, "request");
+  if (from.size != sizeof from)
+    throw ptdeploy::InputError("ptdeploy_request.size is not sizeof(ptdeploy_request).",
+                               "Start from ptdeploy_default_request().");
+  const ptdeploy::BundleInfo& info = one.info();
+  check_count(from.rows, "rows");
+  if (ptdeploy::detail::kind_of(info.task).writes && info.max_batch &&
+      from.rows > static_cast<size_t>(*info.max_batch))
+    throw ptdeploy::InputError("rows is " + std::to_string(from.rows) +
+                                   "; the engine takes at most " + std::to_string(*info.max_batch) +
+                                   " at once.",
+                               "Send fewer rows at once.");
+  Asked out;
+  out.prompts = prompts_of(from);
+  out.rows = rows_of(one, from, from.ids, out.prompts);
+  if (from.token_type_ids) out.types = rows_of(one, from, from.token_type_ids, out.prompts);
+  return out;
+}
+
+// Rows with the default prompt.
+ptdeploy_request request_of(const int64_t* ids, const int64_t* token_type_ids,
+                            const size_t* lengths, size_t rows) {
+  ptdeploy_request request = ptdeploy_default_request();
+  request.ids = ids;
+  request.token_type_ids = token_type_ids;
+  request.lengths = lengths;
+  request.rows = rows;
+  return request;
+}
+
+// Puts rows of numbers one behind the other, and says how many columns each of the request's has.
+template <class Numbers, class Number>
+void give_rows(const Numbers& rows, const std::vector<size_t>& widths, Number* out,
+               size_t capacity, size_t* columns) {
+  size_t total = 0;
+  for (const auto& row : rows) total += row.size();
+  if (total > capacity)
+    throw ptdeploy::InputError("The answer has " + std::to_string(total) +
+                                   " numbers, but capacity is " + std::to_string(capacity) + ".",
+                               "Ask ptdeploy_list_prompts for the columns of each prompt.");
+  for (const auto& row : rows) out = std::copy(row.begin(), row.end(), out);
+  if (columns) std::copy(widths.begin(), widths.end(), columns);
 }
 
 // A negative number leaves the model's own; one that is none is refused later, by its name.
@@ -183,6 +251,17 @@ double or_nan(const std::optional<double>& number) {
   return number.value_or(std::numeric_limits<double>::quiet_NaN());
 }
 
+void add_cases(ptdeploy_report& out, const ptdeploy::ParityReport& from) {
+  const std::string name = from.prompt.empty() ? PTDEPLOY_BASE_MODEL : from.prompt;
+  for (ptdeploy::ParityCase one : from.cases) {
+    one.name = ptdeploy::printable(one.name);
+    out.cases.emplace_back(name, std::move(one));
+  }
+  const bool alone = out.report.prompts.empty();
+  for (const std::string& note : from.notes)
+    out.notes.push_back(ptdeploy::printable(alone ? note : "prompt " + name + ": " + note));
+}
+
 }  // namespace
 
 extern "C" {
@@ -193,6 +272,12 @@ const char* ptdeploy_last_fix(void) { return last_error.fix.c_str(); }
 
 ptdeploy_status ptdeploy_open(const char* path, const char* device, int threads, int map_weights,
                               ptdeploy_engine** engine) {
+  return ptdeploy_open_bounded(path, device, threads, map_weights, 0, engine);
+}
+
+ptdeploy_status ptdeploy_open_bounded(const char* path, const char* device, int threads,
+                                      int map_weights, size_t max_prompts,
+                                      ptdeploy_engine** engine) {
   return guarded([&] {
     *given(engine, "engine") = nullptr;
     given(path, "path");
@@ -200,6 +285,7 @@ ptdeploy_status ptdeploy_open(const char* path, const char* device, int threads,
     options.device = device ? device : "";
     options.threads = threads;
     options.map_weights = map_weights != 0;
+    options.max_prompts = max_prompts;
     *engine = new ptdeploy_engine{ptdeploy::Engine::open(path, options)};
   });
 }
@@ -211,7 +297,7 @@ ptdeploy_task ptdeploy_get_task(const ptdeploy_engine* engine) {
 }
 
 ptdeploy_head ptdeploy_get_head(const ptdeploy_engine* engine) {
-  return static_cast<ptdeploy_head>(engine->engine.info().head);
+  return engine ? static_cast<ptdeploy_head>(engine->engine.info().head) : PTDEPLOY_SOFTMAX;
 }
 
 int64_t ptdeploy_max_sequence(const ptdeploy_engine* engine) {
@@ -236,28 +322,111 @@ const char* ptdeploy_label(const ptdeploy_engine* engine, size_t index) {
   return index < labels.size() ? labels[index].c_str() : nullptr;
 }
 
+ptdeploy_status ptdeploy_load_prompt(ptdeploy_engine* engine, const char* path, const char* name) {
+  return guarded([&] {
+    given(engine, "engine")->engine.load_prompt(given(path, "path"), name ? name : "");
+  });
+}
+
+ptdeploy_status ptdeploy_unload_prompt(ptdeploy_engine* engine, const char* name) {
+  return guarded([&] { given(engine, "engine")->engine.unload_prompt(given(name, "name")); });
+}
+
+ptdeploy_status ptdeploy_list_prompts(const ptdeploy_engine* engine, ptdeploy_prompt_list** list) {
+  return guarded([&] {
+    *given(list, "list") = nullptr;
+    *list = new ptdeploy_prompt_list{given(engine, "engine")->engine.prompts()};
+  });
+}
+
+void ptdeploy_prompt_list_close(ptdeploy_prompt_list* list) { delete list; }
+
+size_t ptdeploy_prompt_list_size(const ptdeploy_prompt_list* list) {
+  return list ? list->prompts.size() : 0;
+}
+
+ptdeploy_status ptdeploy_prompt_at(const ptdeploy_prompt_list* list, size_t index,
+                                   ptdeploy_prompt* prompt) {
+  return guarded([&] {
+    const auto& prompts = given(list, "list")->prompts;
+    given(prompt, "prompt");
+    if (index >= prompts.size())
+      throw ptdeploy::InputError("The list has " + std::to_string(prompts.size()) +
+                                 " prompts; there is none with index " + std::to_string(index) +
+                                 ".");
+    const ptdeploy::PromptInfo& from = prompts[index];
+    *prompt = {from.name.c_str(),
+               from.kind.c_str(),
+               static_cast<ptdeploy_head>(from.head),
+               from.num_virtual_tokens,
+               from.max_sequence,
+               from.columns};
+  });
+}
+
+const char* ptdeploy_prompt_label(const ptdeploy_prompt_list* list, size_t index, size_t label) {
+  return list && index < list->prompts.size() ? line_of(list->prompts[index].labels, label)
+                                              : nullptr;
+}
+
+ptdeploy_request ptdeploy_default_request(void) {
+  ptdeploy_request request{};
+  request.size = sizeof request;
+  return request;
+}
+
+ptdeploy_status ptdeploy_request_probabilities(const ptdeploy_engine* engine,
+                                               const ptdeploy_request* request,
+                                               double* probabilities, size_t capacity,
+                                               size_t* columns) {
+  return guarded([&] {
+    const Asked asked = asked_of(engine, request);
+    given(probabilities, "probabilities");
+    const ptdeploy::Engine& one = engine->engine;
+    const auto found = one.probabilities(asked.rows, asked.prompts, kBatch, asked.types);
+    const bool each_token = one.info().task == ptdeploy::Task::token_cls;
+    std::vector<size_t> widths;
+    size_t place = 0;
+    for (const ptdeploy::Ids& row : asked.rows) {
+      widths.push_back(found[place].size());
+      place += each_token ? row.size() : 1;
+    }
+    give_rows(found, widths, probabilities, capacity, columns);
+  });
+}
+
+ptdeploy_status ptdeploy_request_logits(const ptdeploy_engine* engine,
+                                        const ptdeploy_request* request, float* logits,
+                                        size_t capacity, size_t* columns) {
+  return guarded([&] {
+    const Asked asked = asked_of(engine, request);
+    given(logits, "logits");
+    std::vector<std::vector<float>> found;
+    std::vector<size_t> widths;
+    for (ptdeploy::Logits& one : engine->engine.logits(asked.rows, asked.prompts, asked.types)) {
+      widths.push_back(one.columns);
+      found.push_back(std::move(one.values));
+    }
+    give_rows(found, widths, logits, capacity, columns);
+  });
+}
+
+// The default prompt stays, and so does how many columns it has: whoever called knows how many numbers
+// come.
 ptdeploy_status ptdeploy_probabilities(const ptdeploy_engine* engine, const int64_t* ids,
                                        const int64_t* token_type_ids, const size_t* lengths,
                                        size_t rows, double* probabilities) {
-  return guarded([&] {
-    const auto asked = rows_of(engine, ids, lengths, rows);
-    const auto types = types_of(engine, token_type_ids, lengths, rows);
-    given(probabilities, "probabilities");
-    for (const auto& one : engine->engine.probabilities(asked, kBatch, types))
-      probabilities = std::copy(one.begin(), one.end(), probabilities);
-  });
+  const ptdeploy_request request = request_of(ids, token_type_ids, lengths, rows);
+  return ptdeploy_request_probabilities(engine, &request, probabilities,
+                                        std::numeric_limits<size_t>::max(), nullptr);
 }
 
 ptdeploy_status ptdeploy_logits(const ptdeploy_engine* engine, const int64_t* ids,
                                 const int64_t* token_type_ids, const size_t* lengths, size_t rows,
                                 float* logits) {
-  return guarded([&] {
-    const auto asked = rows_of(engine, ids, lengths, rows);
-    const auto types = types_of(engine, token_type_ids, lengths, rows);
-    given(logits, "logits");
-    for (const auto& one : engine->engine.logits(asked, types))
-      logits = std::copy(one.values.begin(), one.values.end(), logits);
-  });
+  const ptdeploy_request request = request_of(ids, token_type_ids, lengths, rows);
+  return ptdeploy_request_logits(engine, &request, logits, std::numeric_limits<size_t>::max(),
+                                 nullptr);
 }
 
 ptdeploy_options ptdeploy_default_options(void) {
@@ -269,16 +438,20 @@ ptdeploy_options ptdeploy_default_options(void) {
   return options;
 }
 
-ptdeploy_status ptdeploy_generate(const ptdeploy_engine* engine, const int64_t* ids,
-                                  const size_t* lengths, size_t rows,
-                                  const ptdeploy_options* options, size_t capacity, int64_t* tokens,
-                                  size_t* counts, ptdeploy_stopped* stopped, double* logprobs) {
+ptdeploy_status ptdeploy_request_generate(const ptdeploy_engine* engine,
+                                          const ptdeploy_request* request,
+                                          const ptdeploy_options* options, size_t capacity,
+                                          int64_t* tokens, size_t* counts,
+                                          ptdeploy_stopped* stopped, double* logprobs) {
   return guarded([&] {
-    const auto asked = rows_of(engine, ids, lengths, rows);
+    const Asked asked = asked_of(engine, request);
+    if (!asked.types.empty())
+      throw ptdeploy::InputError("A request to generate has no token_type_ids.", "Leave them null.");
     if (capacity > 0) given(tokens, "tokens");
     given(counts, "counts");
     given(stopped, "stopped");
-    const auto results = engine->engine.generate(asked,
+    const size_t rows = asked.rows.size();
+    const auto results = engine->engine.generate(asked.rows, asked.prompts,
                                                  options_of(options, engine->engine.info(),
                                                             capacity, logprobs != nullptr),
                                                  on_token_of(options, capacity, rows));
@@ -288,13 +461,28 @@ ptdeploy_status ptdeploy_generate(const ptdeploy_engine* engine, const int64_t* 
   });
 }
 
+ptdeploy_status ptdeploy_generate(const ptdeploy_engine* engine, const int64_t* ids,
+                                  const size_t* lengths, size_t rows,
+                                  const ptdeploy_options* options, size_t capacity, int64_t* tokens,
+                                  size_t* counts, ptdeploy_stopped* stopped, double* logprobs) {
+  const ptdeploy_request request = request_of(ids, nullptr, lengths, rows);
+  return ptdeploy_request_generate(engine, &request, options, capacity, tokens, counts, stopped,
+                                   logprobs);
+}
+
 ptdeploy_status ptdeploy_session_open(const ptdeploy_engine* engine, size_t max_tokens,
                                       ptdeploy_session** session) {
+  return ptdeploy_session_open_with(engine, nullptr, max_tokens, session);
+}
+
+ptdeploy_status ptdeploy_session_open_with(const ptdeploy_engine* engine, const char* prompt,
+                                           size_t max_tokens, ptdeploy_session** session) {
   return guarded([&] {
     *given(session, "session") = nullptr;
     const ptdeploy::Engine& one = given(engine, "engine")->engine;
-    const size_t room = max_tokens ? max_tokens : static_cast<size_t>(one.info().max_sequence);
-    *session = new ptdeploy_session{one.session(max_tokens), room, one.info()};
+    ptdeploy::Session opened = one.session(prompt_of(prompt), max_tokens);
+    const size_t room = opened.max_tokens();
+    *session = new ptdeploy_session{std::move(opened), room, one.info()};
   });
 }
 
@@ -349,11 +537,11 @@ size_t ptdeploy_session_length(const ptdeploy_session* session) {
 ptdeploy_status ptdeploy_verify(const ptdeploy_engine* engine, ptdeploy_report** report) {
   return guarded([&] {
     *given(report, "report") = nullptr;
-    auto made = std::make_unique<ptdeploy_report>(
-        ptdeploy_report{given(engine, "engine")->engine.verify()});
-    for (auto* lines : {&made->report.failures, &made->report.notes})
-      for (std::string& line : *lines) line = ptdeploy::printable(line);
-    for (ptdeploy::ParityCase& one : made->report.cases) one.name = ptdeploy::printable(one.name);
+    auto made = std::make_unique<ptdeploy_report>();
+    made->report = given(engine, "engine")->engine.verify();
+    for (std::string& line : made->report.failures) line = ptdeploy::printable(line);
+    add_cases(*made, made->report);
+    for (const ptdeploy::ParityReport& other : made->report.prompts) add_cases(*made, other);
     *report = made.release();
   });
 }
@@ -367,26 +555,30 @@ const char* ptdeploy_report_failure(const ptdeploy_report* report, size_t index)
 }
 
 const char* ptdeploy_report_note(const ptdeploy_report* report, size_t index) {
-  return report ? line_of(report->report.notes, index) : nullptr;
+  return report ? line_of(report->notes, index) : nullptr;
 }
 
 size_t ptdeploy_report_cases(const ptdeploy_report* report) {
-  return report ? report->report.cases.size() : 0;
+  return report ? report->cases.size() : 0;
 }
 
 ptdeploy_status ptdeploy_report_case(const ptdeploy_report* report, size_t index,
                                      ptdeploy_parity_case* one) {
   return guarded([&] {
-    const auto& cases = given(report, "report")->report.cases;
+    const auto& cases = given(report, "report")->cases;
     given(one, "one");
     if (index >= cases.size())
       throw ptdeploy::InputError("The report has " + std::to_string(cases.size()) +
                                  " cases; there is none with index " + std::to_string(index) + ".");
-    const ptdeploy::ParityCase& from = cases[index];
+    const ptdeploy::ParityCase& from = cases[index].second;
     *one = {from.name.c_str(),   or_nan(from.max_abs), or_nan(from.mean_abs),
             or_nan(from.cosine), or_nan(from.kl),      from.top1_agreement,
             from.passed};
   });
+}
+
+const char* ptdeploy_report_case_prompt(const ptdeploy_report* report, size_t index) {
+  return report && index < report->cases.size() ? report->cases[index].first.c_str() : nullptr;
 }
 
 }  // extern "C"

@@ -1,6 +1,7 @@
 // SEQ_CLS: classes, or numbers, for a text.
 #include "labelling.hpp"
 #include "layout.hpp"
+#include "schema.hpp"
 
 namespace ptdeploy::detail {
 namespace {
@@ -9,30 +10,34 @@ class Classifier : public Labelling {
  public:
   using Labelling::Labelling;
 
-  std::vector<Classification> classify(const std::vector<Ids>& rows, std::size_t batch_size,
+  std::vector<Classification> classify(const std::vector<Ids>& rows, const Chosen& chosen,
+                                       std::size_t batch_size,
                                        const std::vector<Ids>& segments) const override {
-    const Head head = state_.info.head;
-    if (head == Head::regression)
-      throw InputError(state_.bundle.path + ": its head is a regression, and gives no classes.",
-                       "Its logits are the values.");
+    for (const RowPrompt& one : chosen.prompts)
+      if (one->info.head == Head::regression)
+        throw InputError(state_.bundle.path + ": the prompt " + quoted(one->name) +
+                             ": its head is a regression, and gives no classes.",
+                         "Its logits are the values.");
     std::vector<Classification> out;
-    run(rows, batch_size, segments, [&](const Ids&, const float* logits) {
-      Classification one;
-      one.probabilities =
-          head == Head::sigmoid ? sigmoid(logits, columns()) : softmax(logits, columns());
-      one.index = likeliest(one.probabilities);
-      one.label = state_.info.labels[one.index];
-      one.probability = one.probabilities[one.index];
-      out.push_back(std::move(one));
-    });
+    run(rows, chosen, batch_size, segments,
+        [&](const Ids&, const PromptInfo& prompt, const float* logits) {
+          const std::size_t labels = columns(prompt);
+          Classification one;
+          one.probabilities =
+              prompt.head == Head::sigmoid ? sigmoid(logits, labels) : softmax(logits, labels);
+          one.index = likeliest(one.probabilities);
+          one.label = prompt.labels[one.index];
+          one.probability = one.probabilities[one.index];
+          out.push_back(std::move(one));
+        });
     return out;
   }
 
   std::vector<std::vector<double>> probabilities(const std::vector<Ids>& rows,
-                                                 std::size_t batch_size,
+                                                 const Chosen& chosen, std::size_t batch_size,
                                                  const std::vector<Ids>& segments) const override {
     std::vector<std::vector<double>> out;
-    for (Classification& one : classify(rows, batch_size, segments))
+    for (Classification& one : classify(rows, chosen, batch_size, segments))
       out.push_back(std::move(one.probabilities));
     return out;
   }
@@ -45,6 +50,7 @@ const TaskKind kClassifier = {
     /*one_answer=*/true,
     /*writes=*/false,
     /*any_head=*/true,
+    /*takes_base=*/false,
     [](const Manifest& manifest) { require_classifier(manifest, {"batch"}); },
     [](const EngineState& state) -> std::unique_ptr<TaskEngine> {
       return std::make_unique<Classifier>(state);

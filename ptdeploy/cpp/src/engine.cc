@@ -21,7 +21,7 @@ BundleInfo describe(const Manifest& manifest) {
   info.head = manifest.prompt().head;
   info.num_virtual_tokens = manifest.prompt().num_virtual_tokens;
   info.prefix_kv = manifest.prompt().prefix_kv.has_value();
-  info.max_sequence = manifest.max_sequence();
+  info.max_sequence = manifest.limits.max_context - info.num_virtual_tokens;
   info.max_context = manifest.limits.max_context;
   info.vocab_size = manifest.limits.vocab_size;
   info.max_batch = manifest.limits.max_batch;
@@ -29,15 +29,35 @@ BundleInfo describe(const Manifest& manifest) {
   return info;
 }
 
+// What a prompt is, or the base model, whose name is empty.
+ptdeploy::PromptInfo describe(const EngineState& state, const std::string& name,
+                              const PromptInfo& prompt) {
+  ptdeploy::PromptInfo info;
+  info.name = name;
+  info.kind = prompt.kind;
+  info.head = prompt.head;
+  info.labels = prompt.labels;
+  info.num_virtual_tokens = prompt.num_virtual_tokens;
+  info.prefix_kv = prompt.prefix_kv.has_value();
+  info.max_sequence = state.manifest().limits.max_context - prompt.num_virtual_tokens;
+  info.columns = state.task->columns(prompt);
+  return info;
+}
+
 std::shared_ptr<const EngineState> open_state(Bundle bundle, const OpenOptions& options) {
   auto state = std::make_shared<EngineState>();
   state->bundle = std::move(bundle);
-  check_manifest(state->bundle);
+  check_manifest(state->bundle.path, state->manifest());
   state->info = describe(state->manifest());
   state->backend = open_backend(state->bundle, options);
   state->backend->check(state->bundle);
+  state->prompts = std::make_unique<PromptStore>(state->bundle, state->kind().takes_base,
+                                                 options.max_prompts);
   state->task = state->kind().open(*state);
-  state->info.columns = state->task->columns();
+  state->prompts->forget = [task = state->task.get()](const RowPrompt& gone) {
+    task->forget(gone);
+  };
+  state->info.columns = state->task->columns(state->manifest().prompt());
   return state;
 }
 
@@ -82,34 +102,61 @@ Ids Engine::encode(const std::string& text) const { return state_->text().encode
 
 std::string Engine::decode(const Ids& ids) const { return state_->text().decode(ids); }
 
-std::vector<Logits> Engine::logits(const std::vector<Ids>& rows,
-                                   const std::vector<Ids>& token_type_ids) const {
-  detail::check_rows(rows, state_->manifest());
-  detail::check_segments(token_type_ids, rows, state_->manifest().limits);
-  return state_->task->logits(rows, token_type_ids);
+std::vector<PromptInfo> Engine::prompts() const {
+  std::vector<PromptInfo> out;
+  for (const auto& [name, info] : state_->prompts->infos())
+    out.push_back(detail::describe(*state_, name, info));
+  return out;
 }
 
-std::vector<Classification> Engine::classify(const std::vector<Ids>& rows, std::size_t batch_size,
+PromptInfo Engine::prompt(const Prompt& prompt) const {
+  const auto name = state_->prompts->name_of(prompt);
+  return detail::describe(*state_, name.value_or(""),
+                          name ? state_->prompts->info(*name) : detail::PromptInfo());
+}
+
+void Engine::load_prompt(const std::string& path, const std::string& name) {
+  const detail::PromptPlace place = detail::prompt_place(state_->bundle, path, name);
+  state_->prompts->load(place, name.empty() ? place.name : name);
+}
+
+void Engine::unload_prompt(const std::string& name) { state_->prompts->unload(name); }
+
+std::vector<Logits> Engine::logits(const std::vector<Ids>& rows, const Prompts& prompts,
+                                   const std::vector<Ids>& token_type_ids) const {
+  const detail::HeldPrompts held(*state_->prompts, prompts);
+  const detail::Limits& limits = state_->manifest().limits;
+  detail::check_rows(rows, limits, held.chosen());
+  detail::check_segments(token_type_ids, rows, limits);
+  return state_->task->logits(rows, held.chosen(), token_type_ids);
+}
+
+std::vector<Classification> Engine::classify(const std::vector<Ids>& rows, const Prompts& prompts,
+                                             std::size_t batch_size,
                                              const std::vector<Ids>& token_type_ids) const {
-  return state_->task->classify(rows, batch_size, token_type_ids);
+  const detail::HeldPrompts held(*state_->prompts, prompts);
+  return state_->task->classify(rows, held.chosen(), batch_size, token_type_ids);
 }
 
 std::vector<std::vector<TokenLabel>> Engine::tag(const std::vector<Ids>& rows,
-                                                 std::size_t batch_size,
+                                                 const Prompts& prompts, std::size_t batch_size,
                                                  const std::vector<Ids>& token_type_ids) const {
-  return state_->task->tag(rows, batch_size, token_type_ids);
+  const detail::HeldPrompts held(*state_->prompts, prompts);
+  return state_->task->tag(rows, held.chosen(), batch_size, token_type_ids);
 }
 
 std::vector<std::vector<double>> Engine::probabilities(
-    const std::vector<Ids>& rows, std::size_t batch_size,
+    const std::vector<Ids>& rows, const Prompts& prompts, std::size_t batch_size,
     const std::vector<Ids>& token_type_ids) const {
-  return state_->task->probabilities(rows, batch_size, token_type_ids);
+  const detail::HeldPrompts held(*state_->prompts, prompts);
+  return state_->task->probabilities(rows, held.chosen(), batch_size, token_type_ids);
 }
 
-std::vector<Generated> Engine::generate(const std::vector<Ids>& rows,
+std::vector<Generated> Engine::generate(const std::vector<Ids>& rows, const Prompts& prompts,
                                         const GenerateOptions& options,
                                         const OnToken& on_token) const {
-  return state_->task->generate(rows, options, on_token);
+  const detail::HeldPrompts held(*state_->prompts, prompts);
+  return state_->task->generate(rows, held.chosen(), options, on_token);
 }
 
 }  // namespace ptdeploy

@@ -5,6 +5,7 @@
 #include <mutex>
 
 #include "backend.hpp"
+#include "prompt_store.hpp"
 #include "task.hpp"
 #include "text_program.hpp"
 
@@ -14,6 +15,7 @@ struct EngineState {
   Bundle bundle;
   BundleInfo info;
   std::unique_ptr<Backend> backend;
+  std::unique_ptr<PromptStore> prompts;
   std::unique_ptr<TaskEngine> task;
   // Opened when it is first asked for.
   mutable std::mutex text_mutex;

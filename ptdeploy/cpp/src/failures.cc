@@ -98,8 +98,8 @@ std::vector<std::string> failures_of(const ParityReport& report, const Manifest&
     if (!one.passed && one.stopped.empty()) lines.push_back(words_of(one));
   for (const ParityGreedy& one : report.greedy)
     if (!one.passed && one.stopped.empty())
-      lines.push_back("greedy tokens of a row of " + std::to_string(one.length) + ": " +
-                      std::to_string(one.agreed) + " of " + std::to_string(one.total) + " agree");
+      lines.push_back("greedy tokens of a row of " + std::to_string(one.length) +
+                      (one.mixed ? ", mixed prompts: " : ": ") + std::to_string(one.agreed) + " of " + std::to_string(one.total) + " agree");
   if (manifest.quantization) add_quantization(lines, report.quality, *manifest.quantization);
   return lines;
 }

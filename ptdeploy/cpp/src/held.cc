@@ -1,12 +1,14 @@
 #include "held.hpp"
 
 #include <fcntl.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <memory>
+#include <system_error>
 
 #include "paths.hpp"
 
@@ -25,19 +27,32 @@ constexpr int kFolder = O_RDONLY | O_DIRECTORY | O_CLOEXEC;
 
 bool has_opened_paths() { return is_folder(kOpened); }
 
-void append(std::vector<std::int64_t>& out, const struct stat& found) {
 #ifdef __APPLE__
-  const timespec written = found.st_mtimespec, changed = found.st_ctimespec;
+timespec written(const struct stat& found) { return found.st_mtimespec; }
+timespec changed(const struct stat& found) { return found.st_ctimespec; }
 #else
-  const timespec written = found.st_mtim, changed = found.st_ctim;
+timespec written(const struct stat& found) { return found.st_mtim; }
+timespec changed(const struct stat& found) { return found.st_ctim; }
 #endif
-  for (auto value : {static_cast<std::int64_t>(found.st_dev), static_cast<std::int64_t>(found.st_ino),
-                     static_cast<std::int64_t>(found.st_size),
-                     static_cast<std::int64_t>(written.tv_sec),
-                     static_cast<std::int64_t>(written.tv_nsec),
-                     static_cast<std::int64_t>(changed.tv_sec),
-                     static_cast<std::int64_t>(changed.tv_nsec)})
-    out.push_back(value);
+
+void append(std::vector<std::int64_t>& out, const timespec& time) {
+  out.push_back(static_cast<std::int64_t>(time.tv_sec));
+  out.push_back(static_cast<std::int64_t>(time.tv_nsec));
+}
+
+// What tells a file from another one, and from itself once it was written to.
+std::vector<std::int64_t> content_of(const struct stat& found) {
+  std::vector<std::int64_t> out{static_cast<std::int64_t>(found.st_dev),
+                                static_cast<std::int64_t>(found.st_ino),
+                                static_cast<std::int64_t>(found.st_size)};
+  append(out, written(found));
+  return out;
+}
+
+struct stat stat_of(int descriptor) {
+  struct stat found {};
+  if (::fstat(descriptor, &found) != 0) throw FileFault{errno};
+  return found;
 }
 
 }  // namespace
@@ -51,42 +66,60 @@ Held::~Held() {
   ::close(folder_);
 }
 
-int Held::open(const std::string& name) {
-  const auto known = files_.find(name);
-  if (known != files_.end()) return known->second;
+int Held::open_now(const std::string& name) const {
   struct stat found {};
   // Looked at first: a fifo would wait for its writer, a device may act on being opened.
   if (::fstatat(folder_, name.c_str(), &found, 0) != 0) throw FileFault{errno};
   if (!S_ISREG(found.st_mode)) throw FileFault{kNotAFile};
   const int descriptor = ::openat(folder_, name.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC);
   if (descriptor < 0) throw FileFault{errno};
-  if (::fstat(descriptor, &found) != 0 || !S_ISREG(found.st_mode)) {
-    ::close(descriptor);
-    throw FileFault{kNotAFile};
-  }
-  files_.emplace(name, descriptor);
-  return descriptor;
+  int fault = 0;
+  if (::fstat(descriptor, &found) != 0 || !S_ISREG(found.st_mode)) fault = kNotAFile;
+  const auto seen = seen_.find(name);
+  if (fault == 0 && seen != seen_.end() && seen->second != content_of(found)) fault = kReplaced;
+  if (fault == 0) return descriptor;
+  ::close(descriptor);
+  throw FileFault{fault};
 }
 
-int Held::opened(const std::string& name) const {
-  const auto known = files_.find(name);
-  if (known == files_.end()) throw FileFault{ENOENT};
-  return known->second;
+std::string Held::path_to(const std::string& name, int descriptor) const {
+  return has_opened_paths() ? std::string(kOpened) + "/" + std::to_string(descriptor)
+                            : join(path_, name);
+}
+
+Held::Reading::Reading(const Held& held, const std::string& name) {
+  const auto known = held.files_.find(name);
+  own_ = known == held.files_.end();
+  descriptor_ = own_ ? held.open_now(name) : known->second;
+  path_ = held.path_to(name, descriptor_);
+}
+
+Held::Reading::~Reading() {
+  if (own_) ::close(descriptor_);
 }
 
 std::uintmax_t Held::size(const std::string& name) {
+  auto known = files_.find(name);
+  if (known == files_.end()) known = files_.emplace(name, open_now(name)).first;
+  return static_cast<std::uintmax_t>(stat_of(known->second).st_size);
+}
+
+std::uintmax_t Held::look(const std::string& name) {
+  const auto known = files_.find(name);
+  if (known != files_.end()) return static_cast<std::uintmax_t>(stat_of(known->second).st_size);
   struct stat found {};
-  if (::fstat(open(name), &found) != 0) throw FileFault{errno};
+  if (::fstatat(folder_, name.c_str(), &found, 0) != 0) throw FileFault{errno};
+  if (!S_ISREG(found.st_mode)) throw FileFault{kNotAFile};
+  seen_[name] = content_of(found);
   return static_cast<std::uintmax_t>(found.st_size);
 }
 
-void Held::read(const std::string& name, std::uintmax_t most,
-                const std::function<void(const char*, std::size_t)>& take) const {
-  const int descriptor = opened(name);
+void Held::Reading::read(std::uintmax_t most,
+                         const std::function<void(const char*, std::size_t)>& take) const {
   auto chunk = std::make_unique<char[]>(kChunk);
   for (std::uintmax_t place = 0; place < most;) {
     const auto wanted = static_cast<std::size_t>(std::min<std::uintmax_t>(kChunk, most - place));
-    const ssize_t got = ::pread(descriptor, chunk.get(), wanted, static_cast<off_t>(place));
+    const ssize_t got = ::pread(descriptor_, chunk.get(), wanted, static_cast<off_t>(place));
     if (got < 0 && errno == EINTR) continue;
     if (got < 0) throw FileFault{errno};
     if (got == 0) return;
@@ -95,10 +128,14 @@ void Held::read(const std::string& name, std::uintmax_t most,
   }
 }
 
+void Held::read(const std::string& name, std::uintmax_t most,
+                const std::function<void(const char*, std::size_t)>& take) const {
+  Reading(*this, name).read(most, take);
+}
+
 std::string Held::reopened(const std::string& name) const {
   const auto known = files_.find(name);
-  if (known == files_.end() || !has_opened_paths()) return join(path_, name);
-  return std::string(kOpened) + "/" + std::to_string(known->second);
+  return known == files_.end() ? join(path_, name) : path_to(name, known->second);
 }
 
 std::string Held::inside(const std::string& name) const {
@@ -109,16 +146,30 @@ std::string Held::inside(const std::string& name) const {
 bool Held::same(const std::vector<std::string>& names) const {
   for (const std::string& name : names) {
     struct stat now {}, then {};
+    if (::fstatat(folder_, name.c_str(), &now, 0) != 0) return false;
     const auto known = files_.find(name);
-    if (known == files_.end() || ::fstatat(folder_, name.c_str(), &now, 0) != 0 ||
-        ::fstat(known->second, &then) != 0)
+    const auto seen = seen_.find(name);
+    if (known != files_.end()) {
+      if (::fstat(known->second, &then) != 0 || content_of(now) != content_of(then)) return false;
+    } else if (seen == seen_.end() || content_of(now) != seen->second) {
       return false;
-    std::vector<std::int64_t> one, other;
-    append(one, now);
-    append(other, then);
-    if (one != other) return false;
+    }
   }
   return true;
+}
+
+std::string reason_of(int number) {
+  if (number == kNotAFile) return "Not a regular file";
+  if (number == kReplaced) return "Replaced by another file";
+  return std::generic_category().message(number);
+}
+
+std::size_t spare_descriptors() {
+  constexpr rlim_t kMostSpare = 1024;
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY)
+    return static_cast<std::size_t>(kMostSpare);
+  return static_cast<std::size_t>(std::min(limit.rlim_cur / 16, kMostSpare));
 }
 
 std::vector<std::int64_t> standing(const std::string& path) {
@@ -126,7 +177,9 @@ std::vector<std::int64_t> standing(const std::string& path) {
   struct stat found {};
   auto look = [&out, &found](int failed) {
     out.push_back(failed);
-    if (failed == 0) append(out, found);
+    if (failed != 0) return;
+    for (std::int64_t one : content_of(found)) out.push_back(one);
+    append(out, changed(found));
   };
   look(::lstat(path.c_str(), &found));
   look(::stat(path.c_str(), &found));

@@ -1,6 +1,7 @@
 #include "kv_buffer.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <new>
 #include <numeric>
@@ -20,15 +21,27 @@ std::size_t product(std::initializer_list<std::size_t> sizes) {
   return result;
 }
 
+bool all_finite(const float* values, std::size_t count) {
+  return std::all_of(values, values + count, [](float value) { return std::isfinite(value); });
+}
+
+std::size_t prefix_of(const RowPrompt& prompt) {
+  return prompt && !prompt->tensors.prefix_kv.empty() ? prompt->length() : 0;
+}
+
 }  // namespace
 
-KVBuffer::KVBuffer(Backend& backend, const KVLayout& layout, std::size_t rows, std::size_t slots)
+KVBuffer::KVBuffer(Backend& backend, const KVLayout& layout, std::vector<RowPrompt> prompts,
+                   SharedStack stack, std::size_t slots)
     : backend_(backend),
       layout_(layout),
       slots_(layout.fixed_slots ? layout.fixed_slots : slots),
       line_(layout.width * bytes_of(layout.type)),
-      pitch_(slots_ * line_) {
-  lengths_.assign(rows, static_cast<std::int64_t>(layout.prefix));
+      pitch_(slots_ * line_),
+      prompts_(std::move(prompts)),
+      stack_(std::move(stack)) {
+  const std::size_t rows = prompts_.size();
+  lengths_.resize(rows);
   ids_.assign(rows, 0);
   try {
     const std::size_t bytes = product({rows, layout.heads, slots_, line_});
@@ -39,8 +52,8 @@ KVBuffer::KVBuffer(Backend& backend, const KVLayout& layout, std::size_t rows, s
                          std::to_string(slots_) + " tokens");
     for (std::size_t i = 0; i < layout.past.size(); ++i) arrays_.push_back(backend.place(bytes));
     logits_.resize(product({rows, layout.vocabulary, sizeof(float)}) / sizeof(float));
-    fill_prefix();
-    decode_ = bind(0, rows, ids_.data(), 1, positions_, logits_.data());
+    for (std::size_t row = 0; row < rows; ++row) fill_prefix(row, 0);
+    decode_ = bound_decode();
   } catch (const std::bad_alloc&) {
     throw InputError("The KV buffer for " + std::to_string(rows) + " rows of " +
                          std::to_string(slots_) + " tokens does not fit in memory.",
@@ -48,23 +61,56 @@ KVBuffer::KVBuffer(Backend& backend, const KVLayout& layout, std::size_t rows, s
   }
 }
 
-void KVBuffer::fill_prefix() {
-  if (layout_.prefix == 0) return;
-  const std::size_t count = layout_.prefix * line_;
-  const char* from = layout_.prefix_kv.data();
+std::size_t KVBuffer::start(std::size_t row) const { return prefix_of(prompts_[row]); }
+
+void KVBuffer::fill_prefix(std::size_t row, std::size_t before) {
+  const std::size_t own = start(row), slots = std::max(own, before);
+  lengths_[row] = static_cast<std::int64_t>(own);
+  if (slots == 0) return;
+  const std::size_t bytes = own * line_, rest = (slots - own) * line_;
+  std::vector<char> made;
+  const char* values = nullptr;
+  if (own > 0) {
+    const std::vector<float>& prefix_kv = prompts_[row]->tensors.prefix_kv;
+    if (layout_.type != ElementType::float32) made = rounded(prefix_kv, layout_.type);
+    values = made.empty() ? reinterpret_cast<const char*>(prefix_kv.data()) : made.data();
+  }
+  // A mask hides no infinity: what the longer one left is overwritten.
+  const std::vector<char> zeros(layout_.heads * rest);
   std::vector<LineCopy> copies;
-  for (std::size_t array = 0; array < arrays_.size(); ++array, from += layout_.heads * count)
-    for (std::size_t row = 0; row < rows(); ++row)
-      copies.push_back({slot(array, row, 0), pitch_, from, count, count, layout_.heads});
+  for (std::size_t array = 0; array < arrays_.size(); ++array) {
+    if (own > 0)
+      copies.push_back({slot(array, row, 0), pitch_, values + array * layout_.heads * bytes, bytes,
+                        bytes, layout_.heads});
+    if (rest > 0)
+      copies.push_back({slot(array, row, own), pitch_, zeros.data(), rest, rest, layout_.heads});
+  }
   backend_.copy(copies);
+}
+
+KVBuffer::Step KVBuffer::bound_decode() {
+  return bind(0, rows(), ids_.data(), 1, positions_, logits_.data());
+}
+
+bool KVBuffer::is_sound() const {
+  return prefilled_well_ && all_finite(logits_.data(), logits_.size());
+}
+
+void KVBuffer::begin(const std::vector<RowPrompt>& prompts, SharedStack stack) {
+  for (std::size_t row = 0; row < prompts.size(); ++row) {
+    const std::size_t before = start(row);
+    lengths_[row] = static_cast<std::int64_t>(before);
+    if (prompts[row] == prompts_[row]) continue;
+    prompts_[row] = prompts[row];
+    fill_prefix(row, before);
+  }
+  // The decode step is bound to what the old stack placed, which ends after it.
+  std::swap(stack_, stack);
+  if (!stack_->bound().empty() && stack_ != stack) decode_ = bound_decode();
 }
 
 char* KVBuffer::slot(std::size_t array, std::size_t row, std::size_t slot) const {
   return arrays_[array].get() + row * layout_.heads * pitch_ + slot * line_;
-}
-
-void KVBuffer::reset() {
-  std::fill(lengths_.begin(), lengths_.end(), static_cast<std::int64_t>(layout_.prefix));
 }
 
 void KVBuffer::cut(std::size_t row, std::size_t length) {
@@ -85,6 +131,8 @@ std::vector<float> KVBuffer::prefill(std::size_t row, const std::int64_t* ids, s
     Step step = bind(row, 1, piece.data(), piece.size(), positions, logits);
     run(step);
     lengths_[row] += static_cast<std::int64_t>(piece.size());
+    prefilled_well_ =
+        prefilled_well_ && all_finite(logits + (positions.size() - 1) * vocabulary, vocabulary);
   }
   return kept;
 }
@@ -117,7 +165,7 @@ KVBuffer::Step KVBuffer::bind(std::size_t row, std::size_t rows, std::int64_t* i
       {layout_.ids, ElementType::int64, {size(rows), size(fed)}, ids, false},
       {layout_.lengths, ElementType::int64, {size(rows)}, lengths_.data() + row, false},
       {layout_.positions, ElementType::int64, {size(positions.size())}, positions.data(), false}};
-  inputs.insert(inputs.end(), layout_.prompts.begin(), layout_.prompts.end());
+  inputs.insert(inputs.end(), stack_->bound().begin(), stack_->bound().end());
   std::vector<Bound> outputs{{layout_.logits,
                               ElementType::float32,
                               {size(rows), size(positions.size()), size(layout_.vocabulary)},

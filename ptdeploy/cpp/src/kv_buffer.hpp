@@ -1,4 +1,4 @@
-// The KV buffer: allocated once, its first slots the frozen prefix, updated where it lies.
+// The KV buffer: allocated once, a row's first slots its prompt's prefix KV, updated where it lies.
 #pragma once
 
 #include <memory>
@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "backend.hpp"
+#include "prompt_inputs.hpp"
 
 namespace ptdeploy::detail {
 
@@ -19,29 +20,35 @@ struct KVLayout {
   std::size_t prefill = 0;      // most tokens of one run
   std::size_t kept = 0;         // most tokens of one run that gives logits of each
   bool in_place = false;
-  std::size_t prefix = 0;       // slots that the frozen prefix fills; 0: not frozen
-  std::vector<char> prefix_kv;  // (layers, 2, heads, prefix, width) of that type
-  std::vector<Bound> prompts;   // what else every run is given
 };
 
 // Keys and values of a few rows in `slots` slots each, where the engine computes, and the engine
-// bound to them. Row i's first length(i) slots are filled: the virtual tokens, then its text.
+// bound to them. Row i's first length(i) slots are filled: start(i) of its prompt's prefix KV, then
+// its text.
 class KVBuffer {
  public:
-  // Has `slots` slots, or as many as the layout fixes. Throws InputError if it does not fit in
-  // memory. `backend` and `layout` must outlive it.
-  KVBuffer(Backend& backend, const KVLayout& layout, std::size_t rows, std::size_t slots);
+  // A row for each of the prompts, null where it has none; `stack` has them all. Has `slots` slots, or
+  // as many as the layout fixes. Throws InputError if it does not fit in memory. `backend` and
+  // `layout` must outlive it.
+  KVBuffer(Backend& backend, const KVLayout& layout, std::vector<RowPrompt> prompts,
+           SharedStack stack, std::size_t slots);
 
   KVBuffer(const KVBuffer&) = delete;  // the engine is bound to this one's memory
   KVBuffer& operator=(const KVBuffer&) = delete;
 
   std::size_t rows() const { return lengths_.size(); }
   std::size_t slots() const { return slots_; }
-  std::size_t prefix() const { return layout_.prefix; }
+  // Slots that a row's prefix KV fills.
+  std::size_t start(std::size_t row) const;
   std::size_t length(std::size_t row) const { return static_cast<std::size_t>(lengths_[row]); }
 
-  // Forgets all but the virtual tokens, which stay where they are.
-  void reset();
+  // Whether nothing it was filled with overflowed: an engine that reads all slots under a mask would
+  // carry a NaN into the next request.
+  bool is_sound() const;
+
+  // Forgets all, and lets each row begin with its own prompt's prefix KV: those that the row does not
+  // hold already are copied in.
+  void begin(const std::vector<RowPrompt>& prompts, SharedStack stack);
   // Forgets a row's last tokens.
   void cut(std::size_t row, std::size_t length);
   // Appends tokens to a row; gives logits (kept, vocabulary) of the last one or of each. One row
@@ -64,16 +71,21 @@ class KVBuffer {
   Step bind(std::size_t row, std::size_t rows, std::int64_t* ids, std::size_t fed,
             std::vector<std::int64_t>& positions, float* logits);
   void run(Step& step);
-  void fill_prefix();
+  // Puts a row's prefix KV into its first slots, and zeros where the one before it was longer.
+  void fill_prefix(std::size_t row, std::size_t before);
+  Step bound_decode();
   // A row's slot of its first head; the next head's is `pitch_` bytes on.
   char* slot(std::size_t array, std::size_t row, std::size_t slot) const;
 
   Backend& backend_;
   const KVLayout& layout_;
   std::size_t slots_, line_, pitch_;  // line_: bytes of one head's slot
+  std::vector<RowPrompt> prompts_;
+  SharedStack stack_;  // what else every run is given
   std::vector<Placed> arrays_;
   std::vector<std::int64_t> lengths_, ids_, positions_{0};
   std::vector<float> logits_;
+  bool prefilled_well_ = true;
   Step decode_;
 };
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <set>
 
 #include "layout.hpp"
 #include "rows.hpp"
@@ -115,42 +116,43 @@ void require_classifier(const Manifest& manifest, Shape logits) {
 
 Labelling::Labelling(const EngineState& state)
     : TaskEngine(state),
-      prompt_(load_prompt(state.bundle)),
-      prompt_inputs_(*state.backend, state.manifest().graph(), prompt_) {
-  if (!prompt_.tensors.prefix_kv) virtual_ids_ = prompt_.virtual_ids(state.manifest().limits);
-  prompt_.tensors = {};  // the engine has them
+      inputs_(*state.backend, state.manifest().graph(), state.manifest().limits.vocab_size) {
+  inputs_.stack(HeldPrompts(*state.prompts, {}).chosen().prompts);  // not at the first request
 }
 
-std::vector<Logits> Labelling::logits(const std::vector<Ids>& rows,
+std::vector<Logits> Labelling::logits(const std::vector<Ids>& rows, const Chosen& chosen,
                                       const std::vector<Ids>& segments) const {
+  const Part part{rows, segments, chosen.of(rows.size())};
+  Answers found = answers(part);
   std::vector<Logits> out;
-  in_batches(rows, segments, rows.size(), [&](const Ids& row, const float* logits) {
-    const std::size_t count = state_.kind().positions(row.size());
-    out.push_back({count, columns(), std::vector<float>(logits, logits + count * columns())});
-  });
+  for (std::size_t i = 0; i < rows.size(); ++i)
+    out.push_back({state_.kind().positions(rows[i].size()), columns(part.prompts[i]->info),
+                   std::move(found[i])});
   return out;
 }
 
-void Labelling::run(const std::vector<Ids>& rows, std::size_t batch_size,
+void Labelling::run(const std::vector<Ids>& rows, const Chosen& chosen, std::size_t batch_size,
                     const std::vector<Ids>& segments, const Take& take) const {
   check_batch_size(batch_size);
-  check_rows(rows, state_.manifest());
-  check_segments(segments, rows, state_.manifest().limits);
-  const std::size_t size = fitting(batch_size);
-  std::vector<std::vector<float>> answers(rows.size());
-  for (const std::vector<std::size_t>& group : grouped(rows, size)) {
-    std::vector<Ids> part, types;
+  const Limits& limits = state_.manifest().limits;
+  check_rows(rows, limits, chosen);
+  check_segments(segments, rows, limits);
+  const std::vector<RowPrompt> prompts = chosen.of(rows.size());
+  std::vector<std::size_t> lengths;
+  for (std::size_t i = 0; i < rows.size(); ++i)
+    lengths.push_back(prompts[i]->length() + rows[i].size());
+  Answers found(rows.size());
+  for (const std::vector<std::size_t>& group : grouped(lengths, fitting(batch_size))) {
+    Part part;
     for (std::size_t index : group) {
-      part.push_back(rows[index]);
-      if (!segments.empty()) types.push_back(segments[index]);
+      part.rows.push_back(rows[index]);
+      part.prompts.push_back(prompts[index]);
+      if (!segments.empty()) part.segments.push_back(segments[index]);
     }
-    std::size_t at = 0;
-    in_batches(part, types, size, [&](const Ids& row, const float* logits) {
-      answers[group[at++]].assign(
-          logits, logits + state_.kind().positions(row.size()) * columns());
-    });
+    Answers own = answers(part);
+    for (std::size_t i = 0; i < group.size(); ++i) found[group[i]] = std::move(own[i]);
   }
-  for (std::size_t i = 0; i < rows.size(); ++i) take(rows[i], answers[i].data());
+  for (std::size_t i = 0; i < rows.size(); ++i) take(rows[i], prompts[i]->info, found[i].data());
 }
 
 std::size_t Labelling::fitting(std::size_t size) const {
@@ -159,34 +161,49 @@ std::size_t Labelling::fitting(std::size_t size) const {
   return std::max<std::size_t>(size, 1);
 }
 
-void Labelling::in_batches(const std::vector<Ids>& rows, const std::vector<Ids>& segments,
-                           std::size_t size, const Take& take) const {
-  size = fitting(size);
-  for (std::size_t start = 0; start < rows.size(); start += size) {
-    const std::size_t count = std::min(size, rows.size() - start);
-    const Ids* types = segments.empty() ? nullptr : segments.data() + start;
-    const std::vector<float> logits = run_rows(rows.data() + start, count, types);
-    const std::size_t stride = logits.size() / count;
-    // The virtual tokens' own answers are nobody's.
-    const std::size_t skipped =
-        state_.kind().one_answer ? 0 : virtual_ids_.size() * columns();
-    for (std::size_t i = 0; i < count; ++i)
-      take(rows[start + i], logits.data() + i * stride + skipped);
+Labelling::Answers Labelling::answers(const Part& whole) const {
+  const std::size_t most = fitting(whole.rows.size());
+  Answers out;
+  Part part;
+  std::set<RowPrompt> seen;
+  const auto run = [&] {
+    for (std::vector<float>& one : run_rows(part)) out.push_back(std::move(one));
+    part = {};
+    seen.clear();
+  };
+  for (std::size_t i = 0; i < whole.rows.size(); ++i) {
+    const bool more = seen.count(whole.prompts[i]) == 0;
+    if (part.rows.size() == most || seen.size() + more > kMostInARun) run();
+    seen.insert(whole.prompts[i]);
+    part.rows.push_back(whole.rows[i]);
+    part.prompts.push_back(whole.prompts[i]);
+    if (!whole.segments.empty()) part.segments.push_back(whole.segments[i]);
   }
+  run();
+  return out;
 }
 
-std::vector<float> Labelling::run_rows(const Ids* rows, std::size_t count,
-                                       const Ids* segments) const {
+Labelling::Answers Labelling::run_rows(const Part& part) const {
   auto size = [](std::size_t n) { return static_cast<std::int64_t>(n); };
   const Graph& graph = state_.manifest().graph();
-  Batch batch = pack(rows, count, virtual_ids_);
+  const std::size_t count = part.rows.size();
+  const SharedStack stack = inputs_.stack(part.prompts);
+  std::vector<Ids> texts, types;
+  std::vector<std::int64_t> lengths, places;
+  for (std::size_t i = 0; i < count; ++i) {
+    const Ids& before = stack->before(part.prompts[i]);
+    texts.push_back(before);
+    texts.back().insert(texts.back().end(), part.rows[i].begin(), part.rows[i].end());
+    // Virtual tokens are in segment 0.
+    types.emplace_back(part.segments.empty() ? texts.back().size() : before.size());
+    if (!part.segments.empty())
+      types.back().insert(types.back().end(), part.segments[i].begin(), part.segments[i].end());
+    lengths.push_back(size(part.prompts[i]->length()));
+    places.push_back(stack->index(part.prompts[i]));
+  }
+  Batch batch = pack(texts);
+  std::vector<std::int64_t> segments = pack(types).input_ids;
   const std::vector<std::int64_t> each{size(count)}, tokens{size(count), size(batch.width)};
-  std::vector<std::int64_t> type_ids, lengths(count, size(prompt_.length())),
-      prompts(count, prompt_.index);
-  if (segments)
-    type_ids = pack(segments, count, Ids(virtual_ids_.size())).input_ids;
-  else
-    type_ids.resize(batch.input_ids.size());
   std::vector<Bound> inputs;
   auto give = [&](TensorRole role, const std::vector<std::int64_t>& shape,
                   std::vector<std::int64_t>& values) {
@@ -195,18 +212,29 @@ std::vector<float> Labelling::run_rows(const Ids* rows, std::size_t count,
   };
   give(TensorRole::ids, tokens, batch.input_ids);
   give(TensorRole::mask, tokens, batch.attention_mask);
-  give(TensorRole::segments, tokens, type_ids);
-  const std::vector<Bound>& placed = prompt_inputs_.bound();
-  inputs.insert(inputs.end(), placed.begin(), placed.end());
-  give(TensorRole::prompt, each, prompts);
+  give(TensorRole::segments, tokens, segments);
+  inputs.insert(inputs.end(), stack->bound().begin(), stack->bound().end());
+  give(TensorRole::prompt, each, places);
   give(TensorRole::lengths, each, lengths);
-  std::vector<std::int64_t> shape = state_.kind().one_answer ? each : tokens;
-  shape.push_back(size(columns()));
-  std::vector<float> logits(count * (state_.kind().one_answer ? 1 : batch.width) * columns());
+  const bool one_answer = state_.kind().one_answer;
+  const std::size_t labels = stack->labels(), lines = one_answer ? 1 : batch.width;
+  std::vector<std::int64_t> shape = one_answer ? each : tokens;
+  shape.push_back(size(labels));
+  std::vector<float> logits(count * lines * labels);
   auto run = state_.backend->bind(
       inputs, {{graph.outputs[0].name, ElementType::float32, shape, logits.data(), false}});
   (*run)();
-  return logits;
+  Answers out(count);
+  for (std::size_t i = 0; i < count; ++i) {
+    // The virtual tokens' own answers are nobody's.
+    const std::size_t first = one_answer ? 0 : stack->before(part.prompts[i]).size();
+    const std::size_t own = columns(part.prompts[i]->info);
+    for (std::size_t at = 0; at < state_.kind().positions(part.rows[i].size()); ++at) {
+      const float* line = logits.data() + (i * lines + first + at) * labels;
+      out[i].insert(out[i].end(), line, line + own);
+    }
+  }
+  return out;
 }
 
 }  // namespace ptdeploy::detail

@@ -4,39 +4,45 @@
 #include <functional>
 
 #include "engine_state.hpp"
-#include "prompts.hpp"
+#include "prompt_inputs.hpp"
 
 namespace ptdeploy::detail {
 
 class Labelling : public TaskEngine {
  public:
-  // Throws BundleError if the prompt's file is not what the manifest says.
   explicit Labelling(const EngineState& state);
 
-  std::size_t columns() const override { return prompt_.info.labels.size(); }
-  std::vector<Logits> logits(const std::vector<Ids>& rows,
+  std::size_t columns(const PromptInfo& prompt) const override { return prompt.labels.size(); }
+  std::vector<Logits> logits(const std::vector<Ids>& rows, const Chosen& chosen,
                              const std::vector<Ids>& segments) const override;
+  void forget(const RowPrompt& prompt) const override { inputs_.forget(prompt); }
 
  protected:
-  // Given a row, and its logits: (classes,), or (tokens, classes) where each token has its own.
-  using Take = std::function<void(const Ids& row, const float* logits)>;
+  // Given a row, its prompt and its logits: (labels,), or (tokens, labels) where each token has its
+  // own.
+  using Take =
+      std::function<void(const Ids& row, const PromptInfo& prompt, const float* logits)>;
   // Checks a request, and runs its rows in batches of `batch_size`, or of as many as the engine
   // takes, of about one length each. Answers are taken in the rows' order.
-  void run(const std::vector<Ids>& rows, std::size_t batch_size, const std::vector<Ids>& segments,
-           const Take& take) const;
+  void run(const std::vector<Ids>& rows, const Chosen& chosen, std::size_t batch_size,
+           const std::vector<Ids>& segments, const Take& take) const;
 
  private:
+  // Rows of one run and what belongs to each; segments are none, or each row's.
+  struct Part {
+    std::vector<Ids> rows, segments;
+    std::vector<RowPrompt> prompts;
+  };
+  // The logits of each row, cut to its own text and to the labels of its own prompt.
+  using Answers = std::vector<std::vector<float>>;
+
   // The size of a batch, or of the largest that the engine takes.
   std::size_t fitting(std::size_t size) const;
-  void in_batches(const std::vector<Ids>& rows, const std::vector<Ids>& segments, std::size_t size,
-                  const Take& take) const;
-  // Runs rows as one right-padded batch; gives (rows, classes), or (rows, width, classes) with the
-  // virtual tokens' own. `segments` are null for all 0.
-  std::vector<float> run_rows(const Ids* rows, std::size_t count, const Ids* segments) const;
+  // Runs rows as one batch, or as many at a time as one run of the engine takes.
+  Answers answers(const Part& part) const;
+  Answers run_rows(const Part& part) const;
 
-  LoadedPrompt prompt_;
-  PromptInputs prompt_inputs_;
-  Ids virtual_ids_;  // before each row; empty where the prompt goes in as a prefix KV
+  PromptInputs inputs_;
 };
 
 // Throws Problem naming what in a manifest no classifier has whose logits have these axes, and one

@@ -5,6 +5,7 @@
 
 #include "paths.hpp"
 #include "schema.hpp"
+#include "sha256.hpp"
 #include "task.hpp"
 
 namespace ptdeploy::detail {
@@ -53,9 +54,7 @@ void require_prompt(const Manifest& manifest, const std::string& name, const Pro
           where + "head is for SEQ_CLS, which it is not");
   require(prompt.num_virtual_tokens < manifest.limits.max_context,
           where + "num_virtual_tokens leaves no room in limits.max_context");
-  require(prompt.sha256.size() == 64 &&
-              prompt.sha256.find_first_not_of("0123456789abcdef") == std::string::npos,
-          where + "sha256 is no SHA-256");
+  require(is_sha256(prompt.sha256), where + "sha256 is no SHA-256");
 }
 
 void require_quantization(const Quantization& found) {
@@ -124,13 +123,12 @@ void require_alike(const std::string& side, const std::vector<TensorSpec>& found
   }
 }
 
-void check_manifest(const Bundle& bundle) {
-  const Manifest& manifest = bundle.manifest;
+void check_manifest(const std::string& folder, const Manifest& manifest) {
   try {
     require_any(manifest);
     kind_of(manifest.task).require(manifest);
   } catch (const Problem& problem) {
-    throw BundleError(join(bundle.path, "manifest.json") + ": " + problem.text + ".", kAgain);
+    throw BundleError(join(folder, "manifest.json") + ": " + problem.text + ".", kAgain);
   }
 }
 

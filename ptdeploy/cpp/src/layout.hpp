@@ -14,8 +14,8 @@ namespace ptdeploy::detail {
 constexpr std::int64_t kMost = 2147483647;
 constexpr const char* kAgain = "Compile the checkpoint again.";
 
-// Throws BundleError naming the first thing in the manifest that no engine of ours has.
-void check_manifest(const Bundle& bundle);
+// Throws BundleError naming the first thing in the manifest of a folder that no engine of ours has.
+void check_manifest(const std::string& folder, const Manifest& manifest);
 
 // Throws BundleError unless an engine's own inputs or outputs are the manifest's. `where` names the
 // engine; `side` is "inputs" or "outputs". An axis without a name, of an output or of any tensor

@@ -5,9 +5,6 @@
 namespace ptdeploy::detail {
 namespace {
 
-constexpr const char* kFormat = "ptdeploy-bundle";
-constexpr std::int64_t kFormatVersion = 4;
-
 constexpr const char* kTensorRoles[] = {"ids",       "mask",   "segments", "lengths",
                                         "positions", "past",   "present",  "logits",
                                         "table",     "prefix", "head",     "prompt"};
@@ -187,29 +184,46 @@ void read_base(const Json& json, const Where& where) {
                {"graph_parity", false, read_parity}});
 }
 
-// The two fields that every version has come first: another version's other fields mean nothing.
-void check_version(const Json& json, const std::string& file) {
+struct Header {
   std::string format;
   std::int64_t version = 0;
+};
+
+Header read_header(const Json& json) {
+  Header out;
   read_object(json, Where(),
-              {{"format", true, into(format)}, {"format_version", true, into(version)}}, "object",
-              Unknown::skipped);
-  if (format != kFormat || version != kFormatVersion)
-    throw BundleError(
-        file + ": is " + detail::quoted(format) + " version " + std::to_string(version) +
-            "; this ptdeploy reads " + quoted(kFormat) + " version " +
-            std::to_string(kFormatVersion) + ".",
-        "Compile the checkpoint again, or install the ptdeploy that made the bundle.");
+              {{"format", true, into(out.format)}, {"format_version", true, into(out.version)}},
+              "object", Unknown::skipped);
+  return out;
+}
+
+// The two fields that every version has come first: another version's other fields mean nothing.
+void check_version(const Json& json, const std::string& file, const FolderKind& kind) {
+  const Header found = read_header(json);
+  if (found.format != kind.format || found.version != kind.version)
+    throw BundleError(file + ": is " + quoted(found.format) + " version " +
+                          std::to_string(found.version) + "; this ptdeploy reads " +
+                          quoted(kind.format) + " version " + std::to_string(kind.version) + ".",
+                      std::string("Compile the checkpoint again, or install the ptdeploy that made "
+                                  "the ") +
+                          kind.noun + ".");
+}
+
+std::size_t read_task(const Json& json, const Where& where) {
+  return read_word(json, where, {"SEQ_CLS", "TOKEN_CLS", "CAUSAL_LM"});
+}
+
+auto format_of(const FolderKind& kind) {
+  return [&kind](const Json& value, const Where& at) { read_word(value, at, &kind.format, 1); };
 }
 
 Manifest read_manifest(const Json& json) {
   Manifest out;
   auto task = [&out](const Json& value, const Where& at) {
-    out.task = static_cast<Task>(read_word(value, at, {"SEQ_CLS", "TOKEN_CLS", "CAUSAL_LM"}));
+    out.task = static_cast<Task>(read_task(value, at));
   };
-  auto format = [](const Json& value, const Where& at) { read_word(value, at, {kFormat}); };
   read_object(json, Where(),
-              {{"format", false, format},
+              {{"format", false, format_of(kBundle)},
                {"format_version", false, skip_int},
                {"versions", true, skip_string_map},
                {"target", true, into(out.target)},
@@ -228,7 +242,48 @@ Manifest read_manifest(const Json& json) {
   return out;
 }
 
+PackManifest read_pack_manifest(const Json& json) {
+  PackManifest out;
+  auto task = [](const Json& value, const Where& at) { read_task(value, at); };
+  read_object(json, Where(),
+              {{"format", false, format_of(kPack)},
+               {"format_version", false, skip_int},
+               {"versions", true, skip_string_map},
+               {"name", true, into(out.name)},
+               {"task", true, task},
+               {"target", true, skip_string},
+               {"device", true, skip_string},
+               {"precision", true, skip_string},
+               {"engine_sha256", true, into(out.engine_sha256)},
+               {"base", true, read_base},
+               {"prompt", true, into(out.prompt, read_prompt)},
+               {"files", true, array_into(out.files, read_file)}});
+  return out;
+}
+
+template <class T>
+T parse(const std::string& text, const std::string& file, const FolderKind& kind,
+        T (*read)(const Json&)) {
+  std::string reason;
+  try {
+    const Json json = parse_json(text);
+    check_version(json, file, kind);
+    return read(json);
+  } catch (const JsonError& error) {
+    reason = error.what();
+  } catch (const SchemaError& error) {
+    reason = error.what();
+  }
+  throw BundleError(file + ": not a valid manifest (" + reason + ").",
+                    "Compile the checkpoint again.");
+}
+
 }  // namespace
+
+const FolderKind kBundle = {"ptdeploy-bundle", 4, "bundle",
+                            "ptdeploy compile CHECKPOINT --target ort -o BUNDLE"};
+const FolderKind kPack = {"ptdeploy-prompt", 1, "pack",
+                          "ptdeploy compile CHECKPOINT --over BUNDLE -o PACK"};
 
 const char* name_of(TensorRole role) { return kTensorRoles[static_cast<std::size_t>(role)]; }
 
@@ -246,18 +301,21 @@ const PromptInfo& Manifest::prompt() const {
 }
 
 Manifest parse_manifest(const std::string& text, const std::string& file) {
-  std::string reason;
+  return parse(text, file, kBundle, read_manifest);
+}
+
+PackManifest parse_pack(const std::string& text, const std::string& file) {
+  return parse(text, file, kPack, read_pack_manifest);
+}
+
+bool says_pack(const std::string& text) {
   try {
-    Json json = parse_json(text);
-    check_version(json, file);
-    return read_manifest(json);
-  } catch (const JsonError& error) {
-    reason = error.what();
-  } catch (const SchemaError& error) {
-    reason = error.what();
+    return read_header(parse_json(text)).format == kPack.format;
+  } catch (const JsonError&) {
+    return false;
+  } catch (const SchemaError&) {
+    return false;
   }
-  throw BundleError(file + ": not a valid manifest (" + reason + ").",
-                    "Compile the checkpoint again.");
 }
 
 }  // namespace ptdeploy::detail

@@ -119,11 +119,28 @@ struct Manifest {
   // the base model alone, as one of no tokens.
   const Graph& graph() const;
   const PromptInfo& prompt() const;
-  // Most tokens of text in a row, beside the default prompt's virtual tokens.
-  std::int64_t max_sequence() const { return limits.max_context - prompt().num_virtual_tokens; }
 };
 
-// `file` names the manifest in messages. Throws BundleError.
+// A kind of folder with a manifest: what its manifest is, and how to make such a folder.
+struct FolderKind {
+  const char* format;
+  std::int64_t version;
+  const char* noun;
+  const char* make;
+};
+extern const FolderKind kBundle, kPack;
+
+// A pack's manifest.json: one prompt in a folder of its own, and the engine it was proven over.
+struct PackManifest {
+  std::string name, engine_sha256;
+  PromptInfo prompt;
+  std::vector<FileEntry> files;
+};
+
+// `file` names the manifest in messages. Throw BundleError.
 Manifest parse_manifest(const std::string& text, const std::string& file);
+PackManifest parse_pack(const std::string& text, const std::string& file);
+// Whether it says that it is a pack's manifest, in any version, whole or damaged.
+bool says_pack(const std::string& text);
 
 }  // namespace ptdeploy::detail

@@ -185,18 +185,19 @@ void add_clear(ParityQuality& quality, const std::vector<bool>& changed,
 
 }  // namespace
 
-std::optional<ParityQuality> evaluate(Reference& reference, const BundleInfo& info,
-                                   const Quantization& allowed, const RunRows& run) {
+std::optional<ParityQuality> evaluate(Reference& reference, const TaskKind& kind, Head head,
+                                      const Quantization& allowed, const RunRows& run) {
   if (reference.metadata().evaluation == 0) return std::nullopt;
   ParityQuality quality;
   quality.evaluated_on = reference.metadata().evaluated_on;
   quality.texts = reference.metadata().evaluation;
   Perplexity ours, theirs;
   std::vector<bool> changed;
-  const bool chooses = info.head == Head::softmax, writes = kind_of(info.task).writes;
+  const bool chooses = head == Head::softmax, writes = kind.writes;
+  const std::size_t columns = reference.columns();
   const bool classifies = chooses && !writes;
-  Explained explained(info.columns, info.head);
-  Scores wanted(info.columns), given(info.columns);
+  Explained explained(columns, head);
+  Scores wanted(columns), given(columns);
   bool whole = true;
   std::map<std::int64_t, std::size_t> found;
   for (std::size_t i = 0; i < quality.texts; ++i) {
@@ -218,7 +219,7 @@ std::optional<ParityQuality> evaluate(Reference& reference, const BundleInfo& in
     for (std::int64_t id : text.top1) ++found[id];
     whole = whole && !text.logits.empty();
     for (std::size_t at = 0; whole && at < text.top1.size(); ++at) {
-      wanted.add(text.logits.data() + at * info.columns);
+      wanted.add(text.logits.data() + at * columns);
       given.add(logits.row(at));
     }
   }

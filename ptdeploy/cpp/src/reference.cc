@@ -38,10 +38,15 @@ auto Reference::checked(Body body) const {
                     "Compile the checkpoint again.");
 }
 
-Reference::Reference(const std::string& file, const EngineState& engine)
-    : file_(file), engine_(engine) {
+Reference::Reference(const std::string& file, const std::string& opened, const EngineState& engine,
+                     const PromptInfo& prompt)
+    : file_(file),
+      engine_(engine),
+      head_(prompt.head),
+      columns_(engine.task->columns(prompt)),
+      max_sequence_(engine.manifest().limits.max_context - prompt.num_virtual_tokens) {
   checked([&] {
-    tensors_.emplace(file);
+    tensors_.emplace(opened);
     read_metadata();
   });
 }
@@ -83,10 +88,10 @@ void Reference::require_length(const std::string& name, const std::string& dtype
 Ids Reference::ids(const std::string& name) {
   const Limits& limits = engine_.manifest().limits;
   const std::size_t size = length(name, "I64");
-  if (size < 1 || static_cast<std::int64_t>(size) > engine_.info.max_sequence)
+  if (size < 1 || static_cast<std::int64_t>(size) > max_sequence_)
     throw SchemaError(name + " has " + std::to_string(size) +
                       " tokens, but the bundle takes 1 to " +
-                      std::to_string(engine_.info.max_sequence));
+                      std::to_string(max_sequence_));
   Ids found = tensors_->integers(name);
   for (std::int64_t id : found)
     if (id < 0 || id >= limits.vocab_size)
@@ -115,7 +120,7 @@ ReferenceRow Reference::row(std::size_t index) {
     const std::string name = tensor_name("rows", index, "logits");
     const auto& shape = tensors_->shape(name, "F32");
     const bool one = engine_.kind().one_answer;
-    const auto columns = static_cast<std::int64_t>(engine_.info.columns);
+    const auto columns = static_cast<std::int64_t>(columns_);
     const auto tokens = static_cast<std::int64_t>(row.ids.size());
     const bool fits =
         one ? shape == std::vector<std::int64_t>{columns}
@@ -124,7 +129,7 @@ ReferenceRow Reference::row(std::size_t index) {
       throw SchemaError(name + " has shape " + shape_text(shape) + ", but the engine gives " +
                         shape_text(one ? std::vector<std::int64_t>{columns}
                                        : std::vector<std::int64_t>{tokens, columns}));
-    row.logits = {one ? 1 : static_cast<std::size_t>(shape[0]), engine_.info.columns,
+    row.logits = {one ? 1 : static_cast<std::size_t>(shape[0]), columns_,
                   tensors_->floats(name)};
     for (float value : row.logits.values)
       if (!std::isfinite(value)) throw SchemaError(name + " holds a number that is not finite");
@@ -137,7 +142,7 @@ ReferenceGreedy Reference::greedy(std::size_t index) {
     ReferenceGreedy row{ids(tensor_name("greedy", index, "ids")), {}, {}};
     const std::string tokens = tensor_name("greedy", index, "tokens");
     const auto room =
-        static_cast<std::size_t>(engine_.info.max_sequence) - row.ids.size();
+        static_cast<std::size_t>(max_sequence_) - row.ids.size();
     const std::size_t steps = length(tokens, "I64");
     if (steps < 1 || steps > room)
       throw SchemaError(tokens + " has " + std::to_string(steps) +
@@ -165,11 +170,11 @@ EvaluationText Reference::evaluation(std::size_t index) {
     const auto& quantization = engine_.manifest().quantization;
     const bool asked = !writes &&
                        ((quantization && quantization->max_logits_error) ||
-                        engine_.info.head != Head::softmax);
+                        head_ != Head::softmax);
     const std::string name = tensor_name("evaluation", index, "logits");
     if (asked || tensors_->has(name)) {
       const std::vector<std::int64_t> wanted = {static_cast<std::int64_t>(row.top1.size()),
-                                                static_cast<std::int64_t>(engine_.info.columns)};
+                                                static_cast<std::int64_t>(columns_)};
       const auto& shape = tensors_->shape(name, "F32");
       if (shape != wanted)
         throw SchemaError(name + " has shape " + shape_text(shape) + ", not " +

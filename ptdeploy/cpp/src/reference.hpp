@@ -1,4 +1,4 @@
-// A bundle's stored reference: what PEFT on PyTorch gave for each row alone. docs/bundle.md has
+// A prompt's stored reference: what PEFT on PyTorch gave for each row alone. docs/bundle.md has
 // its tensors.
 //
 // The file is not trusted. Every size is held against the bundle's own limits before anything of
@@ -38,10 +38,14 @@ struct EvaluationText {
 
 class Reference {
  public:
-  // Throws BundleError, as all that reads does, if it is no reference or does not fit the engine.
-  Reference(const std::string& file, const EngineState& engine);
+  // Reads `opened`, which errors call `file`. Throws BundleError, as all that reads does, if it is no
+  // reference or does not fit the engine with this prompt.
+  Reference(const std::string& file, const std::string& opened, const EngineState& engine,
+            const PromptInfo& prompt);
 
   const ReferenceMetadata& metadata() const { return metadata_; }
+  // Of logits.
+  std::size_t columns() const { return columns_; }
   // What the engine was proven with.
   const std::vector<BatchCase>& cases() const { return cases_; }
 
@@ -60,6 +64,9 @@ class Reference {
 
   std::string file_;
   const EngineState& engine_;
+  Head head_;
+  std::size_t columns_;
+  std::int64_t max_sequence_;
   std::optional<Safetensors> tensors_;
   ReferenceMetadata metadata_;
   std::vector<BatchCase> cases_;

@@ -5,10 +5,9 @@
 
 namespace ptdeploy::detail {
 
-void check_rows(const std::vector<Ids>& rows, const Manifest& manifest) {
-  const Limits& limits = manifest.limits;
-  const std::int64_t most = manifest.max_sequence();
+void check_rows(const std::vector<Ids>& rows, const Limits& limits, const Chosen& chosen) {
   if (rows.empty()) throw InputError("The batch has no rows.");
+  const std::vector<RowPrompt> prompts = chosen.of(rows.size());
   for (std::size_t i = 0; i < rows.size(); ++i) {
     const std::string row = "Row " + std::to_string(i);
     if (rows[i].empty()) throw InputError(row + " is empty: an engine needs at least one token.");
@@ -17,6 +16,7 @@ void check_rows(const std::vector<Ids>& rows, const Manifest& manifest) {
         throw InputError(
             row + " holds a token id outside 0 to " + std::to_string(limits.vocab_size - 1) + ".",
             "The ids come from another tokenizer than the base model's.");
+    const auto most = limits.max_context - static_cast<std::int64_t>(length_of(prompts[i]));
     if (static_cast<std::int64_t>(rows[i].size()) > most)
       throw InputError(row + " has " + std::to_string(rows[i].size()) + " tokens, but at most " +
                            std::to_string(most) + " fit beside the virtual tokens.",
@@ -49,17 +49,18 @@ void check_segments(const std::vector<Ids>& segments, const std::vector<Ids>& ro
   }
 }
 
-std::vector<std::vector<std::size_t>> grouped(const std::vector<Ids>& rows, std::size_t size) {
+std::vector<std::vector<std::size_t>> grouped(const std::vector<std::size_t>& lengths,
+                                              std::size_t size) {
   constexpr std::size_t kPadding = 64;
-  std::vector<std::size_t> order(rows.size());
+  std::vector<std::size_t> order(lengths.size());
   std::iota(order.begin(), order.end(), std::size_t{0});
-  std::stable_sort(order.begin(), order.end(), [&rows](std::size_t one, std::size_t other) {
-    return rows[one].size() < rows[other].size();
+  std::stable_sort(order.begin(), order.end(), [&lengths](std::size_t one, std::size_t other) {
+    return lengths[one] < lengths[other];
   });
   std::vector<std::vector<std::size_t>> groups;
   std::size_t longest = 0;
   for (std::size_t index : order) {
-    const std::size_t length = rows[index].size();
+    const std::size_t length = lengths[index];
     if (!groups.empty() && groups.back().size() < size &&
         (length - longest) * groups.back().size() <= kPadding)
       groups.back().push_back(index);
@@ -70,18 +71,16 @@ std::vector<std::vector<std::size_t>> grouped(const std::vector<Ids>& rows, std:
   return groups;
 }
 
-Batch pack(const Ids* rows, std::size_t count, const Ids& before) {
+Batch pack(const std::vector<Ids>& rows) {
   Batch batch;
-  batch.rows = count;
-  for (std::size_t i = 0; i < count; ++i)
-    batch.width = std::max(batch.width, before.size() + rows[i].size());
-  batch.input_ids.assign(count * batch.width, 0);
-  batch.attention_mask.assign(count * batch.width, 0);
-  for (std::size_t i = 0; i < count; ++i) {
-    const auto start = batch.input_ids.begin() + static_cast<std::ptrdiff_t>(i * batch.width);
-    std::copy(rows[i].begin(), rows[i].end(), std::copy(before.begin(), before.end(), start));
-    std::fill_n(batch.attention_mask.begin() + static_cast<std::ptrdiff_t>(i * batch.width),
-                before.size() + rows[i].size(), 1);
+  batch.rows = rows.size();
+  for (const Ids& row : rows) batch.width = std::max(batch.width, row.size());
+  batch.input_ids.assign(batch.rows * batch.width, 0);
+  batch.attention_mask.assign(batch.rows * batch.width, 0);
+  for (std::size_t i = 0; i < batch.rows; ++i) {
+    const auto start = static_cast<std::ptrdiff_t>(i * batch.width);
+    std::copy(rows[i].begin(), rows[i].end(), batch.input_ids.begin() + start);
+    std::fill_n(batch.attention_mask.begin() + start, rows[i].size(), 1);
   }
   return batch;
 }

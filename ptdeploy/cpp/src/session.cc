@@ -10,12 +10,12 @@ namespace detail {
 
 struct SessionState {
   SessionState(std::shared_ptr<const EngineState> of, const CausalEngine& writer_of,
-               std::size_t tokens)
+               const RowPrompt& prompt, std::size_t tokens)
       : engine(std::move(of)),
         writer(writer_of),
         room(tokens),
-        kv(*engine->backend, writer.layout(), 1,
-           tokens + static_cast<std::size_t>(engine->info.num_virtual_tokens)) {}
+        rows(writer.buffers().own(prompt, tokens)),
+        kv(*rows.kv) {}
 
   // Keeps the KV of the first tokens of text alone.
   void cut(std::size_t tokens) { kv.cut(0, start + tokens); }
@@ -24,27 +24,33 @@ struct SessionState {
   std::shared_ptr<const EngineState> engine;
   const CausalEngine& writer;  // the engine's own
   std::size_t room, start = 0;
-  KVBuffer kv;
+  StartedRows rows;  // one, with a prompt that it keeps though it was unloaded
+  KVBuffer& kv;      // its own
   Ids token_ids;
 };
 
 std::unique_ptr<SessionState> CausalEngine::session(std::shared_ptr<const EngineState> owner,
+                                                    const Chosen& chosen,
                                                     std::size_t max_tokens) const {
-  const auto limit = static_cast<std::size_t>(state_.info.max_sequence);
+  const RowPrompt prompt = chosen.of(1)[0];
+  const auto context = static_cast<std::size_t>(state_.manifest().limits.max_context);
+  const std::size_t limit = context - length_of(prompt);
   if (max_tokens > limit)
     throw InputError("max_tokens is " + std::to_string(max_tokens) + "; it must be from 1 to " +
                      std::to_string(limit) + ".");
-  auto opened =
-      std::make_unique<SessionState>(std::move(owner), *this, max_tokens ? max_tokens : limit);
-  if (!virtual_ids_.empty()) opened->kv.prefill(0, virtual_ids_.data(), virtual_ids_.size());
+  auto opened = std::make_unique<SessionState>(std::move(owner), *this, prompt,
+                                               max_tokens ? max_tokens : limit);
+  const Ids& before = opened->rows.before(0);
+  if (!before.empty()) opened->kv.prefill(0, before.data(), before.size());
   opened->start = opened->kv.length(0);
   return opened;
 }
 
 }  // namespace detail
 
-Session Engine::session(std::size_t max_tokens) const {
-  return Session(state_->task->session(state_, max_tokens));
+Session Engine::session(const Prompt& prompt, std::size_t max_tokens) const {
+  const detail::HeldPrompts held(*state_->prompts, prompt);
+  return Session(state_->task->session(state_, held.chosen(), max_tokens));
 }
 
 Session::Session(std::unique_ptr<detail::SessionState> state) : state_(std::move(state)) {}
@@ -53,10 +59,11 @@ Session& Session::operator=(Session&&) noexcept = default;
 Session::~Session() = default;
 
 const Ids& Session::token_ids() const { return state_->token_ids; }
+std::size_t Session::max_tokens() const { return state_->room; }
 
 void Session::append(const Ids& ids) {
   auto& s = *state_;
-  detail::check_rows({ids}, s.engine->manifest());
+  detail::check_rows({ids}, s.engine->manifest().limits, {s.rows.prompts});
   if (s.token_ids.size() + ids.size() > s.room)
     throw InputError(std::to_string(ids.size()) + " more tokens do not fit: the session has " +
                          std::to_string(s.token_ids.size()) + " of " + std::to_string(s.room) + ".",
@@ -111,9 +118,9 @@ void Session::rollback(std::size_t tokens) {
 
 Session Session::fork() const {
   const auto& s = *state_;
-  auto other = std::make_unique<detail::SessionState>(s.engine, s.writer, s.room);
+  auto other = std::make_unique<detail::SessionState>(s.engine, s.writer, s.rows.prompts[0], s.room);
   other->start = s.start;
-  other->kv.copy_row(0, s.kv, 0, s.kv.prefix());
+  other->kv.copy_row(0, s.kv, 0, s.kv.start(0));
   other->token_ids = s.token_ids;
   return Session(std::move(other));
 }

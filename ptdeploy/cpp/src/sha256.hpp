@@ -24,6 +24,11 @@ class Sha256 {
   std::uint64_t bytes_ = 0;
 };
 
+// Whether a text can be what hex() gives.
+inline bool is_sha256(const std::string& text) {
+  return text.size() == 64 && text.find_first_not_of("0123456789abcdef") == std::string::npos;
+}
+
 extern const std::uint32_t kSha256Constants[64];
 
 // On x86: whether this processor has the SHA extensions, and 64-byte blocks through them.

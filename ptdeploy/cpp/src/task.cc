@@ -18,28 +18,29 @@ void TaskEngine::refuse(const char* method, Task for_task) const {
                    method + " is for " + kind_of(for_task).name + ".");
 }
 
-std::vector<Classification> TaskEngine::classify(const std::vector<Ids>&, std::size_t,
+std::vector<Classification> TaskEngine::classify(const std::vector<Ids>&, const Chosen&, std::size_t,
                                                  const std::vector<Ids>&) const {
   refuse("classify", Task::seq_cls);
 }
 
-std::vector<std::vector<TokenLabel>> TaskEngine::tag(const std::vector<Ids>&, std::size_t,
+std::vector<std::vector<TokenLabel>> TaskEngine::tag(const std::vector<Ids>&, const Chosen&, std::size_t,
                                                      const std::vector<Ids>&) const {
   refuse("tag", Task::token_cls);
 }
 
-std::vector<std::vector<double>> TaskEngine::probabilities(const std::vector<Ids>&, std::size_t,
+std::vector<std::vector<double>> TaskEngine::probabilities(const std::vector<Ids>&, const Chosen&,
+                                                           std::size_t,
                                                            const std::vector<Ids>&) const {
   refuse("classify", Task::seq_cls);
 }
 
-std::vector<Generated> TaskEngine::generate(const std::vector<Ids>&, const GenerateOptions&,
-                                            const OnToken&) const {
+std::vector<Generated> TaskEngine::generate(const std::vector<Ids>&, const Chosen&,
+                                            const GenerateOptions&, const OnToken&) const {
   refuse("generate", Task::causal_lm);
 }
 
 std::unique_ptr<SessionState> TaskEngine::session(std::shared_ptr<const EngineState>,
-                                                  std::size_t) const {
+                                                  const Chosen&, std::size_t) const {
   refuse("session", Task::causal_lm);
 }
 

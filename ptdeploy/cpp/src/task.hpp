@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "manifest.hpp"
+#include "prompt_choice.hpp"
 
 namespace ptdeploy::detail {
 
@@ -19,29 +19,32 @@ class TaskEngine {
   TaskEngine& operator=(const TaskEngine&) = delete;
   virtual ~TaskEngine();
 
-  // Of logits: classes, or the vocabulary.
-  virtual std::size_t columns() const = 0;
-  // Scores of checked rows, each as if it ran alone; `segments` may be empty.
-  virtual std::vector<Logits> logits(const std::vector<Ids>& rows,
+  // Of logits: a prompt's classes, or the vocabulary.
+  virtual std::size_t columns(const PromptInfo& prompt) const = 0;
+  // Scores of checked rows, each as if it ran alone with its own prompt; `segments` may be empty.
+  virtual std::vector<Logits> logits(const std::vector<Ids>& rows, const Chosen& chosen,
                                      const std::vector<Ids>& segments) const = 0;
+  // Lets go of all that holds a prompt.
+  virtual void forget(const RowPrompt& prompt) const = 0;
 
   // Engine's methods of these names, which check what they are given. Throw InputError where they
   // are another task's.
-  virtual std::vector<Classification> classify(const std::vector<Ids>& rows,
+  virtual std::vector<Classification> classify(const std::vector<Ids>& rows, const Chosen& chosen,
                                                std::size_t batch_size,
                                                const std::vector<Ids>& segments) const;
   virtual std::vector<std::vector<TokenLabel>> tag(const std::vector<Ids>& rows,
-                                                   std::size_t batch_size,
+                                                   const Chosen& chosen, std::size_t batch_size,
                                                    const std::vector<Ids>& segments) const;
   virtual std::vector<std::vector<double>> probabilities(const std::vector<Ids>& rows,
+                                                         const Chosen& chosen,
                                                          std::size_t batch_size,
                                                          const std::vector<Ids>& segments) const;
-  virtual std::vector<Generated> generate(const std::vector<Ids>& rows,
+  virtual std::vector<Generated> generate(const std::vector<Ids>& rows, const Chosen& chosen,
                                           const GenerateOptions& options,
                                           const OnToken& on_token) const;
   // `owner` is the engine's own state, which the session keeps alive.
   virtual std::unique_ptr<SessionState> session(std::shared_ptr<const EngineState> owner,
-                                                std::size_t max_tokens) const;
+                                                const Chosen& chosen, std::size_t max_tokens) const;
 
  protected:
   // An InputError: the method is for another task.
@@ -56,10 +59,11 @@ struct TaskKind {
   bool one_answer;   // a row's logits are (1, columns), not of each token
   bool writes;       // it continues texts: the logits at a token are scores of the one after it
   bool any_head;     // its logits may be more than scores of classes of which one is true
+  bool takes_base;   // a row can do without a prompt: a trained head belongs to one
   // Throws Problem naming the first thing in a manifest that no engine of this task has.
   void (*require)(const Manifest& manifest);
-  // What a checked bundle whose backend is open does. Throws BundleError if its prompt is not the
-  // manifest's, TargetUnavailable if the backend cannot run it.
+  // What a checked bundle does whose backend is open and whose default prompt was read. Throws
+  // TargetUnavailable if the backend cannot run it.
   std::unique_ptr<TaskEngine> (*open)(const EngineState& state);
 
   // How many rows of logits a row of so many tokens has.

@@ -9,26 +9,29 @@ class TokenClassifier : public Labelling {
  public:
   using Labelling::Labelling;
 
-  std::vector<std::vector<TokenLabel>> tag(const std::vector<Ids>& rows, std::size_t batch_size,
+  std::vector<std::vector<TokenLabel>> tag(const std::vector<Ids>& rows, const Chosen& chosen,
+                                           std::size_t batch_size,
                                            const std::vector<Ids>& segments) const override {
     std::vector<std::vector<TokenLabel>> out;
-    run(rows, batch_size, segments, [&](const Ids& row, const float* logits) {
-      std::vector<TokenLabel> labels;
-      for (std::size_t i = 0; i < row.size(); ++i) {
-        const auto found = softmax(logits + i * columns(), columns());
-        const std::size_t index = likeliest(found);
-        labels.push_back({row[i], state_.info.labels[index], index, found[index], found});
-      }
-      out.push_back(std::move(labels));
-    });
+    run(rows, chosen, batch_size, segments,
+        [&](const Ids& row, const PromptInfo& prompt, const float* logits) {
+          const std::size_t count = columns(prompt);
+          std::vector<TokenLabel> labels;
+          for (std::size_t i = 0; i < row.size(); ++i) {
+            const auto found = softmax(logits + i * count, count);
+            const std::size_t index = likeliest(found);
+            labels.push_back({row[i], prompt.labels[index], index, found[index], found});
+          }
+          out.push_back(std::move(labels));
+        });
     return out;
   }
 
   std::vector<std::vector<double>> probabilities(const std::vector<Ids>& rows,
-                                                 std::size_t batch_size,
+                                                 const Chosen& chosen, std::size_t batch_size,
                                                  const std::vector<Ids>& segments) const override {
     std::vector<std::vector<double>> out;
-    for (std::vector<TokenLabel>& row : tag(rows, batch_size, segments))
+    for (std::vector<TokenLabel>& row : tag(rows, chosen, batch_size, segments))
       for (TokenLabel& token : row) out.push_back(std::move(token.probabilities));
     return out;
   }
@@ -41,6 +44,7 @@ const TaskKind kTokenClassifier = {
     /*one_answer=*/false,
     /*writes=*/false,
     /*any_head=*/false,
+    /*takes_base=*/false,
     [](const Manifest& manifest) { require_classifier(manifest, {"batch", "sequence"}); },
     [](const EngineState& state) -> std::unique_ptr<TaskEngine> {
       return std::make_unique<TokenClassifier>(state);

@@ -1,200 +1,211 @@
 // verify(): an open engine against the bundle's stored reference.
 #include <algorithm>
-#include <cmath>
 #include <limits>
+#include <map>
+#include <set>
 
 #include "failures.hpp"
-#include "quality.hpp"
+#include "paths.hpp"
+#include "prompt_verifier.hpp"
+#include "schema.hpp"
 
 namespace ptdeploy {
 namespace detail {
 namespace {
 
-class Verifier {
+// Rows of several prompts in one batch, of each its rows 1 and 5 where there are as many: the batches
+// of ptdeploy/parity/mixed.py.
+constexpr std::size_t kMixedRows[] = {1, 5};
+constexpr std::size_t kWidestMix = 8;
+
+// The names of the prompts to be compared, in the order of Python's reports; none is the base model.
+std::vector<std::optional<std::string>> compared_names(const Manifest& manifest) {
+  std::vector<std::optional<std::string>> names{manifest.default_prompt};
+  std::set<std::string> others;
+  for (const auto& one : manifest.prompts) others.insert(one.first);
+  if (manifest.default_prompt) others.erase(*manifest.default_prompt);
+  names.insert(names.end(), others.begin(), others.end());
+  for (const FileEntry& one : manifest.files)
+    if (manifest.default_prompt && one.role == "reference" && !one.of) {
+      names.emplace_back();
+      break;
+    }
+  return names;
+}
+
+// All prompts of the engine's own bundle, though they were unloaded.
+class BundleVerifier {
  public:
-  Verifier(const Engine& engine, const EngineState& state, const std::string& file)
-      : engine_(engine),
-        state_(state),
-        reference_(file, state),
-        allowed_(reference_.metadata().thresholds.max_abs +
-                 reference_.metadata().thresholds.relative * largest_logit()) {}
+  explicit BundleVerifier(const EngineState& state) : state_(state) {}
+  BundleVerifier(const BundleVerifier&) = delete;
+  BundleVerifier& operator=(const BundleVerifier&) = delete;
+  ~BundleVerifier() {
+    for (const Proven& one : proven_)
+      if (one.prompt) state_.task->forget(one.prompt);
+  }
 
   ParityReport report() {
-    ParityReport out;
-    const Manifest& manifest = state_.manifest();
-    out.reference = reference_.metadata().made_by;
-    if (!manifest.quantization) out.largest_allowed = allowed_;
-    for (const BatchCase& one : reference_.cases()) out.cases.push_back(compare(one));
-    if (state_.kind().writes) out.greedy = compare_greedy();
-    if (manifest.quantization)
-      out.quality = evaluate(reference_, state_.info, *manifest.quantization,
-                             [this](const std::vector<Ids>& rows, const std::vector<Ids>& types) {
-                               std::string stopped;
-                               return logits(rows, types, stopped);
-                             });
-    if (!state_.bundle.file("tokenizer").empty())
-      out.texts_not_compared = reference_.metadata().texts;
-    out.notes = notes(out.quality, out.texts_not_compared);
-    const std::vector<std::string> faults = faults_of(out);
-    out.engine_faults = faults.size();
-    out.failures = faults;
-    for (std::string& line : failures_of(out, manifest)) out.failures.push_back(std::move(line));
-    out.passed = out.failures.empty();
-    return out;
+    for (const auto& name : compared_names(state_.manifest())) prove(name);
+    add_mixed();
+    ParityReport own;
+    for (Proven& one : proven_) {
+      conclude(one.report);
+      if (&one == proven_.data())
+        own = std::move(one.report);
+      else
+        add(own, std::move(one.report));
+    }
+    return own;
   }
 
  private:
-  double largest_logit() {
-    double largest = 0;
-    for (std::size_t i = 0; i < reference_.metadata().rows; ++i)
-      for (float value : reference_.row(i).logits.values)
-        largest = std::max(largest, std::abs(static_cast<double>(value)));
-    return largest;
-  }
+  struct Proven {
+    RowPrompt prompt;
+    Bounds bounds;
+    std::vector<ReferenceRow> mixed_rows;
+    std::vector<ReferenceGreedy> furthest;
+    ParityReport report;
+  };
+  struct MixedRow {
+    std::size_t whose;
+    ReferenceRow row;
+  };
 
-  // Where the engine fails on rows that it must take they are NaN, and `stopped` says why.
-  std::vector<Logits> logits(const std::vector<Ids>& rows, const std::vector<Ids>& types,
-                             std::string& stopped) const {
+  void prove(const std::optional<std::string>& name) {
+    const Bundle& bundle = state_.bundle;
+    const FileEntry* file = bundle.entry("reference", name);
+    if (!file)
+      throw InputError(bundle.path + ": holds no stored reference" + words_of(name) + ".",
+                       "Compile the checkpoint again, or compare with it in Python: ptdeploy verify "
+                       "BUNDLE --checkpoint CHECKPOINT");
+    const RowPrompt prompt =
+        name ? own_place(bundle, *name, *find(bundle.manifest.prompts, *name))
+                   .read(bundle.manifest.graph(), *name)
+             : nullptr;
+    proven_.push_back({prompt, {}, {}, {}, {}});
     try {
-      return engine_.logits(rows, types);
-    } catch (const EngineFault& error) {
-      stopped = error.problem();
+      prove(proven_.back(), *file);
+    } catch (const FileFault& fault) {
+      throw BundleError(join(bundle.path, file->path) + ": cannot be read (" +
+                        reason_of(fault.number) + ").");
     }
-    std::vector<Logits> none;
-    const std::size_t columns = state_.info.columns;
-    for (const Ids& row : rows) {
-      const std::size_t count = state_.kind().positions(row.size());
-      none.push_back(
-          {count, columns,
-           std::vector<float>(count * columns, std::numeric_limits<float>::quiet_NaN())});
-    }
-    return none;
   }
 
-  ParityCase compare(const BatchCase& one) {
-    ParityCase out;
-    out.name = one.name;
-    std::vector<ReferenceRow> wanted;
-    std::vector<Ids> rows, types;
-    bool segments = false;
-    for (std::size_t index : one.rows) {
-      wanted.push_back(reference_.row(index));
-      const ReferenceRow& row = wanted.back();
-      rows.push_back(row.ids);
-      types.push_back(row.type_ids.empty() ? Ids(row.ids.size()) : row.type_ids);
-      segments = segments || !row.type_ids.empty();
-      out.lengths.push_back(row.ids.size());
-    }
-    if (!segments) types.clear();
-    const std::vector<Logits> got = logits(rows, types, out.stopped);
-    Measure measure(allowed_);
-    for (std::size_t i = 0; i < wanted.size(); ++i) {
-      const Logits& want = wanted[i].logits;
-      // The reference has the last positions of a row.
-      const std::size_t skipped = got[i].rows - want.rows;
-      for (std::size_t at = 0; at < want.rows; ++at)
-        measure.add(want.row(at), got[i].row(skipped + at), want.columns);
-    }
-    const Measured found = measure.result();
-    out.max_abs = found.max_abs;
-    out.mean_abs = found.mean_abs;
-    out.cosine = found.cosine;
-    out.kl = found.kl;
-    out.top1_agreement = found.top1_agreement;
-    out.passed = within(found, reference_.metadata().thresholds, allowed_);
-    return out;
+  void prove(Proven& one, const FileEntry& file) {
+    check_hash(state_.bundle, file);
+    // It is open no longer than it is read: there may be a thousand.
+    PromptVerifier verifier(state_, one.prompt, file);
+    one.bounds = verifier.bounds();
+    one.report = verifier.compared();
+    for (std::size_t place : kMixedRows) one.mixed_rows.push_back(verifier.row(place));
+    one.furthest = verifier.furthest();
   }
 
-  // In batches of unequal rows, so that batching is compared too; as many steps as all have.
-  std::vector<ParityGreedy> compare_greedy() {
-    std::vector<ReferenceGreedy> wanted;
-    std::size_t steps = std::numeric_limits<std::size_t>::max();
-    for (std::size_t i = 0; i < reference_.metadata().greedy; ++i) {
-      wanted.push_back(reference_.greedy(i));
-      steps = std::min(steps, wanted.back().tokens.size());
-    }
+  std::string words_of(const std::optional<std::string>& name) const {
+    if (name == state_.manifest().default_prompt) return "";
+    return " of " + (name ? "the prompt " + quoted(*name) : std::string("the base model alone"));
+  }
+
+  void add_mixed() {
+    std::vector<MixedRow> rows;
+    std::vector<std::size_t> written;
+    for (std::size_t i = 0; i < std::size(kMixedRows); ++i)
+      for (std::size_t whose = 0; whose < proven_.size(); ++whose)
+        rows.push_back({whose, proven_[whose].mixed_rows[i]});
+    for (std::size_t whose = 0; whose < proven_.size(); ++whose)
+      if (!proven_[whose].furthest.empty()) written.push_back(whose);
+    // Once for each padding that Python compares: here they are one batch.
+    for (const auto& batch : batches(rows))
+      for (const char* padding : {"right", "left"}) run_mixed(batch, padding);
+    for (const auto& batch : batches(written))
+      if (batch.size() > 1) continue_mixed(batch);
+  }
+
+  // Rows in batches in which neighbours have different prompts.
+  template <class Row>
+  std::vector<std::vector<Row>> batches(const std::vector<Row>& rows) const {
     const std::int64_t bound = state_.manifest().limits.max_batch.value_or(0);
-    const std::size_t most =
-        bound > 0 ? static_cast<std::size_t>(bound) : std::max<std::size_t>(wanted.size(), 1);
-    std::vector<ParityGreedy> out;
-    for (std::size_t start = 0; start < wanted.size(); start += most) {
-      const std::size_t end = std::min(wanted.size(), start + most);
-      std::vector<Ids> rows;
-      for (std::size_t i = start; i < end; ++i) rows.push_back(wanted[i].ids);
-      std::string stopped;
-      const std::vector<Ids> tokens = continued(rows, steps, stopped);
-      for (std::size_t i = start; i < end; ++i) {
-        out.push_back(compare_tokens(wanted[i], tokens[i - start], steps));
-        out.back().stopped = stopped;
-        out.back().passed = out.back().passed && stopped.empty();
+    const std::size_t widest =
+        bound > 0 ? std::min(kWidestMix, static_cast<std::size_t>(bound)) : kWidestMix;
+    std::vector<std::vector<Row>> out;
+    for (const Row& row : rows) {
+      if (out.empty() || out.back().size() == widest) out.emplace_back();
+      out.back().push_back(row);
+    }
+    return out;
+  }
+
+  // A row of each prompt, of unequal lengths, continued together as far as all were.
+  void continue_mixed(const std::vector<std::size_t>& batch) {
+    std::vector<ReferenceGreedy> rows;
+    std::vector<double> allowed;
+    Chosen chosen{{}, true};
+    std::size_t steps = std::numeric_limits<std::size_t>::max();
+    for (std::size_t place = 0; place < batch.size(); ++place) {
+      const Proven& one = proven_[batch[place]];
+      rows.push_back(one.furthest[place % one.furthest.size()]);
+      steps = std::min(steps, rows.back().tokens.size());
+      allowed.push_back(one.bounds.allowed);
+      chosen.prompts.push_back(one.prompt);
+    }
+    std::vector<ParityGreedy> found = continued(state_, rows, steps, allowed, chosen);
+    for (std::size_t place = 0; place < batch.size(); ++place) {
+      found[place].mixed = true;
+      proven_[batch[place]].report.greedy.push_back(std::move(found[place]));
+    }
+  }
+
+  void run_mixed(const std::vector<MixedRow>& batch, const std::string& padding) {
+    std::vector<ReferenceRow> rows;
+    Chosen chosen{{}, true};
+    std::map<std::size_t, std::vector<std::size_t>> own;
+    for (const MixedRow& one : batch) {
+      own[one.whose].push_back(rows.size());
+      rows.push_back(one.row);
+      chosen.prompts.push_back(proven_[one.whose].prompt);
+    }
+    if (own.size() < 2) return;
+    std::string stopped;
+    const std::vector<Logits> got = logits_of(state_, rows, chosen, stopped);
+    for (const auto& [whose, places] : own) {
+      std::vector<ReferenceRow> wanted;
+      std::vector<Logits> given;
+      for (std::size_t place : places) {
+        wanted.push_back(rows[place]);
+        given.push_back(got[place]);
       }
+      ParityCase one = measured("mixed prompts, " + padding + "-padded", wanted, given,
+                                proven_[whose].bounds);
+      one.stopped = stopped;
+      one.mixed = true;
+      proven_[whose].report.cases.push_back(std::move(one));
     }
-    return out;
   }
 
-  std::vector<Ids> continued(const std::vector<Ids>& rows, std::size_t steps,
-                             std::string& stopped) const {
-    GenerateOptions options;
-    options.max_new_tokens = static_cast<std::int64_t>(steps);
-    options.do_sample = false;
-    options.min_new_tokens = 0;
-    options.repetition_penalty = 1;
-    options.eos_token_ids.emplace();
-    std::vector<Ids> out;
-    try {
-      for (Generated& row : engine_.generate(rows, options))
-        out.push_back(std::move(row.token_ids));
-    } catch (const EngineFault& error) {
-      stopped = error.problem();
-      out.assign(rows.size(), Ids(steps, -1));
-    }
-    return out;
+  void conclude(ParityReport& one) const {
+    one.failures = faults_of(one);
+    one.engine_faults = one.failures.size();
+    for (std::string& line : failures_of(one, state_.manifest()))
+      one.failures.push_back(std::move(line));
+    one.own_failures = one.failures.size();
+    one.passed = one.failures.empty();
   }
 
-  ParityGreedy compare_tokens(const ReferenceGreedy& want, const Ids& got,
-                              std::size_t steps) const {
-    ParityGreedy out;
-    out.length = want.ids.size();
-    out.total = steps;
-    while (out.agreed < steps && want.tokens[out.agreed] == got[out.agreed]) ++out.agreed;
-    // Where the reference's own best two lie that near, either token is as right.
-    out.passed = out.agreed == steps || want.margins[out.agreed] <= 2 * allowed_;
-    return out;
+  static void add(ParityReport& own, ParityReport other) {
+    const std::string where =
+        other.prompt.empty() ? "without a prompt" : "prompt " + detail::quoted(other.prompt);
+    for (const std::string& line : other.failures) own.failures.push_back(where + ": " + line);
+    own.passed = own.passed && other.passed;
+    own.prompts.push_back(std::move(other));
   }
 
-  std::vector<std::string> notes(const std::optional<ParityQuality>& quality,
-                                 std::size_t texts) const {
-    std::vector<std::string> out;
-    const auto& mismatch = reference_.metadata().padded_mismatch;
-    if (mismatch && *mismatch > allowed_)
-      out.push_back("PEFT's own left-padded batch does not match its rows alone, by " +
-                    formatted(*mismatch, 2, 'g') + "; the reference here is each row alone.");
-    if (quality)
-      for (std::string& note : quality_notes(*quality)) out.push_back(std::move(note));
-    if (texts > 0)
-      out.push_back("the tokenizer was not compared (" + std::to_string(texts) +
-                    " texts): the C++ library has none. Python's ptdeploy verify compares it.");
-    return out;
-  }
-
-  const Engine& engine_;
   const EngineState& state_;
-  Reference reference_;
-  double allowed_;
+  std::vector<Proven> proven_;
 };
 
 }  // namespace
 }  // namespace detail
 
-ParityReport Engine::verify() const {
-  const std::string file = state_->bundle.file("reference");
-  if (file.empty())
-    throw InputError(state_->bundle.path + ": holds no stored reference.",
-                     "Compile the checkpoint again, or compare with it in Python: ptdeploy verify "
-                     "BUNDLE --checkpoint CHECKPOINT");
-  return state_->bundle.reading("reference", [this](const std::string& path) {
-    return detail::Verifier(*this, *state_, path).report();
-  });
-}
+ParityReport Engine::verify() const { return detail::BundleVerifier(*state_).report(); }
 
 }  // namespace ptdeploy

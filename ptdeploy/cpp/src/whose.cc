@@ -12,6 +12,8 @@ bool is_one(const std::string& role, std::initializer_list<const char*> roles) {
   return std::find(roles.begin(), roles.end(), role) != roles.end();
 }
 
+}  // namespace
+
 bool of_graph(const std::string& role) {
   return is_one(role, {"model", "weights", "engine", "engine_info"});
 }
@@ -30,6 +32,8 @@ bool is_prompt_name(const std::string& name) {
            return letter(one) || one == '.' || one == '_' || one == '-';
          });
 }
+
+namespace {
 
 std::string misnamed(const FileEntry& entry, const Manifest& manifest) {
   if (of_graph(entry.role))
@@ -60,6 +64,17 @@ std::string misnamed(const Manifest& manifest) {
 std::optional<std::string> owner(const std::string& role, const Manifest& manifest) {
   if (of_graph(role)) return kModel;
   return of_prompt(role) ? manifest.default_prompt : std::nullopt;
+}
+
+std::string in_words(std::vector<std::string> names) {
+  constexpr std::size_t kShown = 20;
+  if (names.empty()) return "none";
+  std::sort(names.begin(), names.end());
+  std::string out;
+  for (std::size_t i = 0; i < std::min(names.size(), kShown); ++i)
+    out += (i > 0 ? ", " : "") + detail::quoted(names[i]);
+  if (names.size() > kShown) out += " and " + std::to_string(names.size() - kShown) + " more";
+  return out;
 }
 
 }  // namespace ptdeploy::detail

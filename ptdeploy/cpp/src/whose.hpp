@@ -4,6 +4,7 @@
 
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "manifest.hpp"
 
@@ -16,5 +17,15 @@ std::string misnamed(const Manifest& manifest);
 
 // The `of` of the file with a role that is used where no prompt is named.
 std::optional<std::string> owner(const std::string& role, const Manifest& manifest);
+
+// Whether files of this role are a graph's, or a prompt's.
+bool of_graph(const std::string& role);
+bool of_prompt(const std::string& role);
+
+// Whether a prompt can have that name, which is a folder's too.
+bool is_prompt_name(const std::string& name);
+
+// Prompts' names for an error or a note, the first of them where they are many.
+std::string in_words(std::vector<std::string> names);
 
 }  // namespace ptdeploy::detail

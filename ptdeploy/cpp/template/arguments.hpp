@@ -2,6 +2,8 @@
 // docs/cpp.md. The bundle's own is what engine.read("tokenizer") gives.
 #pragma once
 
+#include <algorithm>
+#include <cstring>
 #include <sstream>
 #include <string>
 
@@ -12,4 +14,14 @@ inline ptdeploy::Ids ids_of(const std::string& text) {
   std::istringstream stream(text);
   for (std::string part; std::getline(stream, part, ',');) ids.push_back(std::stoll(part));
   return ids;
+}
+
+// The prompt of a leading --prompt NAME, which is taken out of the arguments; without it the default
+// one.
+inline ptdeploy::Prompt take_prompt(int& argc, char** argv) {
+  if (argc < 3 || std::strcmp(argv[1], "--prompt") != 0) return {};
+  const ptdeploy::Prompt prompt = argv[2];
+  std::copy(argv + 3, argv + argc, argv + 1);
+  argc -= 2;
+  return prompt;
 }

@@ -10,6 +10,9 @@
  * engine takes, more rows than it generates at once, more ids than a session has room for, more EOS
  * ids than there are ids. Words for people (errors, and all of a report) come printable: what would
  * act on a terminal is escaped. A label is what the bundle says: escape it before you print it.
+ *
+ * A prompt is given by its name. Null is the bundle's default prompt (the base model where it has
+ * none), and PTDEPLOY_BASE_MODEL the base model without a prompt: no prompt has that name.
  */
 #ifndef PTDEPLOY_H
 #define PTDEPLOY_H
@@ -23,9 +26,12 @@
 extern "C" {
 #endif
 
+#define PTDEPLOY_BASE_MODEL "/base model/"
+
 typedef struct ptdeploy_engine ptdeploy_engine;
 typedef struct ptdeploy_session ptdeploy_session;
 typedef struct ptdeploy_report ptdeploy_report;
+typedef struct ptdeploy_prompt_list ptdeploy_prompt_list;
 
 typedef enum ptdeploy_status {
   PTDEPLOY_OK = 0,
@@ -64,8 +70,14 @@ PTDEPLOY_API const char* ptdeploy_last_fix(void);
 /* `device` null: the bundle's own. `threads` 0: the engine's default. */
 PTDEPLOY_API ptdeploy_status ptdeploy_open(const char* path, const char* device, int threads,
                                            int map_weights, ptdeploy_engine** engine);
+/* The same; at most `max_prompts` prompts (0: all) stay in memory beside those that requests are
+ * using: of more, the least recently used is read again from its file when it is asked for. */
+PTDEPLOY_API ptdeploy_status ptdeploy_open_bounded(const char* path, const char* device,
+                                                   int threads, int map_weights,
+                                                   size_t max_prompts, ptdeploy_engine** engine);
 PTDEPLOY_API void ptdeploy_close(ptdeploy_engine* engine); /* sessions may outlive it */
 
+/* What belongs to a prompt is the default prompt's. */
 PTDEPLOY_API ptdeploy_task ptdeploy_get_task(const ptdeploy_engine* engine);
 PTDEPLOY_API ptdeploy_head ptdeploy_get_head(const ptdeploy_engine* engine);
 PTDEPLOY_API int64_t ptdeploy_max_sequence(const ptdeploy_engine* engine);
@@ -76,6 +88,61 @@ PTDEPLOY_API int64_t ptdeploy_type_vocab_size(const ptdeploy_engine* engine);
 PTDEPLOY_API size_t ptdeploy_columns(const ptdeploy_engine* engine);
 /* The name of a class, or null. Good until the engine is closed. */
 PTDEPLOY_API const char* ptdeploy_label(const ptdeploy_engine* engine, size_t index);
+
+/* Takes in a prompt, to be asked for by `name`; null: the name that it has there. `path` is a pack, or
+ * a bundle of which it is the prompt of that name, the only one, or else the default one; both must
+ * have been proven over this very engine. Requests go on meanwhile. */
+PTDEPLOY_API ptdeploy_status ptdeploy_load_prompt(ptdeploy_engine* engine, const char* path,
+                                                  const char* name);
+/* Takes a prompt out, and waits until the requests that use it are over. A session keeps its own. The
+ * default prompt stays. */
+PTDEPLOY_API ptdeploy_status ptdeploy_unload_prompt(ptdeploy_engine* engine, const char* name);
+
+/* What a prompt is. `name` and `kind` are good until the list is closed. */
+typedef struct ptdeploy_prompt {
+  const char* name;
+  const char* kind;
+  ptdeploy_head head;
+  int64_t num_virtual_tokens;
+  int64_t max_sequence; /* most tokens of text in a row beside it */
+  size_t columns;       /* of logits: classes, or the vocabulary */
+} ptdeploy_prompt;
+/* The prompts that can be asked for just now: the bundle's, then those loaded since. Later changes do
+ * not show in the list. */
+PTDEPLOY_API ptdeploy_status ptdeploy_list_prompts(const ptdeploy_engine* engine,
+                                                   ptdeploy_prompt_list** list);
+PTDEPLOY_API void ptdeploy_prompt_list_close(ptdeploy_prompt_list* list);
+PTDEPLOY_API size_t ptdeploy_prompt_list_size(const ptdeploy_prompt_list* list);
+PTDEPLOY_API ptdeploy_status ptdeploy_prompt_at(const ptdeploy_prompt_list* list, size_t index,
+                                                ptdeploy_prompt* prompt);
+/* The name of a class of one of them, or null. Good until the list is closed. */
+PTDEPLOY_API const char* ptdeploy_prompt_label(const ptdeploy_prompt_list* list, size_t index,
+                                               size_t label);
+
+/* Rows, each with its own prompt. Start from ptdeploy_default_request(). */
+typedef struct ptdeploy_request {
+  size_t size; /* sizeof(ptdeploy_request), so that fields can be added */
+  const int64_t* ids;
+  const int64_t* token_type_ids; /* null: all 0 */
+  const size_t* lengths;
+  size_t rows;
+  const char* const* prompts; /* num_prompts of them; may be null where that is 0 */
+  size_t num_prompts;         /* 0: the default prompt; 1: one for all rows; else one for each */
+} ptdeploy_request;
+PTDEPLOY_API ptdeploy_request ptdeploy_default_request(void);
+
+/* As ptdeploy_probabilities and ptdeploy_logits, with prompts: a row has as many columns as its own
+ * prompt, which go to `columns`, one entry for each row, unless that is null. Rows follow each other
+ * without gaps. Refused, with nothing written, where they are more than `capacity` numbers. */
+PTDEPLOY_API ptdeploy_status ptdeploy_request_probabilities(const ptdeploy_engine* engine,
+                                                            const ptdeploy_request* request,
+                                                            double* probabilities, size_t capacity,
+                                                            size_t* columns);
+PTDEPLOY_API ptdeploy_status ptdeploy_request_logits(const ptdeploy_engine* engine,
+                                                     const ptdeploy_request* request, float* logits,
+                                                     size_t capacity, size_t* columns);
+
+/* Without prompts: each row has the default one. */
 
 /* Probabilities, columns() for each row (SEQ_CLS) or for each token of each row (TOKEN_CLS). */
 PTDEPLOY_API ptdeploy_status ptdeploy_probabilities(const ptdeploy_engine* engine,
@@ -116,10 +183,21 @@ PTDEPLOY_API ptdeploy_status ptdeploy_generate(const ptdeploy_engine* engine, co
                                                int64_t* tokens, size_t* counts,
                                                ptdeploy_stopped* stopped, double* logprobs);
 
+/* The same with prompts; a request to generate has no token_type_ids. */
+PTDEPLOY_API ptdeploy_status ptdeploy_request_generate(const ptdeploy_engine* engine,
+                                                       const ptdeploy_request* request,
+                                                       const ptdeploy_options* options,
+                                                       size_t capacity, int64_t* tokens,
+                                                       size_t* counts, ptdeploy_stopped* stopped,
+                                                       double* logprobs);
+
 /* One sequence that keeps its keys and values between turns, of at most max_tokens tokens of text
  * (0: the model's limit). One thread at a time. */
 PTDEPLOY_API ptdeploy_status ptdeploy_session_open(const ptdeploy_engine* engine, size_t max_tokens,
                                                    ptdeploy_session** session);
+PTDEPLOY_API ptdeploy_status ptdeploy_session_open_with(const ptdeploy_engine* engine,
+                                                        const char* prompt, size_t max_tokens,
+                                                        ptdeploy_session** session);
 PTDEPLOY_API void ptdeploy_session_close(ptdeploy_session* session);
 PTDEPLOY_API ptdeploy_status ptdeploy_session_append(ptdeploy_session* session, const int64_t* ids,
                                                      size_t count);
@@ -133,8 +211,9 @@ PTDEPLOY_API ptdeploy_status ptdeploy_session_fork(const ptdeploy_session* sessi
                                                    ptdeploy_session** fork);
 PTDEPLOY_API size_t ptdeploy_session_length(const ptdeploy_session* session);
 
-/* Runs the inputs stored in the bundle and holds the answers against those stored beside them. A
- * mismatch is no failure of the call: ask ptdeploy_report_passed(). */
+/* Runs the inputs stored in the bundle, of each of its prompts and of batches that mix them, and holds
+ * the answers against those stored beside them. A mismatch is no failure of the call: ask
+ * ptdeploy_report_passed(). A report is of all of them. */
 PTDEPLOY_API ptdeploy_status ptdeploy_verify(const ptdeploy_engine* engine,
                                              ptdeploy_report** report);
 PTDEPLOY_API void ptdeploy_report_close(ptdeploy_report* report);
@@ -153,6 +232,8 @@ typedef struct ptdeploy_parity_case {
 PTDEPLOY_API size_t ptdeploy_report_cases(const ptdeploy_report* report);
 PTDEPLOY_API ptdeploy_status ptdeploy_report_case(const ptdeploy_report* report, size_t index,
                                                   ptdeploy_parity_case* one);
+/* Whose a case is; PTDEPLOY_BASE_MODEL of the base model alone, null from the last index on. */
+PTDEPLOY_API const char* ptdeploy_report_case_prompt(const ptdeploy_report* report, size_t index);
 
 #ifdef __cplusplus
 }

@@ -2,6 +2,8 @@
 //
 //   auto engine = ptdeploy::Engine::open("model.ort.bundle");
 //   for (auto& one : engine.classify({{101, 7592, 102}})) std::cout << one.label << "\n";
+//   engine.classify(rows, "reviews");                            // another prompt than the default
+//   engine.generate(rows, {"legal", Prompt::base(), Prompt()});  // one for each row
 //
 // All takes and gives token ids. An Engine may be used by any number of threads at once; a Session
 // by one at a time.
@@ -10,6 +12,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <initializer_list>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -87,13 +90,56 @@ struct Logits {
   const float* row(std::size_t i) const { return values.data() + i * columns; }
 };
 
+// The prompt of a row: the one of a name, the base model without a prompt, or the default one of the
+// bundle (the base model where it has none). They are three things, and no string or pointer stands
+// for another than its name.
+class PTDEPLOY_API Prompt {
+ public:
+  Prompt() = default;        // the default one
+  Prompt(std::string name);  // NOLINT: a name may stand for the prompt, as all below
+  Prompt(const char* name);  // NOLINT
+  Prompt(std::nullptr_t) = delete;
+  static Prompt base();  // the base model alone; a head belongs to a prompt, so for causal_lm
+
+  bool is_default() const noexcept { return kind_ == Kind::preset; }
+  bool is_base() const noexcept { return kind_ == Kind::base; }
+  const std::string& name() const noexcept { return name_; }  // empty where it has none
+
+ private:
+  enum class Kind { preset, base, named };
+  Kind kind_ = Kind::preset;
+  std::string name_;
+};
+
+// The prompts of a request's rows: one for all of them, or one for each, in braces or a vector.
+class PTDEPLOY_API Prompts {
+ public:
+  Prompts() = default;                             // the default one, for all
+  Prompts(Prompt one);                             // NOLINT
+  Prompts(std::string name);                       // NOLINT
+  Prompts(const char* name);                       // NOLINT
+  Prompts(std::initializer_list<Prompt> each);     // NOLINT
+  Prompts(std::vector<Prompt> each);               // NOLINT
+  Prompts(const std::vector<std::string>& names);  // NOLINT
+
+  bool one_each() const noexcept { return one_each_; }
+  const std::vector<Prompt>& prompts() const noexcept { return prompts_; }
+
+ private:
+  bool one_each_ = false;
+  std::vector<Prompt> prompts_ = {Prompt()};
+};
+
 struct OpenOptions {
   std::string device;        // empty: the one the bundle was compiled for
   int threads = 0;           // 0: the engine's own default
   bool map_weights = false;  // leave the weights in their file: opens faster, runs slower
+  // How many prompts stay in memory beside those that requests are using: of more, the least
+  // recently used is read again from its file when it is asked for. 0: all of them.
+  std::size_t max_prompts = 0;
 };
 
-// What a bundle is, from its manifest.
+// What a bundle is, from its manifest. What belongs to a prompt is the default prompt's.
 struct BundleInfo {
   Task task{};
   Head head{};
@@ -111,13 +157,25 @@ struct BundleInfo {
   std::optional<std::int64_t> max_batch;
 };
 
+// What a prompt is.
+struct PromptInfo {
+  std::string name;  // empty: the base model alone
+  std::string kind;
+  Head head{};
+  std::vector<std::string> labels;  // empty for causal_lm
+  std::int64_t num_virtual_tokens = 0;
+  bool prefix_kv = false;         // whether it is frozen as keys and values
+  std::int64_t max_sequence = 0;  // most tokens of text in a row beside it
+  std::size_t columns = 0;        // of logits: classes, or the vocabulary
+};
+
 // The likeliest class. Where the head is a sigmoid each probability stands by itself, and all classes
 // of at least 0.5 are true.
 struct Classification {
   std::string label;
   std::size_t index = 0;
   double probability = 0;
-  std::vector<double> probabilities;  // in the order of BundleInfo::labels
+  std::vector<double> probabilities;  // in the order of its prompt's labels
 };
 
 struct TokenLabel {
@@ -159,6 +217,8 @@ struct ParityCase {
   double top1_agreement = 0;
   bool passed = false;
   std::string stopped;  // why the engine failed, where it did: then there are no numbers
+  // Whether the batch had rows of other prompts too: `lengths` and numbers are of the report's own.
+  bool mixed = false;
 };
 
 // One row's greedy tokens: how many agree before one does not.
@@ -166,6 +226,7 @@ struct ParityGreedy {
   std::size_t length = 0, agreed = 0, total = 0;
   bool passed = false;
   std::string stopped;  // why the engine failed, where it did
+  bool mixed = false;   // whether the batch had rows of other prompts too
 };
 
 // What int8 and int4 are evaluated by instead of the cases' numbers: agreement on text.
@@ -186,9 +247,12 @@ struct ParityQuality {
   std::optional<std::size_t> clear, near_ties;
 };
 
-// The outcome of Engine::verify().
+// The outcome of Engine::verify(): of one prompt, and in `prompts` of the bundle's others. `passed` and
+// `failures` are of all of them.
 struct ParityReport {
   bool passed = false;
+  std::string prompt;                     // its name; empty: the base model alone
+  std::vector<ParityReport> prompts;
   std::string reference;                  // what made it
   std::optional<double> largest_allowed;  // of max_abs; empty for int8 and int4
   std::vector<ParityCase> cases;
@@ -196,7 +260,9 @@ struct ParityReport {
   std::optional<ParityQuality> quality;
   std::size_t texts_not_compared = 0;  // for the tokenizer, which this library does not have
   std::vector<std::string> failures, notes;
-  std::size_t engine_faults = 0;  // failures that say why the engine failed: the first ones
+  // How many of `failures` are the prompt's own, which come first; the first of those, so many, say why
+  // the engine failed.
+  std::size_t own_failures = 0, engine_faults = 0;
 };
 
 // Called with each new token of a row as soon as it is chosen; false ends that row after it.
@@ -214,6 +280,7 @@ class PTDEPLOY_API Session {
   void rollback(std::size_t tokens);  // forgets the last ones
   Session fork() const;               // goes on from here; nothing is run again
   const Ids& token_ids() const;       // the text so far
+  std::size_t max_tokens() const;     // of text, that it has room for
 
  private:
   friend class Engine;
@@ -230,8 +297,9 @@ class PTDEPLOY_API Engine {
 
   const BundleInfo& info() const;
   // The bytes of the file with this role ("tokenizer", "chat_template", ...), of a prompt's files the
-  // default one's, or nothing where the bundle has none. It is the file that was there when the bundle was opened, whatever has taken
-  // its place, and it is hashed again: throws BundleError if it was changed where it lies.
+  // default one's, or nothing where the bundle has none. It is the file that was there when the
+  // bundle was opened, whatever has taken its place, and it is hashed again: throws BundleError if it
+  // was changed where it lies.
   std::optional<std::string> read(const std::string& role) const;
 
   // A text's token ids, with the special tokens that belong around it, and ids' text without them, by
@@ -241,32 +309,57 @@ class PTDEPLOY_API Engine {
   Ids encode(const std::string& text) const;
   std::string decode(const Ids& ids) const;
 
-  // For seq_cls, but for a regression, whose values are its logits: one result for each row. Rows run in batches of `batch_size`. `token_type_ids` has
-  // the segment of each token, as a tokenizer gives them for a pair of texts; empty: all 0.
-  std::vector<Classification> classify(const std::vector<Ids>& rows, std::size_t batch_size = 16,
+  // The prompts that can be asked for just now: the bundle's, then those loaded since.
+  std::vector<PromptInfo> prompts() const;
+  // What one of them is, or the base model. Throws InputError, listing those there are, if there is
+  // none of that name.
+  PromptInfo prompt(const Prompt& prompt = {}) const;
+  // Takes in a prompt, to be asked for by `name`; empty: the name that it has there. `path` is a pack,
+  // or a bundle of which it is the prompt of that name, the only one, or else the default one; both
+  // must have been proven over this very engine. Requests go on meanwhile. Throws InputError if the
+  // name is taken or is none, BundleError if the file is damaged, the engine is another one, or the
+  // prompt does not fit this one's limits.
+  void load_prompt(const std::string& path, const std::string& name = "");
+  // Takes a prompt out: from now on nobody can ask for it. Waits until the requests that use it are
+  // over; a session keeps its own and goes on. Throws InputError if there is no such prompt, or it is
+  // the default one.
+  void unload_prompt(const std::string& name);
+
+  // Each row is answered as if it were alone, with its own prompt, whatever the others have. All
+  // throw InputError if there is no such prompt, or a row does not fit beside its own.
+
+  // For seq_cls, but for a regression, whose values are its logits: one result for each row. Rows run
+  // in batches of `batch_size`. `token_type_ids` has the segment of each token, as a tokenizer gives
+  // them for a pair of texts; empty: all 0.
+  std::vector<Classification> classify(const std::vector<Ids>& rows, const Prompts& prompts = {},
+                                       std::size_t batch_size = 16,
                                        const std::vector<Ids>& token_type_ids = {}) const;
   // For token_cls: one label for each token of each row.
   std::vector<std::vector<TokenLabel>> tag(const std::vector<Ids>& rows,
-                                           std::size_t batch_size = 16,
+                                           const Prompts& prompts = {}, std::size_t batch_size = 16,
                                            const std::vector<Ids>& token_type_ids = {}) const;
   // What both of them say in numbers alone: the probability of each class for each row or, for
   // token_cls, for each token of the first row, then of the second.
   std::vector<std::vector<double>> probabilities(const std::vector<Ids>& rows,
+                                                 const Prompts& prompts = {},
                                                  std::size_t batch_size = 16,
                                                  const std::vector<Ids>& token_type_ids = {}) const;
-  // Any task: (1, classes), (tokens, classes) or (tokens, vocabulary) for each row.
-  std::vector<Logits> logits(const std::vector<Ids>& rows,
+  // Any task: (1, classes), (tokens, classes) or (tokens, vocabulary) for each row; the classes are
+  // those of its own prompt.
+  std::vector<Logits> logits(const std::vector<Ids>& rows, const Prompts& prompts = {},
                              const std::vector<Ids>& token_type_ids = {}) const;
 
-  // For causal_lm: continues all rows together, each as if it were alone.
-  std::vector<Generated> generate(const std::vector<Ids>& rows, const GenerateOptions& options = {},
+  // For causal_lm: continues all rows together.
+  std::vector<Generated> generate(const std::vector<Ids>& rows, const Prompts& prompts = {},
+                                  const GenerateOptions& options = {},
                                   const OnToken& on_token = {}) const;
-  // For causal_lm: a sequence of at most `max_tokens` tokens of text; 0: the model's own limit.
-  Session session(std::size_t max_tokens = 0) const;
+  // For causal_lm: a sequence of at most `max_tokens` tokens of text; 0: as many as fit.
+  Session session(const Prompt& prompt = {}, std::size_t max_tokens = 0) const;
 
-  // Runs the inputs stored in the bundle and holds the answers against those stored beside them,
-  // as `ptdeploy verify BUNDLE` does. A mismatch is no error: ask the report. Throws InputError if
-  // the bundle holds none, BundleError if what it holds is damaged.
+  // Runs the inputs stored in the bundle, of each of its prompts and of batches that mix them, and
+  // holds the answers against those stored beside them, as `ptdeploy verify BUNDLE` does. Prompts
+  // that were loaded since are not compared. A mismatch is no error: ask the report. Throws
+  // InputError if the bundle holds none, BundleError if what it holds is damaged.
   ParityReport verify() const;
 
  private:

@@ -1,0 +1,77 @@
+#include "kv_buffers.hpp"
+
+#include <algorithm>
+
+namespace ptdeploy::detail {
+namespace {
+
+// Buffers of nearly the same size are kept for one another.
+constexpr std::size_t kSlots = 64;
+
+// How many slots the longest row fills, with its own prompt.
+std::size_t slots_of(const std::vector<RowPrompt>& prompts, const std::vector<std::size_t>& tokens) {
+  std::size_t most = 0;
+  for (std::size_t i = 0; i < prompts.size(); ++i)
+    most = std::max(most, length_of(prompts[i]) + tokens[i]);
+  return most;
+}
+
+}  // namespace
+
+Ids StartedRows::fed(std::size_t row, const Ids& ids) const {
+  Ids fed = before(row);
+  fed.insert(fed.end(), ids.begin(), ids.end());
+  return fed;
+}
+
+KVBuffers::KVBuffers(Backend& backend, const KVLayout& layout, const Limits& limits,
+                     const PromptInputs& inputs)
+    : backend_(backend), layout_(layout), limits_(limits), inputs_(inputs) {}
+
+StartedRows KVBuffers::take(const std::vector<RowPrompt>& prompts,
+                            const std::vector<std::size_t>& tokens) const {
+  const std::size_t rows = prompts.size();
+  if (limits_.max_batch && static_cast<std::int64_t>(rows) > *limits_.max_batch)
+    throw InputError(std::to_string(rows) + " rows at once, but the bundle was compiled for " +
+                         std::to_string(*limits_.max_batch) + ".",
+                     "Send them in several requests, or compile with a larger --max-batch.");
+  SharedStack stack = inputs_.stack(prompts);
+  const std::size_t needed = slots_of(prompts, tokens);
+  std::unique_ptr<KVBuffer> spare = take_spare();
+  if (spare && spare->rows() == rows && needed <= spare->slots()) {
+    spare->begin(prompts, stack);
+    return {std::move(spare), prompts, std::move(stack)};
+  }
+  spare.reset();  // before the new one: they need not fit in memory together
+  const std::size_t slots = std::min((needed + kSlots - 1) / kSlots * kSlots,
+                                     static_cast<std::size_t>(limits_.max_context));
+  return {std::make_unique<KVBuffer>(backend_, layout_, prompts, stack, slots), prompts, stack};
+}
+
+std::unique_ptr<KVBuffer> KVBuffers::take_spare() const {
+  std::lock_guard<std::mutex> lock(lock_);
+  return std::exchange(spare_, {}).kv;
+}
+
+void KVBuffers::keep(StartedRows rows) const {
+  if (!rows.kv->is_sound()) return;
+  std::lock_guard<std::mutex> lock(lock_);
+  std::swap(spare_, rows);
+}
+
+void KVBuffers::forget(const RowPrompt& prompt) const {
+  StartedRows gone;
+  std::lock_guard<std::mutex> lock(lock_);
+  const std::vector<RowPrompt>& held = spare_.prompts;
+  if (std::find(held.begin(), held.end(), prompt) != held.end()) std::swap(spare_, gone);
+}
+
+StartedRows KVBuffers::own(const RowPrompt& prompt, std::size_t tokens) const {
+  const std::vector<RowPrompt> prompts{prompt};
+  SharedStack stack = inputs_.stack(prompts);
+  auto kv = std::make_unique<KVBuffer>(backend_, layout_, prompts, stack,
+                                       slots_of(prompts, {tokens}));
+  return {std::move(kv), prompts, std::move(stack)};
+}
+
+}  // namespace ptdeploy::detail

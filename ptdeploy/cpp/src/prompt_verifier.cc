@@ -1,0 +1,206 @@
+#include "prompt_verifier.hpp"
+
+#include <cmath>
+#include <limits>
+
+#include "failures.hpp"
+#include "paths.hpp"
+#include "quality.hpp"
+
+namespace ptdeploy::detail {
+namespace {
+
+// `types` are the rows' segments, or none.
+std::vector<Logits> run(const EngineState& state, const std::vector<Ids>& rows,
+                        const Chosen& chosen, const std::vector<Ids>& types,
+                        std::string& stopped) {
+  try {
+    return state.task->logits(rows, chosen, types);
+  } catch (const EngineFault& error) {
+    stopped = error.problem();
+  }
+  std::vector<Logits> none;
+  const std::vector<RowPrompt> prompts = chosen.of(rows.size());
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    const std::size_t count = state.kind().positions(rows[i].size());
+    const std::size_t columns = state.task->columns(prompts[i] ? prompts[i]->info : PromptInfo());
+    none.push_back({count, columns,
+                    std::vector<float>(count * columns, std::numeric_limits<float>::quiet_NaN())});
+  }
+  return none;
+}
+
+}  // namespace
+
+std::vector<Logits> logits_of(const EngineState& state, const std::vector<ReferenceRow>& asked,
+                              const Chosen& chosen, std::string& stopped) {
+  std::vector<Ids> rows, types;
+  bool segments = false;
+  for (const ReferenceRow& row : asked) {
+    rows.push_back(row.ids);
+    types.push_back(row.type_ids.empty() ? Ids(row.ids.size()) : row.type_ids);
+    segments = segments || !row.type_ids.empty();
+  }
+  if (!segments) types.clear();
+  return run(state, rows, chosen, types, stopped);
+}
+
+ParityCase measured(const std::string& name, const std::vector<ReferenceRow>& wanted,
+                    const std::vector<Logits>& got, const Bounds& bounds) {
+  ParityCase out;
+  out.name = name;
+  Measure measure(bounds.allowed);
+  for (std::size_t i = 0; i < wanted.size(); ++i) {
+    const Logits& want = wanted[i].logits;
+    // The reference has the last positions of a row.
+    const std::size_t skipped = got[i].rows - want.rows;
+    for (std::size_t at = 0; at < want.rows; ++at)
+      measure.add(want.row(at), got[i].row(skipped + at), want.columns);
+    out.lengths.push_back(wanted[i].ids.size());
+  }
+  const Measured found = measure.result();
+  out.max_abs = found.max_abs;
+  out.mean_abs = found.mean_abs;
+  out.cosine = found.cosine;
+  out.kl = found.kl;
+  out.top1_agreement = found.top1_agreement;
+  out.passed = within(found, bounds.thresholds, bounds.allowed);
+  return out;
+}
+
+std::vector<ParityGreedy> continued(const EngineState& state,
+                                    const std::vector<ReferenceGreedy>& wanted, std::size_t steps,
+                                    const std::vector<double>& allowed, const Chosen& chosen) {
+  GenerateOptions options;
+  options.max_new_tokens = static_cast<std::int64_t>(steps);
+  options.do_sample = false;
+  options.min_new_tokens = 0;
+  options.repetition_penalty = 1;
+  options.eos_token_ids.emplace();
+  std::vector<Ids> rows;
+  for (const ReferenceGreedy& one : wanted) rows.push_back(one.ids);
+  std::vector<Generated> found(rows.size());
+  std::string stopped;
+  try {
+    found = state.task->generate(rows, chosen, options, {});
+  } catch (const EngineFault& error) {
+    stopped = error.problem();
+  }
+  std::vector<ParityGreedy> out;
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    out.push_back({rows[i].size(), 0, steps, false, stopped, false});
+    if (!stopped.empty()) continue;
+    std::size_t& agreed = out.back().agreed;
+    while (agreed < steps && wanted[i].tokens[agreed] == found[i].token_ids[agreed]) ++agreed;
+    // Where the reference's own best two lie that near, either token is as right.
+    out.back().passed = agreed == steps || wanted[i].margins[agreed] <= 2 * allowed[i];
+  }
+  return out;
+}
+
+PromptVerifier::PromptVerifier(const EngineState& state, RowPrompt prompt, const FileEntry& file)
+    : PromptVerifier(state, std::move(prompt), join(state.bundle.path, file.path),
+                     Held::Reading(*state.bundle.held, file.path).path()) {}
+
+PromptVerifier::PromptVerifier(const EngineState& state, RowPrompt prompt, const std::string& file,
+                               const std::string& opened)
+    : state_(state),
+      prompt_(std::move(prompt)),
+      info_(prompt_ ? prompt_->info : PromptInfo()),
+      reference_(file, opened, state, info_),
+      bounds_{reference_.metadata().thresholds, 0} {
+  bounds_.allowed = bounds_.thresholds.max_abs + bounds_.thresholds.relative * largest_logit();
+}
+
+ReferenceRow PromptVerifier::row(std::size_t place) {
+  return reference_.row(std::min(place, reference_.metadata().rows - 1));
+}
+
+std::vector<ReferenceGreedy> PromptVerifier::furthest() {
+  std::vector<ReferenceGreedy> out;
+  for (std::size_t i = 0; state_.kind().writes && i < reference_.metadata().greedy; ++i) {
+    ReferenceGreedy one = reference_.greedy(i);
+    if (!out.empty() && one.tokens.size() < out[0].tokens.size()) continue;
+    if (!out.empty() && one.tokens.size() > out[0].tokens.size()) out.clear();
+    out.push_back(std::move(one));
+  }
+  return out;
+}
+
+ParityReport PromptVerifier::compared() {
+  ParityReport out;
+  const Manifest& manifest = state_.manifest();
+  out.prompt = prompt_ ? prompt_->name : "";
+  out.reference = reference_.metadata().made_by;
+  if (!manifest.quantization) out.largest_allowed = bounds_.allowed;
+  for (const BatchCase& one : reference_.cases()) out.cases.push_back(compare(one));
+  if (state_.kind().writes) out.greedy = compare_greedy();
+  if (manifest.quantization)
+    out.quality = evaluate(reference_, state_.kind(), info_.head, *manifest.quantization,
+                           [this](const std::vector<Ids>& rows, const std::vector<Ids>& types) {
+                             std::string stopped;
+                             return run(state_, rows, {{prompt_}}, types, stopped);
+                           });
+  if (!state_.bundle.file("tokenizer").empty())
+    out.texts_not_compared = reference_.metadata().texts;
+  out.notes = notes(out.quality, out.texts_not_compared);
+  return out;
+}
+
+double PromptVerifier::largest_logit() {
+  double largest = 0;
+  for (std::size_t i = 0; i < reference_.metadata().rows; ++i)
+    for (float value : reference_.row(i).logits.values)
+      largest = std::max(largest, std::abs(static_cast<double>(value)));
+  return largest;
+}
+
+ParityCase PromptVerifier::compare(const BatchCase& one) {
+  std::vector<ReferenceRow> wanted;
+  for (std::size_t index : one.rows) wanted.push_back(reference_.row(index));
+  std::string stopped;
+  const std::vector<Logits> got = logits_of(state_, wanted, {{prompt_}}, stopped);
+  ParityCase out = measured(one.name, wanted, got, bounds_);
+  out.stopped = stopped;
+  return out;
+}
+
+// In batches of unequal rows, so that batching is compared too; as many steps as all have.
+std::vector<ParityGreedy> PromptVerifier::compare_greedy() {
+  std::vector<ReferenceGreedy> wanted;
+  std::size_t steps = std::numeric_limits<std::size_t>::max();
+  for (std::size_t i = 0; i < reference_.metadata().greedy; ++i) {
+    wanted.push_back(reference_.greedy(i));
+    steps = std::min(steps, wanted.back().tokens.size());
+  }
+  const std::int64_t bound = state_.manifest().limits.max_batch.value_or(0);
+  const std::size_t most =
+      bound > 0 ? static_cast<std::size_t>(bound) : std::max<std::size_t>(wanted.size(), 1);
+  std::vector<ParityGreedy> out;
+  for (std::size_t start = 0; start < wanted.size(); start += most) {
+    const auto from = wanted.begin() + static_cast<std::ptrdiff_t>(start);
+    const std::size_t count = std::min(most, wanted.size() - start);
+    const std::vector<ReferenceGreedy> part(from, from + static_cast<std::ptrdiff_t>(count));
+    const std::vector<double> allowed(count, bounds_.allowed);
+    for (ParityGreedy& one : continued(state_, part, steps, allowed, {{prompt_}}))
+      out.push_back(std::move(one));
+  }
+  return out;
+}
+
+std::vector<std::string> PromptVerifier::notes(const std::optional<ParityQuality>& quality,
+                                               std::size_t texts) const {
+  std::vector<std::string> out;
+  const auto& mismatch = reference_.metadata().padded_mismatch;
+  if (mismatch && *mismatch > bounds_.allowed)
+    out.push_back("PEFT's own left-padded batch does not match its rows alone, by " +
+                  formatted(*mismatch, 2, 'g') + "; the reference here is each row alone.");
+  if (quality)
+    for (std::string& note : quality_notes(*quality)) out.push_back(std::move(note));
+  if (texts > 0)
+    out.push_back("the tokenizer was not compared (" + std::to_string(texts) +
+                  " texts): the C++ library has none. Python's ptdeploy verify compares it.");
+  return out;
+}
+
+}  // namespace ptdeploy::detail

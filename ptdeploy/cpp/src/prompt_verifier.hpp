@@ -1,0 +1,65 @@
+// One of a bundle's prompts, or batches of several, against stored references.
+#pragma once
+
+#include <algorithm>
+#include <string>
+#include <vector>
+
+#include "engine_state.hpp"
+#include "reference.hpp"
+
+namespace ptdeploy::detail {
+
+// What cases are held by; `allowed` is the largest difference of a logit.
+struct Bounds {
+  Thresholds thresholds;
+  double allowed = 0;
+};
+
+// The engine's logits of rows; where it fails on rows that it must take they are NaN, and `stopped`
+// says why.
+std::vector<Logits> logits_of(const EngineState& state, const std::vector<ReferenceRow>& rows,
+                              const Chosen& chosen, std::string& stopped);
+
+// Holds logits against rows of a reference.
+ParityCase measured(const std::string& name, const std::vector<ReferenceRow>& wanted,
+                    const std::vector<Logits>& got, const Bounds& bounds);
+
+// Continues rows in one batch by `steps` tokens, and holds each against what the reference gives.
+// `allowed` is each row's: what its logits may be off by, so that a near tie may go either way.
+std::vector<ParityGreedy> continued(const EngineState& state,
+                                    const std::vector<ReferenceGreedy>& wanted, std::size_t steps,
+                                    const std::vector<double>& allowed, const Chosen& chosen);
+
+// One prompt against its own reference; a null prompt is the base model alone.
+class PromptVerifier {
+ public:
+  // Throws BundleError, as all that reads does, if the file is no reference or does not fit the engine
+  // with this prompt, FileFault if it cannot be opened.
+  PromptVerifier(const EngineState& state, RowPrompt prompt, const FileEntry& file);
+
+  const Bounds& bounds() const { return bounds_; }
+  // A row of the reference, the last one where there are not as many.
+  ReferenceRow row(std::size_t place);
+  // The rows that are continued furthest; none where none are stored, or the task writes nothing.
+  std::vector<ReferenceGreedy> furthest();
+  // What came of the prompt's own cases, without failures and a verdict.
+  ParityReport compared();
+
+ private:
+  PromptVerifier(const EngineState& state, RowPrompt prompt, const std::string& file,
+                 const std::string& opened);
+  double largest_logit();
+  ParityCase compare(const BatchCase& one);
+  std::vector<ParityGreedy> compare_greedy();
+  std::vector<std::string> notes(const std::optional<ParityQuality>& quality,
+                                 std::size_t texts) const;
+
+  const EngineState& state_;
+  RowPrompt prompt_;
+  PromptInfo info_;
+  Reference reference_;
+  Bounds bounds_;
+};
+
+}  // namespace ptdeploy::detail

@@ -1,0 +1,102 @@
+// storm BUNDLE OTHER TIMES: threads ask for prompts while others take them in and out. Prints
+// how many rows were answered and how many times a prompt came and went; ends with 1 where an answer
+// is not what it is alone.
+#include <stdlib.h>
+
+#include <atomic>
+#include <cmath>
+#include <cstdio>
+#include <map>
+#include <string>
+#include <thread>
+
+#include "ptdeploy/ptdeploy.hpp"
+
+namespace {
+
+using ptdeploy::Engine;
+using Rows = std::vector<ptdeploy::Ids>;
+
+const Rows kRows = {{5, 6, 7}, {40}, {9, 10, 11, 12}};
+
+bool alike(const ptdeploy::Logits& one, const ptdeploy::Logits& other) {
+  if (one.values.size() != other.values.size()) return false;
+  for (std::size_t i = 0; i < one.values.size(); ++i)
+    if (!(std::abs(one.values[i] - other.values[i]) < 1e-4F)) return false;
+  return true;
+}
+
+struct Storm {
+  Engine engine;
+  std::string other;
+  std::vector<ptdeploy::Logits> own, guests;  // what each row is with the default prompt, and OTHER's
+  std::atomic<int> answered{0}, refused{0}, rounds{0};
+  std::atomic<bool> wrong{false}, over{false};
+
+  void ask(unsigned seed, int times) {
+    for (int i = 0; i < times; ++i) {
+      std::vector<ptdeploy::Prompt> prompts;
+      std::vector<bool> guest;
+      for (std::size_t row = 0; row < kRows.size(); ++row) {
+        seed = seed * 1664525U + 1013904223U;
+        guest.push_back((seed >> 16) % 3 > 0);
+        prompts.push_back(guest.back() ? "guest" + std::to_string((seed >> 20) % 2) : "default");
+      }
+      try {
+        if (seed & 0x1000 && engine.info().task == ptdeploy::Task::causal_lm)
+          engine.generate(kRows, prompts, short_answers());
+        const auto found = engine.logits(kRows, prompts);
+        for (std::size_t row = 0; row < found.size(); ++row)
+          if (!alike(found[row], guest[row] ? guests[row] : own[row])) wrong = true;
+        ++answered;
+      } catch (const ptdeploy::InputError&) {
+        ++refused;  // that guest was out just then
+      }
+    }
+  }
+
+  static ptdeploy::GenerateOptions short_answers() {
+    ptdeploy::GenerateOptions options;
+    options.max_new_tokens = 3;
+    return options;
+  }
+
+  void come_and_go(const std::string& name) {
+    while (!over) {
+      engine.load_prompt(other, name);
+      engine.prompts();
+      engine.unload_prompt(name);
+      ++rounds;
+    }
+  }
+};
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  setenv("ORT_DISABLE_TELEMETRY", "1", 0);
+  if (argc != 4) return std::fprintf(stderr, "usage: storm BUNDLE OTHER TIMES\n"), 2;
+  try {
+    ptdeploy::OpenOptions options;
+    options.threads = 1;
+    options.max_prompts = 2;
+    Storm storm{Engine::open(argv[1], options), argv[2], {}, {}};
+    storm.engine.load_prompt(storm.other, "guest0");
+    storm.own = storm.engine.logits(kRows);
+    storm.guests = storm.engine.logits(kRows, "guest0");
+    storm.engine.unload_prompt("guest0");
+    std::vector<std::thread> asking, moving;
+    for (const char* name : {"guest0", "guest1"})
+      moving.emplace_back([&storm, name] { storm.come_and_go(name); });
+    for (unsigned seed = 1; seed <= 4; ++seed)
+      asking.emplace_back([&storm, seed, argv] { storm.ask(seed, std::atoi(argv[3])); });
+    for (std::thread& one : asking) one.join();
+    storm.over = true;
+    for (std::thread& one : moving) one.join();
+    std::printf("%d %d %d\n", storm.answered.load(), storm.refused.load(), storm.rounds.load());
+    return storm.wrong ? 1 : 0;
+  } catch (const ptdeploy::Error& error) {
+    std::fprintf(stderr, "storm: %s\n", error.what());
+    return 2;
+  }
+}
