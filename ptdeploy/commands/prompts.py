@@ -40,6 +40,7 @@ from ptdeploy.parity.cases import check_golden
 from ptdeploy.parity.reference.store import load_reference
 from ptdeploy.progress import Progress
 from ptdeploy.runtime.prompt_store import PromptPlace
+from ptdeploy.runtime.prompts import check_prefix
 
 
 @checked(request=instance(PromptAddRequest), progress=having("stage", "note"))
@@ -115,6 +116,7 @@ def _of_pack(bundle: Bundle, request: PromptAddRequest, folder: Path, left: str)
             "Compile its checkpoint over this bundle: ptdeploy compile CHECKPOINT --over BUNDLE",
         )
     check_base(bundle, pack.path, found.base)
+    check_prefix(pack.path, found.prompt, manifest.prompts.values())
     name = request.name or pack.name
     check_free(bundle, [name], request.replace)
     info = msgspec.structs.replace(

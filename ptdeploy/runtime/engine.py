@@ -88,7 +88,7 @@ class Engine(ABC):
         self.bundle = bundle
         self.tokenizer = tokenizer
         self._session = session
-        self._store = PromptStore(bundle, self.takes_base, max_prompts)
+        self._store = PromptStore(bundle, self.takes_base, max_prompts, self.manifest_problems)
         self._of_prompts = PromptInputs(session, self.manifest)
         self._store.forget.append(self._of_prompts.forget)
         if self.default_prompt is not None:

@@ -11,11 +11,14 @@ from pathlib import Path
 from threading import Condition, Lock
 from types import MappingProxyType
 
+import msgspec
+
 from ptdeploy.backends.forks import follow_forks
 from ptdeploy.bundle import Bundle, FileEntry, Manifest, PromptInfo
 from ptdeploy.bundle.held import Held
 from ptdeploy.bundle.schema import is_prompt_name
 from ptdeploy.errors import BundleError, InputError
+from ptdeploy.runtime.layout import check_manifest
 from ptdeploy.runtime.prompt_choice import (
     DEFAULT,
     Chosen,
@@ -24,7 +27,7 @@ from ptdeploy.runtime.prompt_choice import (
     PromptChoice,
     in_words,
 )
-from ptdeploy.runtime.prompts import Prompt, read_prompt
+from ptdeploy.runtime.prompts import Prompt, check_prefix, read_prompt
 
 _PUT_BACK = "Put back the file that it was loaded from, or unload the prompt."
 
@@ -86,11 +89,19 @@ class PromptStore:
 
     `base` says whether a row can do without a prompt. At most `most` prompts stay in memory beside
     those that requests are using: the least recently used leave it, and are read again when they
-    are asked for. `forget` are called with a prompt that leaves.
+    are asked for. `forget` are called with a prompt that leaves. `problems` says what is wrong with
+    a manifest for this engine.
     """
 
-    def __init__(self, bundle: Bundle, base: bool, most: int | None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        base: bool,
+        most: int | None,
+        problems: Callable[[Manifest], Iterable[str]],
+    ) -> None:
         self.bundle, self._base, self._most = bundle, base, most
+        self._problems = problems
         self.forget: list[Callable[[Prompt], None]] = []
         manifest = bundle.manifest
         self.default = manifest.default_prompt
@@ -154,6 +165,7 @@ class PromptStore:
             )
         self._refuse_taken(name)
         entry = _Entry(name, place, place.manifest.prompts[place.name])
+        self._check_beside(entry)
         entry.prompt = replace(place.read(), name=name)
         with self._changed:
             self._refuse_taken(name)
@@ -229,11 +241,28 @@ class PromptStore:
         with entry.reading:
             if entry.prompt is not None:
                 return entry.prompt
+            self._check_own(entry)
             prompt = entry.prompt = replace(entry.place.read(), name=entry.name)
         with self._changed:
             gone = self._surplus()
         self._tell(gone)
         return prompt
+
+    def _check_own(self, entry: _Entry) -> None:
+        """Raises BundleError if the engine cannot run a prompt of its own bundle's: opening the
+        bundle looked at the default one."""
+        place = entry.place
+        if place.held is None:
+            return
+        alone = msgspec.structs.replace(
+            place.manifest, prompts={place.name: entry.info}, default_prompt=place.name
+        )
+        check_manifest(Bundle(place.folder, alone), self._problems(alone))
+        self._check_beside(entry)
+
+    def _check_beside(self, entry: _Entry) -> None:
+        if self.default is not None:
+            check_prefix(entry.place.folder, entry.info, [self._entries[self.default].info])
 
     def _give_back(self, entries: Iterable[_Entry]) -> None:
         with self._changed:

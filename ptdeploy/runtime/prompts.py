@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -62,6 +62,22 @@ def read_prompt(bundle: Bundle, name: str | None = None) -> Prompt:
         whose = "prefix KV is not that" if tokens is None else "virtual tokens are not those"
         raise BundleError(f"{path}: its {whose} of prompt.sha256.", AGAIN)
     return Prompt(name, info, tokens, kv, head)
+
+
+def check_prefix(where: str | Path, info: PromptInfo, others: Iterable[PromptInfo]) -> None:
+    """Raises BundleError unless a prompt's prefix KV is of as many layers as the first of `others`
+    that has one.
+
+    Prefixes of a run's prompts lie one behind the other: a layer more or less in one would give its
+    neighbour's rows another's keys and values.
+    """
+    first = next((one.prefix_kv for one in others if one.prefix_kv is not None), None)
+    own = info.prefix_kv
+    if own is not None and first is not None and own[:1] != first[:1]:
+        raise BundleError(
+            f"{where}: its prefix KV is of {own[0]} layers, and those beside it are of {first[0]}.",
+            AGAIN,
+        )
 
 
 def prompt_sha256(
