@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
 import pytest
-from support import kinds
+from support import kinds, tiny
+from support.alone import peft_alone, random_rows
 from support.faults import Editor
 from support.support_table import largest, measured, published
 
@@ -27,10 +29,46 @@ def test_every_cell_of_the_support_table_is_in_parity_with_peft(shared, kind, ta
         assert one["agreed"] == one["total"] > 0
 
 
+@pytest.mark.parametrize(("kind", "task", "column"), kinds.OPENVINO)
+def test_every_cell_of_openvino_is_in_parity_with_peft(shared, kind, task, column):
+    pytest.importorskip("openvino")
+    report = measured(shared, (kind, task, column))
+    assert report["passed"]
+    assert report["reference"].startswith("PEFT ")
+    assert 0 < largest(report) < 1e-5
+    assert (report["greedy"] != []) == (task == "CAUSAL_LM")
+    for one in report["greedy"]:
+        assert one["agreed"] == one["total"] > 0
+
+
+@pytest.mark.parametrize(("kind", "task", "architecture"), kinds.REFUSED)
+def test_a_refused_cell_of_the_support_table_is_refused(tmp_path, kind, task, architecture):
+    trained = tiny.make(tmp_path, architecture, task, kind=kind)
+    told = {"base": str(trained.base), "output": tmp_path / "bundle"}
+    with pytest.raises(ptdeploy.BaseModelError, match="takes no keys and values before its text"):
+        ptdeploy.compile(trained.adapter, target="ort", **told)
+    assert not (tmp_path / "bundle").exists()
+
+
 def test_the_support_table_has_the_cells_that_are_tested_and_no_others():
     found = dict(published())
-    assert sorted(found) == sorted(kinds.CELLS), "run: python -m support.support_table, in tests/"
+    assert sorted(found) == sorted((*kinds.CELLS, *kinds.OPENVINO)), (
+        "run: python -m support.support_table, in tests/"
+    )
     assert max(found.values()) < 1e-5
+
+
+def test_an_engine_rounds_no_more_than_peft_does(compiled):
+    one = compiled("mistral", "CAUSAL_LM", kind="P-Tuning, MLP")
+    rows, model = random_rows(), one.trained.model
+    exact = [peft_alone(copy.deepcopy(model).double(), row, "CAUSAL_LM") for row in rows]
+    peft = [peft_alone(model, row, "CAUSAL_LM") for row in rows]
+    ours = ptdeploy.load(one.bundle).logits(rows)
+    rounded = [
+        max(float(np.abs(row - true).max()) for row, true in zip(found, exact, strict=True))
+        for found in (ours, peft)
+    ]
+    assert 0 < rounded[0] < 1.5 * rounded[1]
 
 
 @pytest.mark.parametrize("kind", kinds.KINDS)

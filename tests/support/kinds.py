@@ -49,15 +49,21 @@ def _cpt(model: Any, num_virtual_tokens: int, **common: Any) -> Any:
 
 
 def _prefix(model: Any, **common: Any) -> Any:
-    return peft.PrefixTuningConfig(**common)
+    return peft.PrefixTuningConfig(**common, **_sizes(model))
 
 
 def _projected_prefix(model: Any, **common: Any) -> Any:
-    return peft.PrefixTuningConfig(**common, prefix_projection=True, encoder_hidden_size=16)
+    projection = {"prefix_projection": True, "encoder_hidden_size": 16}
+    return peft.PrefixTuningConfig(**common, **_sizes(model), **projection)
 
 
 def _cartridge(model: Any, **common: Any) -> Any:
-    return peft.CartridgeConfig(**common, num_frozen_tokens=1)
+    return peft.CartridgeConfig(**common, **_sizes(model), num_frozen_tokens=1)
+
+
+def _sizes(model: Any) -> dict[str, Any]:
+    # PEFT takes them from the base's config, and does not know the names in DistilBERT's.
+    return _width(model) if model.config.model_type == "distilbert" else {}
 
 
 # By the names that docs/support.md has.
@@ -80,17 +86,23 @@ def options(kind: str) -> dict[str, Any]:
     return {"task_id": TASK_ID} if kind == "multitask prompt tuning" else {}
 
 
-_ENCODERS = ("bert", "roberta")
-# Learned and rotary positions, grouped queries, sliding windows, partial rotation.
+_ENCODERS = ("bert", "roberta", "electra", "distilbert")
+# Encoders that take no keys and values before a text, so no prompt that is a prefix KV.
+_WITHOUT_PREFIX = ("distilbert",)
+# Learned and rotary positions, positions from an offset on, slopes in their place, grouped queries,
+# sliding windows, partial rotation.
 _DECODERS = {
-    "SEQ_CLS": ("qwen2",),
+    "SEQ_CLS": ("qwen2", "mistral", "opt", "bloom"),
     "TOKEN_CLS": ("qwen2",),
     "CAUSAL_LM": (
         "gpt2",
         "qwen2",
-        "gemma3",
         "llama",
+        "mistral",
+        "gemma3",
         "phi3",
+        "opt",
+        "bloom",
         "glm",
     ),
 }
@@ -116,5 +128,25 @@ def engine_of(kind: str, task: str, architecture: str) -> str:
     return "prefix tuning" if runs_tokens and kind in PREFIXES else "P-Tuning, MLP"
 
 
-# Kind, task and architecture of each that docs/support.md shows.
-CELLS = tuple(_cells())
+def _is_refused(cell: tuple[str, str, str]) -> bool:
+    return cell[0] in PREFIXES and cell[2] in _WITHOUT_PREFIX
+
+
+def on_openvino(architecture: str) -> str:
+    """The column of an architecture whose bundles OpenVINO runs."""
+    return f"{architecture} on openvino"
+
+
+# OpenVINO runs ONNX Runtime's graphs, with another attention where they write.
+_ON_OPENVINO = {"SEQ_CLS": ("bert",), "TOKEN_CLS": (), "CAUSAL_LM": ("qwen2",)}
+# Kind, task and architecture of each that docs/support.md shows a figure of.
+CELLS = tuple(cell for cell in _cells() if not _is_refused(cell))
+# And kind, task and column of those that OpenVINO runs.
+OPENVINO = tuple(
+    (kind, task, on_openvino(architecture))
+    for kind, task, architecture in CELLS
+    if architecture in _ON_OPENVINO[task]
+)
+MEASURED = (*CELLS, *OPENVINO)
+# And of each that it says is refused.
+REFUSED = tuple(cell for cell in _cells() if _is_refused(cell))
