@@ -65,6 +65,16 @@ def add_options(sub: argparse.ArgumentParser) -> None:
         help="all: an encoder's engine takes virtual tokens and prefix KV; default: %(default)s, "
         "what the checkpoint has",
     )
+    _add_causal(sub)
+    for name in TARGETS:
+        get_target(name).add_options(sub)
+    _add_quantization(sub)
+    options.add_adapter(sub)
+    options.add_task_id(sub, or_all=True)
+    options.add_checkpoint(sub)
+
+
+def _add_causal(sub: argparse.ArgumentParser) -> None:
     causal = sub.add_argument_group("causal models")
     causal.add_argument(
         "--no-freeze-kv",
@@ -76,12 +86,6 @@ def add_options(sub: argparse.ArgumentParser) -> None:
     causal.add_argument(
         "--max-context", type=int, metavar="N", help="most tokens of a row, with virtual tokens"
     )
-    for name in TARGETS:
-        get_target(name).add_options(sub)
-    _add_quantization(sub)
-    options.add_adapter(sub)
-    options.add_task_id(sub, or_all=True)
-    options.add_checkpoint(sub)
 
 
 def run(arguments: argparse.Namespace) -> int:
