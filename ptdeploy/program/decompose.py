@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.export import ExportedProgram
@@ -79,6 +79,8 @@ def _is_rewritten(node: Node) -> bool:
         return node.args[2] is False
     if node.target == _ATEN.chunk.default:
         return isinstance(_chunked(node), int)
+    if node.target == _ATEN.flatten.using_ints:
+        return _value(_source(node)).dim() > 0
     return node.op == "call_function" and node.target in _REWRITES
 
 
@@ -128,7 +130,44 @@ def _contiguous(node: Node) -> None:
 
 
 def _reshape(node: Node) -> None:
-    source, given = node.args
+    given = node.args[1]
+    assert isinstance(given, (list, tuple))
+    # A size that is to be worked out is often known, and better said.
+    shape = zip(given, _value(node).shape, strict=True)
+    sizes = [new if old == -1 and isinstance(new, int) else old for old, new in shape]
+    _view(node, sizes)
+
+
+def _flatten(node: Node) -> None:
+    source = _source(node)
+    axes = _value(source).dim()
+    first, last = (
+        cast("int", one) % axes for one in (*node.args[1:], *(0, -1)[len(node.args) - 1 :])
+    )
+    joined: Any = _value(node).shape[first]
+    sizes = [_length(node, axis) for axis in range(axes) if axis < first or axis > last]
+    sizes.insert(first, joined if isinstance(joined, int) else -1)
+    _view(node, sizes)
+
+
+def _length(node: Node, axis: int) -> Any:
+    """The length of an axis of a node's input, or the node before that has the same."""
+    length: Any = _value(_source(node)).shape[axis]
+    if isinstance(length, int):
+        return length
+    for one in node.graph.nodes:
+        if one is node:
+            break
+        if str(one.meta.get("val")) == str(length):
+            return one
+    with node.graph.inserting_before(node):
+        found = node.graph.call_function(_ATEN.sym_size.int, (_source(node), axis))
+    found.meta = {**node.meta, "val": length}
+    return found
+
+
+def _view(node: Node, sizes: list[Any]) -> None:
+    source = _source(node)
     if not _value(source).is_contiguous():
         # Nothing else can be viewed in another shape.
         with node.graph.inserting_before(node):
@@ -136,12 +175,6 @@ def _reshape(node: Node) -> None:
         copy.kwargs = {"memory_format": torch.contiguous_format}
         copy.meta = {**node.meta, "val": _value(source)}
         source = copy
-    assert isinstance(given, (list, tuple))
-    # A size that is to be worked out is often known, and better said.
-    sizes = [
-        known if size == -1 and isinstance(known, int) else size
-        for size, known in zip(given, _value(node).shape, strict=True)
-    ]
     _become(node, _ATEN.view.default, source, sizes)
 
 
@@ -179,6 +212,7 @@ _REWRITES: dict[Any, Callable[[Node], None]] = {
     _ATEN.to.dtype_layout: _cast,
     _ATEN.contiguous.default: _contiguous,
     _ATEN.reshape.default: _reshape,
+    _ATEN.flatten.using_ints: _flatten,
     _ATEN.chunk.default: _chunk,
     _ATEN.numpy_T.default: _transpose,
     _ATEN.square.default: lambda node: _become(node, _ATEN.pow.Tensor_Scalar, *node.args, 2),

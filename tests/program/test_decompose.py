@@ -67,6 +67,10 @@ KNOWN: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "reshaped": lambda x: x.reshape(x.shape[0], -1, 24) + 1,
     "reshaped after a transpose": lambda x: x.transpose(2, 3).reshape(*x.shape[:2], -1) + 1,
     "reshaped to the output": lambda x: x.transpose(1, 3).reshape(x.shape[0], 24, -1),
+    "flattened": lambda x: x.transpose(1, 2).flatten(-2) + 1,
+    "flattened from the first axis on": lambda x: (x + 1).flatten(0, 1),
+    "flattened to one axis": lambda x: x.flatten() + 1,
+    "flattened in the middle": lambda x: x.flatten(start_dim=1, end_dim=2) + 1,
     "chunks": lambda x: torch.cat(x.chunk(4, dim=-1)[::-1], dim=-1),
     "chunks of the first axis but two": lambda x: x.chunk(3, 2)[0] + 1,
     "pieces": lambda x: torch.cat(x.split([1, 5], dim=-1)[::-1], dim=-1),
@@ -86,7 +90,6 @@ def test_what_is_known_is_not_traced_again_and_gives_the_same(name, left_to_torc
 
 UNKNOWN: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "written in place": lambda x: (x + 1).div_(3.0),
-    "flattened": lambda x: x.flatten(-2) + 1,
     "chunks of an axis of any length": lambda x: x.chunk(1, dim=1)[0] + 1,
     "a branch": lambda x: torch.cond(
         x.sum() > 0, lambda y: y + 1, lambda y: y - torch.square(y), (x,)
