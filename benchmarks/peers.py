@@ -316,16 +316,27 @@ def main() -> None:
     parser.add_argument("--make", action="store_true", help="make all engines, and stop")
     parser.add_argument("--no-save", action="store_true", help="print only")
     told = parser.parse_args()
-    load = os.getloadavg()
-    cells = []
+    cells: list[dict[str, Any]] = []
     for group in groups(Workshop(told.python), told.models, told.precisions):
         for threads in () if told.make else told.threads:
+            run = {"rounds": told.rounds, "load": round(os.getloadavg()[0], 1)}
             for cell in measure(group, threads, told.rounds):
-                cells.append(cell)
+                cells.append({**cell, **run})
                 show(cell)
     if cells and not told.no_save:
-        found = {"cpu": cpu(), "load": load, "rounds": told.rounds, "cells": cells}
+        found = {"cpu": cpu(), "cells": [*others(cells), *cells]}
         RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def others(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What is kept of other models, precisions and numbers of threads."""
+    kept = json.loads(RESULTS.read_text())["cells"] if RESULTS.exists() else []
+
+    def place(cell: dict[str, Any]) -> tuple[str, str, int]:
+        return cell["model"], cell["precision"], cell["threads"]
+
+    measured = {place(cell) for cell in cells}
+    return [cell for cell in kept if place(cell) not in measured]
 
 
 def cpu() -> str:

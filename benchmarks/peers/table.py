@@ -25,7 +25,8 @@ def tables(cells: list[dict[str, Any]]) -> Iterator[str]:
     for (model, precision, threads), found in groups.items():
         engines = list(dict.fromkeys(cell["engine"] for cell in found if "engine" in cell))
         count = "1 thread" if threads == 1 else f"{threads} threads"
-        head = [f"{model}, {precision}, {count}", *engines, "ptdeploy over the best peer"]
+        run = f"{found[0]['rounds']} rounds, load before {found[0]['load']}"
+        head = [f"{model}, {precision}, {count} ({run})", *engines, "ptdeploy over the best peer"]
         yield _line(head)
         yield _line(["---"] * len(head))
         for request in dict.fromkeys(cell["request"] for cell in found):
@@ -58,11 +59,7 @@ def main() -> None:
     text = PAGE.read_text()
     before, rest = text.split(BEGIN)
     after = rest.split(END)[1]
-    load = ", ".join(f"{one:.1f}" for one in results["load"])
-    said = (
-        f"{results['cpu']}; medians of {results['rounds']} rounds, in milliseconds. Load of the "
-        f"machine before (1, 5 and 15 minutes): {load}.\n\n"
-    )
+    said = f"{results['cpu']}; medians, in milliseconds; ratios are those of the same round.\n\n"
     written = "".join([said, *tables(results["cells"]), *reasons(results["cells"])])
     PAGE.write_text(f"{before}{BEGIN}\n{written}\n{END}{after}")
 
