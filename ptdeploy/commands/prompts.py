@@ -39,6 +39,8 @@ from ptdeploy.files import json_document
 from ptdeploy.parity.cases import check_golden
 from ptdeploy.parity.reference.store import load_reference
 from ptdeploy.progress import Progress
+from ptdeploy.runtime import ENGINES
+from ptdeploy.runtime.layout import check_manifest
 from ptdeploy.runtime.prompt_store import PromptPlace
 from ptdeploy.runtime.prompts import check_prefix
 
@@ -123,6 +125,7 @@ def _of_pack(bundle: Bundle, request: PromptAddRequest, folder: Path, left: str)
         found.prompt, labels=_labels(found.prompt, request), parity=None, graph_parity=None
     )
     placed = pack.over(manifest, name)
+    check_manifest(placed, ENGINES[manifest.task].manifest_problems(placed.manifest))
     files = []
     for entry in placed.manifest.files:
         if entry.role in ("prompt", "reference"):

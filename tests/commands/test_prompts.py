@@ -18,7 +18,14 @@ import ptdeploy
 from ptdeploy.bundle import locked, read_bundle
 from ptdeploy.cli.main import main
 from ptdeploy.commands import prompts
-from ptdeploy.errors import BaseModelError, CheckpointError, InputError, OutputError, ParityError
+from ptdeploy.errors import (
+    BaseModelError,
+    BundleError,
+    CheckpointError,
+    InputError,
+    OutputError,
+    ParityError,
+)
 
 ROW = [5, 9, 30, 4]
 
@@ -221,6 +228,25 @@ def test_a_pack_of_other_weights_is_refused(pack, bundle, tmp_path):
     before = content(bundle)
     with pytest.raises(BaseModelError, match="has other weights than base"):
         ptdeploy.prompt_add(bundle, tmp_path / "pack")
+    assert content(bundle) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"num_virtual_tokens": 2**40}, "num_virtual_tokens must be from 1 to"),
+        ({"prefix_kv": [2, 2, 4, 3, 8]}, "prefix_kv is not what the graph takes"),
+        ({"prefix_kv": [2, 2, 4, -3, 8]}, r"prefix_kv\[3\] must be from 1 to"),
+        ({"labels": []}, "labels are missing"),
+    ],
+)
+def test_what_a_pack_says_of_its_prompt_must_fit_the_engine(pack, bundle, tmp_path, change, reason):
+    """The pack is blamed by its place, not the engine."""
+    shutil.copytree(pack, tmp_path / "lie")
+    damage.edit(tmp_path / "lie", lambda manifest: manifest["prompt"].update(change))
+    before = content(bundle)
+    with pytest.raises(BundleError, match=rf"lie/manifest.json: prompts\['x'\].*{reason}"):
+        ptdeploy.prompt_add(bundle, tmp_path / "lie", name="x")
     assert content(bundle) == before
 
 
