@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,38 +10,109 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file, save_file
-from support import kinds
+from support import kinds, nemo, tiny
 from support.damage import edit
-from support.native import bits, opened, text_of
+from support.native import Probe, bits, opened, text_of
 from support.refusals import python_refusal, same_refusal
+from support.support_table import placed, with_default
+from transformers import AutoModelForSequenceClassification
 
 import ptdeploy
 from ptdeploy.bundle import read_bundle
+from ptdeploy.bundle.task import Task
 from ptdeploy.files import sha256_of
 
+# Every kind on an encoder and a decoder, over the engines that they share; GLM turns half a head.
 CELLS = [cell for cell in kinds.CELLS if cell[2] in ("bert", "qwen2")]
+CELLS += [("prefix tuning", "CAUSAL_LM", "glm")]
 ROWS = [[5, 6, 7], [40], [9, 10, 11, 12, 13, 14, 15, 16], [99, 100]]
 PROMPT = "prompts/default/prompt.safetensors"
 
 
 @pytest.fixture
-def of(compiled) -> Callable[..., Path]:
-    def get(kind: str, task: str, architecture: str) -> Path:
-        return compiled(architecture, task, kinds.options(kind), kind=kind).bundle
-
-    return get
+def of(shared) -> Callable[..., Path]:
+    """`of(kind, task, architecture)`: a bundle whose default prompt is of that kind."""
+    return lambda *cell: placed(shared, cell)
 
 
 @pytest.mark.parametrize(("kind", "task", "architecture"), CELLS)
 def test_every_kinds_logits_are_pythons_bit_for_bit(of, probe, kind, task, architecture):
-    engine = opened(probe, of(kind, task, architecture))
+    same_answers(probe, of(kind, task, architecture))
+
+
+def same_answers(probe: Probe, bundle: Path) -> None:
+    """C++ gives Python's logits bit for bit, and of a bundle that writes its greedy tokens."""
+    engine = opened(probe, bundle)
     for rows in (ROWS, [ROWS[2]], ROWS[::-1]):
         assert probe.ask("logits", "e", text_of(rows)) == [bits(one) for one in engine.logits(rows)]
-    if task == "CAUSAL_LM":
+    if isinstance(engine, ptdeploy.CausalLM):
         ours = engine.generate(ROWS, 20, eos_token_ids=())
         theirs = probe.ask("generate", "e", text_of(ROWS), "max_new_tokens=20 eos_token_ids=")
         assert [one["token_ids"] for one in theirs] == [one.token_ids for one in ours]
+
+
+def random(*shape: int) -> np.ndarray:
+    return np.random.default_rng(4).standard_normal(shape, np.float32)
+
+
+def _bare(*shape: int) -> Callable[[Path, Path], Path]:
+    def make(folder: Path, _: Path) -> Path:
+        np.save(folder / "p.npy", random(*shape))
+        return folder / "p.npy"
+
+    return make
+
+
+def _nemo(folder: Path, _: Path) -> Path:
+    return nemo.table_archive(folder / "p.nemo", "one")[0]
+
+
+def _p_tuning_v2(folder: Path, base: Path) -> Path:
+    """As its authors save it: the whole model's state, of the very base."""
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=tiny.LABELS)
+    table = torch.from_numpy(random(5, 2 * 2 * 32))
+    state = {**model.state_dict(), "prefix_encoder.embedding.weight": table}
+    torch.save(state, folder / "pytorch_model.bin")
+    shutil.copy(base / "config.json", folder)
+    return folder / "pytorch_model.bin"
+
+
+def _chatglm(folder: Path, _: Path) -> Path:
+    table = torch.from_numpy(random(5, 2 * 2 * 2 * 8))
+    name = "transformer.prefix_encoder.embedding.weight"
+    torch.save({name: table}, folder / "pytorch_model.bin")
+    sizes = {"num_layers": 2, "num_attention_heads": 4, "kv_channels": 8, "pre_seq_len": 5}
+    heads = {"multi_query_attention": True, "multi_query_group_num": 2}
+    config = {"model_type": "chatglm", **sizes, **heads}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+# What PEFT has no loader for: how it is made, and whose engine runs it.
+OTHERS: dict[str, tuple[Callable[[Path, Path], Path], tuple[str, str, str]]] = {
+    "virtual tokens": (_bare(5, 32), ("P-Tuning, MLP", "CAUSAL_LM", "qwen2")),
+    "prefix KV": (_bare(2, 2, 2, 5, 8), ("P-Tuning, MLP", "CAUSAL_LM", "qwen2")),
+    "NeMo": (_nemo, ("P-Tuning, MLP", "CAUSAL_LM", "qwen2")),
+    "P-Tuning v2": (_p_tuning_v2, ("prefix tuning", "SEQ_CLS", "bert")),
+    "ChatGLM": (_chatglm, ("P-Tuning, MLP", "CAUSAL_LM", "glm")),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_prompt_that_is_no_pefts_answers_as_in_python(shared, probe, tmp_path, name):
+    make, (kind, task, architecture) = OTHERS[name]
+    engine = shared.compiled(architecture, task, kind=kind)
+    pack = ptdeploy.compile_prompt(
+        make(tmp_path, engine.trained.base),
+        over=engine.bundle,
+        base=str(engine.trained.base),
+        task=Task(task),
+        output=tmp_path / "own.prompt",
+    )
+    assert pack.manifest.prompt.parity.reference.startswith("transformers ")
+    same_answers(probe, with_default(shared, ("no PEFT", name), engine.bundle, pack.path))
 
 
 @pytest.mark.parametrize("task", ["SEQ_CLS", "TOKEN_CLS"])

@@ -92,8 +92,8 @@ _WITHOUT_PREFIX = ("distilbert",)
 # Learned and rotary positions, positions from an offset on, slopes in their place, grouped queries,
 # sliding windows, partial rotation.
 _DECODERS = {
-    "SEQ_CLS": ("qwen2", "mistral", "opt", "bloom"),
-    "TOKEN_CLS": ("qwen2",),
+    "SEQ_CLS": ("gpt2", "qwen2", "mistral", "opt", "bloom"),
+    "TOKEN_CLS": ("gpt2", "qwen2"),
     "CAUSAL_LM": (
         "gpt2",
         "qwen2",
