@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -11,8 +12,9 @@ from typing import Any
 import onnx
 import pytest
 from support import native
-from support.native import ROWS, bits, opened, text_of
-from support.openvino import Change, copied
+from support.damage import edit
+from support.native import ROWS, bits, opened, options_text, text_of
+from support.openvino import Change, behind, copied
 from support.refusals import python_refusal
 
 import ptdeploy
@@ -178,3 +180,145 @@ def test_ids_outside_the_vocabulary_never_reach_it(bert, probe):
     assert probe.ask("open", "e", bert) == {}
     answer = probe.ask("logits", "e", "5,101")
     assert answer["error"] == "InputError"
+
+
+# Models that write, over the paged cache.
+
+WRITERS = ["fused", "fused, learned positions", "fused, sliding window", "fused, not frozen"]
+FREE = {"max_new_tokens": 40, "eos_token_ids": ()}
+
+
+def same_texts(probe: native.Probe, engine: Any, rows: list[list[int]], **options: Any) -> None:
+    chosen = {**FREE, **options}
+    ours = [one.token_ids for one in engine.generate(rows, **chosen)]
+    theirs = probe.ask("generate", "e", text_of(rows), options_text(chosen))
+    assert [one["token_ids"] for one in theirs] == ours
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_it_writes_what_python_writes(bundles, probe, tmp_path, kind):
+    engine = opened(probe, copied(bundles(kind), tmp_path / "bundle"))
+    same_logits(probe, engine)
+    # Twice: the next request gets the buffer of the one before.
+    for rows in (ROWS, ROWS, [ROWS[2]], ROWS[::-1]):
+        same_texts(probe, engine, rows)
+    same_texts(probe, engine, ROWS, repetition_penalty=1.3, min_new_tokens=3)
+    assert probe.ask("verify", "e")["passed"]
+
+
+@pytest.mark.parametrize("tokens", [31, 32, 33, 70])
+def test_a_prompts_full_blocks_are_shared_by_rows(bundles, probe, tmp_path, tokens):
+    engine = opened(probe, behind(bundles("fused"), tmp_path / "bundle", tokens))
+    same_logits(probe, engine)
+    same_texts(probe, engine, ROWS)
+    same_texts(probe, engine, ROWS)
+
+
+def test_rows_of_several_prompts_share_a_buffer(bundles, probe, tmp_path):
+    engine = opened(probe, copied(bundles("fused"), tmp_path / "bundle"))
+    other = behind(bundles("fused"), tmp_path / "other", 70)
+    engine.load_prompt(other, "long")
+    assert probe.ask("load", "e", other, "long") == {}
+    for names in (["default", "long", None, "long"], ["long"] * 4, ["default"] * 4):
+        asked = " ".join(
+            "-" if name is None else "*" if name == "default" else f"+{name}" for name in names
+        )
+        ours = [one.token_ids for one in engine.generate(ROWS, prompt=names, **FREE)]
+        theirs = probe.ask("generate", "e", text_of(ROWS), options_text(FREE), f"each {asked}")
+        assert [one["token_ids"] for one in theirs] == ours
+
+
+def test_long_texts_run_in_pieces_beside_short_ones(bundles, probe, tmp_path):
+    engine = opened(probe, behind(bundles("fused"), tmp_path / "bundle", 33))
+    rows = [[7 + n % 90 for n in range(600)], [5, 6], [9 + n % 70 for n in range(530)]]
+    same_texts(probe, engine, rows, max_new_tokens=5)
+    theirs = probe.ask("logits", "e", text_of(rows))
+    assert theirs == [bits(array) for array in engine.logits(rows)]
+
+
+@pytest.mark.parametrize("kv", ["f16", "u8"])
+def test_a_cache_in_fewer_bits(bundles, probe, tmp_path, kv):
+    bundle = behind(bundles("fused"), tmp_path / "bundle", 37)
+    info = json.dumps({"kv_precision": kv}).encode()
+
+    def change(manifest: dict[str, Any]) -> None:
+        entry = {"path": "engine.json", "role": "engine_info", "of": "model"}
+        digest = hashlib.sha256(info).hexdigest()
+        manifest["files"].append({**entry, "size": len(info), "sha256": digest})
+
+    (bundle / "engine.json").write_bytes(info)
+    edit(bundle, change)
+    engine = opened(probe, bundle)
+    same_logits(probe, engine)
+    for _ in range(2):
+        same_texts(probe, engine, ROWS)
+
+
+def test_int8_weights_write_the_same(compiled, probe):
+    asked = QuantizationOptions(accuracy_level=4, min_agreement=0.0, max_perplexity_ratio=1e9)
+    how = {"target": "openvino", "precision": "int8", "quantization": asked}
+    engine = opened(probe, compiled("qwen2", "CAUSAL_LM", how).bundle)
+    same_logits(probe, engine)
+    same_texts(probe, engine, ROWS)
+
+
+@pytest.mark.parametrize("tokens", [5, 40])
+def test_a_session_goes_on_where_pythons_does(bundles, probe, tmp_path, tokens):
+    engine = opened(probe, behind(bundles("fused"), tmp_path / "bundle", tokens))
+    ours = {"s": engine.session(200)}
+    probe.ask("session-open", "s", "e 200")
+
+    def turn(name: str) -> None:
+        want = ours[name].generate(9, eos_token_ids=())
+        got = probe.ask("session-generate", name, "max_new_tokens=9 eos_token_ids=")
+        assert got["token_ids"] == want.token_ids
+
+    ours["s"].append([5, 6, 7])
+    probe.ask("session-append", "s", "5,6,7")
+    turn("s")
+    ours["f"] = ours["s"].fork()
+    probe.ask("session-fork", "s", "f")
+    turn("s")
+    ours["s"].rollback(11)
+    probe.ask("session-rollback", "s", "11")
+    turn("s")
+    turn("f")
+
+
+def test_several_threads_write_at_once(bundles, built, tmp_path):
+    bundle = copied(bundles("fused"), tmp_path / "bundle")
+    engine = ptdeploy.load(bundle, threads=1)
+    rows = ROWS * 5
+    asked = "".join(f"{number} {text_of([row])}\n" for number, row in enumerate(rows))
+    done = subprocess.run(
+        [built / "ptdeploy-library" / "examples" / "server", bundle, "4", "1"],
+        input=asked,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    texts = ["".join(f"{one}," for one in engine.generate([row])[0].token_ids) for row in rows]
+    assert set(done.stdout.splitlines()) == {f"{n}\t{text}" for n, text in enumerate(texts)}
+
+
+def test_attention_that_cannot_be_paged_is_refused(bundles, probe, tmp_path):
+    assert "it has no GroupQueryAttention" in refused_alike(
+        probe, copied(bundles("plain"), tmp_path / "plain")
+    )
+
+    def capped(model: onnx.ModelProto) -> None:
+        for node in model.graph.node:
+            if node.op_type == "GroupQueryAttention":
+                node.attribute.append(onnx.helper.make_attribute("softcap", 30.0))
+
+    refused = refused_alike(probe, copied(bundles("fused"), tmp_path / "capped", capped))
+    assert "it cannot convert RotaryEmbedding-23, com.microsoft.GroupQueryAttention" in refused
+
+
+def test_more_than_fits_in_memory_is_refused_before_it_is_taken(bundles, probe, tmp_path):
+    bundle = copied(bundles("fused"), tmp_path / "bundle")
+    edit(bundle, lambda manifest: manifest["limits"].update(max_context=2**31 - 1))
+    assert probe.ask("open", "e", bundle) == {}
+    answer = probe.ask("session-open", "s", "e 2147483000")
+    assert answer["error"] == "InputError"
+    assert "The KV buffer for 1 rows of" in answer["problem"]

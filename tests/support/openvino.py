@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
+from safetensors.numpy import load_file, save
+from support.damage import PROMPT, edit, replace, the_prompt
 
 from ptdeploy.files import sha256_of
 
@@ -30,4 +34,29 @@ def copied(bundle: Path, folder: Path, change: Change | None = None, **fields: A
         path = folder / entry["path"]
         entry.update(size=path.stat().st_size, sha256=sha256_of(path))
     (folder / "manifest.json").write_text(json.dumps({**manifest, **fields}))
+    return folder
+
+
+def behind(bundle: Path, folder: Path, tokens: int) -> Path:
+    """A model that writes, as OpenVINO's, behind another prompt: a random one of so many tokens."""
+    copied(bundle, folder)
+    random = np.random.default_rng(tokens)
+    path = folder / "prompts" / "default" / "prompt.safetensors"
+    arrays = load_file(path)
+    layers, two, heads, _, width = arrays["prefix_kv"].shape
+    shapes = {
+        "virtual_tokens": (tokens, arrays["virtual_tokens"].shape[1]),
+        "prefix_kv": (layers, two, heads, tokens, width),
+    }
+    made = {name: random.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    replace(folder, PROMPT, save(made))
+
+    def change(manifest: dict[str, Any]) -> None:
+        the_prompt(manifest).update(
+            num_virtual_tokens=tokens,
+            prefix_kv=list(shapes["prefix_kv"]),
+            sha256=hashlib.sha256(made["virtual_tokens"].tobytes()).hexdigest(),
+        )
+
+    edit(folder, change)
     return folder

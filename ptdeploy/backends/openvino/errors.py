@@ -12,6 +12,7 @@ _PLACE = re.compile(r"(?:Exception from|Check '.*' failed at) \S+:\d+:?")
 _FRONTEND = re.compile(r"FrontEnd API failed with \w+:")
 _NODE = re.compile(r"\[CPU\] (\w+) node with name '([^']*)'")
 _UNCONVERTED = re.compile(r"No conversion rule found for operations: (.*)")
+_FAILED = re.compile(r"Conversion is failed for: (.*)")
 _NONE = ("", "Summary:", "Model wasn't fully converted.")
 
 
@@ -21,6 +22,9 @@ def reason(error: Exception) -> str:
     unknown = _UNCONVERTED.search(text)
     if unknown is not None:
         return f"it has no operators {unknown[1].strip()}"
+    failed = _FAILED.search(text)
+    if failed is not None:
+        return f"it cannot convert {failed[1].strip()}"
     node = _NODE.search(text)
     plain = _FRONTEND.sub("", _PLACE.sub("", _NODE.sub("", text)))
     lines = [line.strip() for line in plain.splitlines() if line.strip() not in _NONE]

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "block_cache.hpp"
 #include "bundle.hpp"
 #include "element_type.hpp"
 #include "ptdeploy/ptdeploy.hpp"
@@ -60,6 +61,8 @@ class Backend {
   virtual bool in_host_memory() const = 0;
   // Whether it runs over keys and values of this type.
   virtual bool caches(ElementType type) const = 0;
+  // How it keeps keys and values in blocks; null where they lie as the graph has them.
+  virtual const BlockCache* cache() const { return nullptr; }
 };
 
 // Opens a bundle's engine by its target. Throws InputError if this library has no such target,

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <optional>
 #include <utility>
 
 #include "cores.hpp"
@@ -12,6 +13,7 @@
 #include "onnx_bundle.hpp"
 #include "openvino_errors.hpp"
 #include "openvino_info.hpp"
+#include "openvino_paged.hpp"
 #include "openvino_requests.hpp"
 #include "schema.hpp"
 
@@ -125,10 +127,19 @@ void check_ports(const ov::Model& model, const Bundle& bundle) {
   check_signature(file, graph, "outputs", outputs, /*names_axes=*/false);
 }
 
-// By the one frontend: asked for any file, OpenVINO tries all that it has on it.
-std::shared_ptr<ov::Model> read_graph(const std::string& path, bool map_weights) {
+// A bundle's graph as OpenVINO's model, its KV buffer paged if it has one.
+std::shared_ptr<ov::Model> read_for(ov::Core& core, const Bundle& bundle, const std::string& path,
+                                    bool map_weights) {
+  const Graph& graph = bundle.manifest.graph();
+  if (graph.input(TensorRole::past))
+    return read_paged(core, path, map_weights,
+                      {graph.input(TensorRole::positions)->name, graph.outputs[0].name},
+                      [&bundle](const ov::Model& model) { check_ports(model, bundle); });
+  // By the one frontend: asked for any file, OpenVINO tries all that it has on it.
   const auto frontend = ov::frontend::FrontEndManager().load_by_framework("onnx");
-  return frontend->convert(frontend->load(path, map_weights));
+  const std::shared_ptr<ov::Model> model = frontend->convert(frontend->load(path, map_weights));
+  check_ports(*model, bundle);
+  return model;
 }
 
 ov::Tensor tensor_of(const Bound& bound) {
@@ -140,6 +151,10 @@ ov::Tensor tensor_of(const Bound& bound) {
       return {ov::element::bf16, shape, bound.data};
     case ElementType::int64:
       return {ov::element::i64, shape, bound.data};
+    case ElementType::int32:
+      return {ov::element::i32, shape, bound.data};
+    case ElementType::uint8:
+      return {ov::element::u8, shape, bound.data};
     default:
       return {ov::element::f32, shape, bound.data};
   }
@@ -182,8 +197,8 @@ class OpenVinoRun final : public Run {
 
 class OpenVinoBackend final : public HostBackend {
  public:
-  OpenVinoBackend(ov::Core core, ov::CompiledModel compiled)
-      : core_(std::move(core)), requests_(std::move(compiled)) {}
+  OpenVinoBackend(ov::Core core, ov::CompiledModel compiled, std::optional<BlockCache> cache)
+      : core_(std::move(core)), requests_(std::move(compiled)), cache_(cache) {}
 
   std::unique_ptr<Run> bind(const std::vector<Bound>& inputs,
                             const std::vector<Bound>& outputs) override {
@@ -193,10 +208,23 @@ class OpenVinoBackend final : public HostBackend {
   // Done when it was read: a model over a paged cache has other inputs than its file.
   void check(const Bundle&) const override {}
 
+  const BlockCache* cache() const override { return cache_ ? &*cache_ : nullptr; }
+
  private:
   ov::Core core_;
   Requests requests_;
+  std::optional<BlockCache> cache_;
 };
+
+// How the engine's KV cache lies in memory; empty if it keeps none.
+std::optional<BlockCache> cache_of(const Bundle& bundle) {
+  const TensorSpec* past = bundle.manifest.graph().input(TensorRole::past);
+  if (!past) return std::nullopt;
+  auto size = [past](std::size_t axis) {
+    return static_cast<std::size_t>(std::get<std::int64_t>(past->shape[axis]));
+  };
+  return BlockCache(openvino_info(bundle).kv_precision, size(1), size(3));
+}
 
 }  // namespace
 
@@ -209,20 +237,16 @@ std::unique_ptr<Backend> open_openvino(const Bundle& bundle, const OpenOptions& 
     throw BundleError(bundle.path + ": the target openvino has no precision " + quoted(precision) +
                       ".");
   require_precision(core, device, precision);
-  if (bundle.manifest.graph().input(TensorRole::past))
-    throw TargetUnavailable(
-        "With the target openvino ptdeploy's C++ library runs classifiers, not models that write.",
-        "Run it in Python, or compile the checkpoint with --target ort.");
   check_onnx(bundle);
   const std::string model = bundle.file("model"), path = bundle.in_folder("model");
   try {
-    const std::shared_ptr<ov::Model> graph = read_graph(path, options.map_weights);
-    check_ports(*graph, bundle);
+    const std::shared_ptr<ov::Model> graph = read_for(core, bundle, path, options.map_weights);
     ov::CompiledModel compiled =
         core.compile_model(graph, *word_of(kDevices, device), properties(bundle, device, options));
     // It found the weights by their name.
     bundle.check_unchanged();
-    return std::make_unique<OpenVinoBackend>(std::move(core), std::move(compiled));
+    return std::make_unique<OpenVinoBackend>(std::move(core), std::move(compiled),
+                                             cache_of(bundle));
   } catch (const Error&) {
     throw;
   } catch (const std::exception& error) {  // of OpenVINO, or of what it reads files with

@@ -116,11 +116,9 @@ std::vector<Generated> CausalEngine::generate(const std::vector<Ids>& rows, cons
   }
   if (steps > 0) {
     StartedRows started = buffers_.take(prompts, tokens);
-    std::vector<std::vector<float>> first;
-    for (std::size_t i = 0; i < rows.size(); ++i) {
-      const Ids ids = started.fed(i, rows[i]);
-      first.push_back(started.kv->prefill(i, ids.data(), ids.size()));
-    }
+    std::vector<Ids> fed;
+    for (std::size_t i = 0; i < rows.size(); ++i) fed.push_back(started.fed(i, rows[i]));
+    const std::vector<std::vector<float>> first = started.kv->prefill_all(fed);
     decode(*started.kv, first, continued, steps, layout_.vocabulary,
            static_cast<std::size_t>(state_.info.vocab_size), given.cancelled, on_token);
     buffers_.keep(std::move(started));

@@ -53,13 +53,16 @@ std::size_t bytes_of(ElementType type) {
       return 2;
     case ElementType::int64:
       return 8;
+    case ElementType::uint8:
+      return 1;
     default:
       return 4;
   }
 }
 
 const char* name_of(ElementType type) {
-  static constexpr const char* kNames[] = {"float32", "float16", "bfloat16", "int64"};
+  static constexpr const char* kNames[] = {"float32", "float16", "bfloat16",
+                                           "int64",   "int32",   "uint8"};
   return kNames[static_cast<int>(type)];
 }
 

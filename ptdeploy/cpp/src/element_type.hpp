@@ -8,10 +8,11 @@
 
 namespace ptdeploy::detail {
 
-enum class ElementType { float32, float16, bfloat16, int64 };
+// The last two are no manifest's: a backend's own.
+enum class ElementType { float32, float16, bfloat16, int64, int32, uint8 };
 
 std::size_t bytes_of(ElementType type);
-// By the names of manifests, in both directions.
+// By the names of manifests, in both directions; by name those that they have.
 const char* name_of(ElementType type);
 std::optional<ElementType> element_type(const std::string& name);
 

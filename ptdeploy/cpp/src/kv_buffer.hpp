@@ -1,4 +1,4 @@
-// The KV buffer: allocated once, a row's first slots its prompt's prefix KV, updated where it lies.
+// The KV buffer: what holds the keys and values of a few rows that are written together.
 #pragma once
 
 #include <memory>
@@ -22,71 +22,53 @@ struct KVLayout {
   bool in_place = false;
 };
 
-// Keys and values of a few rows in `slots` slots each, where the engine computes, and the engine
-// bound to them. Row i's first length(i) slots are filled: start(i) of its prompt's prefix KV, then
-// its text.
+// How many slots a prompt's prefix KV fills.
+inline std::size_t prefix_of(const RowPrompt& prompt) {
+  return prompt && !prompt->tensors.prefix_kv.empty() ? prompt->length() : 0;
+}
+
+// Keys and values of a few rows in `slots` slots each, where the engine computes. Row i's first
+// length(i) slots are filled: start(i) of its prompt's prefix KV, then its text. It is dense
+// (dense_kv.hpp) where a row's slots lie together, or paged (paged_kv.hpp).
 class KVBuffer {
  public:
-  // A row for each of the prompts, null where it has none; `stack` has them all. Has `slots` slots, or
-  // as many as the layout fixes. Throws InputError if it does not fit in memory. `backend` and
-  // `layout` must outlive it.
-  KVBuffer(Backend& backend, const KVLayout& layout, std::vector<RowPrompt> prompts,
-           SharedStack stack, std::size_t slots);
-
-  KVBuffer(const KVBuffer&) = delete;  // the engine is bound to this one's memory
+  KVBuffer() = default;
+  KVBuffer(const KVBuffer&) = delete;  // engines are bound to this one's memory
   KVBuffer& operator=(const KVBuffer&) = delete;
+  virtual ~KVBuffer() = default;
 
-  std::size_t rows() const { return lengths_.size(); }
-  std::size_t slots() const { return slots_; }
+  virtual std::size_t rows() const = 0;
+  virtual std::size_t slots() const = 0;
   // Slots that a row's prefix KV fills.
-  std::size_t start(std::size_t row) const;
-  std::size_t length(std::size_t row) const { return static_cast<std::size_t>(lengths_[row]); }
-
+  virtual std::size_t start(std::size_t row) const = 0;
+  virtual std::size_t length(std::size_t row) const = 0;
   // Whether nothing it was filled with overflowed: an engine that reads all slots under a mask would
   // carry a NaN into the next request.
-  bool is_sound() const;
+  virtual bool is_sound() const = 0;
 
   // Forgets all, and lets each row begin with its own prompt's prefix KV: those that the row does not
-  // hold already are copied in.
-  void begin(const std::vector<RowPrompt>& prompts, SharedStack stack);
+  // hold already are copied in. False where they do not fit.
+  virtual bool begin(const std::vector<RowPrompt>& prompts, SharedStack stack) = 0;
   // Forgets a row's last tokens.
-  void cut(std::size_t row, std::size_t length);
-  // Appends tokens to a row; gives logits (kept, vocabulary) of the last one or of each. One row
-  // at a time: a row's tokens never wait for a longer row's padding.
-  std::vector<float> prefill(std::size_t row, const std::int64_t* ids, std::size_t count,
-                             bool every_position = false);
+  virtual void cut(std::size_t row, std::size_t length) = 0;
+  // Appends tokens to a row; gives logits (kept, vocabulary) of the last one or of each.
+  virtual std::vector<float> prefill(std::size_t row, const std::int64_t* ids, std::size_t count,
+                                     bool every_position = false) = 0;
+  // Appends to every row its tokens; gives the logits of each row's last one.
+  virtual std::vector<std::vector<float>> prefill_all(const std::vector<Ids>& ids) = 0;
   // Appends one token to every row; gives logits (rows, vocabulary), overwritten next time.
-  const float* decode(const std::vector<std::int64_t>& tokens);
-  // Makes a row what another buffer's row is, from `first_slot` on.
-  void copy_row(std::size_t row, const KVBuffer& source, std::size_t source_row,
-                std::size_t first_slot);
-
- private:
-  // One run over bound arrays; where the engine gives new KV apart, it is put into the buffer.
-  struct Step {
-    std::size_t row = 0, rows = 0, fed = 0;
-    std::vector<Placed> fresh;
-    std::unique_ptr<Run> run;
-  };
-  Step bind(std::size_t row, std::size_t rows, std::int64_t* ids, std::size_t fed,
-            std::vector<std::int64_t>& positions, float* logits);
-  void run(Step& step);
-  // Puts a row's prefix KV into its first slots, and zeros where the one before it was longer.
-  void fill_prefix(std::size_t row, std::size_t before);
-  Step bound_decode();
-  // A row's slot of its first head; the next head's is `pitch_` bytes on.
-  char* slot(std::size_t array, std::size_t row, std::size_t slot) const;
-
-  Backend& backend_;
-  const KVLayout& layout_;
-  std::size_t slots_, line_, pitch_;  // line_: bytes of one head's slot
-  std::vector<RowPrompt> prompts_;
-  SharedStack stack_;  // what else every run is given
-  std::vector<Placed> arrays_;
-  std::vector<std::int64_t> lengths_, ids_, positions_{0};
-  std::vector<float> logits_;
-  bool prefilled_well_ = true;
-  Step decode_;
+  virtual const float* decode(const std::vector<std::int64_t>& tokens) = 0;
+  // Makes a row what a row of another buffer of the engine is, from `first_slot` on; both begin with
+  // the same prompt.
+  virtual void copy_row(std::size_t row, const KVBuffer& source, std::size_t source_row,
+                        std::size_t first_slot) = 0;
 };
+
+// A row for each of the prompts, null where it has none; `stack` has them all. Each has room for
+// `slots` tokens, those of its prefix KV among them. Throws InputError if it does not fit in memory.
+// `backend` and `layout` must outlive it.
+std::unique_ptr<KVBuffer> make_kv_buffer(Backend& backend, const KVLayout& layout,
+                                         std::vector<RowPrompt> prompts, SharedStack stack,
+                                         std::size_t slots);
 
 }  // namespace ptdeploy::detail

@@ -38,14 +38,12 @@ StartedRows KVBuffers::take(const std::vector<RowPrompt>& prompts,
   SharedStack stack = inputs_.stack(prompts);
   const std::size_t needed = slots_of(prompts, tokens);
   std::unique_ptr<KVBuffer> spare = take_spare();
-  if (spare && spare->rows() == rows && needed <= spare->slots()) {
-    spare->begin(prompts, stack);
+  if (spare && spare->rows() == rows && needed <= spare->slots() && spare->begin(prompts, stack))
     return {std::move(spare), prompts, std::move(stack)};
-  }
   spare.reset();  // before the new one: they need not fit in memory together
   const std::size_t slots = std::min((needed + kSlots - 1) / kSlots * kSlots,
                                      static_cast<std::size_t>(limits_.max_context));
-  return {std::make_unique<KVBuffer>(backend_, layout_, prompts, stack, slots), prompts, stack};
+  return {make_kv_buffer(backend_, layout_, prompts, stack, slots), prompts, stack};
 }
 
 std::unique_ptr<KVBuffer> KVBuffers::take_spare() const {
@@ -69,7 +67,7 @@ void KVBuffers::forget(const RowPrompt& prompt) const {
 StartedRows KVBuffers::own(const RowPrompt& prompt, std::size_t tokens) const {
   const std::vector<RowPrompt> prompts{prompt};
   SharedStack stack = inputs_.stack(prompts);
-  auto kv = std::make_unique<KVBuffer>(backend_, layout_, prompts, stack,
+  auto kv = make_kv_buffer(backend_, layout_, prompts, stack,
                                        slots_of(prompts, {tokens}));
   return {std::move(kv), prompts, std::move(stack)};
 }

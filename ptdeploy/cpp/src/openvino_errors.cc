@@ -1,11 +1,11 @@
 #include "openvino_errors.hpp"
 
 #include <sstream>
+#include <utility>
 
 namespace ptdeploy::detail {
 namespace {
 
-const std::string kUnconverted = "No conversion rule found for operations: ";
 const std::string kNode = "[CPU] ", kNamed = " node with name '";
 
 std::string stripped(const std::string& text, const char* letters) {
@@ -34,10 +34,14 @@ void take_out_check(std::string& line) {
 
 std::string openvino_reason(const std::exception& error) {
   const std::string text = error.what();
-  if (const std::size_t at = text.find(kUnconverted); at != text.npos) {
-    const std::size_t from = at + kUnconverted.size();
-    return "it has no operators " + stripped(text.substr(from, text.find('\n', from) - from), " ");
-  }
+  const std::pair<std::string, std::string> whole[] = {
+      {"No conversion rule found for operations: ", "it has no operators "},
+      {"Conversion is failed for: ", "it cannot convert "}};
+  for (const auto& [begin, instead] : whole)
+    if (const std::size_t at = text.find(begin); at != text.npos) {
+      const std::size_t from = at + begin.size();
+      return instead + stripped(text.substr(from, text.find('\n', from) - from), " ");
+    }
   std::string place;
   std::istringstream lines(text);
   std::string words;

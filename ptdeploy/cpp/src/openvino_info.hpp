@@ -3,11 +3,11 @@
 
 #include <cstdint>
 
+#include "block_cache.hpp"
 #include "bundle.hpp"
 
 namespace ptdeploy::detail {
 
-enum class KVPrecision { f32, f16, u8 };
 const char* name_of(KVPrecision precision);
 
 // Products with quantized weights are computed in int8, with a scale for each `group` activations; 0
