@@ -529,3 +529,10 @@ def test_a_heads_numbers_that_are_not_finite_are_refused(siblings, both, probe, 
     tensors[name].flat[1] = np.inf
     replace(bundle, PROMPT, save(tensors))
     assert "is not finite" in refused_alike(probe, engine, bundle, "other")["problem"]
+
+
+def test_an_encoder_that_takes_prompts_of_both_kinds_is_left_to_python(compiled, probe):
+    bundle = compiled("bert", "SEQ_CLS", {"prompt_kinds": "all"}).bundle
+    refused = probe.ask("open", "d", bundle)
+    assert refused["error"] == "TargetUnavailable"
+    assert refused["fix"].endswith("compile the checkpoint without --prompt-kinds all.")

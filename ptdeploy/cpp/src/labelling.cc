@@ -23,6 +23,12 @@ void check_batch_size(std::size_t size) {
                      "; it must be a whole number from 1 to " + std::to_string(kMost) + ".");
 }
 
+// Whether a graph has virtual tokens and, behind them, prefix KV of those prompts alone that have one.
+bool takes_both(const Graph& graph) {
+  const TensorSpec* prefix = graph.input(TensorRole::prefix);
+  return prefix && prefix->shape.size() == 5 && graph.input(TensorRole::table);
+}
+
 // The shape of a head's parameters, which only the model knows, if it can be one.
 Shape head_shape(const TensorSpec& spec) {
   const Axis prompts = "prompts", classes = "classes";
@@ -93,6 +99,10 @@ std::size_t likeliest(const std::vector<double>& probabilities) {
 void require_classifier(const Manifest& manifest, Shape logits) {
   const Graph& graph = manifest.graph();
   const PromptInfo& prompt = manifest.prompt();
+  if (takes_both(graph))
+    throw TargetUnavailable(
+        "The C++ library runs no encoder whose engine takes virtual tokens and prefix KV.",
+        "Run it in Python, or compile the checkpoint without --prompt-kinds all.");
   require(manifest.default_prompt.has_value(),
           "default_prompt is null, and a head belongs to a prompt");
   const std::string where = place_of(*manifest.default_prompt) + ".";
