@@ -110,6 +110,13 @@ def test_every_letter_is_lowered_as_the_tokenizer_does(lower, probe):
     assert truth.encode("ς").ids != truth.encode("σ").ids
 
 
+def test_the_examples_take_text(writer, built):
+    program = built / "ptdeploy-library" / "examples" / "generate"
+    said = native.checked([str(program), str(writer), "Once upon a time"])
+    (wanted,) = ptdeploy.load(writer).generate(["Once upon a time"])
+    assert wanted.text.strip() in said
+
+
 def test_ids_that_name_no_token_have_no_text(writer, probe):
     assert probe.ask("open", "e", writer) == {}
     truth = ptdeploy.load(writer).tokenizer

@@ -1,8 +1,8 @@
 // The seam between text and token ids. ptdeploy takes and gives ids; plug in a tokenizer here.
 //
-// The examples call open_text() and know no more. This folder's text_ids.cc is the stand-in for
-// one: its "text" is ids, as in "5,6,7". For real text write another file that defines
-// open_text(), with any library that takes the bundle's tokenizer.json as engine.read("tokenizer")
+// The examples call open_text() and know no more. This folder's text_ids.cc has the bundle's own
+// programs, and where there are none its "text" is ids, as in "5,6,7". For another tokenizer write
+// another file that defines open_text(), with any library that takes the bundle's tokenizer.json as engine.read("tokenizer")
 // gives it, and build with -DPTDEPLOY_EXAMPLE_TEXT=that/file.cc. docs/cpp.md has such a file.
 #pragma once
 

@@ -1,9 +1,13 @@
-// No tokenizer: text is token ids with commas between.
+// By the bundle's own programs of its tokenizer (ptdeploy compile --cpp-tokenizer); of a bundle without
+// them, text is token ids with commas between.
 #include <sstream>
 
 #include "text.hpp"
 
-Text open_text(const ptdeploy::Engine&) {
+Text open_text(const ptdeploy::Engine& engine) {
+  if (engine.read("tokenizer_program"))
+    return {[engine](const std::string& text) { return engine.encode(text); },
+            [engine](const ptdeploy::Ids& ids) { return engine.decode(ids); }};
   auto encode = [](const std::string& text) {
     ptdeploy::Ids ids;
     std::istringstream stream(text);
