@@ -99,10 +99,12 @@ _DECODERS = {
         "qwen2",
         "llama",
         "mistral",
+        "gemma2",
         "gemma3",
         "phi3",
         "opt",
         "bloom",
+        "gpt_neox",
         "glm",
     ),
 }
