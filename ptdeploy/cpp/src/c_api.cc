@@ -384,7 +384,7 @@ ptdeploy_status ptdeploy_request_probabilities(const ptdeploy_engine* engine,
     given(probabilities, "probabilities");
     const ptdeploy::Engine& one = engine->engine;
     const auto found = one.probabilities(asked.rows, asked.prompts, kBatch, asked.types);
-    const bool each_token = one.info().task == ptdeploy::Task::token_cls;
+    const bool each_token = found.size() > asked.rows.size();  // or each row
     std::vector<size_t> widths;
     size_t place = 0;
     for (const ptdeploy::Ids& row : asked.rows) {
