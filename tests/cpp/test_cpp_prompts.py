@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save
-from support.damage import PROMPT, edit, flip, replace
+from support.damage import PROMPT, edit, flip, replace, with_layers
 from support.native import Probe, bits, opened, text_of
 from support.pack_damage import PACK_DAMAGE, Change
 from support.parity import assert_same
@@ -366,6 +366,27 @@ def test_a_prompt_that_leaves_no_room_or_lies_is_refused(siblings, both, probe, 
     flip(bundle / PROMPT, 0.9)
     assert "was changed" in refused_alike(probe, engine, bundle, "other")["problem"]
     assert "other" not in [item["name"] for item in probe.ask("prompts", "e")]
+
+
+@pytest.mark.parametrize("layers", [1, 4])
+def test_a_prefix_of_other_layers_is_refused(compiled, probe, tmp_path, layers):
+    bundle = compiled("bert", "SEQ_CLS", kind="prefix tuning").bundle
+    engine = opened(probe, bundle)
+    with_layers(bundle, tmp_path / "lie", "default", layers)
+    problem = refused_alike(probe, engine, tmp_path / "lie", "a")["problem"]
+    assert f"is of {layers} layers, and those beside it are of 2" in problem
+
+
+def test_a_bundles_other_prompts_are_held_against_the_engine_too(two, probe, tmp_path):
+    bundle = two("bert", "SEQ_CLS")
+    edit(bundle, lambda m: m["prompts"]["legal"].update(labels=[]))
+    engine = opened(probe, bundle)
+    refused = probe.ask("logits", "e", text_of(ROWS), "", one("legal"))
+    with pytest.raises(PtdeployError) as ours:
+        engine.logits(ROWS, prompt="legal")
+    assert same_refusal(refused, ours.value, True), (refused, ours.value)
+    assert "prompts['legal'].labels are missing" in refused["problem"]
+    same_logits(probe, engine, ROWS, ["default"] * len(ROWS))
 
 
 @pytest.fixture

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save
-from support import damage, tiny
-from support.damage import edit
+from support import tiny
+from support.damage import edit, with_layers
 
 import ptdeploy
 from ptdeploy.cli.main import main
@@ -133,22 +130,10 @@ def prefixes(compiled):
     return compiled("bert", "SEQ_CLS", kind="prefix tuning").bundle
 
 
-def _with_layers(bundle: Path, place: Path, name: str, layers: int) -> None:
-    """A copy whose prompt of that name says, and holds, a prefix KV of so many layers."""
-    shutil.copytree(bundle, place)
-    file = f"prompts/{name}/prompt.safetensors"
-    tensors = load_file(place / file)
-    kv = np.resize(tensors["prefix_kv"], (layers, *tensors["prefix_kv"].shape[1:]))
-    tensors["prefix_kv"] = kv
-    damage.replace(place, file, save(tensors))
-    digest = hashlib.sha256(kv.tobytes()).hexdigest()
-    edit(place, lambda m: m["prompts"][name].update(prefix_kv=kv.shape, sha256=digest))
-
-
 @pytest.mark.parametrize("layers", [1, 4])
 def test_a_prefix_of_other_layers_gives_no_neighbour_its_own(prefixes, tmp_path, layers):
     """Where the graph does not say how many there are, those of one would be read as the next's."""
-    _with_layers(prefixes, tmp_path / "lie", "default", layers)
+    with_layers(prefixes, tmp_path / "lie", "default", layers)
     engine = ptdeploy.load(prefixes)
     with pytest.raises(BundleError, match=f"is of {layers} layers, and those beside it are of 2"):
         engine.load_prompt(tmp_path / "lie", "a")
@@ -167,7 +152,7 @@ def test_a_bundles_other_prompts_are_held_against_the_engine_too(prefixes, tmp_p
             manifest["files"].append({**one, "path": path, "of": "a"})
 
     edit(tmp_path / "two", add)
-    _with_layers(tmp_path / "two", tmp_path / "lie", "a", 4)
+    with_layers(tmp_path / "two", tmp_path / "lie", "a", 4)
     engine = ptdeploy.load(tmp_path / "lie")
     with pytest.raises(BundleError, match="is of 4 layers, and those beside it are of 2"):
         engine.logits(ROWS[:2], prompt=["a", "default"])

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from safetensors import safe_open
-from safetensors.numpy import save
+from safetensors.numpy import load_file, save
 
 from ptdeploy.bundle import DEFAULT_PROMPT, MAX_MANIFEST_BYTES, MODEL, prompt_folder
 from ptdeploy.errors import BundleError, InputError, PtdeployError
@@ -97,6 +97,18 @@ def replace(bundle: Path, name: str, content: bytes) -> None:
         entry.update(size=len(content), sha256=hashlib.sha256(content).hexdigest())
 
     edit(bundle, change)
+
+
+def with_layers(bundle: Path, place: Path, name: str, layers: int) -> None:
+    """A copy whose prompt of that name says, and holds, a prefix KV of so many layers."""
+    shutil.copytree(bundle, place)
+    file = f"{prompt_folder(name)}/prompt.safetensors"
+    tensors = load_file(place / file)
+    kv = np.resize(tensors["prefix_kv"], (layers, *tensors["prefix_kv"].shape[1:]))
+    tensors["prefix_kv"] = kv
+    replace(place, file, save(tensors))
+    digest = hashlib.sha256(kv.tobytes()).hexdigest()
+    edit(place, lambda m: m["prompts"][name].update(prefix_kv=kv.shape, sha256=digest))
 
 
 def flip(file: Path, place: float) -> None:

@@ -82,4 +82,12 @@ RowPrompt read_prompt(const std::string& file, const std::string& opened, const 
   }
 }
 
+void check_prefix(const std::string& where, const PromptInfo& info, const PromptInfo& first) {
+  if (!info.prefix_kv || !first.prefix_kv || (*info.prefix_kv)[0] == (*first.prefix_kv)[0]) return;
+  throw BundleError(where + ": its prefix KV is of " + std::to_string((*info.prefix_kv)[0]) +
+                        " layers, and those beside it are of " +
+                        std::to_string((*first.prefix_kv)[0]) + ".",
+                    kAgain);
+}
+
 }  // namespace ptdeploy::detail

@@ -45,4 +45,9 @@ Sizes head_part(const TensorSpec& spec, const PromptInfo& info);
 RowPrompt read_prompt(const std::string& file, const std::string& opened, const Graph& graph,
                       const std::string& name, const PromptInfo& info);
 
+// Throws BundleError unless a prompt's prefix KV is of as many layers as that of `first`, where both
+// have one. Prefixes of a run's prompts lie one behind the other: a layer more or less in one would
+// give its neighbour's rows another's keys and values.
+void check_prefix(const std::string& where, const PromptInfo& info, const PromptInfo& first);
+
 }  // namespace ptdeploy::detail
