@@ -318,7 +318,7 @@ def _of_compile(nowhere: Path) -> Iterator[Door]:
         "force",
     )
     names += ("freeze_kv", "prompt_kinds", "max_batch", "max_context", "golden")
-    names += ("quantization", "engine", "progress")
+    names += ("head", "task_id", "cpp_tokenizer", "quantization", "engine", "progress")
     for one in names:
         yield Door(
             f"compile({one})",
