@@ -123,6 +123,22 @@ def test_a_prefix_that_was_trained_itself_is_one_of_them(siblings, both, probe, 
     same_logits(probe, engine, ROWS, names)
 
 
+@pytest.mark.parametrize(("architecture", "task"), [("bert", "SEQ_CLS"), ("roberta", "TOKEN_CLS")])
+def test_rows_of_either_kind_share_an_encoders_batch(siblings, both, probe, architecture, task):
+    one_of = siblings(
+        architecture, task, names=("short", "prefix"), options={"prompt_kinds": "all"}
+    )
+    engine = both(one_of)
+    rows = [row for row in ROWS if 1 not in row]
+    for names in (
+        ["default", "prefix", "short", "prefix", "short", "default", "prefix"],
+        ["prefix"] * 7,
+        ["short"] * 7,
+        ["short", "default"] * 3 + ["short"],
+    ):
+        same_logits(probe, engine, rows, names)
+
+
 def test_prompts_are_listed_with_what_they_are(siblings, both, probe):
     engine = both(siblings("bert", "SEQ_CLS"))
     found = probe.ask("prompts", "e")
@@ -550,10 +566,3 @@ def test_a_heads_numbers_that_are_not_finite_are_refused(siblings, both, probe, 
     tensors[name].flat[1] = np.inf
     replace(bundle, PROMPT, save(tensors))
     assert "is not finite" in refused_alike(probe, engine, bundle, "other")["problem"]
-
-
-def test_an_encoder_that_takes_prompts_of_both_kinds_is_left_to_python(compiled, probe):
-    bundle = compiled("bert", "SEQ_CLS", {"prompt_kinds": "all"}).bundle
-    refused = probe.ask("open", "d", bundle)
-    assert refused["error"] == "TargetUnavailable"
-    assert refused["fix"].endswith("compile the checkpoint without --prompt-kinds all.")

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <set>
 
 #include "layout.hpp"
@@ -23,20 +24,16 @@ void check_batch_size(std::size_t size) {
                      "; it must be a whole number from 1 to " + std::to_string(kMost) + ".");
 }
 
-// Whether a graph has virtual tokens and, behind them, prefix KV of those prompts alone that have one.
-bool takes_both(const Graph& graph) {
-  const TensorSpec* prefix = graph.input(TensorRole::prefix);
-  return prefix && prefix->shape.size() == 5 && graph.input(TensorRole::table);
+bool has_fixed_size(const Axis& axis) {
+  const auto* size = std::get_if<std::int64_t>(&axis);
+  return size && *size >= 1 && *size <= kMost;
 }
 
 // The shape of a head's parameters, which only the model knows, if it can be one.
 Shape head_shape(const TensorSpec& spec) {
   const Axis prompts = "prompts", classes = "classes";
   const Shape& shape = spec.shape;
-  auto fits = [&classes](const Axis& axis) {
-    const auto* size = std::get_if<std::int64_t>(&axis);
-    return axis == classes || (size && *size >= 1 && *size <= kMost);
-  };
+  auto fits = [&classes](const Axis& axis) { return axis == classes || has_fixed_size(axis); };
   if ((shape.size() == 2 || shape.size() == 3) && shape[0] == prompts &&
       std::all_of(shape.begin() + 1, shape.end(), fits) &&
       std::count(shape.begin(), shape.end(), classes) <= 1)
@@ -44,23 +41,45 @@ Shape head_shape(const TensorSpec& spec) {
   return {prompts, classes};
 }
 
+// The width of virtual tokens: the prompt's, or where that has none any that the graph has.
+Axis table_width(const TensorSpec* table, const PromptInfo& prompt) {
+  if (prompt.token_dim || !table || table->shape.size() != 2) return prompt.token_dim.value_or(0);
+  return has_fixed_size(table->shape[1]) ? table->shape[1] : Axis(std::int64_t{0});
+}
+
+// The shape of the prefixes of a graph: of one that takes virtual tokens too it says how many layers
+// there are, whatever the prompt has.
+Shape prefix_shape(const TensorSpec& prefix, bool beside_table, const PromptInfo& prompt) {
+  if (prompt.prefix_kv) {
+    const auto& own = *prompt.prefix_kv;
+    if (beside_table) return {"prefixes", 2 * own[0], own[2], "prefix", own[4]};
+    return {"prefixes", own[2], "prefix", own[4]};
+  }
+  Shape sizes;
+  std::copy_if(prefix.shape.begin(), prefix.shape.end(), std::back_inserter(sizes), has_fixed_size);
+  if (sizes.size() != 3) return {"prefixes", "prefix"};
+  return {"prefixes", sizes[0], sizes[1], "prefix", sizes[2]};
+}
+
 // What may differ from model to model is taken from where it is, and all else held against it.
 std::vector<Wanted> wanted_inputs(const Manifest& manifest) {
   const Graph& graph = manifest.graph();
   const PromptInfo& prompt = manifest.prompt();
   const Shape text{"batch", "sequence"}, rows{"batch"};
-  const TensorSpec* first = graph.input(prompt.prefix_kv ? TensorRole::prefix : TensorRole::table);
+  const TensorSpec* table = graph.input(TensorRole::table);
+  const TensorSpec* prefix = graph.input(TensorRole::prefix);
+  const TensorSpec* first = prefix ? prefix : table;
   const auto type = first ? element_type(first->dtype) : std::nullopt;
   const std::string dtype = type && *type != ElementType::int64 ? first->dtype : "float32";
   std::vector<Wanted> inputs{{TensorRole::ids, "int64", text}, {TensorRole::mask, "int64", text}};
   if (manifest.limits.type_vocab_size > 0) inputs.push_back({TensorRole::segments, "int64", text});
-  if (const auto& shape = prompt.prefix_kv) {
-    inputs.push_back({TensorRole::prefix, dtype, {"prefixes", (*shape)[2], "prefix", (*shape)[4]}});
+  if (table || !prefix)
+    inputs.push_back({TensorRole::table, dtype, {"virtual", table_width(table, prompt)}});
+  if (prefix) {
+    inputs.push_back({TensorRole::prefix, dtype, prefix_shape(*prefix, table != nullptr, prompt)});
     inputs.push_back({TensorRole::lengths, "int64", rows});
-  } else {
-    inputs.push_back({TensorRole::table, dtype, {"virtual", prompt.token_dim.value_or(0)}});
   }
-  if (prompt.prefix_kv || graph.input(TensorRole::head))
+  if (prefix || graph.input(TensorRole::head))
     inputs.push_back({TensorRole::prompt, "int64", rows});
   for (const TensorSpec& spec : graph.inputs)
     if (spec.role == TensorRole::head)
@@ -99,10 +118,6 @@ std::size_t likeliest(const std::vector<double>& probabilities) {
 void require_classifier(const Manifest& manifest, Shape logits) {
   const Graph& graph = manifest.graph();
   const PromptInfo& prompt = manifest.prompt();
-  if (takes_both(graph))
-    throw TargetUnavailable(
-        "The C++ library runs no encoder whose engine takes virtual tokens and prefix KV.",
-        "Run it in Python, or compile the checkpoint without --prompt-kinds all.");
   require(manifest.default_prompt.has_value(),
           "default_prompt is null, and a head belongs to a prompt");
   const std::string where = place_of(*manifest.default_prompt) + ".";
@@ -110,7 +125,9 @@ void require_classifier(const Manifest& manifest, Shape logits) {
   if (const auto& shape = prompt.prefix_kv)
     require(shape->size() == 5 && (*shape)[1] == 2 && (*shape)[3] == prompt.num_virtual_tokens,
             where + "prefix_kv is not the shape of a prefix KV");
-  require(prompt.prefix_kv.has_value() == (graph.input(TensorRole::prefix) != nullptr),
+  // A graph that takes both has each of its prompts by one of them.
+  const bool prefix = graph.input(TensorRole::prefix), table = graph.input(TensorRole::table);
+  require(prefix == prompt.prefix_kv.has_value() || (prefix && table),
           where + "prefix_kv is not what the graph takes");
   require_alike("inputs", graph.inputs, wanted_inputs(manifest));
   bool heads = false, classes = false;
@@ -208,7 +225,7 @@ Labelling::Answers Labelling::run_rows(const Part& part) const {
     types.emplace_back(part.segments.empty() ? texts.back().size() : before.size());
     if (!part.segments.empty())
       types.back().insert(types.back().end(), part.segments[i].begin(), part.segments[i].end());
-    lengths.push_back(size(part.prompts[i]->length()));
+    lengths.push_back(before.empty() ? size(part.prompts[i]->length()) : 0);
     places.push_back(stack->index(part.prompts[i]));
   }
   Batch batch = pack(texts);

@@ -37,6 +37,7 @@ PromptStack::PromptStack(Backend& backend, const Graph& graph, std::int64_t voca
   }
   if (!graph.input(TensorRole::table)) return;
   for (const RowPrompt& prompt : prompts_) {
+    if (prompt->tensors.virtual_tokens.empty()) continue;
     Ids& ids = ids_[prompt.get()];
     ids.resize(prompt->length());
     std::iota(ids.begin(), ids.end(), vocabulary);
@@ -51,22 +52,36 @@ void PromptStack::add_table(Backend& backend, const TensorSpec& spec) {
                  prompt->tensors.virtual_tokens.end());
   const std::int64_t width = std::get<std::int64_t>(spec.shape[1]);
   // An engine may refuse a table without a line, though nobody looks into it.
-  if (prompts_.empty()) table.resize(static_cast<std::size_t>(width));
+  if (table.empty()) table.resize(static_cast<std::size_t>(width));
   add(backend, spec, {signed_size(table.size()) / width, width}, table);
 }
 
+// Layers of all prompts one behind the other, or prompt by prompt in a graph that takes virtual tokens
+// too, where the prompts that have a prefix KV are the first.
 void PromptStack::add_prefix(Backend& backend, const TensorSpec& spec) {
+  std::vector<const LoadedPrompt*> own;
+  for (const RowPrompt& prompt : prompts_)
+    if (prompt->info.prefix_kv) own.push_back(prompt.get());
   std::size_t most = 0;
-  for (const RowPrompt& prompt : prompts_) most = std::max(most, prompt->length());
+  for (const LoadedPrompt* prompt : own) most = std::max(most, prompt->length());
   std::vector<float> values;
   Sizes shape{0, 1, signed_size(most), 1};
-  for (const RowPrompt& prompt : prompts_) {
-    const Sizes& own = *prompt->info.prefix_kv;  // (layers, 2, heads, virtual tokens, width)
-    append_grown(values, prompt->tensors.prefix_kv, product(own.begin(), own.begin() + 3),
-                 prompt->length(), most, static_cast<std::size_t>(own[4]));
-    shape = {shape[0] + own[0] * own[1], own[2], shape[2], own[4]};
+  for (const LoadedPrompt* prompt : own) {
+    const Sizes& kv = *prompt->info.prefix_kv;  // (layers, 2, heads, virtual tokens, width)
+    append_grown(values, prompt->tensors.prefix_kv, product(kv.begin(), kv.begin() + 3),
+                 prompt->length(), most, static_cast<std::size_t>(kv[4]));
+    shape = {shape[0] + kv[0] * kv[1], kv[2], shape[2], kv[4]};
   }
-  add(backend, spec, shape, values);
+  if (spec.shape.size() == 5) {
+    auto axis = [&spec](std::size_t i) { return std::get<std::int64_t>(spec.shape[i]); };
+    shape = {signed_size(own.size()), axis(1), axis(2), signed_size(most), axis(4)};
+    if (own.empty()) {
+      // No row sees it, and an engine may refuse what is empty.
+      shape[0] = shape[3] = 1;
+      values.resize(product(shape.begin(), shape.end()));
+    }
+  }
+  add(backend, spec, std::move(shape), values);
 }
 
 void PromptStack::add_head(Backend& backend, const TensorSpec& spec) {
@@ -126,8 +141,11 @@ SharedStack PromptInputs::stack(const std::vector<RowPrompt>& rows) const {
   std::vector<RowPrompt> prompts;
   for (const RowPrompt& one : rows)
     if (one) prompts.push_back(one);
-  // Whatever the order of the rows, it is the same stack.
+  // Whatever the order of the rows, it is the same stack. A graph that takes prompts with and without
+  // a prefix KV finds those that have one first.
   std::sort(prompts.begin(), prompts.end(), [](const RowPrompt& one, const RowPrompt& other) {
+    const bool prefix = one->info.prefix_kv.has_value();
+    if (prefix != other->info.prefix_kv.has_value()) return prefix;
     return one->name != other->name ? one->name < other->name : one < other;
   });
   prompts.erase(std::unique(prompts.begin(), prompts.end()), prompts.end());
