@@ -4,7 +4,7 @@
     python benchmarks/encoder.py ../before [--rounds 9] [--threads 2]
 
 Each engine of models/topics is compiled once, into its checkout's cache, and answers in a process
-of its own; within each round all take turns, and every second round in the other order. Requests
+of its own; within each round all take turns, begun by another one each time (turns.py). Requests
 are batches of one length, and a stream of texts of unequal lengths. What is kept in
 benchmarks/results/ are medians, quartiles and the best, and each engine's ratio to this checkout's
 fp32 engine in the same round: under 1 is faster.

@@ -49,15 +49,18 @@ def ask(one: subprocess.Popen[str], request: Any) -> Any:
 def by_turns(
     running: Sequence[subprocess.Popen[str]], request: Any, rounds: int
 ) -> list[list[Any]]:
-    """Each engine's answers: in every round all take a turn, in every second the other way round.
+    """Each engine's answers: in every round all take a turn.
 
+    Each begins in its turn, and every second round goes the other way: what ran just before, and
+    the pause between rounds, slow the next one, so none may always have the same neighbours.
     A first round warms up and does not count.
     """
     for one in running:
         ask(one, request)
     found: list[list[Any]] = [[] for _ in running]
     for number in range(rounds):
-        turns = range(len(running))
+        count = len(running)
+        turns = [(number // 2 + place) % count for place in range(count)]
         for index in turns if number % 2 else reversed(turns):
             found[index].append(ask(running[index], request))
     return found
