@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from support import native
+from support import native, tiny
 from support.exports import TO_ONNX, exported_once, kept_exports
 from support.shared import Compiled, Packed, Shared
 from support.siblings import Siblings
@@ -78,6 +78,20 @@ def siblings(shared: Shared) -> Callable[..., Siblings]:
         **how: Any,
     ) -> Siblings:
         return make_siblings(shared, architecture, task, names, options or {}, **how)
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Callable[..., tiny.Trained]:
+    """A tiny trained model of each kind, made once."""
+    made: dict[tuple[str, ...], tiny.Trained] = {}
+
+    def get(kind: str, architecture: str = "qwen2", task: str = "CAUSAL_LM") -> tiny.Trained:
+        key = (kind, architecture, task)
+        if key not in made:
+            made[key] = tiny.make(tmp_path_factory.mktemp("k"), architecture, task, kind=kind)
+        return made[key]
 
     return get
 

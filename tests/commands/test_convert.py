@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,20 +32,6 @@ PEFT = {
     "prefix tuning, projected": "PREFIX_TUNING",
     "cartridge": "CARTRIDGE",
 }
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> Callable[..., tiny.Trained]:
-    """A tiny trained model of each kind, made once."""
-    made: dict[tuple[str, ...], tiny.Trained] = {}
-
-    def get(kind: str, architecture: str = "qwen2", task: str = "CAUSAL_LM") -> tiny.Trained:
-        key = (kind, architecture, task)
-        if key not in made:
-            made[key] = tiny.make(tmp_path_factory.mktemp("k"), architecture, task, kind=kind)
-        return made[key]
-
-    return get
 
 
 def convert(checkpoint: Path, to: str, output: Path, **how: Any) -> Path:

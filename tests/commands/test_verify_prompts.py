@@ -8,8 +8,6 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
-from safetensors import safe_open
-from safetensors.numpy import load_file, save
 from support import damage
 
 import ptdeploy
@@ -31,14 +29,7 @@ def two(compiled, packed, tmp_path) -> Path:
 @pytest.fixture
 def wrong(two) -> Path:
     """The same, whose second prompt does not match its reference."""
-    name = "prompts/other/reference.safetensors"
-    with safe_open(two / name, "np") as opened:
-        told = opened.metadata()
-    tensors = load_file(two / name)
-    for key in tensors:
-        if key.endswith(".logits"):
-            tensors[key] = tensors[key] + 1
-    damage.replace(two, name, save(tensors, told))
+    damage.shift_reference(two, "other")
     return two
 
 

@@ -11,28 +11,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors import safe_open
 from safetensors.numpy import load_file, save
-from support.damage import PROMPT, edit, flip, replace, with_layers
+from support.damage import PROMPT, edit, flip, replace, shift_reference, with_layers
 from support.native import Probe, bits, opened, text_of
 from support.pack_damage import PACK_DAMAGE, Change
 from support.parity import assert_same
 from support.refusals import same_refusal
-from support.siblings import Siblings
+from support.siblings import ROWS, Siblings
 
 import ptdeploy
 from ptdeploy.errors import PtdeployError
 from ptdeploy.runtime.prompt_choice import DEFAULT
 
-ROWS: list[list[int]] = [
-    [5, 6, 7],
-    [40],
-    list(range(10, 30)),
-    [9, 10, 11, 12],
-    list(range(50, 62)),
-    [9, 10, 11, 12],
-    [5, 6, 7],
-]
 NAMES = ["long", "default", "short", None, "long", DEFAULT, "short"]
 FREE = "max_new_tokens=12 eos_token_ids="
 # ALiBi is bloom's; where a window is shorter than a prompt, it ends within another of the prompt's
@@ -483,14 +473,7 @@ def test_verify_proves_every_prompt_and_batches_that_mix_them(two, probe, archit
 
 def test_one_prompt_that_does_not_match_fails_the_bundle_by_its_name(two, probe):
     bundle = two("bert", "SEQ_CLS")
-    name = "prompts/legal/reference.safetensors"
-    with safe_open(bundle / name, "np") as file:
-        told = file.metadata()
-    tensors = load_file(bundle / name)
-    for key in tensors:
-        if key.endswith(".logits"):
-            tensors[key] = tensors[key] + 1
-    replace(bundle, name, save(tensors, told))
+    shift_reference(bundle, "legal")
     ours = ptdeploy.verify(bundle)
     assert probe.ask("open", "v", bundle) == {}
     theirs = probe.ask("verify", "v")
@@ -498,7 +481,7 @@ def test_one_prompt_that_does_not_match_fails_the_bundle_by_its_name(two, probe)
     assert_same(theirs, ours)
     assert all(one.startswith("prompt 'legal': ") for one in theirs["failures"])
     # A prompt's file that changed since the bundle was opened is none that it was proven with.
-    flip(bundle / name, 0.5)
+    flip(bundle / "prompts/legal/reference.safetensors", 0.5)
     assert "its SHA-256 is not the manifest's" in probe.ask("verify", "v")["problem"]
 
 

@@ -7,19 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 from support.alone import SUPPORTED
-from support.siblings import Siblings
+from support.siblings import ROWS, Siblings
 
 import ptdeploy
 
-ROWS: list[list[int]] = [
-    [5, 6, 7],
-    [40],
-    list(range(10, 30)),
-    [9, 10, 11, 12],
-    list(range(50, 62)),
-    [9, 10, 11, 12],
-    [5, 6, 7],
-]
 NAMES = ["long", "default", "short", None, "long", "default", "short"]
 SLIDING = {"sliding_window": 8}
 # ALiBi is bloom's: its distances must be those of a row alone. Where a window is shorter than a

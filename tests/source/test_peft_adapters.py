@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +25,6 @@ from ptdeploy.source.checkpoint import read_checkpoint
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 IDS = np.array([5, 9, 33, 71, 8], np.int64)
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> Callable[[str], tiny.Trained]:
-    made: dict[str, tiny.Trained] = {}
-
-    def get(kind: str) -> tiny.Trained:
-        if kind not in made:
-            made[kind] = tiny.make(tmp_path_factory.mktemp("k"), "qwen2", "CAUSAL_LM", kind=kind)
-        return made[kind]
-
-    return get
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -30,19 +30,6 @@ MULTITASK = "multitask prompt tuning"
 MADE = ("P-Tuning, MLP", "P-Tuning, LSTM", "CPT", "prefix tuning, projected")
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> Callable[[str], tiny.Trained]:
-    """A trained decoder of each kind, made once."""
-    made: dict[str, tiny.Trained] = {}
-
-    def get(kind: str) -> tiny.Trained:
-        if kind not in made:
-            made[kind] = tiny.make(tmp_path_factory.mktemp("k"), "qwen2", "CAUSAL_LM", kind=kind)
-        return made[kind]
-
-    return get
-
-
 @pytest.fixture
 def adapter(trained, tmp_path) -> Callable[[str], Path]:
     """A copy of one of them, to damage."""

@@ -111,6 +111,18 @@ def with_layers(bundle: Path, place: Path, name: str, layers: int) -> None:
     edit(place, lambda m: m["prompts"][name].update(prefix_kv=kv.shape, sha256=digest))
 
 
+def shift_reference(bundle: Path, prompt: str) -> None:
+    """Let the stored logits of a prompt be others by 1, which no engine gives."""
+    name = f"{prompt_folder(prompt)}/reference.safetensors"
+    with safe_open(bundle / name, "np") as opened:
+        told = opened.metadata()
+    tensors = load_file(bundle / name)
+    for key in tensors:
+        if key.endswith(".logits"):
+            tensors[key] = tensors[key] + 1
+    replace(bundle, name, save(tensors, told))
+
+
 def flip(file: Path, place: float) -> None:
     content = bytearray(file.read_bytes())
     content[int(place * len(content))] ^= 1

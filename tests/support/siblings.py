@@ -26,6 +26,17 @@ OTHERS = {
     "prefix": ("prefix tuning", 7, 4),
 }
 
+# Rows for a batch that mixes prompts: of unlike lengths, and two pairs that are the same text.
+ROWS: list[list[int]] = [
+    [5, 6, 7],
+    [40],
+    list(range(10, 30)),
+    [9, 10, 11, 12],
+    list(range(50, 62)),
+    [9, 10, 11, 12],
+    [5, 6, 7],
+]
+
 
 @dataclass(frozen=True)
 class Siblings:
