@@ -20,7 +20,7 @@ import pytest
 from support.tools import tool
 
 import ptdeploy
-from ptdeploy.backends.cores import default_threads, may_spin, usable_cores
+from ptdeploy.backends.cores import default_threads, spin_us, usable_cores
 from ptdeploy.backends.ort.session import OrtSession
 
 SOURCES = Path(ptdeploy.__file__).parent / "cpp"
@@ -125,7 +125,7 @@ def test_cpp_counts_cores_as_python_does(tmp_path):
         "  for (int i = 1; i < argc; ++i)\n"
         '    std::printf("%d\\n", ptdeploy::detail::usable_cores(argv[i], argv[i]));\n'
         '  std::printf("%d %d\\n", ptdeploy::detail::default_threads(),\n'
-        "              ptdeploy::detail::may_spin());\n"
+        "              ptdeploy::detail::spin_us().value_or(-1));\n"
         "} catch (const std::exception& error) { return std::puts(error.what()), 2; }\n"
     )
     program = tmp_path / "cores"
@@ -145,14 +145,15 @@ def test_cpp_counts_cores_as_python_does(tmp_path):
     ]
     got = run(program, *map(str, trees)).stdout.split("\n")
     assert [int(count) for count in got[: len(trees)]] == [usable_cores(t, t) for t in trees]
-    assert got[len(trees)] == f"{usable_cores()} 0"
-    assert run(program, PTDEPLOY_THREADS=" 7 ", PTDEPLOY_SPIN="1").stdout == "7 1\n"
+    assert got[len(trees)] == f"{usable_cores()} 50"
+    assert run(program, PTDEPLOY_THREADS=" 7 ", PTDEPLOY_SPIN="1").stdout == "7 -1\n"
+    assert run(program, PTDEPLOY_THREADS="7", PTDEPLOY_SPIN="0").stdout == "7 0\n"
     for variables in BAD_VARIABLES:
         with pytest.MonkeyPatch.context() as patch:
             for name, value in variables.items():
                 patch.setenv(name, value)
             with pytest.raises(ptdeploy.InputError) as refused:
-                _ = default_threads(), may_spin()
+                _ = default_threads(), spin_us()
         done = run(program, **variables)
         assert done.returncode == 2
         assert done.stdout == f"{refused.value}\n"
@@ -200,13 +201,24 @@ def test_an_engine_has_a_thread_for_each_core_of_its_process(classifier, monkeyp
         os.sched_setaffinity(0, before)
 
 
-def test_threads_do_not_spin_unless_asked_to(classifier, monkeypatch):
-    def spins(engine: ptdeploy.Engine) -> str:
-        return str(options_of(engine).get_session_config_entry("session.intra_op.allow_spinning"))
+def test_threads_spin_for_a_moment_unless_told_otherwise(classifier, monkeypatch):
+    def spins(engine: ptdeploy.Engine) -> tuple[str, ...]:
+        options = options_of(engine)
 
-    assert spins(classifier) == "0"
+        def entry(name: str) -> str:
+            try:
+                return str(options.get_session_config_entry(f"session.{name}"))
+            except RuntimeError:
+                return "not set"
+
+        names = ("intra_op.allow_spinning", "intra_op.spin_duration_us", "force_spinning_stop")
+        return tuple(map(entry, names))
+
+    assert spins(classifier) == ("1", "50", "1")
+    monkeypatch.setenv("PTDEPLOY_SPIN", "0")
+    assert spins(ptdeploy.load(classifier.bundle.path)) == ("0", "0", "1")
     monkeypatch.setenv("PTDEPLOY_SPIN", "1")
-    assert spins(ptdeploy.load(classifier.bundle.path)) == "1"
+    assert spins(ptdeploy.load(classifier.bundle.path)) == ("1", "not set", "not set")
 
 
 # Engines that are handed to another process.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ptdeploy.backends import NoKernel
-from ptdeploy.backends.cores import default_threads, may_spin
+from ptdeploy.backends.cores import default_threads, spin_us
 from ptdeploy.backends.onnx_bundle import check_onnx
 from ptdeploy.backends.ort.errors import lacks_kernel, reason
 from ptdeploy.backends.telemetry import import_onnxruntime
@@ -50,7 +50,14 @@ def session_options(device: str, threads: int | None = None, map_weights: bool =
         options.add_session_config_entry("session.disable_prepacking", "1")
     # ONNX Runtime's own default counts the machine's cores, and ties a thread to each of them.
     options.intra_op_num_threads = threads or default_threads()
-    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(may_spin())))
+    microseconds = spin_us()
+    if microseconds is not None:
+        options.add_session_config_entry("session.intra_op.spin_duration_us", str(microseconds))
+        # No request runs: no thread waits for one.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.add_session_config_entry(
+        "session.intra_op.allow_spinning", "0" if microseconds == 0 else "1"
+    )
     return options
 
 

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstring>
 #include <filesystem>
+#include <optional>
 
 #include "cores.hpp"
 #include "host_backend.hpp"
@@ -175,7 +176,14 @@ class OrtBackend final : public HostBackend {
     if (options.map_weights) settings.AddConfigEntry("session.disable_prepacking", "1");
     // ONNX Runtime's own default counts the machine's cores, and ties a thread to each of them.
     settings.SetIntraOpNumThreads(options.threads > 0 ? options.threads : default_threads());
-    settings.AddConfigEntry("session.intra_op.allow_spinning", may_spin() ? "1" : "0");
+    const std::optional<int> microseconds = spin_us();
+    if (microseconds) {
+      settings.AddConfigEntry("session.intra_op.spin_duration_us",
+                              std::to_string(*microseconds).c_str());
+      // No request runs: no thread waits for one.
+      settings.AddConfigEntry("session.force_spinning_stop", "1");
+    }
+    settings.AddConfigEntry("session.intra_op.allow_spinning", microseconds == 0 ? "0" : "1");
     return settings;
   }
 

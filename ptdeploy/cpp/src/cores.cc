@@ -146,9 +146,11 @@ int default_threads() {
   return static_cast<int>(threads);
 }
 
-bool may_spin() {
+std::optional<int> spin_us() {
   const std::string given = variable("PTDEPLOY_SPIN");
-  if (given.empty() || given == "0" || given == "1") return given == "1";
+  if (given.empty()) return 50;
+  if (given == "0") return 0;
+  if (given == "1") return std::nullopt;
   throw InputError("PTDEPLOY_SPIN is " + quoted(given) + "; it must be 0 or 1.");
 }
 

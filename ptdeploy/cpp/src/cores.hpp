@@ -2,6 +2,7 @@
 // ptdeploy/backends/cores.py.
 #pragma once
 
+#include <optional>
 #include <string>
 
 namespace ptdeploy::detail {
@@ -11,8 +12,10 @@ constexpr int kMostThreads = 1024;
 // What PTDEPLOY_THREADS says, else usable_cores(). Throws InputError if it is no such number.
 int default_threads();
 
-// Whether PTDEPLOY_SPIN is 1. Throws InputError if it is neither 0 nor 1.
-bool may_spin();
+// How many microseconds a thread that waits for work keeps its core busy: 50, 0 with
+// PTDEPLOY_SPIN=0, nothing with PTDEPLOY_SPIN=1: as long as the engine's own default, also between
+// requests. Throws InputError if the variable is neither 0 nor 1.
+std::optional<int> spin_us();
 
 // The cores that this process may run on, two hardware threads of one counting once, at most what
 // its cgroups' quotas add up to, rounded up.
