@@ -54,6 +54,7 @@ def openvino_quantized(source: Path, result: Path, precision: str) -> None:
 
 def plain_encoder(base: Path, result: Path, precision: str) -> None:
     """The base model with a new head and no prompt, in ONNX; needs torch."""
+    import onnx
     import torch
     from transformers import AutoModelForSequenceClassification
 
@@ -71,13 +72,20 @@ def plain_encoder(base: Path, result: Path, precision: str) -> None:
         dynamic_axes={name: {0: "batch", 1: "sequence"} for name in names},
         opset_version=17,
     )
+    graph, config = onnx.load(result), model.config
+    sizes = {"num_heads": config.num_attention_heads, "hidden_size": config.hidden_size}
+    onnx.helper.set_model_props(graph, {name: str(size) for name, size in sizes.items()})
+    onnx.save(graph, result)
 
 
 def onnxruntime_fused(source: Path, result: Path, precision: str) -> None:
     """With ONNX Runtime's own fusions for transformers; needs its `onnx`."""
+    import onnx
     from onnxruntime.transformers import optimizer
 
-    found = optimizer.optimize_model(str(source), model_type="bert")
+    # It does not always find them in the graph.
+    sizes = {one.key: int(one.value) for one in onnx.load(source).metadata_props}
+    found = optimizer.optimize_model(str(source), model_type="bert", **sizes)
     assert found.get_fused_operator_statistics()["Attention"], "it found no attention"
     found.save_model_to_file(str(result))
 
