@@ -28,8 +28,6 @@ Role = Literal[
     "chat_template",
     "tokenizer_program",
     "tokenizer_weights",
-    "detokenizer_program",
-    "detokenizer_weights",
     "reference",
     "parity",
     "graph_parity",

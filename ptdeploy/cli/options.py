@@ -50,7 +50,7 @@ def add_cpp_tokenizer(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--cpp-tokenizer",
         action="store_true",
-        help="write the tokenizer as OpenVINO's programs too, with which C++ takes text",
+        help="write the tokenizer as OpenVINO's program too, with which C++ takes text",
     )
 
 

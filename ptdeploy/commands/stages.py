@@ -190,7 +190,7 @@ def optimise(plan: Plan, traced: Traced, progress: Progress) -> Traced:
 
 def build(plan: Plan, traced: Traced, folder: Path, progress: Progress) -> Draft:
     """Build the engine, and put it into `folder` with its prompts and its tokenizer."""
-    from ptdeploy.parity.reference.texts import save_text_files, text_programs
+    from ptdeploy.parity.reference.texts import save_text_files, text_program_files
     from ptdeploy.program.manifest import build_manifest
 
     request, source = plan.request, traced.source
@@ -213,8 +213,8 @@ def build(plan: Plan, traced: Traced, folder: Path, progress: Progress) -> Draft
         if tokenizer.tokenizer is not None:
             files += save_text_files(tokenizer.tokenizer, folder)
     if request.cpp_tokenizer:
-        with progress.stage("write the tokenizer's programs"):
-            files += text_programs(folder, tokenizer.info)
+        with progress.stage("write the tokenizer's program"):
+            files += text_program_files(folder, tokenizer.info)
     manifest = build_manifest(
         checkpoints=source.checkpoints,
         base=source.base,

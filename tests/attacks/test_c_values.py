@@ -13,89 +13,33 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.c_abi import NONE, OK, ON_TEXT, Library
 from support.damage import edit
+from support.spelling import SPECIAL, spelling, with_tokenizer
 
-OK, INPUT, FAULT = 0, 2, 4
-NONE = None
+import ptdeploy
+
 SIZES = (0, 1, 2**31 - 1, 2**31, 2**32, 2**63, 2**64 - 1)
 NUMBERS = (0.0, -0.0, 5e-324, 1e-320, 1e-40, 1.0, 1e39, 1e308, -1.0, math.nan, math.inf, -math.inf)
 INTEGERS = (0, 1, -1, 2**31 - 1, 2**31, 2**62, 2**63 - 1, -(2**63))
 
 
-class Options(ctypes.Structure):
-    _fields_ = (
-        ("size", ctypes.c_size_t),
-        ("max_new_tokens", ctypes.c_int64),
-        ("min_new_tokens", ctypes.c_int64),
-        ("top_k", ctypes.c_int64),
-        ("do_sample", ctypes.c_int),
-        ("temperature", ctypes.c_double),
-        ("top_p", ctypes.c_double),
-        ("min_p", ctypes.c_double),
-        ("repetition_penalty", ctypes.c_double),
-        ("eos_token_ids", ctypes.POINTER(ctypes.c_int64)),
-        ("num_eos_token_ids", ctypes.c_size_t),
-        ("has_seed", ctypes.c_int),
-        ("seed", ctypes.c_uint64),
-        ("cancel", ctypes.c_void_p),
-        ("on_token", ctypes.c_void_p),
-        ("user", ctypes.c_void_p),
-    )
-
-
-class Library:
-    """The library's C ABI, with one engine open."""
-
-    def __init__(self, built: Path, bundle: Path) -> None:
-        import onnxruntime
-
-        assert onnxruntime, "its library is loaded where ours looks for it"
-        (found,) = {path.resolve() for path in built.rglob("libptdeploy.so*")}
-        self.c = ctypes.CDLL(str(found))
-        self.c.ptdeploy_last_error.restype = ctypes.c_char_p
-        self.c.ptdeploy_default_options.restype = Options
-        self.engine = ctypes.c_void_p()
-        path = str(bundle).encode()
-        assert self.c.ptdeploy_open(path, NONE, 0, 0, ctypes.byref(self.engine)) == OK
-
-    def said(self, status: int) -> str:
-        """The words of a call that was refused; nothing but success and refusal is expected."""
-        assert status in (OK, INPUT), self.c.ptdeploy_last_error()
-        words: str = "" if status == OK else self.c.ptdeploy_last_error().decode()
-        assert words or status == OK
-        return words
-
-    def options(self, **changes: Any) -> Options:
-        options: Options = self.c.ptdeploy_default_options()
-        options.max_new_tokens = 4
-        for name, value in changes.items():
-            setattr(options, name, value)
-        return options
-
-    def generate(
-        self, options: Any, ids: Any = (5, 6), lengths: Any = (2,), rows: int = 1, capacity: int = 4
-    ) -> tuple[str, int]:
-        """What is said, and how many tokens the first row gets."""
-        tokens, counts = (ctypes.c_int64 * 64)(), (ctypes.c_size_t * 8)()
-        stopped = (ctypes.c_int * 8)()
-        status = self.c.ptdeploy_generate(
-            self.engine,
-            NONE if ids is None else (ctypes.c_int64 * max(len(ids), 1))(*ids),
-            NONE if lengths is None else (ctypes.c_size_t * max(len(lengths), 1))(*lengths),
-            ctypes.c_size_t(rows),
-            NONE if options is None else ctypes.byref(options),
-            ctypes.c_size_t(capacity),
-            tokens,
-            counts,
-            stopped,
-            NONE,
-        )
-        return self.said(status), int(counts[0])
-
-
 @pytest.fixture(scope="module")
 def library(built, compiled) -> Library:
     return Library(built, compiled("gpt2", "CAUSAL_LM").bundle)
+
+
+@pytest.fixture(scope="module")
+def speaking(library, built, compiled, tmp_path_factory) -> Library:
+    """One whose tokens spell " the東 cat" and so on where it continues 5, 6."""
+    bundle = compiled("gpt2", "CAUSAL_LM").bundle
+    written = ptdeploy.load(bundle).generate([[5, 6]], 8, eos_token_ids=())[0].token_ids
+    folder = tmp_path_factory.mktemp("speaking") / "bundle"
+    return Library(built, with_tokenizer(bundle, folder, spelling("bytes as letters", written, 101)))
+
+
+def strings(*texts: bytes | None) -> Any:
+    return (ctypes.c_char_p * max(len(texts), 1))(*texts)
 
 
 @pytest.mark.parametrize("name", ["temperature", "top_p", "min_p", "repetition_penalty"])
@@ -172,6 +116,14 @@ NULLS: dict[str, Callable[[Library], int]] = {
     "turn's session": lambda it: it.c.ptdeploy_session_generate(*[NONE] * 7),
     "verify's engine": lambda it: it.c.ptdeploy_verify(NONE, ctypes.byref(ctypes.c_void_p())),
     "verify's place": lambda it: it.c.ptdeploy_verify(it.engine, NONE),
+    "encode's engine": lambda it: it.c.ptdeploy_encode(*[NONE] * 6),
+    "encode's text": lambda it: it.c.ptdeploy_encode(
+        it.engine, NONE, ctypes.c_size_t(1), NONE, ctypes.c_size_t(0), NONE
+    ),
+    "decode's engine": lambda it: it.c.ptdeploy_decode(*[NONE] * 6),
+    "decode's ids": lambda it: it.c.ptdeploy_decode(
+        it.engine, NONE, ctypes.c_size_t(1), NONE, ctypes.c_size_t(0), NONE
+    ),
     "case's report": lambda it: it.c.ptdeploy_report_case(NONE, ctypes.c_size_t(0), NONE),
 }
 
@@ -247,3 +199,58 @@ def test_threads_that_no_machine_has_are_refused(library, compiled, threads):
     path = str(compiled("gpt2", "CAUSAL_LM").bundle).encode()
     status = library.c.ptdeploy_open(path, NONE, threads, 0, ctypes.byref(ctypes.c_void_p()))
     assert "threads is" in library.said(status)
+
+
+def test_a_row_ends_at_a_stop_string_and_its_text_comes_in_pieces(speaking):
+    pieces: list[bytes] = []
+
+    @ON_TEXT
+    def take(user, row, text, size):
+        assert text[size] == b"\0"
+        pieces.append(text[:size])
+        return 1
+
+    engine = ptdeploy.load(speaking.bundle)
+    none, on_text = (ctypes.c_int64 * 1)(), ctypes.cast(take, ctypes.c_void_p)
+    for stop in ("東", "he", "nothing like it", SPECIAL):
+        pieces.clear()
+        (ours,) = engine.generate([[5, 6]], 8, stop=[stop, "x"], eos_token_ids=())
+        given = {"stop": strings(stop.encode(), b"x"), "num_stop": 2, "on_text": on_text}
+        options = speaking.options(max_new_tokens=8, eos_token_ids=none, **given)
+        assert speaking.generate(options, capacity=8) == ("", len(ours.token_ids))
+        assert b"".join(pieces).decode() == ours.text
+    assert ours.stopped in ("stop", "length")
+
+
+def test_stop_strings_are_counted_before_they_are_read(speaking, library):
+    for count in (65, 2**31, 2**64 - 1):
+        said, _ = speaking.generate(speaking.options(stop=strings(b"a"), num_stop=count))
+        assert f"stop has {count} strings" in said
+    for stop in (NONE, strings(b"a", NONE)):
+        said, _ = speaking.generate(speaking.options(stop=stop, num_stop=2))
+        assert said == "stop is null."
+    for stop, words in ((b"", "empty"), (b"\xff", "not UTF-8"), (b"a" * 1025, "up to 1025 char")):
+        assert words in speaking.generate(speaking.options(stop=strings(stop), num_stop=1))[0]
+    said, _ = library.generate(library.options(stop=strings(b"a"), num_stop=1))
+    assert "has no tokenizer" in said
+
+
+def test_text_of_ids_is_written_where_it_fits(speaking):
+    engine = ptdeploy.load(speaking.bundle)
+    ids = engine.generate([[5, 6]], 4, eos_token_ids=())[0].token_ids
+    text = engine.tokenizer.decode(ids).encode()
+    assert speaking.decode(ids, len(text) + 1) == ("", len(text), text + b"\0")
+    said, size, written = speaking.decode(ids, len(text))
+    assert (said, size, written) == (
+        f"The answer has {len(text) + 1} bytes, but capacity is {len(text)}.",
+        len(text),
+        b"",
+    )
+    assert speaking.decode([], 1) == ("", 0, b"\0")
+    assert speaking.decode([-1, 2**62], 1) == ("", 0, b"\0")
+
+
+def test_text_without_a_program_for_it_says_how_to_get_one(speaking):
+    said, _, ids = speaking.encode(b"text", 64)
+    assert "holds no program of its tokenizer" in said
+    assert ids == []

@@ -95,8 +95,10 @@ std::string bits(float value) {
 std::string integer(std::int64_t value) { return std::to_string(value); }
 
 std::string written(const ptdeploy::Generated& one) {
-  static const char* const kStopped[] = {"length", "eos", "cancelled", "caller"};
-  return "{\"token_ids\":" + list(one.token_ids, integer) + ",\"stopped\":\"" +
+  static const char* const kStopped[] = {"length", "eos", "cancelled", "caller",
+                                         "stop"};
+  return "{\"token_ids\":" + list(one.token_ids, integer) + ",\"text\":" + quoted(one.text) +
+         ",\"stopped\":\"" +
          kStopped[static_cast<int>(one.stopped)] + "\",\"logprobs\":" + list(one.logprobs, number) +
          "}";
 }
@@ -164,6 +166,9 @@ std::string prompt_text(const ptdeploy::PromptInfo& info) {
 }
 
 // Options are "max_new_tokens=5 eos_token_ids=1,2 ...".
+// Each row's pieces of text, of the last request that asked for them.
+std::map<std::size_t, Words> pieces;
+
 ptdeploy::GenerateOptions options_of(const std::string& text, std::size_t& stop_after) {
   ptdeploy::GenerateOptions out;
   stop_after = 0;
@@ -181,6 +186,16 @@ ptdeploy::GenerateOptions options_of(const std::string& text, std::size_t& stop_
     if (name == "eos_token_ids") out.eos_token_ids = ids_of(value);
     if (name == "seed") out.seed = std::stoull(value);
     if (name == "logprobs") out.logprobs = true;
+    if (name == "text") out.text = true;
+    if (name == "stop")
+      for (const std::string& one : split(value, ',')) out.stop.push_back(bytes_of(one));
+    if (name == "pieces") {  // so many of a row, or all
+      pieces.clear();
+      out.on_text = [most = std::stoull(value)](std::size_t row, const std::string& piece) {
+        pieces[row].push_back(piece);
+        return pieces[row].size() != most;
+      };
+    }
     if (name == "stop_after") stop_after = std::stoull(value);
     if (name == "cancel_after")
       out.cancelled = [left = std::stoll(value)]() mutable { return left-- <= 0; };
@@ -216,6 +231,8 @@ struct Open {
       return list(std::vector<bool>{false, true}, [&](bool lines) {
         return quoted(ptdeploy::printable(bytes_of(word(1)), lines));
       });
+    if (what == "pieces")
+      return list(pieces, [](const auto& row) { return list(row.second, quoted); });
     if (what == "close") return engines.erase(word(1)), "{}";
     if (what.rfind("session", 0) == 0) return session(what, word(1), word(2));
     Engine& engine = engines.at(word(1));

@@ -43,8 +43,10 @@ struct Storm {
         prompts.push_back(guest.back() ? "guest" + std::to_string((seed >> 20) % 2) : "default");
       }
       try {
-        if (seed & 0x1000 && engine.info().task == ptdeploy::Task::causal_lm)
-          engine.generate(kRows, prompts, short_answers());
+        if (engine.info().task == ptdeploy::Task::causal_lm) {
+          if (seed & 0x1000) cancelled(prompts, seed >> 24 & 3);
+          if (seed & 0x2000) talk(prompts.back());
+        }
         const auto found = engine.logits(kRows, prompts);
         for (std::size_t row = 0; row < found.size(); ++row)
           if (!alike(found[row], guest[row] ? guests[row] : own[row])) wrong = true;
@@ -55,9 +57,32 @@ struct Storm {
     }
   }
 
+  // A request that ends after some steps, and one of its rows before.
+  void cancelled(const std::vector<ptdeploy::Prompt>& prompts, int steps) {
+    ptdeploy::GenerateOptions options = short_answers();
+    options.cancelled = [&steps] { return steps-- == 0; };
+    engine.generate(kRows, prompts, options,
+                    [](std::size_t row, std::int64_t) { return row != 1; });
+  }
+
+  // A session and its fork, each continued from the same place, say the same. Longer than a block.
+  void talk(const ptdeploy::Prompt& prompt) {
+    ptdeploy::Session session = engine.session(prompt);
+    session.append(ptdeploy::Ids(33, 7));
+    ptdeploy::Session fork = session.fork();
+    const auto first = session.generate(short_answers()).token_ids;
+    fork.append({8, 9});
+    fork.generate(short_answers());
+    fork.rollback(fork.token_ids().size() - 33);
+    session.rollback(first.size());
+    if (fork.generate(short_answers()).token_ids != first) wrong = true;
+    if (session.generate(short_answers()).token_ids != first) wrong = true;
+  }
+
   static ptdeploy::GenerateOptions short_answers() {
     ptdeploy::GenerateOptions options;
     options.max_new_tokens = 3;
+    options.eos_token_ids.emplace();
     return options;
   }
 
@@ -65,6 +90,9 @@ struct Storm {
     while (!over) {
       engine.load_prompt(other, name);
       engine.prompts();
+      // Some requests find it.
+      for (const int seen = answered + refused; !over && answered + refused < seen + 4;)
+        std::this_thread::yield();
       engine.unload_prompt(name);
       ++rounds;
     }

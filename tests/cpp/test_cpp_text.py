@@ -1,5 +1,5 @@
 # ruff: noqa: RUF001 - letters that look like others are meant
-"""By the tokenizer's programs C++ gives the ids that Python gives, and the text of ids."""
+"""By the tokenizer's program C++ gives the ids that Python gives, and the text of ids."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from pathlib import Path
 
 import pytest
 from support import native
-from support.damage import edit, replace
+from support.c_abi import Library
+from support.damage import replace
+from support.spelling import listed
 
 import ptdeploy
 from ptdeploy.bundle import TokenizerInfo, read_bundle
-from ptdeploy.program.text_program.convert import write_text_programs
+from ptdeploy.program.text_program.convert import write_text_program
 from ptdeploy.program.text_program.nasty import nasty_texts
 
 MODELS = native.REPOSITORY / "models"
-PROGRAMS = ("tokenizer.xml", "tokenizer.bin", "detokenizer.xml", "detokenizer.bin")
+PROGRAM = ("tokenizer.xml", "tokenizer.bin")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -28,7 +30,7 @@ def _openvino() -> None:
 
 @pytest.fixture(scope="module")
 def writer(tmp_path_factory) -> Path:
-    """The storyteller, with its tokenizer's programs."""
+    """The storyteller, with its tokenizer's program."""
     place = tmp_path_factory.mktemp("storyteller") / "bundle"
     folder = MODELS / "storyteller"
     ptdeploy.compile(
@@ -43,7 +45,7 @@ def writer(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def lower(bundles, tmp_path_factory) -> Path:
-    """A classifier with BERT's uncased tokenizer, and its programs."""
+    """A classifier with BERT's uncased tokenizer, and its program."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
     letters = {unicodedata.normalize("NFD", chr(n))[0].lower() for n in range(33, 0x250)}
@@ -60,22 +62,9 @@ def lower(bundles, tmp_path_factory) -> Path:
     shutil.copytree(bundles("encoder classifier"), bundle)
     made.save(str(bundle / "tokenizer.json"))
     info = TokenizerInfo(origin="given", type="BertTokenizer", size=len(words))
-    entries = write_text_programs(bundle / "tokenizer.json", info, bundle)
+    entries = write_text_program(bundle / "tokenizer.json", info, bundle)
     listed(bundle, [("tokenizer.json", "tokenizer"), *((one.path, one.role) for one in entries)])
     return bundle
-
-
-def listed(bundle: Path, files: list[tuple[str, str]]) -> None:
-    """List files that lie in a bundle's folder."""
-
-    def change(manifest) -> None:
-        for path, role in files:
-            manifest["files"].append({"path": path, "role": role, "size": 0, "sha256": ""})
-        manifest["tokenizer"] = {"origin": "given", "type": "T", "size": 9}
-
-    edit(bundle, change)
-    for path, _ in files:
-        replace(bundle, path, (bundle / path).read_bytes())
 
 
 def same_text(probe: native.Probe, bundle: Path) -> int:
@@ -117,6 +106,18 @@ def test_the_examples_take_text(writer, built):
     assert wanted.text.strip() in said
 
 
+def test_the_c_abi_takes_and_gives_text(writer, built):
+    library = Library(built, writer)
+    text = "Once upon a time — naïve 東京\0!"
+    ids = ptdeploy.load(writer).tokenizer.encode(text).ids
+    assert library.encode(text.encode(), 64) == ("", len(ids), ids)
+    said = f"The answer has {len(ids)} token ids, but capacity is {len(ids) - 1}."
+    assert library.encode(text.encode(), len(ids) - 1) == (said, len(ids), [])
+    assert library.encode(b"\xff", 64)[0] == "The text is not UTF-8."
+    assert library.encode(b"", 64) == ("", 0, [])
+    assert library.decode(ids, 64) == ("", len(text.encode()), text.encode() + b"\0")
+
+
 def test_ids_that_name_no_token_have_no_text(writer, probe):
     assert probe.ask("open", "e", writer) == {}
     truth = ptdeploy.load(writer).tokenizer
@@ -131,7 +132,7 @@ def test_text_that_is_none_is_refused(writer, probe):
         assert (answer["error"], answer["problem"]) == ("InputError", "The text is not UTF-8.")
 
 
-def test_a_bundle_without_programs_says_how_to_write_them(bundles, probe):
+def test_a_bundle_without_a_program_says_how_to_write_it(bundles, probe):
     assert probe.ask("open", "e", bundles("fused")) == {}
     answer = probe.ask("encode", "e", b"text".hex())
     assert answer["error"] == "InputError"
@@ -166,21 +167,30 @@ def test_a_tokenizer_that_openvino_sees_otherwise_is_not_written(writer, tmp_pat
     state["model"]["vocab"] |= {}
     (tmp_path / "tokenizer.json").write_text(json.dumps(state))
     with pytest.raises(ptdeploy.InputError, match=r"--cpp-tokenizer: OpenVINO's program .* gives"):
-        write_text_programs(tmp_path / "tokenizer.json", None, tmp_path)
+        write_text_program(tmp_path / "tokenizer.json", None, tmp_path)
     assert [one.name for one in tmp_path.iterdir()] == ["tokenizer.json"]
+
+
+def test_a_decoder_that_cpp_does_not_know_is_not_written(writer, tmp_path):
+    state = json.loads((writer / "tokenizer.json").read_text())
+    blank = {"type": "Replace", "pattern": {"Regex": "_+"}, "content": " "}
+    state["decoder"] = {"type": "Sequence", "decoders": [state["decoder"], blank]}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(state))
+    with pytest.raises(ptdeploy.InputError, match="decoder looks for regular expressions"):
+        write_text_program(tmp_path / "tokenizer.json", None, tmp_path)
 
 
 def test_settings_that_no_tokenizer_json_has_are_held_too(writer, tmp_path):
     shutil.copy(writer / "tokenizer.json", tmp_path)
     info = TokenizerInfo(origin="given", type="T", size=9, split_special_tokens=True)
     with pytest.raises(ptdeploy.InputError, match="--cpp-tokenizer"):
-        write_text_programs(tmp_path / "tokenizer.json", info, tmp_path)
+        write_text_program(tmp_path / "tokenizer.json", info, tmp_path)
 
 
 def test_the_same_tokenizer_gives_the_same_bytes(writer, tmp_path):
     info = read_bundle(writer).manifest.tokenizer
-    write_text_programs(writer / "tokenizer.json", info, tmp_path)
-    for name in PROGRAMS:
+    write_text_program(writer / "tokenizer.json", info, tmp_path)
+    for name in PROGRAM:
         assert (tmp_path / name).read_bytes() == (writer / name).read_bytes()
 
 

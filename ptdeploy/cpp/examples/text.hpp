@@ -1,9 +1,10 @@
 // The seam between text and token ids. ptdeploy takes and gives ids; plug in a tokenizer here.
 //
 // The examples call open_text() and know no more. This folder's text_ids.cc has the bundle's own
-// programs, and where there are none its "text" is ids, as in "5,6,7". For another tokenizer write
-// another file that defines open_text(), with any library that takes the bundle's tokenizer.json as engine.read("tokenizer")
-// gives it, and build with -DPTDEPLOY_EXAMPLE_TEXT=that/file.cc. docs/cpp.md has such a file.
+// program, and where there is none its "text" is ids, as in "5,6,7". For another tokenizer write
+// another file that defines open_text(), with any library that takes the bundle's tokenizer.json as
+// engine.read("tokenizer") gives it, and build with -DPTDEPLOY_EXAMPLE_TEXT=that/file.cc. docs/cpp.md
+// has such a file.
 #pragma once
 
 #include <functional>

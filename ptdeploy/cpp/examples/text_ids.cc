@@ -1,5 +1,5 @@
-// By the bundle's own programs of its tokenizer (ptdeploy compile --cpp-tokenizer); of a bundle without
-// them, text is token ids with commas between.
+// By the bundle's own tokenizer as a program (ptdeploy compile --cpp-tokenizer); of a bundle without
+// it, text is token ids with commas between.
 #include <sstream>
 
 #include "text.hpp"

@@ -83,13 +83,13 @@ ov::AnyMap properties(const Bundle& bundle, const std::string& device,
 
 // An element type as the manifest has it; one that it never has stays as OpenVINO says it.
 std::string dtype_of(const ov::element::Type& type) {
-  static const Words kTypes = {{"i64", "int64"},
+  static const Words kNames = {{"i64", "int64"},
                                {"i32", "int32"},
                                {"f32", "float32"},
                                {"f16", "float16"},
                                {"bf16", "bfloat16"}};
   const std::string name = type.get_type_name();
-  const std::string* known = word_of(kTypes, name);
+  const std::string* known = word_of(kNames, name);
   return known ? *known : name;
 }
 

@@ -6,6 +6,7 @@
 #include <memory>
 #include <new>
 
+#include "answer.hpp"
 #include "ptdeploy/ptdeploy.h"
 #include "ptdeploy/ptdeploy.hpp"
 #include "task.hpp"
@@ -169,16 +170,21 @@ ptdeploy_request request_of(const int64_t* ids, const int64_t* token_type_ids,
   return request;
 }
 
+void check_room(size_t count, const char* what, size_t capacity,
+                const char* fix = "Ask again with as much room.") {
+  if (count > capacity)
+    throw ptdeploy::InputError("The answer has " + std::to_string(count) + " " + what +
+                                   ", but capacity is " + std::to_string(capacity) + ".",
+                               fix);
+}
+
 // Puts rows of numbers one behind the other, and says how many columns each of the request's has.
 template <class Numbers, class Number>
 void give_rows(const Numbers& rows, const std::vector<size_t>& widths, Number* out,
                size_t capacity, size_t* columns) {
   size_t total = 0;
   for (const auto& row : rows) total += row.size();
-  if (total > capacity)
-    throw ptdeploy::InputError("The answer has " + std::to_string(total) +
-                                   " numbers, but capacity is " + std::to_string(capacity) + ".",
-                               "Ask ptdeploy_list_prompts for the columns of each prompt.");
+  check_room(total, "numbers", capacity, "Ask ptdeploy_list_prompts for the columns of each prompt.");
   for (const auto& row : rows) out = std::copy(row.begin(), row.end(), out);
   if (columns) std::copy(widths.begin(), widths.end(), columns);
 }
@@ -187,6 +193,18 @@ void give_rows(const Numbers& rows, const std::vector<size_t>& widths, Number* o
 template <class Value, class Given>
 void set(std::optional<Value>& place, Given given) {
   if (!(given < 0)) place = static_cast<Value>(given);
+}
+
+// What a request says of text.
+void set_text(ptdeploy::GenerateOptions& out, const ptdeploy_options& options) {
+  ptdeploy::detail::check_stop_count(options.num_stop);
+  if (options.num_stop > 0) given(options.stop, "stop");
+  for (size_t i = 0; i < options.num_stop; ++i)
+    out.stop.emplace_back(given(options.stop[i], "stop"));
+  if (!options.on_text) return;
+  out.on_text = [call = options.on_text, user = options.user](size_t row, const std::string& piece) {
+    return call(user, row, piece.c_str(), piece.size()) != 0;
+  };
 }
 
 ptdeploy::GenerateOptions options_of(const ptdeploy_options* from,
@@ -219,6 +237,7 @@ ptdeploy::GenerateOptions options_of(const ptdeploy_options* from,
                               options.eos_token_ids + options.num_eos_token_ids);
   if (options.has_seed) out.seed = options.seed;
   if (capacity == 0) out.max_new_tokens = 0;
+  set_text(out, options);
   if (const volatile int* cancel = options.cancel)
     out.cancelled = [cancel] { return *cancel != 0; };
   return out;
@@ -427,6 +446,36 @@ ptdeploy_status ptdeploy_logits(const ptdeploy_engine* engine, const int64_t* id
   const ptdeploy_request request = request_of(ids, token_type_ids, lengths, rows);
   return ptdeploy_request_logits(engine, &request, logits, std::numeric_limits<size_t>::max(),
                                  nullptr);
+}
+
+ptdeploy_status ptdeploy_encode(const ptdeploy_engine* engine, const char* text, size_t bytes,
+                                int64_t* ids, size_t capacity, size_t* count) {
+  return guarded([&] {
+    const ptdeploy::Engine& one = given(engine, "engine")->engine;
+    check_count(bytes, "bytes");
+    if (bytes > 0) given(text, "text");
+    if (capacity > 0) given(ids, "ids");
+    given(count, "count");
+    const ptdeploy::Ids found = one.encode(bytes > 0 ? std::string(text, bytes) : "");
+    *count = found.size();
+    check_room(found.size(), "token ids", capacity);
+    std::copy(found.begin(), found.end(), ids);
+  });
+}
+
+ptdeploy_status ptdeploy_decode(const ptdeploy_engine* engine, const int64_t* ids, size_t count,
+                                char* text, size_t capacity, size_t* bytes) {
+  return guarded([&] {
+    const ptdeploy::Engine& one = given(engine, "engine")->engine;
+    check_count(count, "count");
+    if (count > 0) given(ids, "ids");
+    if (capacity > 0) given(text, "text");
+    given(bytes, "bytes");
+    const std::string found = one.decode(ptdeploy::Ids(ids, ids + count));
+    *bytes = found.size();
+    check_room(found.size() + 1, "bytes", capacity);
+    std::copy_n(found.c_str(), found.size() + 1, text);
+  });
 }
 
 ptdeploy_options ptdeploy_default_options(void) {

@@ -105,13 +105,12 @@ std::vector<Generated> CausalEngine::generate(const std::vector<Ids>& rows, cons
   const std::vector<RowPrompt> prompts = chosen.of(rows.size());
   const GenerationOptions settled = options(given);
   const std::size_t steps = budget(rows, prompts, given, settled);
+  const Detokenizer* tokenizer = asks_for_text(given) ? &state_.detokenizer() : nullptr;
   std::vector<Row> continued;
   continued.reserve(rows.size());
   std::vector<std::size_t> tokens;
   for (std::size_t i = 0; i < rows.size(); ++i) {
-    continued.emplace_back(settled, rows[i],
-                           given.seed ? std::optional(*given.seed + i) : std::nullopt,
-                           given.logprobs);
+    continued.emplace_back(settled, given, rows[i], i, tokenizer);
     tokens.push_back(rows[i].size() + steps);
   }
   if (steps > 0) {

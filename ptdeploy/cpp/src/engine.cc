@@ -100,7 +100,7 @@ std::optional<std::string> Engine::read(const std::string& role) const {
 
 Ids Engine::encode(const std::string& text) const { return state_->text().encode(text); }
 
-std::string Engine::decode(const Ids& ids) const { return state_->text().decode(ids); }
+std::string Engine::decode(const Ids& ids) const { return state_->detokenizer().decode(ids); }
 
 std::vector<PromptInfo> Engine::prompts() const {
   std::vector<PromptInfo> out;

@@ -4,8 +4,16 @@
 
 namespace ptdeploy::detail {
 
-std::int64_t Row::take(const float* logits, std::size_t vocabulary, std::size_t index,
-                       const OnToken& on_token) {
+Row::Row(const GenerationOptions& options, const GenerateOptions& given, const Ids& prompt_ids,
+         std::size_t index, const Detokenizer* tokenizer)
+    : options_(options),
+      given_(given),
+      index_(index),
+      sampler_(options, prompt_ids, given.seed ? std::optional(*given.seed + index) : std::nullopt) {
+  if (tokenizer) answer_ = std::make_unique<Answer>(*tokenizer, prompt_ids, given.stop);
+}
+
+std::int64_t Row::take(const float* logits, std::size_t vocabulary, const OnToken& on_token) {
   const std::int64_t token = sampler_.next(logits, vocabulary);
   const auto& eos = options_.eos_token_ids;
   if (std::find(eos.begin(), eos.end(), token) != eos.end()) {
@@ -13,9 +21,34 @@ std::int64_t Row::take(const float* logits, std::size_t vocabulary, std::size_t 
     return token;
   }
   result_.token_ids.push_back(token);
-  if (logprobs_) result_.logprobs.push_back(log_probability(logits, vocabulary, token));
-  if (on_token && !on_token(index, token)) end(Stopped::caller);
+  if (given_.logprobs) result_.logprobs.push_back(log_probability(logits, vocabulary, token));
+  const bool watched = !given_.stop.empty() || given_.on_text;
+  if (watched && answer_->push(token)) end(Stopped::stop);
+  if (on_token && !on_token(index_, token)) end(Stopped::caller);
+  if (!ended_) show();
   return token;
+}
+
+void Row::show() {
+  if (!given_.on_text) return;
+  const std::string piece = answer_->piece();
+  if (piece.empty() || given_.on_text(index_, piece)) return;
+  end(Stopped::caller);
+  shown_ = false;  // nobody wants more of it
+}
+
+void Row::finish() {
+  if (!answer_ || finished_) return;
+  finished_ = true;
+  result_.text = answer_->text(result_.token_ids);
+  if (!given_.on_text || !shown_) return;
+  const std::string rest = answer_->rest(result_.text);
+  if (!rest.empty()) given_.on_text(index_, rest);
+}
+
+bool asks_for_text(const GenerateOptions& given) {
+  check_stop(given.stop);
+  return given.text || given.on_text || !given.stop.empty();
 }
 
 void Row::end(Stopped why) {
@@ -31,15 +64,17 @@ void decode(KVBuffer& kv, const std::vector<std::vector<float>>& first, std::vec
   for (std::size_t step = 0; step < budget; ++step) {
     if (cancelled && cancelled()) {
       for (Row& row : rows) row.end(Stopped::cancelled);
-      return;
+      break;
     }
     const float* logits = step > 0 ? kv.decode(tokens) : nullptr;
-    for (std::size_t i = 0; i < rows.size(); ++i)
-      if (!rows[i].ended())
-        tokens[i] = rows[i].take(logits ? logits + i * vocabulary : first[i].data(), words, i,
-                                 on_token);
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      if (rows[i].ended()) continue;
+      tokens[i] = rows[i].take(logits ? logits + i * vocabulary : first[i].data(), words, on_token);
+      if (rows[i].ended()) rows[i].finish();
+    }
     if (std::all_of(rows.begin(), rows.end(), [](const Row& row) { return row.ended(); })) return;
   }
+  for (Row& row : rows) row.finish();
 }
 
 }  // namespace ptdeploy::detail

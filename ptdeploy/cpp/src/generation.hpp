@@ -2,8 +2,10 @@
 #pragma once
 
 #include <functional>
+#include <memory>
 #include <vector>
 
+#include "answer.hpp"
 #include "kv_buffer.hpp"
 #include "sampling.hpp"
 
@@ -12,23 +14,34 @@ namespace ptdeploy::detail {
 // One row while it is being continued.
 class Row {
  public:
-  Row(const GenerationOptions& options, const Ids& prompt_ids, std::optional<std::uint64_t> seed,
-      bool logprobs)
-      : options_(options), sampler_(options, prompt_ids, seed), logprobs_(logprobs) {}
+  // `options` and what is asked in `given` outlive it. `tokenizer` is null where no text is asked for.
+  Row(const GenerationOptions& options, const GenerateOptions& given, const Ids& prompt_ids,
+      std::size_t index, const Detokenizer* tokenizer);
 
   bool ended() const { return ended_; }
   // Chooses the next token from logits (vocabulary,), and ends the row if it ends there.
-  std::int64_t take(const float* logits, std::size_t vocabulary, std::size_t index,
-                    const OnToken& on_token);
+  std::int64_t take(const float* logits, std::size_t vocabulary, const OnToken& on_token);
   void end(Stopped why);
+  // Once no more tokens come: the whole text, and to whom it is shown what was held back of it.
+  void finish();
   Generated result() && { return std::move(result_); }
 
  private:
+  // Shows the text that no later token can change.
+  void show();
+
   const GenerationOptions& options_;
+  const GenerateOptions& given_;
+  std::size_t index_;
   Sampler sampler_;
-  bool logprobs_, ended_ = false;
+  std::unique_ptr<Answer> answer_;
+  bool ended_ = false, finished_ = false, shown_ = true;
   Generated result_;
 };
+
+// Whether a request asks for text, for which the bundle needs a tokenizer. Throws InputError on stop
+// strings that are none.
+bool asks_for_text(const GenerateOptions& given);
 
 // Continues every row, from the logits of its last token, by at most `budget` tokens. A row that
 // has ended repeats its last one. The last step's tokens are not in the KV buffer.

@@ -33,8 +33,7 @@ FileEntry read_file(const Json& json, const Where& where) {
   auto role = [&out](const Json& value, const Where& at) {
     read_word(value, at,
               {"model", "weights", "engine", "engine_info", "prompt", "tokenizer", "chat_template",
-               "tokenizer_program", "tokenizer_weights", "detokenizer_program",
-               "detokenizer_weights", "reference", "parity", "graph_parity"});
+               "tokenizer_program", "tokenizer_weights", "reference", "parity", "graph_parity"});
     out.role = read_string(value, at);
   };
   read_object(json, where,
@@ -113,9 +112,10 @@ std::optional<GenerationOptions> read_generation(const Json& json, const Where& 
   return out;
 }
 
-// A bundle's C++ side takes token ids: what makes them is checked, and used by nobody.
-void read_tokenizer(const Json& json, const Where& where) {
-  if (is_null(json)) return;
+// Gives whether decoded text is cleaned up; what else it says is checked, and used by nobody.
+bool read_tokenizer(const Json& json, const Where& where) {
+  bool cleans_up = false;
+  if (is_null(json)) return cleans_up;
   auto origin = [](const Json& value, const Where& at) {
     read_word(value, at, {"checkpoint", "base", "given"});
   };
@@ -124,8 +124,9 @@ void read_tokenizer(const Json& json, const Where& where) {
                {"type", true, skip_string},
                {"size", true, skip_int},
                {"split_special_tokens", false, skip_bool},
-               {"clean_up_tokenization_spaces", false, skip_bool}},
+               {"clean_up_tokenization_spaces", false, into(cleans_up)}},
               "object | null");
+  return cleans_up;
 }
 
 void read_parity(const Json& json, const Where& where) {
@@ -237,7 +238,7 @@ Manifest read_manifest(const Json& json) {
                {"limits", true, into(out.limits, read_limits)},
                {"quantization", false, into(out.quantization, read_quantization)},
                {"generation", false, into(out.generation, read_generation)},
-               {"tokenizer", false, read_tokenizer},
+               {"tokenizer", false, into(out.cleans_up, read_tokenizer)},
                {"files", true, array_into(out.files, read_file)}});
   return out;
 }

@@ -114,6 +114,7 @@ struct Manifest {
   std::optional<Quantization> quantization;
   std::optional<GenerationOptions> generation;
   std::vector<FileEntry> files;
+  bool cleans_up = false;  // decoded text loses the blanks before punctuation
 
   // The graph of a bundle that was checked to have it, and the default prompt; where there is none,
   // the base model alone, as one of no tokens.

@@ -5,11 +5,11 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
-#include <limits>
 
 #include "layout.hpp"
 #include "openvino_errors.hpp"
 #include "openvino_requests.hpp"
+#include "utf8.hpp"
 
 namespace ptdeploy::detail {
 namespace {
@@ -21,26 +21,6 @@ constexpr std::size_t kBytesOfAToken = 256, kLeastBytes = std::size_t{1} << 20;
 #ifndef PTDEPLOY_OPENVINO_TOKENIZERS
 #define PTDEPLOY_OPENVINO_TOKENIZERS ""
 #endif
-
-// Whether bytes are Unicode in UTF-8: no half of a surrogate pair, nothing written longer than it is.
-bool is_utf8(const std::string& text) {
-  for (std::size_t i = 0; i < text.size();) {
-    const auto first = static_cast<unsigned char>(text[i]);
-    const std::size_t more = first < 0x80 ? 0 : first < 0xE0 ? 1 : first < 0xF0 ? 2 : 3;
-    if ((first >= 0x80 && first < 0xC2) || first > 0xF4 || text.size() - i <= more) return false;
-    std::uint32_t letter = more == 0 ? first : first & (0x3Fu >> more);
-    for (std::size_t k = 1; k <= more; ++k) {
-      const auto next = static_cast<unsigned char>(text[i + k]);
-      if ((next & 0xC0) != 0x80) return false;
-      letter = letter << 6 | (next & 0x3Fu);
-    }
-    const std::uint32_t least[] = {0, 0x80, 0x800, 0x10000};
-    if (letter < least[more] || letter > 0x10FFFF || (letter >= 0xD800 && letter < 0xE000))
-      return false;
-    i += more + 1;
-  }
-  return true;
-}
 
 // Where OpenVINO's tokenizers are: what the environment says, else what the library was built with.
 std::string tokenizers_library() {
@@ -65,9 +45,9 @@ ov::Core core_with_tokenizers() {
   return core;
 }
 
-ov::CompiledModel compiled(ov::Core& core, const Bundle& bundle, const std::string& of) {
-  const std::string program = *bundle.content(of + "_program");
-  const std::string bytes = *bundle.content(of + "_weights");
+ov::CompiledModel compiled(ov::Core& core, const Bundle& bundle) {
+  const std::string program = *bundle.content("tokenizer_program");
+  const std::string bytes = *bundle.content("tokenizer_weights");
   ov::Tensor weights(ov::element::u8, {bytes.size()});
   std::memcpy(weights.data(), bytes.data(), bytes.size());
   try {
@@ -76,24 +56,9 @@ ov::CompiledModel compiled(ov::Core& core, const Bundle& bundle, const std::stri
       throw std::runtime_error("it does not take one input");
     return core.compile_model(model, "CPU", {{"INFERENCE_NUM_THREADS", 1}});
   } catch (const std::exception& error) {
-    throw BundleError(bundle.file(of + "_program") + ": OpenVINO cannot load it (" +
+    throw BundleError(bundle.file("tokenizer_program") + ": OpenVINO cannot load it (" +
                           openvino_reason(error) + ").",
                       kAgain);
-  }
-}
-
-// What `take` makes of the program's output.
-template <class Take>
-auto run(Requests& requests, const ov::Tensor& given, Take take) {
-  try {
-    ov::InferRequest request = requests.take();
-    request.set_input_tensor(given);
-    request.infer();
-    auto found = take(request.get_output_tensor(0));
-    requests.give_back(std::move(request));
-    return found;
-  } catch (const std::exception& error) {
-    throw EngineFault("OpenVINO's tokenizers failed (" + openvino_reason(error) + ").");
   }
 }
 
@@ -103,8 +68,7 @@ class OpenVinoText final : public TextProgram {
       : core_(std::move(core)),
         most_(std::max(kLeastBytes, static_cast<std::size_t>(bundle.manifest.limits.max_context) *
                                         kBytesOfAToken)),
-        encoding_(compiled(core_, bundle, "tokenizer")),
-        decoding_(compiled(core_, bundle, "detokenizer")) {}
+        encoding_(compiled(core_, bundle)) {}
 
   Ids encode(const std::string& text) const override {
     if (text.size() > most_)
@@ -114,28 +78,24 @@ class OpenVinoText final : public TextProgram {
     if (!is_utf8(text)) throw InputError("The text is not UTF-8.", "Convert it first.");
     ov::Tensor given(ov::element::string, {1});
     given.data<std::string>()[0] = text;
-    return run(encoding_, given, [](const ov::Tensor& found) {
+    try {
+      ov::InferRequest request = encoding_.take();
+      request.set_input_tensor(given);
+      request.infer();
+      const ov::Tensor found = request.get_output_tensor(0);
       const auto* ids = found.data<std::int64_t>();
-      return Ids(ids, ids + found.get_size());
-    });
-  }
-
-  std::string decode(const Ids& ids) const override {
-    Ids known;
-    for (std::int64_t id : ids)
-      if (id >= 0 && id <= std::numeric_limits<std::int32_t>::max()) known.push_back(id);
-    if (known.empty()) return "";
-    const ov::Tensor given(ov::element::i64, {1, known.size()}, known.data());
-    return run(decoding_, given, [](const ov::Tensor& found) {
-      if (found.get_size() != 1) throw std::runtime_error("it gives no one text");
-      return found.data<std::string>()[0];
-    });
+      Ids out(ids, ids + found.get_size());
+      encoding_.give_back(std::move(request));
+      return out;
+    } catch (const std::exception& error) {
+      throw EngineFault("OpenVINO's tokenizers failed (" + openvino_reason(error) + ").");
+    }
   }
 
  private:
   ov::Core core_;
   std::size_t most_;
-  mutable Requests encoding_, decoding_;
+  mutable Requests encoding_;
 };
 
 }  // namespace

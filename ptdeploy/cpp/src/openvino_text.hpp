@@ -4,7 +4,7 @@
 
 namespace ptdeploy::detail {
 
-// Of a bundle that has all four files.
+// Of a bundle that has both files.
 std::unique_ptr<TextProgram> open_openvino_text(const Bundle& bundle);
 
 }  // namespace ptdeploy::detail

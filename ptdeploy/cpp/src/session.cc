@@ -84,7 +84,8 @@ Generated Session::generate(const GenerateOptions& given, const OnToken& on_toke
                      " new tokens do not fit: the session has room for " + std::to_string(room) +
                      ".");
   std::vector<detail::Row> rows;
-  rows.emplace_back(options, s.token_ids, given.seed, given.logprobs);
+  rows.emplace_back(options, given, s.token_ids, 0,
+                    detail::asks_for_text(given) ? &s.engine->detokenizer() : nullptr);
   // The last token runs (again, after a rollback): its logits choose the next.
   s.cut(s.token_ids.size() - 1);
   const std::size_t filled = s.filled();

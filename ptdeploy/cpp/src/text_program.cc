@@ -5,8 +5,7 @@
 namespace ptdeploy::detail {
 
 std::unique_ptr<TextProgram> open_text_program(const Bundle& bundle) {
-  for (const char* role : {"tokenizer_program", "tokenizer_weights", "detokenizer_program",
-                           "detokenizer_weights"})
+  for (const char* role : {"tokenizer_program", "tokenizer_weights"})
     if (bundle.file(role).empty())
       throw InputError(bundle.path + ": holds no program of its tokenizer.",
                        "Compile it with --cpp-tokenizer, or give the library token ids.");

@@ -1,4 +1,4 @@
-// The tokenizer in a bundle as programs for OpenVINO: text to token ids and back.
+// The tokenizer in a bundle as a program for OpenVINO: text to token ids.
 #pragma once
 
 #include <memory>
@@ -15,8 +15,6 @@ class TextProgram {
   // With the special tokens that belong around a text. Throws InputError if it is no UTF-8 or longer
   // than any text that fits.
   virtual Ids encode(const std::string& text) const = 0;
-  // Without special tokens; what names no token has no text.
-  virtual std::string decode(const Ids& ids) const = 0;
 };
 
 // Throws InputError if the bundle has none, TargetUnavailable if this library or OpenVINO's

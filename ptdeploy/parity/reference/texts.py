@@ -53,18 +53,18 @@ def save_text_files(tokenizer: PreTrainedTokenizerFast, folder: Path) -> tuple[F
     return tuple(entries)
 
 
-def text_programs(folder: Path, info: TokenizerInfo | None) -> tuple[FileEntry, ...]:
-    """Write the programs of the tokenizer in `folder` beside it, for C++.
+def text_program_files(folder: Path, info: TokenizerInfo | None) -> tuple[FileEntry, ...]:
+    """Write the program of the tokenizer in `folder` beside it, for C++.
 
     Raises InputError if there is no tokenizer, or OpenVINO would not give its ids.
     """
-    from ptdeploy.program.text_program.convert import write_text_programs
+    from ptdeploy.program.text_program.convert import write_text_program
 
     if not (folder / TOKENIZER_NAME).exists():
         raise InputError(
             "--cpp-tokenizer: no tokenizer was found.", "Say where it is with --tokenizer."
         )
-    return write_text_programs(folder / TOKENIZER_NAME, info, folder)
+    return write_text_program(folder / TOKENIZER_NAME, info, folder)
 
 
 def evaluation_text(

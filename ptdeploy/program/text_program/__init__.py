@@ -1,1 +1,1 @@
-"""Tokenizers as programs for OpenVINO, so that C++ takes text."""
+"""A tokenizer as a program for OpenVINO, so that C++ takes text."""

@@ -57,7 +57,8 @@ typedef enum ptdeploy_stopped {
   PTDEPLOY_LENGTH = 0,
   PTDEPLOY_EOS = 1,
   PTDEPLOY_CANCELLED = 2,
-  PTDEPLOY_CALLER = 3
+  PTDEPLOY_CALLER = 3,
+  PTDEPLOY_STOP = 4 /* a stop string */
 } ptdeploy_stopped;
 
 PTDEPLOY_API const char* ptdeploy_version(void);
@@ -155,8 +156,24 @@ PTDEPLOY_API ptdeploy_status ptdeploy_logits(const ptdeploy_engine* engine, cons
                                              const int64_t* token_type_ids, const size_t* lengths,
                                              size_t rows, float* logits);
 
+/* The token ids of `bytes` bytes of UTF-8, with the special tokens that belong around a text, by the
+ * program that `ptdeploy compile --cpp-tokenizer` wrote into the bundle. `count` gets how many they are,
+ * also where that is more than `capacity`: then the call is refused and no id is written. */
+PTDEPLOY_API ptdeploy_status ptdeploy_encode(const ptdeploy_engine* engine, const char* text,
+                                             size_t bytes, int64_t* ids, size_t capacity,
+                                             size_t* count);
+/* The text of token ids without special tokens, by the bundle's tokenizer.json, and a zero byte behind
+ * it. `bytes` gets its size without that byte, also where the two do not fit in `capacity` bytes: then
+ * the call is refused and nothing of it is written. It may hold zeros, and is not printable. */
+PTDEPLOY_API ptdeploy_status ptdeploy_decode(const ptdeploy_engine* engine, const int64_t* ids,
+                                             size_t count, char* text, size_t capacity,
+                                             size_t* bytes);
+
 /* Gives 0 to end that row after this token. */
 typedef int (*ptdeploy_on_token)(void* user, size_t row, int64_t token);
+/* A piece of a row's text in UTF-8, with a zero byte behind it that `bytes` does not count, which the
+ * call may read and not keep. Gives 0 to end that row. */
+typedef int (*ptdeploy_on_text)(void* user, size_t row, const char* text, size_t bytes);
 
 /* Start from ptdeploy_default_options(): there every field means "the model's own". */
 typedef struct ptdeploy_options {
@@ -170,7 +187,11 @@ typedef struct ptdeploy_options {
   uint64_t seed;
   const volatile int* cancel; /* null, or set to 1 from any thread to end all rows */
   ptdeploy_on_token on_token; /* null, or called with each token as soon as it is chosen */
-  void* user;                 /* given to on_token */
+  void* user;                 /* given to on_token and on_text */
+  const char* const* stop;    /* num_stop strings of UTF-8, at which a row ends; null where that is 0 */
+  size_t num_stop;
+  ptdeploy_on_text on_text;   /* null, or called with each piece of a row's text as soon as no later
+                                 token can change it; all of them end before a stop string */
 } ptdeploy_options;
 PTDEPLOY_API ptdeploy_options ptdeploy_default_options(void);
 

@@ -5,7 +5,7 @@
 //   engine.classify(rows, "reviews");                            // another prompt than the default
 //   engine.generate(rows, {"legal", Prompt::base(), Prompt()});  // one for each row
 //
-// All takes and gives token ids. An Engine may be used by any number of threads at once; a Session
+// Rows are token ids; Engine::encode makes them of text. An Engine may be used by any number of threads at once; a Session
 // by one at a time.
 #pragma once
 
@@ -196,14 +196,24 @@ struct GenerateOptions {
   std::optional<std::vector<std::int64_t>> eos_token_ids;  // an empty vector: never stop at one
   std::optional<std::uint64_t> seed;                       // row i is sampled with seed + i
   bool logprobs = false;
+  // A row ends where one of these stands in its text: its text ends before it, and `token_ids` with it.
+  // At most 64, of up to 1024 characters. Special tokens are found by their names, as in "</s>".
+  std::vector<std::string> stop;
+  bool text = false;  // give the text too; `stop` and `on_text` ask for it as well
+  // Called with each piece of a row's text as soon as no later token can change it; all of them are its
+  // `text`. False ends that row.
+  std::function<bool(std::size_t row, const std::string& piece)> on_text;
   // Asked before each step, from the thread that generates; true ends all rows.
   std::function<bool()> cancelled;
 };
 
-enum class Stopped { length, eos, cancelled, caller };
+enum class Stopped { length, eos, cancelled, caller, stop };
 
 struct Generated {
   Ids token_ids;  // without the EOS token
+  // If asked for: what the new tokens add to the text of the row's own, blanks included, so that the
+  // text before and this one are the text of all; special tokens have none.
+  std::string text;
   Stopped stopped = Stopped::length;
   std::vector<double> logprobs;  // one for each token id if asked for
 };
@@ -302,11 +312,12 @@ class PTDEPLOY_API Engine {
   // was changed where it lies.
   std::optional<std::string> read(const std::string& role) const;
 
-  // A text's token ids, with the special tokens that belong around it, and ids' text without them, by
-  // the programs that `ptdeploy compile --cpp-tokenizer` wrote. What names no token has no text. Throws
-  // InputError if the bundle has none or the text is no UTF-8, TargetUnavailable if OpenVINO's
-  // tokenizers are not here.
+  // A text's token ids, with the special tokens that belong around it, by the program that `ptdeploy
+  // compile --cpp-tokenizer` wrote. Throws InputError if the bundle has none or the text is no UTF-8,
+  // TargetUnavailable if OpenVINO's tokenizers are not here.
   Ids encode(const std::string& text) const;
+  // The text of token ids without special tokens, by the bundle's tokenizer.json. What names no token
+  // has no text. Throws InputError if the bundle has no tokenizer.
   std::string decode(const Ids& ids) const;
 
   // The prompts that can be asked for just now: the bundle's, then those loaded since.
@@ -349,7 +360,8 @@ class PTDEPLOY_API Engine {
   std::vector<Logits> logits(const std::vector<Ids>& rows, const Prompts& prompts = {},
                              const std::vector<Ids>& token_type_ids = {}) const;
 
-  // For causal_lm: continues all rows together.
+  // For causal_lm: continues all rows together. Text and stop strings need the bundle's tokenizer.json
+  // and nothing else: throws InputError if it has none.
   std::vector<Generated> generate(const std::vector<Ids>& rows, const Prompts& prompts = {},
                                   const GenerateOptions& options = {},
                                   const OnToken& on_token = {}) const;
