@@ -90,4 +90,5 @@ def _described(spec: Found | TensorSpec | None) -> str:
 
 
 def words_of(shape: Sequence[int | str]) -> str:
-    return f"({', '.join(map(str, shape))})"
+    # An engine may keep no names of its axes.
+    return f"({', '.join(str(axis) or '?' for axis in shape)})"

@@ -45,16 +45,23 @@ class Lie:
     do: Callable[[Path], object]
     reason: str | None
     bundle: Honest = DECODER
+    target: str = "ort"
+    fix: str = "Compile the checkpoint again."
+
+    def tell(self, bundle: Path) -> None:
+        self.do(bundle)
+        if self.target != "ort":
+            edit(bundle, lambda manifest: manifest.update(target=self.target))
 
     def __str__(self) -> str:
         return self.name
 
 
-def _words(kind: Honest) -> str:
+def kind_words(kind: Honest) -> str:
     return kind if isinstance(kind, str) else " ".join(kind)
 
 
-def _says(name: str, change: Change, reason: str | None, **more: Any) -> Lie:
+def says(name: str, change: Change, reason: str | None, **more: Any) -> Lie:
     return Lie(name, lambda bundle: edit(bundle, change), reason, **more)
 
 
@@ -72,7 +79,7 @@ def _swap(side: str, a: int, b: int, *fields: str) -> Change:
     return change
 
 
-def _set(path: str, value: Any) -> Change:
+def set_to(path: str, value: Any) -> Change:
     """`graph` and `prompt` are the graph that there is and the default prompt."""
 
     def change(manifest: dict[str, Any]) -> None:
@@ -276,7 +283,7 @@ def deep_graph(depth: int) -> bytes:
 
 _OF_NUMBERS = [
     *(
-        _says(f"{path} is {value}", _set(path, value), f"{words} must be from 1 to 2147483647")
+        says(f"{path} is {value}", set_to(path, value), f"{words} must be from 1 to 2147483647")
         for path, words in (
             ("limits.max_context", "limits.max_context"),
             ("limits.vocab_size", "limits.vocab_size"),
@@ -287,31 +294,31 @@ _OF_NUMBERS = [
         )
         for value in (0, -1, MOST, 2**62)
     ),
-    _says(
+    says(
         "a prefix of a size past all",
-        _set("prompt.prefix_kv", [2, 2, 4, 2**62, 8]),
+        set_to("prompt.prefix_kv", [2, 2, 4, 2**62, 8]),
         "prompts['default'].prefix_kv[3] must be from",
     ),
     *(
-        _says(
-            f"room for {room} tokens in all, {_words(kind)}",
-            _set("limits.max_context", room),
+        says(
+            f"room for {room} tokens in all, {kind_words(kind)}",
+            set_to("limits.max_context", room),
             "prompts['default'].num_virtual_tokens leaves no room in limits.max_context",
             bundle=kind,
         )
         for room in (1, 5)
         for kind in (DECODER, ENCODER, POOLED)
     ),
-    _says("one slot more", _set("limits.max_context", 65), None),
-    _says("as many slots as there are numbers", _set("limits.max_context", MOST - 1), None),
-    _says("no hash", _set("prompt.sha256", ""), "prompts['default'].sha256 is no SHA-256"),
-    _says("a hash in capitals", _set("prompt.sha256", "A" * 64), "is no SHA-256"),
-    _says("a hash with a line", _set("prompt.sha256", "a" * 64 + "\n"), "is no SHA-256"),
-    _says("another's hash", _set("prompt.sha256", "a" * 64), "not those of prompt.sha256"),
+    says("one slot more", set_to("limits.max_context", 65), None),
+    says("as many slots as there are numbers", set_to("limits.max_context", MOST - 1), None),
+    says("no hash", set_to("prompt.sha256", ""), "prompts['default'].sha256 is no SHA-256"),
+    says("a hash in capitals", set_to("prompt.sha256", "A" * 64), "is no SHA-256"),
+    says("a hash with a line", set_to("prompt.sha256", "a" * 64 + "\n"), "is no SHA-256"),
+    says("another's hash", set_to("prompt.sha256", "a" * 64), "not those of prompt.sha256"),
     *(
-        _says(
+        says(
             f"generation.{name} is {value}",
-            _set(f"generation.{name}", value),
+            set_to(f"generation.{name}", value),
             f"generation.{name} must be",
         )
         for name, value in (
@@ -335,9 +342,9 @@ _OF_NUMBERS = [
         )
     ),
     *(
-        _says(
+        says(
             f"quantization.{name} is {value}",
-            _set("quantization", {**QUANTIZED, name: value}),
+            set_to("quantization", {**QUANTIZED, name: value}),
             f"quantization.{name} must be",
         )
         for name, value in (
@@ -357,32 +364,32 @@ _OF_NUMBERS = [
 
 # Names are free, so that tensors of one role, type and shape are told apart by the engine alone.
 _OF_ROLES = [
-    _says(
+    says(
         "keys for values",
         _swap("inputs", 3, 4),
         "its inputs[3] is 'past_key_values.0.key': 'float32' '(batch, 4, slots, 8)', but the "
         "manifest says 'past_key_values.0.value'",
     ),
-    _says(
+    says(
         "one layer for another", _swap("inputs", 3, 5), "its inputs[3] is 'past_key_values.0.key'"
     ),
-    _says("new values for new keys", _swap("outputs", 1, 2), "its outputs[1] is 'present.0.key'"),
-    _says("layers given back in turn", _swap("outputs", 1, 3), "outputs[1] is 'present.0.key'"),
-    _says("ids for lengths", _swap("inputs", 0, 1, "name"), "its inputs[0] is 'input_ids'"),
-    _says(
+    says("new values for new keys", _swap("outputs", 1, 2), "its outputs[1] is 'present.0.key'"),
+    says("layers given back in turn", _swap("outputs", 1, 3), "outputs[1] is 'present.0.key'"),
+    says("ids for lengths", _swap("inputs", 0, 1, "name"), "its inputs[0] is 'input_ids'"),
+    says(
         "ids behind lengths",
         _swap("inputs", 0, 1),
         "graphs['model'].inputs[0] has the role 'lengths'; it must be 'ids'",
     ),
-    _says(
+    says(
         "logits last",
         _swap("outputs", 0, 4),
         "graphs['model'].outputs[0] has the role 'present'; it must be 'logits'",
     ),
     *(
-        _says(
-            f"inputs[{place}] has the role {role}, {_words(kind)}",
-            _set(f"graph.inputs.{place}.role", role),
+        says(
+            f"inputs[{place}] has the role {role}, {kind_words(kind)}",
+            set_to(f"graph.inputs.{place}.role", role),
             f"graphs['model'].inputs[{place}] has the role '{role}'; it must be '{wanted}'",
             bundle=kind,
         )
@@ -405,234 +412,238 @@ _OF_ROLES = [
         )
     ),
     *(
-        _says(
+        says(
             f"outputs[{place}] has the role {role}",
-            _set(f"graph.outputs.{place}.role", role),
+            set_to(f"graph.outputs.{place}.role", role),
             f"graphs['model'].outputs[{place}] has the role '{role}'; it must be '{wanted}'",
         )
         for place, role, wanted in ((0, "present", "logits"), (2, "past", "present"))
     ),
-    _says(
+    says(
         "a head that is none",
-        _set("graph.inputs.5.role", "table"),
+        set_to("graph.inputs.5.role", "table"),
         "graphs['model'].inputs[5] has the role 'table'; it must be 'head'",
         bundle=ENCODER,
     ),
-    _says("no name", _set("graph.inputs.3.name", ""), "inputs[3].name is empty, or another"),
-    _says("logits of no name", _set("graph.outputs.0.name", ""), "outputs[0].name is empty, or"),
-    _says(
+    says("no name", set_to("graph.inputs.3.name", ""), "inputs[3].name is empty, or another"),
+    says("logits of no name", set_to("graph.outputs.0.name", ""), "outputs[0].name is empty, or"),
+    says(
         "a layer named twice",
-        _set("graph.inputs.5.name", "past_key_values.0.key"),
+        set_to("graph.inputs.5.name", "past_key_values.0.key"),
         "graphs['model'].inputs[5].name is empty, or another tensor's too",
     ),
-    _says(
+    says(
         "a new layer named twice",
-        _set("graph.outputs.4.name", "present.0.key"),
+        set_to("graph.outputs.4.name", "present.0.key"),
         "graphs['model'].outputs[4].name is empty, or another tensor's too",
     ),
-    _says(
+    says(
         "a head named twice",
-        _set("graph.inputs.6.name", "head.classifier.weight"),
+        set_to("graph.inputs.6.name", "head.classifier.weight"),
         "graphs['model'].inputs[6].name is empty, or another tensor's too",
         bundle=ENCODER,
     ),
-    _says(
+    says(
         "a layer by another name",
-        _set("graph.inputs.5.name", "past_key_values.7.key"),
+        set_to("graph.inputs.5.name", "past_key_values.7.key"),
         "its inputs[5] is 'past_key_values.1.key'",
     ),
-    _says(
+    says(
         "the table by another name",
-        _set("graph.inputs.3.name", "table"),
+        set_to("graph.inputs.3.name", "table"),
         "its inputs[3] is 'virtual_tokens'",
         bundle=ENCODER,
     ),
-    _says(
+    says(
         "a head by another name",
-        _set("graph.inputs.5.name", "head.weight"),
+        set_to("graph.inputs.5.name", "head.weight"),
         "its inputs[5] is 'head.classifier.weight'",
         bundle=ENCODER,
     ),
 ]
 
 _OF_SIGNATURES = [
-    _says(
+    says(
         "a layer less",
         _pop(inputs=2, outputs=2),
         "prompts['default'].prefix_kv is not the shape of the KV buffer's first slots",
     ),
-    _says(
+    says(
         "a layer less, and its prefix",
-        _all(_pop(inputs=2, outputs=2), _set("prompt.prefix_kv", [1, 2, 4, 5, 8])),
+        _all(_pop(inputs=2, outputs=2), set_to("prompt.prefix_kv", [1, 2, 4, 5, 8])),
         "its inputs[5] is 'past_key_values.1.key': 'float32' '(batch, 4, slots, 8)', but the "
         "manifest says missing",
     ),
-    _says("half a layer less", _pop(inputs=1), "inputs[6] is missing; its role must be 'past'"),
-    _says(
+    says("half a layer less", _pop(inputs=1), "inputs[6] is missing; its role must be 'past'"),
+    says(
         "an input more",
         _insert(7, name="extra"),
         "graphs['model'].inputs[7] has the role 'ids'; it must be 'past'",
     ),
-    _says(
+    says(
         "an output more",
         lambda m: the_graph(m)["outputs"].append({**the_graph(m)["outputs"][0], "name": "extra"}),
         "graphs['model'].outputs[5] has the role 'logits', which no engine of this task has there",
     ),
-    _says("an output less", _pop(outputs=1), "outputs[4] is missing; its role must be 'present'"),
-    _says("no outputs", _set("graph.outputs", []), "outputs[0] is missing"),
-    _says("no inputs", _set("graph.inputs", []), "inputs[0] is missing; its role must be 'ids'"),
-    _says("ids that are floats", _set("graph.inputs.0.dtype", "float32"), "inputs[0].dtype is"),
-    _says("ids of 32 bits", _set("graph.inputs.0.dtype", "int32"), "inputs[0].dtype is 'int32'"),
-    _says("an unknown type", _set("graph.inputs.3.dtype", "object"), "inputs[3].dtype is 'object'"),
-    _says("one cache in bfloat16", _set("graph.inputs.4.dtype", "bfloat16"), "inputs[4].dtype is"),
-    _says("logits in float16", _set("graph.outputs.0.dtype", "float16"), "outputs[0].dtype is"),
-    _says("ids of no axis", _set("graph.inputs.0.shape", []), "inputs[0].shape is '()'"),
-    _says(
-        "ids of one axis", _set("graph.inputs.0.shape", ["batch"]), "it must be '(batch, sequence)'"
+    says("an output less", _pop(outputs=1), "outputs[4] is missing; its role must be 'present'"),
+    says("no outputs", set_to("graph.outputs", []), "outputs[0] is missing"),
+    says("no inputs", set_to("graph.inputs", []), "inputs[0] is missing; its role must be 'ids'"),
+    says("ids that are floats", set_to("graph.inputs.0.dtype", "float32"), "inputs[0].dtype is"),
+    says("ids of 32 bits", set_to("graph.inputs.0.dtype", "int32"), "inputs[0].dtype is 'int32'"),
+    says(
+        "an unknown type", set_to("graph.inputs.3.dtype", "object"), "inputs[3].dtype is 'object'"
     ),
-    _says("ids of one row", _set("graph.inputs.0.shape", [1, "sequence"]), "inputs[0].shape is"),
-    _says(
-        "axes in turn", _set("graph.inputs.0.shape", ["sequence", "batch"]), "inputs[0].shape is"
+    says("one cache in bfloat16", set_to("graph.inputs.4.dtype", "bfloat16"), "inputs[4].dtype is"),
+    says("logits in float16", set_to("graph.outputs.0.dtype", "float16"), "outputs[0].dtype is"),
+    says("ids of no axis", set_to("graph.inputs.0.shape", []), "inputs[0].shape is '()'"),
+    says(
+        "ids of one axis",
+        set_to("graph.inputs.0.shape", ["batch"]),
+        "it must be '(batch, sequence)'",
     ),
-    _says("heads by name", _set("graph.inputs.3.shape.1", "heads"), "inputs[3].shape is"),
-    _says("another number of heads", _set("graph.inputs.4.shape.1", 7), "inputs[4].shape is"),
-    _says("heads less than none", _set("graph.inputs.3.shape.1", -4), "inputs[3].shape is"),
-    _says("heads past all", _set("graph.inputs.3.shape.1", 2**62), "inputs[3].shape is"),
-    _says("width of none", _set("graph.inputs.3.shape.3", 0), "inputs[3].shape is"),
-    _says(
+    says("ids of one row", set_to("graph.inputs.0.shape", [1, "sequence"]), "inputs[0].shape is"),
+    says(
+        "axes in turn", set_to("graph.inputs.0.shape", ["sequence", "batch"]), "inputs[0].shape is"
+    ),
+    says("heads by name", set_to("graph.inputs.3.shape.1", "heads"), "inputs[3].shape is"),
+    says("another number of heads", set_to("graph.inputs.4.shape.1", 7), "inputs[4].shape is"),
+    says("heads less than none", set_to("graph.inputs.3.shape.1", -4), "inputs[3].shape is"),
+    says("heads past all", set_to("graph.inputs.3.shape.1", 2**62), "inputs[3].shape is"),
+    says("width of none", set_to("graph.inputs.3.shape.3", 0), "inputs[3].shape is"),
+    says(
         "fewer and wider heads",
         lambda m: _heads(m, 2, 16),
         "its inputs[3] is 'past_key_values.0.key': 'float32' '(batch, 4, slots, 8)', but",
     ),
-    _says("fixed slots that are too few", lambda m: fix_slots(m, 7), "inputs[3].shape is"),
-    _says("fixed slots of an engine that has none", lambda m: fix_slots(m, 64), "its inputs[3]"),
-    _says("one buffer with fixed slots", _set("graph.inputs.3.shape.2", 64), "inputs[4].shape is"),
-    _says("logits of no shape", _set("graph.outputs.0.shape", []), "outputs[0].shape is '()'"),
-    _says(
+    says("fixed slots that are too few", lambda m: fix_slots(m, 7), "inputs[3].shape is"),
+    says("fixed slots of an engine that has none", lambda m: fix_slots(m, 64), "its inputs[3]"),
+    says("one buffer with fixed slots", set_to("graph.inputs.3.shape.2", 64), "inputs[4].shape is"),
+    says("logits of no shape", set_to("graph.outputs.0.shape", []), "outputs[0].shape is '()'"),
+    says(
         "logits without a size",
-        _set("graph.outputs.0.shape", ["batch", "kept", "c"]),
+        set_to("graph.outputs.0.shape", ["batch", "kept", "c"]),
         "outputs[0].shape",
     ),
-    _says(
+    says(
         "fewer logits than tokens",
-        _set("graph.outputs.0.shape", ["batch", "kept", 50]),
+        set_to("graph.outputs.0.shape", ["batch", "kept", 50]),
         "limits.vocab_size is more than the logits have",
     ),
-    _says(
+    says(
         "more logits than there are",
-        _set("graph.outputs.0.shape", ["batch", "kept", 202]),
+        set_to("graph.outputs.0.shape", ["batch", "kept", 202]),
         "its outputs[0] is 'logits': 'float32' '(batch, kept, 101)'",
     ),
-    _says(
+    says(
         "the plain route for the fused",
-        _set("graph.route", "plain"),
+        set_to("graph.route", "plain"),
         "outputs[1].shape is '(batch, 4, slots, 8)'; it must be '(batch, 4, sequence, 8)'",
     ),
-    _says(
+    says(
         "the plain route, new KV and all",
         _all(
-            _set("graph.route", "plain"),
+            set_to("graph.route", "plain"),
             _new_kv("sequence"),
         ),
         "its outputs[1] is 'present.0.key'",
     ),
-    _says(
-        "the fused route for the plain", _set("graph.route", "fused"), "outputs[1]", bundle=PLAIN
+    says(
+        "the fused route for the plain", set_to("graph.route", "fused"), "outputs[1]", bundle=PLAIN
     ),
-    _says(
+    says(
         "the fused route, buffer and all",
         _all(
-            _set("graph.route", "fused"),
+            set_to("graph.route", "fused"),
             _new_kv("slots"),
         ),
         "its outputs[1] is 'present.0.key'",
         bundle=PLAIN,
     ),
-    _says("in half the bits", _each_past(dtype="float16"), "its inputs[3]", bundle=PLAIN),
-    _says("another prefix", _set("prompt.prefix_kv", [1, 2, 3]), "is not the shape"),
-    _says("a prefix of more layers", _set("prompt.prefix_kv", [3, 2, 4, 5, 8]), "not the shape"),
-    _says("no prefix", _set("prompt.prefix_kv", None), None, bundle=LOOSE),
-    _says(
+    says("in half the bits", _each_past(dtype="float16"), "its inputs[3]", bundle=PLAIN),
+    says("another prefix", set_to("prompt.prefix_kv", [1, 2, 3]), "is not the shape"),
+    says("a prefix of more layers", set_to("prompt.prefix_kv", [3, 2, 4, 5, 8]), "not the shape"),
+    says("no prefix", set_to("prompt.prefix_kv", None), None, bundle=LOOSE),
+    says(
         "no prefix of a frozen prompt",
-        _set("prompt.prefix_kv", None),
+        set_to("prompt.prefix_kv", None),
         "graphs['model'].inputs[3] has the role 'past'; it must be 'table'",
     ),
-    _says(
+    says(
         "a prefix of a prompt that is run",
-        _set("prompt.prefix_kv", [2, 2, 2, 5, 8]),
+        set_to("prompt.prefix_kv", [2, 2, 2, 5, 8]),
         "graphs['model'].inputs[3] has the role 'table'; it must be 'past'",
         bundle=LOOSE,
     ),
-    _says(
+    says(
         "a decoder's classifier without a prefix",
-        _set("prompt.prefix_kv", None),
+        set_to("prompt.prefix_kv", None),
         "prompts['default'].prefix_kv is not what the graph takes",
         bundle=POOLED,
     ),
-    _says(
+    says(
         "an encoder with a prefix",
-        _set("prompt.prefix_kv", [2, 2, 2, 5, 8]),
+        set_to("prompt.prefix_kv", [2, 2, 2, 5, 8]),
         "prompts['default'].prefix_kv is not what the graph takes",
         bundle=ENCODER,
     ),
-    _says("another task", _set("task", "SEQ_CLS"), "prompts['default'].labels are missing"),
-    _says(
+    says("another task", set_to("task", "SEQ_CLS"), "prompts['default'].labels are missing"),
+    says(
         "another task, with labels",
-        _all(_set("task", "SEQ_CLS"), _set("prompt.labels", ["a", "b"])),
+        _all(set_to("task", "SEQ_CLS"), set_to("prompt.labels", ["a", "b"])),
         "prompts['default'].prefix_kv is not what the graph takes",
     ),
-    _says(
+    says(
         "another task, with labels and without a prefix",
         _all(
-            _set("task", "SEQ_CLS"),
-            _set("prompt.labels", ["a", "b"]),
-            _set("prompt.prefix_kv", None),
+            set_to("task", "SEQ_CLS"),
+            set_to("prompt.labels", ["a", "b"]),
+            set_to("prompt.prefix_kv", None),
         ),
         "graphs['model'].inputs[1] has the role 'lengths'; it must be 'mask'",
     ),
-    _says("a decoder for a classifier", _set("task", "CAUSAL_LM"), "generation", bundle=ENCODER),
-    _says("labels of a decoder", _set("prompt.labels", ["a"]), "labels are a classifier's"),
-    _says("a tagger for a classifier", _set("task", "TOKEN_CLS"), "outputs[0]", bundle=ENCODER),
-    _says("a classifier for a tagger", _set("task", "SEQ_CLS"), "outputs[0]", bundle=TAGGER),
+    says("a decoder for a classifier", set_to("task", "CAUSAL_LM"), "generation", bundle=ENCODER),
+    says("labels of a decoder", set_to("prompt.labels", ["a"]), "labels are a classifier's"),
+    says("a tagger for a classifier", set_to("task", "TOKEN_CLS"), "outputs[0]", bundle=ENCODER),
+    says("a classifier for a tagger", set_to("task", "SEQ_CLS"), "outputs[0]", bundle=TAGGER),
     *(
-        _says(
-            f"{len(labels)} labels for the head's three, {_words(kind)}",
-            _set("prompt.labels", labels),
+        says(
+            f"{len(labels)} labels for the head's three, {kind_words(kind)}",
+            set_to("prompt.labels", labels),
             f"head.{head}.weight has shape (3, 32), not the manifest's",
             bundle=kind,
         )
         for labels in (["a", "b"], ["a", "b", "c", "d"])
         for kind, head in ((ENCODER, "classifier"), (TAGGER, "classifier"), (POOLED, "score"))
     ),
-    _says(
+    says(
         "classes by number",
-        _set("graph.outputs.0.shape.1", 3),
+        set_to("graph.outputs.0.shape.1", 3),
         "graphs['model'].outputs[0].shape is '(batch, 3)'; it must be '(batch, classes)'",
         bundle=ENCODER,
     ),
-    _says(
+    says(
         "a label less, and a class in the head's shape",
         _all(
-            _set("prompt.labels", ["a", "b"]),
-            _set("graph.inputs.5.shape", ["prompts", 2, 32]),
-            _set("graph.inputs.6.shape", ["prompts", "classes"]),
+            set_to("prompt.labels", ["a", "b"]),
+            set_to("graph.inputs.5.shape", ["prompts", 2, 32]),
+            set_to("graph.inputs.6.shape", ["prompts", "classes"]),
         ),
         "its inputs[5] is 'head.classifier.weight': 'float32' '(prompts, classes, 32)', but",
         bundle=ENCODER,
     ),
-    _says(
+    says(
         "no class in the head's shape",
         _all(
-            _set("graph.inputs.5.shape", ["prompts", 3, 32]),
-            _set("graph.inputs.6.shape", ["prompts", 3]),
+            set_to("graph.inputs.5.shape", ["prompts", 3, 32]),
+            set_to("graph.inputs.6.shape", ["prompts", 3]),
         ),
         "no head has the axis 'classes' of the logits",
         bundle=ENCODER,
     ),
     *(
-        _says(
+        says(
             f"a head of the shape {shape}",
-            _set("graph.inputs.5.shape", shape),
+            set_to("graph.inputs.5.shape", shape),
             "graphs['model'].inputs[5].shape is",
             bundle=ENCODER,
         )
@@ -647,92 +658,92 @@ _OF_SIGNATURES = [
             ["prompts", "classes", 4, 8],
         )
     ),
-    _says(
+    says(
         "a head with its axes in turn",
-        _set("graph.inputs.5.shape", ["prompts", 32, "classes"]),
+        set_to("graph.inputs.5.shape", ["prompts", 32, "classes"]),
         "its inputs[5] is 'head.classifier.weight': 'float32' '(prompts, classes, 32)', but",
         bundle=ENCODER,
     ),
-    _says(
-        "half a head", _set("graph.inputs.5.dtype", "float16"), "inputs[5].dtype", bundle=ENCODER
+    says(
+        "half a head", set_to("graph.inputs.5.dtype", "float16"), "inputs[5].dtype", bundle=ENCODER
     ),
-    _says(
-        "a row's prompt of 32 bits", _set("graph.inputs.4.dtype", "int32"), "[4]", bundle=ENCODER
+    says(
+        "a row's prompt of 32 bits", set_to("graph.inputs.4.dtype", "int32"), "[4]", bundle=ENCODER
     ),
-    _says("no labels", _set("prompt.labels", []), "labels are missing", bundle=ENCODER),
-    _says(
+    says("no labels", set_to("prompt.labels", []), "labels are missing", bundle=ENCODER),
+    says(
         "classes by another name",
-        _set("graph.outputs.0.shape.1", "c"),
+        set_to("graph.outputs.0.shape.1", "c"),
         "outputs[0]",
         bundle=ENCODER,
     ),
-    _says(
+    says(
         "no segments",
-        _all(lambda m: the_graph(m)["inputs"].pop(2), _set("limits.type_vocab_size", 0)),
+        _all(lambda m: the_graph(m)["inputs"].pop(2), set_to("limits.type_vocab_size", 0)),
         "its inputs[2] is 'token_type_ids'",
         bundle=ENCODER,
     ),
-    _says(
+    says(
         "no segments but their number",
         lambda m: the_graph(m)["inputs"].pop(2),
         "its limits have segments, but its signature takes none",
         bundle=ENCODER,
     ),
     *(
-        _says(
+        says(
             f"{value} segments",
-            _set("limits.type_vocab_size", value),
+            set_to("limits.type_vocab_size", value),
             "limits.type_vocab_size must be from 0 to 2147483647",
             bundle=ENCODER,
         )
         for value in (-1, MOST)
     ),
-    _says("segments of a decoder", _set("limits.type_vocab_size", 2), "its signature takes none"),
-    _says(
+    says("segments of a decoder", set_to("limits.type_vocab_size", 2), "its signature takes none"),
+    says(
         "segments that are not there",
-        _all(_insert(2, name="s", role="segments"), _set("limits.type_vocab_size", 2)),
+        _all(_insert(2, name="s", role="segments"), set_to("limits.type_vocab_size", 2)),
         "its inputs[2] is 'virtual_tokens': 'float32' '(virtual, 32)', but the manifest says 's'",
         bundle=SEGMENTLESS,
     ),
-    _says(
+    says(
         "segments of a decoder's classifier",
-        _all(_insert(2, name="s", role="segments"), _set("limits.type_vocab_size", 2)),
+        _all(_insert(2, name="s", role="segments"), set_to("limits.type_vocab_size", 2)),
         "its inputs[2] is 'prefix_kv': 'float32' '(prefixes, 2, prefix, 8)', but the manifest says",
         bundle=POOLED,
     ),
-    _says("a mask for segments", _swap("inputs", 1, 2), "inputs[1] has the", bundle=ENCODER),
-    _says("no mask", lambda m: the_graph(m)["inputs"].pop(1), "be 'mask'", bundle=ENCODER),
-    _says("no table", lambda m: the_graph(m)["inputs"].pop(3), "be 'table'", bundle=ENCODER),
-    _says("no row's prompt", lambda m: the_graph(m)["inputs"].pop(4), "'prompt'", bundle=ENCODER),
-    _says("no lengths", lambda m: the_graph(m)["inputs"].pop(3), "be 'lengths'", bundle=POOLED),
-    _says(
+    says("a mask for segments", _swap("inputs", 1, 2), "inputs[1] has the", bundle=ENCODER),
+    says("no mask", lambda m: the_graph(m)["inputs"].pop(1), "be 'mask'", bundle=ENCODER),
+    says("no table", lambda m: the_graph(m)["inputs"].pop(3), "be 'table'", bundle=ENCODER),
+    says("no row's prompt", lambda m: the_graph(m)["inputs"].pop(4), "'prompt'", bundle=ENCODER),
+    says("no lengths", lambda m: the_graph(m)["inputs"].pop(3), "be 'lengths'", bundle=POOLED),
+    says(
         "a table of another width",
-        _set("graph.inputs.3.shape", ["virtual", 16]),
+        set_to("graph.inputs.3.shape", ["virtual", 16]),
         "graphs['model'].inputs[3].shape is '(virtual, 16)'; it must be '(virtual, 32)'",
         bundle=ENCODER,
     ),
-    _says(
+    says(
         "a mask of floats",
-        _set("graph.inputs.1.dtype", "float32"),
+        set_to("graph.inputs.1.dtype", "float32"),
         "inputs[1].dtype",
         bundle=ENCODER,
     ),
-    _says(
+    says(
         "a prefix of keys alone",
-        _set("prompt.prefix_kv", [2, 1, 2, 5, 8]),
+        set_to("prompt.prefix_kv", [2, 1, 2, 5, 8]),
         "prompts['default'].prefix_kv is not the shape of a prefix KV",
         bundle=POOLED,
     ),
-    _says(
+    says(
         "a classifier's prefix of other heads",
-        _set("prompt.prefix_kv", [2, 2, 1, 5, 16]),
+        set_to("prompt.prefix_kv", [2, 2, 1, 5, 16]),
         "graphs['model'].inputs[2].shape is '(prefixes, 2, prefix, 8)'; it must be '(prefixes, 1, "
         "prefix, 16)'",
         bundle=POOLED,
     ),
-    _says(
+    says(
         "a classifier's prefix of other layers",
-        _set("prompt.prefix_kv", [1, 2, 2, 5, 8]),
+        set_to("prompt.prefix_kv", [1, 2, 2, 5, 8]),
         "prefix KV has shape (2, 2, 2, 5, 8), not the manifest's",
         bundle=POOLED,
     ),
@@ -761,9 +772,9 @@ _NAMES = "prompts has a name that no prompt can have"
 
 _OF_NAMES = [
     *(
-        _says(
-            f"a default prompt {name!r}, {_words(kind)}",
-            _set("default_prompt", name),
+        says(
+            f"a default prompt {name!r}, {kind_words(kind)}",
+            set_to("default_prompt", name),
             reason,
             bundle=kind,
         )
@@ -773,52 +784,52 @@ _OF_NAMES = [
             (ENCODER, "default_prompt is not the name of a prompt"),
         )
     ),
-    _says(
+    says(
         "no default prompt of a classifier",
-        _set("default_prompt", None),
+        set_to("default_prompt", None),
         "default_prompt is null, and a head belongs to a prompt",
         bundle=ENCODER,
     ),
     *(
-        _says(f"a prompt named {name!r:.30}", _rename_prompt(name), _NAMES)
+        says(f"a prompt named {name!r:.30}", _rename_prompt(name), _NAMES)
         for name in (
             *("../x", "..", ".", ".hidden", "-x", "_x", "a/b", "a\\b", "/etc/passwd", "a b"),
             *("", "a" * 65, "a\n", "a\0", "\u00e4", "a\u0301", "x\u202e"),
         )
     ),
     *(
-        _says(f"a prompt named {name!r:.30} throughout", _rename_prompt(name), None)
+        says(f"a prompt named {name!r:.30} throughout", _rename_prompt(name), None)
         for name in ("a", "9", "A.b_c-d", "a" * 64, "model", "a..b")
     ),
-    _says(
+    says(
         "a second prompt with a bad name",
         lambda m: m["prompts"].update({"../x": the_prompt(m)}),
         _NAMES,
     ),
-    _says(
+    says(
         "a second prompt of a bad hash",
         lambda m: m["prompts"].update(other={**the_prompt(m), "sha256": ""}),
         "prompts['other'].sha256 is no SHA-256",
     ),
-    _says("no prompts", lambda m: m["prompts"].clear(), "default_prompt is not the name of a prom"),
-    _says(
+    says("no prompts", lambda m: m["prompts"].clear(), "default_prompt is not the name of a prom"),
+    says(
         "no prompts, and none by default",
-        _all(lambda m: m["prompts"].clear(), _set("default_prompt", None)),
+        _all(lambda m: m["prompts"].clear(), set_to("default_prompt", None)),
         "].of is not the name of a prompt",
     ),
-    _says("no graphs", lambda m: m["graphs"].clear(), "graphs must have one, 'model'"),
-    _says(
+    says("no graphs", lambda m: m["graphs"].clear(), "graphs must have one, 'model'"),
+    says(
         "a graph by another name",
         lambda m: m["graphs"].update(other=m["graphs"].pop("model")),
         "graphs must have one, 'model'",
     ),
-    _says(
+    says(
         "a second graph",
         lambda m: m["graphs"].update(other=the_graph(m)),
         "graphs must have one, 'model'",
     ),
     *(
-        _says(
+        says(
             f"a {role} of {of!r}",
             _of(role, of),
             # Then it is of the base model alone.
@@ -874,42 +885,42 @@ def _fewer_tokens(manifest: dict[str, Any]) -> None:
 
 
 _OF_LIMITS = [
-    _says("a virtual token less", _fewer_tokens, "'].prefix_kv is not the shape of the KV buffer"),
-    _says(
+    says("a virtual token less", _fewer_tokens, "'].prefix_kv is not the shape of the KV buffer"),
+    says(
         "a virtual token less of a decoder's classifier",
         _fewer_tokens,
         "prompts['default'].prefix_kv is not the shape of a prefix KV",
         bundle=POOLED,
     ),
-    _says(
+    says(
         "a virtual token less, and its KV",
-        _all(_fewer_tokens, _set("prompt.prefix_kv", [2, 2, 4, 4, 8])),
+        _all(_fewer_tokens, set_to("prompt.prefix_kv", [2, 2, 4, 4, 8])),
         "virtual tokens has shape (5, 32), not the manifest's",
     ),
-    _says("a classifier's token less", _fewer_tokens, "virtual tokens has", bundle=ENCODER),
-    _says("a wider prompt", _set("prompt.token_dim", 64), "virtual tokens has shape (5, 32)"),
-    _says(
+    says("a classifier's token less", _fewer_tokens, "virtual tokens has", bundle=ENCODER),
+    says("a wider prompt", set_to("prompt.token_dim", 64), "virtual tokens has shape (5, 32)"),
+    says(
         "a wider prompt of a classifier",
-        _set("prompt.token_dim", 64),
+        set_to("prompt.token_dim", 64),
         "graphs['model'].inputs[3].shape is '(virtual, 32)'; it must be '(virtual, 64)'",
         bundle=ENCODER,
     ),
-    _says(
+    says(
         "a wider prompt, and its table",
-        _all(_set("prompt.token_dim", 64), _set("graph.inputs.3.shape", ["virtual", 64])),
+        _all(set_to("prompt.token_dim", 64), set_to("graph.inputs.3.shape", ["virtual", 64])),
         "its inputs[3] is 'virtual_tokens': 'float32' '(virtual, 32)', but the manifest says",
         bundle=ENCODER,
     ),
-    _says(
+    says(
         "words that the embedding has not",
-        _set("limits.vocab_size", 102),
+        set_to("limits.vocab_size", 102),
         "limits.vocab_size is more than the logits have",
     ),
     # Virtual tokens have the ids behind the words, so a graph with their table has just as many.
     *(
-        _says(
-            f"{words} words before the virtual tokens of {_words(kind)}",
-            _set("limits.vocab_size", words),
+        says(
+            f"{words} words before the virtual tokens of {kind_words(kind)}",
+            set_to("limits.vocab_size", words),
             reason,
             bundle=kind,
         )
@@ -925,18 +936,21 @@ _OF_LIMITS = [
             ),
         )
     ),
-    _says(
+    says(
         "words that a decoder's classifier has not",
-        _set("limits.vocab_size", 1000),
+        set_to("limits.vocab_size", 1000),
         "has 101 words",
         bundle=POOLED,
     ),
-    _says("fewer words", _set("limits.vocab_size", 100), None),
-    _says(
-        "fewer words of a classifier's decoder", _set("limits.vocab_size", 50), None, bundle=POOLED
+    says("fewer words", set_to("limits.vocab_size", 100), None),
+    says(
+        "fewer words of a classifier's decoder",
+        set_to("limits.vocab_size", 50),
+        None,
+        bundle=POOLED,
     ),
-    _says("rows one by one", _set("limits.max_batch", 1), None, bundle=ENCODER),
-    _says("tokens one by one", _set("limits.max_prefill", 1), None),
+    says("rows one by one", set_to("limits.max_batch", 1), None, bundle=ENCODER),
+    says("tokens one by one", set_to("limits.max_prefill", 1), None),
 ]
 
 _OF_PROMPTS = [
@@ -961,7 +975,7 @@ _OF_PROMPTS = [
         ENCODER,
     ),
     *(
-        Lie(f"{name}, {_words(kind)}", _prompt(change), reason, kind)
+        Lie(f"{name}, {kind_words(kind)}", _prompt(change), reason, kind)
         for kind, head in ((ENCODER, "head.classifier"), (POOLED, "head.score"))
         for name, change, reason in (
             ("no head", lambda t, h=head: t.pop(f"{h}.weight"), f"holds no {head}.weight ("),
@@ -990,7 +1004,7 @@ _OF_PROMPTS = [
     ),
     *(
         Lie(
-            f"another prompt, {name!r}, before the default one, {_words(kind)}",
+            f"another prompt, {name!r}, before the default one, {kind_words(kind)}",
             _two_prompts(name),
             None,
             kind,
@@ -1021,7 +1035,7 @@ _OF_GRAPHS = [
     Lie("an endless number", _onnx(b"\xff" * 40), "is no ONNX file"),
     Lie("graphs without end", _onnx(deep_graph(60)), "is no ONNX file (nested too deeply)"),
     *(
-        Lie(f"all tensors by other names, {_words(kind)}", _all_renamed, None, kind)
+        Lie(f"all tensors by other names, {kind_words(kind)}", _all_renamed, None, kind)
         for kind in (DECODER, PLAIN, LOOSE, ENCODER, SEGMENTLESS, TAGGER, POOLED)
     ),
     Lie(

@@ -17,6 +17,7 @@ from collections import Counter
 from pathlib import Path
 
 from attacks.lies import LIES, alike
+from attacks.openvino_lies import OPENVINO_LIES
 from attacks.values import VALUES, doors, outcome, with_words
 from support import native, tiny
 
@@ -55,9 +56,9 @@ class _Bundles:
 def lies(bundles: _Bundles, probe: native.Probe | None) -> Counter[str]:
     """Each lie told to Python, and to the C++ library if there is a probe."""
     counts: Counter[str] = Counter()
-    for lie in LIES:
+    for lie in [*LIES, *OPENVINO_LIES]:
         bundle = bundles.copy(lie.bundle)
-        lie.do(bundle)
+        lie.tell(bundle)
         try:
             engine = ptdeploy.load(bundle)
         except PtdeployError:

@@ -35,7 +35,9 @@ def speaking(library, built, compiled, tmp_path_factory) -> Library:
     bundle = compiled("gpt2", "CAUSAL_LM").bundle
     written = ptdeploy.load(bundle).generate([[5, 6]], 8, eos_token_ids=())[0].token_ids
     folder = tmp_path_factory.mktemp("speaking") / "bundle"
-    return Library(built, with_tokenizer(bundle, folder, spelling("bytes as letters", written, 101)))
+    return Library(
+        built, with_tokenizer(bundle, folder, spelling("bytes as letters", written, 101))
+    )
 
 
 def strings(*texts: bytes | None) -> Any:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 from attacks.soak import soak
-from attacks.tamper import make_bundles, tamper
+from attacks.tamper import make_bundles, on_openvino, tamper
+from support import native
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +23,14 @@ def test_a_changed_bundle_is_refused_or_answers_as_before(attacked, tmp_path):
 
 def test_python_and_cpp_say_the_same_of_a_changed_bundle(attacked, tmp_path, built):
     _, wrong = tamper(attacked, tmp_path, 40, 2, str(built / "probe"))
+    assert wrong == []
+
+
+def test_python_and_cpp_say_the_same_of_a_changed_bundle_of_openvino(attacked, tmp_path, built):
+    native.need_openvino()
+    (tmp_path / "openvino").mkdir()
+    bundles = on_openvino(attacked, tmp_path / "openvino")
+    _, wrong = tamper(bundles, tmp_path, 30, 3, str(built / "probe"))
     assert wrong == []
 
 

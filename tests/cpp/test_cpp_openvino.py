@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import subprocess
@@ -14,7 +13,7 @@ import pytest
 from support import native
 from support.damage import edit
 from support.native import ROWS, bits, opened, options_text, text_of
-from support.openvino import Change, behind, copied
+from support.openvino import Change, behind, copied, keep_kv_in
 from support.refusals import python_refusal
 
 import ptdeploy
@@ -239,15 +238,7 @@ def test_long_texts_run_in_pieces_beside_short_ones(bundles, probe, tmp_path):
 @pytest.mark.parametrize("kv", ["f16", "u8"])
 def test_a_cache_in_fewer_bits(bundles, probe, tmp_path, kv):
     bundle = behind(bundles("fused"), tmp_path / "bundle", 37)
-    info = json.dumps({"kv_precision": kv}).encode()
-
-    def change(manifest: dict[str, Any]) -> None:
-        entry = {"path": "engine.json", "role": "engine_info", "of": "model"}
-        digest = hashlib.sha256(info).hexdigest()
-        manifest["files"].append({**entry, "size": len(info), "sha256": digest})
-
-    (bundle / "engine.json").write_bytes(info)
-    edit(bundle, change)
+    keep_kv_in(bundle, kv)
     engine = opened(probe, bundle)
     same_logits(probe, engine)
     for _ in range(2):

@@ -90,7 +90,9 @@ def test_a_piece_that_is_not_wanted_ends_its_row(bundles, written, probe, tmp_pa
     assert found["stopped"] == "caller"
     assert "".join(*probe.ask("pieces")) == " the東"
     # One that ends otherwise is still shown what was held back.
-    (found,) = probe.ask("generate", "e", text_of(ROWS[:1]), asked(["東 dog"], cancel_after=4) + " pieces=0")
+    (found,) = probe.ask(
+        "generate", "e", text_of(ROWS[:1]), asked(["東 dog"], cancel_after=4) + " pieces=0"
+    )
     assert (found["stopped"], found["text"]) == ("cancelled", " the東")
     assert probe.ask("pieces") == [[" the", "東"]]
 

@@ -256,7 +256,8 @@ def test_a_shared_library_shows_its_api_alone(built):
 def project(bundles, tmp_path_factory) -> Path:
     """`ptdeploy cpp-new`, built as its own words say."""
     folder = tmp_path_factory.mktemp("projects") / "my app"
-    assert main(["cpp-new", str(folder), str(bundles("fused"))]) == 0
+    bundle = shutil.copytree(bundles("fused"), folder.with_name("bundle"))
+    assert main(["cpp-new", str(folder), str(bundle)]) == 0
     native.checked(
         [
             *(tool("cmake"), "-S", str(folder), "-B", str(folder / "build")),
@@ -275,6 +276,18 @@ def test_a_new_project_builds_and_runs_its_bundle(bundles, project):
     got = [line.split() for line in output(project / "build" / "my_app", "5,6,7", 40).splitlines()]
     for index, row in enumerate(want):
         assert [int(token) for at, token in got if int(at) == index] == row.token_ids
+
+
+def test_a_library_built_without_openvino_says_how_to_build_it(project):
+    bundle = project.with_name("bundle")
+    edit(bundle, lambda manifest: manifest.update(target="openvino"))
+    done = subprocess.run(
+        [project / "build" / "my_app", "5,6"], capture_output=True, text=True, check=False
+    )
+    edit(bundle, lambda manifest: manifest.update(target="ort"))
+    assert done.returncode == 2
+    assert "no backend for the target openvino" in done.stderr
+    assert "-DPTDEPLOY_OPENVINO=ON" in done.stderr
 
 
 @pytest.mark.parametrize("kind", ["encoder classifier", "token classifier"])

@@ -60,3 +60,16 @@ def behind(bundle: Path, folder: Path, tokens: int) -> Path:
 
     edit(folder, change)
     return folder
+
+
+def keep_kv_in(bundle: Path, kv: str) -> None:
+    """Make a bundle whose manifest lists no engine.json one that keeps keys and values in `kv`."""
+    info = json.dumps({"kv_precision": kv}).encode()
+
+    def change(manifest: dict[str, Any]) -> None:
+        entry = {"path": "engine.json", "role": "engine_info", "of": "model"}
+        digest = hashlib.sha256(info).hexdigest()
+        manifest["files"].append({**entry, "size": len(info), "sha256": digest})
+
+    (bundle / "engine.json").write_bytes(info)
+    edit(bundle, change)

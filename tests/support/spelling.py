@@ -1,4 +1,4 @@
-"""Tokenizers whose words are made for what a model writes, so that it writes a text that we chose."""
+"""Tokenizers made for what a model writes, so that it writes a text that we chose."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ STYLES: dict[str, tuple[Any, list[str]]] = {
 
 
 def spelling(style: str, written: Iterable[int], size: int) -> Tokenizer:
-    """A tokenizer of `size` words, in which the tokens of `written` are the style's pieces in turn."""
+    """A tokenizer of `size` words; the tokens of `written` are the style's pieces in turn."""
     decoder, pieces = STYLES[style]
     words = {token: f"w{token}" for token in range(size)}
     words.update(zip(dict.fromkeys(written), pieces, strict=False))
@@ -58,7 +58,7 @@ def spelling(style: str, written: Iterable[int], size: int) -> Tokenizer:
 
 
 def with_tokenizer(source: Path, folder: Path, tokenizer: Any, **info: bool) -> Path:
-    """A copy of a bundle that has this tokenizer; `info` is what its manifest says of it besides."""
+    """A copy of a bundle with this tokenizer; `info` is what its manifest says of it besides."""
     shutil.copytree(source, folder)
     if isinstance(tokenizer, Path):
         shutil.copy(tokenizer, folder / "tokenizer.json")

@@ -39,7 +39,10 @@ def engine_info(bundle: Bundle) -> EngineInfo:
         return EngineInfo()
     with bundle.reading("engine_info") as path:
         if path is None or path.stat().st_size > _MAX_BYTES:
-            raise BundleError(f"{bundle.file('engine_info')}: does not describe an engine.")
+            raise BundleError(
+                f"{bundle.file('engine_info')}: does not describe an engine.",
+                "Compile the checkpoint again.",
+            )
         try:
             return msgspec.json.decode(path.read_bytes(), type=EngineInfo)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

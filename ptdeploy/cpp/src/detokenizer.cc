@@ -30,7 +30,9 @@ std::unordered_map<std::string, std::int64_t> read_vocabulary(const Json& json, 
     return out;
   }
   read_map(json, where, [&](const std::string& name, const Json& value, const Where& at) {
-    out[name] = read_int(value, at);
+    const std::int64_t id = read_int(value, at);
+    if (id < 0 || id > kMost) at.fail("no token has the id " + std::to_string(id));
+    out[name] = id;
   });
   return out;
 }

@@ -11,9 +11,11 @@
 namespace ptdeploy::detail {
 namespace {
 
+// An engine may keep no names of its axes.
 std::string axis_text(const Axis& axis) {
   if (const auto* size = std::get_if<std::int64_t>(&axis)) return std::to_string(*size);
-  return std::get<std::string>(axis);
+  const auto& name = std::get<std::string>(axis);
+  return name.empty() ? "?" : name;
 }
 
 std::string described(const TensorSpec* spec) {

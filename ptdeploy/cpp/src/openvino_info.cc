@@ -35,7 +35,7 @@ OpenVinoInfo openvino_info(const Bundle& bundle) {
   if (file.empty()) return {};
   for (const FileEntry& one : bundle.manifest.files)
     if (one.role == "engine_info" && one.size > kMaxInfoBytes)
-      throw BundleError(file + ": does not describe an engine.");
+      throw BundleError(file + ": does not describe an engine.", kAgain);
   std::string reason;
   try {
     return read_openvino_info(parse_json(*bundle.content("engine_info")));

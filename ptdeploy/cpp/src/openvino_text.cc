@@ -52,8 +52,9 @@ ov::CompiledModel compiled(ov::Core& core, const Bundle& bundle) {
   std::memcpy(weights.data(), bytes.data(), bytes.size());
   try {
     const auto model = core.read_model(program, weights);
-    if (model->inputs().size() != 1 || model->outputs().empty())
-      throw std::runtime_error("it does not take one input");
+    if (model->inputs().size() != 1 || model->input(0).get_element_type() != ov::element::string ||
+        model->outputs().empty() || model->output(0).get_element_type() != ov::element::i64)
+      throw std::runtime_error("it does not make token ids of a text");
     return core.compile_model(model, "CPU", {{"INFERENCE_NUM_THREADS", 1}});
   } catch (const std::exception& error) {
     throw BundleError(bundle.file("tokenizer_program") + ": OpenVINO cannot load it (" +

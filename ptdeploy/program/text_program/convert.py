@@ -10,8 +10,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ptdeploy.backends.telemetry import import_openvino
 from ptdeploy.bundle import FileEntry, TokenizerInfo, staged
 from ptdeploy.errors import InputError, TargetUnavailable
