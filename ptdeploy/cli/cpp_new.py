@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ptdeploy.backends import BACKENDS, get_backend
 from ptdeploy.cli.console import show, show_json_facts
 
 SUMMARY = "Write a C++ project that runs a bundle."
@@ -17,13 +16,12 @@ def add_options(sub: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from ptdeploy.cpp import new_project
+    from ptdeploy.cpp import cmake_flags, new_project
 
     folder = Path(arguments.folder)
     manifest, names = new_project(folder, Path(arguments.bundle))
-    known = manifest.target in BACKENDS
-    flags = " ".join(get_backend(manifest.target).cmake) if known else ""
-    more = f" \\\n          {flags}" if flags else ""
+    flags = cmake_flags(manifest)
+    more = "".join(f" \\\n          {flag}" for flag in flags)
     if arguments.json:
         return show_json_facts({"folder": str(folder), "files": names})
     show(

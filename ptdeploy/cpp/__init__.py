@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shlex
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
+from ptdeploy.backends import BACKENDS, get_backend
 from ptdeploy.bundle import Manifest, read_bundle
 from ptdeploy.errors import OutputError
 
@@ -17,6 +20,32 @@ _HERE = Path(__file__).parent
 def cmake_dir() -> Path:
     """The folder to give CMake as `ptdeploy_DIR`."""
     return _HERE / "cmake"
+
+
+def cmake_flags(manifest: Manifest) -> list[str]:
+    """What CMake must be told for a bundle besides where ONNX Runtime is.
+
+    OpenVINO's folders are those of its Python packages, where these are installed.
+    """
+    flags = list(get_backend(manifest.target).cmake) if manifest.target in BACKENDS else []
+    reads_text = any(entry.role == "tokenizer_program" for entry in manifest.files)
+    if reads_text:
+        openvino = get_backend("openvino").cmake
+        tokenizers = "-DPTDEPLOY_OPENVINO_TOKENIZERS=/path/to/libopenvino_tokenizers.so"
+        flags = [*(flag for flag in flags if flag not in openvino), *openvino, tokenizers]
+    for package, place, file in (
+        ("openvino", "/path/to/openvino/cmake", "cmake"),
+        (
+            "openvino_tokenizers",
+            "/path/to/libopenvino_tokenizers.so",
+            "lib/libopenvino_tokenizers.so",
+        ),
+    ):
+        found = find_spec(package)
+        installed = Path(found.origin).parent / file if found and found.origin else None
+        if installed is not None and installed.exists():
+            flags = [flag.replace(place, shlex.quote(str(installed))) for flag in flags]
+    return flags
 
 
 def new_project(folder: Path, bundle: Path) -> tuple[Manifest, list[str]]:

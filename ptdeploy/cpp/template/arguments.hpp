@@ -1,5 +1,5 @@
-// Token ids on the command line, "5,6,7". For text, put your tokenizer here: see ptdeploy's
-// docs/cpp.md. The bundle's own is what engine.read("tokenizer") gives.
+// Text on the command line, where the bundle was compiled with --cpp-tokenizer; else token ids, "5,6,7",
+// and the place for a tokenizer of yours: see ptdeploy's docs/cpp.md.
 #pragma once
 
 #include <algorithm>
@@ -9,7 +9,8 @@
 
 #include "ptdeploy/ptdeploy.hpp"
 
-inline ptdeploy::Ids ids_of(const std::string& text) {
+inline ptdeploy::Ids ids_of(const ptdeploy::Engine& engine, const std::string& text) {
+  if (engine.read("tokenizer_program")) return engine.encode(text);
   ptdeploy::Ids ids;
   std::istringstream stream(text);
   for (std::string part; std::getline(stream, part, ',');) ids.push_back(std::stoll(part));

@@ -1,4 +1,4 @@
-// Classifies rows of token ids: @NAME@ [--prompt NAME] 5,6,7 8,9
+// Classifies texts, or rows of token ids: @NAME@ [--prompt NAME] "some text", or 5,6,7 8,9
 #include <stdlib.h>
 
 #include <iostream>
@@ -11,7 +11,7 @@ int main(int argc, char** argv) try {
   const auto engine = ptdeploy::Engine::open(@BUNDLE@);
   const ptdeploy::Prompt prompt = take_prompt(argc, argv);
   std::vector<ptdeploy::Ids> rows;
-  for (int i = 1; i < argc; ++i) rows.push_back(ids_of(argv[i]));
+  for (int i = 1; i < argc; ++i) rows.push_back(ids_of(engine, argv[i]));
   for (const auto& result : engine.classify(rows, prompt))
     std::cout << ptdeploy::printable(result.label) << " " << result.probability << "\n";
 } catch (const std::exception& error) {

@@ -1,4 +1,4 @@
-// Labels each token of rows of token ids: @NAME@ [--prompt NAME] 5,6,7 8,9
+// Labels each token of texts, or of rows of token ids: @NAME@ [--prompt NAME] "some text", or 5,6,7 8,9
 #include <stdlib.h>
 
 #include <iostream>
@@ -11,7 +11,7 @@ int main(int argc, char** argv) try {
   const auto engine = ptdeploy::Engine::open(@BUNDLE@);
   const ptdeploy::Prompt prompt = take_prompt(argc, argv);
   std::vector<ptdeploy::Ids> rows;
-  for (int i = 1; i < argc; ++i) rows.push_back(ids_of(argv[i]));
+  for (int i = 1; i < argc; ++i) rows.push_back(ids_of(engine, argv[i]));
   for (const auto& tokens : engine.tag(rows, prompt))
     for (const auto& token : tokens)
       std::cout << token.token_id << " " << ptdeploy::printable(token.label) << " "
