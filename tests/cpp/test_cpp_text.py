@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import unicodedata
 from pathlib import Path
 
@@ -13,9 +14,11 @@ from support import native
 from support.c_abi import Library
 from support.damage import replace
 from support.spelling import listed
+from support.tools import tool
 
 import ptdeploy
 from ptdeploy.bundle import TokenizerInfo, read_bundle
+from ptdeploy.cli.main import main
 from ptdeploy.program.text_program.convert import write_text_program
 from ptdeploy.program.text_program.nasty import nasty_texts
 
@@ -158,7 +161,62 @@ def test_a_program_that_is_none_is_a_damaged_bundle(writer, probe, tmp_path):
     assert probe.ask("encode", "e", b"text".hex())["error"] == "BundleError"
 
 
-# Writing them.
+def test_a_program_that_makes_no_ids_is_a_damaged_bundle(writer, probe, tmp_path):
+    from ptdeploy.backends.telemetry import import_openvino
+
+    openvino = import_openvino()
+    given = openvino.opset13.parameter([1], openvino.Type.f32)
+    openvino.save_model(openvino.Model([given], [given]), str(tmp_path / "same.xml"))
+    shutil.copytree(writer, tmp_path / "bundle")
+    for end in ("xml", "bin"):
+        replace(tmp_path / "bundle", f"tokenizer.{end}", (tmp_path / f"same.{end}").read_bytes())
+    assert probe.ask("open", "e", tmp_path / "bundle") == {}
+    answer = probe.ask("encode", "e", b"text".hex())
+    assert answer["error"] == "BundleError"
+    assert "does not make token ids of a text" in answer["problem"]
+
+
+def test_ids_of_another_bundles_program_are_held_against_the_vocabulary(
+    writer, bundles, probe, tmp_path
+):
+    bundle = tmp_path / "bundle"
+    shutil.copytree(bundles("encoder classifier"), bundle)
+    roles = {"tokenizer.json": "tokenizer"}
+    roles |= {"tokenizer.xml": "tokenizer_program", "tokenizer.bin": "tokenizer_weights"}
+    for name in roles:
+        shutil.copy(writer / name, bundle / name)
+    listed(bundle, [*roles.items()])
+    assert probe.ask("open", "e", bundle) == {}
+    ids = probe.ask("encode", "e", b"Once upon a time".hex())
+    assert max(ids) > 100
+    answer = probe.ask("classify", "e", ",".join(map(str, ids)))
+    assert (answer["error"], "outside 0 to 100" in answer["problem"]) == ("InputError", True)
+
+
+def test_a_new_project_takes_and_gives_text(writer, built, tmp_path, capsys):
+    """Its own words name OpenVINO's folders, and its program writes what Python writes."""
+    assert main(["cpp-new", str(tmp_path / "app"), str(writer)]) == 0
+    words = capsys.readouterr().out
+    for name, value in native.with_openvino().items():
+        assert f"-D{name}={value}" in words
+    library = built / "ptdeploy-library"
+    native.checked(
+        [
+            *(tool("c++"), "-std=c++17", str(tmp_path / "app" / "main.cc")),
+            *(f"-I{native.REPOSITORY / 'ptdeploy' / 'cpp' / 'include'}", f"-L{library}"),
+            *(f"-Wl,-rpath,{library}", "-lptdeploy", "-o", str(tmp_path / "app" / "app")),
+        ]
+    )
+    texts = ["Once upon a time", "The little dog"]
+    done = subprocess.run(
+        [tmp_path / "app" / "app", *texts], capture_output=True, text=True, check=True
+    )
+    engine = ptdeploy.load(writer)
+    wanted = [one.text for text in texts for one in engine.generate([text], 16)]
+    assert done.stdout == "".join(f"{text}\n" for text in wanted)
+
+
+# Writing it.
 
 
 def test_a_tokenizer_that_openvino_sees_otherwise_is_not_written(writer, tmp_path):
