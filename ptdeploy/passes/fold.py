@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from ptdeploy.source.base import quiet_libraries
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+    from onnxscript.rewriter.pattern import RewriteRule
 
     from ptdeploy.passes import PassContext
 
@@ -17,26 +20,41 @@ def run(model: ir.Model, context: PassContext) -> ir.Model:
     import onnx_ir.passes.common as common
     import onnxscript.optimizer
 
-    with quiet_libraries():
+    with quiet_libraries(), _rules_tried_by_operator():
         onnxscript.optimizer.optimize_ir(model)
         common.CommonSubexpressionEliminationPass()(model)
         common.RemoveUnusedNodesPass()(model)
-    _forget_graphs()
     return model
 
 
-def _forget_graphs() -> None:
-    """Let go of what onnxscript's rewrite rules, which live as long as the process, looked at last.
+@contextmanager
+def _rules_tried_by_operator() -> Iterator[None]:
+    """Have onnxscript try a rewrite rule, in this block, only on nodes of the operator it replaces.
 
-    Through it each keeps a whole graph and its weights: gigabytes that nothing else could free.
-    They set all of this anew before each use.
+    It tries each on every node, and one of several outputs looks through the whole graph each time
+    before it says no: a time that grows with the square of the graph, and much of all passes'.
+
+    The rules live as long as the process, and each keeps the whole graph that it looked at last,
+    weights and all: gigabytes that nothing else could free. They set it anew before each use.
     """
-    import gc
-
     from onnxscript.rewriter.pattern import RewriteRule
 
-    for rule in gc.get_objects():
-        # By its type: asking some objects for their class imports, or warns.
-        if issubclass(type(rule), RewriteRule) and hasattr(rule, "_matcher"):
+    theirs = RewriteRule.try_rewrite
+    tried: dict[RewriteRule, Any] = {}
+
+    def ours(rule: RewriteRule, model: Any, graph: Any, node: ir.Node, **options: Any) -> Any:
+        operator = tried.get(rule)
+        if operator is None:
+            operator = tried[rule] = rule._target_pattern.output_nodes[0].op
+        if not operator.matches(node.op_type):
+            return None
+        return theirs(rule, model, graph, node, **options)
+
+    RewriteRule.try_rewrite = ours
+    try:
+        yield
+    finally:
+        RewriteRule.try_rewrite = theirs
+        for rule in tried:
             for name in ("_graph", "_match", "_current_node"):
                 vars(rule._matcher).pop(name, None)
