@@ -8,6 +8,8 @@ said here. A program with an operation that is not known here is left to torch.
 
 from __future__ import annotations
 
+import itertools
+import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -29,6 +31,14 @@ _VIEWS = {
     _ATEN.transpose.int,
     _ATEN.unsqueeze.default,
     _ATEN.view.default,
+}
+
+# What never gives memory of its input, as some operations do that change nothing.
+_NEW = {
+    _ATEN.linear.default,
+    _ATEN.matmul.default,
+    _ATEN.sum.dim_IntList,
+    _ATEN.topk.default,
 }
 
 
@@ -67,11 +77,11 @@ def _is_known(module: GraphModule, table: dict[Any, Any]) -> bool:
     )
 
 
-def _stays(operator: Any, table: dict[Any, Any]) -> bool:
-    if not isinstance(operator, torch._ops.OpOverload):
+def _stays(target: Any, table: dict[Any, Any]) -> bool:
+    if not isinstance(target, torch._ops.OpOverload):
         return True
-    shares = any(one.alias_info is not None for one in operator._schema.arguments)
-    return operator in _VIEWS or not (operator in table or shares)
+    shares = any(one.alias_info is not None for one in target._schema.arguments)
+    return target in _VIEWS or not (target in table or shares)
 
 
 def _is_rewritten(node: Node) -> bool:
@@ -81,12 +91,42 @@ def _is_rewritten(node: Node) -> bool:
         return isinstance(_chunked(node), int)
     if node.target == _ATEN.flatten.using_ints:
         return _value(_source(node)).dim() > 0
+    if node.target in _IN_PLACE:
+        return _overwrites_its_own(node)
     return node.op == "call_function" and node.target in _REWRITES
 
 
-def _become(node: Node, operator: Any, *args: Any, **kwargs: Any) -> None:
+def _overwrites_its_own(node: Node) -> bool:
+    """Whether what an operation overwrites is seen by no other after it, in this or another view.
+
+    It is then as well written elsewhere: the tracer has what comes after read the result.
+    """
+    source = node.args[0]
+    if not isinstance(source, Node) or not _is_new(source):
+        return False
+    before, dtype = set(_until(node)), _value(source).dtype
+    others = [one for one in source.users if one is not node]
+    inputs = [_value(one) for one in node.all_input_nodes]
+    return all(one in before and _is_new(one) for one in others) and all(
+        isinstance(one, torch.Tensor) and one.dtype == dtype for one in inputs
+    )
+
+
+def _is_new(node: Node) -> bool:
+    """Whether a node's value is known to share no memory with its inputs."""
+    if node.target is operator.getitem:
+        return isinstance(node.args[0], Node) and _is_new(node.args[0])
+    return node.target in _NEW or node.target in _IN_PLACE.values()
+
+
+def _until(node: Node) -> Iterator[Node]:
+    """The nodes before this one, in order."""
+    return itertools.takewhile(lambda one: one is not node, node.graph.nodes)
+
+
+def _become(node: Node, target: Any, *args: Any, **kwargs: Any) -> None:
     # In its place and under its name: by that the program knows its outputs.
-    node.target, node.args, node.kwargs = operator, args, kwargs
+    node.target, node.args, node.kwargs = target, args, kwargs
 
 
 def _value(node: Any) -> torch.Tensor:
@@ -155,9 +195,7 @@ def _length(node: Node, axis: int) -> Any:
     length: Any = _value(_source(node)).shape[axis]
     if isinstance(length, int):
         return length
-    for one in node.graph.nodes:
-        if one is node:
-            break
+    for one in _until(node):
         if str(one.meta.get("val")) == str(length):
             return one
     with node.graph.inserting_before(node):
@@ -199,6 +237,16 @@ def _transpose(node: Node) -> None:
     _become(node, _ATEN.permute.default, _source(node), axes)
 
 
+def _anew(node: Node) -> None:
+    _become(node, _IN_PLACE[node.target], *node.args, **node.kwargs)
+
+
+# What writes its result over its first input, and what writes it elsewhere.
+_IN_PLACE: dict[Any, Any] = {
+    _ATEN.add_.Tensor: _ATEN.add.Tensor,
+    _ATEN.div_.Tensor: _ATEN.div.Tensor,
+    _ATEN.mul_.Tensor: _ATEN.mul.Tensor,
+}
 _REWRITES: dict[Any, Callable[[Node], None]] = {
     # Guards of the tracer, which the exporter drops too.
     _ATEN._assert_tensor_metadata.default: _erase,
@@ -216,5 +264,6 @@ _REWRITES: dict[Any, Callable[[Node], None]] = {
     _ATEN.chunk.default: _chunk,
     _ATEN.numpy_T.default: _transpose,
     _ATEN.square.default: lambda node: _become(node, _ATEN.pow.Tensor_Scalar, *node.args, 2),
+    **dict.fromkeys(_IN_PLACE, _anew),
     _ATEN.__and__.Tensor: lambda node: _become(node, _ATEN.bitwise_and.Tensor, *node.args),
 }

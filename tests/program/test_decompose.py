@@ -56,6 +56,18 @@ def _outputs(forward: Callable[[torch.Tensor], torch.Tensor]) -> tuple[np.ndarra
     return got, module(x.clone()).numpy()
 
 
+def _normalized(x: torch.Tensor) -> torch.Tensor:
+    x /= x.sum(dim=-1, keepdim=True)
+    return x
+
+
+def _seen_through_a_view(x: torch.Tensor) -> torch.Tensor:
+    product = x * 3
+    view = product.transpose(2, 3)
+    product += 1
+    return view * 2
+
+
 KNOWN: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "a cast": lambda x: (x * 9).to(torch.int32).to(torch.float32) + 1,
     "a cast to the same": lambda x: x.to(torch.float32).to("cpu") + 1,
@@ -75,6 +87,9 @@ KNOWN: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "chunks of the first axis but two": lambda x: x.chunk(3, 2)[0] + 1,
     "pieces": lambda x: torch.cat(x.split([1, 5], dim=-1)[::-1], dim=-1),
     "a matrix transposed": lambda x: x @ torch.arange(24.0).reshape(4, 6).T,
+    "overwritten": lambda x: (x + 1).mul_(x) + 1,
+    "overwritten to the output": lambda x: (x + 1).div_(3.0),
+    "overwritten after it was read": lambda x: _normalized(x.topk(3)[0]) * 2,
     "squared": lambda x: torch.square(x) + 1,
     "both": lambda x: ((x > 0) & (x < 1)).float(),
     "views": lambda x: x[:, 1:, 2].unsqueeze(1).expand(-1, 2, -1, -1).permute(0, 2, 1, 3) + 1,
@@ -89,7 +104,9 @@ def test_what_is_known_is_not_traced_again_and_gives_the_same(name, left_to_torc
 
 
 UNKNOWN: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "written in place": lambda x: (x + 1).div_(3.0),
+    "overwritten and seen through a view": _seen_through_a_view,
+    "an input that is overwritten": lambda x: x.div_(3.0),
+    "overwritten by what keeps its type": lambda x: (x + 1).add_(x.double()),
     "chunks of an axis of any length": lambda x: x.chunk(1, dim=1)[0] + 1,
     "a branch": lambda x: torch.cond(
         x.sum() > 0, lambda y: y + 1, lambda y: y - torch.square(y), (x,)
