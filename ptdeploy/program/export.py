@@ -28,6 +28,7 @@ def to_onnx(program: Program, opset: int | None = None) -> ir.Model:
     import torch
 
     from ptdeploy.program.decompose import decomposed_in_place
+    from ptdeploy.program.promotion import promoted_by_trace
 
     inputs, outputs = program.signature.inputs, program.signature.outputs
     shapes = tuple(
@@ -45,6 +46,7 @@ def to_onnx(program: Program, opset: int | None = None) -> ir.Model:
         with (
             torch.no_grad(),
             decomposed_in_place(),
+            promoted_by_trace(),
             lowered,
             quiet_libraries(),
             contextlib.redirect_stdout(io.StringIO()),

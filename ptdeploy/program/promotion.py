@@ -1,0 +1,39 @@
+"""Types are promoted by what the tracer noted of each value, instead of running the program again.
+
+torch's ONNX exporter writes out the casts that PyTorch makes by itself, where an operation has
+inputs of several types. To know the types it runs each program a second time on tensors without
+values, the tenth part of what a compilation computes, though the trace has them at each node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch.fx import Node
+from torch.onnx._internal.fx.passes import type_promotion
+
+_Interpreter = type_promotion._TypePromotionInterpreter
+
+
+@contextmanager
+def promoted_by_trace() -> Iterator[None]:
+    """Have torch run, in this block, only the operations whose inputs it casts."""
+    theirs = _Interpreter.run_node
+
+    def ours(interpreter: _Interpreter, n: Node) -> Any:
+        if n.op != "call_function" or "val" not in n.meta:
+            return theirs(interpreter, n)
+        with interpreter._set_current_node(n):
+            table = interpreter.type_promotion_table
+            rule = type_promotion.get_type_promotion_rule(n, table)
+            if rule is not None:
+                interpreter._maybe_promote_node(n, rule)
+        return n.meta["val"]
+
+    _Interpreter.run_node = ours  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        _Interpreter.run_node = theirs  # type: ignore[method-assign]
