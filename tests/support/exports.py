@@ -9,6 +9,8 @@ Graphs are kept from session to session, until what makes them changes: our code
 
 from __future__ import annotations
 
+import functools
+import gc
 import hashlib
 import inspect
 import json
@@ -71,11 +73,19 @@ def exported_once(shared: Shared) -> Iterator[None]:
     """Let compilations in this block take a graph that any test process exported."""
 
     def to_onnx(program: Program, opset: int | None = None) -> ir.Model:
-        return shared_export(shared, program, opset)
+        model = shared_export(shared, program, opset)
+        _leave_out_what_was_imported()
+        return model
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export, "to_onnx", to_onnx)
         yield
+
+
+@functools.cache
+def _leave_out_what_was_imported() -> None:
+    """Collecting garbage, as each compilation does, no longer looks through what exports import."""
+    gc.freeze()
 
 
 def shared_export(
