@@ -7,6 +7,11 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+# Two cores, and as many processes as pytest-xdist was asked for: torch has its share of them here
+# and in what tests start. More threads than cores spin while they wait for each other.
+os.environ.setdefault(
+    "OMP_NUM_THREADS", str(max(2 // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")), 1))
+)
 
 import functools
 import gc
@@ -15,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from support import native, tiny
 from support.exports import TO_ONNX, exported_once, kept_exports
 from support.shared import Compiled, Packed, Shared
@@ -25,8 +29,6 @@ from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from ptdeploy.program import export
 
-# Two cores, and as many processes as pytest-xdist was asked for.
-torch.set_num_threads(max(2 // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")), 1))
 # What was imported stays, so that collecting garbage need not look through it each time.
 gc.freeze()
 # torch reads the source of all its translations to ONNX at each export: once will do.
