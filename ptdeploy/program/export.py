@@ -26,6 +26,7 @@ def to_onnx(program: Program, opset: int | None = None) -> ir.Model:
     Raises BaseModelError if torch cannot trace the architecture, with torch's reason.
     """
     import torch
+    import torch._dynamo
 
     from ptdeploy.program.decompose import decomposed_in_place
     from ptdeploy.program.promotion import promoted_by_trace
@@ -41,12 +42,15 @@ def to_onnx(program: Program, opset: int | None = None) -> ir.Model:
     lowering = program.lowered
     if lowering is not None:
         opset = max(opset or 0, lowering.opset)
+    # Shapes are symbols here, and to look a result of such up costs more than to work it out.
+    uncached = torch._dynamo.config.patch(fake_tensor_cache_enabled=False)
     lowered = contextlib.nullcontext() if lowering is None else lowering.traced()
     try:
         with (
             torch.no_grad(),
             decomposed_in_place(),
             promoted_by_trace(),
+            uncached,
             lowered,
             quiet_libraries(),
             contextlib.redirect_stdout(io.StringIO()),
