@@ -35,7 +35,7 @@ def run_passes(model: ir.Model, context: PassContext) -> ir.Model:
 
     fold: constants folded, dead nodes and repeated work dropped. layout: no transposes and reshapes
     that undo each other. residual: sums with the norm after them. narrow: the last layer for the
-    token that the head reads. half: float16 but where it would lose. deduplicate: one copy of equal
+    tokens that are read. half: float16 but where it would lose. deduplicate: one copy of equal
     weights. head: large weights are read the way round they lie. quantize_rows: products of int8 by
     int8. quantize, dequantize: constant matrices in a few bits, with ONNX Runtime's own operator or
     with standard ones. embeddings: what token ids look up in 8 bits. declare: inputs and outputs

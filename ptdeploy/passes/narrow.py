@@ -1,4 +1,4 @@
-"""The last layer for the one token that the head reads; its keys and values are everyone's."""
+"""The last layer for the tokens that are asked for alone; its keys and values are everyone's."""
 
 from __future__ import annotations
 
@@ -17,45 +17,56 @@ _NORMS = {"LayerNormalization", "SimplifiedLayerNormalization"}
 
 
 def run(model: ir.Model, context: PassContext) -> ir.Model:
-    """Where only the first token of a layer's output is read, compute only that token's.
+    """Where only some tokens of a layer's output are read, compute only those.
 
-    A Gather of token 0 from (batch, tokens, width) is moved up through all that works on each token
-    alone, and to an attention's queries, as far as nothing else reads what lies between.
+    A Gather of token 0, or of the tokens that an input of the graph names, from (batch, tokens,
+    width) is moved up through all that works on each token alone, and to an attention's queries, as
+    far as nothing else reads what lies between.
     """
     for node in list(model.graph):
-        read = _first_token(node)
+        read = _tokens_of(node)
         if read is not None:
             _narrow(model.graph, node, read)
     return model
 
 
-def _first_token(node: ir.Node) -> ir.Value | None:
-    """The (batch, tokens, width) that a node takes token 0 from."""
+def _tokens_of(node: ir.Node) -> ir.Value | None:
+    """The (batch, tokens, width) that a node takes token 0 from, or those that an input names."""
     if node.op_type != "Gather" or node.attributes.get_int("axis", 0) != 1:
         return None
     values, index = node.inputs
-    if values is None or index is None or index.const_value is None:
+    if values is None or index is None or _rank(values) != 3:
         return None
-    chosen = index.const_value.numpy()
-    is_first = chosen.ndim == 0 and int(chosen) == 0
-    return values if is_first and _rank(values) == 3 else None
+    if _named(index) is not None:
+        return values
+    chosen = None if index.const_value is None else index.const_value.numpy()
+    return values if chosen is not None and chosen.ndim == 0 and int(chosen) == 0 else None
+
+
+def _named(index: ir.Value) -> ir.Value | None:
+    """The input of the graph that has the place of each token that is read.
+
+    The exporter makes it flat, which it is already.
+    """
+    node = index.producer()
+    given = index if node is None or node.op_type != "Reshape" else node.inputs[0]
+    if given is None or not given.is_graph_input() or given.const_value is not None:
+        return None
+    return given if _rank(given) == _rank(index) == 1 else None
 
 
 def _narrow(graph: ir.Graph, reader: ir.Node, read: ir.Value) -> None:
-    import numpy as np
     import onnx_ir as ir
 
     narrowed = _narrowable(graph, reader, read)
     if not any(node.op_type == "MatMul" for node in narrowed):
         return
+    index = reader.inputs[1]
+    assert index is not None
+    named = _named(index)
+    places = named or _first(graph, reader)
+    suffix = "tokens" if named else "first_token"
     outputs = {node.outputs[0] for node in narrowed}
-    first = ir.Value(
-        name=f"{reader.outputs[0].name}.first_token",
-        const_value=ir.tensor(np.zeros(1, np.int64)),
-        type=ir.TensorType(ir.DataType.INT64),
-        shape=ir.Shape((1,)),
-    )
-    graph.register_initializer(first)
     taken: dict[ir.Value, ir.Value] = {}
     for node in narrowed:
         for place in _row_inputs(node):
@@ -63,18 +74,46 @@ def _narrow(graph: ir.Graph, reader: ir.Node, read: ir.Value) -> None:
             if wide is None or wide in outputs:
                 continue
             if wide not in taken:
-                gather = ir.node("Gather", [wide, first], attributes={"axis": 1})
+                gather = ir.node("Gather", [wide, places], attributes={"axis": 1})
                 gather.metadata_props.update(node.metadata_props)
-                gather.outputs[0].name = f"{wide.name}.first_token"
+                gather.outputs[0].name = f"{wide.name}.{suffix}"
                 gather.outputs[0].type = wide.type
                 graph.insert_before(node, gather)
                 taken[wide] = gather.outputs[0]
             node.replace_input_with(place, taken[wide])
         node.outputs[0].shape = None
+    if named:
+        _drop(graph, reader, read)
+
+
+def _drop(graph: ir.Graph, reader: ir.Node, read: ir.Value) -> None:
+    """Take out a Gather whose input is now what it gave."""
+    index, name = reader.inputs[1], reader.outputs[0].name
+    reader.outputs[0].replace_all_uses_with(read, replace_graph_outputs=True)
+    graph.remove(reader, safe=True)
+    read.name = name
+    flat = None if index is None else index.producer()
+    if flat is not None and not flat.outputs[0].uses():
+        graph.remove(flat, safe=True)
+
+
+def _first(graph: ir.Graph, reader: ir.Node) -> ir.Value:
+    """A constant of the place of token 0 alone, which keeps the axis that it is taken from."""
+    import numpy as np
+    import onnx_ir as ir
+
+    first = ir.Value(
+        name=f"{reader.outputs[0].name}.first_token",
+        const_value=ir.tensor(np.zeros(1, np.int64)),
+        type=ir.TensorType(ir.DataType.INT64),
+        shape=ir.Shape((1,)),
+    )
+    graph.register_initializer(first)
+    return first
 
 
 def _narrowable(graph: ir.Graph, reader: ir.Node, read: ir.Value) -> list[ir.Node]:
-    """The nodes that need compute one token alone for it to be read, in the graph's order."""
+    """The nodes that need compute no more tokens than are read, in the graph's order."""
     chosen: dict[ir.Node, None] = {}
     for node in reversed(list(graph)):
         if not node.outputs or not _works_alone(node):
@@ -101,9 +140,10 @@ def _works_alone(node: ir.Node) -> bool:
     if kind in _NORMS:
         return node.attributes.get_int("axis", -1) in (-1, 2) and _rank(inputs[0]) == 3
     if kind == "MatMul":
-        return _rank(inputs[0]) == 3 and _rank(inputs[1]) == 2
+        # A matrix for all rows, or one for each.
+        return _rank(inputs[0]) == 3 and _rank(inputs[1]) in (2, 3)
     if kind in _SUMS:
-        return all(_is_constant(one) or _rank(one) == 3 for one in inputs)
+        return all(_is_shared(one) or _rank(one) == 3 for one in inputs)
     # An attention bias would have an axis of queries.
     return kind == "MultiHeadAttention" and all(one is None for one in inputs[5:])
 
@@ -111,14 +151,18 @@ def _works_alone(node: ir.Node) -> bool:
 def _row_inputs(node: ir.Node) -> Iterator[int]:
     """The places of a node's inputs that have a row for each token of its output."""
     if node.op_type in _SUMS:
-        yield from (i for i, one in enumerate(node.inputs) if not _is_constant(one))
+        yield from (i for i, one in enumerate(node.inputs) if not _is_shared(one))
     else:
         yield 0
 
 
-def _is_constant(value: ir.Value | None) -> bool:
-    """Whether it is a constant that is the same for all tokens."""
-    return value is not None and value.const_value is not None and len(value.const_value.shape) < 2
+def _is_shared(value: ir.Value | None) -> bool:
+    """Whether it is the same for all tokens: a constant, or one vector for each row."""
+    if value is None:
+        return False
+    if value.const_value is not None and len(value.const_value.shape) < 2:
+        return True
+    return _rank(value) == 3 and value.shape is not None and value.shape[1] == 1
 
 
 def _rank(value: ir.Value | None) -> int:

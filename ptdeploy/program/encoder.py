@@ -23,29 +23,36 @@ class Encoder(nn.Module):
 
     Positions are left to the model, which numbers virtual tokens and text from the start, as in
     training; so rows must be padded on the right. Takes `input_ids` and `attention_mask`, int64
-    (batch, sequence), then `token_type_ids` where the model tells segments apart, the table of
-    virtual tokens, and where it has a trained head `prompt_index` and its parameters.
+    (batch, sequence), then `token_type_ids` where the model tells segments apart,
+    `logits_positions` (kept,), where `per_token`, the table of virtual tokens, and where it has a
+    trained head `prompt_index` and its parameters. Logits are (batch, classes), or (batch, kept,
+    classes) of the positions asked for.
     """
 
     def __init__(
-        self, model: PreTrainedModel, vocabulary: int, takes_segments: bool, head: Head
+        self,
+        model: PreTrainedModel,
+        vocabulary: int,
+        takes_segments: bool,
+        per_token: bool,
+        head: Head,
     ) -> None:
         super().__init__()
         self.model, self.vocabulary, self.takes_segments = model, vocabulary, takes_segments
-        self.head = head
+        self.per_token, self.head = per_token, head
 
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, *rest: torch.Tensor
     ) -> torch.Tensor:
-        types = {"token_type_ids": rest[0]} if self.takes_segments else {}
-        table, *head = rest[len(types) :]
+        types, positions, rest = _optional(rest, self.takes_segments, self.per_token)
+        table, *head = rest
         self.head.start(head[0] if head else None, head[1:])
         padded_attention.start(attention_mask)
         embeds = embed(self.model.get_input_embeddings(), self.vocabulary, input_ids, table)
         logits: torch.Tensor = self.model(
             inputs_embeds=embeds, attention_mask=attention_mask, **types
         ).logits
-        return logits
+        return logits if positions is None else logits.index_select(1, positions)
 
 
 class PrefixEncoder(nn.Module):
@@ -130,9 +137,10 @@ class AnyPromptEncoder(PrefixEncoder):
     """An encoder for prompts of either kind, side by side in one batch: virtual tokens before a
     row's text, or a prefix KV which its text attends to.
 
-    Takes what `PrefixEncoder` does, with the table of virtual tokens, ids behind the vocabulary,
-    before the prefix KV, which is (prefixes, layers * 2, heads, slots, head dim). Prompts that have
-    one come first: of the others' rows, whose length is 0, nothing of it is seen.
+    Takes what `PrefixEncoder` does, with `logits_positions`, where `per_token`, and the table of
+    virtual tokens, ids behind the vocabulary, before the prefix KV, which is (prefixes, layers * 2,
+    heads, slots, head dim). Prompts that have one come first: of the others' rows, whose length is
+    0, nothing of it is seen. Logits are those of `Encoder`.
     """
 
     def __init__(
@@ -150,14 +158,15 @@ class AnyPromptEncoder(PrefixEncoder):
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, *rest: torch.Tensor
     ) -> torch.Tensor:
-        types = {"token_type_ids": rest[0]} if self.takes_segments else {}
-        table, prefix_kv, lengths, rows, *head = rest[len(types) :]
+        types, positions, rest = _optional(rest, self.takes_segments, self.per_token)
+        table, prefix_kv, lengths, rows, *head = rest
         self.head.start(rows, head)
         embeds = embed(self.words, self.vocabulary, input_ids, table)
         own = prefix_kv[torch.minimum(rows, torch.tensor(prefix_kv.shape[0] - 1))]
         past = [own[:, part] for part in range(2 * self.layers)]
         text = {"inputs_embeds": embeds, **types}
-        return self.answer(text, input_ids, attention_mask, past, lengths)
+        logits = self.answer(text, input_ids, attention_mask, past, lengths)
+        return logits if positions is None else logits.index_select(1, positions)
 
     def positions(self, input_ids: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
         """As a row behind a prefix KV is numbered; one of virtual tokens as the model does by
@@ -168,3 +177,13 @@ class AnyPromptEncoder(PrefixEncoder):
             return numbered
         alone = padding + 1 + torch.arange(input_ids.shape[1])[None]
         return torch.where(before > 0, numbered, alone)
+
+
+def _optional(
+    rest: tuple[torch.Tensor, ...], takes_segments: bool, per_token: bool
+) -> tuple[dict[str, torch.Tensor], torch.Tensor | None, tuple[torch.Tensor, ...]]:
+    """The segments, by their name, and the positions to give logits for, as far as a program takes
+    them, and the inputs behind them."""
+    types = {"token_type_ids": rest[0]} if takes_segments else {}
+    rest = rest[len(types) :]
+    return (types, rest[0], rest[1:]) if per_token else (types, None, rest)

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from ptdeploy.arguments import MOST, checked, flag, whole
 from ptdeploy.bundle import Manifest, PromptInfo
-from ptdeploy.bundle.signature import BATCH
 from ptdeploy.errors import InputError
 from ptdeploy.printable import printable
 from ptdeploy.runtime.engine import Inputs, Metric, finite, sigmoid, softmax
@@ -54,7 +53,7 @@ class Classifier(Labelling):
 
     @classmethod
     def _own_problems(cls, manifest: Manifest) -> Iterator[str]:
-        return classifier_problems(manifest, (BATCH,))
+        return classifier_problems(manifest, per_token=False)
 
     @property
     def metric(self) -> Metric:

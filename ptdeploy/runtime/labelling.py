@@ -14,6 +14,7 @@ from ptdeploy.bundle import Bundle, Manifest, PromptInfo
 from ptdeploy.bundle.signature import (
     BATCH,
     CLASSES,
+    KEPT,
     PREFIX,
     PREFIXES,
     PROMPTS,
@@ -95,7 +96,7 @@ class Labelling(Engine):
         with self._held(prompt) as chosen:
             prompts = _with_prompts(chosen.of(len(rows)))
             given = self._inputs(rows, segments, self._of_prompts.stack(prompts), prompts)
-        own = prompts[row]
+        own, positions = prompts[row], given.get(self._names.get("positions", ""))
         runs_prefix, width = own.prefix_kv is None, given[self._names["ids"]].shape[1]
         return Fed(
             {n: a if isinstance(a, np.ndarray) else a.read() for n, a in given.items()},
@@ -105,6 +106,7 @@ class Labelling(Engine):
             rows[row].size,
             own.length,
             runs_prefix,
+            0 if positions is None else int(positions[0]),
         )
 
     def _inputs(
@@ -128,6 +130,10 @@ class Labelling(Engine):
                 parts = zip(before, segments, strict=True)
                 types = pack([np.concatenate([none[: v.size], t]) for v, t in parts]).input_ids
             given[names["segments"]] = types
+        if "positions" in names:
+            # Logits are read from the end of the shortest prompt on, where the first text begins.
+            first = min(one.size for one in before)
+            given[names["positions"]] = np.arange(first, batch.input_ids.shape[1])
         return {**given, **stack.of_rows(prompts)}
 
     def _run(
@@ -139,11 +145,13 @@ class Labelling(Engine):
         """Run rows as one right-padded batch; gives each row's logits, cut to its own text and to
         the labels of its own prompt: (labels,) or (tokens, labels)."""
         stack = self._of_prompts.stack(prompts)
-        logits = self._session.run(self._inputs(rows, segments, stack, prompts))[self._logits]
+        given = self._inputs(rows, segments, stack, prompts)
+        logits = self._session.run(given)[self._logits]
+        skipped = int(given[self._names["positions"]][0]) if "positions" in self._names else 0
         found = []
         for ids, prompt, row in zip(rows, prompts, logits, strict=True):
             if not self.one_answer:
-                first = stack.before(prompt).size
+                first = stack.before(prompt).size - skipped
                 row = row[first : first + ids.size]
             found.append(row[..., : len(prompt.info.labels)])
         return found
@@ -206,8 +214,8 @@ def _parts(prompts: Sequence[Prompt], size: int) -> Iterator[slice]:
     yield slice(start, len(prompts))
 
 
-def classifier_problems(manifest: Manifest, axes: tuple[str, ...]) -> Iterator[str]:
-    """What in a manifest no classifier has whose logits have those axes, and one of classes."""
+def classifier_problems(manifest: Manifest, per_token: bool) -> Iterator[str]:
+    """What in a manifest no classifier has, of tokens or of whole texts."""
     given, prompt = manifest.graph.inputs, manifest.prompt
     if manifest.default_prompt is None:
         yield "default_prompt is null, and a head belongs to a prompt"
@@ -230,7 +238,11 @@ def classifier_problems(manifest: Manifest, axes: tuple[str, ...]) -> Iterator[s
     dtype = first.dtype if first is not None and first.dtype in ACTIVATIONS else ACTIVATIONS[0]
     if manifest.limits.type_vocab_size:
         inputs.append(("segments", "int64", text))
-    if table is not None or prefix is None:
+    # Virtual tokens that are looked up have positions whose logits are nobody's.
+    looked_up = table is not None or prefix is None
+    if per_token and looked_up:
+        inputs.append(("positions", "int64", (KEPT,)))
+    if looked_up:
         inputs.append(("table", dtype, (VIRTUAL, _width(table, prompt))))
     if prefix is not None:
         inputs.append(("prefix", dtype, _prefix_shape(prefix, table is not None, prompt, shape)))
@@ -241,6 +253,7 @@ def classifier_problems(manifest: Manifest, axes: tuple[str, ...]) -> Iterator[s
     inputs += [("head", dtype, _head_shape(spec)) for spec in heads]
     yield from unlike("inputs", given, inputs)
     classes = CLASSES if heads else len(prompt.labels)
+    axes = (BATCH, KEPT if looked_up else SEQUENCE) if per_token else (BATCH,)
     yield from unlike("outputs", manifest.graph.outputs, [("logits", "float32", (*axes, classes))])
     if heads and all(CLASSES not in spec.shape for spec in heads):
         yield f"no head has the axis {CLASSES!r} of the logits"

@@ -36,6 +36,7 @@ class Fed:
     Each row is fed `width` tokens. Of row `row` of `rows` the first `taken` are real: the last
     `taken` tokens of that row. `prefix` virtual tokens stand before its text. The graph computes
     those too (`runs_prefix`), or they were frozen, and PyTorch's positions of them are left out.
+    Logits, and what the graph computes for them alone, begin behind the first `skipped` tokens fed.
     """
 
     feed: Mapping[str, NDArray[Any]]
@@ -45,6 +46,7 @@ class Fed:
     taken: int
     prefix: int
     runs_prefix: bool
+    skipped: int = 0
 
 
 def probe_rows(

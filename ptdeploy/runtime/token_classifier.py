@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from ptdeploy.arguments import MOST, checked, flag, whole
 from ptdeploy.bundle import Manifest
-from ptdeploy.bundle.signature import BATCH, SEQUENCE
 from ptdeploy.printable import printable
 from ptdeploy.runtime.engine import Inputs, finite, softmax
 from ptdeploy.runtime.labelling import BATCH_SIZE, Labelling, TypeIds, classifier_problems
@@ -41,7 +40,7 @@ class TokenClassifier(Labelling):
 
     @classmethod
     def _own_problems(cls, manifest: Manifest) -> Iterator[str]:
-        return classifier_problems(manifest, (BATCH, SEQUENCE))
+        return classifier_problems(manifest, per_token=True)
 
     def label_problem(self, given: Any, tokens: int) -> str:
         if not isinstance(given, list) or len(given) != tokens:

@@ -603,8 +603,45 @@ _OF_SIGNATURES = [
     ),
     says("a decoder for a classifier", set_to("task", "CAUSAL_LM"), "generation", bundle=ENCODER),
     says("labels of a decoder", set_to("prompt.labels", ["a"]), "labels are a classifier's"),
-    says("a tagger for a classifier", set_to("task", "TOKEN_CLS"), "outputs[0]", bundle=ENCODER),
-    says("a classifier for a tagger", set_to("task", "SEQ_CLS"), "outputs[0]", bundle=TAGGER),
+    says(
+        "a tagger for a classifier",
+        set_to("task", "TOKEN_CLS"),
+        "graphs['model'].inputs[3] has the role 'table'; it must be 'positions'",
+        bundle=ENCODER,
+    ),
+    says(
+        "a tagger for a classifier over a prefix KV",
+        set_to("task", "TOKEN_CLS"),
+        "outputs[0].shape is '(batch, classes)'; it must be '(batch, sequence, classes)'",
+        bundle=POOLED,
+    ),
+    says(
+        "a classifier for a tagger",
+        set_to("task", "SEQ_CLS"),
+        "graphs['model'].inputs[3] has the role 'positions'; it must be 'table'",
+        bundle=TAGGER,
+    ),
+    says(
+        "a tagger that gives logits at its virtual tokens too",
+        _all(
+            lambda manifest: the_graph(manifest)["inputs"].pop(3),
+            set_to("graph.outputs.0.shape.1", "sequence"),
+        ),
+        "graphs['model'].inputs[3] has the role 'table'; it must be 'positions'",
+        bundle=TAGGER,
+    ),
+    says(
+        "a tagger's logits along another axis",
+        set_to("graph.outputs.0.shape.1", "sequence"),
+        "outputs[0].shape is '(batch, sequence, classes)'; it must be '(batch, kept, classes)'",
+        bundle=TAGGER,
+    ),
+    says(
+        "a tagger's positions for each row",
+        set_to("graph.inputs.3.shape", ["batch", "kept"]),
+        "inputs[3].shape is '(batch, kept)'; it must be '(kept)'",
+        bundle=TAGGER,
+    ),
     *(
         says(
             f"{len(labels)} labels for the head's three, {kind_words(kind)}",

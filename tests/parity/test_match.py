@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from ptdeploy.parity.locate.feed import Fed
@@ -38,6 +40,21 @@ def test_the_texts_embeddings_are_compared_where_pytorch_embeds_text_alone():
     assert found is not None
     assert np.array_equal(found[0], ours[1:, 4:6])
     assert np.array_equal(found[1], theirs)
+
+
+def test_what_is_computed_for_the_text_alone_is_compared_from_there_on():
+    skipping = replace(INSIDE, skipped=3)
+    ours, theirs = numbered(2, 4, 5), numbered(1, 6, 5)
+    found = aligned(ours, theirs, skipping)
+    assert found is not None
+    assert np.array_equal(found[0], ours[1:, :3])
+    assert np.array_equal(found[1], theirs[:, 3:])
+    # One token of text is not taken for the first of the row.
+    alone = Fed({}, row=0, rows=1, width=1, taken=1, prefix=4, runs_prefix=True, skipped=4)
+    ours, theirs = numbered(1, 1, 5), numbered(1, 5, 5)
+    found = aligned(ours, theirs, alone)
+    assert found is not None
+    assert np.array_equal(found[1], theirs[:, 4:])
 
 
 def test_heads_side_by_side_and_rows_in_one_list_are_the_same_numbers():

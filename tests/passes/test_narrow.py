@@ -1,4 +1,4 @@
-"""The last layer for the token that is read: the same numbers, from fewer rows."""
+"""The last layer for the tokens that are read: the same numbers, from fewer rows."""
 
 from __future__ import annotations
 
@@ -24,11 +24,8 @@ def node(op: str, inputs: list[ir.Value | None], shape: list[object], domain="",
     return made
 
 
-def layer(*, index: int = 0, read_twice: bool = False) -> tuple[ir.Model, ir.Value]:
-    """One attention, its residual norm and a product, of which token `index` is read.
-
-    `read_twice` has the output read as a whole too.
-    """
+def parts() -> tuple[ir.Value, dict[str, ir.Value], list[ir.Node]]:
+    """What is given, the weights and the nodes of one attention, its residual norm, a product."""
     rows = ["batch", "tokens", WIDTH]
     x = ir.Value(name="x", **value(rows))
     weights = {
@@ -37,7 +34,6 @@ def layer(*, index: int = 0, read_twice: bool = False) -> tuple[ir.Model, ir.Val
     }
     for name in ("scale", "bias"):
         weights[name] = graphs.weight(name, graphs.random(WIDTH, seed=7))
-    weights["index"] = graphs.weight("index", np.array(index))
     for one in weights.values():
         one.shape = ir.Shape(one.const_value.shape)
     heads = [node("MatMul", [x, weights[name]], rows) for name in ("q", "k", "v")]
@@ -53,7 +49,18 @@ def layer(*, index: int = 0, read_twice: bool = False) -> tuple[ir.Model, ir.Val
         "LayerNormalization", [total.outputs[0], weights["scale"], weights["bias"]], rows, axis=-1
     )
     product = node("MatMul", [norm.outputs[0], weights["out"]], rows)
-    nodes = [*heads, attention, total, norm, product]
+    return x, weights, [*heads, attention, total, norm, product]
+
+
+def layer(*, index: int = 0, read_twice: bool = False) -> tuple[ir.Model, ir.Value]:
+    """A layer, of which token `index` is read.
+
+    `read_twice` has the output read as a whole too.
+    """
+    x, weights, nodes = parts()
+    product = nodes[-1]
+    weights["index"] = graphs.weight("index", np.array(index))
+    weights["index"].shape = ir.Shape(())
     read = node("Gather", [product.outputs[0], weights["index"]], ["batch", WIDTH], axis=1)
     nodes.append(read)
     if read_twice:
@@ -66,12 +73,36 @@ def layer(*, index: int = 0, read_twice: bool = False) -> tuple[ir.Model, ir.Val
     return model, x
 
 
-def taken(model: ir.Model) -> list[str | None]:
-    """What the graph takes the first token of, as a row of its own."""
+def tagger(*, made_flat: bool) -> ir.Model:
+    """A layer and each row's own head, of which the tokens are read that `places` names.
+
+    `made_flat` has them made a list first, which they are.
+    """
+    x, weights, nodes = parts()
+    head = ir.Value(name="head", **value(["batch", WIDTH, 3]))
+    bias = ir.Value(name="head_bias", **value(["batch", 1, 3]))
+    places = ir.Value(name="places", **value(["kept"], ir.DataType.INT64))
+    scores = node("MatMul", [nodes[-1].outputs[0], head], ["batch", "tokens", 3])
+    biased = node("Add", [scores.outputs[0], bias], ["batch", "tokens", 3])
+    nodes += [scores, biased]
+    index = places
+    if made_flat:
+        weights["all"] = graphs.weight("all", np.array([-1]))
+        nodes.append(node("Reshape", [places, weights["all"]], ["kept"]))
+        index = nodes[-1].outputs[0]
+        index.type = ir.TensorType(ir.DataType.INT64)
+    nodes.append(node("Gather", [biased.outputs[0], index], ["batch", "kept", 3], axis=1))
+    model = graphs.graph(*nodes, inputs=[x, head, bias, places], weights=weights)
+    model.opset_imports["com.microsoft"] = 1
+    return model
+
+
+def taken(model: ir.Model, places: str = "first_token") -> list[str | None]:
+    """What the graph takes tokens of, each as a row of its own, by a value so named."""
     return [
         one.inputs[0].name
         for one in model.graph
-        if one.op_type == "Gather" and one.inputs[1].const_value.numpy().ndim == 1
+        if one.op_type == "Gather" and one.inputs[1].name.endswith(places)
     ]
 
 
@@ -90,6 +121,31 @@ def test_the_layer_computes_one_token_and_gives_the_same(tmp_path) -> None:
     wide = [one for one in model.graph if x in one.inputs and one.op_type == "MatMul"]
     assert [one.inputs[1].name for one in wide] == ["k", "v"]
     after = graphs.run(model, tmp_path / "after", x=given())
+    np.testing.assert_allclose(after, before, atol=1e-6)
+
+
+@pytest.mark.parametrize("made_flat", [False, True])
+def test_the_layer_and_the_head_compute_the_tokens_that_an_input_names(
+    made_flat: bool, tmp_path
+) -> None:
+    feed = {
+        "x": given(),
+        "head": graphs.random(3, WIDTH, 3, seed=12),
+        "head_bias": graphs.random(3, 1, 3, seed=13),
+        "places": np.array([2, 3, 4]),
+    }
+    for folder in ("before", "after"):
+        (tmp_path / folder).mkdir()
+    before = graphs.run(tagger(made_flat=made_flat), tmp_path / "before", **feed)
+    model = tagger(made_flat=made_flat)
+    narrow.run(model, PassContext(graphs.NOTHING))
+    # The layer's input is all that tokens are taken of, and nothing of what is computed.
+    assert taken(model, "places") == ["x"]
+    operators = [one.op_type for one in model.graph]
+    assert operators.count("Gather") == 1
+    assert "Reshape" not in operators
+    after = graphs.run(model, tmp_path / "after", **feed)
+    assert after.shape == (3, 3, 3)
     np.testing.assert_allclose(after, before, atol=1e-6)
 
 

@@ -80,8 +80,8 @@ def test_what_a_classifier_is_fed_gives_its_own_logits(engine, row):
     logits = engine._session.run(fed.feed)["logits"][row]
     wanted = engine.logits(ROWS)[row]
     if logits.ndim == 2:
-        # Of the virtual tokens too, which stand before the text.
-        first = fed.prefix if fed.runs_prefix else 0
+        # Those of virtual tokens stand before the text's, but for the ones that were not asked for.
+        first = (fed.prefix if fed.runs_prefix else 0) - fed.skipped
         logits = logits[first : first + fed.taken]
     assert np.array_equal(logits, wanted)
 

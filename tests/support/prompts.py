@@ -89,6 +89,7 @@ class Mixed:
             "ids": padded,
             "mask": mask,
             "segments": np.zeros_like(padded),
+            "positions": np.arange(width),
             "table": np.concatenate([prompt.virtual_tokens for prompt in prompts]),
             "prompt": np.array([which or 0 for _, which in rows], np.int64),
             "lengths": np.array(lengths, np.int64),

@@ -114,6 +114,7 @@ def test_what_belongs_to_prompts_has_room_in_a_profile_for_more_than_one():
     limits = bounded(request_limits(512, 492, 30522), TrtOptions(), False, None)
     inputs = (
         TensorSpec("input_ids", "ids", "int64", ("batch", "sequence"), ""),
+        TensorSpec("logits_positions", "positions", "int64", ("kept",), ""),
         TensorSpec("virtual_tokens", "table", "float32", ("virtual", 32), ""),
         TensorSpec("prompt_index", "prompt", "int64", ("batch",), ""),
         TensorSpec("head.score.weight", "head", "float32", ("prompts", "classes", 32), ""),
@@ -121,6 +122,8 @@ def test_what_belongs_to_prompts_has_room_in_a_profile_for_more_than_one():
     (one,) = profiles(Signature(inputs, ()), limits, TrtOptions())
     # A row has its virtual tokens before its text.
     assert one.shapes["input_ids"] == ((1, 1), (8, 148), (32, 512))
+    # Logits are read of its text, and beside a shorter prompt's row of some virtual tokens too.
+    assert one.shapes["logits_positions"] == ((1,), (128,), (512,))
     assert one.shapes["virtual_tokens"] == ((1, 32), (20, 32), (256 * 128, 32))
     assert one.shapes["prompt_index"] == ((1,), (8,), (32,))
     assert one.shapes["head.score.weight"] == ((1, 1, 32), (1, 8, 32), (256, 1024, 32))

@@ -51,7 +51,7 @@ const TaskKind kClassifier = {
     /*writes=*/false,
     /*any_head=*/true,
     /*takes_base=*/false,
-    [](const Manifest& manifest) { require_classifier(manifest, {"batch"}); },
+    [](const Manifest& manifest) { require_classifier(manifest, false); },
     [](const EngineState& state) -> std::unique_ptr<TaskEngine> {
       return std::make_unique<Classifier>(state);
     },

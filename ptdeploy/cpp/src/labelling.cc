@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 #include <iterator>
+#include <limits>
+#include <numeric>
 #include <set>
 
 #include "layout.hpp"
@@ -61,8 +63,13 @@ Shape prefix_shape(const TensorSpec& prefix, bool beside_table, const PromptInfo
   return {"prefixes", sizes[0], sizes[1], "prefix", sizes[2]};
 }
 
+// Whether virtual tokens are looked up: they have positions whose logits are nobody's.
+bool looks_up(const Graph& graph) {
+  return graph.input(TensorRole::table) || !graph.input(TensorRole::prefix);
+}
+
 // What may differ from model to model is taken from where it is, and all else held against it.
-std::vector<Wanted> wanted_inputs(const Manifest& manifest) {
+std::vector<Wanted> wanted_inputs(const Manifest& manifest, bool per_token) {
   const Graph& graph = manifest.graph();
   const PromptInfo& prompt = manifest.prompt();
   const Shape text{"batch", "sequence"}, rows{"batch"};
@@ -73,7 +80,9 @@ std::vector<Wanted> wanted_inputs(const Manifest& manifest) {
   const std::string dtype = type && *type != ElementType::int64 ? first->dtype : "float32";
   std::vector<Wanted> inputs{{TensorRole::ids, "int64", text}, {TensorRole::mask, "int64", text}};
   if (manifest.limits.type_vocab_size > 0) inputs.push_back({TensorRole::segments, "int64", text});
-  if (table || !prefix)
+  if (per_token && looks_up(graph))
+    inputs.push_back({TensorRole::positions, "int64", {"kept"}});
+  if (looks_up(graph))
     inputs.push_back({TensorRole::table, dtype, {"virtual", table_width(table, prompt)}});
   if (prefix) {
     inputs.push_back({TensorRole::prefix, dtype, prefix_shape(*prefix, table != nullptr, prompt)});
@@ -115,7 +124,7 @@ std::size_t likeliest(const std::vector<double>& probabilities) {
   return static_cast<std::size_t>(top - probabilities.begin());
 }
 
-void require_classifier(const Manifest& manifest, Shape logits) {
+void require_classifier(const Manifest& manifest, bool per_token) {
   const Graph& graph = manifest.graph();
   const PromptInfo& prompt = manifest.prompt();
   require(manifest.default_prompt.has_value(),
@@ -129,13 +138,15 @@ void require_classifier(const Manifest& manifest, Shape logits) {
   const bool prefix = graph.input(TensorRole::prefix), table = graph.input(TensorRole::table);
   require(prefix == prompt.prefix_kv.has_value() || (prefix && table),
           where + "prefix_kv is not what the graph takes");
-  require_alike("inputs", graph.inputs, wanted_inputs(manifest));
+  require_alike("inputs", graph.inputs, wanted_inputs(manifest, per_token));
   bool heads = false, classes = false;
   for (const TensorSpec& spec : graph.inputs) {
     if (spec.role != TensorRole::head) continue;
     heads = true;
     classes = classes || std::count(spec.shape.begin(), spec.shape.end(), Axis("classes")) > 0;
   }
+  Shape logits{"batch"};
+  if (per_token) logits.push_back(looks_up(graph) ? "kept" : "sequence");
   logits.push_back(heads ? Axis("classes") : Axis(static_cast<std::int64_t>(prompt.labels.size())));
   require_alike("outputs", graph.outputs, {{TensorRole::logits, "float32", logits}});
   require(classes == heads, "no head has the axis 'classes' of the logits");
@@ -217,6 +228,8 @@ Labelling::Answers Labelling::run_rows(const Part& part) const {
   const SharedStack stack = inputs_.stack(part.prompts);
   std::vector<Ids> texts, types;
   std::vector<std::int64_t> lengths, places;
+  // Logits are read from the end of the shortest prompt on, where the first text begins.
+  std::size_t skipped = std::numeric_limits<std::size_t>::max();
   for (std::size_t i = 0; i < count; ++i) {
     const Ids& before = stack->before(part.prompts[i]);
     texts.push_back(before);
@@ -227,6 +240,7 @@ Labelling::Answers Labelling::run_rows(const Part& part) const {
       types.back().insert(types.back().end(), part.segments[i].begin(), part.segments[i].end());
     lengths.push_back(before.empty() ? size(part.prompts[i]->length()) : 0);
     places.push_back(stack->index(part.prompts[i]));
+    skipped = std::min(skipped, before.size());
   }
   Batch batch = pack(texts);
   std::vector<std::int64_t> segments = pack(types).input_ids;
@@ -240,12 +254,17 @@ Labelling::Answers Labelling::run_rows(const Part& part) const {
   give(TensorRole::ids, tokens, batch.input_ids);
   give(TensorRole::mask, tokens, batch.attention_mask);
   give(TensorRole::segments, tokens, segments);
+  if (!graph.input(TensorRole::positions)) skipped = 0;
+  std::vector<std::int64_t> positions(batch.width - skipped);
+  std::iota(positions.begin(), positions.end(), size(skipped));
+  give(TensorRole::positions, {size(positions.size())}, positions);
   inputs.insert(inputs.end(), stack->bound().begin(), stack->bound().end());
   give(TensorRole::prompt, each, places);
   give(TensorRole::lengths, each, lengths);
   const bool one_answer = state_.kind().one_answer;
-  const std::size_t labels = stack->labels(), lines = one_answer ? 1 : batch.width;
-  std::vector<std::int64_t> shape = one_answer ? each : tokens;
+  const std::size_t labels = stack->labels(), lines = one_answer ? 1 : positions.size();
+  std::vector<std::int64_t> shape = each;
+  if (!one_answer) shape.push_back(size(lines));
   shape.push_back(size(labels));
   std::vector<float> logits(count * lines * labels);
   auto run = state_.backend->bind(
@@ -254,7 +273,7 @@ Labelling::Answers Labelling::run_rows(const Part& part) const {
   Answers out(count);
   for (std::size_t i = 0; i < count; ++i) {
     // The virtual tokens' own answers are nobody's.
-    const std::size_t first = one_answer ? 0 : stack->before(part.prompts[i]).size();
+    const std::size_t first = one_answer ? 0 : stack->before(part.prompts[i]).size() - skipped;
     const std::size_t own = columns(part.prompts[i]->info);
     for (std::size_t at = 0; at < state_.kind().positions(part.rows[i].size()); ++at) {
       const float* line = logits.data() + (i * lines + first + at) * labels;

@@ -45,9 +45,8 @@ class Labelling : public TaskEngine {
   PromptInputs inputs_;
 };
 
-// Throws Problem naming what in a manifest no classifier has whose logits have these axes, and one
-// of classes behind them.
-void require_classifier(const Manifest& manifest, std::vector<Axis> logits);
+// Throws Problem naming what in a manifest no classifier has, of tokens or of whole texts.
+void require_classifier(const Manifest& manifest, bool per_token);
 
 // Probabilities of `count` logits. Throw EngineFault unless all are finite: no class is likeliest.
 std::vector<double> softmax(const float* logits, std::size_t count);

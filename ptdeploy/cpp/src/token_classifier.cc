@@ -45,7 +45,7 @@ const TaskKind kTokenClassifier = {
     /*writes=*/false,
     /*any_head=*/false,
     /*takes_base=*/false,
-    [](const Manifest& manifest) { require_classifier(manifest, {"batch", "sequence"}); },
+    [](const Manifest& manifest) { require_classifier(manifest, true); },
     [](const EngineState& state) -> std::unique_ptr<TaskEngine> {
       return std::make_unique<TokenClassifier>(state);
     },

@@ -157,7 +157,7 @@ def _logits_apart(logits: NDArray[Any], fed: Fed, row: ReferenceRow) -> float:
     if row.logits.ndim == 1:
         ours, wanted = ours[None], row.logits[None]
     else:
-        first = fed.prefix if fed.runs_prefix else 0
+        first = (fed.prefix if fed.runs_prefix else 0) - fed.skipped
         ours = ours[first : first + fed.taken]
         kept = min(len(ours), len(row.logits))
         ours, wanted = ours[len(ours) - kept :], row.logits[len(row.logits) - kept :]

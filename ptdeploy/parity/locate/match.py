@@ -199,6 +199,9 @@ def _kept(mine: int, its: int, fed: Fed, has_tokens: bool) -> tuple[range, range
     `has_tokens` says that the value has that axis by itself.
     """
     first = fed.prefix if fed.runs_prefix else 0
+    if fed.skipped and mine == first + fed.width - fed.skipped and its == first + fed.taken:
+        # What is computed for the tokens alone whose logits are read.
+        return range(its - fed.skipped), range(fed.skipped, its)
     if has_tokens and mine == 1 and fed.width + first > 1 and its in (fed.taken, first + fed.taken):
         # A layer that computes the first token alone, which is all that the head reads.
         return range(1), range(1)

@@ -11,7 +11,7 @@ from ptdeploy.bundle.signature import BATCH, KEPT, SEQUENCE, SLOTS, Signature
 from ptdeploy.bundle.task import Operators, Task, TensorRole, TensorSpec
 from ptdeploy.errors import BaseModelError, InputError
 from ptdeploy.memory import ran_out_of_memory
-from ptdeploy.program.kinds.kind import IDS, BuildOptions, ProgramKind, table
+from ptdeploy.program.kinds.kind import IDS, POSITIONS, BuildOptions, ProgramKind, table
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from ptdeploy.source.checkpoint import Checkpoint
     from ptdeploy.source.meaning import Meaning
 
-_POSITIONS = TensorSpec(
-    "logits_positions", "positions", "int64", (KEPT,), "positions of input_ids to get logits for"
-)
 _LENGTHS = TensorSpec(
     "past_lengths",
     "lengths",
@@ -83,7 +80,7 @@ class Causal(ProgramKind):
         buffer, new = (BATCH, heads, SLOTS, head_dim), (BATCH, heads, SEQUENCE, head_dim)
         past = _kv("past_key_values", "past", names, buffer, "KV buffer")
         virtual = () if options.freeze_kv else (table(base.embedding_dim),)
-        inputs = (IDS, _LENGTHS, _POSITIONS, *virtual, *past)
+        inputs = (IDS, _LENGTHS, POSITIONS, *virtual, *past)
         vocabulary = int(model.get_output_embeddings().weight.shape[0])
         logits = TensorSpec(
             "logits",

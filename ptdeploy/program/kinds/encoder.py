@@ -7,12 +7,13 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ptdeploy.bundle import Route
-from ptdeploy.bundle.signature import BATCH, SEQUENCE, Signature
+from ptdeploy.bundle.signature import BATCH, KEPT, SEQUENCE, Signature
 from ptdeploy.bundle.task import Task, TensorSpec
 from ptdeploy.errors import InputError
 from ptdeploy.program.kinds.kind import (
     IDS,
     MASK,
+    POSITIONS,
     BuildOptions,
     ProgramKind,
     any_prefix,
@@ -52,11 +53,11 @@ class SequenceEncoder(SequenceKind):
         prompt: Prompt,
         options: BuildOptions,
     ) -> tuple[Program, Route]:
-        return _encoder(model, base, prompt, (BATCH,), options)
+        return _encoder(model, base, prompt, False, options)
 
 
 class TokenEncoder(ProgramKind):
-    """TOKEN_CLS: the model's own head, at the virtual tokens' positions too."""
+    """TOKEN_CLS: the model's own head, at each token of the text."""
 
     task = Task.TOKEN_CLS
     auto_class_name = "AutoModelForTokenClassification"
@@ -80,14 +81,14 @@ class TokenEncoder(ProgramKind):
         prompt: Prompt,
         options: BuildOptions,
     ) -> tuple[Program, Route]:
-        return _encoder(model, base, prompt, (BATCH, SEQUENCE), options)
+        return _encoder(model, base, prompt, True, options)
 
 
 def _encoder(
     model: PreTrainedModel,
     base: BaseModel,
     prompt: Prompt,
-    axes: tuple[str, ...],
+    per_token: bool,
     options: BuildOptions,
 ) -> tuple[Program, Route]:
     from ptdeploy.program.decoder import ClassifyingDecoder
@@ -98,29 +99,30 @@ def _encoder(
 
     head = Head(model, prompt.head)
     segments = (_SEGMENTS,) if base.type_vocab_size else ()
+    # Virtual tokens that are looked up are positions too, whose logits nobody asks for.
+    looked_up = options.all_kinds or prompt.prefix_kv is None
+    axes = (BATCH, KEPT if looked_up else SEQUENCE) if per_token else (BATCH,)
     logits = class_logits(axes, base.num_labels, head.specs)
+    positions = (POSITIONS,) if per_token else ()
+    words = (IDS, MASK, *segments, *positions, table(base.embedding_dim))
     if options.all_kinds:
         layers, _, heads, _, width = encoders_prefix_shape(model, 1)
         prefixes = (*any_prefix(layers, heads, width), prompt_index())
-        inputs = (IDS, MASK, *segments, table(base.embedding_dim), *prefixes, *head.specs)
-        every = AnyPromptEncoder(
-            model, base.vocab_size, layers, bool(segments), SEQUENCE in axes, head
-        )
+        inputs = (*words, *prefixes, *head.specs)
+        every = AnyPromptEncoder(model, base.vocab_size, layers, bool(segments), per_token, head)
         return _lowered(model, Program(every.eval(), Signature(inputs, (logits,))), options)
     if prompt.prefix_kv is not None:
         layers = prompt.prefix_kv.shape[0]
         prefix = (*prefix_inputs(prompt.prefix_kv), prompt_index())
         inputs = (IDS, MASK, *segments, *prefix, *head.specs)
-        per_token = SEQUENCE in axes
         if not is_encoder(model):
             decoder = ClassifyingDecoder(model, layers, head, per_token).eval()
             route = Route("plain", "a class needs no KV buffer")
             return Program(decoder, Signature(inputs, (logits,))), route
         over = PrefixEncoder(model, layers, bool(segments), per_token, head).eval()
         return _lowered(model, Program(over, Signature(inputs, (logits,))), options)
-    words = (IDS, MASK, *segments, table(base.embedding_dim))
     inputs = (*words, prompt_index(), *head.specs) if head.specs else words
-    module = Encoder(model, base.vocab_size, bool(segments), head).eval()
+    module = Encoder(model, base.vocab_size, bool(segments), per_token, head).eval()
     return _lowered(model, Program(module, Signature(inputs, (logits,))), options)
 
 

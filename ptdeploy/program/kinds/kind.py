@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ptdeploy.bundle import Route
-from ptdeploy.bundle.signature import BATCH, CLASSES, PREFIX, PREFIXES, SEQUENCE, VIRTUAL
+from ptdeploy.bundle.signature import BATCH, CLASSES, KEPT, PREFIX, PREFIXES, SEQUENCE, VIRTUAL
 from ptdeploy.bundle.task import Operators, Task, TensorSpec
 
 if TYPE_CHECKING:
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 IDS = TensorSpec("input_ids", "ids", "int64", (BATCH, SEQUENCE), "token ids of the text")
 MASK = TensorSpec(
     "attention_mask", "mask", "int64", (BATCH, SEQUENCE), "1 for text, 0 for padding on the right"
+)
+POSITIONS = TensorSpec(
+    "logits_positions", "positions", "int64", (KEPT,), "positions of input_ids to get logits for"
 )
 
 

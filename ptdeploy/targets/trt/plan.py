@@ -75,11 +75,13 @@ def profiles(
     if limits.max_prefill is None:
         text = _up_to(ranges.get("seq", Range(1, _TOKENS, 1 << 30)), limits.max_sequence)
         prompts = _of_prompts(signature, limits)
-        if VIRTUAL in prompts:
-            # A row is its virtual tokens and its text.
-            text = Range(text.min, text.opt + virtual, text.max + virtual)
+        # A row is its virtual tokens and its text; beside a shorter prompt's row some of those are
+        # positions too that logits are read of.
+        before = virtual if VIRTUAL in prompts else 0
+        whole = Range(text.min, text.opt + before, text.max + before)
+        kept = Range(text.min, text.opt, text.max + before)
         batch = _up_to(ranges.get("batch", _BATCH), limits.max_batch)
-        sizes = {"batch": batch, "sequence": text, **prompts}
+        sizes = {"batch": batch, "sequence": whole, "kept": kept, **prompts}
         return (Profile("requests", _shapes(signature, sizes)),)
     slots = Range(1, min(1024, limits.max_context), limits.max_context)
     one = Range(1, 1, 1)
