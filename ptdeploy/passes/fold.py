@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,7 @@ def _rules_tried_by_operator() -> Iterator[None]:
 
     The rules live as long as the process, and each keeps the whole graph that it looked at last,
     weights and all: gigabytes that nothing else could free. They set it anew before each use.
+    Rules of another onnxscript, which do not say their operator, are tried as it does.
     """
     from onnxscript.rewriter.pattern import RewriteRule
 
@@ -45,8 +46,8 @@ def _rules_tried_by_operator() -> Iterator[None]:
     def ours(rule: RewriteRule, model: Any, graph: Any, node: ir.Node, **options: Any) -> Any:
         operator = tried.get(rule)
         if operator is None:
-            operator = tried[rule] = rule._target_pattern.output_nodes[0].op
-        if not operator.matches(node.op_type):
+            operator = tried[rule] = _operator(rule)
+        if not operator(node.op_type):
             return None
         return theirs(rule, model, graph, node, **options)
 
@@ -57,4 +58,13 @@ def _rules_tried_by_operator() -> Iterator[None]:
         RewriteRule.try_rewrite = theirs
         for rule in tried:
             for name in ("_graph", "_match", "_current_node"):
-                vars(rule._matcher).pop(name, None)
+                vars(getattr(rule, "_matcher", rule)).pop(name, None)
+
+
+def _operator(rule: RewriteRule) -> Callable[[str], bool]:
+    """Whether a rule may replace a node of an operator."""
+    try:
+        matches: Callable[[str], bool] = rule._target_pattern.output_nodes[0].op.matches
+    except AttributeError:
+        return lambda operator: True
+    return matches

@@ -76,3 +76,13 @@ def test_torch_promotes_as_before_after_a_block_that_failed():
     with pytest.raises(ValueError, match=r"^$"):
         fail()
     assert INTERPRETER.run_node is before
+
+
+def test_a_torch_of_other_insides_exports_as_it_does(monkeypatch):
+    wanted = _exported()
+    monkeypatch.delattr(type_promotion, "get_type_promotion_rule")
+    before = INTERPRETER.run_node
+    with promoted_by_trace():
+        assert INTERPRETER.run_node is before
+    monkeypatch.undo()
+    assert _exported() == wanted
