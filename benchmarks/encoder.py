@@ -7,7 +7,8 @@ Each engine of models/topics is compiled once, into its checkout's cache, and an
 of its own; within each round all take turns, begun by another one each time (turns.py). Requests
 are batches of one length, and a stream of texts of unequal lengths. What is kept in
 benchmarks/results/ are medians, quartiles and the best, and each engine's ratio to this checkout's
-fp32 engine in the same round: under 1 is faster.
+fp32 engine in the same round: under 1 is faster. A run for each number of threads and each value of
+PTDEPLOY_SPIN is kept.
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ def contenders(other: Path) -> list[Contender]:
         Contender("fp32 before", other, "ort", "fp32"),
         Contender("int8 before", other, "ort", "int8"),
         Contender("OpenVINO fp32", here, "openvino", "fp32"),
+        Contender("OpenVINO int8", here, "openvino", "int8"),
     ]
 
 
@@ -125,8 +127,11 @@ def main() -> None:
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=other, capture_output=True, text=True
     ).stdout.strip()
-    found = {"before": commit, "threads": arguments.threads, "load": os.getloadavg()}
-    RESULTS.write_text(json.dumps({**found, "cells": cells}, indent=1) + "\n")
+    spin = os.environ.get("PTDEPLOY_SPIN", "")
+    run = {"before": commit, "threads": arguments.threads, "spin": spin, "load": os.getloadavg()}
+    runs = json.loads(RESULTS.read_text()) if RESULTS.is_file() else []
+    others = [one for one in runs if (one["threads"], one["spin"]) != (arguments.threads, spin)]
+    RESULTS.write_text(json.dumps([*others, {**run, "cells": cells}], indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -87,15 +87,15 @@ struct Storm {
   }
 
   void come_and_go(const std::string& name) {
-    while (!over) {
-      engine.load_prompt(other, name);
-      engine.prompts();
+    do {
       // Some requests find it.
       for (const int seen = answered + refused; !over && answered + refused < seen + 4;)
         std::this_thread::yield();
       engine.unload_prompt(name);
+      engine.prompts();
+      engine.load_prompt(other, name);
       ++rounds;
-    }
+    } while (!over);
   }
 };
 
@@ -112,7 +112,7 @@ int main(int argc, char** argv) {
     storm.engine.load_prompt(storm.other, "guest0");
     storm.own = storm.engine.logits(kRows);
     storm.guests = storm.engine.logits(kRows, "guest0");
-    storm.engine.unload_prompt("guest0");
+    storm.engine.load_prompt(storm.other, "guest1");
     std::vector<std::thread> asking, moving;
     for (const char* name : {"guest0", "guest1"})
       moving.emplace_back([&storm, name] { storm.come_and_go(name); });

@@ -15,7 +15,7 @@ from ptdeploy.program.program import examples
 
 def why_not(config) -> str:
     model = AutoModelForSequenceClassification.from_config(config).eval()
-    program = Encoder(model, config.vocab_size, False, Head(model, {})).eval()
+    program = Encoder(model, config.vocab_size, False, False, Head(model, {})).eval()
     inputs = examples((IDS, MASK, table(config.hidden_size)))
     return padded_attention.why_not_fused(model, program, inputs)
 
