@@ -96,7 +96,7 @@ class Labelling(Engine):
         with self._held(prompt) as chosen:
             prompts = _with_prompts(chosen.of(len(rows)))
             given = self._inputs(rows, segments, self._of_prompts.stack(prompts), prompts)
-        own, positions = prompts[row], given.get(self._names.get("positions", ""))
+        own = prompts[row]
         runs_prefix, width = own.prefix_kv is None, given[self._names["ids"]].shape[1]
         return Fed(
             {n: a if isinstance(a, np.ndarray) else a.read() for n, a in given.items()},
@@ -106,8 +106,13 @@ class Labelling(Engine):
             rows[row].size,
             own.length,
             runs_prefix,
-            0 if positions is None else int(positions[0]),
+            self._skipped(given),
         )
+
+    def _skipped(self, given: dict[str, NDArray[Any]]) -> int:
+        """How many of a batch's first positions have no logits."""
+        name = self._names.get("positions")
+        return 0 if name is None else int(given[name][0])
 
     def _inputs(
         self,
@@ -147,7 +152,7 @@ class Labelling(Engine):
         stack = self._of_prompts.stack(prompts)
         given = self._inputs(rows, segments, stack, prompts)
         logits = self._session.run(given)[self._logits]
-        skipped = int(given[self._names["positions"]][0]) if "positions" in self._names else 0
+        skipped = self._skipped(given)
         found = []
         for ids, prompt, row in zip(rows, prompts, logits, strict=True):
             if not self.one_answer:
