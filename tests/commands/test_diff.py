@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from support import damage, tiny
 
 import ptdeploy
 from ptdeploy.cli.main import main
+from ptdeploy.commands import diff
 
 
 def test_a_bundle_differs_from_itself_in_nothing(compiled, capsys):
@@ -100,15 +102,40 @@ def test_a_limit_that_cannot_be_is_refused(compiled, limit):
     assert main(["diff", bundle, bundle, "--speed", "--rounds", "0"]) == 2
 
 
-def test_a_slower_bundle_fails_the_gate(compiled, tmp_path, capsys):
-    slow = tiny.make(tmp_path, "gpt2", "CAUSAL_LM", n_layer=6)
-    slower = ptdeploy.compile(
-        slow.adapter, target="ort", base=str(slow.base), output=tmp_path / "slow"
-    )
-    fast = str(compiled("gpt2", "CAUSAL_LM").bundle)
-    assert main(["diff", fast, str(slower.path), "--max-slowdown", "1.5"]) == 1
-    assert "TOO SLOW" in capsys.readouterr().out
-    assert main(["diff", str(slower.path), fast, "--max-slowdown", "1.5"]) == 0
+class Clock:
+    """Advanced by requests alone, by as much as the test says that each bundle's take."""
+
+    def __init__(self, seconds: dict[Path, float]) -> None:
+        self.now, self.seconds, self.taken = 0.0, seconds, 0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def timing(self, requests):
+        return lambda engine: {
+            name: partial(self.take, run, self.seconds[engine.bundle.path])
+            for name, run in requests(engine).items()
+        }
+
+    def take(self, run, seconds: float) -> None:
+        run()
+        self.now += seconds
+        self.taken += 1
+
+
+@pytest.mark.parametrize(("seconds", "code"), [(0.14, 0), (0.16, 1), (0.05, 0)])
+def test_a_slower_bundle_fails_the_gate(compiled, tmp_path, capsys, monkeypatch, seconds, code):
+    before = compiled("gpt2", "CAUSAL_LM").bundle
+    after = shutil.copytree(before, tmp_path / "after")
+    clock = Clock({before: 0.1, after: seconds})
+    monkeypatch.setattr(diff, "time", clock)
+    monkeypatch.setattr(diff, "_requests", clock.timing(diff._requests))
+    options = ["--max-slowdown", "1.5", "--rounds", "3"]
+    assert main(["diff", str(before), str(after), *options]) == code
+    out = capsys.readouterr().out
+    assert ("TOO SLOW" in out) is bool(code)
+    assert f"100.00 -> {1000 * seconds:.2f} ms" in out
+    assert clock.taken == 2 * 2 * (1 + 3)
 
 
 def test_a_prompt_that_came_to_a_bundle_is_named(compiled, packed, tmp_path, capsys):
