@@ -19,7 +19,8 @@ class PassContext:
 
     The signature it must keep, how weights are to be stored (None: as they are), the type that
     activations are computed in, whether the engine knows ONNX Runtime's own operators, which one
-    reads quantized weights, and whether embeddings are weights in that.
+    reads quantized weights, whether embeddings are weights in that, and how many positions a table
+    of rotary angles has to hold, 0 where attention does not turn its inputs by one.
     """
 
     signature: Signature
@@ -28,19 +29,21 @@ class PassContext:
     custom_operators: bool = True
     weights: QuantizedReader = "MatMulNBits"
     quantizes_embeddings: bool = False
+    rotary_positions: int = 0
 
 
 def run_passes(model: ir.Model, context: PassContext) -> ir.Model:
     """Run every pass in order.
 
     fold: constants folded, dead nodes and repeated work dropped. layout: no transposes and reshapes
-    that undo each other. residual: sums with the norm after them. narrow: the last layer for the
-    tokens that are read. half: float16 but where it would lose. deduplicate: one copy of equal
-    weights. head: large weights are read the way round they lie. quantize_rows: products of int8 by
-    int8. quantize, dequantize: constant matrices in a few bits, with ONNX Runtime's own operator or
-    with standard ones. embeddings: what token ids look up in 8 bits. declare: inputs and outputs
-    get the signature's names, types and axes. name: nodes are named after their modules. anonymise:
-    nothing of the machine that exported stays.
+    that undo each other. residual: sums with the norm after them. rotary: queries and keys that
+    attention turns itself, by a table. narrow: the last layer for the tokens that are read. half:
+    float16 but where it would lose. deduplicate: one copy of equal weights. head: large weights are
+    read the way round they lie. quantize_rows: products of int8 by int8. quantize, dequantize:
+    constant matrices in a few bits, with ONNX Runtime's own operator or with standard ones.
+    embeddings: what token ids look up in 8 bits. declare: inputs and outputs get the signature's
+    names, types and axes. name: nodes are named after their modules. anonymise: nothing of the
+    machine that exported stays.
     """
     from ptdeploy.passes import (
         anonymise,
@@ -57,9 +60,10 @@ def run_passes(model: ir.Model, context: PassContext) -> ir.Model:
         quantize,
         quantize_rows,
         residual,
+        rotary,
     )
 
-    before = (fold, layout, residual, narrow, half, deduplicate, head)
+    before = (fold, layout, residual, rotary, narrow, half, deduplicate, head)
     for one in (*before, quantize_rows, quantize, dequantize, embeddings, declare, name, anonymise):
         model = one.run(model, context)
     return model

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptdeploy.errors import InputError
+from ptdeploy.passes.edit import add_constant
 from ptdeploy.passes.head import transposed_weight
 from ptdeploy.passes.quantize import constant_product
 
@@ -78,8 +79,8 @@ def _read(
 
     codes, scales = quantize(matrix, wanted)
     parts = [
-        _constant(graph, f"{name}.q", np.ascontiguousarray(codes.T) if as_it_lies else codes),
-        _constant(graph, f"{name}.scale", scales.astype(matrix.dtype)),
+        add_constant(graph, f"{name}.q", np.ascontiguousarray(codes.T) if as_it_lies else codes),
+        add_constant(graph, f"{name}.scale", scales.astype(matrix.dtype)),
     ]
     attributes = {"axis": 0 if as_it_lies else 1}
     if wanted.block_size:
@@ -136,12 +137,3 @@ def constant_matrix(
         return None
     transpose, weight, tensor = turned
     return weight, tensor, True, transpose
-
-
-def _constant(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
-    import onnx_ir as ir
-
-    tensor = ir.tensor(array, name=name)
-    value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype))
-    graph.register_initializer(value)
-    return value

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ptdeploy.passes.head import replace
+from ptdeploy.passes.edit import add_constant, replace
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -75,15 +75,10 @@ def _looked_up(node: ir.Node) -> ir.Value | None:
 
 def _stored(graph: ir.Graph, name: str, array: NDArray[np.generic]) -> ir.Value:
     """A new constant, or one that is the same: a head's that is tied to the embeddings."""
-    import onnx_ir as ir
-
     for value in graph.initializers.values():
         other = value.const_value
         if other is None or tuple(other.shape) != array.shape or other.dtype.numpy() != array.dtype:
             continue
         if np.array_equal(other.numpy(), array):
             return value
-    tensor = ir.tensor(array, name=name)
-    value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype))
-    graph.register_initializer(value)
-    return value
+    return add_constant(graph, name, array)

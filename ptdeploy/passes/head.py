@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ptdeploy.passes.edit import add_constant, replace
+
 if TYPE_CHECKING:
     import onnx_ir as ir
 
@@ -29,9 +31,7 @@ def run(model: ir.Model, context: PassContext) -> ir.Model:
         if len(weight.uses()) == 1:
             tensor = np.ascontiguousarray(constant.numpy().T)
             name = f"{weight.name}.transposed"
-            turned = ir.Value(name=name, const_value=ir.tensor(tensor, name=name))
-            graph.register_initializer(turned)
-            node.replace_input_with(1, turned)
+            node.replace_input_with(1, add_constant(graph, name, tensor))
             del graph.initializers[str(weight.name)]
         elif context.custom_operators:
             name = f"{weight.name}.tied"
@@ -51,19 +51,6 @@ def run(model: ir.Model, context: PassContext) -> ir.Model:
         if not transpose.outputs[0].uses():
             graph.remove(transpose, safe=True)
     return model
-
-
-def replace(graph: ir.Graph, old: ir.Node, *new: ir.Node) -> None:
-    """Put nodes where another was; the last one's output takes over its output and its name."""
-    graph.insert_before(old, new)
-    before, after = old.outputs[0], new[-1].outputs[0]
-    if before.dtype is not None:
-        after.dtype = before.dtype
-    after.shape = before.shape
-    name = before.name
-    before.replace_all_uses_with(after, replace_graph_outputs=True)
-    graph.remove(old, safe=True)
-    after.name = name
 
 
 def transposed_weight(node: ir.Node) -> tuple[ir.Node, ir.Value, ir.TensorProtocol] | None:

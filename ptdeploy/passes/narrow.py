@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from ptdeploy.passes.edit import add_constant
+
 if TYPE_CHECKING:
     import onnx_ir as ir
 
@@ -100,16 +102,8 @@ def _drop(graph: ir.Graph, reader: ir.Node, read: ir.Value) -> None:
 def _first(graph: ir.Graph, reader: ir.Node) -> ir.Value:
     """A constant of the place of token 0 alone, which keeps the axis that it is taken from."""
     import numpy as np
-    import onnx_ir as ir
 
-    first = ir.Value(
-        name=f"{reader.outputs[0].name}.first_token",
-        const_value=ir.tensor(np.zeros(1, np.int64)),
-        type=ir.TensorType(ir.DataType.INT64),
-        shape=ir.Shape((1,)),
-    )
-    graph.register_initializer(first)
-    return first
+    return add_constant(graph, f"{reader.outputs[0].name}.first_token", np.zeros(1, np.int64))
 
 
 def _narrowable(graph: ir.Graph, reader: ir.Node, read: ir.Value) -> list[ir.Node]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ptdeploy.passes.head import replace
+from ptdeploy.passes.edit import add_constant, replace
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -47,8 +47,8 @@ def run(model: ir.Model, context: PassContext) -> ir.Model:
             # One tensor may be read both ways round, and is rounded along its columns in each.
             name = f"{weight.name}.transposed" if is_transposed else str(weight.name)
             done[key] = (
-                _constant(graph, f"{name}.q", packed),
-                _constant(graph, f"{name}.scale", scales),
+                add_constant(graph, f"{name}.q", packed),
+                add_constant(graph, f"{name}.scale", scales),
             )
         n, k = constant.shape.numpy()[:: 1 if is_transposed else -1]
         product = ir.node(
@@ -125,13 +125,3 @@ def constant_product(node: ir.Node) -> tuple[ir.Value, ir.TensorProtocol, bool] 
 def _number(node: ir.Node, name: str, default: float = 0) -> float:
     attribute = node.attributes.get(name)
     return default if attribute is None else float(attribute.value)
-
-
-def _constant(
-    graph: ir.Graph, name: str, array: NDArray[np.uint8] | NDArray[np.float32]
-) -> ir.Value:
-    import onnx_ir as ir
-
-    value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
-    graph.register_initializer(value)
-    return value

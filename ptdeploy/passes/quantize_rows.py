@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ptdeploy.passes.head import replace
+from ptdeploy.passes.edit import add_constant, replace
 from ptdeploy.passes.quantize import constant_product
 
 if TYPE_CHECKING:
@@ -128,11 +128,6 @@ class _Rows:
         return codes, scale
 
     def _constant(self, name: str, array: NDArray[Any]) -> ir.Value:
-        import onnx_ir as ir
-
         if name not in self._constants:
-            tensor = ir.tensor(array, name=f"rows.{name}")
-            value = ir.Value(name=tensor.name, const_value=tensor, type=ir.TensorType(tensor.dtype))
-            self._graph.register_initializer(value)
-            self._constants[name] = value
+            self._constants[name] = add_constant(self._graph, f"rows.{name}", array)
         return self._constants[name]

@@ -37,7 +37,8 @@ class Numerics:
     told, 0 for a whole column, and `quantizes_embeddings` whether embeddings are weights in that.
     `plain` says whether a KV buffer may also be kept by a graph whose attention is none of those
     operators. `int8_products` says whether its products of int8 by int8 are the faster ones where a
-    program runs whole texts.
+    program runs whole texts. `turns` says whether its fused attention turns queries and keys by a
+    table of rotary angles.
     """
 
     activations: Activations
@@ -50,6 +51,7 @@ class Numerics:
     quantizes_embeddings: bool = False
     plain: bool = True
     int8_products: bool = False
+    turns: bool = False
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,8 @@ class OrtTarget:
     def numerics(self, device: str, precision: str) -> Numerics:
         """In fp32 on a CPU; on CUDA in fp16, or in fp32 without fused attention, which has none."""
         if device == "cpu":
-            return Numerics("float32", "onnxruntime", int8_products=precision == "int8")
+            int8 = precision == "int8"
+            return Numerics("float32", "onnxruntime", int8_products=int8, turns=True)
         if precision == "fp32":
             return Numerics("float32", None)
         return Numerics("float16", "onnxruntime")

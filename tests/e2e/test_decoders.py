@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from support import tiny
@@ -50,24 +52,30 @@ _LONGROPE = _rope(
     short_factor=[1.0, 1.1, 1.2, 1.3],
     long_factor=[1.0, 2.0, 3.0, 4.0],
 )
+# Wide enough for ONNX Runtime's attention to turn them itself.
+_WIDE = {"head_dim": 16}
 CASES = {
     # Rotary scaling; yarn and llama3 are run well past the length they were scaled from.
     "yarn": Case(
         "llama",
         changes={
             "tie_word_embeddings": True,
+            **_WIDE,
             **_rope("yarn", factor=4.0, original_max_position_embeddings=16),
         },
     ),
     "llama3": Case(
         "llama",
-        changes=_rope(
-            "llama3",
-            factor=4.0,
-            original_max_position_embeddings=16,
-            low_freq_factor=1.0,
-            high_freq_factor=4.0,
-        ),
+        changes={
+            **_WIDE,
+            **_rope(
+                "llama3",
+                factor=4.0,
+                original_max_position_embeddings=16,
+                low_freq_factor=1.0,
+                high_freq_factor=4.0,
+            ),
+        },
     ),
     "linear": Case(
         "llama",
@@ -84,10 +92,10 @@ CASES = {
         "mistral",
         context=1100,
         virtual_tokens=300,
-        changes={"max_position_embeddings": 1100, "sliding_window": 24},
+        changes={"max_position_embeddings": 1100, "sliding_window": 24, **_WIDE},
     ),
     "gemma2": Case("gemma2"),
-    "gemma3": Case("gemma3"),
+    "gemma3": Case("gemma3", changes=_WIDE),
     "cohere2": Case("cohere2"),
     "gpt_oss": Case("gpt_oss"),
     "phimoe": Case("phimoe", "plain", context=20, changes={"sliding_window": 40}),
@@ -104,7 +112,7 @@ CASES = {
     # Heads of a width that ONNX Runtime's fused attention does not take, as OpenLLaMA 3B's.
     "head_dim": Case("llama", "plain", changes={"head_dim": 100}),
     "mixtral": Case("mixtral"),
-    "smollm3": Case("smollm3", changes={"no_rope_layers": [1, 0]}),
+    "smollm3": Case("smollm3", changes={"no_rope_layers": [1, 0], **_WIDE}),
     # Positions that are learned, learned from an offset on, and none but a slope.
     "gpt2": Case("gpt2"),
     "opt": Case("opt"),
@@ -152,6 +160,18 @@ def _row(length: int, seed: int = 11) -> np.ndarray:
 def test_the_graph_takes_the_route_it_is_known_to_take(decoders, name):
     decoder = decoders(name)
     assert decoder.engine.manifest.graph.route == decoder.case.route
+
+
+@pytest.mark.parametrize(
+    ("name", "turning"),
+    # Two kinds of layers, layers that turn nothing, heads too narrow, heads turned in part.
+    [("yarn", 0), ("window", 0), ("gemma3", 0), ("smollm3", 0), ("gemma2", 4), ("phi", 4)],
+)
+def test_attention_turns_wide_heads_itself(decoders, name, turning):
+    graph = onnx.load(decoders(name).engine.bundle.path / "model.onnx", load_external_data=False)
+    operators = Counter(node.op_type for node in graph.graph.node)
+    assert operators["RotaryEmbedding"] == turning
+    assert bool(operators["Cos"]) == bool(turning)
 
 
 @every_case

@@ -21,7 +21,7 @@ from ptdeploy.parity.locate.causes import DETECTORS, Suspect, likely_cause
 from ptdeploy.parity.locate.causes.activations import activation
 from ptdeploy.parity.locate.causes.attention import attributes, heads, mask, padded, scale
 from ptdeploy.parity.locate.causes.numbers import multiple, not_finite
-from ptdeploy.parity.locate.causes.positions import learned, rotary
+from ptdeploy.parity.locate.causes.positions import learned, rotary, table
 from ptdeploy.parity.locate.causes.prompt import pefts_prefix, prefix_kv, virtual_tokens
 from ptdeploy.parity.locate.causes.weights import epsilon, weights
 from ptdeploy.parity.locate.graph import ModuleGraph
@@ -368,6 +368,29 @@ def test_rotary_frequencies_of_another_model_are_named(qwen2):
     assert "rope theta or scaling" in words(found)
 
 
+def test_a_table_of_attention_tells_what_is_wrong_with_its_angles(qwen2):
+    module = "model.layers.0.self_attn"
+    inverse = qwen2.model.get_base_model().model.rotary_emb.inv_freq.numpy()
+    inputs = ["q", "k", "v", "past_k", "past_v", "last", "filled", "cosines", "sines"]
+    nodes = [node(module, "GroupQueryAttention", *inputs, do_rotary=1)]
+
+    def found(positions: np.ndarray, frequencies: np.ndarray, scaling: float = 1, sign: int = 1):
+        angles = np.outer(positions, frequencies)
+        waves = {"cosines": np.cos(angles), "sines": sign * np.sin(angles)}
+        held = {name: scaling * wave.astype(np.float32) for name, wave in waves.items()}
+        made = suspect(qwen2, module, nodes, random(1, 3, 32), constants=held, manifest=CAUSAL)
+        return table(made)
+
+    places = np.arange(40)
+    assert found(places, inverse) is None
+    assert found(places, inverse, 1.3) is None
+    assert words(found(places - 1, inverse)) == "position numbering: positions are off by -1"
+    for other in (found(places, inverse * 2), found(places, inverse, sign=-1)):
+        assert "rope theta, scaling or positions" in words(other)
+    turned_before = [node(module, "GroupQueryAttention", *inputs[:7])]
+    assert table(suspect(qwen2, module, turned_before, random(1, 3, 32), manifest=CAUSAL)) is None
+
+
 def test_a_learned_position_embedding_tells_by_how_much_positions_are_off(gpt2):
     module = "transformer.wpe"
     table = gpt2.model.get_base_model().get_submodule(module).weight.detach().numpy()
@@ -558,5 +581,5 @@ def test_a_fused_operator_is_blamed_where_nothing_is_found(bert):
 
 def test_every_detector_is_asked():
     tested = {activation, attributes, epsilon, heads, learned, mask, multiple, not_finite}
-    tested |= {padded, prefix_kv, rotary, scale, virtual_tokens, weights}
+    tested |= {padded, prefix_kv, rotary, scale, table, virtual_tokens, weights}
     assert set(DETECTORS) == tested

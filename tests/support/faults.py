@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "distilbert": ("distilbert", "TOKEN_CLS", {}),
     # A trained Qwen2 has an epsilon of 1e-6 and hidden states to match; random ones are larger.
     "qwen2": ("qwen2", "CAUSAL_LM", {"rms_norm_eps": 1e-2}),
+    # Its heads are wide enough for attention to turn them by a table.
+    "qwen2 wide": ("qwen2", "CAUSAL_LM", {"hidden_size": 64, "rms_norm_eps": 1e-2}),
     "gpt2": ("gpt2", "CAUSAL_LM", {}),
     "gpt2 classes": ("gpt2", "SEQ_CLS", {}),
     "mistral": ("mistral", "CAUSAL_LM", {}),
@@ -256,6 +258,21 @@ def _skip_layer(bundle: Editor, _: tiny.Trained) -> None:
     bundle.before(f"model.norm/{norm}", 1, "Mul", np.float32(0), "model.layers.1/Mul_fault")
 
 
+def _other_table(change: Callable[[np.ndarray, np.ndarray], Sequence[np.ndarray]]) -> Any:
+    def inject(bundle: Editor, _: tiny.Trained) -> None:
+        node = _Q0 + "self_attn/GroupQueryAttention"
+        tables = change(bundle.constant(node, 7), bundle.constant(node, 8))
+        for place, table in zip((7, 8), tables, strict=True):
+            bundle.set_constant(node, place, np.ascontiguousarray(table, dtype=np.float32))
+
+    return inject
+
+
+def _turned(positions: int, angles: int, theta: float) -> Sequence[np.ndarray]:
+    turned = np.outer(np.arange(positions), theta ** -(np.arange(angles) / angles))
+    return np.cos(turned), np.sin(turned)
+
+
 def _off_by_one(node: str) -> Any:
     return appended(node, ("Add", [None, np.int64(1)], {}))
 
@@ -384,6 +401,12 @@ FAULTS = (
           appended("program/Sub_1", ("Sub", [None, np.int64(1)], {}))),
     Fault("rotary missing on the keys", "qwen2", _Q0 + "self_attn",
           lambda bundle, _: bundle.bypass(_Q0 + "self_attn/RotaryEmbedding_1")),
+    Fault("rotary table one position late", "qwen2 wide", _Q0 + "self_attn",
+          _other_table(lambda cosines, sines: (np.roll(cosines, 1, 0), np.roll(sines, 1, 0)))),
+    Fault("rotary table without its sines' sign", "qwen2 wide", _Q0 + "self_attn",
+          _other_table(lambda cosines, sines: (cosines, -sines))),
+    Fault("rotary table of theta 500000", "qwen2 wide", _Q0 + "self_attn",
+          _other_table(lambda cosines, _: _turned(*cosines.shape, 500_000.0))),
     Fault("logits scaled by 0.999", "mistral", "lm_head",
           appended("lm_head/MatMul", ("Mul", [None, np.float32(0.999)], {}))),
 )  # fmt: skip

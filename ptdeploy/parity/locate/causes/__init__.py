@@ -10,7 +10,7 @@ from collections.abc import Callable
 from ptdeploy.parity.locate.causes.activations import activation
 from ptdeploy.parity.locate.causes.attention import attributes, heads, mask, padded, scale
 from ptdeploy.parity.locate.causes.numbers import multiple, not_finite
-from ptdeploy.parity.locate.causes.positions import learned, rotary
+from ptdeploy.parity.locate.causes.positions import learned, rotary, table
 from ptdeploy.parity.locate.causes.prompt import prefix_kv, virtual_tokens
 from ptdeploy.parity.locate.causes.suspect import FUSED, Cause, Suspect
 from ptdeploy.parity.locate.causes.weights import epsilon, weights
@@ -25,6 +25,7 @@ DETECTORS: tuple[Callable[[Suspect], Cause | None], ...] = (
     not_finite,
     epsilon,
     rotary,
+    table,
     learned,
     activation,
     heads,

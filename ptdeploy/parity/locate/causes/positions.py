@@ -33,6 +33,27 @@ def rotary(suspect: Suspect) -> Cause | None:
     return Cause("position numbering: the angles are not those of the row's own positions")
 
 
+def table(suspect: Suspect) -> Cause | None:
+    """A table by which attention turns queries and keys, of other angles than the model's."""
+    node = next((n for n in suspect.behind if n.op_type == "GroupQueryAttention"), None)
+    held = dict(suspect.constants)
+    tables = [held[name] for name in (node.input[7:9] if node else ()) if name in held]
+    if len(tables) < 2:
+        return None
+    # Some models scale cosines and sines by a number of their own.
+    scale, count = np.abs(tables).max(), len(tables[0])
+    buffers = suspect.peft.model.get_base_model().named_buffers()
+    frequencies = [one.float().numpy() for name, one in buffers if name.endswith("inv_freq")]
+    for shift in (0, 1, -1, suspect.prefix, -suspect.prefix):
+        for inverse in frequencies:
+            angles = np.outer(np.arange(count) + shift, inverse)
+            wanted = scale * np.array([np.cos(angles), np.sin(angles)])
+            if wanted.shape == np.shape(tables) and np.allclose(tables, wanted, atol=1e-3):
+                words = f"position numbering: positions are off by {shift:+d}"
+                return Cause(words) if shift else None
+    return Cause("its rotary table is not the model's (rope theta, scaling or positions)")
+
+
 def learned(suspect: Suspect) -> Cause | None:
     """A position embedding whose rows are right ones at the wrong places."""
     import torch
