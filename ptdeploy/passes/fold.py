@@ -20,7 +20,7 @@ def run(model: ir.Model, context: PassContext) -> ir.Model:
     import onnx_ir.passes.common as common
     import onnxscript.optimizer
 
-    with quiet_libraries(), _rules_tried_by_operator():
+    with quiet_libraries(), _rules_tried_by_operator(), _known_shapes_kept():
         onnxscript.optimizer.optimize_ir(model)
         common.CommonSubexpressionEliminationPass()(model)
         common.RemoveUnusedNodesPass()(model)
@@ -59,6 +59,33 @@ def _rules_tried_by_operator() -> Iterator[None]:
         for rule in tried:
             for name in ("_graph", "_match", "_current_node"):
                 vars(getattr(rule, "_matcher", rule)).pop(name, None)
+
+
+@contextmanager
+def _known_shapes_kept() -> Iterator[None]:
+    """Have onnxscript infer, in this block, only the types and shapes that a graph does not say.
+
+    It works out those of each node by a call of ONNX's, a third of what all passes compute, though
+    a traced graph says most. An onnxscript whose insides are others than these works out all.
+    """
+    try:
+        from onnxscript.optimizer import _constant_folding
+
+        folding: Any = _constant_folding.FoldConstantsPass
+        theirs = folding._do_inference
+    except (ImportError, AttributeError):
+        yield
+        return
+
+    def ours(folded: Any, node: ir.Node) -> None:
+        if any(value.type is None or value.shape is None for value in node.outputs):
+            theirs(folded, node)
+
+    folding._do_inference = ours
+    try:
+        yield
+    finally:
+        folding._do_inference = theirs
 
 
 def _operator(rule: RewriteRule) -> Callable[[str], bool]:
