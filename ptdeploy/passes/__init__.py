@@ -35,15 +35,15 @@ class PassContext:
 def run_passes(model: ir.Model, context: PassContext) -> ir.Model:
     """Run every pass in order.
 
-    fold: constants folded, dead nodes and repeated work dropped. layout: no transposes and reshapes
-    that undo each other. residual: sums with the norm after them. rotary: queries and keys that
-    attention turns itself, by a table. narrow: the last layer for the tokens that are read. half:
-    float16 but where it would lose. deduplicate: one copy of equal weights. head: large weights are
-    read the way round they lie. quantize_rows: products of int8 by int8. quantize, dequantize:
-    constant matrices in a few bits, with ONNX Runtime's own operator or with standard ones.
-    embeddings: what token ids look up in 8 bits. declare: inputs and outputs get the signature's
-    names, types and axes. name: nodes are named after their modules. anonymise: nothing of the
-    machine that exported stays.
+    order: one order and naming, whatever the trace's. fold: constants folded, dead nodes and
+    repeated work dropped. layout: no transposes and reshapes that undo each other. residual: sums
+    with the norm after them. rotary: queries and keys that attention turns itself, by a table.
+    narrow: the last layer for the tokens that are read. half: float16 but where it would lose.
+    deduplicate: one copy of equal weights. head: large weights are read the way round they lie.
+    quantize_rows: products of int8 by int8. quantize, dequantize: constant matrices in a few bits,
+    with ONNX Runtime's own operator or with standard ones. embeddings: what token ids look up in 8
+    bits. declare: inputs and outputs get the signature's names, types and axes. name: nodes are
+    named after their modules. anonymise: nothing of the machine that exported stays.
     """
     from ptdeploy.passes import (
         anonymise,
@@ -57,13 +57,14 @@ def run_passes(model: ir.Model, context: PassContext) -> ir.Model:
         layout,
         name,
         narrow,
+        order,
         quantize,
         quantize_rows,
         residual,
         rotary,
     )
 
-    before = (fold, layout, residual, rotary, narrow, half, deduplicate, head)
+    before = (order, fold, layout, residual, rotary, narrow, half, deduplicate, head)
     for one in (*before, quantize_rows, quantize, dequantize, embeddings, declare, name, anonymise):
         model = one.run(model, context)
     return model
