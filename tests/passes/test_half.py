@@ -13,7 +13,7 @@ from support.alone import peft_alone, random_rows
 from ptdeploy.backends.ort import session
 from ptdeploy.bundle import DEFAULT_PROMPT, Bundle, Quantization, staged
 from ptdeploy.passes import PassContext, run_passes
-from ptdeploy.program.export import to_onnx
+from ptdeploy.program import export
 from ptdeploy.program.kinds import BuildOptions
 from ptdeploy.program.manifest import build_manifest, limits
 from ptdeploy.program.prompt import freeze, save_prompt
@@ -48,7 +48,7 @@ def compiled_in_half(
     options = BuildOptions(operators="onnxruntime" if fuse else None)
     program, route = kind.build(model, base, prompt, options)
     signature = program.signature.computed_in("float16")
-    graph = run_passes(to_onnx(program), PassContext(signature, quantization, "float16"))
+    graph = run_passes(export.to_onnx(program), PassContext(signature, quantization, "float16"))
     folder.mkdir()
     stored = staged(save_prompt(prompt, folder), "prompt", DEFAULT_PROMPT)
     files = (*write_model(graph, folder), stored)
