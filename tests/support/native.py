@@ -46,7 +46,8 @@ FLAGS = {
     "address": "-O0 -fsanitize=address,undefined -fno-sanitize-recover=all",
     "thread": "-O0 -fsanitize=thread",
 }
-# Each program and the library as one file: what sanitizers add to the headers is compiled once.
+# Each program and the library as one file: headers, and what sanitizers add to them, are compiled
+# once.
 WHOLE = {"CMAKE_UNITY_BUILD": "ON", "CMAKE_UNITY_BUILD_BATCH_SIZE": "0"}
 
 
@@ -221,7 +222,7 @@ def configure(source: Path, folder: Path, flavour: str = "plain", **variables: s
         "ptdeploy_DIR": str(REPOSITORY / "ptdeploy" / "cpp" / "cmake"),
         "ONNXRUNTIME_ROOT": str(onnxruntime_root()),
         "CMAKE_CXX_FLAGS": f"-g1 -Werror {FLAGS[flavour]}",
-        **(WHOLE if flavour != "plain" else {}),
+        **WHOLE,
         **variables,
     }
     defines = [f"-D{name}={value}" for name, value in settings.items()]
