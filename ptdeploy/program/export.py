@@ -6,6 +6,7 @@ import ast
 import contextlib
 import inspect
 import io
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ptdeploy.errors import BaseModelError
@@ -16,6 +17,25 @@ from ptdeploy.source.base import quiet_libraries
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+
+
+@contextlib.contextmanager
+def _without_stack_traces() -> Iterator[None]:
+    """Have torch not note for each operation which lines of code called it, which no pass reads.
+
+    To collect those is a sixth of an export. A torch without the switch collects them.
+    """
+    from torch.fx import config
+
+    before = getattr(config, "do_not_emit_stack_traces", None)
+    if before is None:
+        yield
+        return
+    config.do_not_emit_stack_traces = True
+    try:
+        yield
+    finally:
+        config.do_not_emit_stack_traces = before
 
 
 def to_onnx(program: Program, opset: int | None = None) -> ir.Model:
@@ -51,6 +71,7 @@ def to_onnx(program: Program, opset: int | None = None) -> ir.Model:
             decomposed_in_place(),
             promoted_by_trace(),
             uncached,
+            _without_stack_traces(),
             lowered,
             quiet_libraries(),
             contextlib.redirect_stdout(io.StringIO()),
