@@ -62,12 +62,13 @@ class BaseModel:
 def quiet_libraries() -> Iterator[None]:
     """Keep torch's and transformers' advice to their developers off our users' terminals."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "transformers", "onnxscript")]
-    levels = [logger.level for logger in loggers]
+    # To set a level costs a look at every logger of the process: not within another such block.
+    louder = [(one, one.level) for one in loggers if one.level != logging.ERROR]
     from transformers.utils import logging as transformers_logging
 
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
-    for logger in loggers:
+    for logger, _ in louder:
         logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
@@ -76,7 +77,7 @@ def quiet_libraries() -> Iterator[None]:
     finally:
         if bars:
             transformers_logging.enable_progress_bar()
-        for logger, level in zip(loggers, levels, strict=True):
+        for logger, level in louder:
             logger.setLevel(level)
 
 

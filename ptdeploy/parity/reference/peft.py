@@ -237,11 +237,11 @@ def compute_reference(
 
     model = model or peft_model(checkpoint, base)
     rows, task = asked.rows, checkpoint.task
-    computed = tuple(
-        ReferenceRow(r.ids, row_logits(model, task, r.ids, r.type_ids), r.source, r.type_ids)
-        for r in rows
-    )
     with torch.no_grad(), quiet_libraries():
+        computed = tuple(
+            ReferenceRow(r.ids, row_logits(model, task, r.ids, r.type_ids), r.source, r.type_ids)
+            for r in rows
+        )
         greedy: tuple[Greedy, ...] = ()
         mismatch = None
         if base.kind.generates:
@@ -251,10 +251,10 @@ def compute_reference(
             greedy = tuple(_greedy(model, ids, limits.max_sequence) for ids in continued)
             if chosen and checkpoint.of_peft:
                 mismatch = _padded_mismatch(model, chosen)
-    texts = tuple(
-        text_row(row, row_logits(model, task, row.ids, row.type_ids), task)
-        for row in (evaluation.rows if evaluation else ())
-    )
+        texts = tuple(
+            text_row(row, row_logits(model, task, row.ids, row.type_ids), task)
+            for row in (evaluation.rows if evaluation else ())
+        )
     return Reference(
         computed,
         tuple(one for one in greedy if one.tokens.size),
