@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
-import re
-import secrets
 import shutil
 import stat
 from collections.abc import Iterator
@@ -17,16 +14,12 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from ptdeploy.bundle.contents import COMPLETED, listed_files, manifest_of, others_in, remove_files
 from ptdeploy.bundle.manifest_file import Kind
-from ptdeploy.bundle.pack import PACK, Pack, PackManifest
+from ptdeploy.bundle.pack import Pack, PackManifest
 from ptdeploy.bundle.read import BUNDLE, Bundle
-from ptdeploy.bundle.schema import (
-    MANIFEST_NAME,
-    MAX_MANIFEST_BYTES,
-    FileEntry,
-    Header,
-    Manifest,
-)
+from ptdeploy.bundle.schema import MANIFEST_NAME, FileEntry, Manifest
+from ptdeploy.bundle.working_folder import LOCK, NEW, OLD, clear_left, working_folder
 from ptdeploy.errors import OutputError
 from ptdeploy.files import (
     disk_refusal,
@@ -34,15 +27,10 @@ from ptdeploy.files import (
     flush,
     json_document,
     nearest_folder,
-    read_regular,
     rename_new,
     sha256_of,
 )
 
-# In a working folder: who works in it, what is being made, and what that has replaced.
-_LOCK, _NEW, _OLD = "lock", "new", "old"
-# What verify leaves beside a manifest whose parity was pending.
-COMPLETED = "parity.json"
 _FIX = "Choose another -o."
 _M = TypeVar("_M", Manifest, PackManifest)
 
@@ -62,16 +50,6 @@ class Destination:
     kind: Kind[Any] = BUNDLE
 
 
-class _Listed(msgspec.Struct):
-    path: str
-
-
-class _Listing(Header):
-    """What every version of the manifest says of its files."""
-
-    files: list[_Listed]
-
-
 def check_destination(
     path: Path, force: bool, replaces: bytes | None = None, kind: Kind[Any] = BUNDLE
 ) -> Destination:
@@ -85,11 +63,11 @@ def check_destination(
         place = _place(path)
         nearest = nearest_folder(place)
         if nearest == place.parent:
-            _clear(place)
+            clear_left(place)
         destination = Destination(path, place, force, replaces, kind)
         if os.path.lexists(place):
             _check_replaceable(destination)
-        with _working_folder(nearest, place.name):
+        with working_folder(nearest, place.name):
             pass
     except OSError as error:
         raise OutputError(f"{path}: cannot be written to ({error.strerror}).", _FIX) from error
@@ -122,9 +100,9 @@ def stage_bundle(destination: Destination) -> Iterator[Path]:
             if not parent.exists():
                 parent.mkdir(exist_ok=True)
                 made.append(parent)
-        with _working_folder(destination.place.parent, destination.place.name) as working:
-            (working / _NEW).mkdir()
-            yield working / _NEW
+        with working_folder(destination.place.parent, destination.place.name) as working:
+            (working / NEW).mkdir()
+            yield working / NEW
     except OutputError:
         raise
     except Exception as error:
@@ -220,8 +198,8 @@ def _check_replaceable(destination: Destination) -> None:
         raise OutputError(f"{path}: is not a folder, so --force leaves it alone.")
     if not any(place.iterdir()):
         return
-    raw = _manifest_of(place)
-    listed = _listed(raw, destination.kind)
+    raw = manifest_of(place)
+    listed = listed_files(raw, destination.kind)
     if raw is None or listed is None:
         raise OutputError(
             f"{path}: is a folder of something else than a {noun}, so --force leaves it alone.",
@@ -231,7 +209,7 @@ def _check_replaceable(destination: Destination) -> None:
         raise OutputError(
             f"{path}: has become another {noun} meanwhile, so it is left alone.", "Start again."
         )
-    if others := _others(place, listed):
+    if others := others_in(place, listed):
         raise OutputError(
             f"{path}: its folder holds {others[0]!r}, which is not of the {noun}"
             + (f" ({len(others)} such files)" if len(others) > 1 else "")
@@ -242,7 +220,7 @@ def _check_replaceable(destination: Destination) -> None:
 
 def _replace(staging: Path, destination: Destination) -> bool:
     """Put the new bundle where the older one is; False if that has gone meanwhile."""
-    place, old = destination.place, staging.parent / _OLD
+    place, old = destination.place, staging.parent / OLD
     try:
         if exchange(staging, place):
             os.rename(staging, old)
@@ -262,146 +240,18 @@ def _replace(staging: Path, destination: Destination) -> bool:
     except FileNotFoundError:
         return False
     flush(place.parent)
-    _remove_old(old)
+    remove_files(old)
     return True
 
 
 def _is_foreign(folder: Path, destination: Destination) -> bool:
     """Whether a folder that was replaced is another than may be, or holds anything else."""
-    raw = _manifest_of(folder)
-    listed = _listed(raw, destination.kind)
+    raw = manifest_of(folder)
+    listed = listed_files(raw, destination.kind)
     if listed is None:
         return any(folder.iterdir())
     changed = destination.replaces is not None and raw != destination.replaces
-    return changed or bool(_others(folder, listed))
-
-
-def _manifest_of(folder: Path) -> bytes | None:
-    try:
-        raw = read_regular(folder / MANIFEST_NAME, MAX_MANIFEST_BYTES)
-    except OSError:
-        return None
-    return raw if len(raw) <= MAX_MANIFEST_BYTES else None
-
-
-def _listed(raw: bytes | None, *kinds: Kind[Any]) -> set[str] | None:
-    """The files of a bundle or a pack of any version by its manifest; None if it is none for
-    certain, or of none of these kinds. Many tools call a file manifest.json.
-    """
-    try:
-        listing = msgspec.json.decode(raw or b"", type=_Listing)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
-    if listing.format not in {kind.format for kind in kinds or (BUNDLE, PACK)}:
-        return None
-    return {MANIFEST_NAME, COMPLETED, *(os.path.normpath(one.path) for one in listing.files)}
-
-
-def _others(folder: Path, listed: set[str]) -> list[str]:
-    """What lies in a bundle's folder and is not the bundle's: files, links, folders without any."""
-    parents = _parents(listed)
-    found = []
-    for root, folders, files in os.walk(folder):
-        inside = root[len(str(folder)) :].lstrip(os.sep)
-        for name in folders:
-            is_folder = not os.path.islink(os.path.join(root, name))
-            if os.path.join(inside, name) not in (parents if is_folder else listed):
-                found.append(os.path.join(inside, name))
-        found += (one for name in files if (one := os.path.join(inside, name)) not in listed)
-    return sorted(found)
-
-
-def _parents(listed: set[str]) -> set[str]:
-    """The folders in which such files lie."""
-    parents = set[str]()
-    for parent in map(os.path.dirname, listed):
-        while parent not in parents:
-            parents.add(parent)
-            parent = os.path.dirname(parent)
-    return parents
-
-
-def _remove_old(folder: Path) -> None:
-    """Remove a bundle that was replaced: its files, the manifest last, and folders left empty."""
-    listed = _listed(_manifest_of(folder)) or {MANIFEST_NAME}
-    whole = folder.resolve()
-    # Never through a link out of the folder.
-    inside = {one: (folder / one).resolve().is_relative_to(whole) for one in _parents(listed)}
-    for name in sorted(listed - {MANIFEST_NAME}):
-        if inside[os.path.dirname(name)]:
-            with contextlib.suppress(OSError):
-                os.unlink(folder / name)
-    with contextlib.suppress(OSError):
-        os.unlink(folder / MANIFEST_NAME)
-    for root, _, _ in os.walk(folder, topdown=False):
-        with contextlib.suppress(OSError):
-            os.rmdir(root)
-
-
-@contextmanager
-def _working_folder(parent: Path, name: str) -> Iterator[Path]:
-    """A folder `.NAME.XXXXXXXX` that only we read, locked while this process lives."""
-    while True:
-        working = parent / f"{_prefix(name)}{secrets.token_hex(4)}"
-        working.mkdir(mode=0o700)
-        try:
-            lock = os.open(working / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        except FileNotFoundError:
-            continue  # cleared before it was locked
-        try:
-            with contextlib.suppress(OSError):  # a file system without locks
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(lock).st_nlink == 0:
-                continue
-            try:
-                yield working
-            finally:
-                _discard(working)
-            return
-        finally:
-            os.close(lock)
-
-
-def _prefix(name: str) -> str:
-    # Room for the rest of the name, whatever the file system counts in.
-    return f".{os.fsdecode(os.fsencode(name)[:200])}."
-
-
-def _discard(working: Path) -> None:
-    """Remove a working folder: all that was made in it, and of an older bundle what is its own."""
-    if (working / _OLD).is_dir():
-        _remove_old(working / _OLD)
-    new = working / _NEW
-    if _listed(_manifest_of(new)) is not None:
-        # Of a process that was killed in between, this may be the older one.
-        _remove_old(new)
-    else:
-        shutil.rmtree(new, ignore_errors=True)
-    for remove, path in ((os.unlink, working / _LOCK), (os.rmdir, working)):
-        with contextlib.suppress(OSError):
-            remove(path)
-
-
-def _clear(place: Path) -> None:
-    """Clear what killed processes left for this destination; bring back what one moved aside."""
-    pattern = re.compile(re.escape(_prefix(place.name)) + r"[0-9a-f]{8}")
-    for working in sorted(one for one in place.parent.iterdir() if pattern.fullmatch(one.name)):
-        try:
-            lock = os.open(working / _LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except OSError:
-            # Not locked yet, or killed before: an empty one goes, and its maker makes another.
-            with contextlib.suppress(OSError):
-                working.rmdir()
-            continue
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if (working / _OLD).is_dir() and not os.path.lexists(place):
-                rename_new(working / _OLD, place)
-            _discard(working)
-        except OSError:
-            continue  # someone works there, or it is not ours to remove
-        finally:
-            os.close(lock)
+    return changed or bool(others_in(folder, listed))
 
 
 def _flush_all(staging: Path) -> None:
@@ -410,7 +260,7 @@ def _flush_all(staging: Path) -> None:
     safetensors writes files that only their owner can read, whatever the umask. A file that is
     another bundle's too was flushed with that one, and stays as it is.
     """
-    mode = stat.S_IMODE((staging.parent / _LOCK).stat().st_mode)
+    mode = stat.S_IMODE((staging.parent / LOCK).stat().st_mode)
     for item in sorted(staging.rglob("*")):
         if not item.is_dir():
             if item.stat().st_nlink > 1:
@@ -422,7 +272,7 @@ def _flush_all(staging: Path) -> None:
 
 def _check_complete(staging: Path, entries: tuple[FileEntry, ...]) -> None:
     listed = {MANIFEST_NAME, COMPLETED, *(entry.path for entry in entries)}
-    others = _others(staging, listed)
+    others = others_in(staging, listed)
     assert not others, f"staged but not listed: {others}"
 
 

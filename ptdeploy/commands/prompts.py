@@ -29,7 +29,8 @@ from ptdeploy.bundle import (
     stage_bundle,
     staged,
 )
-from ptdeploy.bundle.publish import COMPLETED, Destination
+from ptdeploy.bundle.contents import COMPLETED
+from ptdeploy.bundle.publish import Destination
 from ptdeploy.bundle.whose import OF_PROMPT, in_words
 from ptdeploy.commands.draft import Draft, prove, told
 from ptdeploy.commands.over import alone, check_base, check_free, draft_over
