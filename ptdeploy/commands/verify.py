@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,14 +15,19 @@ from ptdeploy.bundle import Bundle, Manifest, check_hashes, read_bundle, whole
 from ptdeploy.bundle.whose import in_words
 from ptdeploy.commands.draft import in_stages
 from ptdeploy.commands.request import VerifyRequest
+from ptdeploy.commands.verify_reference import (
+    computed_reference,
+    tokenizer_to_compare,
+    with_own_logits,
+)
 from ptdeploy.errors import InputError
 from ptdeploy.files import check_readable
-from ptdeploy.parity.cases import AskedRow, edge_note
+from ptdeploy.parity.cases import edge_note
 from ptdeploy.parity.compare import compare
 from ptdeploy.parity.data import DataRow, read_data
 from ptdeploy.parity.graph_check import as_graph_check, open_graph_check
 from ptdeploy.parity.mixed import MixedRows, with_mixed
-from ptdeploy.parity.reference import Reference, ReferenceRow
+from ptdeploy.parity.reference import Reference
 from ptdeploy.parity.reference.store import load_reference, referred
 from ptdeploy.parity.report import Failing, ParityReport
 from ptdeploy.parity.reports import FAILING_NAME, check_report
@@ -32,7 +37,6 @@ from ptdeploy.runtime import Engine, open_engine
 from ptdeploy.targets import get_target
 
 if TYPE_CHECKING:
-    from ptdeploy.parity.quality import EvaluationText
     from ptdeploy.parity.reference.peft import PeftSource
     from ptdeploy.source.tokenizer_choice import ChosenTokenizer
 
@@ -79,7 +83,7 @@ def verify_bundle(request: VerifyRequest, progress: Progress) -> ParityReport:
                     engine.manifest.task,
                     engine.prompt.info.source.task_id,
                 )
-                chosen = _choose_tokenizer(peft, engine, request.tokenizer)
+                chosen = tokenizer_to_compare(peft, engine, request.tokenizer)
         run = _Run(request, own, names, engine, peft, chosen, given, overrides)
         return _compare(run, progress)
 
@@ -178,7 +182,7 @@ def _compare_first(run: _Run, progress: Progress) -> tuple[ParityReport, Referen
         if engine.tokenizer and run.chosen is None:
             notes.append(_STORED_TEXTS)
         with progress.stage(reference_stage(run.peft.checkpoint.of_peft)):
-            reference = _computed_reference(run.peft, run.chosen, engine, run.given)
+            reference = computed_reference(run.peft, run.chosen, engine, run.given)
     left_out = set(run.manifest.prompts) - set(run.names)
     if left_out:
         notes.append(f"other prompts were not compared: {in_words(left_out)}.")
@@ -270,70 +274,9 @@ def _open_graph(bundle: Bundle) -> Iterator[Engine]:
         yield engine
 
 
-def _choose_tokenizer(
-    peft: PeftSource, engine: Engine, asked: str | None
-) -> ChosenTokenizer | None:
-    """The tokenizer that the bundle's is held against; None if only what is stored can tell."""
-    from ptdeploy.source.tokenizer_choice import choose_tokenizer
-
-    if engine.tokenizer is None:
-        if asked is not None:
-            raise InputError(f"--tokenizer {asked}: {engine.bundle.path} has no tokenizer.")
-        return None
-    info = engine.manifest.tokenizer
-    if asked is None and info is not None and info.origin == "given":
-        return None
-    chosen = choose_tokenizer(peft.checkpoint, peft.base, asked)
-    return chosen if chosen.tokenizer is not None else None
-
-
-def _computed_reference(
-    peft: PeftSource, chosen: ChosenTokenizer | None, engine: Engine, given: Sequence[DataRow]
-) -> Reference:
-    from ptdeploy.backends import get_backend
-    from ptdeploy.parity.cases import comparison, reference_rows
-    from ptdeploy.parity.reference.peft import compute_reference
-    from ptdeploy.parity.reference.texts import reference_texts, with_texts
-
-    manifest = engine.manifest
-    tokenizer = chosen.tokenizer if chosen else None
-    rows = reference_rows(engine.limits, reference_texts(tokenizer, engine.limits))
-    rows += [AskedRow(row.ids, "data", row.type_ids) for row in given]
-    evaluation = _evaluation(engine.bundle, given) if manifest.quantization else None
-    asked = comparison(rows, manifest, get_backend(manifest.target).held_as(engine.bundle))
-    computed = compute_reference(
-        peft.checkpoint, peft.base, engine.limits, asked, evaluation, peft.model
-    )
-    if chosen is not None:
-        return with_texts(computed, chosen, manifest.task)
-    if engine.tokenizer is None:
-        return computed
-    stored = load_reference(engine.bundle)
-    return replace(
-        computed,
-        texts=stored.texts,
-        text_ids=stored.text_ids,
-        pairs=stored.pairs,
-        pair_ids=stored.pair_ids,
-        pair_type_ids=stored.pair_type_ids,
-    )
-
-
-def _evaluation(bundle: Bundle, given: Sequence[DataRow]) -> EvaluationText:
-    """What quantized weights are evaluated on: the user's data, or else what is stored."""
-    from ptdeploy.parity.quality import EvaluationText
-
-    rows = tuple(AskedRow(row.ids, "data", row.type_ids) for row in given if row.ids.size > 1)
-    if rows:
-        return EvaluationText(rows, "the given data")
-    stored = load_reference(bundle)
-    asked = (AskedRow(row.ids, "text", row.type_ids) for row in stored.evaluation)
-    return EvaluationText(tuple(asked), stored.evaluated_on)
-
-
 def _stored_reference(run: _Run) -> Reference:
     reference = _reference_of(run.engine, run)
-    return _with_own_logits(reference, run.given, run.manifest.limits.max_batch)
+    return with_own_logits(reference, run.given, run.manifest.limits.max_batch)
 
 
 def _reference_of(engine: Engine, run: _Run) -> Reference:
@@ -343,27 +286,6 @@ def _reference_of(engine: Engine, run: _Run) -> Reference:
         name = engine.manifest.default_prompt
         own = msgspec.structs.replace(run.manifest, default_prompt=name)
         reference = as_graph_check(reference, own)
-    return reference
-
-
-def _with_own_logits(
-    reference: Reference, given: Sequence[DataRow], max_batch: int | None
-) -> Reference:
-    """The stored reference and the data's, where its rows bring their own."""
-    own = [
-        ReferenceRow(row.ids, row.logits, "data", row.type_ids)
-        for row in given
-        if row.logits is not None
-    ]
-    if own and len(own) == len(given):
-        return reference.with_data(own, max_batch)
-    for number, row in enumerate(given, 1):
-        labelled = row.labels is not None or row.values is not None
-        if not labelled and row.wanted_ids is None:
-            raise InputError(
-                f"--data: row {number} has no label, and there is no reference for it.",
-                "Pass the checkpoint with --checkpoint, to compare with PEFT on your data.",
-            )
     return reference
 
 
