@@ -7,6 +7,7 @@ that is empty, or with the process.
 from __future__ import annotations
 
 import dataclasses
+import gc
 import itertools
 import json
 import math
@@ -62,8 +63,13 @@ class _Array:
 
 def _deep(depth: int) -> list[Any]:
     nest: list[Any] = []
-    for _ in range(depth):
-        nest = [nest]
+    # So many new lists would have garbage collected over and over, which is most of the time.
+    gc.disable()
+    try:
+        for _ in range(depth):
+            nest = [nest]
+    finally:
+        gc.enable()
     return nest
 
 
