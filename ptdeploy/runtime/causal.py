@@ -6,11 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from threading import Event
 from typing import Any
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ptdeploy.arguments import CANCEL, SEED, Check, checked, flag, listed, maybe, number, whole
+from ptdeploy.arguments import CANCEL, SEED, checked, flag, maybe, whole
 from ptdeploy.backends.session import Session
 from ptdeploy.bundle import Bundle, GenerationOptions, Manifest
 from ptdeploy.errors import InputError
@@ -26,21 +25,8 @@ from ptdeploy.runtime.memory import require_memory
 from ptdeploy.runtime.probes import Fed, ProbeRequest, probe_rows, rows_in_words
 from ptdeploy.runtime.prompt_choice import DEFAULT, PromptChoice, first_of, prompt_choice
 from ptdeploy.runtime.prompt_inputs import RowPrompt
+from ptdeploy.runtime.request_options import budget_of, with_options
 from ptdeploy.runtime.tokenizer import Tokenizer
-
-# What a request may change, and what kind of value each is.
-_OPTIONS: dict[str, Check] = {
-    "max_new_tokens": whole(),
-    "min_new_tokens": whole(),
-    "do_sample": flag,
-    "temperature": number,
-    "top_k": whole(),
-    "top_p": number,
-    "min_p": number,
-    "repetition_penalty": number,
-    "eos_token_ids": lambda name, value: tuple(whole()(name, one) for one in listed(name, value)),
-}
-_SAMPLES = ("temperature", "top_k", "top_p", "min_p")
 
 
 class CausalLM(Engine):
@@ -105,7 +91,7 @@ class CausalLM(Engine):
             prompts = chosen.of(len(encodings))
             ids = [np.asarray(encoding.ids, np.int64) for encoding in encodings]
             settled = self.options(max_new_tokens, options)
-            budget = self._budget(ids, prompts, max_new_tokens, settled)
+            budget = budget_of(ids, prompts, max_new_tokens, settled, self.manifest.limits)
             rows = self.started(ids, settled, seed, stop, logprobs)
             if budget:
                 started = self.buffers.take(prompts, [row.size + budget for row in ids])
@@ -136,7 +122,7 @@ class CausalLM(Engine):
             (encoding,) = self.encoded(one_row(inputs), chosen)
             ids = np.asarray(encoding.ids, np.int64)
             settled = self.options(max_new_tokens, options)
-            budget = self._budget([ids], chosen.of(1), max_new_tokens, settled)
+            budget = budget_of([ids], chosen.of(1), max_new_tokens, settled, self.manifest.limits)
             self._text_tokenizer()
             (row,) = self.started([ids], settled, seed, stop, False, streamed=True)
             rows = self.buffers.take(chosen.of(1), [ids.size + budget])
@@ -198,19 +184,8 @@ class CausalLM(Engine):
         """The model's defaults with what a request changes. Raises InputError on a bad value."""
         generation = self.manifest.generation
         assert generation is not None, "check_manifest says so"
-        changes = {}
-        for name, value in {**given, "max_new_tokens": max_new_tokens}.items():
-            if name not in _OPTIONS:
-                raise InputError(f"No option {name!r}; there is {', '.join(_OPTIONS)}.")
-            if value is not None:
-                changes[name] = _OPTIONS[name](name, value)
-        if changes.get("temperature") == 0:
-            changes = {**changes, "temperature": 1.0, "do_sample": False}
-        elif any(name in changes for name in _SAMPLES):
-            changes.setdefault("do_sample", True)
-        options = msgspec.structs.replace(generation, **changes)
-        sampling.check(options, self.manifest.limits.vocab_size)
-        return options
+        asked = {**given, "max_new_tokens": max_new_tokens}
+        return with_options(generation, asked, self.manifest.limits.vocab_size)
 
     def greedy(
         self, rows: Sequence[Sequence[int]], tokens: int, prompt: PromptChoice = DEFAULT
@@ -339,29 +314,6 @@ class CausalLM(Engine):
                 "Use generate() without stop strings.",
             )
         return self.tokenizer
-
-    def _budget(
-        self,
-        ids: Sequence[Ids],
-        prompts: Sequence[RowPrompt],
-        asked: int | None,
-        options: GenerationOptions,
-    ) -> int:
-        """How many tokens every row may be continued with."""
-        context = self.manifest.limits.max_context
-        room = min(
-            context - row.size - (0 if one is None else one.length)
-            for row, one in zip(ids, prompts, strict=True)
-        )
-        if asked is None:
-            return min(options.max_new_tokens, room)
-        if asked > room:
-            raise InputError(
-                f"{asked} new tokens do not fit: the longest text leaves {room} of the "
-                f"model's {context} positions.",
-                f"Ask for at most {room}, or shorten the text.",
-            )
-        return asked
 
     def _session_room(self, max_tokens: int | None, virtual_tokens: int) -> int:
         limit = self.limits_beside(virtual_tokens).max_sequence
