@@ -16,7 +16,7 @@ from ptdeploy.bundle.task import Head, Task
 from ptdeploy.parity.cases import AskedRow
 from ptdeploy.parity.reference import Reference, TextRow
 from ptdeploy.runtime import ENGINES, Engine
-from ptdeploy.runtime.engine import sigmoid
+from ptdeploy.runtime.probabilities import sigmoid
 
 # A model that hardly heeds the text varies less than quantizing its weights changes.
 _LEAST_VARIATION = 0.2

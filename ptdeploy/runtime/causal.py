@@ -18,7 +18,7 @@ from ptdeploy.runtime.answer import stop_strings
 from ptdeploy.runtime.batching import Ids, embedded
 from ptdeploy.runtime.buffers import Buffers
 from ptdeploy.runtime.conversation import Conversation
-from ptdeploy.runtime.engine import Engine, Inputs, Metric, one_row
+from ptdeploy.runtime.engine import Engine, Metric, one_row
 from ptdeploy.runtime.generation import Generated, GeneratingRow, decode
 from ptdeploy.runtime.kv_layout import KVLayout, decoder_problems
 from ptdeploy.runtime.memory import require_memory
@@ -26,6 +26,7 @@ from ptdeploy.runtime.probes import Fed, ProbeRequest, probe_rows, rows_in_words
 from ptdeploy.runtime.prompt_choice import DEFAULT, PromptChoice, first_of, prompt_choice
 from ptdeploy.runtime.prompt_inputs import RowPrompt
 from ptdeploy.runtime.request_options import budget_of, with_options
+from ptdeploy.runtime.row_encoder import Inputs
 from ptdeploy.runtime.tokenizer import Tokenizer
 
 

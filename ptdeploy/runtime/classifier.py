@@ -13,10 +13,12 @@ from ptdeploy.arguments import MOST, checked, flag, whole
 from ptdeploy.bundle import Manifest, PromptInfo
 from ptdeploy.errors import InputError
 from ptdeploy.printable import printable
-from ptdeploy.runtime.engine import Inputs, Metric, finite, sigmoid, softmax
+from ptdeploy.runtime.engine import Metric
 from ptdeploy.runtime.labelling import BATCH_SIZE, Labelling, TypeIds, classifier_problems
+from ptdeploy.runtime.probabilities import finite, sigmoid, softmax
 from ptdeploy.runtime.prompt_choice import DEFAULT, Chosen, PromptChoice, prompt_choice
 from ptdeploy.runtime.prompts import Prompt
+from ptdeploy.runtime.row_encoder import Inputs
 from ptdeploy.runtime.tokenizer import Encoding
 
 _T = TypeVar("_T")

@@ -13,10 +13,11 @@ from ptdeploy.bundle import GenerationOptions, Manifest
 from ptdeploy.errors import InputError
 from ptdeploy.runtime.batching import Ids, embedded
 from ptdeploy.runtime.buffers import Buffers
-from ptdeploy.runtime.engine import Inputs, one_row
+from ptdeploy.runtime.engine import one_row
 from ptdeploy.runtime.generation import Generated, GeneratingRow, decode
 from ptdeploy.runtime.prompt_choice import Chosen
 from ptdeploy.runtime.prompt_inputs import RowPrompt
+from ptdeploy.runtime.row_encoder import Inputs
 from ptdeploy.runtime.tokenizer import Encoding, Tokenizer
 
 

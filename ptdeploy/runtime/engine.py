@@ -19,16 +19,8 @@ from ptdeploy.arguments import checked, flag, listed, maybe
 from ptdeploy.backends.session import Session
 from ptdeploy.bundle import Bundle, Manifest, PromptInfo, RequestLimits
 from ptdeploy.bundle.task import Head
-from ptdeploy.errors import BundleError, EngineFault, InputError
-from ptdeploy.runtime.batching import (
-    Ids,
-    Rooms,
-    check_segments,
-    embedded,
-    rows_of,
-    segments_of,
-    split,
-)
+from ptdeploy.errors import BundleError, InputError
+from ptdeploy.runtime.batching import Ids, Rooms, rows_of, segments_of
 from ptdeploy.runtime.layout import check_manifest, problems_of_any
 from ptdeploy.runtime.probes import Fed, ProbeRequest
 from ptdeploy.runtime.prompt_choice import DEFAULT, Chosen, PromptChoice, prompt_choice
@@ -36,11 +28,10 @@ from ptdeploy.runtime.prompt_inputs import PromptInputs, RowPrompt
 from ptdeploy.runtime.prompt_places import prompt_place
 from ptdeploy.runtime.prompt_store import PromptStore
 from ptdeploy.runtime.prompts import Prompt
+from ptdeploy.runtime.row_encoder import Inputs, RowEncoder
 from ptdeploy.runtime.tokenizer import Encoding, Tokenizer
 
 Metric = Literal["accuracy", "mean squared error", "perplexity"]
-Pair = tuple[str, str]
-Inputs = str | Sequence[str | Pair] | Sequence[int] | Sequence[Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -301,67 +292,13 @@ class Engine(ABC):
         token_type_ids: ArrayLike | Sequence[Sequence[int]] | None = None,
     ) -> list[Encoding]:
         """`encode` for prompts that are held."""
-        given: list[Any] = [inputs] if isinstance(inputs, str) else split(inputs)
-        if any(isinstance(item, bytes | bytearray) for item in given):
-            raise InputError("The text is bytes, not a string.", "Decode it: text.decode('utf-8').")
-        texts = [isinstance(item, str) or is_pair(item) for item in given]
-        if not any(texts):
-            return self._wrap_ids(inputs, chosen, truncate, token_type_ids)
-        if not all(texts):
-            raise InputError("A request has either texts or rows of token ids, not both.")
-        if token_type_ids is not None:
-            raise InputError(
-                "token_type_ids are for rows of token ids: a text gets them from its tokenizer.",
-                "Give two texts as a pair, in a tuple.",
-            )
-        pairs = [(item, None) if isinstance(item, str) else tuple(item) for item in given]
-        rooms = self._rooms(chosen)(len(pairs))
-        return [
-            self._encode_text(text, pair, room, truncate)
-            for (text, pair), room in zip(pairs, rooms, strict=True)
-        ]
+        encoder = RowEncoder(self.bundle, self.tokenizer, self.takes_pairs, self.takes_segments)
+        return encoder.encoded(inputs, self._rooms(chosen), truncate, token_type_ids)
 
     def _rooms(self, chosen: Chosen) -> Rooms:
         """How many tokens of text fit into each of so many rows, beside its own prompt."""
         context = self.manifest.limits.max_context
         return lambda rows: [context - length for length in chosen.lengths(rows)]
-
-    def _wrap_ids(
-        self, inputs: Any, chosen: Chosen, truncate: bool, token_type_ids: Any
-    ) -> list[Encoding]:
-        limits, rooms = self.manifest.limits, self._rooms(chosen)
-        rows = rows_of(inputs, None, limits, rooms, truncate)
-        segments = [np.zeros_like(row) for row in rows]
-        if token_type_ids is not None:
-            segments = segments_of(token_type_ids, inputs, None, limits, rooms)
-        return [
-            Encoding(row.tolist(), types.tolist(), [], [(0, 0)] * row.size, [False] * row.size)
-            for row, types in zip(rows, segments, strict=True)
-        ]
-
-    def _encode_text(self, text: str, pair: str | None, limit: int, truncate: bool) -> Encoding:
-        if self.tokenizer is None:
-            raise InputError(
-                f"{self.bundle.path}: was compiled without a tokenizer, so it takes token ids only."
-            )
-        if pair is not None and not self.takes_pairs:
-            raise InputError("A pair of texts is for classifiers; a causal model continues one.")
-        encoding = self.tokenizer.encode(text, pair=pair)
-        if not encoding.ids:
-            raise InputError(
-                "The text is empty: an engine needs at least one token.", "Give it some text."
-            )
-        if len(encoding.ids) > limit:
-            if not truncate:
-                raise InputError(
-                    f"The text has {len(encoding.ids)} tokens, but at most {limit} fit beside the "
-                    f"virtual tokens: {text[:40]!r}...",
-                    "Shorten it, or cut it with truncate=True (--truncate).",
-                )
-            encoding = self.tokenizer.encode_truncated(text, limit, pair)
-        if self.takes_segments:
-            check_segments(encoding.type_ids, self.manifest.limits, "The text's encoding")
-        return embedded(encoding, self.manifest.limits)
 
     @property
     def takes_segments(self) -> bool:
@@ -401,36 +338,3 @@ def _digest(bundle: Bundle) -> str:
 def one_row(inputs: str | Sequence[int]) -> Inputs:
     """One text, or one row's token ids, as `encode` takes them."""
     return inputs if isinstance(inputs, str) else [listed("inputs", inputs)]
-
-
-def finite(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The logits themselves. Raises EngineFault unless all are finite: no class is likeliest."""
-    if not np.isfinite(logits).all():
-        raise EngineFault(
-            "The engine gave logits that are not finite.",
-            "Hold the bundle against its reference: ptdeploy verify BUNDLE",
-        )
-    return logits
-
-
-def is_pair(item: Any) -> bool:
-    """Whether one item of a request is two texts."""
-    return (
-        isinstance(item, (tuple, list)) and len(item) == 2 and all(isinstance(s, str) for s in item)
-    )
-
-
-def sigmoid(logits: NDArray[np.floating]) -> NDArray[np.float64]:
-    """The probability of each class by itself, in float64."""
-    # Whichever way, the exponential is of a number below 0.
-    small = np.exp(-np.abs(logits.astype(np.float64)))
-    probabilities: NDArray[np.float64] = np.where(logits < 0, small, 1) / (1 + small)
-    return probabilities
-
-
-def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Probabilities over the last axis, in float64."""
-    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
-    weights = np.exp(shifted)
-    probabilities: NDArray[np.float64] = weights / weights.sum(axis=-1, keepdims=True)
-    return probabilities

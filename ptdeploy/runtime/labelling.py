@@ -23,12 +23,13 @@ from ptdeploy.bundle.signature import (
 )
 from ptdeploy.bundle.task import TensorSpec
 from ptdeploy.runtime.batching import Ids, grouped, pack
-from ptdeploy.runtime.engine import Engine, Inputs, Metric
+from ptdeploy.runtime.engine import Engine, Metric
 from ptdeploy.runtime.layout import ACTIVATIONS, MOST, Specs, unlike
 from ptdeploy.runtime.probes import Fed, ProbeRequest, probe_rows, rows_in_words
 from ptdeploy.runtime.prompt_choice import DEFAULT, Chosen, PromptChoice, first_of
 from ptdeploy.runtime.prompt_inputs import MOST_IN_A_RUN, PromptStack, RowPrompt
 from ptdeploy.runtime.prompts import Prompt
+from ptdeploy.runtime.row_encoder import Inputs
 from ptdeploy.runtime.tokenizer import Encoding, Tokenizer
 
 # Rows of one run, unless told.

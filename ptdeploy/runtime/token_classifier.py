@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from ptdeploy.arguments import MOST, checked, flag, whole
 from ptdeploy.bundle import Manifest
 from ptdeploy.printable import printable
-from ptdeploy.runtime.engine import Inputs, finite, softmax
 from ptdeploy.runtime.labelling import BATCH_SIZE, Labelling, TypeIds, classifier_problems
+from ptdeploy.runtime.probabilities import finite, softmax
 from ptdeploy.runtime.prompt_choice import DEFAULT, PromptChoice, prompt_choice
+from ptdeploy.runtime.row_encoder import Inputs
 from ptdeploy.runtime.tokenizer import Encoding
 
 

@@ -13,7 +13,7 @@ from support.values import MODEST
 from ptdeploy.bundle import Limits
 from ptdeploy.parity.cases import pad
 from ptdeploy.runtime.batching import grouped, pack, rows_of
-from ptdeploy.runtime.engine import softmax
+from ptdeploy.runtime.probabilities import softmax
 
 LIMITS = Limits(max_context=50, vocab_size=100)
 
