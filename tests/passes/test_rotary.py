@@ -22,6 +22,50 @@ LENGTHS = TensorSpec("lengths", "lengths", "int64", ("batch",), "")
 CONTEXT = PassContext(Signature((IDS, LENGTHS), ()), rotary_positions=POSITIONS)
 
 
+FLOAT32, INT64 = ir.TensorType(ir.DataType.FLOAT), ir.TensorType(ir.DataType.INT64)
+
+
+class Draft:
+    """A graph that is being written."""
+
+    def __init__(self) -> None:
+        self.nodes: list[ir.Node] = []
+        self.constants: list[ir.Value] = []
+
+    def of(self, array: Any) -> ir.Value:
+        name = f"constant.{len(self.constants)}"
+        value = ir.Value(name=name, const_value=ir.tensor(np.asarray(array), name=name))
+        self.constants.append(value)
+        return value
+
+    def do(
+        self, kind: str, *inputs: ir.Value, outputs: int = 1, domain: str = "", **how: Any
+    ) -> Any:
+        node = ir.node(kind, inputs, attributes=how, num_outputs=outputs, domain=domain)
+        for output in node.outputs:
+            output.name = f"{kind}.{len(self.nodes)}.{output.index()}"
+        self.nodes.append(node)
+        return node.outputs[0] if outputs == 1 else node.outputs
+
+    def angles(self, lengths: ir.Value, new: ir.Value, width: int, by_length: bool) -> ir.Value:
+        """Those of each token, (batch, sequence, width)."""
+        places = self.do("Range", self.of(0), new, self.of(1))
+        positions = self.do(
+            "Add",
+            self.do("Unsqueeze", lengths, self.of([1])),
+            self.do("Unsqueeze", places, self.of([0])),
+        )
+        turned = self.do(
+            "Mul",
+            self.do("Cast", self.do("Unsqueeze", positions, self.of([2])), to=1),
+            self.of((10000.0 ** -(np.arange(width) / width)).astype(np.float32)),
+        )
+        if by_length:
+            tokens = self.do("Cast", self.do("ReduceMax", lengths, keepdims=0), to=1)
+            turned = self.do("Div", turned, tokens)
+        return turned
+
+
 def attention(
     head: int = 16,
     angles: int | None = None,
@@ -33,75 +77,43 @@ def attention(
 ) -> ir.Model:
     """`layers` attentions over x, whose queries and keys are turned by the tokens' positions.
 
-    `by_length` has the frequencies depend on how many tokens there are.
+    `by_length` has the angles depend on how many tokens there are.
     """
-    float32, int64 = ir.TensorType(ir.DataType.FLOAT), ir.TensorType(ir.DataType.INT64)
-    ids = ir.Value(name="ids", type=int64, shape=ir.Shape(["batch", "sequence"]))
-    lengths = ir.Value(name="lengths", type=int64, shape=ir.Shape(["batch"]))
-    x = ir.Value(name="x", type=float32, shape=ir.Shape(["batch", "sequence", 8]))
-    pasts = [
-        ir.Value(name=f"past.{i}", type=float32, shape=ir.Shape(["batch", KV_HEADS, "slots", head]))
-        for i in range(2 * layers)
-    ]
-    nodes: list[ir.Node] = []
-    constants: dict[str, ir.Value] = {}
-
-    def of(array: Any) -> ir.Value:
-        name = f"constant.{len(constants)}"
-        constants[name] = ir.Value(name=name, const_value=ir.tensor(np.asarray(array), name=name))
-        return constants[name]
-
-    def do(kind: str, *inputs: ir.Value, outputs: int = 1, domain: str = "", **how: Any) -> Any:
-        node = ir.node(kind, inputs, attributes=how, num_outputs=outputs, domain=domain)
-        for output in node.outputs:
-            output.name = f"{kind}.{len(nodes)}.{output.index()}"
-        nodes.append(node)
-        return node.outputs[0] if outputs == 1 else node.outputs
-
+    ids = ir.Value(name="ids", type=INT64, shape=ir.Shape(["batch", "sequence"]))
+    lengths = ir.Value(name="lengths", type=INT64, shape=ir.Shape(["batch"]))
+    x = ir.Value(name="x", type=FLOAT32, shape=ir.Shape(["batch", "sequence", 8]))
+    buffer = ir.Shape(["batch", KV_HEADS, "slots", head])
+    pasts = [ir.Value(name=f"past.{i}", type=FLOAT32, shape=buffer) for i in range(2 * layers)]
+    draft = Draft()
+    do, of = draft.do, draft.of
     new = do("Squeeze", do("Shape", ids, start=1, end=2))
-    positions = do(
-        "Add",
-        do("Unsqueeze", lengths, of([1])),
-        do("Unsqueeze", do("Range", of(0), new, of(1)), of([0])),
-    )
-    width = head // 2 if angles is None else angles
-    turned = do(
-        "Mul",
-        do("Cast", do("Unsqueeze", positions, of([2])), to=1),
-        of((10000.0 ** -(np.arange(width) / width)).astype(np.float32)),
-    )
-    if by_length:
-        turned = do("Div", turned, do("Cast", do("ReduceMax", lengths, keepdims=0), to=1))
+    turned = draft.angles(lengths, new, head // 2 if angles is None else angles, by_length)
     cos, sin = do("Cos", turned), do("Sin", turned)
     last = do("Cast", do("Sub", do("Add", lengths, new), of(1)), to=6)
     filled = do("Cast", do("Add", do("ReduceMax", lengths, keepdims=0), new), to=6)
-    outputs = []
+    part = {} if angles is None else {"rotary_embedding_dim": 2 * angles}
+    how = {"num_heads": HEADS, "kv_num_heads": KV_HEADS}
+    outputs: list[ir.Value] = []
     for layer in range(layers):
         q, k, v = (
             do("MatMul", x, of(random(8, count * head, seed=layer + place)))
             for place, count in enumerate((HEADS, KV_HEADS, KV_HEADS))
         )
-        part = {} if angles is None else {"rotary_embedding_dim": 2 * angles}
         q = do("RotaryEmbedding", q, cos, sin, num_heads=HEADS, **part)
         if keys_too:
             k = do("RotaryEmbedding", k, cos, sin, num_heads=KV_HEADS, **part)
-        found = do(
-            "GroupQueryAttention",
-            *(q, k, v, *pasts[2 * layer : 2 * layer + 2], last, filled),
-            outputs=3,
-            domain="com.microsoft",
-            num_heads=HEADS,
-            kv_num_heads=KV_HEADS,
-        )
-        outputs += [*found, do("Neg", q)] if read_twice else found
+        given = (q, k, v, *pasts[2 * layer : 2 * layer + 2], last, filled)
+        outputs += do("GroupQueryAttention", *given, outputs=3, domain="com.microsoft", **how)
+        outputs += [do("Neg", q)] if read_twice else []
     for output in outputs:
-        output.type = float32
+        output.type = FLOAT32
+    opsets = {"": 23, "com.microsoft": 1}
     graph = ir.Graph(
         [ids, lengths, x, *pasts],
         outputs,
-        nodes=nodes,
-        initializers=list(constants.values()),
-        opset_imports={"": 23, "com.microsoft": 1},
+        nodes=draft.nodes,
+        initializers=draft.constants,
+        opset_imports=opsets,
         name="test",
     )
     return ir.Model(graph, ir_version=10)
