@@ -41,9 +41,10 @@ def run_passes(model: ir.Model, context: PassContext) -> ir.Model:
     narrow: the last layer for the tokens that are read. half: float16 but where it would lose.
     deduplicate: one copy of equal weights. head: large weights are read the way round they lie.
     quantize_rows: products of int8 by int8. quantize, dequantize: constant matrices in a few bits,
-    with ONNX Runtime's own operator or with standard ones. embeddings: what token ids look up in 8
-    bits. declare: inputs and outputs get the signature's names, types and axes. name: nodes are
-    named after their modules. anonymise: nothing of the machine that exported stays.
+    with ONNX Runtime's own operator or with standard ones. pack: an attention's three products as
+    one. embeddings: what token ids look up in 8 bits. declare: inputs and outputs get the
+    signature's names, types and axes. name: nodes are named after their modules. anonymise: nothing
+    of the machine that exported stays.
     """
     from ptdeploy.passes import (
         anonymise,
@@ -58,6 +59,7 @@ def run_passes(model: ir.Model, context: PassContext) -> ir.Model:
         name,
         narrow,
         order,
+        pack,
         quantize,
         quantize_rows,
         residual,
@@ -65,6 +67,7 @@ def run_passes(model: ir.Model, context: PassContext) -> ir.Model:
     )
 
     before = (order, fold, layout, residual, rotary, narrow, half, deduplicate, head)
-    for one in (*before, quantize_rows, quantize, dequantize, embeddings, declare, name, anonymise):
+    weights = (quantize_rows, quantize, dequantize, pack, embeddings)
+    for one in (*before, *weights, declare, name, anonymise):
         model = one.run(model, context)
     return model

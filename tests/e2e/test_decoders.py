@@ -174,6 +174,21 @@ def test_attention_turns_wide_heads_itself(decoders, name, turning):
     assert bool(operators["Cos"]) == bool(turning)
 
 
+@pytest.mark.parametrize("name", ["yarn", "window"])
+def test_quantized_queries_keys_and_values_are_one_product(decoders, tmp_path, name):
+    decoder = decoders(name)
+    loose = ptdeploy.QuantizationOptions(min_agreement=0, max_perplexity_ratio=9)
+    bundle = _compile(tmp_path, decoder.trained, precision="int8", quantization=loose)
+    graph = onnx.load(bundle / "model.onnx", load_external_data=False)
+    operators = Counter(node.op_type for node in graph.graph.node)
+    # With the output's, the three of the feed-forward network, the head's.
+    assert operators["MatMulNBits"] == 2 * 5 + 1
+    rows = [_row(length) for length in (1, 40, 7)]
+    quantized = ptdeploy.load(bundle).logits(rows)
+    for ours, whole in zip(quantized, decoder.engine.logits(rows), strict=True):
+        assert np.abs(ours - whole).max() < 0.05 * np.ptp(whole)
+
+
 @every_case
 def test_a_batch_that_reaches_the_last_position_equals_peft_row_by_row(decoders, name):
     decoder = decoders(name)
