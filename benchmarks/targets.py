@@ -67,7 +67,7 @@ def subjects() -> Iterator[Subject]:
 
     both = ("fp32", "int8", "int4")
     decoders = tuple((target, one) for one in both for target in ("ort", "openvino"))
-    encoders = (("ort", "fp32"), ("openvino", "fp32"), ("openvino", "int8"))
+    encoders = tuple((target, one) for one in both[:2] for target in ("ort", "openvino"))
     classify = {f"{rows}x{tokens}": (rows, tokens, 0) for rows, tokens in ((1, 32), (16, 32))}
     yield Subject("topics", find_base_model(), TOPICS / "adapter", encoders, classify)
     write = {
