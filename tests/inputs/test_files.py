@@ -209,22 +209,28 @@ def test_a_compilation_that_is_asked_to_end_leaves_nothing(compiled, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@contextlib.contextmanager
+def hangup(handler: signal.Handlers) -> Iterator[None]:
+    """SIGHUP as that, whatever it is for the process that runs the tests (nohup ignores it)."""
+    before = signal.signal(signal.SIGHUP, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_signals_that_end_a_process_are_exceptions_and_then_as_before():
-    before = signal.getsignal(signal.SIGHUP)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        with pytest.raises(EndedBySignal) as ended, end_by_signals():
-            os.kill(os.getpid(), number)
-        assert ended.value.signal is number
-    assert signal.getsignal(signal.SIGHUP) is before
+    with hangup(signal.SIG_DFL):
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            with pytest.raises(EndedBySignal) as ended, end_by_signals():
+                os.kill(os.getpid(), number)
+            assert ended.value.signal is number
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
 
 
 def test_a_hangup_that_is_ignored_stays_ignored():
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        with end_by_signals():
-            os.kill(os.getpid(), signal.SIGHUP)
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    with hangup(signal.SIG_IGN), end_by_signals():
+        os.kill(os.getpid(), signal.SIGHUP)
 
 
 @contextlib.contextmanager
