@@ -65,9 +65,8 @@ def subjects() -> Iterator[Subject]:
     sys.path.insert(0, str(TOPICS))
     from data import find_base_model
 
-    both = ("fp32", "int8", "int4")
-    decoders = tuple((target, one) for one in both for target in ("ort", "openvino"))
-    encoders = tuple((target, one) for one in both[:2] for target in ("ort", "openvino"))
+    encoders = tuple((target, one) for one in ("fp32", "int8") for target in ("ort", "openvino"))
+    decoders = (*encoders, ("ort", "int4"), ("openvino", "int4"))
     classify = {f"{rows}x{tokens}": (rows, tokens, 0) for rows, tokens in ((1, 32), (16, 32))}
     yield Subject("topics", find_base_model(), TOPICS / "adapter", encoders, classify)
     write = {

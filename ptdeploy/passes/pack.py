@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ptdeploy.passes.edit import add_constant, replace
+from ptdeploy.passes.edit import add_constant, like, replace
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -22,42 +22,57 @@ def run(model: ir.Model, context: PassContext) -> ir.Model:
     counts. It is done where GroupQueryAttention turns its inputs itself and each comes straight
     from a MatMulNBits of the same input, with or without a bias. Every column keeps its codes.
     """
-    graph = model.graph
-    for node in list(graph):
+    import onnx_ir.passes.common as common
+
+    packed = False
+    for node in list(model.graph):
         if node.op_type != "GroupQueryAttention" or len(node.inputs) < 9:
             continue
-        parts = [_product(value) for value in node.inputs[:3]]
-        found = [part for part in parts if part is not None]
-        if len(found) == 3 and _alike(found):
-            _pack(graph, node, found)
+        parts = [part for value in node.inputs[:3] if (part := _product(value)) is not None]
+        if len(parts) == 3 and _alike(parts):
+            _pack(model.graph, node, parts)
+            packed = True
+    if packed:
+        common.RemoveUnusedNodesPass()(model)
     return model
 
 
 @dataclass(frozen=True)
 class _Product:
-    """A product with quantized weights, and the bias that is added to it, if one is."""
+    """A product with quantized weights, and its constants: codes, scales, perhaps a bias."""
 
     node: ir.Node
-    sum: ir.Node | None
-    bias: ir.Value | None
+    constants: tuple[ir.Value, ...]
 
 
 def _product(value: ir.Value | None) -> _Product | None:
     """What gives a value that nothing else reads, if it is one."""
-    node = None if value is None or len(value.uses()) != 1 else value.producer()
-    if node is None or node.op_type != "Add":
-        return _Product(node, None, None) if node is not None and _is_plain(node) else None
+    node = _giver(value)
+    if node is None:
+        return None
+    if node.op_type != "Add":
+        return _plain(node)
     for product, bias in (node.inputs, reversed(node.inputs)):
-        inner = product.producer() if product is not None else None
-        if product is None or inner is None or not _is_plain(inner) or len(product.uses()) != 1:
+        inner = _giver(product)
+        part = None if inner is None else _plain(inner)
+        if part is None or bias is None or bias.const_value is None:
             continue
-        if bias is not None and bias.const_value is not None and len(bias.const_value.shape) == 1:
-            return _Product(inner, node, bias)
+        if len(bias.const_value.shape) == 1:
+            return _Product(part.node, (*part.constants, bias))
     return None
 
 
-def _is_plain(node: ir.Node) -> bool:
-    return node.op_type == "MatMulNBits" and len(node.inputs) == 3
+def _giver(value: ir.Value | None) -> ir.Node | None:
+    """The node that gives a value, if only one reads it."""
+    return None if value is None or len(value.uses()) != 1 else value.producer()
+
+
+def _plain(node: ir.Node) -> _Product | None:
+    """The product itself, if it is one without more inputs."""
+    if node.op_type != "MatMulNBits" or len(node.inputs) != 3:
+        return None
+    constants = tuple(one for one in node.inputs[1:] if one is not None)
+    return _Product(node, constants)
 
 
 def _alike(parts: list[_Product]) -> bool:
@@ -65,7 +80,7 @@ def _alike(parts: list[_Product]) -> bool:
 
     def how(part: _Product) -> object:
         numbers = {name: one.value for name, one in part.node.attributes.items() if name != "N"}
-        return part.node.inputs[0], numbers, part.bias is None
+        return part.node.inputs[0], numbers, len(part.constants)
 
     return all(how(part) == how(parts[0]) for part in parts)
 
@@ -74,42 +89,24 @@ def _pack(graph: ir.Graph, attention: ir.Node, parts: list[_Product]) -> None:
     import onnx_ir as ir
 
     first = parts[0].node
-    names = [str(part.node.inputs[1].name) for part in parts if part.node.inputs[1] is not None]
-    name = f"{names[0].removesuffix('.q')}.packed"
-
-    def joined(values: list[ir.Value | None], kind: str) -> ir.Value:
-        tensors = [one.const_value for one in values if one is not None]
-        arrays = [one.numpy() for one in tensors if one is not None]
-        return add_constant(graph, f"{name}.{kind}", np.concatenate(arrays))
-
-    weights = [
-        joined([part.node.inputs[i] for part in parts], kind)
-        for i, kind in ((1, "q"), (2, "scale"))
-    ]
-    biases: list[ir.Value | None] = []
-    if parts[0].bias is not None:
-        biases = [None, None, joined([part.bias for part in parts], "bias")]
+    name = f"{str(parts[0].constants[0].name).removesuffix('.q')}.packed"
+    joined = []
+    for kind, values in zip(
+        ("q", "scale", "bias"), zip(*(part.constants for part in parts), strict=True), strict=False
+    ):
+        arrays = [one.const_value.numpy() for one in values if one.const_value is not None]
+        joined.append(add_constant(graph, f"{name}.{kind}", np.concatenate(arrays)))
+    codes, scales, *bias = joined
     numbers = {key: one.value for key, one in first.attributes.items()}
     numbers["N"] = sum(int(part.node.attributes["N"].value) for part in parts)
     product = ir.node(
-        "MatMulNBits", [first.inputs[0], *weights, *biases], attributes=numbers, domain=first.domain
+        "MatMulNBits",
+        # Between scales and bias are zero points and an order of groups.
+        [first.inputs[0], codes, scales, *((None, None, *bias) if bias else ())],
+        attributes=numbers,
+        domain=first.domain,
     )
+    product.metadata_props.update(attention.metadata_props)
     product.outputs[0].type = first.outputs[0].type
-    packed = ir.Node(
-        attention.domain,
-        attention.op_type,
-        [product.outputs[0], None, None, *attention.inputs[3:]],
-        attributes=list(attention.attributes.values()),
-        num_outputs=len(attention.outputs),
-        name=attention.name,
-    )
-    for one in (product, packed):
-        one.metadata_props.update(attention.metadata_props)
+    packed = like(attention, [product.outputs[0], None, None, *attention.inputs[3:]])
     replace(graph, attention, product, packed)
-    read = [value for part in parts for value in (*part.node.inputs[1:], part.bias)]
-    for part in parts:
-        graph.remove([one for one in (part.sum, part.node) if one is not None], safe=True)
-    for value in read:
-        # Layers may share a bias.
-        if value is not None and not value.uses():
-            graph.initializers.pop(str(value.name), None)

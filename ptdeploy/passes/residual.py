@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ptdeploy.passes.edit import take_over
 from ptdeploy.passes.layout import same_shape
 from ptdeploy.passes.name import MODULE_KEY, SUM_KEY
 
@@ -50,9 +51,7 @@ def run(model: ir.Model, context: PassContext) -> ir.Model:
             unused.name = ""
         graph.insert_before(add, skip)
         for old, new in ((total, added), (node.outputs[0], normed)):
-            new.type, new.shape, name = old.type, old.shape, old.name
-            old.replace_all_uses_with(new, replace_graph_outputs=True)
-            old.name, new.name = None, name
+            take_over(old, new)
         graph.remove(node, safe=True)
         graph.remove(add, safe=True)
         model.opset_imports["com.microsoft"] = 1

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ptdeploy.passes.edit import add_constant, replace
+from ptdeploy.passes.edit import add_constant, like, replace
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -90,18 +90,9 @@ def _fuse(
 ) -> None:
     import onnx_ir as ir
 
-    inputs = [one.inputs[0] for one in turns] + list(node.inputs[2:]) + [None] * 7
-    fused = ir.Node(
-        node.domain,
-        node.op_type,
-        [*inputs[:7], *tables],
-        attributes=[*node.attributes.values(), ir.AttrInt64("do_rotary", 1)],
-        num_outputs=len(node.outputs),
-        name=node.name,
-    )
-    fused.metadata_props.update(node.metadata_props)
-    replace(graph, node, fused)
-    graph.remove(turns, safe=True)
+    inputs = [*(one.inputs[0] for one in turns), *node.inputs[2:]]
+    inputs += [None] * (7 - len(inputs))
+    replace(graph, node, like(node, [*inputs, *tables], ir.AttrInt64("do_rotary", 1)))
 
 
 @dataclass
@@ -153,6 +144,7 @@ def _angles(
     """
     import onnx_ir as ir
 
+    from ptdeploy.backends.ort.open import PROVIDERS, session_options
     from ptdeploy.backends.telemetry import import_onnxruntime
 
     names = {one.role: one.name for one in signature.inputs if one.role in ("ids", "lengths")}
@@ -164,7 +156,7 @@ def _angles(
     part.opset_imports.update(model.opset_imports)
     proto = ir.to_proto(ir.Model(part, ir_version=model.ir_version))
     session = import_onnxruntime().InferenceSession(
-        proto.SerializeToString(), providers=["CPUExecutionProvider"]
+        proto.SerializeToString(), session_options("cpu"), providers=[PROVIDERS["cpu"]]
     )
 
     def evaluate(past: list[int], new: int) -> list[_Table]:

@@ -31,8 +31,8 @@ class RowEncoder:
         self,
         inputs: Inputs,
         rooms: Rooms,
-        truncate: bool = False,
-        token_type_ids: ArrayLike | Sequence[Sequence[int]] | None = None,
+        truncate: bool,
+        token_type_ids: ArrayLike | Sequence[Sequence[int]] | None,
     ) -> list[Encoding]:
         """An Encoding for each row, of at most as many tokens as `rooms` says.
 

@@ -6,22 +6,18 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.turned import POSITIONS, REQUESTS, attention, operators, run
+from support.turned import POSITIONS, REQUESTS, SIGNATURE, attention, operators, run
 
 from ptdeploy.bundle import Quantization
-from ptdeploy.bundle.signature import Signature
-from ptdeploy.bundle.task import TensorSpec
 from ptdeploy.passes import PassContext, pack, quantize, rotary
 
 ALL, NONE = (True,) * 3, (False,) * 3
-IDS = TensorSpec("ids", "ids", "int64", ("batch", "sequence"), "")
-LENGTHS = TensorSpec("lengths", "lengths", "int64", ("batch",), "")
 
 
 def quantized(bits: int, *, turns: bool = True, **how):
     """An attention with quantized weights, as it is before it is packed, and the context."""
     context = PassContext(
-        Signature((IDS, LENGTHS), ()),
+        SIGNATURE,
         Quantization(bits, 16, 1, 0, 2),
         rotary_positions=POSITIONS if turns else 0,
     )
@@ -62,6 +58,6 @@ def test_what_does_not_come_alike_stays(how):
 
 
 def test_products_in_fp32_stay():
-    context = PassContext(Signature((IDS, LENGTHS), ()), rotary_positions=POSITIONS)
+    context = PassContext(SIGNATURE, rotary_positions=POSITIONS)
     model = rotary.run(attention(), context)
     assert operators(pack.run(model, context)).count("MatMul") == 3

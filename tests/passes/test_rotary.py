@@ -6,15 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.turned import POSITIONS, REQUESTS, attention, operators, run
+from support.turned import POSITIONS, REQUESTS, SIGNATURE, attention, operators, run
 
-from ptdeploy.bundle.signature import Signature
-from ptdeploy.bundle.task import TensorSpec
 from ptdeploy.passes import PassContext, rotary
 
-IDS = TensorSpec("ids", "ids", "int64", ("batch", "sequence"), "")
-LENGTHS = TensorSpec("lengths", "lengths", "int64", ("batch",), "")
-CONTEXT = PassContext(Signature((IDS, LENGTHS), ()), rotary_positions=POSITIONS)
+CONTEXT = PassContext(SIGNATURE, rotary_positions=POSITIONS)
 
 
 @given(REQUESTS, st.sampled_from([(16, None), (16, 8), (32, None), (32, 8), (48, None)]))

@@ -10,7 +10,17 @@ import onnxruntime
 from hypothesis import strategies as st
 from support.graphs import random
 
+from ptdeploy.bundle.signature import Signature
+from ptdeploy.bundle.task import TensorSpec
+
 POSITIONS, HEADS, KV_HEADS = 48, 4, 2
+SIGNATURE = Signature(
+    (
+        TensorSpec("ids", "ids", "int64", ("batch", "sequence"), ""),
+        TensorSpec("lengths", "lengths", "int64", ("batch",), ""),
+    ),
+    (),
+)
 FLOAT32, INT64 = ir.TensorType(ir.DataType.FLOAT), ir.TensorType(ir.DataType.INT64)
 
 

@@ -29,7 +29,7 @@ def rotary(suspect: Suspect) -> Cause | None:
             if full.shape == suspect.ours.shape[1:] and np.allclose(
                 suspect.ours[0], full, atol=1e-4
             ):
-                return Cause(f"position numbering: positions are off by {shift:+d}")
+                return _off_by(shift)
     return Cause("position numbering: the angles are not those of the row's own positions")
 
 
@@ -49,8 +49,7 @@ def table(suspect: Suspect) -> Cause | None:
             angles = np.outer(np.arange(count) + shift, inverse)
             wanted = scale * np.array([np.cos(angles), np.sin(angles)])
             if wanted.shape == np.shape(tables) and np.allclose(tables, wanted, atol=1e-3):
-                words = f"position numbering: positions are off by {shift:+d}"
-                return Cause(words) if shift else None
+                return _off_by(shift) if shift else None
     return Cause("its rotary table is not the model's (rope theta, scaling or positions)")
 
 
@@ -68,10 +67,14 @@ def learned(suspect: Suspect) -> Cause | None:
     wanted = [_nearest(table, row) for row in suspect.theirs[0]]
     shifts = {a - b for a, b in zip(found, wanted, strict=True) if a is not None and b is not None}
     if len(shifts) == 1 and shifts != {0}:
-        return Cause(f"position numbering: positions are off by {shifts.pop():+d}")
+        return _off_by(shifts.pop())
     if shifts - {0}:
         return Cause("position numbering: positions are not those of the row alone")
     return None
+
+
+def _off_by(shift: int) -> Cause:
+    return Cause(f"position numbering: positions are off by {shift:+d}")
 
 
 def _nearest(table: NDArray[np.float32], row: NDArray[Any]) -> int | None:
