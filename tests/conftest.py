@@ -106,8 +106,8 @@ def bundles(shared: Shared) -> Callable[[str], Path]:
         architecture, task, options = native.KINDS[kind]
         if task != "CAUSAL_LM" and not options:
             return shared.compiled(architecture, task).bundle
-        room = {"max_position_embeddings": 700}
-        return shared.compiled(architecture, task, options, **room).bundle
+        how = {"max_position_embeddings": 700, **native.CONFIGURED.get(kind, {})}
+        return shared.compiled(architecture, task, options, **how).bundle
 
     return get
 

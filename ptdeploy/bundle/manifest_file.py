@@ -69,7 +69,8 @@ def read_manifest(held: Held, kind: Kind[_M]) -> _M:
         return msgspec.json.decode(raw, type=kind.type)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BundleError(
-            f"{file}: not a valid manifest ({error}).", "Compile the checkpoint again."
+            f"{file}: not a valid manifest ({error}).",
+            f"Compile the checkpoint again, or install the ptdeploy that made the {kind.noun}.",
         ) from error
 
 

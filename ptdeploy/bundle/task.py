@@ -32,7 +32,8 @@ WRITING = Task.CAUSAL_LM
 
 
 # What a tensor is to whoever runs the graph. ids, mask, segments: (batch, sequence). lengths: of
-# each row's past or prefix. positions: those to give logits for. past, present: the KV buffer.
+# each row's past or prefix. positions: those to give logits for. offsets: (sequence,), each token's
+# place behind the past, from 0 on; at another 0 another row begins. past, present: the KV buffer.
 # logits. What belongs to prompts: table (virtual tokens), prefix (prefix KV), head (parameters of
 # the trained head), prompt (which of the prompts a row has).
 TensorRole = Literal[
@@ -41,6 +42,7 @@ TensorRole = Literal[
     "segments",
     "lengths",
     "positions",
+    "offsets",
     "past",
     "present",
     "logits",

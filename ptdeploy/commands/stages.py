@@ -154,6 +154,7 @@ def trace(plan: Plan, frozen: Frozen, progress: Progress) -> Traced:
             request.freeze_kv,
             numerics.operators,
             refuses,
+            partial(plan.target.joins, plan.device, plan.precision),
             numerics.plain,
             request.prompt_kinds == "all",
         )

@@ -38,6 +38,7 @@ def run_passes(model: ir.Model, context: PassContext) -> ir.Model:
     order: one order and naming, whatever the trace's. fold: constants folded, dead nodes and
     repeated work dropped. layout: no transposes and reshapes that undo each other. residual: sums
     with the norm after them. rotary: queries and keys that attention turns itself, by a table.
+    join: rows that come as one sequence, kept apart.
     narrow: the last layer for the tokens that are read. half: float16 but where it would lose.
     deduplicate: one copy of equal weights. head: large weights are read the way round they lie.
     quantize_rows: products of int8 by int8. quantize, dequantize: constant matrices in a few bits,
@@ -55,6 +56,7 @@ def run_passes(model: ir.Model, context: PassContext) -> ir.Model:
         fold,
         half,
         head,
+        join,
         layout,
         name,
         narrow,
@@ -66,7 +68,7 @@ def run_passes(model: ir.Model, context: PassContext) -> ir.Model:
         rotary,
     )
 
-    before = (order, fold, layout, residual, rotary, narrow, half, deduplicate, head)
+    before = (order, fold, layout, residual, rotary, join, narrow, half, deduplicate, head)
     weights = (quantize_rows, quantize, dequantize, pack, embeddings)
     for one in (*before, *weights, declare, name, anonymise):
         model = one.run(model, context)

@@ -26,7 +26,7 @@ def run(model: ir.Model, context: PassContext) -> ir.Model:
 
     packed = False
     for node in list(model.graph):
-        if node.op_type != "GroupQueryAttention" or len(node.inputs) < 9:
+        if node.op_type != "GroupQueryAttention" or "do_rotary" not in node.attributes:
             continue
         parts = [part for value in node.inputs[:3] if (part := _product(value)) is not None]
         if len(parts) == 3 and _alike(parts):

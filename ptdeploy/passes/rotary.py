@@ -147,7 +147,8 @@ def _angles(
     from ptdeploy.backends.ort.open import PROVIDERS, session_options
     from ptdeploy.backends.telemetry import import_onnxruntime
 
-    names = {one.role: one.name for one in signature.inputs if one.role in ("ids", "lengths")}
+    roles = ("ids", "lengths", "offsets")
+    names = {one.role: one.name for one in signature.inputs if one.role in roles}
     given = [one for one in model.graph.inputs if one.name in names.values()]
     try:
         part = ir.convenience.extract(model.graph, given, outputs)
@@ -164,6 +165,8 @@ def _angles(
             names["ids"]: np.zeros((len(past), new), np.int64),
             names["lengths"]: np.array(past, np.int64),
         }
+        if "offsets" in names:
+            feed[names["offsets"]] = np.arange(new)
         return list(map(np.asarray, session.run(None, feed)))
 
     return evaluate

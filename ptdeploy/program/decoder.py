@@ -43,7 +43,15 @@ class Decoder(nn.Module):
 
 
 class FusedDecoder(Decoder):
-    """Attention updates the buffer in place: gives logits and the buffer itself as present KV."""
+    """Attention updates the buffer in place: gives logits and the buffer itself as present KV.
+
+    Where it `joins`, `token_offsets` (sequence,) come last, by which tokens are numbered. Rows that
+    have the same past may then come as one.
+    """
+
+    def __init__(self, model: PreTrainedModel, vocabulary: int | None, joins: bool = False) -> None:
+        super().__init__(model, vocabulary)
+        self.joins = joins
 
     def forward(
         self,
@@ -52,13 +60,15 @@ class FusedDecoder(Decoder):
         logits_positions: torch.Tensor,
         *rest: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
+        offsets, rest = (rest[-1], rest[:-1]) if self.joins else (None, rest)
         words, past = self.words(input_ids, rest)
-        new = input_ids.shape[1]
-        cache = SharedCache(past, past_lengths, new)
+        if offsets is None:
+            offsets = torch.arange(input_ids.shape[1])
+        cache = SharedCache(past, past_lengths, offsets)
         start(cache)
         output = self.model(
             **words,
-            position_ids=past_lengths[:, None] + torch.arange(new)[None],
+            position_ids=cache.positions,
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=logits_positions,

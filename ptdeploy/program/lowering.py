@@ -35,16 +35,18 @@ class SharedCache(Cache):  # type: ignore[misc]
 
     `past` holds keys and values by turns, each (batch, kv heads, slots, head dim). A row's slots
     are filled from the first one on, `past_lengths` of them, int64 (batch,); slots and tokens
-    count alike, so a sliding window is one of tokens.
+    count alike, so a sliding window is one of tokens. The new tokens are numbered from there on, by
+    their `offsets`, int64 (new tokens,).
     """
 
     def __init__(
-        self, past: tuple[torch.Tensor, ...], past_lengths: torch.Tensor, new_tokens: int
+        self, past: tuple[torch.Tensor, ...], past_lengths: torch.Tensor, offsets: torch.Tensor
     ) -> None:
         self.past = past
         self.present: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.past_lengths = past_lengths
-        self.positions = past_lengths[:, None] + torch.arange(new_tokens)[None]
+        self.positions = past_lengths[:, None] + offsets[None]
+        new_tokens = offsets.shape[0]
         self.last_slot = (past_lengths + new_tokens - 1).to(torch.int32)
         self.filled = (past_lengths.max() + new_tokens).to(torch.int32)
         self.layers: list[Any] = []
@@ -286,6 +288,11 @@ def why_not_fused(
     if why := why or _TRACE.refused or why_not_all(model, len(_TRACE.layers)):
         return why
     return next((why for attention in _TRACE.asked if (why := refuses(attention))), "")
+
+
+def attentions_asked() -> tuple[Attention, ...]:
+    """What the layers of the last model that was tried ask of the operator, each kind once."""
+    return tuple(_TRACE.asked)
 
 
 @contextmanager

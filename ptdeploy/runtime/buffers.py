@@ -45,7 +45,8 @@ class StartedRows:
 
     def prefill_all(self, rows: Sequence[Ids]) -> list[NDArray[np.float32]]:
         """Append to every row its text; gives the logits (vocabulary,) of each row's last token."""
-        return self.kv.prefill_all([self.fed(row, ids) for row, ids in enumerate(rows)])
+        logits = self.kv.prefill_all([self.fed(row, ids) for row, ids in enumerate(rows)])
+        return [one[-1] for one in logits]
 
 
 class Buffers:

@@ -78,6 +78,8 @@ class CausalLM(Engine):
     ) -> list[Generated]:
         """Continue each text or row of token ids, all together, each row as if it were alone.
 
+        Where rows are prefilled together, a row's logits may differ in their last bits.
+
         `options` are the fields of GenerationOptions: `do_sample`, `temperature`, `top_k`, `top_p`,
         `min_p`, `repetition_penalty`, `min_new_tokens`, `eos_token_ids` (an empty sequence means
         never). What is not given is the model's own default; giving temperature, top_k, top_p or
@@ -258,8 +260,8 @@ class CausalLM(Engine):
                 ids = started.fed(0, rows[0])
                 feed = kv.feed(ids[None], every_position=True)
                 return Fed(feed, 0, 1, ids.size, ids.size, prefix, False)
-            for index, one in enumerate(rows):
-                kv.prefill(index, started.fed(index, one)[:-1], every_position=True)
+            before = [started.fed(index, one)[:-1] for index, one in enumerate(rows)]
+            kv.prefill_all(before, every_position=True)
             last = np.asarray([[one[-1]] for one in rows], np.int64)
             return Fed(kv.feed(last, every_position=True), row, count, 1, 1, prefix, False)
 
@@ -269,13 +271,13 @@ class CausalLM(Engine):
         prompts: Sequence[RowPrompt],
         segments: Sequence[Ids] | None = None,
     ) -> list[NDArray[np.float32]]:
-        """Each row's last token runs as a step of the whole batch, those before it row by row."""
+        """Each row's last token runs as a step of the whole batch, those before it as a prefill."""
         started = self.buffers.take(prompts, [row.size for row in rows])
         fed = [started.fed(index, row) for index, row in enumerate(rows)]
         tokens = sum(ids.size for ids in fed)
         require_memory(tokens * self.layout.vocabulary * 4, f"Logits of {tokens} tokens")
         kv = started.kv
-        first = [kv.prefill(i, ids[:-1], every_position=True) for i, ids in enumerate(fed)]
+        first = kv.prefill_all([ids[:-1] for ids in fed], every_position=True)
         last = kv.decode([int(row[-1]) for row in rows])
         return [
             np.concatenate([before[before.shape[0] + 1 - row.size :], after[None]])

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from ptdeploy.backends.session import DeviceArray, Session
 from ptdeploy.errors import OutOfMemory
 from ptdeploy.runtime.bfloat16 import stored, to_stored
+from ptdeploy.runtime.joined import joined, offsets_of
 from ptdeploy.runtime.kv import Prefix, prefix_length
 from ptdeploy.runtime.kv_layout import KVLayout
 from ptdeploy.runtime.memory import require_memory
@@ -110,9 +111,58 @@ class DenseKV:
         every: NDArray[np.float32] = np.concatenate([none, *kept])
         return every
 
-    def prefill_all(self, ids: Sequence[NDArray[np.int64]]) -> list[NDArray[np.float32]]:
-        """Append to every row its tokens, row by row; gives the logits of each row's last one."""
-        return [self.prefill(row, tokens)[0] for row, tokens in enumerate(ids)]
+    def prefill_all(
+        self, ids: Sequence[NDArray[np.int64]], every_position: bool = False
+    ) -> list[NDArray[np.float32]]:
+        """Append to every row its tokens; gives the logits of each row's last one or of each.
+
+        Row by row, but short rows of one prefix together, where the engine keeps them apart.
+        """
+        groups = [[row] for row in range(len(ids))]
+        if self._layout.offsets is not None:
+            sizes, starts = [one.size for one in ids], self.starts.tolist()
+            most = self._layout.kept if every_position else self._layout.prefill
+            pasts = list(map(id, self._prefixes))
+            groups = joined(sizes, pasts, starts, self._layout.context, most)
+        logits: dict[int, NDArray[np.float32]] = {}
+        for rows in groups:
+            of = {row: ids[row] for row in rows}
+            whole = self._prefill_joined(of, every_position) if len(rows) > 1 else None
+            # No mask hides a number that is none: the rows beside such a one are run without it.
+            logits |= whole or {r: self.prefill(r, t, every_position) for r, t in of.items()}
+        return [logits[row] for row in range(len(ids))]
+
+    def _prefill_joined(
+        self, ids: Mapping[int, NDArray[np.int64]], every_position: bool
+    ) -> dict[int, NDArray[np.float32]] | None:
+        """Run rows of one prefix as one sequence, in a buffer of its own, and take its slots.
+
+        None, and nothing is taken, where its logits are not finite.
+        """
+        sizes = [one.size for one in ids.values()]
+        ends = np.cumsum(sizes)
+        row = next(iter(ids))
+        start, total = int(self.starts[row]), int(ends[-1])
+        prefixes, slots = [self._prefixes[row]], int(self.starts[row]) + total
+        whole = DenseKV(self._session, self._layout, prefixes, slots, self._beside)
+        positions = np.arange(total) if every_position else ends - 1
+        logits = np.empty((1, positions.size, self._logits.shape[2]), np.float32)
+        tokens = np.concatenate(list(ids.values()))[None]
+        whole._bind(slice(None), tokens, positions, logits, offsets_of(sizes))()
+        if not np.isfinite(logits).all():
+            return None
+        for row, size, end in zip(ids, sizes, ends, strict=True):
+            self._take(row, whole, start + end - size, size)
+        kept = np.split(logits[0], ends[:-1] if every_position else len(sizes))
+        return dict(zip(ids, kept, strict=True))
+
+    def _take(self, row: int, source: DenseKV, first_slot: int, count: int) -> None:
+        """Append to `row` what another buffer's only row has in `count` slots from `first_slot`."""
+        length, part = self.lengths[row : row + 1], slice(first_slot, first_slot + count)
+        for name, placed in self._placed.items():
+            states = np.ascontiguousarray(source._placed[name].read()[:, :, part])
+            placed.rows(slice(row, row + 1)).write_slots(length, self._session.place(states))
+        self.lengths[row] += count
 
     def decode(self, tokens: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float32]:
         """Append one token to every row; gives logits (rows, vocabulary), overwritten next time."""
@@ -157,10 +207,11 @@ class DenseKV:
         ids: NDArray[np.int64],
         positions: NDArray[np.int64],
         logits: NDArray[np.float32],
+        offsets: NDArray[np.int64] | None = None,
     ) -> Callable[[], None]:
         lengths = self.lengths[rows]
         past = {name: placed.rows(rows) for name, placed in self._placed.items()}
-        inputs = self._inputs(ids, lengths, positions, {**self._beside, **past})
+        inputs = self._inputs(ids, lengths, positions, {**self._beside, **past}, offsets)
         if self._layout.in_place:
             new: dict[str, Any] = past
         else:
@@ -188,10 +239,14 @@ class DenseKV:
         lengths: NDArray[np.int64],
         positions: NDArray[np.int64],
         kept: Mapping[str, Any],
+        offsets: NDArray[np.int64] | None = None,
     ) -> dict[str, Any]:
-        """A step's inputs by the names of the graph's."""
+        """A step's inputs by the names of the graph's; `offsets` of rows that come as one."""
         names = self._layout
-        return {names.ids: ids, names.lengths: lengths, names.positions: positions, **kept}
+        step = {names.ids: ids, names.lengths: lengths, names.positions: positions}
+        if names.offsets is not None:
+            step[names.offsets] = np.arange(ids.shape[1]) if offsets is None else offsets
+        return {**step, **kept}
 
 
 def _filled(layout: KVLayout, index: int, prefixes: Sequence[Prefix], slots: int) -> NDArray[Any]:

@@ -49,7 +49,8 @@ class Engine(ABC):
 
     `prompt` of its methods is the prompt of a request's rows: a name in `prompts`, None for the
     base model without one, or a sequence of those, one for each row; `default_prompt` unless told.
-    A row is answered as if it were alone, whatever prompts the others have.
+    A row is answered as if it were alone, whatever prompts the others have; where rows are
+    prefilled together, its logits may differ in their last bits.
     Pickled, it is the bundle's path and how it was opened: it is opened again where it is
     unpickled, if it is still the same bundle, with that bundle's prompts. Copies of it are the
     engine itself.

@@ -55,8 +55,12 @@ class KVBuffer(Protocol):
         """Append tokens to a row; gives logits (kept, vocabulary) of the last one or of each."""
         ...
 
-    def prefill_all(self, ids: Sequence[NDArray[np.int64]]) -> list[NDArray[np.float32]]:
-        """Append to every row its tokens; gives the logits (vocabulary,) of each row's last one."""
+    def prefill_all(
+        self, ids: Sequence[NDArray[np.int64]], every_position: bool = False
+    ) -> list[NDArray[np.float32]]:
+        """Append to every row its tokens, to rows that hold their prefix alone; gives of each row
+        the logits (kept, vocabulary) of the last one or of each.
+        """
         ...
 
     def decode(self, tokens: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float32]:

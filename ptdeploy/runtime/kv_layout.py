@@ -20,14 +20,17 @@ class KVLayout:
     """A causal model's KV buffer: one array (rows, heads, slots, width) for each name of `past`.
 
     `past` and `present` go layer by layer, keys before values. `ids`, `lengths`, `positions` and
-    `logits` name the other tensors of a step. `fixed_slots` is how many slots
-    every buffer has, None for as many as are asked for. `prefill` is the most tokens of one run,
-    `kept` of one that gives logits of each. `in_place` says that the engine updates the buffer.
+    `logits` name the other tensors of a step, and `offsets` the one by which rows may come as one
+    sequence, None where they may not. `fixed_slots` is how many slots every buffer has, None for as
+    many as are asked for. `prefill` is the most tokens of one run, `kept` of one that gives logits
+    of each, and `context` the most that a row holds. `in_place` says that the engine updates the
+    buffer.
     """
 
     ids: str
     lengths: str
     positions: str
+    offsets: str | None
     logits: str
     past: tuple[str, ...]
     present: tuple[str, ...]
@@ -38,6 +41,7 @@ class KVLayout:
     fixed_slots: int | None
     prefill: int
     kept: int
+    context: int
     in_place: bool
 
     @classmethod
@@ -53,6 +57,7 @@ class KVLayout:
             ids=roles["ids"],
             lengths=roles["lengths"],
             positions=roles["positions"],
+            offsets=roles.get("offsets"),
             logits=manifest.graph.outputs[0].name,
             past=tuple(spec.name for spec in past),
             present=tuple(present),
@@ -63,6 +68,7 @@ class KVLayout:
             fixed_slots=slots if isinstance(slots, int) else None,
             prefill=prefill,
             kept=prefill if most is None else min(prefill, MOST_KEPT),
+            context=manifest.limits.max_context,
             in_place=manifest.graph.route == "fused",
         )
 
@@ -86,8 +92,9 @@ def decoder_problems(manifest: Manifest) -> Iterator[str]:
         yield f"generation.{name} must be {wanted}"
     if prompt.labels:
         yield "labels are a classifier's"
+    joins = any(spec.role == "offsets" for spec in graph.inputs)
     before = 4 if looked_up else 3
-    layers = max(1, (len(graph.inputs) - before + 1) // 2)
+    layers = max(1, (len(graph.inputs) - joins - before + 1) // 2)
     # What may differ from model to model is taken from the first, and the others held against it.
     first = graph.inputs[before] if len(graph.inputs) > before else None
     dtype = first.dtype if first is not None and first.dtype in ACTIVATIONS else ACTIVATIONS[0]
@@ -103,6 +110,8 @@ def decoder_problems(manifest: Manifest) -> Iterator[str]:
     if looked_up:
         inputs.append(("table", dtype, (VIRTUAL, prompt.token_dim or 0)))
     inputs += [("past", dtype, buffer)] * (2 * layers)
+    if joins:
+        inputs.append(("offsets", "int64", (SEQUENCE,)))
     yield from unlike("inputs", graph.inputs, inputs)
     logits = graph.outputs[0].shape if graph.outputs else ()
     vocabulary = logits[-1] if logits and _is_size(logits[-1]) else limits.vocab_size
@@ -110,6 +119,8 @@ def decoder_problems(manifest: Manifest) -> Iterator[str]:
     outputs: Specs = [("logits", "float32", (BATCH, KEPT, vocabulary))]
     outputs += [("present", dtype, new)] * (2 * layers)
     yield from unlike("outputs", graph.outputs, outputs)
+    if joins and graph.route != "fused":
+        yield f"the {graph.route} route keeps no rows apart that come as one: it has no offsets"
     if int(vocabulary) < limits.vocab_size:
         yield "limits.vocab_size is more than the logits have"
     if prefix is not None and prefix != (layers, 2, heads, count, width):

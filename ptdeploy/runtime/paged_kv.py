@@ -135,8 +135,15 @@ class PagedKV:
         none = np.zeros((0, self._layout.vocabulary), np.float32)
         return np.concatenate([none, *kept])
 
-    def prefill_all(self, ids: Sequence[NDArray[np.int64]]) -> list[NDArray[np.float32]]:
-        """Append to every row its tokens, together; gives the logits of each row's last one."""
+    def prefill_all(
+        self, ids: Sequence[NDArray[np.int64]], every_position: bool = False
+    ) -> list[NDArray[np.float32]]:
+        """Append to every row its tokens; gives the logits of each row's last one or of each.
+
+        All together, but where those of each are asked for, which are many.
+        """
+        if every_position:
+            return [self.prefill(row, tokens, True) for row, tokens in enumerate(ids)]
         logits: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(ids)
         left = dict(enumerate(ids))
         while left:
@@ -147,7 +154,7 @@ class PagedKV:
                     now[row] = tokens[:room]
                     room -= now[row].size
             for row, found in zip(now, self._append(now, False), strict=True):
-                logits[row] = found
+                logits[row] = found[None]
             left = {row: t[now[row].size if row in now else 0 :] for row, t in left.items()}
             left = {row: tokens for row, tokens in left.items() if tokens.size}
         return logits

@@ -145,6 +145,10 @@ class Target(Protocol[Options]):
         """Why its fused attention cannot compute that, in the engine's words, or "" if it can."""
         ...
 
+    def joins(self, device: str, precision: str, attention: Attention) -> bool:
+        """Whether its fused attention can keep apart rows of one past that come as one sequence."""
+        ...
+
     def unbuildable(self, device: str, precision: str, options: Options) -> tuple[str, str] | None:
         """Why it cannot build for `device` here and how to change that, or None if it can.
 

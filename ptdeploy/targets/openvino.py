@@ -81,6 +81,10 @@ class OpenVinoTarget:
             return "its sinks are not carried over to OpenVINO's paged attention"
         return ""
 
+    def joins(self, device: str, precision: str, attention: Attention) -> bool:
+        """No: paged attention runs rows of any length together as it is."""
+        return False
+
     def unbuildable(
         self, device: str, precision: str, options: OpenVinoOptions
     ) -> tuple[str, str] | None:

@@ -59,6 +59,14 @@ class OrtTarget:
 
         return try_attention(session_options(device), PROVIDERS[device], activations, attention)
 
+    def joins(self, device: str, precision: str, attention: Attention) -> bool:
+        """Its CPU kernel takes a mask; but a window it counts in slots, over the rows between.
+
+        With quantized weights products gain little, and the last bits of a row's activations, which
+        may differ beside others, decide how they are rounded.
+        """
+        return device == "cpu" and precision == "fp32" and not attention.window
+
     def unbuildable(
         self, device: str, precision: str, options: NoOptions
     ) -> tuple[str, str] | None:

@@ -27,6 +27,7 @@ from support.damage import (
     the_graph,
     the_prompt,
 )
+from support.openvino import take_rows_apart
 
 Change = Callable[[dict[str, Any]], object]
 TAGGER, PLAIN = ("bert", "TOKEN_CLS"), ("bloom", "CAUSAL_LM")
@@ -49,6 +50,8 @@ class Lie:
     fix: str = "Compile the checkpoint again."
 
     def tell(self, bundle: Path) -> None:
+        if self.target == "openvino":
+            take_rows_apart(bundle)
         self.do(bundle)
         if self.target != "ort":
             edit(bundle, lambda manifest: manifest.update(target=self.target))
@@ -104,7 +107,8 @@ def _each_past(**fields: Any) -> Change:
 
 def _buffers(manifest: dict[str, Any]) -> list[dict[str, Any]]:
     graph = the_graph(manifest)
-    return [*graph["inputs"][3:], *graph["outputs"][1:]]
+    specs = (*graph["inputs"], *graph["outputs"])
+    return [one for one in specs if one["role"] in ("past", "present")]
 
 
 def _new_kv(axis: str) -> Change:
@@ -113,8 +117,15 @@ def _new_kv(axis: str) -> Change:
 
 
 def _pop(**counts: int) -> Change:
-    """Take tensors off the end of the signature's sides."""
-    return lambda m: [the_graph(m)[s].pop() for s, n in counts.items() for _ in range(n)]
+    """Take a KV buffer's last arrays off the signature's sides."""
+
+    def change(manifest: dict[str, Any]) -> None:
+        for side, count in counts.items():
+            specs = the_graph(manifest)[side]
+            for one in [s for s in specs if s["role"] in ("past", "present")][-count:]:
+                specs.remove(one)
+
+    return change
 
 
 def _insert(place: int, **spec: Any) -> Change:
@@ -472,9 +483,9 @@ _OF_SIGNATURES = [
         "a layer less, and its prefix",
         _all(_pop(inputs=2, outputs=2), set_to("prompt.prefix_kv", [1, 2, 4, 5, 8])),
         "its inputs[5] is 'past_key_values.1.key': 'float32' '(batch, 4, slots, 8)', but the "
-        "manifest says missing",
+        "manifest says 'token_offsets'",
     ),
-    says("half a layer less", _pop(inputs=1), "inputs[6] is missing; its role must be 'past'"),
+    says("half a layer less", _pop(inputs=1), "inputs[6] has the role 'offsets'; it must be"),
     says(
         "an input more",
         _insert(7, name="extra"),
@@ -545,7 +556,7 @@ _OF_SIGNATURES = [
             set_to("graph.route", "plain"),
             _new_kv("sequence"),
         ),
-        "its outputs[1] is 'present.0.key'",
+        "the plain route keeps no rows apart that come as one: it has no offsets",
     ),
     says(
         "the fused route for the plain", set_to("graph.route", "fused"), "outputs[1]", bundle=PLAIN
@@ -560,6 +571,22 @@ _OF_SIGNATURES = [
         bundle=PLAIN,
     ),
     says("in half the bits", _each_past(dtype="float16"), "its inputs[3]", bundle=PLAIN),
+    says(
+        "rows that come as one, on the plain route",
+        _insert(7, name="o", role="offsets", shape=["sequence"]),
+        "the plain route keeps no rows apart that come as one: it has no offsets",
+        bundle=PLAIN,
+    ),
+    says(
+        "offsets of each row",
+        lambda m: the_graph(m)["inputs"][-1].update(shape=["batch", "sequence"]),
+        "inputs[7].shape is '(batch, sequence)'; it must be '(sequence)'",
+    ),
+    says(
+        "offsets that the graph does not have",
+        lambda m: the_graph(m)["inputs"].pop(),
+        "its inputs[7] is 'token_offsets': 'int64' '(sequence)', but the manifest says missing",
+    ),
     says("another prefix", set_to("prompt.prefix_kv", [1, 2, 3]), "is not the shape"),
     says("a prefix of more layers", set_to("prompt.prefix_kv", [3, 2, 4, 5, 8]), "not the shape"),
     says("no prefix", set_to("prompt.prefix_kv", None), None, bundle=LOOSE),

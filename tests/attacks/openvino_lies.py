@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from attacks.lies import LIES, Lie, kind_words, says, set_to
-from support.damage import DECODER, ENCODER, edit
+from support.damage import DECODER, ENCODER, edit, the_graph
 
 
 def _engine_json(content: bytes, **fields: Any) -> Callable[[Path], None]:
@@ -39,6 +39,13 @@ def _drop(role: str, manifest: dict[str, Any]) -> None:
     manifest["files"] = [one for one in manifest["files"] if one["role"] != role]
 
 
+_OFFSETS = {
+    "name": "token_offsets",
+    "role": "offsets",
+    "dtype": "int64",
+    "shape": ["sequence"],
+    "meaning": "",
+}
 _NONE = "engine.json: does not describe an engine"
 _ITS_OWN = [
     *(
@@ -62,6 +69,12 @@ _ITS_OWN = [
             ("an engine.json of nothing", b""),
             ("an engine.json past all", b" " * (1 << 17) + b"{}"),
         )
+    ),
+    says(
+        "rows that come as one",
+        lambda m: the_graph(m)["inputs"].append(_OFFSETS),
+        "OpenVINO cannot load it (rows that come as one sequence are not carried over)",
+        fix="Compile the checkpoint again with the versions installed here.",
     ),
     Lie("an engine.json of a prompt", _engine_json(b"{}", of="default"), "not the name of a graph"),
     Lie("an engine.json of nobody", _engine_json(b"{}", of=None), "not the name of a graph"),

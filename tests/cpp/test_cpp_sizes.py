@@ -72,7 +72,8 @@ def in_half(source: Path, folder: Path, dtype: str) -> Path:
     shutil.copytree(source, folder)
     model = onnx.load(folder / "model.onnx", load_external_data=False)
     kinds = {"float16": onnx.TensorProto.FLOAT16, "bfloat16": onnx.TensorProto.BFLOAT16}
-    for value in (*model.graph.input[3:], *model.graph.output[1:]):
+    tensors = (*model.graph.input, *model.graph.output)
+    for value in [one for one in tensors if one.name.startswith(("past_key", "present"))]:
         name, given = value.name, value in model.graph.input
         for node in model.graph.node:
             names = node.input if given else node.output
@@ -86,8 +87,9 @@ def in_half(source: Path, folder: Path, dtype: str) -> Path:
 
     def say(manifest: dict[str, Any]) -> None:
         graph = manifest["graphs"]["model"]
-        for spec in (*graph["inputs"][3:], *graph["outputs"][1:]):
-            spec["dtype"] = dtype
+        for spec in (*graph["inputs"], *graph["outputs"]):
+            if spec["role"] in ("past", "present"):
+                spec["dtype"] = dtype
 
     edit(folder, say)
     return folder

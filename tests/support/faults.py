@@ -268,6 +268,12 @@ def _other_table(change: Callable[[np.ndarray, np.ndarray], Sequence[np.ndarray]
     return inject
 
 
+def _numbered_as_one(bundle: Editor, _: tiny.Trained) -> None:
+    for node in bundle.model.graph.node:
+        if node.op_type == "GroupQueryAttention":
+            node.input[9] = ""
+
+
 def _turned(positions: int, angles: int, theta: float) -> Sequence[np.ndarray]:
     turned = np.outer(np.arange(positions), theta ** -(np.arange(angles) / angles))
     return np.cos(turned), np.sin(turned)
@@ -401,6 +407,9 @@ FAULTS = (
           appended("program/Sub_1", ("Sub", [None, np.int64(1)], {}))),
     Fault("rotary missing on the keys", "qwen2", _Q0 + "self_attn",
           lambda bundle, _: bundle.bypass(_Q0 + "self_attn/RotaryEmbedding_1")),
+    Fault("joined rows see each other", "qwen2 wide", _Q1 + "self_attn",
+          changed("program/Where", 2, np.zeros_like)),
+    Fault("joined rows numbered as one text", "qwen2 wide", _Q0 + "self_attn", _numbered_as_one),
     Fault("rotary table one position late", "qwen2 wide", _Q0 + "self_attn",
           _other_table(lambda cosines, sines: (np.roll(cosines, 1, 0), np.roll(sines, 1, 0)))),
     Fault("rotary table without its sines' sign", "qwen2 wide", _Q0 + "self_attn",

@@ -60,6 +60,7 @@ KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "token classifier": ("bert", "TOKEN_CLS", {}),
     "decoder classifier": ("qwen2", "SEQ_CLS", {}),
     "fused": ("qwen2", "CAUSAL_LM", {}),
+    "fused, wide heads": ("qwen2", "CAUSAL_LM", {}),
     "fused, learned positions": ("gpt2", "CAUSAL_LM", {}),
     "fused, sliding window": ("mistral", "CAUSAL_LM", {}),
     "plain": ("bloom", "CAUSAL_LM", {}),
@@ -69,6 +70,8 @@ KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "int4": ("qwen2", "CAUSAL_LM", {"precision": "int4", "quantization": LOOSE}),
     "int8 classifier": ("bert", "SEQ_CLS", {"precision": "int8", "quantization": LOOSE}),
 }
+# What else the causal models of a kind are configured with. Attention turns heads of 16 itself.
+CONFIGURED = {"fused, wide heads": {"hidden_size": 64}}
 CAUSAL = [kind for kind, (_, task, _) in KINDS.items() if task == "CAUSAL_LM"]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 from safetensors.numpy import load_file, save
-from support.damage import PROMPT, edit, replace, the_prompt
+from support.damage import PROMPT, edit, replace, the_graph, the_prompt
 
 from ptdeploy.files import sha256_of
 
@@ -20,21 +20,44 @@ Change = Callable[[onnx.ModelProto], None]
 
 
 def copied(bundle: Path, folder: Path, change: Change | None = None, **fields: Any) -> Path:
-    """A bundle of ONNX Runtime's as one of OpenVINO's: its graph is as good for it.
+    """A bundle of ONNX Runtime's as one of OpenVINO's: its graph, of rows apart, is as good for it.
 
     With `change` its graph is changed, and all hashes are right again.
     """
     shutil.copytree(bundle, folder)
-    manifest = {**json.loads((folder / "manifest.json").read_text()), "target": "openvino"}
+    take_rows_apart(folder)
     if change is not None:
         model = onnx.load(folder / "model.onnx", load_external_data=False)
         change(model)
         onnx.save(model, folder / "model.onnx")
-    for entry in manifest["files"]:
-        path = folder / entry["path"]
-        entry.update(size=path.stat().st_size, sha256=sha256_of(path))
-    (folder / "manifest.json").write_text(json.dumps({**manifest, **fields}))
+
+    def turn(manifest: dict[str, Any]) -> None:
+        manifest.update(target="openvino", **fields)
+        for entry in manifest["files"]:
+            path = folder / entry["path"]
+            entry.update(size=path.stat().st_size, sha256=sha256_of(path))
+
+    edit(folder, turn)
     return folder
+
+
+def take_rows_apart(bundle: Path) -> None:
+    """Have a graph that keeps joined rows apart take rows of one token each, as OpenVINO's."""
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    inputs = the_graph(manifest)["inputs"]
+    names = [one["name"] for one in inputs if one["role"] == "offsets"]
+    if not names:
+        return
+    model = onnx.load(bundle / "model.onnx", load_external_data=False)
+    (given,) = [one for one in model.graph.input if one.name in names]
+    model.graph.input.remove(given)
+    place = onnx.numpy_helper.from_array(np.zeros(1, np.int64), given.name)
+    model.graph.initializer.append(place)
+    for node in model.graph.node:
+        if node.op_type == "GroupQueryAttention":
+            del node.input[7:]
+    replace(bundle, "model.onnx", model.SerializeToString())
+    edit(bundle, lambda manifest: the_graph(manifest)["inputs"].pop(len(inputs) - 1))
 
 
 def behind(bundle: Path, folder: Path, tokens: int) -> Path:

@@ -21,6 +21,9 @@ SIGNATURE = Signature(
     ),
     (),
 )
+JOINING = Signature(
+    (*SIGNATURE.inputs, TensorSpec("offsets", "offsets", "int64", ("sequence",), "")), ()
+)
 FLOAT32, INT64 = ir.TensorType(ir.DataType.FLOAT), ir.TensorType(ir.DataType.INT64)
 
 
@@ -50,9 +53,8 @@ class Draft:
         product = self.do("MatMul", x, self.of(random(8, width, seed=seed)))
         return self.do("Add", product, self.of(random(width, seed=seed))) if bias else product
 
-    def angles(self, lengths: ir.Value, new: ir.Value, width: int, by_length: bool) -> ir.Value:
-        """Those of each token, (batch, sequence, width)."""
-        places = self.do("Range", self.of(0), new, self.of(1))
+    def angles(self, lengths: ir.Value, places: ir.Value, width: int, by_length: bool) -> ir.Value:
+        """Those of each token, (batch, sequence, width), by its place behind the past."""
         positions = self.do(
             "Add",
             self.do("Unsqueeze", lengths, self.of([1])),
@@ -77,11 +79,15 @@ def attention(
     by_length: bool = False,
     keys_too: bool = True,
     read_twice: bool = False,
+    joins: bool = False,
+    turns: bool = True,
     biases: tuple[bool, bool, bool] = (False, False, False),
+    **how: Any,
 ) -> ir.Model:
     """`layers` attentions over x, whose queries and keys are turned by the tokens' positions.
 
-    `by_length` has the angles depend on how many tokens there are.
+    `by_length` has the angles depend on how many tokens there are. With `joins` a token's place
+    behind the past is an input. `how` are further attributes of the attention.
     """
     ids = ir.Value(name="ids", type=INT64, shape=ir.Shape(["batch", "sequence"]))
     lengths = ir.Value(name="lengths", type=INT64, shape=ir.Shape(["batch"]))
@@ -91,20 +97,23 @@ def attention(
     draft = Draft()
     do, of = draft.do, draft.of
     new = do("Squeeze", do("Shape", ids, start=1, end=2))
-    turned = draft.angles(lengths, new, head // 2 if angles is None else angles, by_length)
+    offsets = ir.Value(name="offsets", type=INT64, shape=ir.Shape(["sequence"]))
+    places = offsets if joins else do("Range", of(0), new, of(1))
+    turned = draft.angles(lengths, places, head // 2 if angles is None else angles, by_length)
     cos, sin = do("Cos", turned), do("Sin", turned)
     last = do("Cast", do("Sub", do("Add", lengths, new), of(1)), to=6)
     filled = do("Cast", do("Add", do("ReduceMax", lengths, keepdims=0), new), to=6)
     part = {} if angles is None else {"rotary_embedding_dim": 2 * angles}
-    how = {"num_heads": HEADS, "kv_num_heads": KV_HEADS}
+    how = {"num_heads": HEADS, "kv_num_heads": KV_HEADS, **how}
     outputs: list[ir.Value] = []
     for layer in range(layers):
         q, k, v = (
             draft.linear(x, count * head, layer + place, biases[place])
             for place, count in enumerate((HEADS, KV_HEADS, KV_HEADS))
         )
-        q = do("RotaryEmbedding", q, cos, sin, num_heads=HEADS, **part)
-        if keys_too:
+        if turns:
+            q = do("RotaryEmbedding", q, cos, sin, num_heads=HEADS, **part)
+        if turns and keys_too:
             k = do("RotaryEmbedding", k, cos, sin, num_heads=KV_HEADS, **part)
         given = (q, k, v, *pasts[2 * layer : 2 * layer + 2], last, filled)
         outputs += do("GroupQueryAttention", *given, outputs=3, domain="com.microsoft", **how)
@@ -113,7 +122,7 @@ def attention(
         output.type = FLOAT32
     opsets = {"": 23, "com.microsoft": 1}
     graph = ir.Graph(
-        [ids, lengths, x, *pasts],
+        [ids, lengths, *([offsets] if joins else []), x, *pasts],
         outputs,
         nodes=draft.nodes,
         initializers=draft.constants,
@@ -123,7 +132,8 @@ def attention(
     return ir.Model(graph, ir_version=10)
 
 
-def run(model: ir.Model, lengths: list[int], new: int) -> list[np.ndarray]:
+def run(model: ir.Model, lengths: list[int], new: int, **given: np.ndarray) -> list[np.ndarray]:
+    """What a graph gives for rows of `new` tokens behind pasts; `given` are inputs of another."""
     session = onnxruntime.InferenceSession(
         ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"]
     )
@@ -133,9 +143,12 @@ def run(model: ir.Model, lengths: list[int], new: int) -> list[np.ndarray]:
         "lengths": np.array(lengths, np.int64),
         "x": random(rows, new, 8, seed=3),
     }
-    for place, one in enumerate(model.graph.inputs[3:]):
+    names = [str(one.name) for one in model.graph.inputs]
+    if "offsets" in names:
+        feed["offsets"] = np.arange(new)
+    for place, one in enumerate(model.graph.inputs[-len(names) + names.index("x") + 1 :]):
         feed[str(one.name)] = random(rows, KV_HEADS, POSITIONS, one.shape[3], seed=place)
-    return session.run(None, feed)
+    return session.run(None, {**feed, **given})
 
 
 def operators(model: ir.Model) -> list[str]:

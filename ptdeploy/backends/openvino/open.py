@@ -144,13 +144,16 @@ def read_for(
 ) -> Any:
     """A bundle's graph as OpenVINO's model, its KV buffer paged if it has one.
 
-    `check` sees the model as the file has it. Raises what it does, and what OpenVINO does.
+    `check` sees the model as the file has it. Raises what it does, what OpenVINO does, and
+    ValueError if its attention cannot be paged.
     """
     if not keeps_kv(manifest):
         graph = read_graph(path, map_weights)
         check(graph)
         return graph
     roles = {spec.role: spec.name for spec in manifest.graph.inputs}
+    if "offsets" in roles:
+        raise ValueError("rows that come as one sequence are not carried over")
     names = StepNames(roles["positions"], manifest.graph.outputs[0].name)
     return read_paged(path, names, map_weights, check)
 

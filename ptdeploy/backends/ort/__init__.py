@@ -20,7 +20,7 @@ class OrtBackend:
     devices = ("cpu", "cuda")
     packages = ("engines", ("onnxruntime", "onnxruntime-gpu"))
     cmake = ()
-    fastest_at = "writing one row alone, on a CPU"
+    fastest_at = "writing one row alone in fp32, on a CPU"
 
     def problem(self, installed: Mapping[str, str | None]) -> str:
         if not all(installed[name] for name in self.packages[1]):

@@ -131,6 +131,8 @@ void check_ports(const ov::Model& model, const Bundle& bundle) {
 std::shared_ptr<ov::Model> read_for(ov::Core& core, const Bundle& bundle, const std::string& path,
                                     bool map_weights) {
   const Graph& graph = bundle.manifest.graph();
+  if (graph.input(TensorRole::offsets))
+    throw std::runtime_error("rows that come as one sequence are not carried over");
   if (graph.input(TensorRole::past))
     return read_paged(core, path, map_weights,
                       {graph.input(TensorRole::positions)->name, graph.outputs[0].name},

@@ -71,7 +71,7 @@ GenerationOptions CausalEngine::options(const GenerateOptions& given) const {
   return options;
 }
 
-// Each row's last token runs as a step of the whole batch, those before it row by row.
+// Each row's last token runs as a step of the whole batch, those before it as a prefill.
 std::vector<Logits> CausalEngine::logits(const std::vector<Ids>& rows, const Chosen& chosen,
                                          const std::vector<Ids>&) const {
   const std::size_t vocabulary = layout_.vocabulary;
@@ -84,13 +84,18 @@ std::vector<Logits> CausalEngine::logits(const std::vector<Ids>& rows, const Cho
                  "Logits of " + std::to_string(tokens) + " tokens");
   std::vector<Logits> out;
   std::vector<std::int64_t> last;
+  std::vector<Ids> fed;
   for (std::size_t i = 0; i < rows.size(); ++i) {
-    const Ids given = started.fed(i, rows[i]);
-    std::vector<float> before = started.kv->prefill(i, given.data(), given.size() - 1, true);
+    fed.push_back(started.fed(i, rows[i]));
+    fed.back().pop_back();
+    last.push_back(rows[i].back());
+  }
+  std::vector<std::vector<float>> first = started.kv->prefill_all(fed, true);
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    std::vector<float>& before = first[i];
     const std::size_t skip = started.before(i).size() * vocabulary;
     before.erase(before.begin(), before.begin() + static_cast<std::ptrdiff_t>(skip));
     out.push_back({rows[i].size(), vocabulary, std::move(before)});
-    last.push_back(rows[i].back());
   }
   const float* after = started.kv->decode(last);
   for (std::size_t i = 0; i < rows.size(); ++i)

@@ -6,6 +6,7 @@
 #include <new>
 #include <numeric>
 
+#include "joined.hpp"
 #include "memory.hpp"
 
 namespace ptdeploy::detail {
@@ -83,7 +84,7 @@ void DenseKV::fill_prefix(std::size_t row, std::size_t before) {
 }
 
 DenseKV::Step DenseKV::bound_decode() {
-  return bind(0, rows(), ids_.data(), 1, positions_, logits_.data());
+  return bind(0, rows(), ids_.data(), 1, positions_, offsets_, logits_.data());
 }
 
 bool DenseKV::is_sound() const {
@@ -123,7 +124,9 @@ std::vector<float> DenseKV::prefill(std::size_t row, const std::int64_t* ids, st
     std::vector<std::int64_t> positions(piece.size() - first);
     std::iota(positions.begin(), positions.end(), static_cast<std::int64_t>(first));
     float* logits = kept.data() + (every_position ? start * vocabulary : 0);
-    Step step = bind(row, 1, piece.data(), piece.size(), positions, logits);
+    std::vector<std::int64_t> offsets(piece.size());
+    std::iota(offsets.begin(), offsets.end(), 0);
+    Step step = bind(row, 1, piece.data(), piece.size(), positions, offsets, logits);
     run(step);
     lengths_[row] += static_cast<std::int64_t>(piece.size());
     prefilled_well_ =
@@ -132,11 +135,61 @@ std::vector<float> DenseKV::prefill(std::size_t row, const std::int64_t* ids, st
   return kept;
 }
 
-std::vector<std::vector<float>> DenseKV::prefill_all(const std::vector<Ids>& ids) {
-  std::vector<std::vector<float>> out;
+std::vector<std::vector<float>> DenseKV::prefill_all(const std::vector<Ids>& ids,
+                                                     bool every_position) {
+  std::vector<Coming> rows;
   for (std::size_t row = 0; row < ids.size(); ++row)
-    out.push_back(prefill(row, ids[row].data(), ids[row].size(), false));
+    rows.push_back({ids[row].size(), prompts_[row].get(), start(row)});
+  // Where rows may not come as one sequence, none has room for another.
+  const std::size_t context = layout_.offsets.empty() ? 0 : layout_.context;
+  const std::size_t most = every_position ? layout_.kept : layout_.prefill;
+  std::vector<std::vector<float>> out(ids.size());
+  for (const std::vector<std::size_t>& group : joined(rows, context, most)) {
+    // No mask hides a number that is none: the rows beside such a one are run without it.
+    if (group.size() > 1 && prefill_joined(group, ids, every_position, out)) continue;
+    for (const std::size_t row : group)
+      out[row] = prefill(row, ids[row].data(), ids[row].size(), every_position);
+  }
   return out;
+}
+
+bool DenseKV::prefill_joined(const std::vector<std::size_t>& rows, const std::vector<Ids>& ids,
+                             bool every_position, std::vector<std::vector<float>>& out) {
+  const std::size_t vocabulary = layout_.vocabulary, before = start(rows[0]);
+  std::vector<std::int64_t> tokens, positions, offsets;
+  for (const std::size_t row : rows) {
+    for (std::size_t at = 0; at < ids[row].size(); ++at) {
+      if (every_position || at + 1 == ids[row].size())
+        positions.push_back(static_cast<std::int64_t>(tokens.size()));
+      tokens.push_back(ids[row][at]);
+      offsets.push_back(static_cast<std::int64_t>(at));
+    }
+  }
+  DenseKV whole(backend_, layout_, {prompts_[rows[0]]}, stack_, before + tokens.size());
+  std::vector<float> logits(product({positions.size(), vocabulary}));
+  Step step = whole.bind(0, 1, tokens.data(), tokens.size(), positions, offsets, logits.data());
+  whole.run(step);
+  if (!all_finite(logits.data(), logits.size())) return false;
+  std::size_t slot = before;
+  const float* found = logits.data();
+  for (const std::size_t row : rows) {
+    const std::size_t kept = (every_position ? ids[row].size() : 1) * vocabulary;
+    out[row].assign(found, found + kept);
+    found += kept;
+    take(row, whole, slot, ids[row].size());
+    slot += ids[row].size();
+  }
+  return true;
+}
+
+void DenseKV::take(std::size_t row, const DenseKV& source, std::size_t first_slot,
+                   std::size_t count) {
+  std::vector<LineCopy> copies;
+  for (std::size_t array = 0; array < arrays_.size(); ++array)
+    copies.push_back({slot(array, row, length(row)), pitch_, source.slot(array, 0, first_slot),
+                      source.pitch_, count * line_, layout_.heads});
+  backend_.copy(copies);
+  lengths_[row] += static_cast<std::int64_t>(count);
 }
 
 const float* DenseKV::decode(const std::vector<std::int64_t>& tokens) {
@@ -161,13 +214,17 @@ void DenseKV::copy_row(std::size_t row, const KVBuffer& other, std::size_t sourc
 }
 
 DenseKV::Step DenseKV::bind(std::size_t row, std::size_t rows, std::int64_t* ids, std::size_t fed,
-                              std::vector<std::int64_t>& positions, float* logits) {
+                              std::vector<std::int64_t>& positions,
+                              std::vector<std::int64_t>& offsets, float* logits) {
   auto size = [](std::size_t n) { return static_cast<std::int64_t>(n); };
   Step step{row, rows, fed, {}, nullptr};
   std::vector<Bound> inputs{
       {layout_.ids, ElementType::int64, {size(rows), size(fed)}, ids, false},
       {layout_.lengths, ElementType::int64, {size(rows)}, lengths_.data() + row, false},
       {layout_.positions, ElementType::int64, {size(positions.size())}, positions.data(), false}};
+  if (!layout_.offsets.empty())
+    inputs.push_back(
+        {layout_.offsets, ElementType::int64, {size(offsets.size())}, offsets.data(), false});
   inputs.insert(inputs.end(), stack_->bound().begin(), stack_->bound().end());
   std::vector<Bound> outputs{{layout_.logits,
                               ElementType::float32,

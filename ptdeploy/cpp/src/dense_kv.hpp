@@ -28,8 +28,9 @@ class DenseKV final : public KVBuffer {
   void cut(std::size_t row, std::size_t length) override;
   std::vector<float> prefill(std::size_t row, const std::int64_t* ids, std::size_t count,
                              bool every_position) override;
-  // One row after the other: a row's tokens never wait for a longer row's padding.
-  std::vector<std::vector<float>> prefill_all(const std::vector<Ids>& ids) override;
+  // Row by row, but short rows of one prefix together, where the engine keeps them apart.
+  std::vector<std::vector<float>> prefill_all(const std::vector<Ids>& ids,
+                                              bool every_position) override;
   const float* decode(const std::vector<std::int64_t>& tokens) override;
   void copy_row(std::size_t row, const KVBuffer& source, std::size_t source_row,
                 std::size_t first_slot) override;
@@ -42,8 +43,15 @@ class DenseKV final : public KVBuffer {
     std::unique_ptr<Run> run;
   };
   Step bind(std::size_t row, std::size_t rows, std::int64_t* ids, std::size_t fed,
-            std::vector<std::int64_t>& positions, float* logits);
+            std::vector<std::int64_t>& positions, std::vector<std::int64_t>& offsets,
+            float* logits);
   void run(Step& step);
+  // Runs rows of one prefix as one sequence, in a buffer of its own, and takes its slots. False, and
+  // nothing is taken, where its logits are not finite.
+  bool prefill_joined(const std::vector<std::size_t>& rows, const std::vector<Ids>& ids,
+                      bool every_position, std::vector<std::vector<float>>& out);
+  // Appends to a row what another buffer's only row has in `count` slots from `first_slot` on.
+  void take(std::size_t row, const DenseKV& source, std::size_t first_slot, std::size_t count);
   // Puts a row's prefix KV into its first slots, and zeros where the one before it was longer.
   void fill_prefix(std::size_t row, std::size_t before);
   Step bound_decode();
@@ -56,7 +64,7 @@ class DenseKV final : public KVBuffer {
   std::vector<RowPrompt> prompts_;
   SharedStack stack_;  // what else every run is given
   std::vector<Placed> arrays_;
-  std::vector<std::int64_t> lengths_, ids_, positions_{0};
+  std::vector<std::int64_t> lengths_, ids_, positions_{0}, offsets_{0};
   std::vector<float> logits_;
   bool prefilled_well_ = true;
   Step decode_;

@@ -13,12 +13,14 @@ namespace ptdeploy::detail {
 // What a manifest says of a KV buffer.
 struct KVLayout {
   std::string ids, lengths, positions, logits;  // names of the graph's tensors
-  std::vector<std::string> past, present;       // layer by layer, keys before values
+  std::string offsets;  // by which rows may come as one sequence; "": they may not
+  std::vector<std::string> past, present;  // layer by layer, keys before values
   ElementType type{};                      // of their elements
   std::size_t heads = 0, width = 0, vocabulary = 0;
   std::size_t fixed_slots = 0;  // of every buffer; 0: as many as are asked for
   std::size_t prefill = 0;      // most tokens of one run
   std::size_t kept = 0;         // most tokens of one run that gives logits of each
+  std::size_t context = 0;      // most tokens that a row holds
   bool in_place = false;
 };
 
@@ -54,8 +56,10 @@ class KVBuffer {
   // Appends tokens to a row; gives logits (kept, vocabulary) of the last one or of each.
   virtual std::vector<float> prefill(std::size_t row, const std::int64_t* ids, std::size_t count,
                                      bool every_position = false) = 0;
-  // Appends to every row its tokens; gives the logits of each row's last one.
-  virtual std::vector<std::vector<float>> prefill_all(const std::vector<Ids>& ids) = 0;
+  // Appends to every row its tokens, to rows that hold their prefix alone; gives of each row the
+  // logits (kept, vocabulary) of the last one or of each.
+  virtual std::vector<std::vector<float>> prefill_all(const std::vector<Ids>& ids,
+                                                      bool every_position = false) = 0;
   // Appends one token to every row; gives logits (rows, vocabulary), overwritten next time.
   virtual const float* decode(const std::vector<std::int64_t>& tokens) = 0;
   // Makes a row what a row of another buffer of the engine is, from `first_slot` on; both begin with

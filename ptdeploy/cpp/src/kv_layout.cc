@@ -27,11 +27,12 @@ bool looks_up(const Manifest& manifest) {
 // What may differ from model to model, taken from the first array of the buffer: the others are held
 // against it.
 struct Buffer {
-  explicit Buffer(const Manifest& manifest) {
+  explicit Buffer(const Manifest& manifest)
+      : joins(manifest.graph().input(TensorRole::offsets) != nullptr) {
     const std::vector<TensorSpec>& inputs = manifest.graph().inputs;
     const std::size_t before = looks_up(manifest) ? 4 : 3;
     if (inputs.size() > before) {
-      layers = (inputs.size() - before + 1) / 2;
+      layers = std::max<std::size_t>(1, (inputs.size() - (joins ? 1 : 0) - before + 1) / 2);
       const TensorSpec& first = inputs[before];
       if (first.dtype == "float16" || first.dtype == "bfloat16") dtype = first.dtype;
       if (first.shape.size() == 4) shape = first.shape;
@@ -43,6 +44,7 @@ struct Buffer {
     shape = {"batch", heads, slots, width};
   }
 
+  bool joins;  // whether rows may come as one sequence
   std::size_t layers = 1;
   std::string dtype = "float32";
   Shape shape{"batch", std::int64_t{1}, "slots", std::int64_t{1}};
@@ -57,6 +59,7 @@ std::vector<Wanted> wanted_inputs(const Manifest& manifest, const Buffer& buffer
     inputs.push_back(
         {TensorRole::table, buffer.dtype, {"virtual", manifest.prompt().token_dim.value_or(0)}});
   inputs.insert(inputs.end(), 2 * buffer.layers, {TensorRole::past, buffer.dtype, buffer.shape});
+  if (buffer.joins) inputs.push_back({TensorRole::offsets, "int64", {"sequence"}});
   return inputs;
 }
 
@@ -81,6 +84,8 @@ void require_decoder(const Manifest& manifest) {
   std::vector<Wanted> outputs{{TensorRole::logits, "float32", {"batch", "kept", vocabulary}}};
   outputs.insert(outputs.end(), 2 * buffer.layers, {TensorRole::present, buffer.dtype, fresh});
   require_alike("outputs", graph.outputs, outputs);
+  require(!buffer.joins || graph.fused,
+          "the plain route keeps no rows apart that come as one: it has no offsets");
   require(vocabulary >= limits.vocab_size, "limits.vocab_size is more than the logits have");
   if (!prompt.prefix_kv) return;
   require(*prompt.prefix_kv == std::vector<std::int64_t>{static_cast<std::int64_t>(buffer.layers), 2,
@@ -96,6 +101,7 @@ KVLayout layout_of(const Manifest& manifest) {
   layout.ids = graph.input(TensorRole::ids)->name;
   layout.lengths = graph.input(TensorRole::lengths)->name;
   layout.positions = graph.input(TensorRole::positions)->name;
+  if (const TensorSpec* offsets = graph.input(TensorRole::offsets)) layout.offsets = offsets->name;
   layout.logits = graph.outputs[0].name;
   for (const TensorSpec& spec : graph.inputs)
     if (spec.role == TensorRole::past) layout.past.push_back(spec.name);
@@ -111,6 +117,7 @@ KVLayout layout_of(const Manifest& manifest) {
   if (std::holds_alternative<std::int64_t>(first.shape[2]))
     layout.fixed_slots = size(first.shape[2]);
   layout.vocabulary = size(graph.outputs[0].shape.back());
+  layout.context = static_cast<std::size_t>(manifest.limits.max_context);
   layout.in_place = graph.fused;
   const auto& most = manifest.limits.max_prefill;
   layout.prefill = static_cast<std::size_t>(std::min(kPrefill, most.value_or(kPrefill)));

@@ -5,9 +5,9 @@
 namespace ptdeploy::detail {
 namespace {
 
-constexpr const char* kTensorRoles[] = {"ids",       "mask",   "segments", "lengths",
-                                        "positions", "past",   "present",  "logits",
-                                        "table",     "prefix", "head",     "prompt"};
+constexpr const char* kTensorRoles[] = {"ids",    "mask",    "segments", "lengths", "positions",
+                                        "offsets", "past",   "present",  "logits",  "table",
+                                        "prefix",  "head",   "prompt"};
 
 Axis read_axis(const Json& json, const Where& where) {
   if (auto* name = std::get_if<std::string>(&json.value)) return *name;
@@ -198,6 +198,11 @@ Header read_header(const Json& json) {
   return out;
 }
 
+std::string other_maker(const FolderKind& kind) {
+  return std::string("Compile the checkpoint again, or install the ptdeploy that made the ") +
+         kind.noun + ".";
+}
+
 // The two fields that every version has come first: another version's other fields mean nothing.
 void check_version(const Json& json, const std::string& file, const FolderKind& kind) {
   const Header found = read_header(json);
@@ -205,9 +210,7 @@ void check_version(const Json& json, const std::string& file, const FolderKind& 
     throw BundleError(file + ": is " + quoted(found.format) + " version " +
                           std::to_string(found.version) + "; this ptdeploy reads " +
                           quoted(kind.format) + " version " + std::to_string(kind.version) + ".",
-                      std::string("Compile the checkpoint again, or install the ptdeploy that made "
-                                  "the ") +
-                          kind.noun + ".");
+                      other_maker(kind));
 }
 
 std::size_t read_task(const Json& json, const Where& where) {
@@ -275,8 +278,7 @@ T parse(const std::string& text, const std::string& file, const FolderKind& kind
   } catch (const SchemaError& error) {
     reason = error.what();
   }
-  throw BundleError(file + ": not a valid manifest (" + reason + ").",
-                    "Compile the checkpoint again.");
+  throw BundleError(file + ": not a valid manifest (" + reason + ").", other_maker(kind));
 }
 
 }  // namespace

@@ -43,6 +43,7 @@ enum class TensorRole {
   segments,
   lengths,
   positions,
+  offsets,
   past,
   present,
   logits,

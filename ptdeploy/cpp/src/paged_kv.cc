@@ -172,8 +172,15 @@ std::vector<float> PagedKV::prefill(std::size_t row, const std::int64_t* ids, st
   return kept;
 }
 
-std::vector<std::vector<float>> PagedKV::prefill_all(const std::vector<Ids>& ids) {
+std::vector<std::vector<float>> PagedKV::prefill_all(const std::vector<Ids>& ids,
+                                                     bool every_position) {
   std::vector<std::vector<float>> out(ids.size());
+  if (every_position) {
+    // All together would be many logits at once.
+    for (std::size_t row = 0; row < ids.size(); ++row)
+      out[row] = prefill(row, ids[row].data(), ids[row].size(), true);
+    return out;
+  }
   std::vector<std::size_t> done(ids.size());
   for (bool left = true; left;) {
     std::vector<Piece> pieces;

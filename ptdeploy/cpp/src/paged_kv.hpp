@@ -27,7 +27,8 @@ class PagedKV final : public KVBuffer {
   void cut(std::size_t row, std::size_t length) override;
   std::vector<float> prefill(std::size_t row, const std::int64_t* ids, std::size_t count,
                              bool every_position) override;
-  std::vector<std::vector<float>> prefill_all(const std::vector<Ids>& ids) override;
+  std::vector<std::vector<float>> prefill_all(const std::vector<Ids>& ids,
+                                              bool every_position) override;
   const float* decode(const std::vector<std::int64_t>& tokens) override;
   void copy_row(std::size_t row, const KVBuffer& source, std::size_t source_row,
                 std::size_t first_slot) override;

@@ -49,7 +49,7 @@ def locate_mismatch(
     Raises InputError if the bundle's graph does not name its modules.
     """
     graph = read_graph(bundle)
-    chosen, row = failing_rows(reference, report)
+    chosen, row = failing_rows(engine, reference, report)
     lengths = tuple(int(one.ids.size) for one in chosen)
     events = trace_row(peft.model, chosen[row].ids, chosen[row].type_ids)
     try:

@@ -30,6 +30,13 @@ _LENGTHS = TensorSpec(
     (BATCH,),
     "filled slots of each row, virtual tokens included",
 )
+_OFFSETS = TensorSpec(
+    "token_offsets",
+    "offsets",
+    "int64",
+    (SEQUENCE,),
+    "each token's place behind the past, from 0 on; at another 0 another row begins",
+)
 _FUSED: dict[Operators, str] = {
     "onnxruntime": "every layer's attention is one GroupQueryAttention",
     "standard": "every layer writes into the KV buffer in place and reads all of it",
@@ -70,8 +77,8 @@ class Causal(ProgramKind):
         options: BuildOptions,
     ) -> tuple[Program, Route]:
         from ptdeploy.program.decoder import FusedDecoder, PlainDecoder
+        from ptdeploy.program.lowering import attentions_asked, why_not_fused
         from ptdeploy.program.lowering import fused as traced
-        from ptdeploy.program.lowering import why_not_fused
         from ptdeploy.program.program import Lowered, Program, examples
 
         assert prompt.prefix_kv is not None
@@ -80,7 +87,7 @@ class Causal(ProgramKind):
         buffer, new = (BATCH, heads, SLOTS, head_dim), (BATCH, heads, SEQUENCE, head_dim)
         past = _kv("past_key_values", "past", names, buffer, "KV buffer")
         virtual = () if options.freeze_kv else (table(base.embedding_dim),)
-        inputs = (IDS, _LENGTHS, POSITIONS, *virtual, *past)
+        inputs: tuple[TensorSpec, ...] = (IDS, _LENGTHS, POSITIONS, *virtual, *past)
         vocabulary = int(model.get_output_embeddings().weight.shape[0])
         logits = TensorSpec(
             "logits",
@@ -105,6 +112,10 @@ class Causal(ProgramKind):
             plain, route = PlainDecoder(model, behind).eval(), Route("plain", why)
             _check_free_slots(PlainDecoder(model, None).eval(), prompt, base.context(route))
             return Program(plain, Signature(inputs, (logits, *present))), route
+        # Rows that come as one need a past, which a prompt that is run is not.
+        if options.freeze_kv and all(map(options.joins, attentions_asked())):
+            fused = FusedDecoder(model, behind, joins=True).eval()
+            inputs = (*inputs, _OFFSETS)
         signature = Signature(
             inputs, (logits, *_kv("present", "present", names, buffer, "KV buffer"))
         )

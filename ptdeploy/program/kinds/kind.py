@@ -70,6 +70,10 @@ def _never(_: Attention) -> str:
     return ""
 
 
+def _no(_: Attention) -> bool:
+    return False
+
+
 @dataclass(frozen=True)
 class BuildOptions:
     """What a program is built for; one without a KV buffer needs the last alone.
@@ -77,13 +81,15 @@ class BuildOptions:
     Without `freeze_kv` the virtual tokens are run, looked up in a table. `operators` are what
     attention is traced as, None where the target has none over a buffer. `refuses` says why the
     target's operator cannot compute a layer, "" where it can.
-    `plain` says whether the target runs attention that is traced as none of its operators.
+    `plain` says whether the target runs attention that is traced as none of its operators. `joins`
+    says whether it can keep apart rows that come as one sequence.
     With `all_kinds` an encoder takes prompts of virtual tokens and of prefix KV alike.
     """
 
     freeze_kv: bool = True
     operators: Operators | None = "onnxruntime"
     refuses: Callable[[Attention], str] = _never
+    joins: Callable[[Attention], bool] = _no
     plain: bool = True
     all_kinds: bool = False
 

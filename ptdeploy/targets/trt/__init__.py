@@ -69,6 +69,10 @@ class TrtTarget:
         """Nothing: its attention is products and a softmax, which take any shape."""
         return ""
 
+    def joins(self, device: str, precision: str, attention: Attention) -> bool:
+        """No: its attention is products of whole rows."""
+        return False
+
     def unbuildable(
         self, device: str, precision: str, options: TrtOptions
     ) -> tuple[str, str] | None:

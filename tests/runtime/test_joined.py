@@ -1,0 +1,172 @@
+"""Rows that share a past run as one sequence, and are what they are alone."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.damage import replace
+from support.native import LOOSE
+
+import ptdeploy
+from ptdeploy.runtime.dense_kv import DenseKV
+from ptdeploy.runtime.joined import MOST, joined, offsets_of
+
+ROWS = [[5, 6, 7], [40], [9, 10, 11, 12, 13, 14, 15, 16], [99, 100], [8] * 40]
+WIDE = {"hidden_size": 64}
+COMING = st.lists(st.tuples(st.integers(0, 200), st.sampled_from("abc")), max_size=12)
+
+
+@given(COMING, st.integers(1, 300))
+def test_each_row_is_in_one_group_that_fits(coming, context):
+    sizes, pasts = [size for size, _ in coming], [past for _, past in coming]
+    filled = {"a": 0, "b": 5, "c": 250}
+    starts = [filled[past] for past in pasts]
+    groups = joined(sizes, pasts, starts, context)
+    assert sorted(row for group in groups for row in group) == list(range(len(coming)))
+    for group in groups:
+        assert group == sorted(group)
+        if len(group) > 1:
+            (past,) = {pasts[row] for row in group}
+            tokens = sum(sizes[row] for row in group)
+            assert 0 < tokens <= MOST
+            assert 0 < filled[past] <= filled[past] + tokens <= context
+            assert all(sizes[row] for row in group)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "pasts", "context", "groups", "engine"),
+    [
+        ([16] * 8, "aaaaaaaa", 1000, [[0, 1, 2, 3, 4, 5, 6, 7]], 512),
+        ([16] * 10, "a" * 10, 1000, [[*range(8)], [8, 9]], 512),
+        ([3, 4, 5, 6], "abab", 1000, [[0, 2], [1, 3]], 512),
+        ([3, 0, 5], "aaa", 1000, [[0, 2], [1]], 512),
+        ([3, 129, 5], "aaa", 1000, [[0, 2], [1]], 512),
+        ([3, 4, 5], "aaa", 18, [[0, 1], [2]], 512),
+        ([3, 4, 5], "aaa", 12, [[0], [1], [2]], 512),
+        ([3, 4], "nn", 1000, [[0], [1]], 512),
+        ([3, 4], "aa", 1000, [[0], [1]], 6),
+    ],
+)
+def test_groups(sizes, pasts, context, groups, engine):
+    starts = [0 if past == "n" else 10 for past in pasts]
+    assert sorted(joined(sizes, list(pasts), starts, context, engine)) == groups
+
+
+def test_a_token_is_counted_in_its_own_row():
+    assert offsets_of([3, 1, 2]).tolist() == [0, 1, 2, 0, 0, 1]
+
+
+class Counted:
+    """A session that counts its runs and the tokens of each."""
+
+    def __init__(self, session: Any, ids: str) -> None:
+        self._session, self._ids, self.tokens = session, ids, list[tuple[int, int]]()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+    def bind(self, inputs: Any, outputs: Any) -> Any:
+        run, shape = self._session.bind(inputs, outputs), inputs[self._ids].shape
+
+        def counted() -> None:
+            self.tokens.append(shape)
+            run()
+
+        return counted
+
+
+@pytest.fixture(params=[("qwen2", {}), ("qwen2", WIDE), ("gpt2", {})], ids=str)
+def engine(request, compiled) -> Any:
+    architecture, config = request.param
+    return ptdeploy.load(compiled(architecture, "CAUSAL_LM", **config).bundle)
+
+
+def begun(engine: Any, prefixes: list[Any], counted: bool = True) -> tuple[DenseKV, Counted]:
+    session = Counted(engine._session, engine.layout.ids)
+    return DenseKV(session, engine.layout, prefixes, 64, {}), session
+
+
+@pytest.mark.parametrize("every", [False, True])
+def test_one_run_gives_what_a_run_for_each_row_gives(engine, every):
+    prefix = engine.prompt.prefix_kv
+    together, runs = begun(engine, [prefix] * len(ROWS))
+    alone, _ = begun(engine, [prefix] * len(ROWS))
+    ids = [np.array(row) for row in ROWS]
+    for _ in range(2):
+        found = together.prefill_all(ids, every)
+        for row, logits in enumerate(found):
+            np.testing.assert_allclose(logits, alone.prefill(row, ids[row], every), atol=1e-5)
+        assert together.lengths.tolist() == alone.lengths.tolist()
+        for step in range(3):
+            steps = together.decode([step] * len(ROWS)), alone.decode([step] * len(ROWS))
+            np.testing.assert_allclose(*steps, atol=1e-5)
+        assert together.is_sound
+        together.reset()
+        alone.reset()
+    assert runs.tokens[0] == (1, sum(map(len, ROWS)))
+    assert [shape for shape in runs.tokens if shape[1] > 1] == runs.tokens[:1] * 2
+
+
+def test_rows_of_each_prefix_are_a_run_and_rows_of_none_one_each(engine):
+    one, other = engine.prompt.prefix_kv, engine.prompt.prefix_kv * 2
+    prefixes = [one, other, None, one, other, None]
+    ids = [np.arange(3, 3 + size) for size in (2, 3, 4, 5, 6, 7)]
+    together, runs = begun(engine, prefixes)
+    alone, _ = begun(engine, prefixes)
+    for row, logits in enumerate(together.prefill_all(ids)):
+        np.testing.assert_allclose(logits, alone.prefill(row, ids[row]), atol=1e-5)
+    assert sorted(runs.tokens) == [(1, 4), (1, 7), (1, 7), (1, 9)]
+    decoded = together.decode([1] * 6), alone.decode([1] * 6)
+    np.testing.assert_allclose(*decoded, atol=1e-5)
+
+
+def test_a_number_that_overflowed_in_any_row_is_known(engine):
+    prefix = engine.prompt.prefix_kv
+    kv, _ = begun(engine, [np.full_like(prefix, np.nan)] * 2)
+    kv.prefill_all([np.array([5]), np.array([6, 7])])
+    assert not kv.is_sound
+
+
+def test_a_row_that_overflows_leaves_those_beside_it(compiled, tmp_path):
+    bundle = Path(shutil.copytree(compiled("gpt2", "CAUSAL_LM").bundle, tmp_path / "bundle"))
+    model = onnx.load(bundle / "model.onnx")
+    (gather,) = [one for one in model.graph.node if one.name == "transformer.wte/Gather"]
+    (table,) = [one for one in model.graph.initializer if one.name == gather.input[0]]
+    words = onnx.numpy_helper.to_array(table).copy()
+    words[7] = np.inf
+    own = onnx.numpy_helper.from_array(words, "words")
+    model.graph.initializer.append(own)
+    gather.input[0] = own.name
+    (bundle / "model.onnx.data").unlink()
+    how = {"save_as_external_data": True, "location": "model.onnx.data", "size_threshold": 256}
+    onnx.save(model, bundle / "model.onnx", **how)
+    for name in ("model.onnx", "model.onnx.data"):
+        replace(bundle, name, (bundle / name).read_bytes())
+    engine = ptdeploy.load(bundle)
+    rows = [[5, 6], [8, 7, 9], [10, 11, 12]]
+    found = engine.logits(rows)
+    assert not np.isfinite(found[1]).all()
+    for row in (0, 2):
+        np.testing.assert_allclose(found[row], engine.logits([rows[row]])[0], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "options"),
+    [
+        ("mistral", {}),
+        ("bloom", {}),
+        ("qwen2", {"freeze_kv": False}),
+        ("qwen2", {"precision": "int8", "quantization": LOOSE}),
+    ],
+    ids=["window", "plain", "not frozen", "int8"],
+)
+def test_elsewhere_rows_come_alone(compiled, architecture, options):
+    bundle = compiled(architecture, "CAUSAL_LM", options).bundle
+    assert ptdeploy.load(bundle).layout.offsets is None
