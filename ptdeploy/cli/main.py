@@ -37,6 +37,7 @@ from ptdeploy.cli.console import (
     show,
     show_json,
 )
+from ptdeploy.cli.parser import CommandParser
 from ptdeploy.errors import OutputError, PtdeployError
 from ptdeploy.memory import out_of_memory, ran_out_of_memory
 from ptdeploy.signals import EndedBySignal, end_by_signals
@@ -126,11 +127,12 @@ class _CMakeDir(argparse.Action):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="ptdeploy",
         description="Compile trained prompts and their models to bundles that run without PyTorch.",
         epilog="Exit codes: 0 done, 1 parity mismatch, 2 bad input, 3 target not available here, "
-        "4 a fault in ptdeploy.",
+        "4 a fault in ptdeploy; 130 interrupted (by another signal: 128 and its number), 141 "
+        "whoever read the output has gone.",
     )
     parser.add_argument("--version", action="version", version=f"ptdeploy {__version__}")
     parser.add_argument(

@@ -62,7 +62,7 @@ Answered = tuple[Asked, Any | InputError]
 
 def add_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("bundle")
-    sub.add_argument("text", nargs="*")
+    sub.add_argument("text", nargs="*", default=[])
     sub.add_argument("--file", metavar="FILE", help="one text a line; - for standard input")
     sub.add_argument(
         "--ids", metavar="1,2,3", action="append", default=[], help="token ids instead of text"

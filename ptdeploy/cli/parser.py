@@ -1,0 +1,68 @@
+"""The parser of a command: words and options in any order, and errors of two lines."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn
+
+from ptdeploy.cli.console import complain
+from ptdeploy.printable import printable
+
+# No word of a command line can hold it: it marks those that follow "--".
+_AS_IT_IS = "\0"
+
+
+class CommandParser(argparse.ArgumentParser):
+    """argparse's, which by itself takes a command's words in one piece only, and refuses with the
+    whole usage.
+    """
+
+    _has_commands = False
+    _is_mixing = False
+
+    def add_subparsers(self, **kwargs: Any) -> Any:
+        self._has_commands = True
+        return super().add_subparsers(**kwargs)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """What is not known is refused here: the caller's own usage is another command's."""
+        if self._has_commands or self._is_mixing:
+            return super().parse_known_args(args, namespace)
+        self._is_mixing = True
+        try:
+            found, unknown = self.parse_known_intermixed_args(list(_marked(args)), namespace)
+        finally:
+            self._is_mixing = False
+        if unknown:
+            options = [word for word in unknown if word.startswith("-")]
+            words = (word.removeprefix(_AS_IT_IS) for word in options or unknown)
+            self.error(f"unrecognized arguments: {' '.join(words)}")
+        for name, value in vars(found).items():
+            setattr(found, name, _unmarked(value))
+        return found, []
+
+    def error(self, message: str) -> NoReturn:
+        complain(f"{self.prog}: error: {printable(message)}\nSee {self.prog} --help.")
+        self.exit(2)
+
+
+def _marked(words: Sequence[str]) -> Iterator[str]:
+    """The words, those after "--" marked and it left out: none of them is an option.
+
+    argparse loses it when it takes options and words in turns.
+    """
+    is_word = False
+    for word in words:
+        if is_word:
+            yield _AS_IT_IS + word
+        elif word == "--":
+            is_word = True
+        else:
+            yield word
+
+
+def _unmarked(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_unmarked(one) for one in value]
+    return value.removeprefix(_AS_IT_IS) if isinstance(value, str) else value
