@@ -17,6 +17,7 @@ from ptdeploy.commands.draft import in_stages
 from ptdeploy.commands.request import VerifyRequest
 from ptdeploy.commands.verify_reference import (
     computed_reference,
+    read_same,
     tokenizer_to_compare,
     with_own_logits,
 )
@@ -76,13 +77,7 @@ def verify_bundle(request: VerifyRequest, progress: Progress) -> ParityReport:
             with progress.stage("read the checkpoint"):
                 from ptdeploy.parity.reference.peft import open_peft
 
-                peft = open_peft(
-                    request.checkpoint,
-                    request.adapter,
-                    request.base,
-                    engine.manifest.task,
-                    engine.prompt.info.source.task_id,
-                )
+                peft = open_peft(*read_same(request, own, names[0]))
                 chosen = tokenizer_to_compare(peft, engine, request.tokenizer)
         run = _Run(request, own, names, engine, peft, chosen, given, overrides)
         return _compare(run, progress)
@@ -290,9 +285,13 @@ def _reference_of(engine: Engine, run: _Run) -> Reference:
 
 
 def _notes(peft: PeftSource, bundle: Bundle) -> list[str]:
+    from ptdeploy.program.manifest import config_sha256
+
     notes = []
     if dict(peft.checkpoint.files) != bundle.manifest.prompt.source.files:
         notes.append("the checkpoint's files are not those the bundle was compiled from.")
+    if config_sha256(peft.base) != bundle.manifest.base.config_sha256:
+        notes.append("the base model's configuration is not the one the bundle was compiled with.")
     if note := edge_note(bundle.manifest.request_limits):
         notes.append(note)
     return notes

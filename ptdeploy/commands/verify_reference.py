@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ptdeploy.bundle import Bundle
-from ptdeploy.errors import InputError
+from ptdeploy.bundle import Bundle, Manifest
+from ptdeploy.commands.request import VerifyRequest
+from ptdeploy.errors import BaseModelError, CheckpointError, InputError
 from ptdeploy.parity.cases import AskedRow
 from ptdeploy.parity.data import DataRow
 from ptdeploy.parity.reference import Reference, ReferenceRow
@@ -17,7 +18,70 @@ from ptdeploy.runtime import Engine
 if TYPE_CHECKING:
     from ptdeploy.parity.quality import EvaluationText
     from ptdeploy.parity.reference.peft import PeftSource
+    from ptdeploy.source.base import BaseModel
+    from ptdeploy.source.checkpoint import Checkpoint
     from ptdeploy.source.tokenizer_choice import ChosenTokenizer
+
+
+_SAME = "Pass the checkpoint that the bundle was compiled from, and its base model with --base."
+
+
+def read_same(
+    request: VerifyRequest, bundle: Bundle, name: str | None
+) -> tuple[Checkpoint, BaseModel]:
+    """The checkpoint asked for and its base model, to be held against the bundle's prompt `name`.
+
+    No weight of the base is read. Whether the weights are the same is for parity to say.
+    Raises BaseModelError or CheckpointError if it is of another model or of other classes, whose
+    logits no engine of this one could give.
+    """
+    from ptdeploy.source.base import resolve_base
+    from ptdeploy.source.checkpoint import read_checkpoint
+
+    assert request.checkpoint is not None, "checked before"
+    assert name is not None, "checked before"
+    where, info = f"--checkpoint {request.checkpoint}", bundle.manifest.prompts[name]
+    checkpoint = read_checkpoint(
+        request.checkpoint, request.adapter, bundle.manifest.task, task_id=info.source.task_id
+    )
+    base = resolve_base(checkpoint, request.base)
+    _check_same_model(where, base, bundle.manifest)
+    if info.labels and len(info.labels) != base.num_labels:
+        raise CheckpointError(
+            f"{where}: its head has {base.num_labels} classes, and that of the bundle's prompt "
+            f"{name!r} has {len(info.labels)}.",
+            _SAME,
+        )
+    return checkpoint, base
+
+
+def _check_same_model(where: str, base: BaseModel, manifest: Manifest) -> None:
+    """Raises BaseModelError if a base model takes other token ids than the bundle's, or fewer."""
+    limits, own = manifest.limits, manifest.base
+    kind, wanted = base.config.model_type, own.architecture
+    for found, of_bundle, same in (
+        (f"of kind {kind}", f"of kind {wanted}", kind == wanted),
+        (
+            f"vocabulary {base.vocab_size}",
+            f"vocabulary {limits.vocab_size}",
+            base.vocab_size == limits.vocab_size,
+        ),
+        (
+            f"{base.type_vocab_size} segments",
+            f"{limits.type_vocab_size} segments",
+            base.type_vocab_size == limits.type_vocab_size,
+        ),
+        (
+            f"{base.max_positions} positions",
+            f"at least {limits.max_context} positions",
+            base.max_positions >= limits.max_context,
+        ),
+    ):
+        if not same:
+            raise BaseModelError(
+                f"{where}: its base model ({found}) is not the bundle's, {own.name} ({of_bundle}).",
+                _SAME,
+            )
 
 
 def tokenizer_to_compare(

@@ -29,6 +29,8 @@ from ptdeploy.parity.locate.trace import Event
 from ptdeploy.parity.reference.peft import PeftSource, open_peft
 from ptdeploy.passes.name import PROGRAM
 from ptdeploy.runtime.prompts import Prompt
+from ptdeploy.source.base import resolve_base
+from ptdeploy.source.checkpoint import read_checkpoint
 
 DENSE = "bert.encoder.layer.0.output.dense"
 ATTENTION = "bert.encoder.layer.0.attention.self"
@@ -42,7 +44,8 @@ def models(tmp_path_factory) -> dict[str, PeftSource]:
     for name, task in (("bert", Task.SEQ_CLS), ("gpt2", Task.CAUSAL_LM), ("qwen2", Task.CAUSAL_LM)):
         folder = tmp_path_factory.mktemp(name)
         trained = tiny.make(folder, name, task.value, jitter=True)
-        made[name] = open_peft(trained.adapter, None, str(trained.base), task)
+        checkpoint = read_checkpoint(trained.adapter, task=task)
+        made[name] = open_peft(checkpoint, resolve_base(checkpoint, str(trained.base)))
     return made
 
 

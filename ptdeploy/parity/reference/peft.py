@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,9 +16,9 @@ from ptdeploy.parity.cases import AskedRow, Comparison, pad
 from ptdeploy.parity.quality import EvaluationText, text_row
 from ptdeploy.parity.reference import Greedy, Reference, ReferenceRow
 from ptdeploy.program.kinds import kind_of
-from ptdeploy.source.base import BaseModel, quiet_libraries, resolve_base
+from ptdeploy.source.base import BaseModel, quiet_libraries
 from ptdeploy.source.base_weights import load_pretrained
-from ptdeploy.source.checkpoint import Checkpoint, read_checkpoint
+from ptdeploy.source.checkpoint import Checkpoint
 from ptdeploy.source.checkpoint.peft_adapter import WEIGHT_NAMES
 from ptdeploy.source.checkpoint.peft_config import CONFIG_NAME
 from ptdeploy.source.checkpoint.state_dict import read_state
@@ -45,17 +44,9 @@ class PeftSource:
     model: PeftModel | PromptedModel = field(repr=False)
 
 
-def open_peft(
-    checkpoint: str | Path,
-    adapter: str | None,
-    base: str | None,
-    task: Task,
-    task_id: int | None = None,
-) -> PeftSource:
-    """Read a checkpoint and load PEFT's model of it."""
-    source = read_checkpoint(checkpoint, adapter, task, task_id=task_id)
-    found = resolve_base(source, base)
-    return PeftSource(source, found, peft_model(source, found))
+def open_peft(checkpoint: Checkpoint, base: BaseModel) -> PeftSource:
+    """Load PEFT's model of a checkpoint and its base. Raises as `peft_model`."""
+    return PeftSource(checkpoint, base, peft_model(checkpoint, base))
 
 
 def peft_model(checkpoint: Checkpoint, base: BaseModel) -> PeftModel | PromptedModel:

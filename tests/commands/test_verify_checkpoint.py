@@ -1,0 +1,83 @@
+"""verify --checkpoint: another model is refused, another prompt of the same one is compared."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import tiny
+
+import ptdeploy
+from ptdeploy.cli.main import main
+
+MEND = "Pass the checkpoint that the bundle was compiled from, and its base model with --base.\n"
+
+
+def verify(bundle: Path, adapter: Path, base: Path) -> int:
+    return main(["verify", str(bundle), "-q", "--checkpoint", str(adapter), "--base", str(base)])
+
+
+@pytest.mark.parametrize(
+    ("own", "architecture", "changes", "found", "wanted"),
+    [
+        ("qwen2", "qwen2", {"vocab_size": 301}, "vocabulary 301", "vocabulary 101"),
+        ("qwen2", "qwen2", {"vocab_size": 51}, "vocabulary 51", "vocabulary 101"),
+        ("qwen2", "gpt2", {}, "of kind gpt2", "of kind qwen2"),
+        ("gpt2", "gpt2", {"max_position_embeddings": 24}, "24 positions", "at least 64 positions"),
+        ("bert", "bert", {"max_position_embeddings": 32}, "32 positions", "at least 64 positions"),
+        ("bert", "bert", {"type_vocab_size": 1}, "0 segments", "2 segments"),
+    ],
+)
+def test_a_checkpoint_of_another_model_is_refused(
+    compiled, tmp_path, capsys, own, architecture, changes, found, wanted
+):
+    task = "SEQ_CLS" if own == "bert" else "CAUSAL_LM"
+    other = tiny.make(tmp_path, architecture, task, **changes)
+    bundle = compiled(own, task).bundle
+    capsys.readouterr()
+    assert verify(bundle, other.adapter, other.base) == 2
+    assert capsys.readouterr().err == (
+        f"ptdeploy: --checkpoint {other.adapter}: its base model ({found}) is not the bundle's, "
+        f"base ({wanted}).\n{MEND}"
+    )
+
+
+def test_a_head_of_other_classes_is_refused(compiled, packed, capsys):
+    one, other = compiled("bert", "SEQ_CLS"), packed("bert", "SEQ_CLS")
+    capsys.readouterr()
+    assert verify(one.bundle, other.adapter, one.trained.base) == 2
+    assert capsys.readouterr().err == (
+        f"ptdeploy: --checkpoint {other.adapter}: its head has 5 classes, and that of the bundle's "
+        f"prompt 'default' has 3.\n{MEND}"
+    )
+
+
+@pytest.mark.parametrize(("architecture", "task"), [("qwen2", "CAUSAL_LM"), ("bert", "SEQ_CLS")])
+def test_the_same_model_in_another_folder_holds(compiled, tmp_path, architecture, task):
+    one = compiled(architecture, task)
+    moved: Any = [
+        shutil.copytree(folder, tmp_path / name)
+        for folder, name in ((one.trained.adapter, "mine"), (one.trained.base, "elsewhere"))
+    ]
+    report = ptdeploy.verify(one.bundle, checkpoint=moved[0], base=str(moved[1]))
+    assert report.passed
+    assert not [note for note in report.notes if "compiled" in note]
+
+
+def test_another_prompt_over_the_same_model_is_compared_and_does_not_hold(compiled, packed, capsys):
+    one, other = compiled("qwen2", "CAUSAL_LM"), packed("qwen2", "CAUSAL_LM")
+    assert verify(one.bundle, other.adapter, one.trained.base) == 1
+    assert "PARITY MISMATCH" in capsys.readouterr().out
+
+
+def test_a_configuration_that_changed_is_noted(compiled, tmp_path):
+    one = compiled("qwen2", "CAUSAL_LM")
+    base = shutil.copytree(one.trained.base, tmp_path / "base")
+    config = base / "config.json"
+    config.write_text(config.read_text().replace('"rms_norm_eps": 1e-06', '"rms_norm_eps": 0.5'))
+    report = ptdeploy.verify(one.bundle, checkpoint=one.trained.adapter, base=str(base))
+    assert not report.passed
+    noted = "the base model's configuration is not the one the bundle was compiled with."
+    assert noted in report.notes
