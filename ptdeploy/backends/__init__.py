@@ -122,6 +122,17 @@ def get_backend(name: str) -> Backend:
     return BACKENDS[name]()
 
 
+def of_another_target(target: str, device: str) -> tuple[str, str]:
+    """Why a target runs on none of what others run on, and what to do."""
+    own = ", ".join(get_backend(target).devices)
+    others = [name for name in BACKENDS if device in get_backend(name).devices]
+    compiled = f", or compile for a target that runs on {device}: {', '.join(others)}"
+    return (
+        f"The target {target} runs on {own}, not on {device!r}.",
+        f"Leave the device out{compiled if others else ''}.",
+    )
+
+
 def engine_facts(bundle: Bundle) -> dict[str, Any]:
     """What a bundle's engine files say of themselves; {} of a target that is unknown here."""
     target = bundle.manifest.target

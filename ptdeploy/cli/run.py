@@ -281,6 +281,11 @@ def _inputs(arguments: argparse.Namespace) -> list[Asked]:
         seconds = (argument_text(text) for text in arguments.pair)
         found = [Asked((str(one.given), two)) for one, two in zip(found, seconds, strict=True)]
     found += [Asked(_numbers("--ids", ids)) for ids in arguments.ids]
+    if not found and arguments.file:
+        what = "standard input" if arguments.file == "-" else "it"
+        raise InputError(
+            f"--file {arguments.file}: {what} is empty.", "Give texts in UTF-8, one a line."
+        )
     if not found:
         raise InputError("Nothing to run.", 'Give text: ptdeploy run BUNDLE "text", or --file.')
     if len({isinstance(one.given, list) for one in found}) > 1:

@@ -159,6 +159,8 @@ def pack(rows: Sequence[Ids]) -> Batch:
 
 def _unpad(name: str, given: Any, attention_mask: Any) -> list[Ids]:
     """Rows of whole numbers, without what the mask says is padding."""
+    if isinstance(given, str):
+        raise _text_instead(name)
     rows = [_integers(name, row) for row in _batch(name, given)]
     if attention_mask is None:
         return rows
@@ -208,9 +210,21 @@ def _array(name: str, row: Any) -> NDArray[Any]:
 def _integers(name: str, row: Any) -> Ids:
     array = _array(name, row)
     if array.ndim != 1 or (array.size and not np.issubdtype(array.dtype, np.integer)):
-        what = "Token ids" if name == "input_ids" else name
-        raise InputError(f"{what} must be whole numbers, one list for each row.")
+        if array.dtype.kind in "US":
+            raise _text_instead(name)
+        raise InputError(f"{_called(name)} must be whole numbers, one list for each row.")
     return array.astype(np.int64)
+
+
+def _called(name: str) -> str:
+    return "Token ids" if name == "input_ids" else name
+
+
+def _text_instead(name: str) -> InputError:
+    return InputError(
+        f"{_called(name)} must be whole numbers, one list for each row; this is text.",
+        "Encode texts first: rows = engine.encode(texts); engine.logits([row.ids for row in rows])",
+    )
 
 
 def _text(index: int, mask: NDArray[Any]) -> slice:

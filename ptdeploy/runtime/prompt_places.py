@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -51,6 +52,8 @@ def _read(path: Path, engine: Manifest) -> tuple[Bundle, str]:
 
     The prompt's file is hashed when the prompt is read.
     """
+    if not os.path.isdir(path):
+        raise BundleError(f"{path}: no such pack or bundle.")
     if is_pack(path):
         pack = read_pack(path, hashes=False)
         return pack.over(engine), pack.manifest.engine_sha256

@@ -47,6 +47,9 @@ def check(options: GenerationOptions, vocabulary: int) -> None:
         value = getattr(options, name)
         if name == "eos_token_ids":
             value = next(i for i in value if not 0 <= i < vocabulary)
+        if name == "temperature":
+            # A request's only: `with_options` takes it before.
+            range_ += ", or 0 for the likeliest token"
         raise InputError(f"{name} is {shown(value)}; it must be {range_}.")
 
 

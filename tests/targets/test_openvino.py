@@ -204,8 +204,11 @@ def test_a_device_that_is_not_there_is_refused_with_those_that_are(bert, device)
 
 
 def test_a_device_of_another_target_is_refused(bert):
-    with pytest.raises(ptdeploy.TargetUnavailable, match="runs on cpu, gpu, npu, not on 'cuda'"):
+    with pytest.raises(ptdeploy.TargetUnavailable, match="not on 'cuda'") as refused:
         ptdeploy.load(bert, device="cuda")
+    assert refused.value.problem == "The target openvino runs on cpu, gpu, npu, not on 'cuda'."
+    fix = "Leave the device out, or compile for a target that runs on cuda: ort, trt."
+    assert refused.value.fix == fix
 
 
 def test_threads_are_a_cpus(bert):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ptdeploy.backends import NoKernel
+from ptdeploy.backends import NoKernel, of_another_target
 from ptdeploy.backends.cores import default_threads
 from ptdeploy.backends.onnx_bundle import check_onnx
 from ptdeploy.backends.openvino.engine_file import EngineInfo, engine_info
@@ -54,7 +54,7 @@ class Computing:
 def unavailable(device: str) -> tuple[str, str] | None:
     """Why OpenVINO cannot run on `device` here and what to do, or None if it can."""
     if device not in DEVICES:
-        return f"The target openvino runs on {', '.join(DEVICES)}, not on {device!r}.", ""
+        return of_another_target("openvino", device)
     try:
         openvino = import_openvino()
     except ImportError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ptdeploy.backends import NoKernel
+from ptdeploy.backends import NoKernel, of_another_target
 from ptdeploy.backends.cores import default_threads, spin_us
 from ptdeploy.backends.onnx_bundle import check_onnx
 from ptdeploy.backends.ort.errors import lacks_kernel, reason
@@ -22,7 +22,7 @@ _EXTRAS = {"cpu": "pip install 'ptdeploy[cpu]'", "cuda": "pip install 'ptdeploy[
 def unavailable(device: str) -> tuple[str, str] | None:
     """Why ONNX Runtime cannot run on `device` here and what to do, or None if it can."""
     if device not in PROVIDERS:
-        return f"The target ort runs on {' or '.join(PROVIDERS)}, not on {device!r}.", ""
+        return of_another_target("ort", device)
     try:
         onnxruntime = import_onnxruntime()
     except ImportError:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ptdeploy.backends import EngineWords
+from ptdeploy.backends import EngineWords, of_another_target
 from ptdeploy.backends.trt.engine_file import EngineInfo, read_info
 from ptdeploy.backends.trt.words import describe_engine
 from ptdeploy.errors import InputError, TargetUnavailable
@@ -37,7 +37,7 @@ class TrtBackend:
         from ptdeploy.backends.trt.vendor import INSTALL, MODULES, NAMES, is_installed
 
         if device not in self.devices:
-            return f"The target trt runs on cuda, not on {device!r}.", ""
+            return of_another_target("trt", device)
         if not any(is_installed(flavor) for flavor in MODULES):
             return (
                 f"Neither {' nor '.join(NAMES.values())} is installed here.",

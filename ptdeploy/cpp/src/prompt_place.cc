@@ -35,6 +35,7 @@ struct Offered {
 };
 
 Offered read_offered(const std::string& path) {
+  if (!is_folder(path)) throw BundleError(tidy(path) + ": no such pack or bundle.");
   if (is_pack(path)) {
     PackManifest pack = read_pack(path);
     return {{{pack.name, pack.prompt}}, pack.name, pack.files, pack.engine_sha256};

@@ -100,8 +100,10 @@ std::optional<OutOfRange> out_of_range(const GenerationOptions& o, std::int64_t 
 void check(const GenerationOptions& options, std::int64_t vocabulary) {
   const auto problem = out_of_range(options, vocabulary);
   if (!problem) return;
+  // A request's only, which takes it before.
+  const bool takes_zero = problem->name == std::string("temperature");
   throw InputError(std::string(problem->name) + " is " + problem->value + "; it must be " +
-                   problem->range + ".");
+                   problem->range + (takes_zero ? ", or 0 for the likeliest token" : "") + ".");
 }
 
 Sampler::Sampler(const GenerationOptions& options, const Ids& prompt_ids,

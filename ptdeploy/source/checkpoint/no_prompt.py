@@ -16,9 +16,9 @@ def no_prompt(base: str, task: Task | None) -> Checkpoint:
     Raises InputError unless the task's models answer without a trained head.
     """
     if task is None or kind_of(task).has_trained_head:
-        given = "no task" if task is None else task.value
+        given = "; no --task is given" if task is None else f", not for {task.value}"
         raise InputError(
-            f"--base alone, without a checkpoint, makes a bundle for CAUSAL_LM, not for {given}.",
+            f"--base alone, without a checkpoint, makes a bundle for CAUSAL_LM{given}.",
             "Say --task CAUSAL_LM, or pass the checkpoint: a trained head comes with it.",
         )
     return Checkpoint(

@@ -6,6 +6,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from ptdeploy.backends import of_another_target
 from ptdeploy.bundle import Bundle, RequestLimits
 from ptdeploy.bundle.signature import Signature
 from ptdeploy.bundle.task import Activations
@@ -82,7 +83,7 @@ class TrtTarget:
         from ptdeploy.targets.trt.builder import check_flavor
 
         if device not in TrtBackend.devices:
-            return f"The target trt runs on cuda, not on {device!r}.", ""
+            return of_another_target("trt", device)
         try:
             check_flavor(choose_builder(options.flavor)[0], options)
         except TargetUnavailable as error:

@@ -1,0 +1,79 @@
+"""What a refusal says: the range that is taken, what is missing, and how to go on."""
+
+from __future__ import annotations
+
+import io
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+import ptdeploy
+from ptdeploy.bundle import read_bundle
+from ptdeploy.cli.main import main
+
+
+def refusal(capsys, code: int, *words: str) -> str:
+    capsys.readouterr()
+    assert main(list(words)) == code
+    return capsys.readouterr().err
+
+
+def test_a_temperature_may_be_0_says_its_range(compiled, capsys):
+    bundle = str(compiled("qwen2", "CAUSAL_LM").bundle)
+    asked = ["run", bundle, "--ids", "5", "--max-new-tokens", "1", "--temperature"]
+    assert refusal(capsys, 2, *asked, "-1") == (
+        "ptdeploy: temperature is -1.0; it must be more than 0, or 0 for the likeliest token.\n"
+    )
+    assert main([*asked, "0"]) == 0
+
+
+def test_a_base_alone_without_a_task_is_told_so(compiled, capsys):
+    base = str(compiled("qwen2", "CAUSAL_LM").trained.base)
+    said = refusal(capsys, 2, "compile", "--base", base, "--target", "ort")
+    assert "makes a bundle for CAUSAL_LM; no --task is given.\nSay --task CAUSAL_LM" in said
+    asked = ["compile", "--base", base, "--target", "ort", "--task", "SEQ_CLS"]
+    assert "CAUSAL_LM, not for SEQ_CLS." in refusal(capsys, 2, *asked)
+
+
+def test_empty_input_is_said_to_be_empty(compiled, tmp_path, monkeypatch, capsys):
+    bundle = str(compiled("qwen2", "CAUSAL_LM").bundle)
+    (tmp_path / "none.txt").touch()
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO()))
+    fix = "Give texts in UTF-8, one a line.\n"
+    said = refusal(capsys, 2, "run", bundle, "--file", "-")
+    assert said == f"ptdeploy: --file -: standard input is empty.\n{fix}"
+    said = refusal(capsys, 2, "run", bundle, "--file", str(tmp_path / "none.txt"))
+    assert said == f"ptdeploy: --file {tmp_path / 'none.txt'}: it is empty.\n{fix}"
+
+
+def test_a_device_of_another_target_has_a_way_on(compiled, capsys):
+    bundle = str(compiled("qwen2", "CAUSAL_LM").bundle)
+    assert refusal(capsys, 3, "run", bundle, "--ids", "5", "--device", "gpu") == (
+        "ptdeploy: The target ort runs on cpu, cuda, not on 'gpu'.\n"
+        "Leave the device out, or compile for a target that runs on gpu: openvino.\n"
+    )
+
+
+def test_a_pack_that_is_not_there_is_none(compiled, tmp_path):
+    engine = ptdeploy.load(compiled("qwen2", "CAUSAL_LM").bundle)
+    (tmp_path / "file.prompt").touch()
+    for name in ("nowhere.prompt", "file.prompt"):
+        with pytest.raises(ptdeploy.BundleError) as refused:
+            engine.load_prompt(tmp_path / name)
+        assert refused.value.problem == f"{tmp_path / name}: no such pack or bundle."
+
+
+@pytest.mark.parametrize("texts", [["a text"], "a text", [["a", "text"]]])
+def test_logits_of_text_say_how_to_encode_it(compiled, texts):
+    engine = ptdeploy.load(compiled("qwen2", "CAUSAL_LM").bundle)
+    with pytest.raises(ptdeploy.InputError, match="this is text") as refused:
+        engine.logits(texts)
+    assert refused.value.fix == (
+        "Encode texts first: rows = engine.encode(texts); engine.logits([row.ids for row in rows])"
+    )
+
+
+def test_why_a_graph_has_plain_operators_names_no_exception(compiled):
+    bundle = read_bundle(compiled("bloom", "CAUSAL_LM").bundle)
+    assert bundle.manifest.graph.reason == "its code does not take another attention"
