@@ -7,6 +7,7 @@ import argparse
 from ptdeploy.backends import engine_facts, engine_words, get_backend
 from ptdeploy.bundle import DEFAULT_PROMPT, Manifest
 from ptdeploy.bundle.precision import default_words, quantized
+from ptdeploy.bundle.signature import words_of
 from ptdeploy.cli import options
 from ptdeploy.cli.console import show, show_json_facts
 from ptdeploy.cli.parity_lines import parity_lines, prompt_parity_lines
@@ -139,7 +140,7 @@ def _frozen(manifest: Manifest) -> str:
     prompt, names = manifest.prompt, list(manifest.prompts)
     words = f"{prompt.num_virtual_tokens} virtual tokens"
     if prompt.prefix_kv:
-        words += f" as prefix KV {list(prompt.prefix_kv)}"
+        words += f" as prefix KV {words_of(prompt.prefix_kv)}"
     words = f"{words} ({prompt.kind})"
     if len(names) > 1:
         return f"{len(names)} prompts of {words}: {', '.join(names)}; {names[0]} is the default"

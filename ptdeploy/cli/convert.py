@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
+from ptdeploy.bundle.signature import words_of
 from ptdeploy.cli import options
 from ptdeploy.cli.console import show, show_json_facts
 from ptdeploy.printable import printable
+
+if TYPE_CHECKING:
+    from ptdeploy.commands.convert import Converted
 
 SUMMARY = "Write a trained prompt in another format, exactly."
 
@@ -45,6 +50,15 @@ def run(arguments: argparse.Namespace) -> int:
         return show_json_facts({**facts, "shape": list(done.shape), "notes": list(done.notes)})
     show(
         f"read      {checkpoint.format}, {checkpoint.kind}, {checkpoint.task.value}\n"
-        f"wrote     {path}: {done.kind} {list(done.shape)}"
+        f"wrote     {path}: {_written(done)}"
     )
     return 0
+
+
+def _written(done: Converted) -> str:
+    """What was written, by its kind unless that is a bare tensor's."""
+    if len(done.shape) == 2:
+        words = f"{done.shape[0]} virtual tokens, {done.shape[1]} wide"
+    else:
+        words = f"prefix KV {words_of(done.shape)}"
+    return words if done.kind in ("VIRTUAL_TOKENS", "PREFIX_KV") else f"{done.kind}, {words}"

@@ -128,7 +128,7 @@ def describe(found: Difference) -> str:
         if changes is None:
             continue
         lines.append(f"{title}{'' if changes else ': the same'}")
-        lines += [f"  {one.name}: {_short(one.before)} -> {_short(one.after)}" for one in changes]
+        lines += [f"  {one.name}: {_change_words(one)}" for one in changes]
     apart = found.logits_max_abs
     lines.append(
         "logits: not compared"
@@ -284,6 +284,24 @@ def _requests(engine: Engine) -> dict[str, Callable[[], object]]:
     return {one.name: one.run for one in engine.whole_requests(rows, _NEW_TOKENS)}
 
 
-def _short(value: Any) -> str:
-    text = "none" if value is None else str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+def _change_words(change: Change) -> str:
+    """Both values, numbers with as few digits as tell them apart."""
+    for digits in (4, 8, 17):
+        words = [_words(value, digits) for value in (change.before, change.after)]
+        if words[0] != words[1]:
+            break
+    return " -> ".join(text if len(text) <= 60 else f"{text[:57]}..." for text in words)
+
+
+def _words(value: Any, digits: int) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_words(one, digits)}" for name, one in value.items()) or "none"
+    if isinstance(value, (tuple, list)):
+        is_shape = value and all(type(one) is int for one in value)
+        found = ", ".join(_words(one, digits) for one in value) or "none"
+        return f"({found})" if is_shape else found
+    if isinstance(value, float):
+        return f"{value:.{digits}g}"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None else str(value)

@@ -15,8 +15,6 @@ from ptdeploy.targets import TARGETS, get_target
 
 _RUNTIME = ("numpy", "tokenizers", "safetensors", "msgspec")
 _COMPILE = ("torch", "transformers", "peft", "onnx", "onnx-ir", "onnxscript")
-# Of the columns: what, and its state.
-_WIDTHS = (10, 0)
 
 
 def examine() -> dict[str, Any]:
@@ -62,18 +60,16 @@ def describe(facts: dict[str, Any]) -> str:
         rows.append((group, ", ".join(found)))
     missing = "unavailable: pip install 'ptdeploy[compile]'"
     rows.append(("compiling", "available" if facts["can_compile"] else missing))
-    lines = columns(rows, _WIDTHS, gap=" ")
     for target, devices in facts["targets"].items():
-        rows = [
+        rows += [
             (f"{target} on {device}", "available" if reason is None else f"unavailable: {reason}")
             for device, reason in devices.items()
         ]
-        lines += columns(rows, (len(f"{target} on cuda"), 0), gap=" ")
-    builds = [
+    rows += [
         (target, "can build here" if reason is None else f"cannot build here: {reason}")
         for target, reason in facts["builds"].items()
     ]
-    lines += columns(builds, _WIDTHS, gap=" ")
+    lines = columns(rows)
     lines += [f"{target} is fastest at {what}" for target, what in facts["fastest_at"].items()]
     lines += [f"PROBLEM: {problem}" for problem in facts["problems"]]
     return "\n".join([f"Python {facts['python']} on {facts['platform']}", *lines])

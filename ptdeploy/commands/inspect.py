@@ -13,14 +13,15 @@ from ptdeploy.arguments import whole as whole_number
 from ptdeploy.backends import engine_facts, engine_words, get_backend
 from ptdeploy.bundle import Bundle, Pack, is_bundle, is_pack, read_bundle, read_pack, whole
 from ptdeploy.bundle.precision import quantized as quantized_precisions
+from ptdeploy.bundle.signature import words_of
 from ptdeploy.bundle.task import Head, Task
 from ptdeploy.errors import InputError
 from ptdeploy.printable import printable_fields
 from ptdeploy.source.checkpoint.types import Checkpoint
 from ptdeploy.tables import columns
 
-# How many tensors of a graph are shown.
-_FEW = 5
+# A graph's tensors that are alike for every layer, and how many of them are shown: one layer's.
+_OF_LAYERS, _SHOWN = ("past", "present"), 2
 
 HEADS: dict[Head, str] = {
     "softmax": "softmax: one class of a text is true",
@@ -175,7 +176,7 @@ def _describe_checkpoint(facts: dict[str, Any]) -> str:
                 f"{encoder['num_layers']} layers",
             )
         )
-        lines += [("", f"{name} {shape}") for name, shape in encoder["shapes"].items()]
+        lines += [("", f"{name} {words_of(shape)}") for name, shape in encoder["shapes"].items()]
     elif facts["peft_type"] and not facts["training_can_resume"]:
         lines.append(("prompt encoder", "absent: only its output was saved"))
     lines.append(
@@ -184,10 +185,10 @@ def _describe_checkpoint(facts: dict[str, Any]) -> str:
             "can resume from here"
             if facts["training_can_resume"]
             else "cannot resume from here: what made the prompt is gone "
-            "(ptdeploy.source.checkpoint.save_full keeps it)",
+            "(ptdeploy.save_full keeps it)",
         )
     )
-    heads = [f"{name} {shape}" for name, shape in facts["heads"].items()]
+    heads = [f"{name} {words_of(shape)}" for name, shape in facts["heads"].items()]
     lines.append(("trained head", ", ".join(heads) or "none"))
     if facts["base_weights"]:
         lines.append(("base weights", f"{facts['base_weights']} tensors in the same file"))
@@ -202,7 +203,7 @@ def _prompt_words(facts: dict[str, Any]) -> str:
         shape = f"{tokens} virtual tokens, {layers} layers with {heads} heads of {width}"
         return f"prefix KV of {shape}, {facts['dtype']}"
     evaluated = "evaluated" if facts["prompt_evaluated"] else "not evaluated yet"
-    tokens = f"{facts['num_virtual_tokens']} virtual tokens of {facts['token_dim']}"
+    tokens = f"{facts['num_virtual_tokens']} virtual tokens, {facts['token_dim']} wide"
     return f"{tokens}, {facts['dtype']}, {evaluated}"
 
 
@@ -257,8 +258,8 @@ def _prompt_lines(name: str, facts: dict[str, Any]) -> Iterator[tuple[str, Any]]
     from ptdeploy.runtime import ENGINES
 
     prompt = facts["prompts"][name]
-    prefix = f", prefix KV {prompt['prefix_kv']}" if prompt["prefix_kv"] else ""
-    width = f" of {prompt['token_dim']}" if prompt["token_dim"] else ""
+    prefix = f", prefix KV {words_of(prompt['prefix_kv'])}" if prompt["prefix_kv"] else ""
+    width = f", {prompt['token_dim']} wide" if prompt["token_dim"] else ""
     default = name == facts.get("default_prompt")
     yield (
         "prompt",
@@ -281,16 +282,18 @@ def _prompt_lines(name: str, facts: dict[str, Any]) -> Iterator[tuple[str, Any]]
 
 
 def _graph_lines(name: str, facts: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """A named graph: its route, and its first inputs and outputs."""
+    """A named graph: its route, its inputs and its outputs."""
     graph = facts["graphs"][name]
     yield "graph", f"{name!r}, {graph['route']}: {graph['reason']}"
     for side in ("inputs", "outputs"):
-        specs = graph[side]
-        for spec in specs[:_FEW]:
-            shape = list(spec["shape"])
-            yield side[:-1], f"{spec['name']} {spec['dtype']} {shape}: {spec['meaning']}"
-        if len(specs) > _FEW:
-            yield "", f"and {len(specs) - _FEW} more"
+        of_layers = [spec for spec in graph[side] if spec["role"] in _OF_LAYERS]
+        left_out = of_layers[_SHOWN:]
+        for spec in graph[side]:
+            if spec not in left_out:
+                shape = words_of(spec["shape"])
+                yield side[:-1], f"{spec['name']} {spec['dtype']} {shape}: {spec['meaning']}"
+        if left_out:
+            yield "", f"and {len(left_out)} more of the KV buffer, for the other layers"
 
 
 def tokenizer_words(found: dict[str, Any] | None) -> str:

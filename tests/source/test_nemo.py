@@ -113,7 +113,7 @@ def test_inspect_says_what_an_archive_holds(tmp_path, capsys):
     text = capsys.readouterr().out
     assert "NeMo archive" in text
     assert "task CAUSAL_LM, adapter 'one'" in text
-    assert f"{TOKENS} virtual tokens of {WIDTH}" in text
+    assert f"{TOKENS} virtual tokens, {WIDTH} wide" in text
     assert "not named: pass --base" in text
 
 

@@ -60,7 +60,7 @@ def assemble(
         raise CheckpointError(
             f"{where}: holds neither 'prompt_embeddings' nor a prompt encoder.",
             "Pass the file or folder that PEFT's save_pretrained, torch.save(model.state_dict()) "
-            "or ptdeploy.source.checkpoint.save_full wrote.",
+            "or ptdeploy.save_full wrote.",
         )
     heads = tuple(sorted(heads))
     usable, unusable = usable_weights(where, weights, heads)

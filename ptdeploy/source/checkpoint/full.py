@@ -104,8 +104,7 @@ def load_full(base: Any, path: str | Path, adapter: str | None = None) -> PeftMo
     if not checkpoint.resumable:
         raise CheckpointError(
             f"{path}: has no prompt encoder, so training cannot resume from it.",
-            "Only ptdeploy.source.checkpoint.save_full or a full state dict keeps what made the "
-            "prompt.",
+            "Only ptdeploy.save_full or a full state dict keeps what made the prompt.",
         )
     folder = checkpoint.weights_file.parent
     if checkpoint.weights_file.name not in WEIGHT_NAMES:

@@ -188,7 +188,7 @@ def _pickled(path: Path, error: Exception) -> CheckpointError:
         "Where it was trained, save its tensors alone: "
         "torch.save(torch.load(path, weights_only=False)['state_dict'], new_path) for a trainer's "
         "checkpoint, torch.save(model.state_dict(), path) or "
-        "ptdeploy.source.checkpoint.save_full(model, path) for a model.",
+        "ptdeploy.save_full(model, path) for a model.",
     )
 
 
