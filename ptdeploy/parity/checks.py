@@ -203,9 +203,22 @@ def _quality(report: ParityReport) -> Iterator[Check]:
         name="quantized weights",
         passed=not fails,
         value="" if report.quality is None else quantization_words(report.quality),
+        bound=_asked_of(report.quality, report.quality_allowed),
         said="; ".join(fails),
         fails=tuple(fails),
     )
+
+
+def _asked_of(quality: Quality | None, allowed: Quantization) -> str:
+    """What a quantized engine is held to, of what was measured."""
+    if quality is None:
+        return ""
+    asked = [f"at least {allowed.min_agreement:.2%} agreement"]
+    if quality.logits_error is not None and allowed.max_logits_error is not None:
+        asked.append(f"at most {allowed.max_logits_error:g} logits error")
+    if quality.perplexity_ratio is not None:
+        asked.append(f"at most {allowed.max_perplexity_ratio:g} times the perplexity")
+    return f"asked for: {', '.join(asked)}"
 
 
 def _data(report: ParityReport) -> Iterator[Check]:

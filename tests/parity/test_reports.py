@@ -274,12 +274,19 @@ def test_the_terminal_has_a_line_for_each_check_and_the_verdict_last():
 
 
 def test_the_terminal_says_what_quantization_cost():
+    lines = describe(QUANTIZED).splitlines()
     assert (
         "quantized weights on ptdeploy's own text: top-1 agreement 91.66% at 80 of 96 positions of "
         "96 texts (the others are near ties; a fault that changes 6.0% of the answers would be "
-        "seen 19 times of 20), logits error 0.31"
-    ) in describe(QUANTIZED).splitlines()
-    assert "perplexity 1.010 times the reference's" in describe(PERPLEXED)
+        "seen 19 times of 20), logits error 0.31, asked for: at least 97.00% agreement, at most "
+        "0.15 logits error"
+    ) in lines
+    # What the table's figures are is said right behind it.
+    judged = "the cases above are not judged: quantized weights are held to what much text says"
+    assert lines[lines.index("tokenizer: 5 of 5 texts encode alike") - 1] == judged
+    assert judged not in describe(HOLDS)
+    said = describe(PERPLEXED)
+    assert "perplexity 1.010 times the reference's, asked for: at least 97.00% agreement, " in said
 
 
 def test_markdown_has_the_verdict_first_and_the_facts_in_a_line():

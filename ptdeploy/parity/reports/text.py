@@ -8,6 +8,8 @@ from ptdeploy.parity.reports.words import grouped, located_words, of_prompt, out
 from ptdeploy.printable import printable_fields
 from ptdeploy.tables import columns
 
+_UNJUDGED = "the cases above are not judged: quantized weights are held to what much text says"
+
 
 def describe(report: ParityReport) -> str:
     """The report in lines of text, the verdict last."""
@@ -22,6 +24,8 @@ def describe(report: ParityReport) -> str:
 
 def _lines(report: ParityReport) -> list[str]:
     lines = _cases(report)
+    if report.quality_allowed is not None:
+        lines.append(_UNJUDGED)
     lines += [_said(report, one) for one in checks(report) if one.kind != "logits" and one.value]
     bound = (
         "" if report.largest_allowed is None else f"allowed max abs {report.largest_allowed:.2g}; "
@@ -66,10 +70,10 @@ def _said(report: ParityReport, one: Check) -> str:
         return f"greedy tokens, {one.name}: {one.value} agree"
     if one.kind == "tokenizer":
         return f"tokenizer: {one.said}"
-    if one.kind == "quality":
-        return one.value
-    assert report.data is not None, "what else is checked are cases, which have a table"
     beside = f", {one.bound}" if one.bound else ""
+    if one.kind == "quality":
+        return one.value + beside
+    assert report.data is not None, "what else is checked are cases, which have a table"
     return f"{one.name} on {report.data.rows} rows of the given data: {one.value}{beside}"
 
 
