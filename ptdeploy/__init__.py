@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from ptdeploy.parity.report import ParityReport
     from ptdeploy.progress import Progress
     from ptdeploy.runtime import CausalLM, Classifier, Engine, TokenClassifier
+    from ptdeploy.runtime.conversation import Conversation
+    from ptdeploy.runtime.generation import Generated
     from ptdeploy.source.checkpoint import load_full, save_full
     from ptdeploy.targets.openvino_options import OpenVinoOptions
     from ptdeploy.targets.options import TargetOptions
@@ -87,6 +89,8 @@ _FROM = {
     "parity.report": ("ParityReport",),
     "progress": ("Progress",),
     "runtime": ("CausalLM", "Classifier", "Engine", "TokenClassifier"),
+    "runtime.conversation": ("Conversation",),
+    "runtime.generation": ("Generated",),
     "source.checkpoint": ("load_full", "save_full"),
     "targets.openvino_options": ("OpenVinoOptions",),
     "targets.options": ("TargetOptions",),
@@ -101,10 +105,12 @@ __all__ = [
     "CausalLM",
     "CheckpointError",
     "Classifier",
+    "Conversation",
     "Converted",
     "Difference",
     "Engine",
     "EngineFault",
+    "Generated",
     "InputError",
     "OpenVinoOptions",
     "OutOfMemory",

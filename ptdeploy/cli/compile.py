@@ -22,6 +22,7 @@ SUMMARY = "Compile a trained prompt and its base model into a verified bundle."
 def add_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "checkpoint",
+        metavar="CHECKPOINT",
         nargs="?",
         help="PEFT adapter folder, Trainer checkpoint, state dict file, file of one tensor, or "
         ".nemo file; "

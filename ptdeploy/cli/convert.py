@@ -19,7 +19,7 @@ SUMMARY = "Write a trained prompt in another format, exactly."
 def add_options(sub: argparse.ArgumentParser) -> None:
     from ptdeploy.commands.request import FORMS
 
-    sub.add_argument("checkpoint", help="any that compile takes")
+    sub.add_argument("checkpoint", metavar="CHECKPOINT", help="any that compile takes")
     sub.add_argument(
         "--to",
         required=True,

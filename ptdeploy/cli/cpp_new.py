@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ptdeploy.cli import options
 from ptdeploy.cli.console import show, show_json_facts
 
 SUMMARY = "Write a C++ project that runs a bundle."
@@ -12,7 +13,7 @@ SUMMARY = "Write a C++ project that runs a bundle."
 
 def add_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("folder", metavar="DIR", help="a new or empty folder")
-    sub.add_argument("bundle")
+    options.add_bundle(sub)
 
 
 def run(arguments: argparse.Namespace) -> int:

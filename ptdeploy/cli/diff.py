@@ -11,8 +11,8 @@ SUMMARY = "Say what changed from one bundle to another."
 
 
 def add_options(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("before", metavar="BUNDLE_A")
-    sub.add_argument("after", metavar="BUNDLE_B")
+    sub.add_argument("before", metavar="BUNDLE_A", help="what B is compared with")
+    sub.add_argument("after", metavar="BUNDLE_B", help="a folder that compile made")
     sub.add_argument(
         "--speed", action="store_true", help="time both engines on the same requests, in turns"
     )

@@ -11,7 +11,7 @@ SUMMARY = "Say what a checkpoint, a bundle or a pack is."
 
 
 def add_options(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("path")
+    sub.add_argument("path", metavar="PATH", help="a checkpoint, a bundle or a pack")
     options.add_task(sub)
     sub.add_argument(
         "--layers",

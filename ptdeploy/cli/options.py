@@ -11,6 +11,20 @@ from ptdeploy.bundle.task import Task
 from ptdeploy.progress import Progress
 
 
+def add_bundle(sub: argparse.ArgumentParser) -> None:
+    """Of commands that read one."""
+    sub.add_argument("bundle", metavar="BUNDLE", help="a folder that compile made")
+
+
+def add_threads(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--threads",
+        type=int,
+        metavar="N",
+        help="of an engine on a CPU; default: PTDEPLOY_THREADS, else one for each core",
+    )
+
+
 def add_adapter(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--adapter", metavar="NAME", help="which of several adapters, or of a .nemo file's tasks"

@@ -13,7 +13,7 @@ SUMMARY = "Time each layer of a bundle's engine."
 
 
 def add_options(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("bundle")
+    options.add_bundle(sub)
     sub.add_argument(
         "--batch",
         type=int,
@@ -27,7 +27,7 @@ def add_options(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument("--prompt", metavar="NAME", help="default: the bundle's default prompt")
     sub.add_argument("--device", choices=options.devices(), help="default: the bundle's")
-    sub.add_argument("--threads", type=int, metavar="N", help="default: the engine's")
+    options.add_threads(sub)
     sub.add_argument(
         "--top", type=int, default=20, metavar="N", help="lines of each table; default: 20"
     )

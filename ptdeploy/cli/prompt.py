@@ -24,11 +24,11 @@ def add_options(sub: argparse.ArgumentParser) -> None:
         action.add_argument(
             "--json", action="store_true", default=argparse.SUPPRESS, help="JSON on standard output"
         )
-        action.add_argument("bundle")
+        options.add_bundle(action)
         if name == "add":
             _add(action)
         elif name != "list":
-            action.add_argument("name", help="the prompt's")
+            action.add_argument("name", metavar="NAME", help="the prompt's")
 
 
 def _add(action: argparse.ArgumentParser) -> None:

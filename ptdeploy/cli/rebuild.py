@@ -15,7 +15,7 @@ SUMMARY = "Build a bundle's engine again, for this machine."
 
 
 def add_options(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("bundle", help="one that was compiled with its ONNX")
+    sub.add_argument("bundle", metavar="BUNDLE", help="one that was compiled with its ONNX")
     sub.add_argument("-o", "--output", metavar="BUNDLE", help="default: the bundle is replaced")
     for name in TARGETS:
         get_target(name).add_rebuild_options(sub)

@@ -61,8 +61,10 @@ Answered = tuple[Asked, Any | InputError]
 
 
 def add_options(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("bundle")
-    sub.add_argument("text", nargs="*", default=[])
+    options.add_bundle(sub)
+    sub.add_argument(
+        "text", nargs="*", default=[], metavar="TEXT", help="to classify, or to continue"
+    )
     sub.add_argument("--file", metavar="FILE", help="one text a line; - for standard input")
     sub.add_argument(
         "--ids", metavar="1,2,3", action="append", default=[], help="token ids instead of text"
@@ -87,7 +89,7 @@ def add_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--truncate", action="store_true", help="cut texts that are too long")
     sub.add_argument("--prompt", metavar="NAME", help="default: the bundle's default prompt")
     sub.add_argument("--device", choices=options.devices(), help="default: the bundle's")
-    sub.add_argument("--threads", type=int, metavar="N", help="default: the engine's")
+    options.add_threads(sub)
     sub.add_argument(
         "--map-weights",
         action="store_true",

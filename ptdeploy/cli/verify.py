@@ -12,7 +12,7 @@ SUMMARY = "Check a bundle's files and its parity with PyTorch."
 
 
 def add_options(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("bundle")
+    options.add_bundle(sub)
     sub.add_argument(
         "--checkpoint",
         metavar="CKPT",

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ptdeploy.arguments import CANCEL, SEED, checked, flag, whole
-from ptdeploy.bundle import GenerationOptions, Manifest
+from ptdeploy.bundle import Bundle, GenerationOptions, Manifest
 from ptdeploy.errors import InputError
 from ptdeploy.runtime.batching import Ids, embedded
 from ptdeploy.runtime.buffers import Buffers
@@ -24,6 +24,8 @@ from ptdeploy.runtime.tokenizer import Encoding, Tokenizer
 class Writer(Protocol):
     """What a conversation needs of the engine that writes in it: a CausalLM is one."""
 
+    @property
+    def bundle(self) -> Bundle: ...
     @property
     def manifest(self) -> Manifest: ...
     @property
@@ -73,6 +75,11 @@ class Conversation:
         if rows.before(0).size:
             self._kv.prefill(0, rows.before(0))
         self._start = int(self._kv.lengths[0])
+
+    def __repr__(self) -> str:
+        prompt = "no prompt" if self._prompt is None else f"prompt {self._prompt.name!r}"
+        path = str(self._engine.bundle.path)
+        return f"<Conversation of {path!r}: {prompt}, {len(self.token_ids)} of {self._room} tokens>"
 
     def append(self, inputs: str | Sequence[int]) -> None:
         """Add text, or token ids, to the sequence. Raises InputError if it does not fit.

@@ -23,7 +23,7 @@ from ptdeploy.errors import BundleError, InputError
 from ptdeploy.runtime.batching import Ids, Rooms, rows_of, segments_of
 from ptdeploy.runtime.layout import check_manifest, problems_of_any
 from ptdeploy.runtime.probes import Fed, ProbeRequest
-from ptdeploy.runtime.prompt_choice import DEFAULT, Chosen, PromptChoice, prompt_choice
+from ptdeploy.runtime.prompt_choice import DEFAULT, Chosen, PromptChoice, in_words, prompt_choice
 from ptdeploy.runtime.prompt_inputs import PromptInputs, RowPrompt
 from ptdeploy.runtime.prompt_places import prompt_place
 from ptdeploy.runtime.prompt_store import PromptStore
@@ -86,6 +86,15 @@ class Engine(ABC):
         if self.default_prompt is not None:
             # A bundle whose prompt the engine cannot hold is refused here, not at a request.
             self._of_prompts.stack([self.prompt])
+
+    def __repr__(self) -> str:
+        manifest = self.manifest
+        device = self.options_given.device or manifest.device
+        default = "" if self.default_prompt is None else f", by default {self.default_prompt!r}"
+        return (
+            f"<{type(self).__name__} of {str(self.bundle.path)!r}: {manifest.target} on {device}, "
+            f"{manifest.precision}; prompts: {in_words(self.prompts)}{default}>"
+        )
 
     @property
     def manifest(self) -> Manifest:

@@ -66,7 +66,7 @@ def test_an_action_of_a_command_takes_its_words_in_any_order(tmp_path, capsys):
         (["inspect", "A", "--json", "B"], "ptdeploy inspect", "unrecognized arguments: B"),
         (["inspect", "A", "--", "-B"], "ptdeploy inspect", "unrecognized arguments: -B"),
         (["inspect", "A", "B\nptdeploy"], "ptdeploy inspect", "arguments: B\\nptdeploy"),
-        (["run", "--json"], "ptdeploy run", "the following arguments are required: bundle"),
+        (["run", "--json"], "ptdeploy run", "the following arguments are required: BUNDLE"),
         (["prompt", "list", "B", "--x"], "ptdeploy prompt list", "unrecognized arguments: --x"),
         (["prompt"], "ptdeploy prompt", "the following arguments are required: ACTION"),
         (["compile", "C"], "ptdeploy compile", "one of the arguments --target --over is required"),
