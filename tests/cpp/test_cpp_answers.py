@@ -273,6 +273,7 @@ def test_min_p_and_equal_scores_cut_as_in_python(bundles, probe):
         ([[5], [5] * 700], {}),
         ([[5] * 600], {"max_new_tokens": 200}),
         ([[5]], {"max_new_tokens": -1}),
+        ([[5]], {"temperature": -1.5}),
         ([[5]], {"top_p": 1.5}),
         ([[5]], {"min_p": 2.0}),
         ([[5]], {"top_k": -3}),

@@ -323,6 +323,14 @@ def refused_alike(probe: Probe, engine: Any, path: Path, name: str, same_words: 
     return theirs
 
 
+def test_what_is_neither_a_pack_nor_a_bundle_is_refused(siblings, both, probe, tmp_path):
+    engine = both(siblings("bert", "SEQ_CLS"))
+    (tmp_path / "file.prompt").touch()
+    for name in ("nowhere.prompt", "file.prompt"):
+        found = refused_alike(probe, engine, tmp_path / name, "")
+        assert f"{tmp_path / name}: no such pack or bundle." in str(found)
+
+
 def test_names_that_none_can_have_or_one_has_are_refused(siblings, both, probe, two):
     one_of = siblings("bert", "SEQ_CLS")
     engine = both(one_of)

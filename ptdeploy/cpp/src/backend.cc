@@ -1,9 +1,29 @@
 #include "backend.hpp"
 
+#include <utility>
+
 #include "cores.hpp"
 #include "schema.hpp"
 
 namespace ptdeploy::detail {
+namespace {
+
+// The targets of each device.
+const std::vector<std::pair<std::string, std::string>> kTargets = {
+    {"cpu", "ort, openvino"}, {"cuda", "ort, trt"}, {"gpu", "openvino"}, {"npu", "openvino"}};
+
+}  // namespace
+
+TargetUnavailable of_another_target(const std::string& target, const std::string& own,
+                                    const std::string& device) {
+  std::string compiled;
+  for (const auto& [name, targets] : kTargets)
+    if (name == device)
+      compiled = ", or compile for a target that runs on " + device + ": " + targets;
+  return TargetUnavailable(
+      "The target " + target + " runs on " + own + ", not on " + quoted(device) + ".",
+      "Leave the device out" + compiled + ".");
+}
 
 std::unique_ptr<Backend> open_backend(const Bundle& bundle, const OpenOptions& options) {
   if (options.threads < 0 || options.threads > kMostThreads)

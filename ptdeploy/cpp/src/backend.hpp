@@ -69,6 +69,10 @@ class Backend {
 // TargetUnavailable if it cannot run on the device, BundleError if the files cannot be loaded.
 std::unique_ptr<Backend> open_backend(const Bundle& bundle, const OpenOptions& options);
 
+// Why a target with these devices runs on none of what others run on, and what to do.
+TargetUnavailable of_another_target(const std::string& target, const std::string& own,
+                                    const std::string& device);
+
 std::unique_ptr<Backend> open_ort(const Bundle& bundle, const OpenOptions& options);
 #ifdef PTDEPLOY_OPENVINO
 std::unique_ptr<Backend> open_openvino(const Bundle& bundle, const OpenOptions& options);

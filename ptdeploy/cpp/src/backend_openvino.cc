@@ -36,9 +36,7 @@ const std::string* word_of(const Words& words, const std::string& key) {
 // Throws TargetUnavailable unless OpenVINO finds the device here.
 void require_device(ov::Core& core, const std::string& device) {
   const std::string* name = word_of(kDevices, device);
-  if (!name)
-    throw TargetUnavailable("The target openvino runs on cpu, gpu, npu, not on " + quoted(device) +
-                            ".");
+  if (!name) throw of_another_target("openvino", "cpu, gpu, npu", device);
   std::string listed;
   for (const std::string& one : core.get_available_devices()) {
     // One of several GPUs is GPU.0.

@@ -88,8 +88,7 @@ std::unique_ptr<Backend> open_trt(const Bundle& bundle, const OpenOptions& optio
     throw InputError(std::string(options.map_weights ? "map_weights" : "threads") +
                      " is about a CPU; this engine runs on a GPU.");
   const std::string device = options.device.empty() ? bundle.manifest.device : options.device;
-  if (device != "cuda")
-    throw TargetUnavailable("The target trt runs on cuda, not on " + quoted(device) + ".");
+  if (device != "cuda") throw of_another_target("trt", "cuda", device);
   const std::string problem = cuda::unavailable();
   if (!problem.empty())
     throw TargetUnavailable("The target trt needs an NVIDIA GPU to run (" + problem + ").");
