@@ -77,7 +77,7 @@ def test_inspect_says_what_a_bundles_prompt_is(compiled, kind, capsys):
     assert main(["inspect", str(bundle)]) == 0
     text = capsys.readouterr().out
     prompt = read_bundle(bundle).manifest.prompt
-    width = "" if kind in kinds.PREFIXES else " of 32"
+    width = "" if kind in kinds.PREFIXES else ", 32 wide"
     assert f"'default' (the default): 5 virtual tokens{width}, frozen from {prompt.kind}" in text
     assert "prefix KV" in text
     assert (prompt.token_dim is None) == (kind in kinds.PREFIXES)

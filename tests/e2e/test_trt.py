@@ -292,7 +292,7 @@ def test_diff_says_what_changed_where_the_engines_cannot_run(kept, trained, tmp_
     assert main(["diff", str(kept), str(other)]) == 0
     out = capsys.readouterr().out
     assert re.search(r"engine\.workspace: .* -> 99", out)
-    assert "engine.profile decode: [[1, 1], [1, 1], [8, 1]] -> [[1, 1], [1, 1], [2, 1]]" in out
+    assert "engine.profile decode: (1, 1), (1, 1), (8, 1) -> (1, 1), (1, 1), (2, 1)" in out
     assert "limits.max_batch" in out
     assert "logits: not compared" in out
     assert "the engines were not run" in out

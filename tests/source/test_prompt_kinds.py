@@ -74,7 +74,7 @@ def test_inspect_says_what_a_checkpoint_of_every_kind_is(adapter, kind, capsys):
     facts = json.loads(capsys.readouterr().out)
     assert facts["peft_type"] == json.loads((folder / CONFIG).read_text())["peft_type"]
     assert f"PEFT type       {facts['peft_type']}, task CAUSAL_LM" in text
-    width = f"{LAYERS} layers with {HEADS} heads of 8" if kind in kinds.PREFIXES else "of 32"
+    width = f"{LAYERS} layers with {HEADS} heads of 8" if kind in kinds.PREFIXES else "32 wide"
     assert f"{TOKENS} virtual tokens" in text
     assert width in text
     evaluated = kind in MADE
