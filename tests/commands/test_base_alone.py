@@ -95,7 +95,7 @@ def test_the_last_prompt_may_go(bundle, packed, alone):
     ("told", "reason"),
     [
         ({}, "There is no checkpoint to compile"),
-        ({"base": "b"}, "makes a bundle for CAUSAL_LM, not for no task"),
+        ({"base": "b"}, "makes a bundle for CAUSAL_LM; no --task is given"),
         ({"base": "b", "task": "SEQ_CLS"}, "makes a bundle for CAUSAL_LM, not for SEQ_CLS"),
         ({"base": "b", "task": "CAUSAL_LM", "name": "x"}, "--name is about a prompt"),
         ({"base": "b", "task": "CAUSAL_LM", "freeze_kv": False}, "--no-freeze-kv is about a"),

@@ -239,7 +239,7 @@ def test_the_command_says_what_it_wrote(trained, tmp_path, capsys):
     assert main(["convert", adapter, "--to", "npy", "-o", str(tmp_path / "p.npy")]) == 0
     text = capsys.readouterr()
     assert "read      PEFT adapter, PREFIX_TUNING, CAUSAL_LM" in text.out
-    assert f"wrote     {tmp_path / 'p.npy'}: PREFIX_KV [2, 2, 2, 5, 8]" in text.out
+    assert f"wrote     {tmp_path / 'p.npy'}: prefix KV (2, 2, 2, 5, 8)" in text.out
     assert "read the checkpoint" in text.err
     told = ["--to", "peft", "-o", str(tmp_path / "own"), "--json", "-q"]
     assert main(["convert", str(tmp_path / "p.npy"), "--task", "CAUSAL_LM", *told]) == 0
