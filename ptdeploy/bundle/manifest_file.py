@@ -70,7 +70,7 @@ def read_manifest(held: Held, kind: Kind[_M]) -> _M:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BundleError(
             f"{file}: not a valid manifest ({error}).",
-            f"Compile the checkpoint again, or install the ptdeploy that made the {kind.noun}.",
+            "Compile the checkpoint again, or install the ptdeploy that made it.",
         ) from error
 
 

@@ -94,6 +94,8 @@ void print(const ParityReport& report) {
                 group.worst.passed ? ""
                 : group.fails      ? "  FAILS"
                                    : "  MISMATCH");
+  if (report.quality)
+    std::puts("the cases above are not judged: quantized weights are held to what much text says");
   for (const auto& one : report.greedy)
     std::printf("greedy tokens, row of %zu%s: %zu of %zu agree\n", one.length,
                 one.mixed ? ", mixed prompts" : "", one.agreed, one.total);
@@ -104,7 +106,7 @@ void print(const ParityReport& report) {
     if (quality->logits_error) std::printf(", logits error %.2g", *quality->logits_error);
     if (quality->perplexity_ratio)
       std::printf(", perplexity %.3f times the reference's", *quality->perplexity_ratio);
-    std::puts("");
+    std::printf(", %s\n", quality->asked_for.c_str());
   }
   if (report.largest_allowed) std::printf("allowed max abs %.2g; ", *report.largest_allowed);
   std::printf("reference: %s\n", printable(report.reference).c_str());

@@ -198,11 +198,6 @@ Header read_header(const Json& json) {
   return out;
 }
 
-std::string other_maker(const FolderKind& kind) {
-  return std::string("Compile the checkpoint again, or install the ptdeploy that made the ") +
-         kind.noun + ".";
-}
-
 // The two fields that every version has come first: another version's other fields mean nothing.
 void check_version(const Json& json, const std::string& file, const FolderKind& kind) {
   const Header found = read_header(json);
@@ -210,7 +205,9 @@ void check_version(const Json& json, const std::string& file, const FolderKind& 
     throw BundleError(file + ": is " + quoted(found.format) + " version " +
                           std::to_string(found.version) + "; this ptdeploy reads " +
                           quoted(kind.format) + " version " + std::to_string(kind.version) + ".",
-                      other_maker(kind));
+                      std::string("Compile the checkpoint again, or install the ptdeploy that made "
+                                  "the ") +
+                          kind.noun + ".");
 }
 
 std::size_t read_task(const Json& json, const Where& where) {
@@ -278,7 +275,8 @@ T parse(const std::string& text, const std::string& file, const FolderKind& kind
   } catch (const SchemaError& error) {
     reason = error.what();
   }
-  throw BundleError(file + ": not a valid manifest (" + reason + ").", other_maker(kind));
+  throw BundleError(file + ": not a valid manifest (" + reason + ").",
+                    "Compile the checkpoint again, or install the ptdeploy that made it.");
 }
 
 }  // namespace

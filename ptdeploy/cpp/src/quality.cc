@@ -183,6 +183,17 @@ void add_clear(ParityQuality& quality, const std::vector<bool>& changed,
   quality.near_ties = ties;
 }
 
+// What a quantized engine is held to, of what was measured.
+std::string asked_of(const ParityQuality& quality, const Quantization& allowed) {
+  std::string asked =
+      "asked for: at least " + formatted(100 * allowed.min_agreement, 2, 'f') + "% agreement";
+  if (quality.logits_error && allowed.max_logits_error)
+    asked += ", at most " + formatted(*allowed.max_logits_error, 6, 'g') + " logits error";
+  if (quality.perplexity_ratio)
+    asked += ", at most " + formatted(allowed.max_perplexity_ratio, 6, 'g') + " times the perplexity";
+  return asked;
+}
+
 }  // namespace
 
 std::optional<ParityQuality> evaluate(Reference& reference, const TaskKind& kind, Head head,
@@ -241,6 +252,7 @@ std::optional<ParityQuality> evaluate(Reference& reference, const TaskKind& kind
               allowed.min_agreement);
     quality.logits_error = logits_error(wanted, std::move(given));
   }
+  quality.asked_for = asked_of(quality, allowed);
   return quality;
 }
 

@@ -255,6 +255,7 @@ struct ParityQuality {
   // Of a classifier that has logits to compare: the positions whose likeliest class leads clearly,
   // which alone top1_agreement and detectable are of, and how many others' answers changed.
   std::optional<std::size_t> clear, near_ties;
+  std::string asked_for;  // what the bundle's maker holds it to, in words
 };
 
 // The outcome of Engine::verify(): of one prompt, and in `prompts` of the bundle's others. `passed` and
