@@ -190,7 +190,8 @@ std::string asked_of(const ParityQuality& quality, const Quantization& allowed) 
   if (quality.logits_error && allowed.max_logits_error)
     asked += ", at most " + formatted(*allowed.max_logits_error, 6, 'g') + " logits error";
   if (quality.perplexity_ratio)
-    asked += ", at most " + formatted(allowed.max_perplexity_ratio, 6, 'g') + " times the perplexity";
+    asked +=
+        ", at most " + formatted(allowed.max_perplexity_ratio, 6, 'g') + " times the perplexity";
   return asked;
 }
 
