@@ -139,12 +139,11 @@ class DenseKV:
 
         None, and nothing is taken, where its logits are not finite.
         """
-        sizes = [one.size for one in ids.values()]
+        sizes, first = [one.size for one in ids.values()], next(iter(ids))
         ends = np.cumsum(sizes)
-        row = next(iter(ids))
-        start, total = int(self.starts[row]), int(ends[-1])
-        prefixes, slots = [self._prefixes[row]], int(self.starts[row]) + total
-        whole = DenseKV(self._session, self._layout, prefixes, slots, self._beside)
+        start, total = int(self.starts[first]), int(ends[-1])
+        prefixes = [self._prefixes[first]]
+        whole = DenseKV(self._session, self._layout, prefixes, start + total, self._beside)
         positions = np.arange(total) if every_position else ends - 1
         logits = np.empty((1, positions.size, self._logits.shape[2]), np.float32)
         tokens = np.concatenate(list(ids.values()))[None]
