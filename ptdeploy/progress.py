@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TextIO
+from typing import TextIO, TypeVar
 
 from ptdeploy.errors import PtdeployError
 from ptdeploy.memory import out_of_memory, ran_out_of_memory
@@ -17,6 +18,9 @@ PENDING = (
     "parity of the engine is pending, as it cannot run here; ptdeploy verify BUNDLE completes it "
     "on a machine with a GPU."
 )
+# Seconds that nobody wonders about.
+PATIENCE = 2.0
+_T = TypeVar("_T")
 LOGGER = logging.getLogger("ptdeploy")
 # A library's notes go where its host's logging sends them, and nowhere unless it was set up.
 LOGGER.addHandler(logging.NullHandler())
@@ -53,6 +57,55 @@ class Progress:
                 raise
             raise out_of_memory(f"the stage was: {title}", error) from error
         self._say(f" {time.perf_counter() - start:.1f} s")
+
+    @contextmanager
+    def waiting(self, title: str) -> Iterator[None]:
+        """A stage of a command that mostly answers at once: said to whoever waits two seconds for
+        it at a terminal, and to nobody else.
+        """
+        if not self._is_watched():
+            yield
+            return
+        start, said = time.perf_counter(), threading.Event()
+
+        def say() -> None:
+            said.set()
+            self._say(f"  {printable(title)} ...", end="")
+
+        timer = threading.Timer(PATIENCE, say)
+        timer.daemon = True
+        timer.start()
+        end = " failed"
+        try:
+            yield
+            end = f" {time.perf_counter() - start:.1f} s"
+        finally:
+            timer.cancel()
+            timer.join()
+            if said.is_set():
+                self._say(end)
+
+    def counted(self, items: Iterable[_T], total: int, what: str) -> Iterator[_T]:
+        """`items`, of which there are `total`; every two seconds it says how many came, to whoever
+        waits at a terminal while they go elsewhere.
+        """
+        watched = self._is_watched() and not (sys.stdout and sys.stdout.isatty())
+        last, said = time.monotonic(), False
+        for number, item in enumerate(items):
+            if watched and time.monotonic() - last >= PATIENCE:
+                last, said = time.monotonic(), True
+                self._say(f"\r  {number} of {total} {what}", end="")
+            yield item
+        if said:
+            self._say(f"\r  {total} of {total} {what}")
+
+    def _is_watched(self) -> bool:
+        """Whether somebody reads it while it is written."""
+        stream = self._stream or sys.stderr
+        try:
+            return not self._quiet and stream is not None and stream.isatty()
+        except ValueError:  # closed
+            return False
 
     def note(self, text: str) -> None:
         LOGGER.warning("%s", printable(text))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from ptdeploy.cli import options
 from ptdeploy.cli.console import show, show_json_facts
 from ptdeploy.errors import InputError
 
@@ -25,6 +26,7 @@ def add_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--rounds", type=int, default=15, metavar="N", help="timed turns of each; default: 15"
     )
+    options.add_quiet(sub)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -35,9 +37,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise InputError(f"--rounds {arguments.rounds}: must be at least 1.")
     if most is not None and not most > 0:
         raise InputError(f"--max-slowdown {most}: must be more than 0.")
-    found = compare_bundles(
-        arguments.before, arguments.after, arguments.speed or most is not None, arguments.rounds
-    )
+    timed = arguments.speed or most is not None
+    with options.progress(arguments).waiting("time both bundles" if timed else "compare them"):
+        found = compare_bundles(arguments.before, arguments.after, timed, arguments.rounds)
     slow = [one for one in found.speed if most is not None and not one.ratio <= most]
     if arguments.json:
         import msgspec

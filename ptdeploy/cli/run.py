@@ -90,6 +90,7 @@ def add_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--prompt", metavar="NAME", help="default: the bundle's default prompt")
     sub.add_argument("--device", choices=options.devices(), help="default: the bundle's")
     options.add_threads(sub)
+    options.add_quiet(sub)
     sub.add_argument(
         "--map-weights",
         action="store_true",
@@ -106,12 +107,13 @@ def run(arguments: argparse.Namespace) -> int:
 
     inputs = _inputs(arguments)
     segments = _segments(arguments)
-    engine = ptdeploy.load(
-        arguments.bundle,
-        device=arguments.device,
-        threads=arguments.threads,
-        map_weights=arguments.map_weights,
-    )
+    with options.progress(arguments).waiting("open the bundle"):
+        engine = ptdeploy.load(
+            arguments.bundle,
+            device=arguments.device,
+            threads=arguments.threads,
+            map_weights=arguments.map_weights,
+        )
     if arguments.prompt is not None:
         # Said once, before any answer.
         engine.prompt_info(argument_text(arguments.prompt))
@@ -137,7 +139,9 @@ def _run_labelling(
         return engine.records(given, arguments.truncate, segments, _prompt(arguments))
 
     refused = _Refused()
-    for number, (asked, result) in enumerate(_answers(inputs, answer, bool(arguments.file))):
+    answers = _answers(inputs, answer, bool(arguments.file))
+    counted = options.progress(arguments).counted(answers, len(inputs), "answered")
+    for number, (asked, result) in enumerate(counted):
         if isinstance(result, InputError):
             refused.show(asked, result, arguments.json)
         elif arguments.json:
@@ -151,20 +155,20 @@ def _run_labelling(
 
 
 def _run_writer(arguments: argparse.Namespace, engine: CausalLM, inputs: list[Asked]) -> int:
-    options: dict[str, Any] = _generation(arguments)
-    options["stop"] = tuple(argument_text(one) for one in options["stop"])
-    chat, logprobs = options.pop("chat"), options.pop("logprobs")
+    asking: dict[str, Any] = _generation(arguments)
+    asking["stop"] = tuple(argument_text(one) for one in asking["stop"])
+    chat, logprobs = asking.pop("chat"), asking.pop("logprobs")
     if arguments.truncate:
         raise InputError("--truncate is for classifiers: a cut text would be continued elsewhere.")
     if logprobs and not arguments.json:
         raise InputError("--logprobs needs --json.")
-    variables = _variables(options.pop("chat_template_kwargs"), chat)
+    variables = _variables(asking.pop("chat_template_kwargs"), chat)
     if chat and arguments.ids:
         raise InputError("--chat needs text, not --ids.")
     # An option that is wrong is wrong for all: it is said once, before any answer.
-    general = {name: options[name] for name in options if name not in ("stop", "seed")}
+    general = {name: asking[name] for name in asking if name not in ("stop", "seed")}
     engine.options(general.pop("max_new_tokens"), general)
-    options["prompt"] = _prompt(arguments)
+    asking["prompt"] = _prompt(arguments)
 
     def answer(asked: Asked) -> None:
         given: Any = asked.given
@@ -173,7 +177,7 @@ def _run_writer(arguments: argparse.Namespace, engine: CausalLM, inputs: list[As
         if chat:
             given = engine.chat_ids([{"role": "user", "content": given}], **variables)
         if arguments.json or not isinstance(asked.given, str):
-            (one,) = engine.generate([given], logprobs=logprobs, **options)
+            (one,) = engine.generate([given], logprobs=logprobs, **asking)
             if arguments.json:
                 result = {"text": one.text, "token_ids": one.token_ids, "stopped": one.stopped}
                 if logprobs:
@@ -182,7 +186,7 @@ def _run_writer(arguments: argparse.Namespace, engine: CausalLM, inputs: list[As
             else:
                 show_raw(one.text or ",".join(map(str, one.token_ids)))
             return
-        pieces = engine.stream(given, **options)
+        pieces = engine.stream(given, **asking)
         # The first piece before anything is printed: a refused request prints its error alone.
         first = next(pieces, "")
         show_raw(first if chat else asked.given + first, end="", flush=True)
@@ -191,7 +195,7 @@ def _run_writer(arguments: argparse.Namespace, engine: CausalLM, inputs: list[As
         show()
 
     refused = _Refused()
-    for asked in inputs:
+    for asked in options.progress(arguments).counted(inputs, len(inputs), "answered"):
         try:
             if asked.problem:
                 raise InputError(asked.problem)
