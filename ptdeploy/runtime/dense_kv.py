@@ -151,17 +151,10 @@ class DenseKV:
         if not np.isfinite(logits).all():
             return None
         for row, size, end in zip(ids, sizes, ends, strict=True):
-            self._take(row, whole, start + end - size, size)
+            self._copy_slots(row, start, whole, 0, start + end - size, size)
+            self.lengths[row] += size
         kept = np.split(logits[0], ends[:-1] if every_position else len(sizes))
         return dict(zip(ids, kept, strict=True))
-
-    def _take(self, row: int, source: DenseKV, first_slot: int, count: int) -> None:
-        """Append to `row` what another buffer's only row has in `count` slots from `first_slot`."""
-        length, part = self.lengths[row : row + 1], slice(first_slot, first_slot + count)
-        for name, placed in self._placed.items():
-            states = np.ascontiguousarray(source._placed[name].read()[:, :, part])
-            placed.rows(slice(row, row + 1)).write_slots(length, self._session.place(states))
-        self.lengths[row] += count
 
     def decode(self, tokens: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float32]:
         """Append one token to every row; gives logits (rows, vocabulary), overwritten next time."""
@@ -180,11 +173,19 @@ class DenseKV:
     def copy_row(self, row: int, source: DenseKV, source_row: int, first_slot: int = 0) -> None:
         """Make `row` what another buffer's row is, from `first_slot` on."""
         length = int(source.lengths[source_row])
-        for name, placed in self._placed.items():
-            array, other = placed.read(), source._placed[name].read()
-            array[row, :, first_slot:length] = other[source_row, :, first_slot:length]
-            placed.write(array)
+        if length > first_slot:
+            self._copy_slots(row, first_slot, source, source_row, first_slot, length - first_slot)
         self.lengths[row] = length
+
+    def _copy_slots(
+        self, row: int, slot: int, source: DenseKV, source_row: int, source_slot: int, count: int
+    ) -> None:
+        """Make `count` slots of `row`, from `slot` on, what another buffer's row has."""
+        own, other = slice(row, row + 1), slice(source_row, source_row + 1)
+        part, at = slice(source_slot, source_slot + count), np.array([slot], np.int64)
+        for name, placed in self._placed.items():
+            states = np.ascontiguousarray(source._placed[name].read()[other, :, part])
+            placed.rows(own).write_slots(at, self._session.place(states))
 
     def _write_prefix(self, row: int, prefix: Prefix) -> None:
         """Put a prefix into a row's first slots, and zeros where the one before it was longer.

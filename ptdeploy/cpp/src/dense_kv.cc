@@ -176,20 +176,11 @@ bool DenseKV::prefill_joined(const std::vector<std::size_t>& rows, const std::ve
     const std::size_t kept = (every_position ? ids[row].size() : 1) * vocabulary;
     out[row].assign(found, found + kept);
     found += kept;
-    take(row, whole, slot, ids[row].size());
+    copy_slots(row, before, whole, 0, slot, ids[row].size());
+    lengths_[row] += static_cast<std::int64_t>(ids[row].size());
     slot += ids[row].size();
   }
   return true;
-}
-
-void DenseKV::take(std::size_t row, const DenseKV& source, std::size_t first_slot,
-                   std::size_t count) {
-  std::vector<LineCopy> copies;
-  for (std::size_t array = 0; array < arrays_.size(); ++array)
-    copies.push_back({slot(array, row, length(row)), pitch_, source.slot(array, 0, first_slot),
-                      source.pitch_, count * line_, layout_.heads});
-  backend_.copy(copies);
-  lengths_[row] += static_cast<std::int64_t>(count);
 }
 
 const float* DenseKV::decode(const std::vector<std::int64_t>& tokens) {
@@ -204,12 +195,16 @@ void DenseKV::copy_row(std::size_t row, const KVBuffer& other, std::size_t sourc
   const auto& source = static_cast<const DenseKV&>(other);
   const std::size_t length = source.length(source_row);
   lengths_[row] = source.lengths_[source_row];
-  if (length <= first_slot) return;
+  if (length > first_slot)
+    copy_slots(row, first_slot, source, source_row, first_slot, length - first_slot);
+}
+
+void DenseKV::copy_slots(std::size_t row, std::size_t at, const DenseKV& source,
+                         std::size_t source_row, std::size_t first, std::size_t count) {
   std::vector<LineCopy> copies;
   for (std::size_t array = 0; array < arrays_.size(); ++array)
-    copies.push_back({slot(array, row, first_slot), pitch_,
-                      source.slot(array, source_row, first_slot), source.pitch_,
-                      (length - first_slot) * line_, layout_.heads});
+    copies.push_back({slot(array, row, at), pitch_, source.slot(array, source_row, first),
+                      source.pitch_, count * line_, layout_.heads});
   backend_.copy(copies);
 }
 

@@ -50,8 +50,9 @@ class DenseKV final : public KVBuffer {
   // nothing is taken, where its logits are not finite.
   bool prefill_joined(const std::vector<std::size_t>& rows, const std::vector<Ids>& ids,
                       bool every_position, std::vector<std::vector<float>>& out);
-  // Appends to a row what another buffer's only row has in `count` slots from `first_slot` on.
-  void take(std::size_t row, const DenseKV& source, std::size_t first_slot, std::size_t count);
+  // Makes `count` slots of a row, from `at` on, what another buffer's row has from `first` on.
+  void copy_slots(std::size_t row, std::size_t at, const DenseKV& source, std::size_t source_row,
+                  std::size_t first, std::size_t count);
   // Puts a row's prefix KV into its first slots, and zeros where the one before it was longer.
   void fill_prefix(std::size_t row, std::size_t before);
   Step bound_decode();
