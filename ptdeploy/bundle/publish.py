@@ -231,12 +231,9 @@ def _replace(staging: Path, destination: Destination) -> bool:
                 _check_replaceable(destination)
                 return False
         else:
+            # Whatever ends it in between: discarding the working folder brings the older one back.
             os.rename(place, old)
-            try:
-                rename_new(staging, place)
-            except BaseException:
-                rename_new(old, place)
-                raise
+            rename_new(staging, place)
     except FileNotFoundError:
         return False
     flush(place.parent)

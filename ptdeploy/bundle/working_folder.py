@@ -21,7 +21,10 @@ LOCK, NEW, OLD = "lock", "new", "old"
 
 @contextmanager
 def working_folder(parent: Path, name: str) -> Iterator[Path]:
-    """A folder `.NAME.XXXXXXXX` that only we read, locked while this process lives."""
+    """A folder `.NAME.XXXXXXXX` that only we read, locked while this process lives.
+
+    It is discarded at the end. What it had moved aside goes back if nothing has taken its place.
+    """
     while True:
         working = parent / f"{_prefix(name)}{secrets.token_hex(4)}"
         working.mkdir(mode=0o700)
@@ -37,7 +40,7 @@ def working_folder(parent: Path, name: str) -> Iterator[Path]:
             try:
                 yield working
             finally:
-                _discard(working)
+                _discard(working, parent / name)
             return
         finally:
             os.close(lock)
@@ -56,19 +59,26 @@ def clear_left(place: Path) -> None:
             continue
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if (working / OLD).is_dir() and not os.path.lexists(place):
-                rename_new(working / OLD, place)
-            _discard(working)
+            _discard(working, place)
         except OSError:
             continue  # someone works there, or it is not ours to remove
         finally:
             os.close(lock)
 
 
-def _discard(working: Path) -> None:
-    """Remove a working folder: all that was made in it, and of an older bundle what is its own."""
-    if (working / OLD).is_dir():
-        remove_files(working / OLD)
+def _discard(working: Path, place: Path) -> None:
+    """Remove a working folder: all that was made in it, and of an older bundle what is its own.
+
+    An older bundle in whose place nothing is goes back there; where it cannot, all of it stays.
+    """
+    old = working / OLD
+    if old.is_dir() and not os.path.lexists(place):
+        try:
+            rename_new(old, place)
+        except OSError:
+            return
+    if old.is_dir():
+        remove_files(old)
     new = working / NEW
     if listed_files(manifest_of(new)) is not None:
         # Of a process that was killed in between, this may be the older one.

@@ -1,22 +1,26 @@
-"""Kill a process at each step of publishing and rebuilding, and see what is there afterwards.
+"""End a process at each step of publishing and rebuilding, and see what is there afterwards.
 
 `python -m attacks.kill_points BUNDLE [PACK]` from tests/ takes any bundle with a graph, and a pack
 of its engine, and prints a table: at every point the older bundle or the new one, whole, and
-nothing left once the next one was written.
+nothing left once the next one was written. SIGKILL comes between system calls; a signal that is
+handled comes between lines, as an exception.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any
 from unittest import mock
 
@@ -24,11 +28,13 @@ from support.damage import PARITY, the_prompt
 
 import ptdeploy.files as files
 from ptdeploy.bundle import MODEL, check_destination, publish, read_bundle, stage_bundle
+from ptdeploy.bundle import working_folder as working
 from ptdeploy.commands import prompts
 from ptdeploy.commands.rebuild import rebuild_bundle
 from ptdeploy.commands.request import PromptAddRequest, RebuildRequest
 from ptdeploy.errors import PtdeployError
 from ptdeploy.progress import Progress
+from ptdeploy.signals import EndedBySignal
 from ptdeploy.targets.trt import TrtTarget
 
 # Python's audit events before calls that look at files or change them.
@@ -47,7 +53,9 @@ EVENTS = {
     "fcntl.flock",
     "ctypes.dlsym",
 }
-KILLED = 9
+KILLED, ENDED = 9, 143
+# Where a signal may come between two lines: all that puts a bundle into its place.
+PLACING = {publish.__code__.co_filename, working.__file__, files.__file__}
 
 
 def as_version(source: Path, folder: Path, version: str) -> Path:
@@ -137,6 +145,37 @@ def dies_at(point: int, work: Callable[[], None]) -> bool:
     return False
 
 
+def ended_at(point: int, work: Callable[[], None]) -> bool:
+    """`dies_at` by a signal that raises EndedBySignal before that line of what places bundles."""
+    child = os.fork()
+    if child == 0:
+        count = 0
+
+        def step(frame: FrameType, event: str, _: object) -> Any:
+            nonlocal count
+            if frame.f_code.co_filename not in PLACING:
+                return None
+            count += event == "line"
+            if count == point:
+                sys.settrace(None)
+                raise EndedBySignal(signal.SIGTERM)
+            return step
+
+        sys.settrace(step)
+        try:
+            work()
+        except EndedBySignal:
+            os._exit(ENDED)
+        except BaseException as error:
+            print(f"point {point}: {error!r}", file=sys.stderr)
+            os._exit(1)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    code = os.waitstatus_to_exitcode(status)
+    assert code in (0, ENDED), f"point {point} ended with {code}"
+    return code == ENDED
+
+
 def state(place: Path) -> str:
     """Which bundle is there, read as any reader does."""
     if not os.path.lexists(place):
@@ -155,9 +194,13 @@ ADDING = ("add", "add without exchange")
 
 
 def attack(
-    source: Path, scenario: str, points: Iterator[int], pack: Path | None = None
+    source: Path,
+    scenario: str,
+    points: Iterator[int],
+    pack: Path | None = None,
+    ends: Callable[[int, Callable[[], None]], bool] = dies_at,
 ) -> Counter[str]:
-    """Kill a scenario at these points until it comes to its end; counts what was there then.
+    """End a scenario at these points until it comes to its end; counts what was there then.
 
     `pack` is of the source's engine, for those that add one.
     """
@@ -179,7 +222,7 @@ def attack(
                 parent.mkdir()
                 if scenario != "new":
                     shutil.copytree(old, place)
-                died = dies_at(point, lambda: work(new, place))
+                died = ends(point, lambda: work(new, place))
                 found[_judge(scenario, place, partial(work, new, place))] += 1
                 if not died:
                     found["came to its end"] += 1
@@ -205,18 +248,23 @@ def _judge(scenario: str, place: Path, work: Callable[[], None]) -> str:
     return seen
 
 
+def _is_wrong(words: str, ends: Callable[[int, Callable[[], None]], bool]) -> bool:
+    return words[0].isupper() or (ends is ended_at and "brought back" in words)
+
+
 def main() -> int:
     source, *packs = map(Path, sys.argv[1:])
     wrong = points = 0
     tried = [(scenario, None) for scenario in SCENARIOS]
     tried += [(scenario, pack) for pack in packs for scenario in ADDING]
-    for scenario, pack in tried:
-        found = attack(source, scenario, iter(range(1, 100_000)), pack)
+    for ends, (scenario, pack) in itertools.product((dies_at, ended_at), tried):
+        found = attack(source, scenario, itertools.count(1), pack, ends)
         found.pop("came to its end")
         points += sum(found.values()) - 1
-        wrong += sum(count for words, count in found.items() if words[0].isupper())
-        print(f"{scenario:26}", ", ".join(f"{words}: {n}" for words, n in sorted(found.items())))
-    print(f"{points} kill points, wrong: {wrong}")
+        wrong += sum(count for words, count in found.items() if _is_wrong(words, ends))
+        what = f"{scenario}, {'killed' if ends is dies_at else 'a signal'}"
+        print(f"{what:36}", ", ".join(f"{words}: {n}" for words, n in sorted(found.items())))
+    print(f"{points} points, wrong: {wrong}")
     return 1 if wrong else 0
 
 

@@ -30,15 +30,28 @@ def test_a_kill_while_a_prompt_is_added_leaves_the_old_or_the_new_bundle(
     assert len(found) > 1, "it is killed before and after"
 
 
-def test_the_points_lie_between_all_steps_of_a_replacement(compiled):
-    """Around the exchange every point is taken."""
-    source, scenario = compiled("gpt2", "CAUSAL_LM").bundle, "replace without exchange"
+def _around_the_replacement(source, scenario, ends):
+    """What is found at ten points on either side of the first that leaves another bundle."""
 
     def replaced(point: int) -> bool:
-        return set(kill_points.attack(source, scenario, iter([point]))) != {"old"}
+        return set(kill_points.attack(source, scenario, iter([point]), ends=ends)) != {"old"}
 
-    first = bisect.bisect_left(range(400), True, lo=1, key=replaced)
-    found = kill_points.attack(source, scenario, iter(range(first - 5, first + 5)))
+    first = bisect.bisect_left(range(600), True, lo=1, key=replaced)
+    points = iter(range(first - 10, first + 10))
+    return kill_points.attack(source, scenario, points, ends=ends)
+
+
+def test_the_points_lie_between_all_steps_of_a_replacement(compiled):
+    source = compiled("gpt2", "CAUSAL_LM").bundle
+    found = _around_the_replacement(source, "replace without exchange", kill_points.dies_at)
     assert set(found) <= {"old", "new", "old, brought back", "came to its end"}, found
-    assert found["old"] == 5
+    assert found["old"] == 10
     assert found["new"] > 0
+
+
+@pytest.mark.parametrize("scenario", ["replace", "replace without exchange"])
+def test_a_signal_at_any_line_of_a_replacement_leaves_the_old_or_the_new_bundle(compiled, scenario):
+    """Nothing has to be brought back later: what the signal ends clears up itself."""
+    source = compiled("gpt2", "CAUSAL_LM").bundle
+    found = _around_the_replacement(source, scenario, kill_points.ended_at)
+    assert found == {"old": 10, "new": 10}
