@@ -81,6 +81,11 @@ class Session(Protocol):
         """Its KV cache, where that is paged; None where it is dense, or there is none."""
         ...
 
+    @property
+    def in_host_memory(self) -> bool:
+        """Whether placed memory is this process's own."""
+        ...
+
     def run(self, inputs: Mapping[str, NDArray[Any] | DeviceArray]) -> dict[str, NDArray[Any]]:
         """Run once: arrays by input name in, arrays by output name out.
 

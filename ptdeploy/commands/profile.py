@@ -177,6 +177,10 @@ class _Counted:
     def cache(self) -> PagedCache | None:
         return self.session.cache
 
+    @property
+    def in_host_memory(self) -> bool:
+        return self.session.in_host_memory
+
     def run(self, inputs: Mapping[str, NDArray[Any] | DeviceArray]) -> dict[str, NDArray[Any]]:
         self.runs += 1
         return self.session.run(inputs)

@@ -85,6 +85,7 @@ class Buffers:
         fits = spare is not None and spare.rows == rows and needed <= spare.slots
         if spare is not None and fits and spare.begin(prefixes, stack.placed):
             return StartedRows(spare, prompts, stack)
+        spare = None  # before the new one: they need not fit in memory together
         slots = min(-(-needed // _SLOTS) * _SLOTS, self._limits.max_context)
         return StartedRows(self._new(prefixes, slots, stack), prompts, stack)
 

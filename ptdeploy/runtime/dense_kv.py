@@ -38,7 +38,7 @@ class DenseKV:
         self._layout, self._prefixes = layout, list(prefixes)
         self.slots = slots = layout.fixed_slots or slots
         rows = len(prefixes)
-        if getattr(session, "in_host_memory", False):
+        if session.in_host_memory:
             what = f"The KV buffer for {rows} rows of {slots} tokens"
             require_memory(layout.bytes(rows, slots), what)
         try:

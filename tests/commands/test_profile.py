@@ -19,6 +19,7 @@ from ptdeploy.backends import get_backend
 from ptdeploy.backends.ort.session import OrtSession
 from ptdeploy.backends.trt.inspector import read_layer
 from ptdeploy.cli.main import main
+from ptdeploy.runtime import memory
 from ptdeploy.targets.trt.options import TrtOptions
 
 RTX = importlib.util.find_spec("tensorrt_rtx") is not None
@@ -123,6 +124,13 @@ def test_rounded_products_belong_to_the_modules_they_were_made_of(bundles, capsy
 def test_a_prefill_in_pieces_counts_all_its_runs(bundles, capsys):
     found = profile(capsys, bundles("fused"), "--tokens", "600", "--rounds", "2")
     assert [one["engine_runs"] for one in found["sections"]] == [2, 1]
+
+
+def test_a_buffer_that_does_not_fit_in_memory_is_refused(compiled, capsys, monkeypatch):
+    bundle = str(compiled("qwen2", "CAUSAL_LM").bundle)
+    monkeypatch.setattr(memory, "available_memory", lambda: 20 << 20)
+    assert main(["profile", bundle, "--batch", "65536", "--json"]) == 3
+    assert "20.0 MiB of memory are left" in json.loads(capsys.readouterr().out)["error"]
 
 
 def test_the_rows_and_tokens_asked_for_are_what_runs(compiled, capsys, monkeypatch):

@@ -33,6 +33,7 @@ class Counting:
     """A session that notes what is placed, and what it is run with."""
 
     cache = None
+    in_host_memory = True
 
     def __init__(self, session: Any) -> None:
         self._session = session

@@ -50,7 +50,6 @@ class OpenVinoSession:
     is first used.
     """
 
-    # Placed memory is this process's own.
     in_host_memory = True
 
     def __init__(

@@ -84,7 +84,6 @@ class OrtSession:
         self._reopen, self._process = reopen, os.getpid()
         survive_forks(self)
         self._outputs = [output.name for output in session.get_outputs()]
-        # Whether placed memory is this process's own.
         self.in_host_memory = device == "cpu"
 
     def run(self, inputs: Mapping[str, NDArray[Any] | DeviceArray]) -> dict[str, NDArray[Any]]:

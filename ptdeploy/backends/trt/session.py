@@ -71,6 +71,7 @@ class TrtSession:
     captures = True
 
     cache = None
+    in_host_memory = False
 
     def __init__(
         self,

@@ -1,0 +1,55 @@
+"""KV buffers are kept from request to request, and never stand in memory beside the next one."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ptdeploy.backends import get_backend
+from ptdeploy.backends.ort.session import OrtMemory
+from ptdeploy.bundle import read_bundle
+from ptdeploy.runtime import ENGINES
+
+
+class Watched:
+    """A session that notes, whenever it places an array, how many of older requests are alive."""
+
+    cache = None
+    in_host_memory = True
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+        self.request = 0
+        self._placed: list[tuple[int, weakref.ref[np.ndarray]]] = []
+        self.older_alive: list[int] = []
+
+    def place(self, array: np.ndarray) -> OrtMemory:
+        memory = self._session.place(array)
+        self.older_alive.append(
+            sum(request < self.request and one() is not None for request, one in self._placed)
+        )
+        if self.request:
+            self._placed.append((self.request, weakref.ref(memory.value)))
+        return memory
+
+    def run(self, inputs: Mapping[str, Any]) -> Any:
+        return self._session.run(inputs)
+
+    def bind(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> Callable[[], None]:
+        return self._session.bind(inputs, outputs)
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "qwen2"])
+def test_the_last_requests_buffer_is_gone_before_a_larger_one_is_made(compiled, architecture):
+    bundle = read_bundle(compiled(architecture, "CAUSAL_LM").bundle)
+    session = Watched(get_backend("ort").load(bundle, "cpu", 1, False))
+    engine = ENGINES[bundle.manifest.task](bundle, session, None)
+    session.older_alive.clear()
+    for session.request, rows in enumerate([1, 2, 3], start=1):
+        engine.generate([[5, 6, 7]] * rows, 2, eos_token_ids=())
+    assert len(session.older_alive) >= 3 * len(engine.buffers.layout.past)
+    assert not any(session.older_alive)
