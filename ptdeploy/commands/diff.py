@@ -260,7 +260,8 @@ def _logits_of_a_token(engine: Engine) -> tuple[int, ...]:
 
 
 def _speeds(before: Engine, after: Engine, rounds: int) -> tuple[Speed, ...]:
-    requests = (_requests(before), _requests(after))
+    tokens, new_tokens = _request_sizes(before, after)
+    requests = [_requests(engine, tokens, new_tokens) for engine in (before, after)]
     if requests[0].keys() != requests[1].keys():
         raise InputError("--speed needs two bundles of the same kind of task.")
     found = []
@@ -277,11 +278,17 @@ def _speeds(before: Engine, after: Engine, rounds: int) -> tuple[Speed, ...]:
     return tuple(found)
 
 
-def _requests(engine: Engine) -> dict[str, Callable[[], object]]:
-    limits = engine.limits
-    tokens = max(1, min(_TOKENS, limits.max_sequence - _NEW_TOKENS))
-    rows = np.random.default_rng(0).integers(0, limits.vocab_size, (_ROWS, tokens)).tolist()
-    return {one.name: one.run for one in engine.whole_requests(rows, _NEW_TOKENS)}
+def _request_sizes(*engines: Engine) -> tuple[int, int]:
+    """How many tokens each text has and how many follow it: as many as fit in every engine."""
+    room = min(engine.limits.max_sequence for engine in engines)
+    new_tokens = max(1, min(_NEW_TOKENS, room // 2))
+    return max(1, min(_TOKENS, room - new_tokens)), new_tokens
+
+
+def _requests(engine: Engine, tokens: int, new_tokens: int) -> dict[str, Callable[[], object]]:
+    vocabulary = engine.limits.vocab_size
+    rows = np.random.default_rng(0).integers(0, vocabulary, (_ROWS, tokens)).tolist()
+    return {one.name: one.run for one in engine.whole_requests(rows, new_tokens)}
 
 
 def _change_words(change: Change) -> str:

@@ -115,6 +115,12 @@ def _refuse(request: VerifyRequest) -> None:
         raise InputError(
             "--tokenizer is compared as transformers has it.", "Pass the checkpoint (--checkpoint)."
         )
+    for option, value in (("--base", request.base), ("--adapter", request.adapter)):
+        if value is not None and request.checkpoint is None:
+            raise InputError(
+                f"{option} is about a checkpoint, and none was given.",
+                "Pass the checkpoint (--checkpoint).",
+            )
     for option, file in (("--data", request.data), ("--thresholds", request.thresholds)):
         if file is not None and str(file) != "-":
             check_readable(Path(file), option)

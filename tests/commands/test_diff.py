@@ -95,6 +95,21 @@ def test_other_tasks_are_not_timed_together(compiled, capsys):
     assert main(["diff", *paths, "--speed"]) == 2
 
 
+@pytest.mark.parametrize(("context", "sizes"), [(40, (19, 16)), (16, (6, 5))])
+def test_bundles_of_other_contexts_are_timed_by_what_fits_both(compiled, capsys, context, sizes):
+    large = str(compiled("gpt2", "CAUSAL_LM").bundle)
+    small = str(compiled("gpt2", "CAUSAL_LM", {"max_context": context}).bundle)
+    for pair in ([large, small], [small, large]):
+        capsys.readouterr()
+        assert main(["diff", *pair, "--speed", "--rounds", "1", "--json"]) == 0
+        speed = json.loads(capsys.readouterr().out)["speed"]
+        tokens, new = sizes
+        assert [one["request"] for one in speed] == [
+            f"first token after {tokens}",
+            f"{new} tokens after {tokens}",
+        ]
+
+
 @pytest.mark.parametrize("limit", ["0", "-1", "nan"])
 def test_a_limit_that_cannot_be_is_refused(compiled, limit):
     bundle = str(compiled("bert", "SEQ_CLS").bundle)
@@ -112,9 +127,9 @@ class Clock:
         return self.now
 
     def timing(self, requests):
-        return lambda engine: {
+        return lambda engine, *sizes: {
             name: partial(self.take, run, self.seconds[engine.bundle.path])
-            for name, run in requests(engine).items()
+            for name, run in requests(engine, *sizes).items()
         }
 
     def take(self, run, seconds: float) -> None:

@@ -81,3 +81,12 @@ def test_a_configuration_that_changed_is_noted(compiled, tmp_path):
     assert not report.passed
     noted = "the base model's configuration is not the one the bundle was compiled with."
     assert noted in report.notes
+
+
+@pytest.mark.parametrize("option", ["--base", "--adapter", "--tokenizer", "--locate"])
+def test_what_is_about_a_checkpoint_is_refused_without_one(compiled, capsys, option):
+    given = [option] if option == "--locate" else [option, "x"]
+    assert main(["verify", str(compiled("bert", "SEQ_CLS").bundle), "-q", *given]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"ptdeploy: {option} ")
+    assert error.endswith("Pass the checkpoint (--checkpoint).\n")
