@@ -96,17 +96,19 @@ def argument_text(text: str) -> str:
         raise InputError(f"The argument {text!r} is not UTF-8.") from error
 
 
-def library_path(path: str | Path) -> str:
+_OPEN_NOTHING = "ONNX Runtime, tokenizers and safetensors open nothing by such a name"
+
+
+def library_path(path: str | Path, reason: str = _OPEN_NOTHING) -> str:
     """A path as libraries that are not Python's take it: in UTF-8, though the locale is another.
 
-    Raises InputError if its bytes are not.
+    Raises InputError, with the reason, if its bytes are not.
     """
     try:
         return os.fsencode(path).decode()
     except UnicodeError as error:
         raise InputError(
-            f"{path}: its name is not UTF-8, and ONNX Runtime, tokenizers and safetensors open "
-            "nothing by such a name.",
+            f"{path}: its name is not UTF-8, and {reason}.",
             "Rename it, or name a link to it.",
         ) from error
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from ptdeploy.backends import BACKENDS, get_backend
 from ptdeploy.bundle import Manifest, read_bundle
 from ptdeploy.errors import OutputError
+from ptdeploy.text_files import library_path
 
 _HERE = Path(__file__).parent
 
@@ -51,8 +52,10 @@ def cmake_flags(manifest: Manifest) -> list[str]:
 def new_project(folder: Path, bundle: Path) -> tuple[Manifest, list[str]]:
     """Write a project that opens `bundle` into `folder`; gives its manifest and the files' names.
 
-    Raises BundleError if the bundle is damaged, OutputError unless `folder` is new or empty.
+    Raises BundleError if the bundle is damaged, OutputError unless `folder` is new or empty,
+    InputError if the bundle's name is not UTF-8.
     """
+    place = library_path(bundle.absolute(), "the project's sources name it in UTF-8")
     manifest = read_bundle(bundle).manifest
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise OutputError(f"{folder}: is not a folder.")
@@ -62,7 +65,7 @@ def new_project(folder: Path, bundle: Path) -> tuple[Manifest, list[str]]:
         "@NAME@": _target_name(folder),
         "@CMAKE_DIR@": cmake_dir().as_posix(),
         # A JSON string is a C++ one.
-        "@BUNDLE@": json.dumps(str(bundle.absolute()), ensure_ascii=False),
+        "@BUNDLE@": json.dumps(place, ensure_ascii=False),
     }
     sources = {
         "CMakeLists.txt": "CMakeLists.txt",

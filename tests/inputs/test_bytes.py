@@ -290,6 +290,10 @@ def test_a_name_that_is_not_utf8_runs_and_is_refused_where_nothing_could_open_it
     assert done.returncode == 2
     assert b"its name is not UTF-8" in done.stderr
     assert not (tmp_path / "out").exists()
+    done = command("cpp-new", str(tmp_path / "project"), place)
+    assert done.returncode == 2
+    assert b"its name is not UTF-8, and the project's sources name it" in done.stderr
+    assert not (tmp_path / "project").exists()
 
 
 def test_a_name_that_the_locale_cannot_spell_runs(made, tmp_path):
