@@ -11,7 +11,7 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -112,10 +112,26 @@ def write_whole(path: Path, content: bytes, fix: str = "") -> Path:
 def write_together(folder: Path, contents: Mapping[str, bytes], fix: str = "") -> None:
     """The same for files that belong together: on a disk that is full none of them is replaced."""
     try:
-        _replace_files(folder, contents)
+        _write_files(folder, contents)
     except OSError as error:
         names = ", ".join(str(folder / name) for name in contents)
         raise OutputError(f"{names}: cannot be written ({error.strerror}).", fix) from error
+
+
+def write_new(path: Path, content: bytes) -> Path:
+    """`write_whole` to where nothing is.
+
+    Raises OutputError if something is there, whoever put it there meanwhile, or if it cannot be
+    written.
+    """
+    try:
+        _write_files(path.parent, {path.name: content}, rename_new)
+    except FileExistsError as error:
+        raise OutputError(f"{path}: exists already.", "Choose another -o.") from error
+    except OSError as error:
+        fix = "Choose another -o."
+        raise OutputError(f"{path}: cannot be written ({error.strerror}).", fix) from error
+    return path
 
 
 def write_folder(path: Path, contents: Mapping[str, bytes]) -> None:
@@ -125,7 +141,7 @@ def write_folder(path: Path, contents: Mapping[str, bytes]) -> None:
     """
     working = path.absolute().with_name(f".{secrets.token_hex(6)}.tmp")
     try:
-        _replace_files(working, contents)
+        _write_files(working, contents)
         flush(working)
         rename_new(working, path.absolute())
         flush(path.absolute().parent)
@@ -139,10 +155,15 @@ def write_folder(path: Path, contents: Mapping[str, bytes]) -> None:
 
 def replace_file(path: Path, content: bytes) -> None:
     """`write_whole` for callers that want the OSError."""
-    _replace_files(path.parent, {path.name: content})
+    _write_files(path.parent, {path.name: content})
 
 
-def _replace_files(folder: Path, contents: Mapping[str, bytes]) -> None:
+def _write_files(
+    folder: Path,
+    contents: Mapping[str, bytes],
+    put: Callable[[Path, Path], None] = os.replace,
+) -> None:
+    """Write all of them beside their places, then `put` each into its own."""
     folder.mkdir(parents=True, exist_ok=True)
     written: list[tuple[Path, Path]] = []
     try:
@@ -158,7 +179,7 @@ def _replace_files(folder: Path, contents: Mapping[str, bytes]) -> None:
                 file.flush()
                 os.fsync(file.fileno())
         for temporary, path in written:
-            os.replace(temporary, path)
+            put(temporary, path)
     except BaseException:
         for temporary, _ in written:
             with contextlib.suppress(OSError):
@@ -242,8 +263,16 @@ def flush(path: Path) -> None:
 
 
 def rename_new(source: Path, destination: Path) -> None:
-    """Rename a folder to where nothing is. Raises FileExistsError, nothing changed, if there is."""
+    """Rename a file or a folder to where nothing is.
+
+    Raises FileExistsError, nothing changed, if something is there.
+    """
     if _renameat2(source, destination, _NOREPLACE):
+        return
+    if not source.is_dir():
+        # A file's rename replaces another one; its second name does not.
+        os.link(source, destination)
+        os.unlink(source)
         return
     if os.path.lexists(destination):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(destination))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ptdeploy.arguments import checked, having, instance
 from ptdeploy.commands.request import ConvertRequest
 from ptdeploy.errors import CheckpointError, InputError, OutputError
-from ptdeploy.files import check_folder, write_folder, write_whole
+from ptdeploy.files import check_folder, write_folder, write_new
 from ptdeploy.program.kinds import kind_of
 from ptdeploy.progress import Progress
 from ptdeploy.source.base import BaseModel, resolve_base
@@ -75,7 +75,7 @@ def convert_checkpoint(request: ConvertRequest, progress: Progress) -> Converted
     if request.to in _TENSORS:
         buffer = io.BytesIO()
         np.save(buffer, prompt)
-        write_whole(output, buffer.getvalue(), "Choose another -o.")
+        write_new(output, buffer.getvalue())
         kind = "PREFIX_KV" if prompt.ndim == 5 else "VIRTUAL_TOKENS"
     else:
         named = BaseReference(request.base) if request.base else checkpoint.base

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,11 @@ from support import kinds, nemo, tiny
 from transformers import AutoModelForCausalLM
 
 import ptdeploy
+from ptdeploy import files
 from ptdeploy.bundle.task import Task
 from ptdeploy.cli.main import main
 from ptdeploy.errors import CheckpointError, InputError, OutputError
+from ptdeploy.progress import Progress
 from ptdeploy.source.checkpoint import load_full, read_checkpoint
 
 CAUSAL = Task.CAUSAL_LM
@@ -225,6 +229,34 @@ def test_nothing_is_replaced_and_a_tensor_has_its_suffix(trained, tmp_path):
     assert "one of peft, full, npy, prefix-kv" in refused(
         InputError, adapter, "onnx", tmp_path / "out"
     )
+
+
+class Meanwhile(Progress):
+    """While the checkpoint is read somebody else writes to the same place."""
+
+    def __init__(self, place: Path) -> None:
+        super().__init__(quiet=True)
+        self._place = place
+
+    @contextmanager
+    def stage(self, title: str) -> Iterator[None]:
+        yield
+        self._place.write_text("mine")
+
+
+@pytest.mark.parametrize("system", ["renames without replacing", "does not"])
+@pytest.mark.parametrize("to", ["npy", "peft"])
+def test_what_came_meanwhile_is_not_replaced(trained, tmp_path, monkeypatch, to, system):
+    if system == "does not":
+        monkeypatch.setattr(files, "_renameat2", lambda *_: False)
+    place, adapter = tmp_path / "out.npy", trained("prompt tuning").adapter
+    with pytest.raises(OutputError, match="exists already"):
+        ptdeploy.convert(adapter, to=to, output=place, progress=Meanwhile(place))
+    assert place.read_text() == "mine"
+    assert list(tmp_path.iterdir()) == [place]
+    place.unlink()
+    convert(adapter, to, place)
+    assert list(tmp_path.iterdir()) == [place]
 
 
 def test_another_base_is_refused_where_one_is_given(trained, tmp_path):
