@@ -46,5 +46,5 @@ def import_openvino() -> Any:
         import openvino
     finally:
         if absent:
-            del sys.modules[name]
+            sys.modules.pop(name, None)  # of two threads the other may have done it
     return openvino

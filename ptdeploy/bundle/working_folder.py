@@ -33,8 +33,12 @@ def working_folder(parent: Path, name: str) -> Iterator[Path]:
         except FileNotFoundError:
             continue  # cleared before it was locked
         try:
-            with contextlib.suppress(OSError):  # a file system without locks
+            try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue  # whoever clears holds it
+            except OSError:
+                pass  # a file system without locks
             if os.fstat(lock).st_nlink == 0:
                 continue
             try:

@@ -13,6 +13,7 @@ from attacks.kill_points import as_version, publish_copy, rebuild_in_place, stat
 
 import ptdeploy.files
 from ptdeploy.bundle import check_destination, publish, read_bundle, stage_bundle
+from ptdeploy.bundle.working_folder import working_folder
 from ptdeploy.errors import OutputError
 
 
@@ -192,6 +193,25 @@ def test_a_working_folder_of_a_living_process_is_left_alone(versions, tmp_path):
         publish_copy(versions[0], place)
         assert (staging / "model.onnx").read_text() == "half"
     assert sorted(one.name for one in tmp_path.iterdir()) == ["out", "v1", "v2"]
+
+
+def test_a_working_folder_that_somebody_clears_is_not_worked_in(tmp_path, monkeypatch):
+    """Its lock is taken between our making it and our locking it."""
+    flock, taken = fcntl.flock, []
+
+    def after_another(descriptor: int, how: int) -> None:
+        if not taken:
+            (lock,) = tmp_path.glob(".out.*/lock")
+            taken.append(lock.open("r+"))
+            flock(taken[0], fcntl.LOCK_EX)
+        flock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", after_another)
+    with working_folder(tmp_path, "out") as working, (working / "lock").open("r+") as lock:
+        with pytest.raises(BlockingIOError):
+            flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        assert Path(taken[0].name).parent != working
+    taken[0].close()
 
 
 def test_a_folder_that_only_looks_like_a_working_folder_is_left_alone(versions, tmp_path):

@@ -174,3 +174,15 @@ def test_cpp_programs_of_ours_switch_it_off():
     for path in programs:
         first = path.read_text().split("int main(", 1)[1].split("\n", 1)[1].split(";")[0]
         assert 'setenv("ORT_DISABLE_TELEMETRY", "1", 0)' in first, path
+
+
+def test_two_threads_may_load_openvino_at_once(tmp_path, monkeypatch):
+    """The other one is done, and has cleared up, before this one is."""
+    text = "import sys\nassert sys.modules.pop('openvino_telemetry', 0) is None\n"
+    (tmp_path / "openvino.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("openvino", "openvino_telemetry"):
+        # Set first: what monkeypatch deletes it puts back only where it was there.
+        monkeypatch.setitem(sys.modules, name, None)
+        monkeypatch.delitem(sys.modules, name)
+    assert telemetry.import_openvino().__file__ == str(tmp_path / "openvino.py")
