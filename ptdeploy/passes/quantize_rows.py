@@ -25,11 +25,12 @@ _TINY = 1e-30
 
 
 def run(model: ir.Model, context: PassContext) -> ir.Model:
-    """Rewrite MatMul(x, weight) for x of (batch, tokens, width), where activations are quantized.
+    """Rewrite MatMul, FusedMatMul and Gemm of x and a weight, where activations are quantized.
 
-    A token's scale is of its own values alone, found as the engine runs, so that no token's output
-    hangs on its neighbours and nothing needs calibrating. Products of one token for each text stay
-    as they are: there is nothing to gain.
+    x is (batch, tokens, width), or that as rows, (batch * tokens, width). A token's scale is of its
+    own values alone, found as the engine runs, so that no token's output hangs on its neighbours
+    and nothing needs calibrating. Products of one token for each text stay as they are: there is
+    nothing to gain.
     """
     wanted = context.quantization
     if wanted is None or wanted.activations != "int8":
@@ -37,10 +38,8 @@ def run(model: ir.Model, context: PassContext) -> ir.Model:
     rows = _Rows(model.graph)
     for node in list(model.graph):
         found = constant_product(node)
-        if found is None or node.op_type != "MatMul" or not _has_tokens(node):
-            continue
-        weight, constant, _ = found
-        rows.quantize(node, weight, constant)
+        if found is not None and _has_tokens(node):
+            rows.quantize(node, *found)
     model.opset_imports["com.microsoft"] = 1
     return model
 
@@ -57,7 +56,11 @@ def quantize(matrix: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[np.float32
 
 def _has_tokens(node: ir.Node) -> bool:
     given = node.inputs[0]
-    return given is not None and given.shape is not None and len(given.shape) == 3
+    producer = None if given is None else given.producer()
+    # All tokens as rows, or all heads of each before that.
+    if node.op_type == "Gemm" and producer is not None and producer.op_type == "Reshape":
+        given = producer.inputs[0]
+    return given is not None and given.shape is not None and len(given.shape) in (3, 4)
 
 
 class _Rows:
@@ -65,42 +68,50 @@ class _Rows:
 
     def __init__(self, graph: ir.Graph) -> None:
         self._graph = graph
-        self._weights: dict[int, tuple[ir.Value, ir.Value]] = {}
+        self._weights: dict[tuple[int, bool], tuple[ir.Value, ir.Value]] = {}
         self._codes: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}
         self._constants: dict[str, ir.Value] = {}
 
-    def quantize(self, node: ir.Node, weight: ir.Value, constant: ir.TensorProtocol) -> None:
+    def quantize(
+        self, node: ir.Node, weight: ir.Value, constant: ir.TensorProtocol, is_transposed: bool
+    ) -> None:
         import onnx_ir as ir
 
-        if id(constant) not in self._weights:
-            matrix, steps = quantize(constant.numpy())
-            self._weights[id(constant)] = (
-                self._constant(f"{weight.name}.q", matrix),
-                self._constant(f"{weight.name}.scale", steps),
+        key = id(constant), is_transposed
+        if key not in self._weights:
+            matrix = constant.numpy()
+            name = f"{weight.name}.transposed" if is_transposed else str(weight.name)
+            codes, steps = quantize(matrix.T if is_transposed else matrix)
+            self._weights[key] = (
+                self._constant(f"{name}.q", codes),
+                self._constant(f"{name}.scale", steps),
             )
         given = node.inputs[0]
         assert given is not None
         if given not in self._codes:
-            self._codes[given] = self._quantized(node, given, constant.shape.numpy()[0])
-        codes, scale = self._codes[given]
+            width = constant.shape.numpy()[1 if is_transposed else 0]
+            self._codes[given] = self._quantized(node, given, width)
+        rows, scale = self._codes[given]
         zero = self._constant("zero_point", np.array(_ZERO, np.uint8))
         one = self._constant("one", np.array(1, np.float32))
-        packed, columns = self._weights[id(constant)]
+        packed, columns = self._weights[key]
         product = ir.node(
             "MatMulIntegerToFloat",
-            [codes, packed, one, columns, zero],
+            [rows, packed, one, columns, zero],
             domain="com.microsoft",
             name=node.name,
         )
-        scaled = ir.node("Mul", [product.outputs[0], scale])
-        for new in (product, scaled):
+        nodes = [product, ir.node("Mul", [product.outputs[0], scale])]
+        if len(node.inputs) > 2 and node.inputs[2] is not None:
+            nodes.append(ir.node("Add", [nodes[-1].outputs[0], node.inputs[2]]))
+        for new in nodes:
             new.metadata_props.update(node.metadata_props)
-        replace(self._graph, node, product, scaled)
+        replace(self._graph, node, *nodes)
         if not weight.uses():
             del self._graph.initializers[str(weight.name)]
 
     def _quantized(self, node: ir.Node, given: ir.Value, width: int) -> tuple[ir.Value, ir.Value]:
-        """What a node reads as codes, and its scales, (batch, tokens, 1), made before that node."""
+        """What a node reads as codes, and its scales, of width 1, made before that node."""
         import onnx_ir as ir
 
         last = self._constant("last_axis", np.array([-1], np.int64))

@@ -47,7 +47,9 @@ class OrtTarget:
         """In fp32 on a CPU; on CUDA in fp16, or in fp32 without fused attention, which has none."""
         if device == "cpu":
             int8 = precision == "int8"
-            return Numerics("float32", "onnxruntime", int8_products=int8, turns=True)
+            # The first with QuantizeLinear in blocks, by which each token's activations are quantized.
+            opset = 21 if int8 else None
+            return Numerics("float32", "onnxruntime", opset=opset, int8_products=int8, turns=True)
         if precision == "fp32":
             return Numerics("float32", None)
         return Numerics("float16", "onnxruntime")

@@ -67,6 +67,24 @@ def test_what_several_products_read_is_quantized_once():
     assert "MatMul" not in kinds
 
 
+def test_a_product_of_all_tokens_as_rows_is_quantized_with_its_bias(tmp_path):
+    """As a Conv1D layer is exported."""
+
+    def layer() -> ir.Model:
+        x, rows = given(), weight("rows", np.array([-1, WIDTH]))
+        w, bias = weight("w", random(COLUMNS, WIDTH)), weight("bias", random(COLUMNS, seed=1))
+        flat = ir.node("Reshape", [x, rows])
+        product = ir.node("Gemm", [flat.outputs[0], w, bias], attributes={"transB": 1})
+        return graph(flat, product, inputs=[x], weights={"rows": rows, "w": w, "bias": bias})
+
+    model = quantize_rows.run(layer(), CONTEXT)
+    assert "Gemm" not in [one.op_type for one in model.graph]
+    assert "w" not in model.graph.initializers
+    want = run(layer(), tmp_path, x=text(1, 1e4))
+    got = run(model, tmp_path, x=text(1, 1e4))
+    assert (np.abs(got - want) <= 0.05 * np.abs(want).max(-1, keepdims=True)).all()
+
+
 def test_products_of_one_token_for_each_text_stay_as_they_are():
     pooled = ir.Value(
         name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(["batch", WIDTH])
