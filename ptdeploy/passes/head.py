@@ -31,7 +31,8 @@ def run(model: ir.Model, context: PassContext) -> ir.Model:
         if len(weight.uses()) == 1:
             tensor = np.ascontiguousarray(constant.numpy().T)
             name = f"{weight.name}.transposed"
-            node.replace_input_with(1, add_constant(graph, name, tensor))
+            # All that reads it: a layer that runs twice is two products of one Transpose.
+            transpose.outputs[0].replace_all_uses_with(add_constant(graph, name, tensor))
             del graph.initializers[str(weight.name)]
         elif context.custom_operators:
             name = f"{weight.name}.tied"

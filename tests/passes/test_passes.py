@@ -61,6 +61,22 @@ def test_an_untied_head_is_stored_as_it_is_read(tmp_path):
     np.testing.assert_allclose(run(model, tmp_path, x=x), before, atol=1e-5)
 
 
+def test_a_layer_that_runs_twice_reads_one_copy_of_its_weight(tmp_path):
+    def twice():
+        table = weight("layer", random(32, 32))
+        turned = ir.node("Transpose", [table], attributes={"perm": [1, 0]})
+        first = ir.node("MatMul", [(x := given_rows(32)), turned.outputs[0]])
+        second = ir.node("MatMul", [first.outputs[0], turned.outputs[0]])
+        return graph(turned, first, second, inputs=[x], weights={"layer": table})
+
+    x = random(3, 32, seed=1)
+    before = run(twice(), tmp_path, x=x)
+    model = head.run(twice(), PassContext(NOTHING))
+    assert [node.op_type for node in model.graph] == ["MatMul", "MatMul"]
+    assert list(model.graph.initializers) == ["layer.transposed"]
+    np.testing.assert_allclose(run(model, tmp_path, x=x), before, atol=1e-4)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     rows=st.integers(1, 9),
