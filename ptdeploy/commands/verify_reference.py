@@ -140,25 +140,23 @@ def computed_reference(
 def with_own_logits(
     reference: Reference, given: Sequence[DataRow], max_batch: int | None
 ) -> Reference:
-    """The stored reference and the data's, where its rows bring their own.
+    """The stored reference, and that of the data's rows that bring their own.
 
-    Raises InputError if a row of the data has neither logits nor a label.
+    Raises InputError if there is nothing to hold a row of the data against.
     """
     own = [
         ReferenceRow(row.ids, row.logits, "data", row.type_ids)
         for row in given
         if row.logits is not None
     ]
-    if own and len(own) == len(given):
-        return reference.with_data(own, max_batch)
     for number, row in enumerate(given, 1):
-        labelled = row.labels is not None or row.values is not None
-        if not labelled and row.wanted_ids is None:
+        known = (row.logits, row.labels, row.values, row.wanted_ids)
+        if all(one is None for one in known):
             raise InputError(
                 f"--data: row {number} has no label, and there is no reference for it.",
                 "Pass the checkpoint with --checkpoint, to compare with PEFT on your data.",
             )
-    return reference
+    return reference.with_data(own, max_batch) if own else reference
 
 
 def _evaluation(bundle: Bundle, given: Sequence[DataRow]) -> EvaluationText:

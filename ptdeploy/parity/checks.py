@@ -123,10 +123,20 @@ def _faults(report: ParityReport) -> list[str]:
         if one.stopped:
             where = f"greedy tokens of a row of {one.length}"
             found.setdefault(one.stopped, []).append(where)
-    return [
+    lines = [
         f"the engine failed in {len(where)} of {len(report.runs)} runs, first in {where[0]}: "
         f"{reason}"
         for reason, where in found.items()
+    ]
+    scored = {}
+    if report.quality is not None and report.quality.stopped:
+        scored[report.quality.stopped] = report.quality.evaluated_on
+    if report.data is not None and report.data.stopped:
+        scored[report.data.stopped] = "the given data"
+    return lines + [
+        f"the engine failed on {where}: {reason}"
+        for reason, where in scored.items()
+        if reason not in found
     ]
 
 
@@ -197,15 +207,18 @@ def _tokenizer(report: ParityReport) -> Iterator[Check]:
 def _quality(report: ParityReport) -> Iterator[Check]:
     if report.quality_allowed is None:
         return
-    fails = quantization_failures(report.quality, report.quality_allowed)
+    quality = report.quality
+    stopped = None if quality is None else quality.stopped
+    fails = [] if stopped else quantization_failures(quality, report.quality_allowed)
     yield Check(
         kind="quality",
         name="quantized weights",
-        passed=not fails,
-        value="" if report.quality is None else quantization_words(report.quality),
-        bound=_asked_of(report.quality, report.quality_allowed),
+        passed=not fails and not stopped,
+        value="" if quality is None or stopped else quantization_words(quality),
+        bound=_asked_of(quality, report.quality_allowed),
         said="; ".join(fails),
         fails=tuple(fails),
+        stopped=stopped,
     )
 
 
@@ -235,7 +248,8 @@ def _data(report: ParityReport) -> Iterator[Check]:
         value=shown(data.engine),
         bound="" if data.reference is None else f"PEFT {data.reference:.4f}",
         said=f"{shown(data.engine)} on {data.rows} rows",
-        fails=() if data.passed else (fails,),
+        fails=() if data.passed or data.stopped else (fails,),
+        stopped=data.stopped,
     )
 
 

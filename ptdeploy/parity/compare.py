@@ -15,7 +15,7 @@ from ptdeploy.parity.cases import BatchCase, Padding, pad
 from ptdeploy.parity.checks import checks, quality_notes
 from ptdeploy.parity.data import DataRow, TaskMetric, task_metric
 from ptdeploy.parity.measure import HISTOGRAM_EDGES, Measured, bin_positions, measure
-from ptdeploy.parity.quality import evaluate, row_logits
+from ptdeploy.parity.quality import evaluate, row_logits_or_nan
 from ptdeploy.parity.reference import Greedy, Reference, ReferenceRow
 from ptdeploy.parity.report import CaseResult, GreedyResult, ParityReport, PositionError
 from ptdeploy.parity.thresholds import Overrides
@@ -33,8 +33,8 @@ def compare(
 ) -> ParityReport:
     """Run every case through the engine and hold it against the reference's rows alone.
 
-    Either all of `data`, the user's own rows, are the last rows of `reference`, or none is; then
-    only the task metric is computed of them.
+    Of `data`, the user's own rows, all are the last rows of `reference`, or those that bring their
+    own logits; of the others only the task metric is computed.
     """
     overrides = overrides or Overrides()
     bounds = bounds_of(reference, overrides)
@@ -87,11 +87,14 @@ def bounds_of(reference: Reference, overrides: Overrides) -> Bounds:
 
 @dataclass(frozen=True)
 class _Run:
-    """Every case's result, each position's largest difference, and the data rows' logits alone."""
+    """Every case's result, each position's largest difference, and the data rows' logits alone.
+
+    Beside such logits is why the engine failed on that row, where it did.
+    """
 
     cases: list[CaseResult] = field(default_factory=list)
     positions: list[tuple[int, float]] = field(default_factory=list)
-    alone: dict[int, NDArray[np.float32]] = field(default_factory=dict)
+    alone: dict[int, tuple[NDArray[np.float32], str | None]] = field(default_factory=dict)
 
 
 def _run_cases(engine: Engine, reference: Reference, bounds: Bounds) -> _Run:
@@ -100,7 +103,7 @@ def _run_cases(engine: Engine, reference: Reference, bounds: Bounds) -> _Run:
         rows = [reference.rows[i] for i in case.rows]
         logits, stopped = _logits(engine, rows, case.padding)
         if len(case.rows) == 1 and case.source == "data":
-            run.alone[case.rows[0]] = logits[0]
+            run.alone[case.rows[0]] = logits[0], stopped
         result, where = measure_case(case, rows, logits, bounds)
         run.cases.append(msgspec.structs.replace(result, stopped=stopped))
         run.positions.extend(where)
@@ -200,19 +203,26 @@ def _metric(
     engine: Engine,
     reference: Reference,
     data: Sequence[DataRow],
-    alone: dict[int, NDArray[np.float32]],
+    alone: dict[int, tuple[NDArray[np.float32], str | None]],
     overrides: Overrides,
 ) -> TaskMetric | None:
     """The task metric on the user's data, from logits that were compared where they were."""
     if not data:
         return None
-    compared = [row.logits for row in reference.rows if row.source == "data"]
-    ours = list(alone.values()) or [row_logits(engine, row) for row in data]
-    whole = len(compared) == len(data) and all(
+    places = [i for i, row in enumerate(reference.rows) if row.source == "data"]
+    compared: Sequence[int] = range(len(data))
+    if len(places) < len(data):
+        compared = [i for i, row in enumerate(data) if row.logits is not None]
+    found = {i: alone[place] for i, place in zip(compared, places, strict=True)}
+    answers = [found.get(i) or row_logits_or_nan(engine, row) for i, row in enumerate(data)]
+    ours = [logits for logits, _ in answers]
+    stopped = next((why for _, why in answers if why is not None), None)
+    wanted = [reference.rows[place].logits for place in places]
+    whole = len(wanted) == len(data) and all(
         len(np.atleast_2d(want)) == len(np.atleast_2d(got))
-        for want, got in zip(compared, ours, strict=True)
+        for want, got in zip(wanted, ours, strict=True)
     )
-    return task_metric(engine, data, ours, compared if whole else None, overrides)
+    return task_metric(engine, data, ours, wanted if whole else None, overrides, stopped)
 
 
 def _compare_greedy(

@@ -27,11 +27,11 @@ _MOST_ROWS = 100_000
 class DataRow:
     """One line: its token ids, and what is known of it.
 
-    `labels` holds one class for SEQ_CLS, one for each token for TOKEN_CLS, -1 where there is none;
-    for a sigmoid head it is 0 or 1 for each class. `values` are what a regression should give.
-    `logits` is a reference that came with the line, as in a failing case. `wanted_ids` is what the
-    text, or the pair of it and `pair`, must be encoded as, where both were given. `type_ids` are
-    the segments, all 0 where None.
+    `labels` holds one class for SEQ_CLS, one for each token for TOKEN_CLS, -1 where there is none
+    and None where no token has one; for a sigmoid head it is 0 or 1 for each class. `values` are
+    what a regression should give. `logits` is a reference that came with the line, as in a failing
+    case. `wanted_ids` is what the text, or the pair of it and `pair`, must be encoded as, where
+    both were given. `type_ids` are the segments, all 0 where None.
     """
 
     ids: NDArray[np.int64]
@@ -54,6 +54,8 @@ class TaskMetric(msgspec.Struct, frozen=True):
 
     `name` is "accuracy" (the share of labels found; of a sigmoid head, of texts whose whole set of
     classes was), for a regression "mean squared error", for CAUSAL_LM "perplexity" of the data.
+    `engine` is null where a row's logits are not finite, which never passes. `stopped` says why the
+    engine gave none of a row.
     """
 
     name: str
@@ -61,6 +63,7 @@ class TaskMetric(msgspec.Struct, frozen=True):
     engine: float | None
     reference: float | None
     passed: bool
+    stopped: str | None = None
 
 
 class _Line(msgspec.Struct, forbid_unknown_fields=True):
@@ -98,14 +101,27 @@ def read_data(path: str | Path, engine: Engine) -> tuple[DataRow, ...]:
     return tuple(rows)
 
 
+def has_whole_logits(row: DataRow, engine: Engine) -> bool:
+    """Whether a row brings logits at every position at which the engine has them."""
+    return row.logits is not None and len(np.atleast_2d(row.logits)) == engine.positions(
+        row.ids.size
+    )
+
+
 def task_metric(
     engine: Engine,
     rows: Sequence[DataRow],
     ours: Sequence[NDArray[np.float32]],
     reference: Sequence[NDArray[np.float32]] | None,
     overrides: Overrides,
+    stopped: str | None,
 ) -> TaskMetric | None:
-    """Accuracy on what is labelled, or for CAUSAL_LM perplexity; None where nothing can be said."""
+    """Accuracy on what is labelled, or for CAUSAL_LM perplexity; None where nothing can be said.
+
+    `ours` are the engine's logits of every row, NaN where it `stopped`.
+    """
+    if stopped is not None or not all(np.isfinite(one).all() for one in ours):
+        return TaskMetric(engine.metric, len(rows), None, None, False, stopped)
     evaluated = _Evaluated(engine.prompt.info.head, rows, ours, reference, overrides)
     return _METRICS[engine.metric](evaluated)
 
@@ -194,7 +210,7 @@ def _row(line: _Line, engine: Engine) -> DataRow:
     return DataRow(ids, line.text, line.text_pair, segments, labels, values, logits, wanted)
 
 
-def _labels(given: Any, engine: Engine, tokens: int) -> NDArray[np.int64]:
+def _labels(given: Any, engine: Engine, tokens: int) -> NDArray[np.int64] | None:
     if problem := engine.label_problem(given, tokens):
         raise InputError(problem)
     values = given if isinstance(given, list) else [given]
@@ -212,7 +228,7 @@ def _labels(given: Any, engine: Engine, tokens: int) -> NDArray[np.int64]:
             raise InputError(f"its label {value!r} is none of {', '.join(names)}.")
     if several:
         return np.isin(np.arange(len(names)), indices).astype(np.int64)
-    return np.asarray(indices, np.int64)
+    return np.asarray(indices, np.int64) if max(indices) >= 0 else None
 
 
 def _numbers(given: Any, outputs: int) -> NDArray[np.float64]:
@@ -260,7 +276,7 @@ def _share_right(
         known = labels >= 0
         right += int((found[known] == labels[known]).sum())
         total += int(known.sum())
-    return right / total if total else 1.0
+    return right / total
 
 
 def _perplexity_of(rows: Sequence[DataRow], logits: Sequence[NDArray[np.float32]]) -> float | None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ptdeploy.bundle import Quantization
 from ptdeploy.bundle.task import Head, Task
+from ptdeploy.errors import EngineFault
 from ptdeploy.parity.cases import AskedRow
 from ptdeploy.parity.reference import Reference, TextRow
 from ptdeploy.runtime import ENGINES, Engine
@@ -47,6 +48,7 @@ class Quality(msgspec.Struct, frozen=True):
     is what the function of that name gives, and `largest_share` the share of positions where the
     reference finds its commonest class; else both are null. There `top1_agreement` and `detectable`
     are of the `clear` positions alone, and `near_ties` are the others whose answer changed.
+    `stopped` says why the engine gave no numbers of a text: the rest is then of NaN in their place.
     """
 
     evaluated_on: str
@@ -61,6 +63,7 @@ class Quality(msgspec.Struct, frozen=True):
     detectable: float | None = None
     clear: int | None = None
     near_ties: int | None = None
+    stopped: str | None = None
 
     @property
     def perplexity_ratio(self) -> float | None:
@@ -119,6 +122,15 @@ def row_logits(engine: Engine, row: _HasIds) -> NDArray[np.float32]:
     return engine.logits([row.ids], token_type_ids=types)[0]
 
 
+def row_logits_or_nan(engine: Engine, row: _HasIds) -> tuple[NDArray[np.float32], str | None]:
+    """The same; where the engine fails on the row, NaN of that shape, and why."""
+    try:
+        return row_logits(engine, row), None
+    except EngineFault as error:
+        shape = engine.logit_shape(engine.manifest, row.ids.size)
+        return np.full(shape, np.nan, np.float32), error.problem
+
+
 def evaluate(engine: Engine, reference: Reference, allowed: Quantization) -> Quality | None:
     """Run the engine on the reference's texts, each alone; None where the reference has none."""
     min_agreement = allowed.min_agreement
@@ -126,11 +138,21 @@ def evaluate(engine: Engine, reference: Reference, allowed: Quantization) -> Qua
         return None
     task, head = engine.manifest.task, engine.prompt.info.head
     asked = [AskedRow(row.ids, "text", row.type_ids) for row in reference.evaluation]
-    ours = [text_row(row, row_logits(engine, row), task) for row in asked]
+    ours, stopped = [], None
+    for row in asked:
+        logits, why = row_logits_or_nan(engine, row)
+        ours.append(text_row(row, logits, task))
+        stopped = stopped or why
     want = np.concatenate([row.top1 for row in reference.evaluation])
     got = np.concatenate([row.top1 for row in ours])
     of = Quality(
-        reference.evaluated_on, len(ours), int(want.size), float((want == got).mean()), None, None
+        evaluated_on=reference.evaluated_on,
+        texts=len(ours),
+        positions=int(want.size),
+        top1_agreement=float((want == got).mean()),
+        perplexity=None,
+        reference_perplexity=None,
+        stopped=stopped,
     )
     if engine.writes:
         return msgspec.structs.replace(

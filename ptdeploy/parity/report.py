@@ -159,7 +159,7 @@ class ParityReport(msgspec.Struct, frozen=True):
     @property
     def engine_failed(self) -> bool:
         """Whether the engine failed on a request that it must take."""
-        return any(one.stopped for one in self.runs)
+        return any(one.stopped for one in (*self.runs, self.quality, self.data) if one)
 
     def faults(self) -> list[str]:
         """Why the engine failed, each reason once, with how often and where first."""

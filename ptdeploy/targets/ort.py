@@ -47,7 +47,7 @@ class OrtTarget:
         """In fp32 on a CPU; on CUDA in fp16, or in fp32 without fused attention, which has none."""
         if device == "cpu":
             int8 = precision == "int8"
-            # The first with QuantizeLinear in blocks, by which each token's activations are quantized.
+            # The first whose QuantizeLinear takes blocks: a token's activations are one.
             opset = 21 if int8 else None
             return Numerics("float32", "onnxruntime", opset=opset, int8_products=int8, turns=True)
         if precision == "fp32":

@@ -1,0 +1,130 @@
+"""What the gate must not pass: data that nothing judged, or of which the engine gives no numbers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import numpy_helper
+from support.faults import Editor
+
+import ptdeploy
+from ptdeploy.bundle import read_bundle
+from ptdeploy.bundle.quantization import QuantizationOptions
+from ptdeploy.cli.main import main
+from ptdeploy.parity.reference.store import load_reference
+
+IDS = [5, 6, 7]
+
+
+def lines(folder: Path, *rows: dict[str, Any]) -> Path:
+    file = folder / "data.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def thresholds(folder: Path, **bounds: float) -> list[str]:
+    (folder / "thresholds.json").write_text(json.dumps(bounds))
+    return ["--thresholds", str(folder / "thresholds.json")]
+
+
+def with_table(
+    bundle: Path, name: str, change: Callable[[np.ndarray], np.ndarray], folder: Path
+) -> Path:
+    """A bundle whose engine has another embedding table."""
+    editor = Editor.copy(bundle, folder)
+    (table,) = (one for one in editor.model.graph.initializer if one.name.endswith(name))
+    array = change(np.array(numpy_helper.to_array(table)))
+    table.CopyFrom(numpy_helper.from_array(array, table.name))
+    editor.write()
+    return folder
+
+
+def test_logits_that_are_not_finite_on_your_data_never_pass(compiled, tmp_path):
+    honest = compiled("bert", "SEQ_CLS").bundle
+    seen = np.concatenate([row.ids for row in load_reference(read_bundle(honest)).rows])
+    unseen = next(token for token in range(101) if token not in seen)
+
+    def lost(table: np.ndarray) -> np.ndarray:
+        table[unseen] = np.nan
+        return table
+
+    bundle = with_table(honest, "word_embeddings.weight", lost, tmp_path / "bundle")
+    assert ptdeploy.verify(bundle).passed
+    report = ptdeploy.verify(bundle, data=lines(tmp_path, {"ids": [5, unseen], "label": 0}))
+    assert not report.passed
+    assert report.data is not None
+    assert report.data.engine is None
+    assert any("not finite" in one for one in report.failures())
+
+
+@pytest.fixture(scope="module")
+def tagger(compiled) -> Path:
+    return compiled("gpt2", "TOKEN_CLS").bundle
+
+
+def test_a_drop_of_accuracy_needs_peft_beside_it(tagger, tmp_path, capsys):
+    data = lines(tmp_path, {"ids": IDS, "label": [0, 1, 2]})
+    given = ["verify", str(tagger), "-q", "--data", str(data)]
+    assert main([*given, *thresholds(tmp_path, max_accuracy_drop=0.01)]) == 2
+    assert "Pass the checkpoint with --checkpoint" in capsys.readouterr().err
+    assert main([*given, *thresholds(tmp_path, max_perplexity_ratio=1.0)]) == 2
+    assert "max_perplexity_ratio is of quantized weights" in capsys.readouterr().err
+
+
+def test_a_drop_of_accuracy_is_held_to_logits_that_rows_bring(tagger, tmp_path):
+    logits = ptdeploy.load(tagger).logits([IDS])[0]
+    right = logits.argmax(-1).tolist()
+    row = {"ids": IDS, "label": right, "logits": logits.tolist()}
+    given = ["verify", str(tagger), "-q", "--data", str(lines(tmp_path, row))]
+    assert main([*given, *thresholds(tmp_path, max_accuracy_drop=0.0)]) == 0
+
+
+def test_a_row_whose_labels_are_all_null_is_not_labelled(tagger, tmp_path, capsys):
+    none, some = ({"ids": IDS, "label": label} for label in ([None] * 3, [None, 1, None]))
+    given = ["verify", str(tagger), "-q", "--data"]
+    bound = thresholds(tmp_path, min_accuracy=0.0)
+    assert main([*given, str(lines(tmp_path, none)), *bound]) == 2
+    assert "no labelled data was given" in capsys.readouterr().err
+    assert main([*given, str(lines(tmp_path, none))]) == 2
+    assert "row 1 has no label" in capsys.readouterr().err
+    assert main([*given, str(lines(tmp_path, some)), *bound]) == 0
+    assert "accuracy on 1 rows" in capsys.readouterr().out
+
+
+def test_rows_that_bring_logits_are_compared_beside_rows_that_bring_labels(
+    tagger, tmp_path, capsys
+):
+    logits = ptdeploy.load(tagger).logits([IDS])[0]
+    label = {"ids": [8, 9], "label": [0, 1]}
+    report = ptdeploy.verify(
+        tagger, data=lines(tmp_path, label, {"ids": IDS, "logits": logits.tolist()})
+    )
+    assert report.passed
+    assert [one.lengths for one in report.cases if one.name == "data alone"] == [(3,)]
+    assert report.data is not None
+    assert report.data.rows == 1
+    wrong = {"ids": IDS, "logits": (logits + 1).tolist()}
+    assert main(["verify", str(tagger), "-q", "--data", str(lines(tmp_path, label, wrong))]) == 1
+    assert "data alone, lengths [3]" in capsys.readouterr().out
+
+
+def test_an_engine_that_fails_on_your_data_or_evaluation_text_is_reported(
+    compiled, tmp_path, capsys
+):
+    loose = QuantizationOptions(min_agreement=0.0, max_logits_error=1e9)
+    how = {"target": "ort", "precision": "int8", "quantization": loose}
+    honest = compiled("gpt2", "TOKEN_CLS", how).bundle
+    bundle = with_table(honest, "wpe.weight", lambda table: table[:20], tmp_path / "bundle")
+    data = lines(tmp_path, {"ids": [5] * 30, "label": [0] * 30})
+    given = ["verify", str(bundle), "--data", str(data), "-q"]
+    assert main([*given, "--report", str(tmp_path / "report")]) == 1
+    assert "\nTHE ENGINE FAILS" in capsys.readouterr().out
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert report["quality"]["stopped"]
+    assert report["data"]["stopped"]
+    assert report["data"]["engine"] is None
