@@ -1,4 +1,4 @@
-"""What the gate must not pass: data that nothing judged, or of which the engine gives no numbers."""
+"""What the gate must not pass: data that nothing judged, or that the engine gives no numbers of."""
 
 from __future__ import annotations
 
