@@ -1,6 +1,6 @@
 """The public API on the command line.
 
-Exit codes: 0 done, 1 parity mismatch, 2 bad input, 3 target not available here, 4 a fault of ours.
+Exit codes are in `EXIT_CODES`, and in what `--help` says.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from ptdeploy.cli.console import (
     show,
     show_json,
 )
-from ptdeploy.cli.parser import CommandParser
+from ptdeploy.cli.parser import CommandParser, UsageError
 from ptdeploy.errors import OutputError, PtdeployError
 from ptdeploy.memory import out_of_memory, ran_out_of_memory
 from ptdeploy.signals import EndedBySignal, end_by_signals
@@ -57,6 +57,13 @@ COMMANDS = {
     "doctor": doctor,
 }
 
+EXIT_CODES = (
+    "Exit codes: 0 done; 1 parity does not hold, or diff --max-slowdown is exceeded; 2 bad input, "
+    "or an engine that fails on good input; 3 the target or enough memory is not available here, "
+    "or doctor found a problem; 4 a fault in ptdeploy; 130 interrupted (by another signal: 128 and "
+    "its number); 141 whoever read the output has gone."
+)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
@@ -67,12 +74,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(argv: Sequence[str] | None) -> int:
-    arguments = argparse.Namespace(json=False)
+    arguments = argparse.Namespace(json=_asks_for_json(argv))
     try:
         arguments = _parser().parse_args(argv)
         code: int = arguments.command(arguments)
         finish()
         return code
+    except UsageError as error:
+        _show_error(arguments, error.problem, error.fix, error.exit_code)
+        raise
     except SystemExit:
         # --help and --version end so; a console that takes neither is no reason to fail.
         with contextlib.suppress(OutputError):
@@ -92,24 +102,37 @@ def _command(argv: Sequence[str] | None) -> int:
         if ran_out_of_memory(error):
             return _out_of_memory(arguments, error)
         # A path too long, a disk full, a device that fails: the system's reason is the message.
-        complain(f"ptdeploy: {error.filename or 'input'}: {error.strerror or error}.")
-        return 2
+        problem = f"{error.filename or 'input'}: {error.strerror or error}."
+        return _refuse(arguments, PtdeployError(problem))
     except Exception as error:
         if ran_out_of_memory(error):
             return _out_of_memory(arguments, error)
         # Python's own exit code for a traceback is 1, which a gate would read as a mismatch.
+        problem = f"A fault in ptdeploy: {''.join(traceback.format_exception_only(error)).strip()}"
+        _show_error(arguments, problem, "Please report what is on standard error.", 4)
         complain(traceback.format_exc())
         complain("ptdeploy: this is a fault in ptdeploy; please report the above.")
         return 4
 
 
+def _asks_for_json(argv: Sequence[str] | None) -> bool:
+    """Whether --json is among the options, before they are understood."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    return "--json" in words[: words.index("--") if "--" in words else None]
+
+
 def _refuse(arguments: argparse.Namespace, error: PtdeployError) -> int:
-    if getattr(arguments, "json", False):
-        with contextlib.suppress(OutputError, BrokenPipeError):
-            show_json({"error": error.problem, "fix": error.fix, "exit": error.exit_code})
-            finish()
+    _show_error(arguments, error.problem, error.fix, error.exit_code)
     complain_of(error)
     return error.exit_code
+
+
+def _show_error(arguments: argparse.Namespace, problem: str, fix: str, code: int) -> None:
+    """With --json, print an error to standard output, if that takes it."""
+    if getattr(arguments, "json", False):
+        with contextlib.suppress(OutputError, BrokenPipeError):
+            show_json({"error": problem, "fix": fix, "exit": code})
+            finish()
 
 
 def _out_of_memory(arguments: argparse.Namespace, error: Exception) -> int:
@@ -130,9 +153,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         prog="ptdeploy",
         description="Compile trained prompts and their models to bundles that run without PyTorch.",
-        epilog="Exit codes: 0 done, 1 parity mismatch, 2 bad input, 3 target not available here, "
-        "4 a fault in ptdeploy; 130 interrupted (by another signal: 128 and its number), 141 "
-        "whoever read the output has gone.",
+        epilog=EXIT_CODES,
     )
     parser.add_argument("--version", action="version", version=f"ptdeploy {__version__}")
     parser.add_argument(

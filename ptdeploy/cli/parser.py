@@ -13,6 +13,16 @@ from ptdeploy.printable import printable
 _AS_IT_IS = "\0"
 
 
+class UsageError(SystemExit):
+    """A command line that is not understood; standard error has been told."""
+
+    exit_code = 2
+
+    def __init__(self, problem: str, fix: str) -> None:
+        self.problem, self.fix = problem, fix
+        super().__init__(self.exit_code)
+
+
 class CommandParser(argparse.ArgumentParser):
     """argparse's, which by itself takes a command's words in one piece only, and refuses with the
     whole usage.
@@ -43,8 +53,9 @@ class CommandParser(argparse.ArgumentParser):
         return found, []
 
     def error(self, message: str) -> NoReturn:
-        complain(f"{self.prog}: error: {printable(message)}\nSee {self.prog} --help.")
-        self.exit(2)
+        fix = f"See {self.prog} --help."
+        complain(f"{self.prog}: error: {printable(message)}\n{fix}")
+        raise UsageError(message, fix)
 
 
 def _marked(words: Sequence[str]) -> Iterator[str]:

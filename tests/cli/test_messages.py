@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import json
 import sys
 from types import SimpleNamespace
 
@@ -10,6 +12,7 @@ import pytest
 
 import ptdeploy
 from ptdeploy.bundle import read_bundle
+from ptdeploy.cli import doctor
 from ptdeploy.cli.main import main
 
 
@@ -77,3 +80,43 @@ def test_logits_of_text_say_how_to_encode_it(compiled, texts):
 def test_why_a_graph_has_plain_operators_names_no_exception(compiled):
     bundle = read_bundle(compiled("bloom", "CAUSAL_LM").bundle)
     assert bundle.manifest.graph.reason == "its code does not take another attention"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "problem"),
+    [
+        ((OSError, errno.EIO, "Input/output error", "a"), 2, "a: Input/output error."),
+        ((ValueError, "a\x1b[31m"), 4, "A fault in ptdeploy: ValueError: a\x1b[31m"),
+    ],
+)
+def test_every_error_is_json_where_that_was_asked_for(capsys, monkeypatch, error, code, problem):
+    def run(arguments: object) -> int:
+        raise error[0](*error[1:])
+
+    monkeypatch.setattr(doctor, "run", run)
+    assert main(["doctor", "--json"]) == code
+    said = capsys.readouterr()
+    found = json.loads(said.out)
+    assert (found["error"], found["exit"]) == (problem, code)
+    assert ("please report the above" in said.err) is (code == 4)
+    assert main(["doctor"]) == code
+    assert capsys.readouterr() == ("", said.err)
+
+
+@pytest.mark.parametrize("words", [["doctor", "--never"], ["nothing"], ["run"], []])
+def test_a_wrong_command_line_is_an_error_in_json_too(capsys, words):
+    with pytest.raises(SystemExit) as ended:
+        main([*words, "--json"])
+    assert ended.value.code == 2
+    said = capsys.readouterr()
+    found = json.loads(said.out)
+    assert found["exit"] == 2
+    assert f"error: {found['error']}\n{found['fix']}\n" in said.err
+
+
+def test_what_stands_behind_two_dashes_asks_for_no_json(capsys):
+    with pytest.raises(SystemExit):
+        main(["inspect", "--", "--json", "nowhere"])
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "unrecognized arguments: nowhere" in said.err
