@@ -52,14 +52,14 @@ def compile(
     Without a `checkpoint`, `base` and `task` CAUSAL_LM make a bundle without a prompt, compared
     with transformers.
     `name` is what the prompt is called in the bundle, "default" unless told.
-    `target` is "ort", "openvino" or "trt"; `device` "cpu" or "cuda", and `precision`, are the
-    target's default unless told. `labels` names the classes; `head` says what SEQ_CLS logits are,
-    "softmax", "sigmoid" or "regression", over what the base's problem_type says. `task_id` is one
-    of the tasks that a multitask prompt was trained for, or "all": each is then a prompt, the first
-    the default, named "task-0", "task-1" and so on, or as `name` says, a list "A,B,C" or a pattern
-    with "{task}" in it. `tokenizer` is a folder or a hub id to take the tokenizer from, or "none"
-    for a bundle that takes token ids only; unless told it is the checkpoint's own, else the base
-    model's.
+    `target` is "ort", "openvino" or "trt"; `device` ("cpu" or "cuda", with OpenVINO "cpu", "gpu" or
+    "npu") and `precision` are the target's default unless told. `labels` names the classes; `head`
+    says what SEQ_CLS logits are, "softmax", "sigmoid" or "regression", over what the base's
+    problem_type says. `task_id` is one of the tasks that a multitask prompt was trained for, or
+    "all": each is then a prompt, the first the default, named "task-0", "task-1" and so on, or as
+    `name` says, a list "A,B,C" or a pattern with "{task}" in it. `tokenizer` is a folder or a hub
+    id to take the tokenizer from, or "none" for a bundle that takes token ids only; unless told it
+    is the checkpoint's own, else the base model's.
     For CAUSAL_LM the virtual tokens are frozen as prefix KV unless `freeze_kv` is False, and the
     KV buffer is bounded to `max_batch` rows of `max_context` tokens, virtual tokens included.
     With `prompt_kinds` "all" an encoder's engine takes prompts of virtual tokens and of prefix KV;
