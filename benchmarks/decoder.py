@@ -141,9 +141,9 @@ class Ours:
 
         kv._decode = timed
         options = self.engine.options(4 * self.steps, {"do_sample": False, "eos_token_ids": ()})
-        row = GeneratingRow(self.ids.tolist(), options, None, (), False, None)
+        row = GeneratingRow(self.ids.tolist(), options, None, (), False, None, 4 * self.steps)
         start = time.perf_counter()
-        for _ in decode(kv, logits, [row], 4 * self.steps, self.engine.buffers.words, None):
+        for _ in decode(kv, logits, [row], self.engine.buffers.words, None):
             pass
         total = time.perf_counter() - start
         return (total - inside) / total

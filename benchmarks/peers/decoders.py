@@ -41,9 +41,9 @@ class Ptdeploy(Decoder):
 
         begun = engine.buffers.take([engine.prompt] * rows, [ids.shape[1] + new + 2] * rows)
         options = engine.options(new + 2, {"do_sample": False, "eos_token_ids": ()})
-        writing = engine.started(list(ids), options, None, (), False)
+        writing = engine.started(list(ids), options, None, (), False, [new + 2] * rows)
         first = begun.prefill_all(list(ids))
-        steps = decode(begun.kv, first, writing, new + 2, engine.buffers.words, None)
+        steps = decode(begun.kv, first, writing, engine.buffers.words, None)
         next(steps)
         next(steps)
         for _ in range(new):

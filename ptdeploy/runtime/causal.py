@@ -25,7 +25,7 @@ from ptdeploy.runtime.memory import require_memory
 from ptdeploy.runtime.probes import Fed, ProbeRequest, probe_rows, rows_in_words
 from ptdeploy.runtime.prompt_choice import DEFAULT, PromptChoice, first_of, prompt_choice
 from ptdeploy.runtime.prompt_inputs import RowPrompt
-from ptdeploy.runtime.request_options import budget_of, with_options
+from ptdeploy.runtime.request_options import budgets_of, with_options
 from ptdeploy.runtime.row_encoder import Inputs
 from ptdeploy.runtime.tokenizer import Tokenizer
 
@@ -94,12 +94,15 @@ class CausalLM(Engine):
             prompts = chosen.of(len(encodings))
             ids = [np.asarray(encoding.ids, np.int64) for encoding in encodings]
             settled = self.options(max_new_tokens, options)
-            budget = budget_of(ids, prompts, max_new_tokens, settled, self.manifest.limits)
-            rows = self.started(ids, settled, seed, stop, logprobs)
-            if budget:
-                started = self.buffers.take(prompts, [row.size + budget for row in ids])
-                logits = started.prefill_all(ids)
-                for _ in decode(started.kv, logits, rows, budget, self.buffers.words, cancel):
+            budgets = budgets_of(ids, prompts, max_new_tokens, settled, self.manifest.limits)
+            rows = self.started(ids, settled, seed, stop, logprobs, budgets)
+            running = [index for index, budget in enumerate(budgets) if budget]
+            if running:
+                tokens = [ids[one].size + budgets[one] for one in running]
+                started = self.buffers.take([prompts[one] for one in running], tokens)
+                logits = started.prefill_all([ids[one] for one in running])
+                going = [rows[one] for one in running]
+                for _ in decode(started.kv, logits, going, self.buffers.words, cancel):
                     pass
                 self.buffers.keep(started)
         return [row.result() for row in rows]
@@ -125,12 +128,13 @@ class CausalLM(Engine):
             (encoding,) = self.encoded(one_row(inputs), chosen)
             ids = np.asarray(encoding.ids, np.int64)
             settled = self.options(max_new_tokens, options)
-            budget = budget_of([ids], chosen.of(1), max_new_tokens, settled, self.manifest.limits)
+            limits = self.manifest.limits
+            budgets = budgets_of([ids], chosen.of(1), max_new_tokens, settled, limits)
             self._text_tokenizer()
-            (row,) = self.started([ids], settled, seed, stop, False, streamed=True)
-            rows = self.buffers.take(chosen.of(1), [ids.size + budget])
+            (row,) = self.started([ids], settled, seed, stop, False, budgets, streamed=True)
+            rows = self.buffers.take(chosen.of(1), [ids.size + budgets[0]])
             first = rows.prefill_all([ids])
-            for _ in decode(rows.kv, first, [row], budget, self.buffers.words, cancel):
+            for _ in decode(rows.kv, first, [row], self.buffers.words, cancel):
                 if piece := row.piece():
                     yield piece
             self.buffers.keep(rows)
@@ -291,9 +295,13 @@ class CausalLM(Engine):
         seed: int | None,
         stop: str | Sequence[str],
         logprobs: bool,
+        budgets: Sequence[int],
         streamed: bool = False,
     ) -> list[GeneratingRow]:
-        """Rows to be continued with `options`; row i is sampled with `seed` + i."""
+        """Rows to be continued with `options`, by at most their budgets of tokens.
+
+        Row i is sampled with `seed` + i.
+        """
         strings = stop_strings(stop)
         if strings:
             self._text_tokenizer()
@@ -305,9 +313,10 @@ class CausalLM(Engine):
                 strings,
                 logprobs,
                 self.tokenizer,
+                budget,
                 streamed,
             )
-            for index, row in enumerate(ids)
+            for index, (row, budget) in enumerate(zip(ids, budgets, strict=True))
         ]
 
     def _text_tokenizer(self) -> Tokenizer:

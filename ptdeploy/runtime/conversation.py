@@ -46,8 +46,9 @@ class Writer(Protocol):
         seed: int | None,
         stop: str | Sequence[str],
         logprobs: bool,
+        budgets: Sequence[int],
     ) -> list[GeneratingRow]:
-        """Rows to be continued."""
+        """Rows to be continued, by at most their budgets of tokens."""
 
 
 class Conversation:
@@ -121,12 +122,12 @@ class Conversation:
                 f"{max_new_tokens} new tokens do not fit: the session has room for {room}."
             )
         ids = np.asarray(self.token_ids, np.int64)
-        (row,) = self._engine.started([ids], chosen, seed, stop, logprobs)
+        budget = min(chosen.max_new_tokens, room)
+        (row,) = self._engine.started([ids], chosen, seed, stop, logprobs, [budget])
         # The last token runs (again, after a rollback): its logits choose the next.
         self._cut(len(self.token_ids) - 1)
         logits = self._kv.prefill(0, ids[int(self._kv.lengths[0]) - self._start :])
-        budget = min(chosen.max_new_tokens, room)
-        for _ in decode(self._kv, logits, [row], budget, self._engine.buffers.words, cancel):
+        for _ in decode(self._kv, logits, [row], self._engine.buffers.words, cancel):
             pass
         self.token_ids += row.token_ids
         self._ending = 0 if row.token_ids else self._ending

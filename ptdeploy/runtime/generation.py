@@ -37,7 +37,7 @@ class Generated:
 
 
 class GeneratingRow:
-    """One row while it is being continued."""
+    """One row while it is being continued, by at most `budget` tokens."""
 
     def __init__(
         self,
@@ -47,16 +47,21 @@ class GeneratingRow:
         stop: tuple[str, ...],
         logprobs: bool,
         tokenizer: Tokenizer | None,
+        budget: int,
         streamed: bool = False,
     ) -> None:
         self._sampler = Sampler(options, prompt_ids, seed)
         self._eos = frozenset(options.eos_token_ids)
-        self._logprobs = logprobs
+        self._logprobs, self._budget = logprobs, budget
         self._answer = Answer(tokenizer, prompt_ids, stop) if tokenizer else None
         self._watched = streamed or bool(stop)
         self.token_ids: list[int] = []
         self.logprobs: list[float] = []
         self.stopped: Stopped | None = None
+
+    @property
+    def ended(self) -> bool:
+        return self.stopped is not None or len(self.token_ids) >= self._budget
 
     def take(self, logits: NDArray[np.float32]) -> int:
         """Choose the next token from logits (vocabulary,), and end the row if it ends there."""
@@ -88,27 +93,28 @@ def decode(
     kv: KVBuffer,
     logits: Sequence[NDArray[np.float32]] | NDArray[np.float32],
     rows: Sequence[GeneratingRow],
-    budget: int,
     words: int,
     cancel: Event | None,
 ) -> Iterator[list[int]]:
-    """Continue every row, from the logits of its last token, by at most `budget` tokens.
+    """Continue every row, from the logits of its last token, until each has ended.
 
     Only the first `words` tokens are chosen from: logits may be wider than the embedding is long.
-    Gives each step's tokens, one for each row; a row that has ended repeats its last one. The last
-    step's tokens are not in the KV buffer.
+    Gives each step's tokens, one for each row; a row that has ended repeats its last one. A row's
+    last token is not in the KV buffer, unless other rows went on.
     """
     tokens = [0] * len(rows)
-    for step in range(budget):
+    first = True
+    while not all(row.ended for row in rows):
         if cancel is not None and cancel.is_set():
             for row in rows:
-                row.stopped = row.stopped or "cancelled"
+                row.stopped = row.stopped or (None if row.ended else "cancelled")
             return
-        if step:
+        if not first:
             logits = kv.decode(tokens)
+            # A row that has ended stays where it is: there may be no room behind it.
+            kv.lengths[[row.ended for row in rows]] -= 1
+        first = False
         for index, row in enumerate(rows):
-            if row.stopped is None:
+            if not row.ended:
                 tokens[index] = row.take(logits[index][:words])
         yield tokens
-        if all(row.stopped for row in rows):
-            return

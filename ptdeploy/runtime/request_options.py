@@ -53,28 +53,30 @@ def with_options(
     return options
 
 
-def budget_of(
+def budgets_of(
     ids: Sequence[Ids],
     prompts: Sequence[RowPrompt],
     asked: int | None,
     options: GenerationOptions,
     limits: Limits,
-) -> int:
-    """How many tokens every row may be continued with, each behind its own prompt.
+) -> list[int]:
+    """How many tokens each row may be continued with, behind its own prompt.
 
-    Raises InputError if so many were asked for that they leave the model's context.
+    Raises InputError if so many were asked for that a row would leave the model's context.
     """
     context = limits.max_context
-    room = min(
+    rooms = [
         context - row.size - (0 if one is None else one.length)
         for row, one in zip(ids, prompts, strict=True)
-    )
+    ]
     if asked is None:
-        return min(options.max_new_tokens, room)
-    if asked > room:
+        return [min(options.max_new_tokens, room) for room in rooms]
+    least = min(rooms)
+    if asked > least:
+        where = f"row {rooms.index(least)}" if len(rooms) > 1 else "the text"
         raise InputError(
-            f"{asked} new tokens do not fit: the longest text leaves {room} of the "
-            f"model's {context} positions.",
-            f"Ask for at most {room}, or shorten the text.",
+            f"{asked} new tokens do not fit: {where} leaves {least} of the model's {context} "
+            "positions.",
+            f"Ask for at most {least}, or shorten the text.",
         )
-    return asked
+    return [asked] * len(rooms)

@@ -203,10 +203,16 @@ def test_texts_may_be_as_long_as_fits_beside_their_own_prompts(siblings, both, p
     # As many new tokens as the fullest row leaves.
     rows = [[5] * (room["long"] - 4), [5], [5]]
     many = probe.ask("generate", "e", text_of(rows), "max_new_tokens=5", each(names))
-    assert "the longest text leaves 4 of the" in many["problem"]
+    assert "row 0 leaves 4 of the" in many["problem"]
     free = "max_new_tokens=4 eos_token_ids="
     few = probe.ask("generate", "e", text_of(rows), free, each(names))
     assert [row["token_ids"] for row in few] == engine.greedy(rows, 4, prompt=names)
+    # Where none is asked for, as many as each row has room for.
+    rows = [[5] * room["long"], [5] * (room["short"] - 2), [5]]
+    own = probe.ask("generate", "e", text_of(rows), "eos_token_ids= do_sample=False", each(names))
+    wanted = engine.generate(rows, prompt=names, eos_token_ids=(), do_sample=False)
+    assert [row["token_ids"] for row in own] == [one.token_ids for one in wanted]
+    assert [len(one.token_ids) for one in wanted[:2]] == [0, 2] < [len(wanted[2].token_ids)]
 
 
 @pytest.mark.parametrize("options", [{}, {"freeze_kv": False}], ids=["frozen", "run"])

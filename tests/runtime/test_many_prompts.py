@@ -139,8 +139,35 @@ def test_a_decoders_rows_are_continued_as_far_as_each_has_room(siblings):
     (row, other) = engine.greedy([[5, 6, 7]] * 2, room, prompt=["long", None])
     assert len(row) == len(other) == room
     assert len(engine.greedy([[5, 6, 7]], room + 9, prompt=None)[0]) == room + 9
-    with pytest.raises(ptdeploy.InputError, match=f"the longest text leaves {room} of"):
+    with pytest.raises(ptdeploy.InputError, match=f"row 1 leaves {room} of"):
         engine.greedy([[5, 6, 7]] * 2, room + 1, prompt=[None, "long"])
+    with pytest.raises(ptdeploy.InputError, match="the text leaves 0 of"):
+        engine.greedy([[5] * (room + 12)], 1, prompt=None)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"freeze_kv": False}, {"target": "openvino"}], ids=["dense", "run", "paged"]
+)
+def test_a_full_neighbour_takes_no_room_from_a_row(siblings, options):
+    """Where no number of tokens is asked for, each row goes on as far as it would alone."""
+    engine = siblings("qwen2", "CAUSAL_LM", options=options).engine()
+    context = engine.manifest.limits.max_context
+    names = ["long", None, "short", "long", None]
+    room = {"long": context - 9, "short": context - 3, None: context}
+    rows = [[5] * (room[n] - left) for n, left in zip(names, (0, 0, 1, 7, 12), strict=True)]
+    asking = {"eos_token_ids": (), "do_sample": False}
+    together = engine.generate([*rows, [7]], prompt=[*names, "short"], **asking)
+    assert [len(one.token_ids) for one in together[:5]] == [0, 0, 1, 7, 12]
+    assert len(together[5].token_ids) == min(
+        room["short"] - 1, engine.manifest.generation.max_new_tokens
+    )
+    for row, name, one in zip([*rows, [7]], [*names, "short"], together, strict=True):
+        (alone,) = engine.generate([row], prompt=name, **asking)
+        assert one == alone
+        assert one.stopped == "length"
+    # What comes after such a request finds nothing of it.
+    (again,) = engine.generate([[7]], prompt="short", **asking)
+    assert again == together[5]
 
 
 @pytest.mark.parametrize("architecture", ["qwen2", "bloom"])

@@ -27,23 +27,28 @@ void CausalEngine::forget(const RowPrompt& prompt) const {
   buffers_.forget(prompt);
 }
 
-std::size_t CausalEngine::budget(const std::vector<Ids>& rows,
-                                 const std::vector<RowPrompt>& prompts,
-                                 const GenerateOptions& given,
-                                 const GenerationOptions& options) const {
+std::vector<std::size_t> CausalEngine::budgets(const std::vector<Ids>& rows,
+                                               const std::vector<RowPrompt>& prompts,
+                                               const GenerateOptions& given,
+                                               const GenerationOptions& options) const {
   const std::int64_t context = state_.manifest().limits.max_context;
-  std::int64_t room = context;
-  for (std::size_t i = 0; i < rows.size(); ++i)
-    room = std::min(room, context - static_cast<std::int64_t>(rows[i].size() +
-                                                              length_of(prompts[i])));
   const auto& asked = given.max_new_tokens;
-  if (!asked) return static_cast<std::size_t>(std::min(options.max_new_tokens, room));
-  if (*asked > room)
-    throw InputError(std::to_string(*asked) + " new tokens do not fit: the longest text leaves " +
-                         std::to_string(room) + " of the model's " + std::to_string(context) +
-                         " positions.",
-                     "Ask for at most " + std::to_string(room) + ", or shorten the text.");
-  return static_cast<std::size_t>(*asked);
+  std::vector<std::int64_t> rooms;
+  for (std::size_t i = 0; i < rows.size(); ++i)
+    rooms.push_back(context - static_cast<std::int64_t>(rows[i].size() + length_of(prompts[i])));
+  const auto least = std::min_element(rooms.begin(), rooms.end());
+  if (asked && *asked > *least) {
+    const std::string room = std::to_string(*least);
+    const std::string where =
+        rooms.size() > 1 ? "row " + std::to_string(least - rooms.begin()) : "the text";
+    throw InputError(std::to_string(*asked) + " new tokens do not fit: " + where + " leaves " +
+                         room + " of the model's " + std::to_string(context) + " positions.",
+                     "Ask for at most " + room + ", or shorten the text.");
+  }
+  std::vector<std::size_t> out;
+  for (const std::int64_t room : rooms)
+    out.push_back(static_cast<std::size_t>(asked ? *asked : std::min(options.max_new_tokens, room)));
+  return out;
 }
 
 GenerationOptions CausalEngine::options(const GenerateOptions& given) const {
@@ -109,21 +114,28 @@ std::vector<Generated> CausalEngine::generate(const std::vector<Ids>& rows, cons
   check_rows(rows, state_.manifest().limits, chosen);
   const std::vector<RowPrompt> prompts = chosen.of(rows.size());
   const GenerationOptions settled = options(given);
-  const std::size_t steps = budget(rows, prompts, given, settled);
+  const std::vector<std::size_t> most = budgets(rows, prompts, given, settled);
   const Detokenizer* tokenizer = asks_for_text(given) ? &state_.detokenizer() : nullptr;
   std::vector<Row> continued;
   continued.reserve(rows.size());
+  std::vector<Row*> running;
+  std::vector<RowPrompt> behind;
+  std::vector<const Ids*> texts;
   std::vector<std::size_t> tokens;
   for (std::size_t i = 0; i < rows.size(); ++i) {
-    continued.emplace_back(settled, given, rows[i], i, tokenizer);
-    tokens.push_back(rows[i].size() + steps);
+    continued.emplace_back(settled, given, rows[i], i, most[i], tokenizer);
+    if (most[i] == 0) continue;
+    running.push_back(&continued.back());
+    behind.push_back(prompts[i]);
+    texts.push_back(&rows[i]);
+    tokens.push_back(rows[i].size() + most[i]);
   }
-  if (steps > 0) {
-    StartedRows started = buffers_.take(prompts, tokens);
+  if (!running.empty()) {
+    StartedRows started = buffers_.take(behind, tokens);
     std::vector<Ids> fed;
-    for (std::size_t i = 0; i < rows.size(); ++i) fed.push_back(started.fed(i, rows[i]));
+    for (std::size_t i = 0; i < texts.size(); ++i) fed.push_back(started.fed(i, *texts[i]));
     const std::vector<std::vector<float>> first = started.kv->prefill_all(fed);
-    decode(*started.kv, first, continued, steps, layout_.vocabulary,
+    decode(*started.kv, first, running, layout_.vocabulary,
            static_cast<std::size_t>(state_.info.vocab_size), given.cancelled, on_token);
     buffers_.keep(std::move(started));
   }

@@ -28,9 +28,11 @@ class CausalEngine : public TaskEngine {
   GenerationOptions options(const GenerateOptions& given) const;
 
  private:
-  // How many tokens every row may be continued with.
-  std::size_t budget(const std::vector<Ids>& rows, const std::vector<RowPrompt>& prompts,
-                     const GenerateOptions& given, const GenerationOptions& options) const;
+  // How many tokens each row may be continued with. Throws InputError if more are asked for.
+  std::vector<std::size_t> budgets(const std::vector<Ids>& rows,
+                                   const std::vector<RowPrompt>& prompts,
+                                   const GenerateOptions& given,
+                                   const GenerationOptions& options) const;
 
   KVLayout layout_;
   PromptInputs inputs_;

@@ -5,10 +5,11 @@
 namespace ptdeploy::detail {
 
 Row::Row(const GenerationOptions& options, const GenerateOptions& given, const Ids& prompt_ids,
-         std::size_t index, const Detokenizer* tokenizer)
+         std::size_t index, std::size_t budget, const Detokenizer* tokenizer)
     : options_(options),
       given_(given),
       index_(index),
+      budget_(budget),
       sampler_(options, prompt_ids, given.seed ? std::optional(*given.seed + index) : std::nullopt) {
   if (tokenizer) answer_ = std::make_unique<Answer>(*tokenizer, prompt_ids, given.stop);
 }
@@ -57,24 +58,32 @@ void Row::end(Stopped why) {
   result_.stopped = why;
 }
 
-void decode(KVBuffer& kv, const std::vector<std::vector<float>>& first, std::vector<Row>& rows,
-            std::size_t budget, std::size_t vocabulary, std::size_t words,
+void decode(KVBuffer& kv, const std::vector<std::vector<float>>& first,
+            const std::vector<Row*>& rows, std::size_t vocabulary, std::size_t words,
             const std::function<bool()>& cancelled, const OnToken& on_token) {
   std::vector<std::int64_t> tokens(rows.size(), 0);
-  for (std::size_t step = 0; step < budget; ++step) {
+  const auto ended = [](const Row* row) { return row->ended(); };
+  const float* logits = nullptr;
+  for (bool begun = false; !std::all_of(rows.begin(), rows.end(), ended); begun = true) {
     if (cancelled && cancelled()) {
-      for (Row& row : rows) row.end(Stopped::cancelled);
+      for (Row* row : rows)
+        if (!row->ended()) row->end(Stopped::cancelled);
       break;
     }
-    const float* logits = step > 0 ? kv.decode(tokens) : nullptr;
-    for (std::size_t i = 0; i < rows.size(); ++i) {
-      if (rows[i].ended()) continue;
-      tokens[i] = rows[i].take(logits ? logits + i * vocabulary : first[i].data(), words, on_token);
-      if (rows[i].ended()) rows[i].finish();
+    if (begun) {
+      logits = kv.decode(tokens);
+      // A row that has ended stays where it is: there may be no room behind it.
+      for (std::size_t i = 0; i < rows.size(); ++i)
+        if (rows[i]->ended()) kv.cut(i, kv.length(i) - 1);
     }
-    if (std::all_of(rows.begin(), rows.end(), [](const Row& row) { return row.ended(); })) return;
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      if (rows[i]->ended()) continue;
+      const float* own = logits ? logits + i * vocabulary : first[i].data();
+      tokens[i] = rows[i]->take(own, words, on_token);
+      if (rows[i]->ended()) rows[i]->finish();
+    }
   }
-  for (Row& row : rows) row.finish();
+  for (Row* row : rows) row->finish();
 }
 
 }  // namespace ptdeploy::detail

@@ -83,9 +83,9 @@ Generated Session::generate(const GenerateOptions& given, const OnToken& on_toke
     throw InputError(std::to_string(*given.max_new_tokens) +
                      " new tokens do not fit: the session has room for " + std::to_string(room) +
                      ".");
-  std::vector<detail::Row> rows;
-  rows.emplace_back(options, given, s.token_ids, 0,
-                    detail::asks_for_text(given) ? &s.engine->detokenizer() : nullptr);
+  detail::Row row(options, given, s.token_ids, 0,
+                  static_cast<std::size_t>(std::min(options.max_new_tokens, room)),
+                  detail::asks_for_text(given) ? &s.engine->detokenizer() : nullptr);
   // The last token runs (again, after a rollback): its logits choose the next.
   s.cut(s.token_ids.size() - 1);
   const std::size_t filled = s.filled();
@@ -94,15 +94,13 @@ Generated Session::generate(const GenerateOptions& given, const OnToken& on_toke
   // What goes wrong from here on leaves the session as it was.
   const std::size_t before = s.token_ids.size();
   try {
-    detail::decode(s.kv, first, rows,
-                   static_cast<std::size_t>(std::min(options.max_new_tokens, room)),
-                   s.writer.layout().vocabulary,
+    detail::decode(s.kv, first, {&row}, s.writer.layout().vocabulary,
                    static_cast<std::size_t>(s.engine->info.vocab_size), given.cancelled, on_token);
   } catch (...) {
     s.cut(before);
     throw;
   }
-  Generated result = std::move(rows[0]).result();
+  Generated result = std::move(row).result();
   s.token_ids.insert(s.token_ids.end(), result.token_ids.begin(), result.token_ids.end());
   s.cut(s.token_ids.size());
   return result;
