@@ -103,6 +103,71 @@ def test_adapters_of_several_kinds_in_one_folder_are_chosen_by_name(trained, tmp
         assert np.array_equal(evaluated_prompt(found), evaluated_prompt(want))
 
 
+def same_logits(found: Path, one: tiny.Trained, task: Task, **options: Any) -> None:
+    """What PEFT gives of an adapter is what the trained model gave."""
+    checkpoint = read_checkpoint(found, **options)
+    base = resolve_base(checkpoint, str(one.base))
+    logits = row_logits(peft_model(checkpoint, base), task, IDS)
+    want = read_checkpoint(one.adapter, **options)
+    wanted = row_logits(peft_model(want, resolve_base(want, str(one.base))), task, IDS)
+    assert np.array_equal(logits, wanted)
+
+
+def reconfigured(folder: Path, **fields: Any) -> Path:
+    config = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps({**config, **fields}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "init", ["AVERAGE_SOURCE_TASKS", "EXACT_SOURCE_TASK", "ONLY_SOURCE_SHARED", "TEXT"]
+)
+def test_what_a_prompt_began_as_need_not_be_at_hand(trained, tmp_path, init):
+    one = trained("multitask prompt tuning")
+    folder = reconfigured(
+        Path(shutil.copytree(one.adapter, tmp_path / "a")),
+        prompt_tuning_init=init,
+        prompt_tuning_init_state_dict_path=str(tmp_path / "of the training machine.safetensors"),
+        prompt_tuning_init_text="what this is",
+        tokenizer_name_or_path=str(tmp_path / "none"),
+    )
+    options = kinds.options("multitask prompt tuning")
+    same_logits(folder, one, Task.CAUSAL_LM, **options)
+    ptdeploy.convert(folder, to="full", output=tmp_path / "full", base=str(one.base))
+    base = transformers.AutoModelForCausalLM.from_pretrained(one.base)
+    model = peft.PeftModel.from_pretrained(base, str(tmp_path / "full"))
+    assert model.peft_config["default"].num_virtual_tokens == 5
+
+
+@pytest.mark.parametrize("name", ["lr-0.001", "train", "keys", "named"])
+def test_an_adapters_folder_may_have_any_name(trained, tmp_path, name):
+    one = trained("P-Tuning, MLP", "bert", "SEQ_CLS")
+    shutil.copytree(one.adapter, tmp_path / "all" / name)
+    assert read_checkpoint(tmp_path / "all").adapter == name
+    same_logits(tmp_path / "all", one, Task.SEQ_CLS)
+
+
+@pytest.mark.parametrize("name", ["lr-0.001", "train", "named"])
+def test_training_goes_on_from_a_folder_of_any_name(trained, tmp_path, name):
+    one = trained("P-Tuning, MLP", "bert", "SEQ_CLS")
+    ptdeploy.save_full(one.model, tmp_path / "all" / name)
+    base = transformers.AutoModelForSequenceClassification.from_pretrained(one.base)
+    model = ptdeploy.load_full(base, tmp_path / "all").eval()
+    assert model.active_adapter == (name if name == "named" else "default")
+    assert np.array_equal(
+        row_logits(model, Task.SEQ_CLS, IDS), row_logits(one.model, Task.SEQ_CLS, IDS)
+    )
+
+
+def test_an_adapter_with_a_byte_order_mark_from_a_wrapped_model_is_the_same(trained, tmp_path):
+    one = trained("P-Tuning, MLP", "bert", "SEQ_CLS")
+    folder = Path(shutil.copytree(one.adapter, tmp_path / "a"))
+    (folder / CONFIG).write_text((folder / CONFIG).read_text(), encoding="utf-8-sig")
+    wrapped = {f"module.{name}": tensor for name, tensor in load_file(folder / WEIGHTS).items()}
+    save_file(wrapped, folder / WEIGHTS)
+    same_logits(folder, one, Task.SEQ_CLS)
+
+
 # Embeddings are trained beside a prefix KV alone: before virtual tokens PEFT takes the base's own.
 @pytest.mark.parametrize(
     ("architecture", "kind", "modules"),

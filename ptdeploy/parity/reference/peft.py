@@ -19,8 +19,9 @@ from ptdeploy.program.kinds import kind_of
 from ptdeploy.source.base import BaseModel, quiet_libraries
 from ptdeploy.source.base_weights import load_pretrained
 from ptdeploy.source.checkpoint import Checkpoint
-from ptdeploy.source.checkpoint.peft_adapter import WEIGHT_NAMES
+from ptdeploy.source.checkpoint.peft_adapter import WEIGHT_NAMES, read_adapter
 from ptdeploy.source.checkpoint.peft_config import CONFIG_NAME
+from ptdeploy.source.checkpoint.peft_objects import DEFAULT_ADAPTER, own_config
 from ptdeploy.source.checkpoint.state_dict import read_state
 from ptdeploy.source.checkpoint.types import FACTORS
 
@@ -85,14 +86,12 @@ def _lay_over(checkpoint: Checkpoint, model: PreTrainedModel) -> None:
 
 
 def _from_adapter(checkpoint: Checkpoint, model: PreTrainedModel) -> PeftModel:
-    from peft import PeftConfig, PeftModel
+    from peft import get_peft_model, set_peft_model_state_dict
 
-    folder = str(checkpoint.weights_file.parent)
-    # Of its own kind.
-    config = PeftConfig.from_pretrained(folder)
-    # The file may name none, and PEFT then puts no prompt before the text.
-    config.task_type = checkpoint.task.value
-    peft = PeftModel.from_pretrained(model, folder, checkpoint.adapter, config=config)
+    config = own_config(checkpoint)
+    config.inference_mode = True
+    peft = get_peft_model(model, config, DEFAULT_ADAPTER)
+    set_peft_model_state_dict(peft, read_adapter(checkpoint.weights_file), DEFAULT_ADAPTER)
     if checkpoint.task_id is not None:
         _fix_task(peft, checkpoint.task_id)
     return peft
@@ -115,18 +114,21 @@ def _from_state_dict(checkpoint: Checkpoint, model: PreTrainedModel) -> PeftMode
     import torch
     from peft import get_peft_model
 
-    peft = get_peft_model(model, _config(checkpoint), checkpoint.adapter)
-    places = _places(peft, checkpoint.adapter)
+    peft = get_peft_model(model, _config(checkpoint), DEFAULT_ADAPTER)
+    places = _places(peft)
+    encoder = f"prompt_encoder.{checkpoint.adapter}."
     state = {}
     for name, tensor in read_state(checkpoint.weights_file).items():
-        if name.startswith("base_model."):
-            name = places.get(_own_name(name, checkpoint.adapter) or "", "")
-        if name in places.values() or name.startswith(f"prompt_encoder.{checkpoint.adapter}."):
-            state[name] = tensor.to(torch.float32)
+        if place := places.get(_own_name(name, checkpoint.adapter) or ""):
+            state[place] = tensor.to(torch.float32)
+        elif name.startswith(encoder):
+            own = f"prompt_encoder.{DEFAULT_ADAPTER}.{name.removeprefix(encoder)}"
+            state[own] = tensor.to(torch.float32)
     missing = peft.load_state_dict(state, strict=False).missing_keys
     if lost := next((name for name in missing if name.startswith("prompt_encoder.")), None):
+        own = lost.replace(f".{DEFAULT_ADAPTER}.", f".{checkpoint.adapter}.", 1)
         raise CheckpointError(
-            f"{checkpoint.weights_file}: lacks {lost}, which PEFT's model of it has.",
+            f"{checkpoint.weights_file}: lacks {own}, which PEFT's model of it has.",
             "Save the whole model.state_dict() of the model that was trained.",
         )
     if checkpoint.task_id is not None:
@@ -138,15 +140,11 @@ def _config(checkpoint: Checkpoint) -> Any:
     """PEFT's own configuration beside a state dict, or what the tensors say of one."""
     import peft
 
-    folder, encoder = checkpoint.weights_file.parent, checkpoint.encoder
-    if (folder / CONFIG_NAME).is_file():
-        config = peft.PeftConfig.from_pretrained(str(folder))
-        config.task_type = checkpoint.task.value
+    encoder = checkpoint.encoder
+    if (checkpoint.weights_file.parent / CONFIG_NAME).is_file():
+        config = own_config(checkpoint)
         # An evaluated prompt is in the place of its encoder where PEFT loads one for inference.
         config.inference_mode = not checkpoint.resumable
-        if hasattr(config, "prompt_tuning_init"):
-            # What a prompt began as, from a text or another prompt, need not be at hand.
-            config.prompt_tuning_init = "RANDOM"
         return config
     shape = {
         "task_type": checkpoint.task.value,
@@ -171,20 +169,20 @@ def _config(checkpoint: Checkpoint) -> Any:
 
 
 def _own_name(name: str, adapter: str) -> str | None:
-    """A tensor's name in the base model, by its name in PEFT's; None for a copy that is not used.
+    """A tensor's name in the base model, by its name in PEFT's; None for one that is not used.
 
     Which modules PEFT copies for an adapter differs by its version.
     """
-    if ".original_module." in name:
+    if not name.startswith("base_model.") or ".original_module." in name:
         return None
     return name.removeprefix("base_model.").replace(f".modules_to_save.{adapter}.", ".")
 
 
-def _places(peft: PeftModel, adapter: str) -> dict[str, str]:
+def _places(peft: PeftModel) -> dict[str, str]:
     """PEFT's name for each of the base model's tensors."""
     found = {}
     for name in peft.state_dict():
-        own = _own_name(name, adapter) if name.startswith("base_model.") else None
+        own = _own_name(name, DEFAULT_ADAPTER)
         if own is not None:
             found[own] = name
     return found
@@ -198,7 +196,7 @@ def _check_taken(checkpoint: Checkpoint, peft: PeftModel) -> None:
     import torch
 
     live = peft.state_dict()
-    places = _places(peft, checkpoint.adapter)
+    places = _places(peft)
     for name, value in checkpoint.weights.items():
         taken = live.get(places.get(name, ""))
         # What is not among the model's own is a buffer of another version: see resolve_base.

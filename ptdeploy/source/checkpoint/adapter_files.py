@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ptdeploy.bundle.task import Task
 from ptdeploy.files import json_document
 from ptdeploy.source.checkpoint.peft_adapter import ENCODER_NAME, WEIGHT_NAMES
-from ptdeploy.source.checkpoint.peft_config import CONFIG_NAME
+from ptdeploy.source.checkpoint.peft_config import BEGAN_AS, CONFIG_NAME
 from ptdeploy.source.checkpoint.prefix import side_by_side
 from ptdeploy.source.checkpoint.tensors import read_json
 from ptdeploy.source.checkpoint.types import FACTORS, BaseReference, Checkpoint, PeftKind
@@ -67,6 +67,9 @@ def _config(
     found: dict[str, Any] = {}
     if checkpoint.kind == kind and own.is_file():
         found = read_json(own)
+        if found.get("prompt_tuning_init_state_dict_path"):
+            # PEFT would open it wherever the adapter is loaded.
+            found = {name: found[name] for name in found if name not in BEGAN_AS}
     elif kind == "PREFIX_TUNING":
         layers, _, heads, _, width = prompt.shape
         found = {"num_layers": layers, "num_attention_heads": heads, "token_dim": heads * width}

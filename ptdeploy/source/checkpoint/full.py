@@ -90,15 +90,18 @@ def load_full(base: Any, path: str | Path, adapter: str | None = None) -> PeftMo
     """Load what `save_full` wrote onto a base model, ready to train on.
 
     `base` is the transformers model that the adapter was trained on. The PeftModel's prompt encoder
-    and head hold the saved model's tensors bit for bit.
+    and head hold the saved model's tensors bit for bit. The adapter keeps its folder's name, but
+    one that no module can have becomes `default`.
     Raises CheckpointError if what made the prompt was not saved.
     """
     import torch
-    from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
+    from peft import get_peft_model, set_peft_model_state_dict
 
     from ptdeploy.source.checkpoint import read_any_task
-    from ptdeploy.source.checkpoint.peft_adapter import WEIGHT_NAMES
-    from ptdeploy.source.checkpoint.tensors import read_tensors
+    from ptdeploy.source.checkpoint.peft_adapter import WEIGHT_NAMES, read_adapter
+    from ptdeploy.source.checkpoint.peft_config import BEGAN_AS, CONFIG_NAME
+    from ptdeploy.source.checkpoint.peft_objects import module_name, own_config
+    from ptdeploy.source.checkpoint.tensors import read_json
 
     checkpoint = read_any_task(path, adapter)
     if not checkpoint.resumable:
@@ -114,21 +117,19 @@ def load_full(base: Any, path: str | Path, adapter: str | None = None) -> PeftMo
         )
     # PeftModel.from_pretrained refuses is_trainable for prompt learning, so the model is built as
     # for a new training, and then given the trained tensors.
-    config = PeftConfig.from_pretrained(str(folder))
+    config, name = own_config(checkpoint), module_name(checkpoint.adapter)
     config.inference_mode = False
-    init = getattr(config, "prompt_tuning_init", None)
-    if init is not None:
-        # What a prompt began as, from a text or another prompt, is no more at hand, nor needed.
-        config.prompt_tuning_init = "RANDOM"
-    model = get_peft_model(base, config, checkpoint.adapter)
-    if init is not None:
-        config.prompt_tuning_init = init
-    tensors = read_tensors(checkpoint.weights_file)
+    model = get_peft_model(base, config, name)
+    began_as = read_json(folder / CONFIG_NAME)
+    for field in BEGAN_AS:
+        if field in began_as:
+            setattr(config, field, began_as[field])
+    tensors = read_adapter(checkpoint.weights_file)
     if checkpoint.encoder is not None:
         # An encoder has a table of its own in the place of what it gives.
         own = {n: torch.from_numpy(array) for n, array in checkpoint.encoder.tensors.items()}
         tensors["prompt_embeddings"] = own["embedding.weight"]
-    set_peft_model_state_dict(model, tensors, checkpoint.adapter)
+    set_peft_model_state_dict(model, tensors, name)
     if checkpoint.encoder is not None:
-        model.prompt_encoder[checkpoint.adapter].load_state_dict(own)
+        model.prompt_encoder[name].load_state_dict(own)
     return model

@@ -55,8 +55,7 @@ def read(
         )
     config = read_peft_config(config_file, task)
     weights_file = next(folder / name for name in WEIGHT_NAMES if (folder / name).is_file())
-    stored = read_tensors(weights_file)
-    tensors = unwrap(weights_file, stored, EVALUATED) or stored
+    tensors = read_adapter(weights_file)
     files = [config_file, weights_file]
     encoder = {}
     if (folder / ENCODER_NAME).is_file():
@@ -86,6 +85,15 @@ def read(
         task_id=task_id,
         all_tasks={n: t for n, t in tensors.items() if n in MULTITASK and task_id is not None},
     )
+
+
+def read_adapter(file: Path) -> dict[str, torch.Tensor]:
+    """An adapter's tensors under PEFT's own names, whatever wrapped the model.
+
+    Raises CheckpointError as read_tensors does, or if the file holds two such models.
+    """
+    stored = read_tensors(file)
+    return unwrap(file, stored, EVALUATED) or stored
 
 
 def _prompt(

@@ -12,6 +12,14 @@ from ptdeploy.source.checkpoint.tensors import read_json
 from ptdeploy.source.checkpoint.types import KINDS, PREFIX_KINDS, EncoderKind, PromptKind
 
 CONFIG_NAME = "adapter_config.json"
+# The fields on what a prompt began as: a text, or another prompt in a file of its own.
+BEGAN_AS = (
+    "prompt_tuning_init",
+    "prompt_tuning_init_text",
+    "prompt_tuning_init_state_dict_path",
+    "prompt_tuning_init_task",
+    "tokenizer_kwargs",
+)
 
 _OTHER_TYPES = {
     "LORA": "Merge it into its base with merge_and_unload() and export the merged model.",

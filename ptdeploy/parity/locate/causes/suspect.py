@@ -15,6 +15,7 @@ from ptdeploy.parity.locate.graph import ModuleGraph
 from ptdeploy.parity.locate.trace import Event
 from ptdeploy.runtime import ENGINES
 from ptdeploy.runtime.prompts import Prompt
+from ptdeploy.source.checkpoint.peft_objects import DEFAULT_ADAPTER
 
 if TYPE_CHECKING:
     import onnx
@@ -90,7 +91,7 @@ class Suspect:
         # PEFT keeps a trained head beside the one it replaces.
         trained = getattr(module, "modules_to_save", None)
         if trained is not None:
-            module = trained[self.peft.checkpoint.adapter]
+            module = trained[DEFAULT_ADAPTER]
         return module if self.module else None
 
     @property
