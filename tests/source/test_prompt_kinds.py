@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Callable
@@ -16,10 +17,11 @@ from safetensors.torch import load_file, save_file
 from support import kinds, tiny
 from transformers import AutoModelForCausalLM
 
+import ptdeploy
 from ptdeploy.bundle.task import Task
 from ptdeploy.cli.main import main
 from ptdeploy.errors import CheckpointError
-from ptdeploy.program.prompt import freeze
+from ptdeploy.program.prompt import evaluated_prompt, freeze
 from ptdeploy.source.checkpoint import Checkpoint, load_full, read_checkpoint, save_full
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -370,6 +372,20 @@ def test_a_stale_prefix_beside_its_projection_is_refused(trained, tmp_path):
     edit_tensor(tmp_path / "full", PROMPT, lambda tensor: tensor + 0.01)
     with pytest.raises(CheckpointError, match="another training step"):
         freeze(read_checkpoint(tmp_path / "full"), fresh(one), True, False)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ["P-Tuning, MLP", "P-Tuning, LSTM", "prefix tuning, projected"])
+def test_what_a_model_in_16_bits_saved_whole_is_not_stale(trained, tmp_path, kind, dtype):
+    one = trained(kind)
+    model = copy.deepcopy(one.model).to(dtype)
+    save_full(model, tmp_path / "full")
+    found = evaluated_prompt(read_checkpoint(tmp_path / "full"))
+    ptdeploy.convert(tmp_path / "full", to="full", output=tmp_path / "again", base=str(one.base))
+    assert np.array_equal(found, evaluated_prompt(read_checkpoint(tmp_path / "again")))
+    edit_tensor(tmp_path / "full", PROMPT, lambda tensor: tensor + tensor.abs().max() / 8)
+    with pytest.raises(CheckpointError, match="another training step"):
+        evaluated_prompt(read_checkpoint(tmp_path / "full"))
 
 
 def test_a_projection_without_its_weights_is_refused(trained, tmp_path, capsys):
