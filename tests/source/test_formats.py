@@ -141,6 +141,8 @@ def test_a_sharded_state_dict_is_read(trained, tmp_path):
         save_file({name: tensors[name] for name in part}, tmp_path / shard)
     index = {"weight_map": {name: shard for shard, part in shards.items() for name in part}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    files = read_checkpoint(tmp_path, task=Task.SEQ_CLS).files
+    assert files.keys() == {"model.safetensors.index.json", *shards}
     got = virtual_tokens(tmp_path, Task.SEQ_CLS)
     assert np.abs(got - pefts_prompt(trained.model)).max() < 1e-6
 

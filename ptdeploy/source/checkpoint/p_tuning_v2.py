@@ -20,6 +20,7 @@ from ptdeploy.source.checkpoint.tensors import (
     TENSOR_SUFFIXES,
     read_json,
     read_tensors,
+    tensor_files,
     tensor_names,
 )
 from ptdeploy.source.checkpoint.types import BaseReference, Checkpoint
@@ -107,6 +108,7 @@ def of_prefix(
     `config` is that of the config.json beside `file`, `table` the prefix encoder's as stored.
     """
     name = config.get("_name_or_path")
+    files = (*tensor_files(file), file.parent / "config.json")
     return Checkpoint(
         path=path,
         weights_file=file,
@@ -123,7 +125,7 @@ def of_prefix(
         heads=(),
         base=BaseReference(name if isinstance(name, str) and name else None, None),
         dtype=str(table.dtype).removeprefix("torch."),
-        files={one.name: sha256_of(one) for one in (file, file.parent / "config.json")},
+        files={one.name: sha256_of(one) for one in files},
     )
 
 

@@ -15,7 +15,12 @@ from ptdeploy.source.checkpoint.names import ENCODER, unwrap
 from ptdeploy.source.checkpoint.peft_adapter import TRAINER_STATE, WEIGHT_NAMES
 from ptdeploy.source.checkpoint.peft_config import CONFIG_NAME, PeftConfig, read_peft_config
 from ptdeploy.source.checkpoint.prompt_module import trained_prompt
-from ptdeploy.source.checkpoint.tensors import TENSOR_SUFFIXES, read_json, read_tensors
+from ptdeploy.source.checkpoint.tensors import (
+    TENSOR_SUFFIXES,
+    read_json,
+    read_tensors,
+    tensor_files,
+)
 from ptdeploy.source.checkpoint.types import Checkpoint
 
 if TYPE_CHECKING:
@@ -57,7 +62,7 @@ def read(
     encoder = encoders[adapter]
     weights, heads = _base_weights(tensors, adapter)
     config_file = file.parent / CONFIG_NAME
-    files, raw = [file], {}
+    files, raw = tensor_files(file), {}
     own = [f"prompt_encoder.{adapter}.{name}" for name in encoder]
     found = next(iter(kinds_in(own)), EVALUATED)
     if config_file.is_file():

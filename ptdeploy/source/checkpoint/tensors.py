@@ -192,11 +192,26 @@ def _pickled(path: Path, error: Exception) -> CheckpointError:
     )
 
 
+def tensor_files(path: Path) -> list[Path]:
+    """The files that read_tensors reads: a file itself, or an index and the shards it names.
+
+    Raises CheckpointError as that does of an index.
+    """
+    return [path, *_shards(path)] if path.name.endswith(".index.json") else [path]
+
+
 def _read_shards(index: Path) -> dict[str, torch.Tensor]:
+    tensors: dict[str, torch.Tensor] = {}
+    for shard in _shards(index):
+        tensors.update(read_tensors(shard))
+    return tensors
+
+
+def _shards(index: Path) -> list[Path]:
+    """The files beside an index that hold its tensors, in the order of their names."""
     shards = read_json(index).get("weight_map")
     if not isinstance(shards, dict):
         raise CheckpointError(f"{index}: has no 'weight_map'.")
-    tensors: dict[str, torch.Tensor] = {}
     names = list(shards.values())
     if not all(isinstance(name, str) for name in names):
         raise CheckpointError(f"{index}: its 'weight_map' names something else than files.")
@@ -207,8 +222,7 @@ def _read_shards(index: Path) -> dict[str, torch.Tensor]:
             )
         if len(shard.encode("utf-8", "surrogatepass")) > _LONGEST_NAME:
             raise CheckpointError(f"{index}: names a shard that no file system can hold.")
-        tensors.update(read_tensors(index.parent / shard))
-    return tensors
+    return [index.parent / shard for shard in sorted(set(names))]
 
 
 def _damaged(path: Path, error: Exception) -> CheckpointError:
