@@ -68,6 +68,13 @@ WRITERS = [
 ]
 
 
+def test_an_adapters_one_tensor_under_another_file_name_is_told_what_to_call_it(tmp_path):
+    save_file({"prompt_embeddings": torch.from_numpy(TOKENS)}, tmp_path / "adapter.safetensors")
+    with pytest.raises(CheckpointError, match="holds an adapter") as refused:
+        read_checkpoint(tmp_path / "adapter.safetensors", task=Task.CAUSAL_LM)
+    assert "Name it adapter_model.safetensors" in refused.value.fix
+
+
 @pytest.mark.parametrize("write", WRITERS)
 @pytest.mark.parametrize("array", [TOKENS, PREFIX], ids=["virtual tokens", "prefix"])
 def test_a_tensor_is_read_from_every_kind_of_file(tmp_path, write, array):

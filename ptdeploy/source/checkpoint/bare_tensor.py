@@ -12,6 +12,7 @@ from ptdeploy.bundle.task import Task
 from ptdeploy.errors import CheckpointError, PtdeployError
 from ptdeploy.files import sha256_of
 from ptdeploy.source.checkpoint.assemble import finite
+from ptdeploy.source.checkpoint.names import EVALUATED
 from ptdeploy.source.checkpoint.tensors import (
     TENSOR_SUFFIXES,
     read_tensors,
@@ -27,7 +28,7 @@ NUMPY = ".npy"
 
 
 def matches(path: Path) -> bool:
-    """Whether `path` is a file of numpy's, or a tensor file of one tensor that is no module's."""
+    """Whether `path` is a file of numpy's, or of one tensor that is no module's or adapter's."""
     if not path.is_file():
         return False
     if path.suffix == NUMPY:
@@ -40,8 +41,9 @@ def matches(path: Path) -> bool:
         return False
     except PtdeployError:  # a broken file is another reader's to name
         return False
-    # A module's parameter has the module's name too: a model's state dict, cut to one tensor.
-    return "." not in name
+    # A module's parameter has the module's name too: a model's state dict, cut to one tensor. And
+    # an adapter's file has a config of its own, whatever the file is called.
+    return "." not in name and not EVALUATED.fullmatch(name)
 
 
 def read(
