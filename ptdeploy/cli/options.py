@@ -82,7 +82,7 @@ def add_task(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--task",
         choices=[one.value for one in Task],
-        help="for a state dict without adapter_config.json",
+        help="what it was trained for, where the checkpoint does not say it",
     )
 
 

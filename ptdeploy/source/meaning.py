@@ -132,7 +132,10 @@ def class_names(checkpoint: Checkpoint, base: BaseModel) -> tuple[tuple[str, ...
 
 
 def _own_names(checkpoint: Checkpoint, base: BaseModel, count: int) -> tuple[str, ...] | None:
-    """The names in a config.json that was saved with the checkpoint, if they fit the head."""
+    """The names in a config.json that was saved with the checkpoint, if they are of the head.
+
+    A class that it leaves out has none.
+    """
     folder = checkpoint.weights_file.parent
     if Path(base.name).exists() and folder.resolve() == Path(base.name).resolve():
         return None
@@ -140,7 +143,9 @@ def _own_names(checkpoint: Checkpoint, base: BaseModel, count: int) -> tuple[str
         raw = json.loads((folder / "config.json").read_bytes())
     except (OSError, ValueError, RecursionError):
         return None
-    return _names(raw.get("id2label"), count) if isinstance(raw, dict) else None
+    found = raw.get("id2label") if isinstance(raw, dict) else None
+    names = _names(found, count)
+    return ("",) * count if names is None and _has_gap(found, count) else names
 
 
 def _names(id2label: Any, count: int) -> tuple[str, ...] | None:
@@ -149,6 +154,14 @@ def _names(id2label: Any, count: int) -> tuple[str, ...] | None:
     names = {str(index): str(name).strip() for index, name in id2label.items()}
     wanted = [str(index) for index in range(count)]
     return tuple(names[i] for i in wanted) if sorted(names) == sorted(wanted) else None
+
+
+def _has_gap(id2label: Any, count: int) -> bool:
+    """Whether names are as many as a head's classes or end with its last, and leave some out."""
+    if not isinstance(id2label, Mapping):
+        return False
+    named, wanted = {str(index) for index in id2label}, {str(index) for index in range(count)}
+    return named != wanted and (len(named) == count or str(count - 1) in named < wanted)
 
 
 def _few(names: tuple[str, ...]) -> str:

@@ -214,6 +214,8 @@ def test_names_in_the_checkpoints_own_config_are_taken(read):
     [
         {"id2label": {0: "a", 1: "a", 2: "c"}},
         {"id2label": {0: "a", 1: "", 2: "c"}},
+        {"id2label": {0: "a", 2: "c"}},
+        {"id2label": {1: "a", 2: "b", 3: "c"}},
         {"id2label": {0: "a\x1b[2J", 1: "b", 2: "c"}},
     ],
 )
