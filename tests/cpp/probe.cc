@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <iostream>
+#include <locale>
 #include <map>
 #include <sstream>
 
@@ -209,6 +210,13 @@ ptdeploy::OnToken stop_after(std::size_t count) {
              std::size_t row, std::int64_t) mutable { return ++taken[row] < count; };
 }
 
+// Numbers as a program with a locale may have them: 1.234,5.
+struct Commas : std::numpunct<char> {
+  char do_decimal_point() const override { return ','; }
+  char do_thousands_sep() const override { return '.'; }
+  std::string do_grouping() const override { return "\3"; }
+};
+
 struct Open {
   std::map<std::string, Engine> engines;
   std::map<std::string, ptdeploy::Session> sessions;
@@ -231,6 +239,8 @@ struct Open {
       return list(std::vector<bool>{false, true}, [&](bool lines) {
         return quoted(ptdeploy::printable(bytes_of(word(1)), lines));
       });
+    if (what == "commas")
+      return std::locale::global(std::locale(std::locale::classic(), new Commas)), "{}";
     if (what == "pieces")
       return list(pieces, [](const auto& row) { return list(row.second, quoted); });
     if (what == "close") return engines.erase(word(1)), "{}";

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save
-from support import tiny
+from support import native, tiny
 from support.damage import edit, replace
 from support.native import CAUSAL, KINDS, ROWS, bits, opened, options_text, text_of
 
@@ -275,6 +275,7 @@ def test_min_p_and_equal_scores_cut_as_in_python(bundles, probe):
         ([[5]], {"max_new_tokens": -1}),
         ([[5]], {"temperature": -1.5}),
         ([[5]], {"top_p": 1.5}),
+        ([[5]], {"top_p": 1.0000001}),
         ([[5]], {"min_p": 2.0}),
         ([[5]], {"top_k": -3}),
         ([[5]], {"repetition_penalty": 0.0}),
@@ -291,6 +292,17 @@ def test_bad_requests_are_refused_in_pythons_words(bundles, probe, rows, options
     assert theirs["error"] == "InputError"
     numbers = re.compile(r"(?<=\d)\.0\b")  # Python writes 0.0 where C++ writes 0
     assert theirs["problem"] == numbers.sub("", refusal.value.problem)
+
+
+def test_a_programs_locale_changes_no_words(bundles, built):
+    probe = native.Probe(str(built / "probe"))
+    opened(probe, bundles("fused"))
+    asked = ("top_p=1.5", "max_new_tokens=5 eos_token_ids=1234567")
+    before = [probe.ask("generate", "e", "5", one)["problem"] for one in asked]
+    assert before[0].startswith("top_p is 1.5;")
+    assert probe.ask("commas") == {}
+    assert [probe.ask("generate", "e", "5", one)["problem"] for one in asked] == before
+    probe.close()
 
 
 def test_a_method_for_another_task_is_refused(bundles, probe):

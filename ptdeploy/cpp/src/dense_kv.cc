@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <new>
 #include <numeric>
 
@@ -11,16 +10,6 @@
 
 namespace ptdeploy::detail {
 namespace {
-
-std::size_t product(std::initializer_list<std::size_t> sizes) {
-  std::size_t result = 1;
-  for (std::size_t size : sizes) {
-    if (size > 0 && result > std::size_t{std::numeric_limits<std::ptrdiff_t>::max()} / size)
-      throw std::bad_alloc();
-    result *= size;
-  }
-  return result;
-}
 
 bool all_finite(const float* values, std::size_t count) {
   return std::all_of(values, values + count, [](float value) { return std::isfinite(value); });

@@ -1,23 +1,14 @@
 #include "failures.hpp"
 
 #include <algorithm>
-#include <cmath>
-#include <cstdio>
-#include <cstdlib>
+
+#include "numbers.hpp"
 
 namespace ptdeploy::detail {
 namespace {
 
 std::string shown(const std::optional<double>& number) {
   return number ? formatted(*number, 3, 'g') : "not finite";
-}
-
-// In the fewest digits that read back as the same number.
-std::string shortest(double number) {
-  int digits = 1;
-  while (digits < 17 && std::strtod(formatted(number, digits, 'g').c_str(), nullptr) != number)
-    ++digits;
-  return formatted(number, digits, 'g');
 }
 
 std::string named(const ParityCase& one) {
@@ -56,15 +47,6 @@ void add_quantization(std::vector<std::string>& lines, const std::optional<Parit
 }
 
 }  // namespace
-
-std::string formatted(double number, int digits, char format) {
-  if (std::isnan(number)) return "nan";  // whatever its sign
-  const char pattern[] = {'%', '.', '*', format, '\0'};
-  char text[64];
-  const int size = std::snprintf(text, sizeof text, pattern, digits, number);
-  return size > 0 ? std::string(text, std::min<std::size_t>(static_cast<std::size_t>(size), 63))
-                  : "";
-}
 
 std::vector<std::string> faults_of(const ParityReport& report) {
   struct Fault {

@@ -14,7 +14,4 @@ std::vector<std::string> faults_of(const ParityReport& report);
 // What does not match where the engine did not fail.
 std::vector<std::string> failures_of(const ParityReport& report, const Manifest& manifest);
 
-// A number as printf's %.*FORMAT writes it.
-std::string formatted(double number, int digits, char format);
-
 }  // namespace ptdeploy::detail

@@ -1,15 +1,17 @@
 #include "memory.hpp"
 
 #include <algorithm>
-#include <cstdio>
 #include <filesystem>
 #include <fstream>
+#include <limits>
+#include <new>
 #include <sstream>
 
 #if defined(__unix__) || defined(__APPLE__)
 #include <sys/resource.h>
 #endif
 
+#include "numbers.hpp"
 #include "ptdeploy/ptdeploy.hpp"
 
 namespace ptdeploy::detail {
@@ -117,20 +119,26 @@ void require_memory(std::uint64_t needed, const std::string& what) {
                      "Send fewer rows at once, or ask for fewer tokens.");
 }
 
+std::size_t product(std::initializer_list<std::size_t> sizes) {
+  std::size_t result = 1;
+  for (std::size_t size : sizes) {
+    if (size > 0 && result > std::size_t{std::numeric_limits<std::ptrdiff_t>::max()} / size)
+      throw std::bad_alloc();
+    result *= size;
+  }
+  return result;
+}
+
 std::string in_words(std::uint64_t size) {
   static constexpr struct {
     std::uint64_t bytes;
     const char* words;
   } kUnits[] = {{std::uint64_t{1} << 40, "TiB"}, {1 << 30, "GiB"}, {1 << 20, "MiB"}};
-  char text[64];
-  for (const auto& unit : kUnits) {
-    if (size < unit.bytes) continue;
-    std::snprintf(text, sizeof text, "%.1f %s",
-                  static_cast<double>(size) / static_cast<double>(unit.bytes), unit.words);
-    return text;
-  }
-  std::snprintf(text, sizeof text, "%.0f KiB", static_cast<double>(size) / 1024);
-  return text;
+  for (const auto& unit : kUnits)
+    if (size >= unit.bytes)
+      return formatted(static_cast<double>(size) / static_cast<double>(unit.bytes), 1, 'f') + " " +
+             unit.words;
+  return formatted(static_cast<double>(size) / 1024, 0, 'f') + " KiB";
 }
 
 }  // namespace ptdeploy::detail

@@ -3,7 +3,7 @@
 #include <cmath>
 #include <limits>
 
-#include "failures.hpp"
+#include "numbers.hpp"
 #include "paths.hpp"
 #include "quality.hpp"
 

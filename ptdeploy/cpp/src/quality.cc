@@ -5,8 +5,8 @@
 #include <functional>
 #include <map>
 
-#include "failures.hpp"
 #include "measure.hpp"
+#include "numbers.hpp"
 
 namespace ptdeploy::detail {
 namespace {

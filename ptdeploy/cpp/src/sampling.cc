@@ -4,20 +4,13 @@
 #include <cmath>
 #include <functional>
 #include <limits>
-#include <sstream>
 #include <string>
 
 #include "layout.hpp"
+#include "numbers.hpp"
 
 namespace ptdeploy::detail {
 namespace {
-
-template <class Value>
-std::string printed(const Value& value) {
-  std::ostringstream text;
-  text << value;
-  return text.str();
-}
 
 void normalise(std::vector<Choice>& choices) {
   double total = 0;
@@ -78,21 +71,21 @@ std::optional<OutOfRange> out_of_range(const GenerationOptions& o, std::int64_t 
   auto count = [](std::int64_t value) { return value >= 0 && value <= kMost; };
   auto positive = [](double value) { return std::isfinite(value) && value > 0; };
   if (!count(o.max_new_tokens))
-    return OutOfRange{"max_new_tokens", printed(o.max_new_tokens), "at least 0 and at most " + most};
+    return OutOfRange{"max_new_tokens", std::to_string(o.max_new_tokens), "at least 0 and at most " + most};
   if (!count(o.min_new_tokens))
-    return OutOfRange{"min_new_tokens", printed(o.min_new_tokens), "at least 0 and at most " + most};
+    return OutOfRange{"min_new_tokens", std::to_string(o.min_new_tokens), "at least 0 and at most " + most};
   if (!positive(o.temperature))
-    return OutOfRange{"temperature", printed(o.temperature), "more than 0"};
+    return OutOfRange{"temperature", shortest(o.temperature), "more than 0"};
   if (!count(o.top_k))
-    return OutOfRange{"top_k", printed(o.top_k), "at least 1, or 0 for all, and at most " + most};
+    return OutOfRange{"top_k", std::to_string(o.top_k), "at least 1, or 0 for all, and at most " + most};
   if (!(o.top_p > 0 && o.top_p <= 1))
-    return OutOfRange{"top_p", printed(o.top_p), "more than 0 and at most 1"};
-  if (!(o.min_p >= 0 && o.min_p <= 1)) return OutOfRange{"min_p", printed(o.min_p), "from 0 to 1"};
+    return OutOfRange{"top_p", shortest(o.top_p), "more than 0 and at most 1"};
+  if (!(o.min_p >= 0 && o.min_p <= 1)) return OutOfRange{"min_p", shortest(o.min_p), "from 0 to 1"};
   if (!positive(o.repetition_penalty))
-    return OutOfRange{"repetition_penalty", printed(o.repetition_penalty), "more than 0"};
+    return OutOfRange{"repetition_penalty", shortest(o.repetition_penalty), "more than 0"};
   for (std::int64_t id : o.eos_token_ids)
     if (id < 0 || id >= vocabulary)
-      return OutOfRange{"eos_token_ids", printed(id),
+      return OutOfRange{"eos_token_ids", std::to_string(id),
                         "token ids from 0 to " + std::to_string(vocabulary - 1)};
   return std::nullopt;
 }
