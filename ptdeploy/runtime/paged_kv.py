@@ -16,6 +16,8 @@ from ptdeploy.runtime.memory import require_memory
 
 # A layer's arrays, in the order that the paged program takes them.
 _KINDS = ("key", "value")
+# The paged program takes their numbers in 32 bits.
+_MOST_BLOCKS = 2**31 - 1
 
 
 class PagedKV:
@@ -39,12 +41,15 @@ class PagedKV:
         self._cache, self._block, self.slots = cache, cache.block, slots
         self._prefixes = list(prefixes)
         self.starts, self.lengths = (np.zeros(len(prefixes), np.int64) for _ in range(2))
-        self.tables, count = self._arranged(prefixes)
+        count = self._blocks_for(prefixes)
         what = f"The KV buffer for {len(prefixes)} rows of {slots} tokens"
         layers, sizes = range(len(layout.past) // 2), (count, layout.heads, layout.width)
         logits = len(prefixes) * layout.vocabulary * 4
         require_memory(len(layers) * cache.bytes(*sizes) + logits, what)
         try:
+            if count > _MOST_BLOCKS:
+                raise MemoryError
+            self.tables = self._arranged(prefixes)
             self._caches = {
                 f"{kind}_cache.{layer}": cache.empty(kind == "key", *sizes)
                 for layer in layers
@@ -58,8 +63,14 @@ class PagedKV:
         self._fill()
         self.is_sound = True
 
-    def _arranged(self, prefixes: Sequence[Prefix]) -> tuple[NDArray[np.int32], int]:
-        """Each row's blocks, and how many blocks there are in all."""
+    def _blocks_for(self, prefixes: Sequence[Prefix]) -> int:
+        """How many blocks rows of these prefixes take in all."""
+        needed = -(-self.slots // self._block)
+        full = {id(prefix): prefix_length(prefix) // self._block for prefix in prefixes}
+        return sum(full.values()) + sum(needed - full[id(prefix)] for prefix in prefixes)
+
+    def _arranged(self, prefixes: Sequence[Prefix]) -> NDArray[np.int32]:
+        """Each row's blocks."""
         needed, count = -(-self.slots // self._block), 0
         shared: dict[int, NDArray[np.int32]] = {}
         tables = []
@@ -71,7 +82,7 @@ class PagedKV:
             own = np.arange(count, count + needed - full, dtype=np.int32)
             count += own.size
             tables.append(np.concatenate([shared[id(prefix)], own]))
-        return np.stack(tables), count
+        return np.stack(tables)
 
     def _all(self) -> Iterator[tuple[bool, NDArray[Any]]]:
         """Each layer's keys and values, and whether it is keys."""
@@ -115,10 +126,9 @@ class PagedKV:
         if all(one is other for one, other in zip(prefixes, self._prefixes, strict=True)):
             self.reset()
             return True
-        tables, count = self._arranged(prefixes)
-        if count > next(iter(self._caches.values())).shape[0]:
+        if self._blocks_for(prefixes) > next(iter(self._caches.values())).shape[0]:
             return False
-        self.tables, self._prefixes = tables, list(prefixes)
+        self.tables, self._prefixes = self._arranged(prefixes), list(prefixes)
         self._fill()
         return True
 

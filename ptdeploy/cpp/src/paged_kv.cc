@@ -76,14 +76,16 @@ PagedKV::PagedKV(Backend& backend, const KVLayout& layout, std::vector<RowPrompt
       stack_(std::move(stack)) {
   const std::size_t rows = prompts_.size(), layers = layout.past.size() / 2;
   lengths_.resize(rows);
-  std::tie(tables_, blocks_) = arranged(prompts_);
   const std::string what = "The KV buffer for " + std::to_string(rows) + " rows of " +
                            std::to_string(slots_) + " tokens";
-  const std::size_t each = cache_.bytes(true) + cache_.bytes(false);
-  if (blocks_ > std::size_t{std::numeric_limits<std::int32_t>::max()} / each / layers)
-    require_memory(std::numeric_limits<std::uint64_t>::max(), what);
-  require_memory(layers * blocks_ * each + rows * layout.vocabulary * sizeof(float), what);
   try {
+    blocks_ = blocks_for(prompts_);
+    require_memory(product({layers, blocks_, cache_.bytes(true) + cache_.bytes(false)}) +
+                       product({rows, layout.vocabulary, sizeof(float)}),
+                   what);
+    // The program takes their numbers in 32 bits.
+    if (blocks_ > std::size_t{std::numeric_limits<std::int32_t>::max()}) throw std::bad_alloc();
+    tables_ = arranged(prompts_);
     for (std::size_t array = 0; array < 2 * layers; ++array)
       arrays_.push_back(backend.place(blocks_ * cache_.bytes(is_key(array))));
   } catch (const std::bad_alloc&) {
@@ -93,14 +95,22 @@ PagedKV::PagedKV(Backend& backend, const KVLayout& layout, std::vector<RowPrompt
   fill();
 }
 
-std::pair<std::vector<PagedKV::Table>, std::size_t> PagedKV::arranged(
-    const std::vector<RowPrompt>& prompts) const {
+std::size_t PagedKV::blocks_for(const std::vector<RowPrompt>& prompts) const {
+  std::size_t shared = 0;
+  for (const RowPrompt& prompt : std::set<RowPrompt>(prompts.begin(), prompts.end()))
+    shared += prefix_of(prompt) / kBlock;
+  std::size_t own = 0;
+  for (const RowPrompt& prompt : prompts) own += blocks_of(slots_) - prefix_of(prompt) / kBlock;
+  return shared + own;
+}
+
+std::vector<PagedKV::Table> PagedKV::arranged(const std::vector<RowPrompt>& prompts) const {
   const std::size_t needed = blocks_of(slots_);
-  std::size_t count = 0;
+  std::int32_t count = 0;
   std::map<RowPrompt, Table> shared;
   std::vector<Table> tables;
   auto extend = [&count](Table& table, std::size_t blocks) {
-    for (; blocks > 0; --blocks) table.push_back(static_cast<std::int32_t>(count++));
+    for (; blocks > 0; --blocks) table.push_back(count++);
   };
   for (const RowPrompt& prompt : prompts) {
     const std::size_t full = prefix_of(prompt) / kBlock;
@@ -109,7 +119,7 @@ std::pair<std::vector<PagedKV::Table>, std::size_t> PagedKV::arranged(
     tables.push_back(place->second);
     extend(tables.back(), needed - full);
   }
-  return {std::move(tables), count};
+  return tables;
 }
 
 void PagedKV::fill() {
@@ -143,9 +153,8 @@ bool PagedKV::begin(const std::vector<RowPrompt>& prompts, SharedStack stack) {
       if (cache_.changes_when_appended_to()) write(row, start(row) / kBlock);
     }
   } else {
-    auto [tables, count] = arranged(prompts);
-    if (count > blocks_) return false;
-    tables_ = std::move(tables);
+    if (blocks_for(prompts) > blocks_) return false;
+    tables_ = arranged(prompts);
     prompts_ = prompts;
     fill();
   }

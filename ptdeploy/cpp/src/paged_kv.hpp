@@ -41,8 +41,10 @@ class PagedKV final : public KVBuffer {
     const std::int64_t* ids;
     std::size_t count;
   };
-  // Each row's blocks, and how many there are in all.
-  std::pair<std::vector<Table>, std::size_t> arranged(const std::vector<RowPrompt>& prompts) const;
+  // How many blocks rows of these prompts take in all.
+  std::size_t blocks_for(const std::vector<RowPrompt>& prompts) const;
+  // Each row's blocks.
+  std::vector<Table> arranged(const std::vector<RowPrompt>& prompts) const;
   // Puts each prompt into the blocks that its rows share, the rest in each row's first.
   void fill();
   // Puts a row's prefix KV into its blocks, from the block `first` of it on.
