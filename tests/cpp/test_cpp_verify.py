@@ -14,13 +14,14 @@ import numpy as np
 import onnx
 import pytest
 from support import damage, native
+from support.c_abi import FAULT, Library
 from support.damage import REFERENCE_DAMAGE, edit
 from support.parity import assert_same, near
 
 import ptdeploy
 from ptdeploy.bundle import read_bundle
 from ptdeploy.bundle.precision import PRECISIONS
-from ptdeploy.errors import PtdeployError
+from ptdeploy.errors import EngineFault, PtdeployError
 from ptdeploy.parity.cases import BatchCase, Source, batches
 from ptdeploy.parity.compare import compare
 from ptdeploy.parity.reference import Reference, ReferenceRow
@@ -120,6 +121,17 @@ def test_what_is_not_finite_never_passes(bundles, probe, tmp_path, kind):
     assert len(lost) == len(ours.cases)
     if kind == "int4":
         assert "perplexity nan times the reference's" in theirs["failures"][-1]
+
+
+def test_an_engine_that_fails_is_described_through_the_c_abi_as_in_python(bundles, built, tmp_path):
+    bundle = Path(shutil.copytree(bundles("fused"), tmp_path / "bundle"))
+    change_weights(bundle, lambda a: a * np.float32(np.nan))
+    with pytest.raises(EngineFault) as ours:
+        ptdeploy.load(bundle).generate([[5, 6]])
+    library = Library(built, bundle)
+    library.expected = (FAULT,)
+    assert library.generate(library.options()) == (ours.value.problem, 0)
+    assert library.c.ptdeploy_last_fix().decode() == ours.value.fix != ""
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])

@@ -44,18 +44,19 @@ class Library:
         import onnxruntime
 
         assert onnxruntime, "its library is loaded where ours looks for it"
-        self.bundle = bundle
+        self.bundle, self.expected = bundle, (OK, INPUT)
         (found,) = {path.resolve() for path in built.rglob("libptdeploy.so*")}
         self.c = ctypes.CDLL(str(found))
         self.c.ptdeploy_last_error.restype = ctypes.c_char_p
+        self.c.ptdeploy_last_fix.restype = ctypes.c_char_p
         self.c.ptdeploy_default_options.restype = Options
         self.engine = ctypes.c_void_p()
         path = str(bundle).encode()
         assert self.c.ptdeploy_open(path, NONE, 0, 0, ctypes.byref(self.engine)) == OK
 
     def said(self, status: int) -> str:
-        """The words of a call that was refused; nothing but success and refusal is expected."""
-        assert status in (OK, INPUT), self.c.ptdeploy_last_error()
+        """The words of a call that was refused; nothing but what is `expected` may happen."""
+        assert status in self.expected, self.c.ptdeploy_last_error()
         words: str = "" if status == OK else self.c.ptdeploy_last_error().decode()
         assert words or status == OK
         return words

@@ -53,17 +53,23 @@ ptdeploy_status failed(ptdeploy_status status, const char* problem, const char* 
   return status;
 }
 
+ptdeploy_status failed(ptdeploy_status status, const ptdeploy::Error& error) noexcept {
+  return failed(status, error.problem().c_str(), error.fix().c_str());
+}
+
 template <class Body>
 ptdeploy_status guarded(Body body) noexcept {
   try {
     body();
     return PTDEPLOY_OK;
   } catch (const ptdeploy::BundleError& error) {
-    return failed(PTDEPLOY_BUNDLE_ERROR, error.problem().c_str(), error.fix().c_str());
+    return failed(PTDEPLOY_BUNDLE_ERROR, error);
   } catch (const ptdeploy::InputError& error) {
-    return failed(PTDEPLOY_INPUT_ERROR, error.problem().c_str(), error.fix().c_str());
+    return failed(PTDEPLOY_INPUT_ERROR, error);
   } catch (const ptdeploy::TargetUnavailable& error) {
-    return failed(PTDEPLOY_TARGET_UNAVAILABLE, error.problem().c_str(), error.fix().c_str());
+    return failed(PTDEPLOY_TARGET_UNAVAILABLE, error);
+  } catch (const ptdeploy::Error& error) {
+    return failed(PTDEPLOY_FAULT, error);
   } catch (const std::bad_alloc&) {
     return failed(PTDEPLOY_FAULT, "Out of memory.", "");
   } catch (const std::exception& error) {
