@@ -9,6 +9,7 @@
 #include "answer.hpp"
 #include "ptdeploy/ptdeploy.h"
 #include "ptdeploy/ptdeploy.hpp"
+#include "rows.hpp"
 #include "task.hpp"
 
 struct ptdeploy_engine {
@@ -152,12 +153,8 @@ Asked asked_of(const ptdeploy_engine* engine, const ptdeploy_request* request) {
                                "Start from ptdeploy_default_request().");
   const ptdeploy::BundleInfo& info = one.info();
   check_count(from.rows, "rows");
-  if (ptdeploy::detail::kind_of(info.task).writes && info.max_batch &&
-      from.rows > static_cast<size_t>(*info.max_batch))
-    throw ptdeploy::InputError("rows is " + std::to_string(from.rows) +
-                                   "; the engine takes at most " + std::to_string(*info.max_batch) +
-                                   " at once.",
-                               "Send fewer rows at once.");
+  if (ptdeploy::detail::kind_of(info.task).writes)
+    ptdeploy::detail::check_row_count(from.rows, info.max_batch);
   Asked out;
   out.prompts = prompts_of(from);
   out.rows = rows_of(one, from, from.ids, out.prompts);

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "rows.hpp"
+
 namespace ptdeploy::detail {
 namespace {
 
@@ -31,10 +33,7 @@ KVBuffers::KVBuffers(Backend& backend, const KVLayout& layout, const Limits& lim
 StartedRows KVBuffers::take(const std::vector<RowPrompt>& prompts,
                             const std::vector<std::size_t>& tokens) const {
   const std::size_t rows = prompts.size();
-  if (limits_.max_batch && static_cast<std::int64_t>(rows) > *limits_.max_batch)
-    throw InputError(std::to_string(rows) + " rows at once, but the bundle was compiled for " +
-                         std::to_string(*limits_.max_batch) + ".",
-                     "Send them in several requests, or compile with a larger --max-batch.");
+  check_row_count(rows, limits_.max_batch);
   SharedStack stack = inputs_.stack(prompts);
   const std::size_t needed = slots_of(prompts, tokens);
   std::unique_ptr<KVBuffer> spare = take_spare();

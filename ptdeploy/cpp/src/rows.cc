@@ -24,6 +24,13 @@ void check_rows(const std::vector<Ids>& rows, const Limits& limits, const Chosen
   }
 }
 
+void check_row_count(std::size_t rows, const std::optional<std::int64_t>& most) {
+  if (most && static_cast<std::int64_t>(rows) > *most)
+    throw InputError(std::to_string(rows) + " rows at once, but the bundle was compiled for " +
+                         std::to_string(*most) + ".",
+                     "Send them in several requests, or compile with a larger --max-batch.");
+}
+
 void check_segments(const std::vector<Ids>& segments, const std::vector<Ids>& rows,
                     const Limits& limits) {
   if (segments.empty()) return;

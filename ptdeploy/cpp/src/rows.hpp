@@ -1,6 +1,8 @@
 // Rows of token ids: checked, and packed into one batch padded on the right.
 #pragma once
 
+#include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "prompt_choice.hpp"
@@ -10,6 +12,9 @@ namespace ptdeploy::detail {
 // Throws InputError if there is no row, there are not as many prompts as rows, or a row is empty, too
 // long beside its prompt, or holds an id outside the vocabulary.
 void check_rows(const std::vector<Ids>& rows, const Limits& limits, const Chosen& chosen);
+
+// Throws InputError if they are more than the bundle was compiled for.
+void check_row_count(std::size_t rows, const std::optional<std::int64_t>& most);
 
 // Throws InputError unless `segments` is empty, or has one of the model's for each token.
 void check_segments(const std::vector<Ids>& segments, const std::vector<Ids>& rows,
