@@ -98,9 +98,12 @@ class Buffers:
         if any(prompt in rows.prompts for rows in list(self._spare)):
             self._spare = []
 
-    def own(self, prompt: RowPrompt, tokens: int) -> StartedRows:
-        """One row of at most `tokens` tokens of text, in a new buffer which nobody else gets."""
-        prompts, stack = [prompt], self._inputs.stack([prompt])
+    def own(self, prompt: RowPrompt, tokens: int, stack: PromptStack | None = None) -> StartedRows:
+        """One row of at most `tokens` tokens of text, in a new buffer which nobody else gets.
+
+        A `stack` of a prompt that may have been unloaded is taken as it is: no other run gets it.
+        """
+        prompts, stack = [prompt], stack or self._inputs.stack([prompt])
         kv = self._new(_prefixes(prompts), _slots(prompts, [tokens]), stack)
         return StartedRows(kv, prompts, stack)
 

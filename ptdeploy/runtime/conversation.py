@@ -16,7 +16,7 @@ from ptdeploy.runtime.buffers import Buffers
 from ptdeploy.runtime.engine import one_row
 from ptdeploy.runtime.generation import Generated, GeneratingRow, decode
 from ptdeploy.runtime.prompt_choice import Chosen
-from ptdeploy.runtime.prompt_inputs import RowPrompt
+from ptdeploy.runtime.prompt_inputs import PromptStack, RowPrompt
 from ptdeploy.runtime.row_encoder import Inputs
 from ptdeploy.runtime.tokenizer import Encoding, Tokenizer
 
@@ -63,8 +63,9 @@ class Conversation:
     ) -> None:
         self._engine, self._prompt, self._room = engine, prompt, room
         self._start: int
-        rows = engine.buffers.own(prompt, room)
-        self._kv = rows.kv
+        self._stack: PromptStack
+        rows = engine.buffers.own(prompt, room, origin._stack if origin else None)
+        self._kv, self._stack = rows.kv, rows.stack
         self.token_ids: list[int] = []
         # How many of the last tokens are special ones behind the text before them.
         self._ending = 0

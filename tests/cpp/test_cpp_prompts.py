@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save
 from support.damage import PROMPT, edit, flip, replace, shift_reference, with_layers
-from support.native import Probe, bits, opened, text_of
+from support.native import Probe, bits, checked, opened, text_of
+from support.openvino import behind, copied
 from support.pack_damage import PACK_DAMAGE, Change
 from support.parity import assert_same
 from support.refusals import same_refusal
 from support.siblings import ROWS, Siblings
+from support.tools import bound_by_modes
 
 import ptdeploy
 from ptdeploy.errors import PtdeployError
@@ -233,6 +236,29 @@ def test_a_session_goes_on_after_its_prompt_was_unloaded(siblings, both, probe, 
     assert "max_tokens is" in probe.ask("session-open", "s", "e 100000 -")["problem"]
 
 
+def test_a_fork_of_an_unloaded_prompts_session_leaves_nothing_behind(bundles, built, tmp_path):
+    """Its prompt is gone with the last session: 150 KB, over and over."""
+    engine, other = tmp_path / "engine", tmp_path / "other"
+    copied(bundles("fused"), engine)
+    behind(bundles("fused"), other, 600)
+    for bundle in (engine, other):
+        edit(bundle, lambda manifest: manifest.update(target="ort"))
+    probe = Probe(str(built / "probe"))
+    assert probe.ask("open", "e", engine) == {}
+
+    def rounds(count: int) -> int:
+        for _ in range(count):
+            assert probe.ask("load", "e", other, "long") == {}
+            assert probe.ask("session-open", "s", "e 20 +long") == {}
+            assert probe.ask("unload", "e", "long") == {}
+            assert probe.ask("session-fork", "s", "f") == {}
+        return probe.memory()
+
+    before = rounds(20)
+    assert rounds(100) - before < 5_000_000
+    probe.close()
+
+
 def test_an_unloaded_prompt_is_unknown_and_may_come_back(siblings, both, probe):
     one_of = siblings("bert", "SEQ_CLS")
     both(one_of)
@@ -433,6 +459,30 @@ def test_a_pack_that_lies_is_refused_as_in_python(compiled, probe, pack, change:
     refused = refused_alike(probe, engine, pack, "new", "not a valid manifest" not in reason)
     assert reason in refused["problem"]
     assert [item["name"] for item in probe.ask("prompts", "e")] == ["default"]
+
+
+LOADS = """
+import sys, ptdeploy
+try:
+    ptdeploy.load(sys.argv[1]).load_prompt(sys.argv[2], "new")
+except ptdeploy.BundleError as error:
+    print(error.problem)
+"""
+
+
+def test_a_cut_file_that_cannot_be_read_is_refused_as_in_python(compiled, built, pack):
+    bundle = compiled("bert", "SEQ_CLS").bundle
+    file = pack / json.loads((pack / "manifest.json").read_text())["files"][0]["path"]
+    file.write_bytes(b"cut")
+    file.chmod(0)
+    wanted = f"{file}: cannot be read (Permission denied)."
+    probe = Probe(*bound_by_modes(), str(built / "probe"))
+    assert probe.ask("open", "e", bundle) == {}
+    refused = probe.ask("load", "e", pack, "new")
+    assert refused == {"error": "BundleError", "problem": wanted, "fix": ""}
+    probe.close()
+    command = [*bound_by_modes(), sys.executable, "-c", LOADS, str(bundle), str(pack)]
+    assert checked(command) == f"{wanted}\n"
 
 
 def test_a_folder_that_is_no_pack_and_no_bundle_is_refused_as_in_python(compiled, probe, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import numpy as np
@@ -214,3 +216,16 @@ def test_streams_and_sessions_have_a_prompt(siblings, tmp_path):
         assert talk.fork().generate(6, eos_token_ids=()).token_ids == whole.token_ids
         assert talk.generate(6, eos_token_ids=()).token_ids == whole.token_ids
     assert len({engine.generate(["ab"], 6, prompt=n)[0].text for n in ("long", "short", None)}) > 1
+
+
+def test_a_fork_of_an_unloaded_prompts_session_leaves_nothing_behind(siblings):
+    engine = siblings("gpt2", "CAUSAL_LM").engine()
+    session = engine.session(prompt="long")
+    session.append([5, 6, 7])
+    engine.unload_prompt("long")
+    fork = session.fork()
+    assert fork.generate(3, eos_token_ids=()).token_ids
+    prompt = weakref.ref(session._prompt)
+    del session, fork
+    gc.collect()
+    assert prompt() is None

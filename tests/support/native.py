@@ -10,6 +10,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -278,6 +279,12 @@ class Probe:
         if not answer:
             raise AssertionError(f"the probe died at {line!r}:\n{self._process.communicate()[1]}")
         return json.loads(answer)
+
+    def memory(self) -> int:
+        """Bytes that it holds in memory just now."""
+        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        (kilobytes,) = re.findall(r"VmRSS:\s+(\d+) kB", status)
+        return int(kilobytes) * 1024
 
     def close(self) -> str:
         """End it; gives what it wrote to standard error, where sanitizers report."""

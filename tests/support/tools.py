@@ -20,6 +20,7 @@ ORIGIN = {
     "cmake": "pip install cmake",
     "nm": "apt-get install binutils",
     "npm": "apt-get install npm, or set ONNXRUNTIME_ROOT to an unpacked official archive",
+    "setpriv": "apt-get install util-linux",
     "valgrind": "apt-get install valgrind",
 }
 
@@ -32,6 +33,13 @@ def find(name: str) -> str | None:
 def tool(name: str) -> str:
     """The path of a program that a test needs."""
     return find(name) or missing(f"{name} is not installed ({ORIGIN[name]})")
+
+
+def bound_by_modes() -> list[str]:
+    """What a command begins with so that files' modes bind it, though it is root's."""
+    if os.geteuid() != 0:
+        return []
+    return [tool("setpriv"), "--bounding-set=-all", "--inh-caps=-all"]
 
 
 def missing(reason: str) -> NoReturn:

@@ -64,10 +64,12 @@ void KVBuffers::forget(const RowPrompt& prompt) const {
 }
 
 StartedRows KVBuffers::own(const RowPrompt& prompt, std::size_t tokens) const {
+  return own(prompt, tokens, inputs_.stack({prompt}));
+}
+
+StartedRows KVBuffers::own(const RowPrompt& prompt, std::size_t tokens, SharedStack stack) const {
   const std::vector<RowPrompt> prompts{prompt};
-  SharedStack stack = inputs_.stack(prompts);
-  auto kv = make_kv_buffer(backend_, layout_, prompts, stack,
-                                       slots_of(prompts, {tokens}));
+  auto kv = make_kv_buffer(backend_, layout_, prompts, stack, slots_of(prompts, {tokens}));
   return {std::move(kv), prompts, std::move(stack)};
 }
 

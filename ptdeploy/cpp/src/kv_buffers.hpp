@@ -40,6 +40,8 @@ class KVBuffers {
   void forget(const RowPrompt& prompt) const;
   // One row of at most `tokens` tokens of text, in a new buffer which nobody else gets.
   StartedRows own(const RowPrompt& prompt, std::size_t tokens) const;
+  // The same with a stack of that prompt, which may have been unloaded: no other run gets it.
+  StartedRows own(const RowPrompt& prompt, std::size_t tokens, SharedStack stack) const;
 
  private:
   std::unique_ptr<KVBuffer> take_spare() const;

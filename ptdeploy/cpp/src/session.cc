@@ -10,11 +10,11 @@ namespace detail {
 
 struct SessionState {
   SessionState(std::shared_ptr<const EngineState> of, const CausalEngine& writer_of,
-               const RowPrompt& prompt, std::size_t tokens)
+               std::size_t tokens, StartedRows started)
       : engine(std::move(of)),
         writer(writer_of),
         room(tokens),
-        rows(writer.buffers().own(prompt, tokens)),
+        rows(std::move(started)),
         kv(*rows.kv) {}
 
   // Keeps the KV of the first tokens of text alone.
@@ -38,8 +38,9 @@ std::unique_ptr<SessionState> CausalEngine::session(std::shared_ptr<const Engine
   if (max_tokens > limit)
     throw InputError("max_tokens is " + std::to_string(max_tokens) + "; it must be from 1 to " +
                      std::to_string(limit) + ".");
-  auto opened = std::make_unique<SessionState>(std::move(owner), *this, prompt,
-                                               max_tokens ? max_tokens : limit);
+  const std::size_t room = max_tokens ? max_tokens : limit;
+  auto opened = std::make_unique<SessionState>(std::move(owner), *this, room,
+                                               buffers().own(prompt, room));
   const Ids& before = opened->rows.before(0);
   if (!before.empty()) opened->kv.prefill(0, before.data(), before.size());
   opened->start = opened->kv.length(0);
@@ -117,7 +118,9 @@ void Session::rollback(std::size_t tokens) {
 
 Session Session::fork() const {
   const auto& s = *state_;
-  auto other = std::make_unique<detail::SessionState>(s.engine, s.writer, s.rows.prompts[0], s.room);
+  auto other = std::make_unique<detail::SessionState>(
+      s.engine, s.writer, s.room,
+      s.writer.buffers().own(s.rows.prompts[0], s.room, s.rows.stack));
   other->start = s.start;
   other->kv.copy_row(0, s.kv, 0, s.kv.start(0));
   other->token_ids = s.token_ids;
