@@ -124,7 +124,11 @@ def _check_file(held: Held, entry: FileEntry, keep: bool) -> None:
     except ValueError as error:  # a name that no file system can hold
         raise BundleError(f"{file}: is missing.", "Copy the whole bundle folder again.") from error
     if size != entry.size:
-        if is_pointer_text(held.read(entry.path, 1025)):
+        try:
+            start = held.read(entry.path, 1025)
+        except OSError as error:
+            raise BundleError(f"{file}: cannot be read ({error.strerror}).") from error
+        if is_pointer_text(start):
             raise BundleError(f"{file}: {POINTER_PROBLEM}", POINTER_FIX)
         raise BundleError(
             f"{file}: has {size} bytes, but the manifest says {entry.size}.",

@@ -67,7 +67,11 @@ void check_file(Held& held, const std::string& folder, const FileEntry& entry, b
   const std::string file = join(folder, entry.path);
   const std::uintmax_t size = listed_size(held, folder, entry, keep);
   if (entry.size >= 0 && size == static_cast<std::uintmax_t>(entry.size)) return;
-  refuse_pointer(file, read_text(held, entry.path, kPointerBytes + 1));
+  try {
+    refuse_pointer(file, read_text(held, entry.path, kPointerBytes + 1));
+  } catch (const FileFault& fault) {
+    throw BundleError(file + ": cannot be read (" + reason_of(fault.number) + ").");
+  }
   throw BundleError(file + ": has " + std::to_string(size) + " bytes, but the manifest says " +
                         std::to_string(entry.size) + ".",
                     "The file is damaged. Copy the whole bundle folder again.");
