@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from ptdeploy.bundle import Bundle, Manifest, PromptInfo
 from ptdeploy.bundle.signature import AGAIN, CLASSES, words_of
 from ptdeploy.bundle.task import TensorSpec
+from ptdeploy.bundle.tensor_file import open_tensors
 from ptdeploy.errors import BundleError
 
 
@@ -51,12 +53,12 @@ def read_prompt(bundle: Bundle, name: str | None = None) -> Prompt:
         raise BundleError(f"{bundle.path}: lists no file of the prompt {name!r}.", AGAIN)
     with bundle.reading("prompt", name) as opened:
         assert opened is not None, "it has a path"
-        found = {wanted.name: _tensor(path, opened, wanted) for wanted in _wanted(info)}
-        # An input of a head may have any name, these two among them.
-        head = {
-            wanted.name: _tensor(path, opened, wanted)
-            for wanted in _wanted_head(bundle.manifest, info)
-        }
+        own, of_head = list(_wanted(info)), list(_wanted_head(bundle.manifest, info))
+        tensors = _tensors(path, opened, [*own, *of_head])
+    # An input of a head may have any name, a prompt's own among them.
+    found = {wanted.name: tensor for wanted, tensor in zip(own, tensors, strict=False)}
+    parts = zip(of_head, tensors[len(own) :], strict=True)
+    head = {wanted.name: tensor for wanted, tensor in parts}
     tokens, kv = found.get("virtual_tokens"), found.get("prefix_kv")
     if prompt_sha256(tokens, kv) != info.sha256:
         whose = "prefix KV is not that" if tokens is None else "virtual tokens are not those"
@@ -121,22 +123,31 @@ def _own_shape(spec: TensorSpec, labels: Sequence[str]) -> tuple[int, ...]:
     return tuple(int(size) for size in sizes)
 
 
-def _tensor(path: Path, opened: Path, wanted: _Wanted) -> NDArray[np.float32]:
-    from safetensors import SafetensorError, safe_open
+def _tensors(path: Path, opened: Path, wanted: Sequence[_Wanted]) -> list[NDArray[np.float32]]:
+    """These tensors of a prompt's file, in their order."""
+    from safetensors import SafetensorError
 
+    found = []
     try:
-        with safe_open(opened, framework="np") as file:
-            kind = file.get_slice(wanted.name)
-            dtype, size = kind.get_dtype(), tuple(kind.get_shape())
-            if dtype != "F32":
-                raise BundleError(f"{path}: {wanted.name} is {dtype}, not F32.", AGAIN)
-            if size != wanted.shape:
-                raise BundleError(
-                    f"{path}: {wanted.words} has shape {words_of(size)}, not the manifest's.", AGAIN
-                )
-            tensor: NDArray[np.float32] = file.get_tensor(wanted.name)
+        with open_tensors(opened) as file:
+            for one in wanted:
+                found.append(_tensor(path, file, one))
     except (SafetensorError, OSError, ValueError) as error:
-        raise BundleError(f"{path}: holds no {wanted.words} ({error}).", AGAIN) from error
+        words = wanted[len(found)].words
+        raise BundleError(f"{path}: holds no {words} ({error}).", AGAIN) from error
+    return found
+
+
+def _tensor(path: Path, file: Any, wanted: _Wanted) -> NDArray[np.float32]:
+    kind = file.get_slice(wanted.name)
+    dtype, size = kind.get_dtype(), tuple(kind.get_shape())
+    if dtype != "F32":
+        raise BundleError(f"{path}: {wanted.name} is {dtype}, not F32.", AGAIN)
+    if size != wanted.shape:
+        raise BundleError(
+            f"{path}: {wanted.words} has shape {words_of(size)}, not the manifest's.", AGAIN
+        )
+    tensor: NDArray[np.float32] = file.get_tensor(wanted.name)
     if not np.isfinite(tensor).all():
         raise BundleError(f"{path}: {wanted.words} holds a number that is not finite.", AGAIN)
     return tensor

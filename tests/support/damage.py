@@ -178,6 +178,18 @@ def _prompt(header: dict[str, Any], data: bytes = b"\0" * 64) -> Callable[[Path]
     return lambda bundle: replace(bundle, PROMPT, content)
 
 
+def _with_large_header(content: bytes) -> bytes:
+    """The same tensors behind a header with blanks at its end, as the format allows."""
+    size = int.from_bytes(content[:8], "little")
+    blanks = b" " * (4 * 1024 * 1024 + 8 - size)
+    return (
+        (size + len(blanks)).to_bytes(8, "little")
+        + content[8 : 8 + size]
+        + blanks
+        + content[8 + size :]
+    )
+
+
 def _f32(shape: list[int], begin: int, end: int) -> dict[str, Any]:
     return {"virtual_tokens": {"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}}
 
@@ -270,6 +282,16 @@ _OF_FILES = [
         "a prompt of another shape",
         _prompt(_f32([2, 8], 0, 64)),
         "virtual tokens has shape (2, 8), not the manifest's",
+    ),
+    Damage(
+        "a prompt of many axes",
+        _prompt(_f32([1] * 8 + [4, 4], 0, 64)),
+        "holds no virtual tokens (virtual_tokens has 10 axes; at most 8 are read)",
+    ),
+    Damage(
+        "a prompt with a large header",
+        lambda b: replace(b, PROMPT, _with_large_header((b / PROMPT).read_bytes())),
+        "holds no virtual tokens (its header has 4194312 bytes; at most 4194304 are read)",
     ),
     Damage(
         "a prompt with a header longer than itself",
@@ -578,12 +600,14 @@ def _reference(name: str, change: Callable[[Any, Any], object], reason: str, **m
     )
 
 
-def _reference_bytes(name: str, change: Callable[[bytes], bytes]) -> Damage:
+def _reference_bytes(
+    name: str, change: Callable[[bytes], bytes], reason: str = "", same_words: bool = False
+) -> Damage:
     return Damage(
         f"reference: {name}",
         lambda bundle: replace(bundle, REFERENCE, change((bundle / REFERENCE).read_bytes())),
-        "not a stored reference (",
-        same_words=False,
+        f"not a stored reference ({reason}",
+        same_words=same_words,
     )
 
 
@@ -605,6 +629,18 @@ REFERENCE_DAMAGE = [
     _reference_bytes("cut in its header", lambda content: content[:40]),
     _reference_bytes("with a byte more", lambda content: content + b"\0"),
     _reference_bytes("with an endless header", lambda c: b"\xff" * 8 + c[8:]),
+    _reference_bytes(
+        "with a large header",
+        _with_large_header,
+        "its header has 4194312 bytes; at most 4194304 are read)",
+        same_words=True,
+    ),
+    _reference_bytes(
+        "with many axes",
+        _header(lambda h: h["rows.001.ids"]["shape"].extend([1] * 8)),
+        "rows.001.ids has 9 axes; at most 8 are read)",
+        same_words=True,
+    ),
     _reference_bytes(
         "with a header longer than itself", lambda c: (1 << 26).to_bytes(8, "little") + c[8:]
     ),

@@ -1,6 +1,7 @@
 #include "prompts.hpp"
 
 #include <cmath>
+#include <optional>
 
 #include "bundle.hpp"
 #include "layout.hpp"
@@ -11,43 +12,57 @@
 namespace ptdeploy::detail {
 namespace {
 
-// A tensor of the prompt's file, `words` its name for people. Throws BundleError unless it is as the
-// manifest has it.
-std::vector<float> read_tensor(const std::string& file, const std::string& name,
-                               const Sizes& wanted, const std::string& words) {
-  std::string reason;
-  try {
-    Safetensors tensors(file);
-    const std::string dtype = tensors.dtype(name);
-    if (dtype != "F32") throw BundleError(file + ": " + name + " is " + dtype + ", not F32.", kAgain);
-    const Sizes& shape = tensors.shape(name, dtype);
+// A prompt's file, opened and its header read when the first tensor is asked for.
+class PromptFile {
+ public:
+  explicit PromptFile(const std::string& path) : path_(path) {}
+
+  // A tensor, `words` its name for people. Throws BundleError unless it is as the manifest has it.
+  std::vector<float> read(const std::string& name, const Sizes& wanted, const std::string& words) {
+    std::string reason;
+    try {
+      if (!tensors_) tensors_.emplace(path_);
+      return checked(name, wanted, words);
+    } catch (const SchemaError& error) {
+      reason = error.what();
+    } catch (const JsonError& error) {
+      reason = error.what();
+    }
+    throw BundleError(path_ + ": holds no " + words + " (" + reason + ").", kAgain);
+  }
+
+ private:
+  std::vector<float> checked(const std::string& name, const Sizes& wanted,
+                             const std::string& words) {
+    const std::string dtype = tensors_->dtype(name);
+    if (dtype != "F32")
+      throw BundleError(path_ + ": " + name + " is " + dtype + ", not F32.", kAgain);
+    const Sizes& shape = tensors_->shape(name, dtype);
     if (shape != wanted)
-      throw BundleError(file + ": " + words + " has shape " +
+      throw BundleError(path_ + ": " + words + " has shape " +
                             text_of(Shape(shape.begin(), shape.end())) + ", not the manifest's.",
                         kAgain);
-    std::vector<float> values = tensors.floats(name);
+    std::vector<float> values = tensors_->floats(name);
     for (float value : values)
       if (!std::isfinite(value))
-        throw BundleError(file + ": " + words + " holds a number that is not finite.", kAgain);
+        throw BundleError(path_ + ": " + words + " holds a number that is not finite.", kAgain);
     return values;
-  } catch (const SchemaError& error) {
-    reason = error.what();
-  } catch (const JsonError& error) {
-    reason = error.what();
   }
-  throw BundleError(file + ": holds no " + words + " (" + reason + ").", kAgain);
-}
+
+  std::string path_;
+  std::optional<Safetensors> tensors_;
+};
 
 PromptTensors read_tensors(const std::string& file, const Graph& graph, const PromptInfo& info) {
+  PromptFile tensors(file);
   PromptTensors found;
   if (info.token_dim)
-    found.virtual_tokens = read_tensor(
-        file, "virtual_tokens", {info.num_virtual_tokens, *info.token_dim}, "virtual tokens");
-  if (info.prefix_kv)
-    found.prefix_kv = read_tensor(file, "prefix_kv", *info.prefix_kv, "prefix KV");
+    found.virtual_tokens = tensors.read(
+        "virtual_tokens", {info.num_virtual_tokens, *info.token_dim}, "virtual tokens");
+  if (info.prefix_kv) found.prefix_kv = tensors.read("prefix_kv", *info.prefix_kv, "prefix KV");
   for (const TensorSpec& spec : graph.inputs)
     if (spec.role == TensorRole::head)
-      found.head[spec.name] = read_tensor(file, spec.name, head_part(spec, info), spec.name);
+      found.head[spec.name] = tensors.read(spec.name, head_part(spec, info), spec.name);
   Sha256 hash;
   const std::vector<float>& hashed = info.token_dim ? found.virtual_tokens : found.prefix_kv;
   hash.update(hashed.data(), hashed.size() * sizeof(float));

@@ -7,7 +7,9 @@
 namespace ptdeploy::detail {
 namespace {
 
-constexpr std::uint64_t kMaxHeader = 100'000'000;
+// As in ptdeploy/bundle/tensor_file.py.
+constexpr std::uint64_t kMaxHeader = 4 * 1024 * 1024;
+constexpr std::size_t kMaxAxes = 8;
 constexpr const char* kMetadata = "__metadata__";
 
 std::int64_t integer(const Json& json, const Where& where) { return read_int(json, where); }
@@ -37,7 +39,10 @@ std::string read_header(std::ifstream& stream, std::uint64_t size) {
     throw SchemaError("header too small");
   std::uint64_t header_size = 0;
   for (int i = 7; i >= 0; --i) header_size = header_size << 8 | length[i];
-  if (header_size > kMaxHeader || header_size > size - sizeof length)
+  if (header_size > kMaxHeader)
+    throw SchemaError("its header has " + std::to_string(header_size) + " bytes; at most " +
+                      std::to_string(kMaxHeader) + " are read");
+  if (header_size > size - sizeof length)
     throw SchemaError("invalid header length");
   std::string header(header_size, '\0');
   if (!stream.read(header.data(), static_cast<std::streamsize>(header_size)))
@@ -72,6 +77,9 @@ Safetensors::Safetensors(const std::string& file) : stream_(file, std::ios::bina
           [&](const Json& json, const Where& at) { entry.shape = read_array(json, at, integer); }},
          {"data_offsets", true,
           [&](const Json& json, const Where& at) { offsets = read_array(json, at, integer); }}});
+    if (entry.shape.size() > kMaxAxes)
+      throw SchemaError(name + " has " + std::to_string(entry.shape.size()) + " axes; at most " +
+                        std::to_string(kMaxAxes) + " are read");
     if (offsets.size() != 2 || offsets[0] < 0 || offsets[1] < offsets[0] ||
         static_cast<std::uint64_t>(offsets[1]) > room)
       throw SchemaError(name + " has offsets that leave the file");

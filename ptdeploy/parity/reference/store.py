@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ptdeploy.bundle import Bundle
 from ptdeploy.bundle.precision import Thresholds
+from ptdeploy.bundle.tensor_file import open_tensors
 from ptdeploy.errors import BundleError, InputError
 from ptdeploy.parity.cases import WIDEST, BatchCase, Padding
 from ptdeploy.parity.reference import Greedy, Reference, ReferenceRow, TextRow
@@ -146,10 +147,10 @@ def load_reference(bundle: Bundle) -> Reference:
 
 def _read(path: Path) -> Reference:
     """Read what `save_reference` wrote. Raises BundleError if anything is missing."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
     try:
-        with safe_open(path, framework="np") as file:
+        with open_tensors(path) as file:
             metadata = msgspec.json.decode(file.metadata()["ptdeploy"], type=_Metadata)
             if len(metadata.sources) != metadata.rows:
                 raise IndexError(
