@@ -84,8 +84,8 @@ def test_several_threads_share_an_engine(bert, built, threads):
         text=True,
         check=True,
     )
-    labels = [engine.classify([row])[0].label for row in rows]
-    wanted = {f"{number}\t{label}" for number, label in enumerate(labels)}
+    found = [engine.classify([row])[0] for row in rows]
+    wanted = {f"{n}\t{one.label} {one.probability:.3f}" for n, one in enumerate(found)}
     assert set(done.stdout.splitlines()) == wanted
 
 

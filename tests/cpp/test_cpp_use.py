@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -45,6 +46,36 @@ def test_the_classifier_example(bundles, examples):
     assert output(examples / "classify", bundle, *text_of(ROWS).split(";")).splitlines() == want
 
 
+def headed(bundle: Path, head: str) -> ptdeploy.runtime.Engine:
+    edit(bundle, lambda manifest: manifest["prompts"]["default"].update(head=head))
+    return ptdeploy.load(bundle)
+
+
+def test_the_examples_say_what_is_true_of_several_classes_and_a_regressions_values(
+    bundles, examples, tmp_path
+):
+    bundle = Path(shutil.copytree(bundles("encoder classifier"), tmp_path / "bundle"))
+    asked = text_of(ROWS).split(";")
+
+    def said() -> list[str]:
+        lines = output(examples / "classify", bundle, *asked).splitlines()
+        given = output(examples / "server", bundle, 1, given=f"a {asked[0]}\n")
+        assert given == f"a\t{lines[0]}\n"
+        return lines
+
+    engine = headed(bundle, "sigmoid")
+    names = engine.manifest.prompt.labels
+    want = [
+        [f"{name} {one.probabilities[names.index(name)]:.3f}" for name in one.labels]
+        for one in engine.classify(ROWS)
+    ]
+    assert said() == ["  ".join(words) for words in want]
+    assert max(map(len, want)) > 1
+    engine = headed(bundle, "regression")
+    values = [zip(names, one.values, strict=True) for one in engine.regress(ROWS)]
+    assert said() == ["  ".join(f"{name} {v:.6g}" for name, v in one) for one in values]
+
+
 def test_the_classifier_example_labels_tokens(bundles, examples):
     bundle = bundles("token classifier")
     (tokens,) = ptdeploy.load(bundle).tag([ROWS[0]])
@@ -75,18 +106,19 @@ def test_the_server_example_answers_every_request_as_python_does(bundles, exampl
     rows = {f"r{i}": [5, 6, i % 101][: 1 + i % 3] for i in range(1, 41)}
     asked = "".join(f"{name} {','.join(map(str, row))}\n" for name, row in rows.items())
     answers = output(
-        examples / "server", bundle, 4, threads, given=asked + "bad 5,x\nout 5,101\n"
+        examples / "server", bundle, 4, threads, given=asked + "bad 5,6x\nout 5,101\n"
     ).splitlines()
     got = dict(line.split("\t") for line in answers)
-    assert got.pop("bad").startswith("error: 'x' is no token id")
+    assert got.pop("bad").startswith("error: '6x' is no token id")
     assert got.pop("out") == "error: Row 0 holds a token id outside 0 to 100."
     assert set(got) == set(rows)
     for name, row in rows.items():
         if kind == "encoder classifier":
-            assert got[name] == engine.classify([row])[0].label
+            (want,) = engine.classify([row])
+            assert got[name] == f"{want.label} {want.probability:.3f}"
         else:
-            want = engine.generate([row])[0].token_ids
-            assert got[name] == "".join(f"{token}," for token in want)
+            written = engine.generate([row])[0].token_ids
+            assert got[name] == "".join(f"{token}," for token in written)
 
 
 @pytest.mark.parametrize("kind", ["encoder classifier", "token classifier"])
@@ -201,14 +233,12 @@ def test_the_examples_take_a_prompt(compiled, packed, examples, tmp_path):
     bundle = Path(shutil.copytree(compiled("bert", "SEQ_CLS").bundle, tmp_path / "bundle"))
     ptdeploy.prompt_add(bundle, packed("bert", "SEQ_CLS").path, name="legal")
     (want,) = ptdeploy.load(bundle).classify([[5, 6, 7]], prompt="legal")
-    said = output(examples / "classify", "--prompt", "legal", bundle, "5,6,7")
-    assert said == f"{want.label} {want.probability:.3f}\n"
+    line = f"{want.label} {want.probability:.3f}\n"
+    assert output(examples / "classify", "--prompt", "legal", bundle, "5,6,7") == line
     assert "has no prompt 'lagel'" in output(
         examples / "classify", "--prompt", "lagel", bundle, "5,6,7", code=2
     )
-    assert (
-        output(examples / "server", bundle, given="a@legal 5,6,7\n") == f"a@legal\t{want.label}\n"
-    )
+    assert output(examples / "server", bundle, given="a@legal 5,6,7\n") == f"a@legal\t{line}"
     lines = output(examples / "verify", bundle).splitlines()
     assert lines[0] == "prompt 'default'"
     assert "prompt 'legal'" in lines
@@ -278,6 +308,17 @@ def test_a_new_project_builds_and_runs_its_bundle(bundles, project):
         assert [int(token) for at, token in got if int(at) == index] == row.token_ids
 
 
+@pytest.mark.parametrize(
+    ("given", "part"), [("Once upon a time",) * 2, ("5,5x", "5x"), ("5,,6", "")]
+)
+def test_a_new_project_says_what_is_no_token_id(project, given, part):
+    said = output(project / "build" / "my_app", given, code=2)
+    assert said == (
+        f"'{part}' is no token id.\n"
+        "Compile the bundle with --cpp-tokenizer to give text, or give ids: 5,6,7\n"
+    )
+
+
 def test_a_library_built_without_openvino_says_how_to_build_it(project):
     bundle = project.with_name("bundle")
     edit(bundle, lambda manifest: manifest.update(target="openvino"))
@@ -292,7 +333,7 @@ def test_a_library_built_without_openvino_says_how_to_build_it(project):
 
 @pytest.mark.parametrize("kind", ["encoder classifier", "token classifier"])
 def test_a_new_project_for_a_classifier_runs(bundles, project, tmp_path, kind):
-    bundle = bundles(kind)
+    bundle = Path(shutil.copytree(bundles(kind), tmp_path / "bundle"))
     assert main(["cpp-new", str(tmp_path / "app"), str(bundle)]) == 0
     # Linked with the library that the first project built.
     (library,) = (project / "build").rglob("libptdeploy.a")
@@ -309,6 +350,15 @@ def test_a_new_project_for_a_classifier_runs(bundles, project, tmp_path, kind):
     rows = [[5, 6, 7], [40]]
     if kind == "encoder classifier":
         assert [line[0] for line in lines] == [one.label for one in engine.classify(rows)]
+        want = [one.labels for one in headed(bundle, "sigmoid").classify(rows)]
+        assert max(map(len, want)) > 1
+        lines = output(tmp_path / "run", "5,6,7", "40").splitlines()
+        said = [line.split()[::2] for line in lines]
+        assert said == list(map(list, want))
+        values = [one.values for one in headed(bundle, "regression").regress(rows)]
+        lines = output(tmp_path / "run", "5,6,7", "40").splitlines()
+        said = [line.split()[1::2] for line in lines]
+        assert np.allclose(np.array(said, float), values, rtol=1e-5)
     else:
         tagged = [one for row in engine.tag(rows) for one in row]
         assert [line[:2] for line in lines] == [[str(one.token_id), one.label] for one in tagged]
@@ -329,6 +379,15 @@ def test_a_new_project_never_writes_over_anything(bundles, compiled, tmp_path, c
     assert main(["cpp-new", str(tmp_path / "empty"), bundle, "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert sorted(facts["files"]) == sorted(os.listdir(tmp_path / "empty"))
+
+
+def test_the_words_that_build_a_new_project_are_for_a_shell(compiled, tmp_path, capsys):
+    folder = tmp_path / "it's my app"
+    assert main(["cpp-new", str(folder), str(compiled("bert", "SEQ_CLS").bundle)]) == 0
+    (words,) = capsys.readouterr().out.split("build it  ")[1:]
+    configure, build = (shlex.split(line) for line in words.split("\n          cmake "))
+    assert configure[:5] == ["cmake", "-S", str(folder), "-B", str(folder / "build")]
+    assert build == ["--build", str(folder / "build")]
 
 
 @pytest.mark.parametrize(

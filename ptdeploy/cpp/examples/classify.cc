@@ -1,18 +1,13 @@
-// classify [--prompt NAME] BUNDLE TEXT...: the labels of texts, or a label for each of their tokens.
+// classify [--prompt NAME] BUNDLE TEXT...: what a classifier says of texts, or of each of their tokens.
 #include <stdlib.h>
 
 #include <cstdio>
 
+#include "classes.hpp"
 #include "options.hpp"
 #include "text.hpp"
 
 namespace {
-
-void print_classes(const ptdeploy::Engine& engine, const std::vector<ptdeploy::Ids>& rows,
-                   const ptdeploy::Prompt& prompt) {
-  for (const auto& result : engine.classify(rows, prompt))
-    std::printf("%s %.3f\n", ptdeploy::printable(result.label).c_str(), result.probability);
-}
 
 void print_tags(const ptdeploy::Engine& engine, const std::vector<ptdeploy::Ids>& rows,
                 const ptdeploy::Prompt& prompt, const Text& text) {
@@ -37,7 +32,7 @@ int main(int argc, char** argv) {
     if (engine.info().task == ptdeploy::Task::token_cls)
       print_tags(engine, rows, prompt, text);
     else
-      print_classes(engine, rows, prompt);
+      for (const std::string& line : class_lines(engine, rows, prompt)) std::puts(line.c_str());
   } catch (const ptdeploy::Error& error) {
     std::fprintf(stderr, "classify: %s\n", error.what());
     return 2;

@@ -12,6 +12,7 @@
 #include <queue>
 #include <thread>
 
+#include "classes.hpp"
 #include "text.hpp"
 
 namespace {
@@ -67,7 +68,7 @@ std::string answer(const ptdeploy::Engine& engine, const Text& text, const Reque
     const ptdeploy::Prompt prompt = prompt_of(asked.id);
     if (engine.info().task == ptdeploy::Task::causal_lm)
       return text.decode(engine.generate({ids}, prompt)[0].token_ids);
-    return engine.classify({ids}, prompt)[0].label;
+    return class_lines(engine, {ids}, prompt)[0];
   } catch (const ptdeploy::Error& error) {
     return "error: " + error.problem();  // one bad request is no reason to stop
   }

@@ -1,6 +1,7 @@
 // By the bundle's own tokenizer as a program (ptdeploy compile --cpp-tokenizer); of a bundle without
 // it, text is token ids with commas between.
 #include <sstream>
+#include <stdexcept>
 
 #include "text.hpp"
 
@@ -12,13 +13,16 @@ Text open_text(const ptdeploy::Engine& engine) {
     ptdeploy::Ids ids;
     std::istringstream stream(text);
     for (std::string part; std::getline(stream, part, ',');) {
+      std::size_t read = 0;
       try {
-        ids.push_back(std::stoll(part));
+        ids.push_back(std::stoll(part, &read));
       } catch (const std::logic_error&) {
+        read = 0;
+      }
+      if (read == 0 || read < part.size())
         throw ptdeploy::InputError(
             "'" + part + "' is no token id.",
-            "Built without a tokenizer, this example takes ids with commas between: 5,6,7");
-      }
+            "Compile the bundle with --cpp-tokenizer to give text, or give ids: 5,6,7");
     }
     return ids;
   };

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstring>
 #include <sstream>
+#include <stdexcept>
 #include <string>
 
 #include "ptdeploy/ptdeploy.hpp"
@@ -13,7 +14,18 @@ inline ptdeploy::Ids ids_of(const ptdeploy::Engine& engine, const std::string& t
   if (engine.read("tokenizer_program")) return engine.encode(text);
   ptdeploy::Ids ids;
   std::istringstream stream(text);
-  for (std::string part; std::getline(stream, part, ',');) ids.push_back(std::stoll(part));
+  for (std::string part; std::getline(stream, part, ',');) {
+    std::size_t read = 0;
+    try {
+      ids.push_back(std::stoll(part, &read));
+    } catch (const std::logic_error&) {
+      read = 0;
+    }
+    if (read == 0 || read < part.size())
+      throw ptdeploy::InputError(
+          "'" + part + "' is no token id.",
+          "Compile the bundle with --cpp-tokenizer to give text, or give ids: 5,6,7");
+  }
   return ids;
 }
 
