@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 
 from ptdeploy.backends import engine_facts, engine_words, get_backend
 from ptdeploy.bundle import DEFAULT_PROMPT, Manifest
@@ -128,7 +129,7 @@ def run(arguments: argparse.Namespace) -> int:
         f"bundle    {path}, {megabytes(size)}, {manifest.target} {manifest.precision} on "
         f"{manifest.device}\n{types}"
         f"{parity_lines(manifest)}"
-        f"run it    ptdeploy run {path} {ask}\n"
+        f"run it    ptdeploy run {shlex.quote(path)} {ask}\n"
         f'          ptdeploy.load("{path}") in Python, without torch'
     )
     return 0
@@ -167,7 +168,7 @@ def _run_over(arguments: argparse.Namespace) -> int:
         f"{manifest.name}\n"
         f"pack      {path}, {megabytes(size)}\n"
         f"{prompt_parity_lines(prompt, manifest.precision in quantized())}"
-        f"add it    ptdeploy prompt add BUNDLE {path}"
+        f"add it    ptdeploy prompt add BUNDLE {shlex.quote(path)}"
     )
     return 0
 

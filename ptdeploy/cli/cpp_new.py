@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 from ptdeploy.cli import options
@@ -25,9 +26,10 @@ def run(arguments: argparse.Namespace) -> int:
     more = "".join(f" \\\n          {flag}" for flag in flags)
     if arguments.json:
         return show_json_facts({"folder": str(folder), "files": names})
+    source, build = shlex.quote(str(folder)), shlex.quote(str(folder / "build"))
     show(
         f"wrote     {', '.join(str(folder / name) for name in names)}\n"
-        f"build it  cmake -S {folder} -B {folder / 'build'} -DONNXRUNTIME_ROOT=/path/to/onnxruntime"
-        f"{more}\n          cmake --build {folder / 'build'}"
+        f"build it  cmake -S {source} -B {build} -DONNXRUNTIME_ROOT=/path/to/onnxruntime"
+        f"{more}\n          cmake --build {build}"
     )
     return 0

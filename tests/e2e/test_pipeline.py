@@ -140,11 +140,17 @@ def test_verify_tells_how_far_off_pefts_own_padded_batch_is(compiled):
 
 def test_compile_on_the_command_line_says_what_it_did(tmp_path, capsys):
     trained = tiny.make(tmp_path, "bert", "SEQ_CLS")
-    output = tmp_path / "out"
+    output = tmp_path / "my output"
     arguments = ["compile", str(trained.adapter), "--target", "ort", "--base", str(trained.base)]
     assert main([*arguments, "-o", str(output), "--labels", "no,maybe,yes"]) == 0
     captured = capsys.readouterr()
-    for word in ("read ", "frozen ", "parity ", "5 virtual tokens", "ptdeploy run"):
+    for word in (
+        "read ",
+        "frozen ",
+        "parity ",
+        "5 virtual tokens",
+        f"ptdeploy run '{output}' --ids",
+    ):
         assert word in captured.out
     assert "export to ONNX" in captured.err
     assert ", named " not in captured.out
