@@ -196,7 +196,8 @@ struct GenerateOptions {
   std::optional<std::vector<std::int64_t>> eos_token_ids;  // an empty vector: never stop at one
   std::optional<std::uint64_t> seed;                       // row i is sampled with seed + i
   bool logprobs = false;
-  // A row ends where one of these stands in its text: its text ends before it, and `token_ids` with it.
+  // A row ends where one of these stands in its text: its text ends before it; its tokens stay in
+  // `token_ids`.
   // At most 64, of up to 1024 characters. Special tokens are found by their names, as in "</s>".
   std::vector<std::string> stop;
   bool text = false;  // give the text too; `stop` and `on_text` ask for it as well
