@@ -131,6 +131,7 @@ def _run(source: str, variables: dict[str, Any]) -> str:
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
     )
     environment.filters["tojson"] = _tojson
+    environment.bound_filters()
     environment.globals["raise_exception"] = _refuse
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     try:
@@ -208,10 +209,11 @@ def _plain(value: Any, name: str, depth: int = 0) -> Any:
         return int.__int__(value)
     if isinstance(value, float):
         return float.__float__(value)
-    if isinstance(value, np.generic):
-        return _plain(value.item(), name)
+    # Of some types, as longdouble, the item is of that type again.
+    if isinstance(value, np.generic) and not isinstance(item := value.item(), np.generic):
+        return _plain(item, name)
     if isinstance(value, Mapping):
-        return {_plain(key, name): _plain(item, name, depth + 1) for key, item in value.items()}
+        return {_key(key, name): _plain(item, name, depth + 1) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item, name, depth + 1) for item in value]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -223,6 +225,15 @@ def _plain(value: Any, name: str, depth: int = 0) -> Any:
         f"{name} holds a {type(value).__name__}; a chat template takes plain data.",
         "Give strings, numbers, lists and dictionaries.",
     )
+
+
+def _key(key: Any, name: str) -> Any:
+    if isinstance(key, list | tuple | Mapping) or isinstance(plain := _plain(key, name), list):
+        raise InputError(
+            f"{name} holds a dictionary with a {type(key).__name__} as a key.",
+            "Give strings or numbers as keys, as in JSON.",
+        )
+    return plain
 
 
 def _mark_end(message: dict[str, Any], key: str, source: str) -> str:

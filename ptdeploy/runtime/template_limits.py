@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from functools import wraps
 from typing import Any
 
 from jinja2 import nodes
@@ -15,13 +16,30 @@ from jinja2.exceptions import SecurityError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
-# Characters of a text that a template makes, rounds of all its loops together, and calls.
-MOST_TEXT = 16 * 1024 * 1024
+from ptdeploy.runtime.template_growth import (
+    MOST_TEXT,
+    check_growth,
+    check_length,
+    listed,
+    too_long,
+    weight,
+)
+
+# Rounds of all loops of a template together, and calls.
 MOST_ROUNDS = 1_000_000
 MOST_CALLS = 1_000_000
 _COUNTED, _JOINED, _SIZED = "ptdeploy_counted", "ptdeploy_joined", "ptdeploy_sized"
+_SIZED_TYPES = (str, bytes, list, tuple)
+# Of a product of whole numbers.
+_MOST_BITS = 65_536
 # A width within a format, as in "%0999999999d" and "{:>999999999}".
 _WIDE = re.compile(r"\d{7,}")
+# Filters that write nothing of what they are given; all others may make text of it.
+_STRUCTURAL = {
+    *("abs", "attr", "batch", "count", "d", "default", "dictsort", "first", "float", "groupby"),
+    *("int", "items", "last", "length", "list", "map", "max", "min", "random", "reject"),
+    *("rejectattr", "reverse", "round", "select", "selectattr", "slice", "sort", "sum", "unique"),
+}
 
 
 class _Bounded(NodeTransformer):
@@ -52,11 +70,17 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset(("+", "*", "**", "%"))
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
+        super().__init__(**options, finalize=_written)
+        # What a {% set %} block, a macro and a {% filter %} block make of their pieces.
+        self.concat = joined  # type: ignore[method-assign]
         self._rounds = self._calls = 0
+        self.globals.pop("lipsum")
         self.filters |= {_COUNTED: self._counted, _JOINED: _joined, _SIZED: _of_size}
-        for name in ("center", "indent", "wordwrap", "join", "replace", "format"):
-            self.filters[name] = _bounded(self.filters[name])
+
+    def bound_filters(self) -> None:
+        """Once all filters are there."""
+        own = (_COUNTED, _JOINED, _SIZED)
+        self.filters |= {n: _bounded(n, f) for n, f in self.filters.items() if n not in own}
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         tree = super()._parse(source, name, filename)
@@ -76,26 +100,40 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             raise SecurityError(f"it calls more than {MOST_CALLS} functions")
         _check_numbers((*args, *kwargs.values()))
         owner = getattr(getattr(obj, "__wrapped__", obj), "__self__", None)
-        if isinstance(owner, str) and getattr(obj, "__name__", "").startswith("format"):
-            _check_widths(owner)
+        if isinstance(owner, (str, bytes)):
+            name = getattr(obj, "__name__", "")
+            if name.startswith("format") and isinstance(owner, str):
+                _check_widths(owner)
+            args = tuple(map(listed, args))
+            check_growth(f"str.{name}", (owner, *args), kwargs)
         return _of_size(super().call(context, obj, *args, **kwargs))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         if operator == "%" and isinstance(left, str):
             _check_numbers(right if isinstance(right, tuple) else (right,))
             _check_widths(left)
+            check_growth("format", (left, right), {})
         if operator == "**" and (abs(left) > 2**64 or abs(right) > 64):
             raise SecurityError("it asks for a great power")
         if operator == "*":
             for one, other in ((left, right), (right, left)):
-                sized = isinstance(one, (str, list, tuple)) and isinstance(other, int)
-                if sized and len(one) * other > MOST_TEXT:
-                    raise SecurityError(f"it makes a text of more than {MOST_TEXT} characters")
+                if isinstance(one, _SIZED_TYPES) and isinstance(other, int):
+                    check_length(one, other)
+            whole = isinstance(left, int) and isinstance(right, int)
+            if whole and left.bit_length() + right.bit_length() > _MOST_BITS:
+                raise SecurityError("it asks for a great product")
         return _of_size(super().call_binop(context, operator, left, right))
 
 
+def _written(value: Any) -> Any:
+    """What a template prints, once it is known to be short enough."""
+    if not isinstance(value, str):
+        weight(value)
+    return value
+
+
 def _joined(values: list[Any]) -> str:
-    return joined(map(str, values))
+    return joined(str(_written(one)) for one in values)
 
 
 def joined(pieces: Iterable[str]) -> str:
@@ -105,18 +143,26 @@ def joined(pieces: Iterable[str]) -> str:
     for piece in pieces:
         size += len(piece)
         if size > MOST_TEXT:
-            raise SecurityError(f"it makes a text of more than {MOST_TEXT} characters")
+            raise too_long()
         found.append(piece)
     return "".join(found)
 
 
-def _bounded(function: Any) -> Any:
-    from functools import wraps
+def _bounded(name: str, function: Any) -> Any:
+    # Some are given the template's context before their value.
+    first = 1 if hasattr(function, "jinja_pass_arg") else 0
 
     @wraps(function)
     def bounded(*args: Any, **kwargs: Any) -> Any:
-        _check_numbers((*args, *kwargs.values()))
-        return _of_size(function(*args, **kwargs))
+        given = list(map(listed, args[first:]))
+        kwargs = {key: listed(value) for key, value in kwargs.items()}
+        _check_numbers((*given, *kwargs.values()))
+        if name not in _STRUCTURAL:
+            weight([*given, *kwargs.values()])
+        if name == "format" and given and isinstance(given[0], str):
+            _check_widths(given[0])
+        check_growth(name, given, kwargs)
+        return _of_size(function(*args[:first], *given, **kwargs))
 
     return bounded
 
@@ -134,6 +180,6 @@ def _check_widths(form: str) -> None:
 
 
 def _of_size(value: Any) -> Any:
-    if isinstance(value, (str, list, tuple)) and len(value) > MOST_TEXT:
-        raise SecurityError(f"it makes a text of more than {MOST_TEXT} characters")
+    if isinstance(value, _SIZED_TYPES):
+        check_length(value)
     return value

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
+import numpy as np
 import pytest
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
@@ -70,10 +73,78 @@ def test_a_template_that_fails_or_reaches_out_is_refused(template, reason):
         render(ChatTemplate(template, {}), MESSAGES)
 
 
+BIG = "{% set a = 'a' * 16000000 %}"
+NESTED = "{% set a = ['b'] %}" + "{% set a = [a, a] %}" * 60
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ [1]|tojson(indent=200000000) }}",
+        "{{ [[[1]]]|tojson(indent='                ' * 900000) }}",
+        "{{ ([1]|batch(30000000, 2)|list)[0]|length }}",
+        "{{ [1]|slice(3000000)|list|length }}",
+        "{{ lipsum(n=16000000) }}",
+        BIG + "{{ a|replace('a', 'b' * 1000) }}",
+        BIG + "{{ a.replace('a', 'b' * 1000) }}",
+        BIG + "{{ a.encode().replace('a'.encode(), a.encode()) }}",
+        BIG + "{{ [1, 2, 3]|join(a) }}",
+        BIG + "{{ a.join(['1', '2', '3']) }}",
+        BIG + "{{ ([a] * 9)|join }}",
+        BIG + "{{ [a] * 9 }}",
+        BIG + "{{ ([a] * 9) ~ '' }}",
+        BIG + "{{ ([a] * 9)|string }}",
+        BIG + "{{ ([a] * 9)|upper }}",
+        BIG + "{{ ([a] * 9)|tojson }}",
+        BIG + "{{ ([a] * 9)|map('list')|map('string')|join|length }}",
+        BIG + "{{ ('{0}' * 9).format(a) }}",
+        BIG + "{{ ('%s' * 2) % (a, a) }}",
+        BIG + "{{ ('%s' * 2)|format(a, a) }}",
+        BIG + "{% set b %}{{ a }}{{ a }}{% endset %}{{ b|length }}",
+        BIG + "{% macro m() %}{{ a }}{{ a }}{% endmacro %}{{ m()|length }}",
+        BIG + "{{ {'k': a, 'l': a}.items() }}",
+        BIG + "{% set n = namespace(a=a, b=a) %}{{ n }}",
+        BIG + "{{ ([(a|list)] * 9)|sum(start=[])|length }}",
+        "{{ '%0999999999d'|format(1) }}",
+        "{{ ('\\n' * 1000000)|indent(10000000) }}",
+        "{{ ('x ' * 1000000)|wordwrap(1, wrapstring='y' * 1000) }}",
+        "{{ ('\\t' * 1000000).expandtabs(10000) }}",
+        "{{ ('a' * 1000000).translate({97: 'b' * 1000}) }}",
+        "{{ ('a'.encode() * 10000000000)|length }}",
+        "{% set n = namespace(x=3) %}{% for i in range(60) %}{% set n.x = n.x * n.x %}{% endfor %}",
+        NESTED + "{{ a }}",
+        NESTED + "{{ a|tojson }}",
+        NESTED + "{{ a|pprint }}",
+    ],
+)
+def test_what_would_make_too_long_a_text_is_refused_before_it_is_made(template):
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match=r"it (makes|asks|writes) |lipsum. is undefined"):
+            render(ChatTemplate(template, {}), MESSAGES)
+        assert tracemalloc.get_traced_memory()[1] < 600e6
+    finally:
+        tracemalloc.stop()
+
+
 @pytest.mark.parametrize("messages", [[], ["hello"], [{"content": "no role"}]])
 def test_what_is_no_conversation_is_refused(messages):
     with pytest.raises(InputError, match="list of messages"):
         render(ChatTemplate("", {}), messages)
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ({("a", "b"): 1}, "a tuple as a key"),
+        ({np.longdouble(1): 1}, "a longdouble"),
+        (np.longdouble(1), "a longdouble"),
+        ([object()], "a object"),
+    ],
+)
+def test_what_is_no_plain_data_is_refused(value, reason):
+    with pytest.raises(InputError, match=reason):
+        render(ChatTemplate("{{ x }}", {}), MESSAGES, x=value)
 
 
 @pytest.mark.parametrize("content", [b"{", b'{"template": 1}', b"\xff", b"[]"])
