@@ -14,9 +14,18 @@ import msgspec
 from ptdeploy.bundle.held import Held
 from ptdeploy.bundle.schema import MANIFEST_NAME, MAX_MANIFEST_BYTES, FileEntry, Header
 from ptdeploy.errors import BundleError
-from ptdeploy.files import POINTER_FIX, POINTER_PROBLEM, is_pointer_text
+from ptdeploy.files import POINTER_FIX, POINTER_PROBLEM, is_pointer_text, read_regular
 
 _M = TypeVar("_M")
+# What a folder is by its manifest's format, and what to do with it.
+_OTHERS = {
+    "ptdeploy-bundle": ("a bundle", "Load it with ptdeploy.load, or run it with ptdeploy run."),
+    "ptdeploy-prompt": (
+        "a pack, which holds a prompt and no engine",
+        "Put it into a bundle (ptdeploy prompt add BUNDLE PACK), or load it into an open engine "
+        "(engine.load_prompt).",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,8 @@ def read_manifest(held: Held, kind: Kind[_M]) -> _M:
         # msgspec does not look at the bytes of names it does not know.
         raw.decode()
         header = msgspec.json.decode(raw, type=Header)
+        if (other := _OTHERS.get(header.format)) and header.format != kind.format:
+            raise BundleError(f"{file}: is {other[0]}, not a {kind.noun}.", other[1])
         if header.format != kind.format or header.format_version != kind.version:
             raise BundleError(
                 f"{file}: is {header.format!r} version {header.format_version}; this ptdeploy "
@@ -72,6 +83,15 @@ def read_manifest(held: Held, kind: Kind[_M]) -> _M:
             f"{file}: not a valid manifest ({error}).",
             "Compile the checkpoint again, or install the ptdeploy that made it.",
         ) from error
+
+
+def is_foreign(path: Path) -> bool:
+    """Whether a folder's manifest.json is another tool's: sound JSON with no format of ours."""
+    try:
+        found = msgspec.json.decode(read_regular(path / MANIFEST_NAME, MAX_MANIFEST_BYTES))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return not isinstance(found, dict) or found.get("format") not in _OTHERS
 
 
 def check_files(

@@ -14,7 +14,14 @@ from typing import TypeVar
 import msgspec
 
 from ptdeploy.bundle.held import Held, spare_descriptors, standing
-from ptdeploy.bundle.manifest_file import Kind, check_files, check_hash, hold, read_manifest
+from ptdeploy.bundle.manifest_file import (
+    Kind,
+    check_files,
+    check_hash,
+    hold,
+    is_foreign,
+    read_manifest,
+)
 from ptdeploy.bundle.schema import (
     FORMAT,
     FORMAT_VERSION,
@@ -168,8 +175,9 @@ def check_hashes(bundle: Bundle, prompts: Collection[str | None] | None = None) 
 
 
 def is_bundle(path: Path) -> bool:
-    """Whether `path` looks like a bundle, whole or damaged: a folder with a manifest."""
-    return (path / MANIFEST_NAME).is_file()
+    """Whether `path` looks like a bundle or a pack, whole or damaged: a folder with a manifest that
+    is no other tool's."""
+    return (path / MANIFEST_NAME).is_file() and not is_foreign(path)
 
 
 def read_bundle(

@@ -185,6 +185,8 @@ def _refuse_of_engine(arguments: argparse.Namespace) -> None:
         for n in ("device", "precision", "max_batch", "max_context", *names)
         if getattr(arguments, n) is not None
     ]
+    if arguments.cpp_tokenizer:
+        given.append("cpp_tokenizer")
     if not arguments.freeze_kv:
         given.append("no_freeze_kv")
     if arguments.prompt_kinds != "own":

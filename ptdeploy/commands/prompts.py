@@ -15,12 +15,12 @@ import msgspec
 from ptdeploy import arguments
 from ptdeploy.arguments import checked, having, instance
 from ptdeploy.bundle import (
-    MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
     Bundle,
     FileEntry,
     PromptInfo,
     check_destination,
+    is_bundle,
     locked,
     prompt_folder,
     publish,
@@ -101,7 +101,7 @@ def list_prompts(path: str | Path) -> dict[str, PromptInfo]:
 def _draft(bundle: Bundle, request: PromptAddRequest, folder: Path, progress: Progress) -> Draft:
     """The prompt beside the bundle's engine, not yet proven."""
     left = f"{bundle.path} is as it was"
-    if not (Path(request.prompt) / MANIFEST_NAME).is_file():
+    if not is_bundle(Path(request.prompt)):
         over = request.of_checkpoint()
         return draft_over(bundle, over, folder, progress, left, request.replace)
     request.refuse_of_checkpoint()

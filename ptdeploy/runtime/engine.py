@@ -105,6 +105,7 @@ class Engine(ABC):
         """What can be asked for just now, by name: the bundle's, and those loaded since."""
         return self._store.infos
 
+    @checked(name=arguments.text)
     def prompt_info(self, name: str) -> PromptInfo:
         """What a prompt is. Raises InputError, listing those there are, if there is none so."""
         return self._store.info(name)
@@ -119,12 +120,19 @@ class Engine(ABC):
         """The default prompt. Raises InputError if there is none."""
         return self._store.prompt(self.default_prompt)
 
+    @checked(name=maybe(arguments.text))
     def by_default(self, name: str | None) -> Engine:
         """This engine as one whose requests have that prompt if they name none.
 
-        It runs in the same session, with the same prompts in memory. Raises BundleError if the
-        bundle's prompt of that name is none for the engine.
+        It runs in the same session, with the same prompts in memory. Raises InputError if the
+        bundle has no prompt of that name, BundleError if it is none for the engine.
         """
+        if name is not None and name not in self.manifest.prompts:
+            raise InputError(
+                f"{self.bundle.path} has no prompt {name!r} of its own; it has "
+                f"{in_words(self.manifest.prompts)}.",
+                "Put it into the bundle with ptdeploy prompt add, or name it in each request.",
+            )
         bundle = self.bundle.by_default(name)
         check_manifest(bundle, self.manifest_problems(bundle.manifest))
         other = object.__new__(type(self))

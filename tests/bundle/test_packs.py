@@ -52,7 +52,8 @@ def test_the_published_schema_is_the_readers_own(pack):
     ("change", "reason"),
     [
         *PACK_DAMAGE,
-        (lambda m: m.update(format="ptdeploy-bundle"), "reads 'ptdeploy-prompt' version 1"),
+        (lambda m: m.update(format="ptdeploy-bundle"), "is a bundle, not a pack."),
+        (lambda m: m.update(format="ptdeploy"), "reads 'ptdeploy-prompt' version 1"),
         (
             lambda m: m["files"][0].update(sha256="0" * 64),
             "its SHA-256 is not the manifest's",

@@ -300,7 +300,24 @@ def test_a_prompt_of_another_base_task_or_kind_is_refused(
     assert sorted(one.name for one in tmp_path.iterdir()) == ["bundle"]
 
 
-@pytest.mark.parametrize("option", ["--device=cpu", "--precision=fp32", "--no-freeze-kv"])
+def test_a_pack_for_a_bundle_and_a_bundle_for_a_pack_are_called_what_they_are(bundle, pack):
+    with pytest.raises(BundleError, match="is a pack, which holds a prompt and no engine, not a b"):
+        ptdeploy.load(pack)
+    with pytest.raises(BundleError, match=r"manifest\.json: is a bundle, not a pack\."):
+        ptdeploy.prompt_add(bundle, bundle, name="x")
+
+
+def test_another_tools_manifest_makes_no_pack_of_a_checkpoint(bundle, packed, compiled, tmp_path):
+    adapter = Path(shutil.copytree(packed("bert", "SEQ_CLS").adapter, tmp_path / "run"))
+    (adapter / "manifest.json").write_text(json.dumps({"format": "parquet", "files": []}))
+    ptdeploy.prompt_add(bundle, adapter, name="legal", base=compiled_base(compiled))
+    assert list(ptdeploy.prompt_list(bundle)) == ["default", "legal"]
+    assert ptdeploy.inspect(adapter)["kind"] == "checkpoint"
+
+
+@pytest.mark.parametrize(
+    "option", ["--device=cpu", "--precision=fp32", "--no-freeze-kv", "--cpp-tokenizer"]
+)
 def test_an_engines_option_is_refused_over_an_engine(bundle, option, capsys, tmp_path):
     told = ["compile", str(tmp_path), "--over", str(bundle), option]
     assert main(told) == 2

@@ -69,6 +69,12 @@ def test_a_bundle_of_several_prompts_gives_the_one_that_is_named(compiled, packe
     assert same(engine.logits(ROWS, prompt="legal"), several.logits(ROWS, prompt="legal"))
     with pytest.raises(ptdeploy.InputError, match="has no prompt 'lagel'; it has 'default', 'leg"):
         engine.load_prompt(tmp_path / "b", "lagel")
+    for given in (None, ["legal"], 3):
+        with pytest.raises(ptdeploy.InputError, match="name is"):
+            engine.prompt_info(given)
+    # It is loaded, but not the bundle's own.
+    with pytest.raises(ptdeploy.InputError, match="no prompt 'legal' of its own; it has 'default'"):
+        engine.by_default("legal")
 
 
 def test_names_that_none_can_have_or_one_has_are_refused(classifiers):

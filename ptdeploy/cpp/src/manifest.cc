@@ -201,6 +201,14 @@ Header read_header(const Json& json) {
 // The two fields that every version has come first: another version's other fields mean nothing.
 void check_version(const Json& json, const std::string& file, const FolderKind& kind) {
   const Header found = read_header(json);
+  if (found.format == kBundle.format && &kind != &kBundle)
+    throw BundleError(file + ": is a bundle, not a " + kind.noun + ".",
+                      "Load it with ptdeploy.load, or run it with ptdeploy run.");
+  if (found.format == kPack.format && &kind != &kPack)
+    throw BundleError(file + ": is a pack, which holds a prompt and no engine, not a " + kind.noun +
+                          ".",
+                      "Put it into a bundle (ptdeploy prompt add BUNDLE PACK), or load it into an "
+                      "open engine (engine.load_prompt).");
   if (found.format != kind.format || found.version != kind.version)
     throw BundleError(file + ": is " + quoted(found.format) + " version " +
                           std::to_string(found.version) + "; this ptdeploy reads " +
