@@ -31,7 +31,7 @@ from ptdeploy.parity.mixed import MixedRows, with_mixed
 from ptdeploy.parity.reference import Reference
 from ptdeploy.parity.reference.store import load_reference, referred
 from ptdeploy.parity.report import Failing, ParityReport
-from ptdeploy.parity.reports import FAILING_NAME, check_report
+from ptdeploy.parity.reports import check_report
 from ptdeploy.parity.thresholds import Overrides, read_thresholds
 from ptdeploy.progress import Progress, reference_stage
 from ptdeploy.runtime import Engine, open_engine
@@ -217,10 +217,11 @@ def _write_report(
     run: _Run, found: ParityReport, reference: Reference, folder: Path, progress: Progress
 ) -> ParityReport:
     from ptdeploy.parity.reports import write_reports
+    from ptdeploy.parity.shrink import remove_failing
 
     if found.passed:
         # What an earlier run left here no longer fails.
-        (folder / FAILING_NAME).unlink(missing_ok=True)
+        remove_failing(folder)
     else:
         with progress.stage("shrink the failing input"):
             found = msgspec.structs.replace(found, failing=_shrink(run, found, reference, folder))
@@ -236,13 +237,11 @@ def _shrink(run: _Run, found: ParityReport, reference: Reference, folder: Path) 
     failing = next(one for one in found.each() if not one.passed)
     if failing.prompt == run.names[0]:
         return write_failing(
-            folder, run.engine, reference, failing, request.thresholds, run.peft, request.graph
+            folder, run.engine, reference, failing, run.overrides, run.peft, request.graph
         )
     engine = run.engine.by_default(failing.prompt)
     reference = _reference_of(engine, run)
-    return write_failing(
-        folder, engine, reference, failing, request.thresholds, None, request.graph
-    )
+    return write_failing(folder, engine, reference, failing, run.overrides, None, request.graph)
 
 
 @contextmanager

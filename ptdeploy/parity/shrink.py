@@ -14,7 +14,7 @@ import numpy as np
 from ptdeploy.bundle.precision import FINITE
 from ptdeploy.bundle.task import Task
 from ptdeploy.errors import EngineFault
-from ptdeploy.files import write_whole
+from ptdeploy.files import json_document, write_whole
 from ptdeploy.parity.cases import Padding
 from ptdeploy.parity.compare import (
     case_passed,
@@ -23,7 +23,8 @@ from ptdeploy.parity.compare import (
 )
 from ptdeploy.parity.reference import Reference, ReferenceRow
 from ptdeploy.parity.report import Failing, ParityReport
-from ptdeploy.parity.reports import FAILING_NAME, REPORT_FIX
+from ptdeploy.parity.reports import BOUNDS_NAME, FAILING_NAME, REPORT_FIX
+from ptdeploy.parity.thresholds import Overrides
 from ptdeploy.parity.token_ids import pair_agrees, wanted_pairs
 from ptdeploy.runtime import ENGINES, Engine
 
@@ -47,15 +48,17 @@ def write_failing(
     engine: Engine,
     reference: Reference,
     report: ParityReport,
-    thresholds: str | Path | None,
+    overrides: Overrides,
     peft: PeftSource | None,
     graph: bool = False,
 ) -> Failing | None:
     """Shrink what fails and write it as `failing.jsonl`; None where no input can show it.
 
-    `graph` says that what was run is the graph that an engine was built from.
+    `graph` says that what was run is the graph that an engine was built from. The caller's own
+    bounds go into a file beside it, but those on a score, for which such an input has no labels.
     What only a score over much text shows (a task metric, quantized weights) has no such input.
     """
+    remove_failing(folder)
     found = smallest_failing(engine, reference, report, peft)
     lines: list[dict[str, Any]]
     if found is not None:
@@ -64,18 +67,25 @@ def write_failing(
     elif (text := _failing_text(engine, reference)) is not None:
         lines, lengths = [text], (len(text["ids"]),)
     else:
-        (folder / FAILING_NAME).unlink(missing_ok=True)
         return None
     content = b"".join(msgspec.json.encode(line) + b"\n" for line in lines)
     path = write_whole(folder / FAILING_NAME, content, REPORT_FIX)
     command = ["ptdeploy", "verify", str(engine.bundle.path), "--data", str(path)]
-    if thresholds is not None:
-        command += ["--thresholds", str(thresholds)]
+    bounds = overrides.without_scores(engine.manifest.quantization is not None)
+    if bounds:
+        file = write_whole(folder / BOUNDS_NAME, json_document(bounds), REPORT_FIX)
+        command += ["--thresholds", str(file)]
     if graph:
         command.append("--graph")
     if len(engine.manifest.prompts) > 1:
         command += ["--prompt", str(engine.manifest.default_prompt)]
     return Failing(lengths, str(path), shlex.join(command))
+
+
+def remove_failing(folder: Path) -> None:
+    """Take away the failing input that an earlier run left in a report's folder."""
+    for name in (FAILING_NAME, BOUNDS_NAME):
+        (folder / name).unlink(missing_ok=True)
 
 
 def smallest_failing(

@@ -39,6 +39,14 @@ class Overrides(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_accuracy_drop: float | None = None
     max_squared_error: float | None = None
 
+    def without_scores(self, quantized: bool) -> dict[str, float]:
+        """The bounds that were given, but those on what the user's own data scores."""
+        scores = {"min_accuracy", "max_accuracy_drop", "max_squared_error"}
+        if not quantized:
+            scores.add("max_perplexity_ratio")
+        given = msgspec.structs.asdict(self)
+        return {n: v for n, v in given.items() if v is not None and n not in scores}
+
     def thresholds(self, stored: Thresholds) -> Thresholds:
         """The reference's bounds with the given ones laid over them."""
         return _laid_over(stored, self)

@@ -222,6 +222,18 @@ def test_the_smallest_failing_input_reproduces_in_one_command(mismatched, capsys
     assert "data alone, lengths [1]" in capsys.readouterr().out
 
 
+def test_a_failing_input_is_reproduced_with_the_bounds_that_it_misses(texts, tmp_path, capsys):
+    bounds, data = tmp_path / "thresholds.json", tmp_path / "data.jsonl"
+    bounds.write_text('{"max_abs": 0, "relative": 0, "min_accuracy": 0}')
+    write_lines(data, {"ids": [5, 6], "label": 0})
+    given = ["--thresholds", str(bounds), "--data", str(data), "--report", str(tmp_path / "report")]
+    assert main(["verify", str(texts[1]), *given, "-q"]) == 1
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert main([*shlex.split(report["failing"]["command"])[1:], "-q"]) == 1
+    assert ptdeploy.verify(texts[1], report=tmp_path / "report").passed
+    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == sorted(REPORTS)
+
+
 def test_a_failing_causal_row_is_cut_without_the_checkpoint(compiled, tmp_path):
     from support.faults import Editor, changed
 

@@ -14,7 +14,9 @@ from ptdeploy.parity.report import ParityReport
 
 REPORT_FIX = "Choose another --report."
 FAILING_NAME = "failing.jsonl"
-NAMES = ("report.json", "junit.xml", "report.md", "report.html", FAILING_NAME)
+# The caller's own bounds that the failing input is held to.
+BOUNDS_NAME = "failing-thresholds.json"
+NAMES = ("report.json", "junit.xml", "report.md", "report.html", FAILING_NAME, BOUNDS_NAME)
 _MAX_BYTES = 64 * 1024 * 1024
 
 
