@@ -80,12 +80,22 @@ def _narrow(graph: ir.Graph, reader: ir.Node, read: ir.Value) -> None:
                 gather.metadata_props.update(node.metadata_props)
                 gather.outputs[0].name = f"{wide.name}.{suffix}"
                 gather.outputs[0].type = wide.type
+                gather.outputs[0].shape = _narrowed_shape(wide, named)
                 graph.insert_before(node, gather)
                 taken[wide] = gather.outputs[0]
             node.replace_input_with(place, taken[wide])
-        node.outputs[0].shape = None
+        node.outputs[0].shape = _narrowed_shape(node.outputs[0], named)
     if named:
         _drop(graph, reader, read)
+
+
+def _narrowed_shape(wide: ir.Value, named: ir.Value | None) -> ir.Shape | None:
+    """What is left of (batch, tokens, width): unknown where it is a single token's."""
+    import onnx_ir as ir
+
+    if named is None or named.shape is None or wide.shape is None or len(wide.shape) != 3:
+        return None
+    return ir.Shape([wide.shape[0], named.shape[0], wide.shape[2]])
 
 
 def _drop(graph: ir.Graph, reader: ir.Node, read: ir.Value) -> None:
