@@ -16,11 +16,13 @@ import pytest
 from support import damage, native
 from support.c_abi import FAULT, Library
 from support.damage import REFERENCE_DAMAGE, edit
+from support.faults import with_table
 from support.parity import assert_same, near
 
 import ptdeploy
 from ptdeploy.bundle import read_bundle
 from ptdeploy.bundle.precision import PRECISIONS
+from ptdeploy.bundle.quantization import QuantizationOptions
 from ptdeploy.errors import EngineFault, PtdeployError
 from ptdeploy.parity.cases import BatchCase, Source, batches
 from ptdeploy.parity.compare import compare
@@ -191,6 +193,24 @@ def test_quantization_of_a_head_without_one_class_is_evaluated_as_in_python(
     assert theirs["quality"]["top1_agreement"] == near(ours.quality.top1_agreement)
     assert theirs["failures"] == ours.failures()
     assert "explained variance of the values" in theirs["failures"][-1]
+
+
+def test_an_engine_that_fails_on_evaluation_text_is_reported_as_in_python(
+    compiled, probe, built, tmp_path
+):
+    loose = QuantizationOptions(min_agreement=0.0, max_logits_error=1e9)
+    how = {"target": "ort", "precision": "int8", "quantization": loose}
+    honest = compiled("gpt2", "TOKEN_CLS", how).bundle
+    bundle = with_table(honest, "wpe.weight", lambda table: table[:20], tmp_path / "bundle")
+    ours, theirs = ptdeploy.verify(bundle), verified(probe, bundle)
+    assert ours.quality is not None
+    assert ours.quality.stopped
+    assert theirs["failures"] == ours.failures()
+    program = built / "ptdeploy-library" / "examples" / "verify"
+    ran = subprocess.run([program, bundle], capture_output=True, text=True, check=False)
+    assert ran.returncode == 1
+    assert "THE ENGINE FAILS" in ran.stdout
+    assert "quantized weights on" not in ran.stdout
 
 
 def hide_the_embedding(bundle: Path) -> None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from onnx import numpy_helper
-from support.faults import Editor
+from support.faults import with_table
 
 import ptdeploy
 from ptdeploy.bundle import read_bundle
@@ -30,18 +28,6 @@ def lines(folder: Path, *rows: dict[str, Any]) -> Path:
 def thresholds(folder: Path, **bounds: float) -> list[str]:
     (folder / "thresholds.json").write_text(json.dumps(bounds))
     return ["--thresholds", str(folder / "thresholds.json")]
-
-
-def with_table(
-    bundle: Path, name: str, change: Callable[[np.ndarray], np.ndarray], folder: Path
-) -> Path:
-    """A bundle whose engine has another embedding table."""
-    editor = Editor.copy(bundle, folder)
-    (table,) = (one for one in editor.model.graph.initializer if one.name.endswith(name))
-    array = change(np.array(numpy_helper.to_array(table)))
-    table.CopyFrom(numpy_helper.from_array(array, table.name))
-    editor.write()
-    return folder
 
 
 def test_logits_that_are_not_finite_on_your_data_never_pass(compiled, tmp_path):

@@ -419,3 +419,15 @@ FAULTS = (
     Fault("logits scaled by 0.999", "mistral", "lm_head",
           appended("lm_head/MatMul", ("Mul", [None, np.float32(0.999)], {}))),
 )  # fmt: skip
+
+
+def with_table(
+    bundle: Path, name: str, change: Callable[[np.ndarray], np.ndarray], folder: Path
+) -> Path:
+    """A bundle whose engine has another embedding table."""
+    editor = Editor.copy(bundle, folder)
+    (table,) = (one for one in editor.model.graph.initializer if one.name.endswith(name))
+    array = change(np.array(numpy_helper.to_array(table)))
+    table.CopyFrom(numpy_helper.from_array(array, table.name))
+    editor.write()
+    return folder

@@ -99,7 +99,7 @@ void print(const ParityReport& report) {
   for (const auto& one : report.greedy)
     std::printf("greedy tokens, row of %zu%s: %zu of %zu agree\n", one.length,
                 one.mixed ? ", mixed prompts" : "", one.agreed, one.total);
-  if (const auto& quality = report.quality) {
+  if (const auto& quality = report.quality; quality && quality->stopped.empty()) {
     std::printf("quantized weights on %s: top-1 agreement %.2f%% at %s positions of %zu texts%s",
                 printable(quality->evaluated_on).c_str(), 100 * quality->top1_agreement,
                 positions(*quality).c_str(), quality->texts, aside(*quality).c_str());

@@ -71,6 +71,12 @@ std::vector<std::string> faults_of(const ParityReport& report) {
   for (const Fault& one : faults)
     lines.push_back("the engine failed in " + std::to_string(one.count) + " of " + runs +
                     " runs, first in " + one.first + ": " + one.reason);
+  if (report.quality && !report.quality->stopped.empty()) {
+    const std::string& reason = report.quality->stopped;
+    if (std::none_of(faults.begin(), faults.end(),
+                     [&](const Fault& one) { return one.reason == reason; }))
+      lines.push_back("the engine failed on " + report.quality->evaluated_on + ": " + reason);
+  }
   return lines;
 }
 
@@ -82,7 +88,8 @@ std::vector<std::string> failures_of(const ParityReport& report, const Manifest&
     if (!one.passed && one.stopped.empty())
       lines.push_back("greedy tokens of a row of " + std::to_string(one.length) +
                       (one.mixed ? ", mixed prompts: " : ": ") + std::to_string(one.agreed) + " of " + std::to_string(one.total) + " agree");
-  if (manifest.quantization) add_quantization(lines, report.quality, *manifest.quantization);
+  if (manifest.quantization && !(report.quality && !report.quality->stopped.empty()))
+    add_quantization(lines, report.quality, *manifest.quantization);
   return lines;
 }
 

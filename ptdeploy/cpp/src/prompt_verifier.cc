@@ -135,12 +135,17 @@ ParityReport PromptVerifier::compared() {
   if (!manifest.quantization) out.largest_allowed = bounds_.allowed;
   for (const BatchCase& one : reference_.cases()) out.cases.push_back(compare(one));
   if (state_.kind().writes) out.greedy = compare_greedy();
-  if (manifest.quantization)
+  if (manifest.quantization) {
+    std::string stopped;
     out.quality = evaluate(reference_, state_.kind(), info_.head, *manifest.quantization,
-                           [this](const std::vector<Ids>& rows, const std::vector<Ids>& types) {
-                             std::string stopped;
-                             return run(state_, rows, {{prompt_}}, types, stopped);
+                           [&](const std::vector<Ids>& rows, const std::vector<Ids>& types) {
+                             std::string why;
+                             std::vector<Logits> got = run(state_, rows, {{prompt_}}, types, why);
+                             if (stopped.empty()) stopped = why;
+                             return got;
                            });
+    if (out.quality) out.quality->stopped = stopped;
+  }
   if (!state_.bundle.file("tokenizer").empty())
     out.texts_not_compared = reference_.metadata().texts;
   out.notes = notes(out.quality, out.texts_not_compared);

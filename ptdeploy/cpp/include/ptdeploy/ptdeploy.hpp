@@ -257,6 +257,7 @@ struct ParityQuality {
   // which alone top1_agreement and detectable are of, and how many others' answers changed.
   std::optional<std::size_t> clear, near_ties;
   std::string asked_for;  // what the bundle's maker holds it to, in words
+  std::string stopped;    // why the engine gave no numbers of a text; empty if it gave all
 };
 
 // The outcome of Engine::verify(): of one prompt, and in `prompts` of the bundle's others. `passed` and
