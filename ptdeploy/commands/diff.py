@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections import Counter
@@ -58,7 +59,8 @@ class Difference(msgspec.Struct, frozen=True):
     """Two bundles beside each other. Everything that is equal in both is left out.
 
     `logits_max_abs` is the largest difference of the two engines' logits on the first one's stored
-    rows; null where they do not give the same kind of logits, or were not run (`ran`).
+    rows; null where they do not give the same kind of logits, were not run (`ran`), or where a
+    difference is not finite: then `logits_finite` is false.
     """
 
     versions: tuple[Change, ...]
@@ -68,6 +70,7 @@ class Difference(msgspec.Struct, frozen=True):
     operators: tuple[Change, ...] | None
     ran: bool
     logits_max_abs: float | None
+    logits_finite: bool
     speed: tuple[Speed, ...]
     notes: tuple[str, ...]
 
@@ -98,6 +101,7 @@ def _compare(before: str | Path, after: str | Path, speed: bool, rounds: int) ->
         )
     engines = _open(bundles, speed, notes)
     parities = [_parity(one.prompt) for one in (a, b)]
+    apart = _apart(bundles[0], *engines) if engines else None
     left, right = (_settings(bundle) for bundle in bundles)
     settings = {name: (left[name], right[name]) for name in left}
     return Difference(
@@ -109,7 +113,8 @@ def _compare(before: str | Path, after: str | Path, speed: bool, rounds: int) ->
         if operators[0] is None or operators[1] is None
         else _changes(operators[0], operators[1]),
         ran=engines is not None,
-        logits_max_abs=_apart(bundles[0], *engines) if engines else None,
+        logits_max_abs=None if apart is None else finite(apart),
+        logits_finite=apart is None or math.isfinite(apart),
         speed=_speeds(*engines, rounds) if speed and engines else (),
         notes=tuple(notes),
     )
@@ -129,14 +134,7 @@ def describe(found: Difference) -> str:
             continue
         lines.append(f"{title}{'' if changes else ': the same'}")
         lines += [f"  {one.name}: {_change_words(one)}" for one in changes]
-    apart = found.logits_max_abs
-    lines.append(
-        "logits: not compared"
-        if not found.ran
-        else "logits: of another kind"
-        if apart is None
-        else f"logits: at most {apart:.2g} apart on the first bundle's stored rows"
-    )
+    lines.append(f"logits: {_logits_words(found)}")
     lines += [
         f"speed, {one.request}: {1000 * one.before:.2f} -> {1000 * one.after:.2f} ms "
         f"({one.ratio:.2f} times as long)"
@@ -144,6 +142,17 @@ def describe(found: Difference) -> str:
     ]
     lines += [f"note: {note}" for note in found.notes]
     return "\n".join(lines)
+
+
+def _logits_words(found: Difference) -> str:
+    where = "on the first bundle's stored rows"
+    if not found.ran:
+        return "not compared"
+    if not found.logits_finite:
+        return f"not finite {where}: how far apart they are cannot be said"
+    if found.logits_max_abs is None:
+        return "of another kind"
+    return f"at most {found.logits_max_abs:.2g} apart {where}"
 
 
 def _operators(bundle: Bundle) -> dict[str, int] | None:
@@ -237,6 +246,7 @@ def _changes(before: dict[str, Any], after: dict[str, Any]) -> tuple[Change, ...
 
 
 def _apart(first: Bundle, before: Engine, after: Engine) -> float | None:
+    """The largest difference, NaN where one is; None where there is nothing to compare."""
     reference = load_reference(first) if first.file("reference") else None
     if reference is None or _logits_of_a_token(before) != _logits_of_a_token(after):
         return None
@@ -249,10 +259,12 @@ def _apart(first: Bundle, before: Engine, after: Engine) -> float | None:
         and row.ids.max() < limits.vocab_size
         and (row.type_ids is None or row.type_ids.max() < segments)
     ]
-    differences = [
-        float(np.abs(row_logits(before, row) - row_logits(after, row)).max()) for row in rows
-    ]
-    return finite(max(differences)) if differences else None
+    with np.errstate(invalid="ignore"):
+        differences = [
+            np.abs(row_logits(before, row) - row_logits(after, row)).max() for row in rows
+        ]
+    # Python's max() would pass over a NaN that does not come first.
+    return float(np.max(differences)) if differences else None
 
 
 def _logits_of_a_token(engine: Engine) -> tuple[int, ...]:

@@ -7,12 +7,16 @@ import shutil
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 from support import damage, tiny
 
 import ptdeploy
+from ptdeploy.bundle import read_bundle
 from ptdeploy.cli.main import main
 from ptdeploy.commands import diff
+from ptdeploy.parity.quality import row_logits
+from ptdeploy.parity.reference.store import load_reference
 
 
 def test_a_bundle_differs_from_itself_in_nothing(compiled, capsys):
@@ -86,6 +90,24 @@ def test_logits_of_other_classes_are_not_compared(compiled, tmp_path, capsys):
     )
     assert main(["diff", str(compiled("bert", "SEQ_CLS").bundle), str(other.path)]) == 0
     assert "logits: of another kind" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("row", [0, 3, -1])
+def test_logits_that_are_not_finite_in_any_row_are_said_to_be(compiled, capsys, monkeypatch, row):
+    bundle = str(compiled("bert", "SEQ_CLS").bundle)
+    rows = load_reference(read_bundle(bundle)).rows
+    spoiled = rows[row].ids
+
+    def not_finite(engine, asked):
+        logits = row_logits(engine, asked)
+        return logits * np.nan if np.array_equal(asked.ids, spoiled) else logits
+
+    monkeypatch.setattr(diff, "row_logits", not_finite)
+    assert main(["diff", bundle, bundle]) == 0
+    assert "logits: not finite on the first bundle's stored rows" in capsys.readouterr().out
+    assert main(["diff", bundle, bundle, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["logits_max_abs"], found["logits_finite"]) == (None, False)
 
 
 def test_other_tasks_are_not_timed_together(compiled, capsys):
