@@ -16,10 +16,11 @@ import numpy as np
 from ptdeploy import arguments
 from ptdeploy.arguments import checked, flag, path
 from ptdeploy.backends import engine_facts, engine_words
-from ptdeploy.bundle import Bundle, PromptInfo, read_bundle, whole
+from ptdeploy.bundle import Bundle, read_bundle, whole
 from ptdeploy.bundle.signature import words_of
 from ptdeploy.bundle.task import TensorSpec
 from ptdeploy.errors import InputError, TargetUnavailable
+from ptdeploy.parity.completed import read_completed
 from ptdeploy.parity.measure import finite
 from ptdeploy.parity.quality import row_logits
 from ptdeploy.parity.reference.store import load_reference
@@ -32,6 +33,8 @@ _NEW_TOKENS, _ROWS, _TOKENS = 16, 8, 32
 _FIRST = ("target", "device", "precision", "task", "base")
 _OF_PROMPT = ("kind", "num_virtual_tokens", "token_dim", "sha256", "prefix_kv", "labels", "head")
 _LAST = ("quantization", "generation")
+# The parity of an engine that was built where it cannot run.
+_PENDING = "pending"
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -58,6 +61,8 @@ class Speed(msgspec.Struct, frozen=True):
 class Difference(msgspec.Struct, frozen=True):
     """Two bundles beside each other. Everything that is equal in both is left out.
 
+    `parity` has what was found of the engine and, where there is one, of its graph check, never one
+    beside the other; an engine that has not run yet is "pending".
     `logits_max_abs` is the largest difference of the two engines' logits on the first one's stored
     rows; null where they do not give the same kind of logits, were not run (`ran`), or where a
     difference is not finite: then `logits_finite` is false.
@@ -100,14 +105,12 @@ def _compare(before: str | Path, after: str | Path, speed: bool, rounds: int) ->
             "their ONNX."
         )
     engines = _open(bundles, speed, notes)
-    parities = [_parity(one.prompt) for one in (a, b)]
     apart = _apart(bundles[0], *engines) if engines else None
     left, right = (_settings(bundle) for bundle in bundles)
-    settings = {name: (left[name], right[name]) for name in left}
     return Difference(
         versions=_changes(a.versions, b.versions),
-        settings=_flat(settings),
-        parity=_changes(*parities),
+        settings=_flat(_beside(left, right)),
+        parity=_flat(_beside(*map(_parity, bundles))),
         files=_changes(_sizes(bundles[0]), _sizes(bundles[1])),
         operators=None
         if operators[0] is None or operators[1] is None
@@ -221,8 +224,20 @@ def _tensors(specs: Sequence[TensorSpec]) -> dict[str, str]:
     return {role: ", ".join(dict.fromkeys(found)) for role, found in words.items()}
 
 
-def _parity(prompt: PromptInfo) -> dict[str, Any]:
-    return msgspec.to_builtins(prompt.parity or prompt.graph_parity) or {}
+def _parity(bundle: Bundle) -> dict[str, Any]:
+    """What was found of the default prompt on the engine, and on the graph it was built from."""
+    prompt = bundle.manifest.prompt
+    completed = None if prompt.parity is not None else read_completed(bundle)
+    of_engine = prompt.parity if completed is None else completed.summary()
+    found: dict[str, Any] = {
+        "engine": _PENDING if of_engine is None else msgspec.to_builtins(of_engine),
+        "graph check": msgspec.to_builtins(prompt.graph_parity),
+    }
+    return found
+
+
+def _beside(left: dict[str, Any], right: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    return {name: (left[name], right[name]) for name in left}
 
 
 def _flat(settings: dict[str, tuple[Any, Any]]) -> tuple[Change, ...]:

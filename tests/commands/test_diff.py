@@ -110,6 +110,29 @@ def test_logits_that_are_not_finite_in_any_row_are_said_to_be(compiled, capsys, 
     assert (found["logits_max_abs"], found["logits_finite"]) == (None, False)
 
 
+def test_a_graph_check_is_not_taken_for_the_engines_parity(compiled, tmp_path, capsys):
+    ran = compiled("bert", "SEQ_CLS").bundle
+    pending = Path(shutil.copytree(ran, tmp_path / "pending"))
+
+    def only_graph(manifest):
+        prompt = damage.the_prompt(manifest)
+        prompt.update(graph_parity=prompt["parity"], parity=None)
+        manifest["files"] = [one for one in manifest["files"] if one["role"] != "parity"]
+
+    damage.edit(pending, only_graph)
+    assert main(["diff", str(ran), str(pending)]) == 0
+    out = capsys.readouterr().out
+    assert "  engine: passed yes, cases " in out
+    assert " -> pending" in out
+    assert "  graph check: none -> passed yes, cases " in out
+    assert main(["verify", str(pending)]) == 0
+    capsys.readouterr()
+    assert main(["diff", str(ran), str(pending)]) == 0
+    out = capsys.readouterr().out
+    assert "pending" not in out.replace(str(pending), "")
+    assert "  graph check: none -> passed yes, cases " in out
+
+
 def test_other_tasks_are_not_timed_together(compiled, capsys):
     paths = [str(compiled(*one).bundle) for one in (("bert", "SEQ_CLS"), ("gpt2", "CAUSAL_LM"))]
     assert main(["diff", *paths]) == 0
