@@ -49,7 +49,7 @@ def test_inspect_names_the_public_function_that_keeps_training(compiled, shown):
 
 def test_diff_says_values_in_words():
     def of(*changes: Change) -> Difference:
-        return Difference((), changes, (), (), None, False, None, (), ())
+        return Difference((), changes, (), (), None, False, None, True, (), ())
 
     found = describe(
         of(
