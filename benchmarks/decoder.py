@@ -6,7 +6,7 @@ Models: Qwen2.5-0.5B's shape with random weights and 100 virtual tokens, or mode
 variants take turns within each round, and what is printed are medians. `--genai` is a folder that
 holds onnxruntime-genai (pip install --no-deps --target FOLDER), to compare its own generate loop on
 the same weights; its builder makes its models in the cache once. Memory and opening are measured
-in processes of their own. Results are kept in benchmarks/results/.
+in processes of their own. They are printed as JSON.
 """
 
 from __future__ import annotations

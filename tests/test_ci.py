@@ -80,6 +80,31 @@ def test_a_template_passes_what_holds_and_stops_what_is_slower(repository, templ
         assert "TOO SLOW" in done.stdout
 
 
+@pytest.mark.parametrize("template", ["github-actions.yml", "gitlab-ci.yml"])
+def test_a_template_judges_the_data_it_is_told(repository, template):
+    """Whatever else holds: a bound that the data misses, and a file that is not there, stop it."""
+    shutil.copytree(repository / "released.bundle", repository / "build" / "model.bundle")
+    verify = next(i for i, line in enumerate(steps(template)[1]) if "ptdeploy verify" in line)
+    (repository / "my rows.jsonl").write_text(
+        '{"ids": [5, 6, 7], "label": 0}\n{"ids": [8], "label": 1}\n'
+    )
+    (repository / "bounds.json").write_text('{"min_accuracy": 1.01}')
+    one = {"DATA": "my rows.jsonl", "THRESHOLDS": "bounds.json", "RELEASED": ""}
+    missed = run_steps(template, repository, verify, **one)
+    assert missed.returncode != 0, missed.stdout
+    (repository / "bounds.json").write_text('{"min_accuracy": 0.0}')
+    assert run_steps(template, repository, verify, **one).returncode == 0
+    assert run_steps(template, repository, verify, **{**one, "DATA": "none.jsonl"}).returncode == 2
+
+
+def test_a_template_wants_the_released_bundle_it_is_told(repository):
+    shutil.copytree(repository / "released.bundle", repository / "build" / "model.bundle")
+    for template in ("github-actions.yml", "gitlab-ci.yml"):
+        assert run_steps(template, repository, -1, RELEASED="relesed.bundle").returncode == 2
+        done = run_steps(template, repository, -1, RELEASED="")
+        assert (done.returncode, "RELEASED is empty" in done.stdout) == (0, True)
+
+
 def test_a_template_stops_a_mismatch(repository):
     from support.faults import Editor
 
