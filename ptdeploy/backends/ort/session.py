@@ -127,12 +127,16 @@ class OrtSession:
         binding = self._binding(session, inputs, outputs)
         # The closure keeps the arrays: the binding knows only their addresses.
         kept = (inputs, outputs)
+        # Elsewhere than on a CPU host memory is copied when it is bound, not when the session runs.
+        moved = {} if self._device == "cpu" else _in_host_memory(inputs)
 
         def step() -> None:
             nonlocal session, binding
             if session is not self._live():
                 session = self._live()
                 binding = self._binding(session, *kept)
+            # A name that is bound again has the new array's content.
+            _bind(binding.bind_input, moved)
             try:
                 session.run_with_iobinding(binding)
             except Exception as error:  # as in start
@@ -161,14 +165,25 @@ class OrtSession:
         outputs: Mapping[str, NDArray[Any] | DeviceArray],
     ) -> Any:
         binding = session.io_binding()
-        for bind, arrays in ((binding.bind_input, inputs), (binding.bind_output, outputs)):
-            for name, array in arrays.items():
-                memory = array if isinstance(array, OrtMemory) else _host(np.asarray(array))
-                try:
-                    bind(name, memory.device, 0, memory.dtype, memory.shape, memory.pointer)
-                except Exception as error:
-                    raise run_error(error) from error
+        _bind(binding.bind_input, inputs)
+        _bind(binding.bind_output, outputs)
         return binding
+
+
+def _bind(bind: Callable[..., None], arrays: Mapping[str, NDArray[Any] | DeviceArray]) -> None:
+    """Hand arrays to a binding by their memory, each under its name."""
+    for name, array in arrays.items():
+        memory = array if isinstance(array, OrtMemory) else _host(np.asarray(array))
+        try:
+            bind(name, memory.device, 0, memory.dtype, memory.shape, memory.pointer)
+        except Exception as error:  # as in start
+            raise run_error(error) from error
+
+
+def _in_host_memory(
+    arrays: Mapping[str, NDArray[Any] | DeviceArray],
+) -> dict[str, NDArray[Any] | DeviceArray]:
+    return {name: array for name, array in arrays.items() if not isinstance(array, OrtMemory)}
 
 
 def _host(array: NDArray[Any]) -> OrtMemory:

@@ -1,0 +1,63 @@
+"""ONNX Runtime's session on a GPU, by a binding that copies as its own does there."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+
+import ptdeploy
+from ptdeploy.backends.ort.open import providers
+from ptdeploy.backends.ort.session import OrtSession
+
+
+def seen_by(pointer: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    size = int(np.prod(shape)) * dtype.itemsize
+    held = (ctypes.c_byte * size).from_address(pointer)
+    return np.frombuffer(held, dtype).reshape(shape)
+
+
+class Binding:
+    """Host inputs are copied when they are bound, host outputs written when the session ran."""
+
+    def __init__(self) -> None:
+        self.inputs: dict[str, np.ndarray] = {}
+        self.outputs: dict[str, np.ndarray] = {}
+
+    def bind_input(self, name, device, index, dtype, shape, pointer):
+        assert device == "cpu"
+        self.inputs[name] = seen_by(pointer, shape, dtype).copy()
+
+    def bind_output(self, name, device, index, dtype, shape, pointer):
+        assert device == "cpu"
+        self.outputs[name] = seen_by(pointer, shape, dtype)
+
+
+class Doubling:
+    def io_binding(self) -> Binding:
+        return Binding()
+
+    def get_outputs(self):
+        return [SimpleNamespace(name="y")]
+
+    def run_with_iobinding(self, binding: Binding) -> None:
+        binding.outputs["y"][...] = 2 * binding.inputs["x"]
+
+
+def test_a_step_on_a_gpu_sees_what_its_host_arrays_hold_when_it_runs():
+    given, got = np.zeros(3, np.int64), np.zeros(3, np.int64)
+    step = OrtSession(Doubling(), "cuda").bind({"x": given}, {"y": got})
+    for value in (5, 7):
+        given[:] = value
+        step()
+        assert got.tolist() == [2 * value] * 3
+
+
+def test_no_session_computes_float32_in_tf32():
+    """ONNX Runtime does where it is not told."""
+    assert providers("cuda") == [("CUDAExecutionProvider", {"use_tf32": "0"})]
+    package = Path(ptdeploy.__file__).parent
+    code = "".join(file.read_text() for file in sorted(package.rglob("*.py")))
+    assert code.count("InferenceSession(") == code.count("providers=providers(") > 3
