@@ -144,7 +144,7 @@ def _angles(
     """
     import onnx_ir as ir
 
-    from ptdeploy.backends.ort.open import PROVIDERS, session_options
+    from ptdeploy.backends.ort.open import providers, session_options
     from ptdeploy.backends.telemetry import import_onnxruntime
 
     roles = ("ids", "lengths", "offsets")
@@ -157,7 +157,7 @@ def _angles(
     part.opset_imports.update(model.opset_imports)
     proto = ir.to_proto(ir.Model(part, ir_version=model.ir_version))
     session = import_onnxruntime().InferenceSession(
-        proto.SerializeToString(), session_options("cpu"), providers=[PROVIDERS["cpu"]]
+        proto.SerializeToString(), session_options("cpu"), providers=providers("cpu")
     )
 
     def evaluate(past: list[int], new: int) -> list[_Table]:

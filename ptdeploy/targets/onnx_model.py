@@ -59,7 +59,7 @@ def run_with_inner(
     import numpy as np
     import onnx
 
-    from ptdeploy.backends.ort.open import PROVIDERS, session_options
+    from ptdeploy.backends.ort.open import providers, session_options
     from ptdeploy.backends.telemetry import import_onnxruntime
 
     model = onnx.load(path, load_external_data=False)
@@ -69,7 +69,7 @@ def run_with_inner(
         "session.model_external_initializers_file_folder_path", str(path.parent.resolve())
     )
     session = import_onnxruntime().InferenceSession(
-        model.SerializeToString(), options, providers=[PROVIDERS["cpu"]]
+        model.SerializeToString(), options, providers=providers("cpu")
     )
     outputs = [output.name for output in session.get_outputs()]
     return dict(zip(outputs, map(np.asarray, session.run(outputs, dict(feed))), strict=True))

@@ -56,10 +56,10 @@ class OrtTarget:
 
     def refuses(self, device: str, activations: Activations, attention: Attention) -> str:
         """Why GroupQueryAttention cannot compute that on `device`, found by running it."""
-        from ptdeploy.backends.ort.open import PROVIDERS, session_options
+        from ptdeploy.backends.ort.open import session_options
         from ptdeploy.targets.ort_attention import try_attention
 
-        return try_attention(session_options(device), PROVIDERS[device], activations, attention)
+        return try_attention(session_options(device), device, activations, attention)
 
     def joins(self, device: str, precision: str, attention: Attention) -> bool:
         """Its CPU kernel takes a mask; but a window it counts in slots, over the rows between.

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ptdeploy.backends.ort.errors import reason
+from ptdeploy.backends.ort.open import providers
 from ptdeploy.backends.telemetry import import_onnxruntime
 from ptdeploy.bundle.task import Activations
 from ptdeploy.memory import ran_out_of_memory
@@ -17,9 +18,7 @@ OPERATOR = "GroupQueryAttention"
 _PAST, _NEW, _SLOTS = 2, 3, 8
 
 
-def try_attention(
-    options: Any, provider: str, activations: Activations, attention: Attention
-) -> str:
+def try_attention(options: Any, device: str, activations: Activations, attention: Attention) -> str:
     """Run one such node behind a prefix; gives why it failed, in ONNX Runtime's words, or "".
 
     The operator's limits are nowhere to be asked for, and differ between devices and versions.
@@ -27,13 +26,13 @@ def try_attention(
     onnxruntime = import_onnxruntime()
 
     # On a GPU: a node that its provider does not have would be run by the CPU, unseen.
-    if provider != "CPUExecutionProvider":
+    if device != "cpu":
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     # What it refuses is said in our words.
     options.log_severity_level = 4
     try:
         session = onnxruntime.InferenceSession(
-            _one_node(activations, attention), options, providers=[provider]
+            _one_node(activations, attention), options, providers=providers(device)
         )
         session.run(None, _feed(activations, attention))
     except Exception as error:  # onnxruntime's own errors share no public base class

@@ -16,7 +16,14 @@ from ptdeploy.memory import out_of_memory, ran_out_of_memory
 from ptdeploy.text_files import library_path
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+# By default CUDA multiplies float32 in TF32, which is no precision of this target.
+_PROVIDER_OPTIONS: dict[str, dict[str, str]] = {"cpu": {}, "cuda": {"use_tf32": "0"}}
 _EXTRAS = {"cpu": "pip install 'ptdeploy[cpu]'", "cuda": "pip install 'ptdeploy[cuda]'"}
+
+
+def providers(device: str) -> list[tuple[str, dict[str, str]]]:
+    """What runs a graph on `device`, and nothing else, as InferenceSession takes it."""
+    return [(PROVIDERS[device], _PROVIDER_OPTIONS[device])]
 
 
 def unavailable(device: str) -> tuple[str, str] | None:
@@ -71,7 +78,7 @@ def start(bundle: Bundle, device: str, options: Any) -> Any:
     assert path is not None
     try:
         session = onnxruntime.InferenceSession(
-            library_path(path), sess_options=options, providers=[PROVIDERS[device]]
+            library_path(path), sess_options=options, providers=providers(device)
         )
     except Exception as error:  # onnxruntime's own errors share no public base class
         if ran_out_of_memory(error):
