@@ -15,6 +15,7 @@ from ptdeploy.bundle import Bundle, Manifest, check_hashes, read_bundle, whole
 from ptdeploy.bundle.whose import in_words
 from ptdeploy.commands.draft import in_stages
 from ptdeploy.commands.request import VerifyRequest
+from ptdeploy.commands.verify_bounds import check_bounds
 from ptdeploy.commands.verify_reference import (
     computed_reference,
     read_same,
@@ -25,7 +26,7 @@ from ptdeploy.errors import InputError
 from ptdeploy.files import check_readable
 from ptdeploy.parity.cases import edge_note
 from ptdeploy.parity.compare import compare
-from ptdeploy.parity.data import DataRow, has_whole_logits, read_data
+from ptdeploy.parity.data import DataRow, read_data
 from ptdeploy.parity.graph_check import as_graph_check, open_graph_check
 from ptdeploy.parity.mixed import MixedRows, with_mixed
 from ptdeploy.parity.reference import Reference
@@ -70,7 +71,7 @@ def verify_bundle(request: VerifyRequest, progress: Progress) -> ParityReport:
         if request.thresholds is not None:
             overrides = read_thresholds(request.thresholds, engine.bundle.manifest.precision)
         given = read_data(request.data, engine) if request.data is not None else ()
-        _check_bounds(request, overrides, engine, given)
+        check_bounds(request, overrides, engine, names, given)
         peft: PeftSource | None = None
         chosen: ChosenTokenizer | None = None
         if request.checkpoint is not None:
@@ -300,33 +301,3 @@ def _notes(peft: PeftSource, bundle: Bundle) -> list[str]:
     if note := edge_note(bundle.manifest.request_limits):
         notes.append(note)
     return notes
-
-
-def _check_bounds(
-    request: VerifyRequest, overrides: Overrides, engine: Engine, given: Sequence[DataRow]
-) -> None:
-    """Raises InputError if a bound on the data's score could not be held against anything."""
-    asked = (overrides.min_accuracy, overrides.max_accuracy_drop)
-    if any(one is not None for one in asked) and all(row.labels is None for row in given):
-        raise InputError(
-            "--thresholds: asks for an accuracy, but no labelled data was given.",
-            'Pass a file with "label" in its rows with --data.',
-        )
-    if overrides.max_squared_error is not None and all(row.values is None for row in given):
-        raise InputError(
-            "--thresholds: max_squared_error is for labelled data given to a regression.",
-            'Pass a file with a number as "label" in its rows with --data.',
-        )
-    beside = request.checkpoint is not None or all(has_whole_logits(row, engine) for row in given)
-    if overrides.max_accuracy_drop is not None and not beside:
-        raise InputError(
-            "--thresholds: max_accuracy_drop is beside PEFT's accuracy, which nothing here says.",
-            "Pass the checkpoint with --checkpoint, or bound the accuracy with min_accuracy.",
-        )
-    scored = engine.manifest.quantization is not None or (engine.writes and given and beside)
-    if overrides.max_perplexity_ratio is not None and not scored:
-        raise InputError(
-            "--thresholds: max_perplexity_ratio is of quantized weights, or of data given to a "
-            "causal model and to PEFT.",
-            "Pass the data with --data and the checkpoint with --checkpoint, or leave it out.",
-        )

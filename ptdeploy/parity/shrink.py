@@ -71,7 +71,8 @@ def write_failing(
     content = b"".join(msgspec.json.encode(line) + b"\n" for line in lines)
     path = write_whole(folder / FAILING_NAME, content, REPORT_FIX)
     command = ["ptdeploy", "verify", str(engine.bundle.path), "--data", str(path)]
-    bounds = overrides.without_scores(engine.manifest.quantization is not None)
+    head = engine.prompt.info.head
+    bounds = overrides.without_scores(engine.manifest.quantization is not None, head)
     if bounds:
         file = write_whole(folder / BOUNDS_NAME, json_document(bounds), REPORT_FIX)
         command += ["--thresholds", str(file)]

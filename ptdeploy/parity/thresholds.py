@@ -21,10 +21,11 @@ T = TypeVar("T", bound=msgspec.Struct)
 class Overrides(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A thresholds file. What it does not name keeps the bound stored with the reference.
 
-    `min_agreement` and `max_logits_error` are for quantized weights, `max_perplexity_ratio` for
-    those and for data given to a causal model. `min_accuracy` and `max_accuracy_drop` are for
-    labelled data: the least accuracy, and by how much it may be below PEFT's; `max_squared_error`
-    is for a regression's.
+    `min_agreement` and `max_logits_error` are for quantized weights, the second only of a head that
+    chooses one class. `max_perplexity_ratio` is for a causal model, with quantized weights or with
+    data and PEFT's answers to it. `min_accuracy` and `max_accuracy_drop` are for labelled data: the
+    least accuracy, and by how much it may be below PEFT's; `max_squared_error` is for a
+    regression's.
     """
 
     max_abs: float | None = None
@@ -39,11 +40,16 @@ class Overrides(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_accuracy_drop: float | None = None
     max_squared_error: float | None = None
 
-    def without_scores(self, quantized: bool) -> dict[str, float]:
-        """The bounds that were given, but those on what the user's own data scores."""
+    def without_scores(self, quantized: bool, head: Head) -> dict[str, float]:
+        """The bounds that were given and mean something without the data's labels.
+
+        Of an engine with or without quantized weights, and a prompt with such a head.
+        """
         scores = {"min_accuracy", "max_accuracy_drop", "max_squared_error"}
         if not quantized:
             scores.add("max_perplexity_ratio")
+        if head != "softmax":
+            scores.add("max_logits_error")
         given = msgspec.structs.asdict(self)
         return {n: v for n, v in given.items() if v is not None and n not in scores}
 

@@ -59,7 +59,7 @@ def test_a_drop_of_accuracy_needs_peft_beside_it(tagger, tmp_path, capsys):
     assert main([*given, *thresholds(tmp_path, max_accuracy_drop=0.01)]) == 2
     assert "Pass the checkpoint with --checkpoint" in capsys.readouterr().err
     assert main([*given, *thresholds(tmp_path, max_perplexity_ratio=1.0)]) == 2
-    assert "max_perplexity_ratio is of quantized weights" in capsys.readouterr().err
+    assert "max_perplexity_ratio is of a causal model" in capsys.readouterr().err
 
 
 def test_a_drop_of_accuracy_is_held_to_logits_that_rows_bring(tagger, tmp_path):
