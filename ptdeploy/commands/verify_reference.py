@@ -160,12 +160,15 @@ def with_own_logits(
 
 
 def _evaluation(bundle: Bundle, given: Sequence[DataRow]) -> EvaluationText:
-    """What quantized weights are evaluated on: the user's data, or else what is stored."""
+    """What quantized weights are evaluated on: what is stored, and the user's data beside it.
+
+    Never the data alone: a few rows of it would take the place of hundreds of texts, and the
+    bounds are of shares.
+    """
     from ptdeploy.parity.quality import EvaluationText
 
-    rows = tuple(AskedRow(row.ids, "data", row.type_ids) for row in given if row.ids.size > 1)
-    if rows:
-        return EvaluationText(rows, "the given data")
     stored = load_reference(bundle)
-    asked = (AskedRow(row.ids, "text", row.type_ids) for row in stored.evaluation)
-    return EvaluationText(tuple(asked), stored.evaluated_on)
+    rows = [AskedRow(row.ids, "text", row.type_ids) for row in stored.evaluation]
+    own = [AskedRow(row.ids, "data", row.type_ids) for row in given if row.ids.size > 1]
+    source = f"{stored.evaluated_on} and the given data" if own else stored.evaluated_on
+    return EvaluationText((*rows, *own), source)

@@ -114,3 +114,20 @@ def test_an_engine_that_fails_on_your_data_or_evaluation_text_is_reported(
     assert report["quality"]["stopped"]
     assert report["data"]["stopped"]
     assert report["data"]["engine"] is None
+
+
+def test_data_of_ones_own_does_not_take_the_evaluation_texts_place(compiled, tmp_path):
+    loose = QuantizationOptions(min_agreement=0.0, max_logits_error=1e9)
+    how = {"target": "ort", "precision": "int8", "quantization": loose}
+    one = compiled("bert", "SEQ_CLS", how)
+    stored = load_reference(read_bundle(one.bundle))
+    assert len(stored.evaluation) > 100
+    report = ptdeploy.verify(
+        one.bundle,
+        checkpoint=one.trained.adapter,
+        base=str(one.trained.base),
+        data=lines(tmp_path, {"ids": IDS}, {"ids": [8, 9]}),
+    )
+    assert report.quality is not None
+    assert report.quality.texts == len(stored.evaluation) + 2
+    assert report.quality.evaluated_on == f"{stored.evaluated_on} and the given data"
