@@ -8,10 +8,11 @@ import re
 
 from ptdeploy.errors import OutOfMemory
 
-# As torch, numpy, ONNX Runtime, the C++ library, CUDA, safetensors (Rust) and the system say it.
+# As torch, numpy, ONNX Runtime, the C++ library, CUDA, TensorRT, safetensors (Rust) and the system
+# say it.
 _RAN_OUT = re.compile(
     r"can(?:'|no)t allocate memory|(?:unable|failed) to allocate|std::bad_alloc|bad allocation"
-    r"|out of memory|not enough memory|\(os error 12\)",
+    r"|out ?of ?memory|not enough memory|\(os error 12\)",
     re.IGNORECASE,
 )
 _ASKED = re.compile(

@@ -6,7 +6,8 @@ import ctypes
 import gc
 import math
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, cast
@@ -60,6 +61,29 @@ def device() -> Device:
     )
 
 
+def current() -> int:
+    """The calling thread's current GPU."""
+    return int(call(runtime().cudaGetDevice))
+
+
+@contextmanager
+def use(index: int) -> Iterator[None]:
+    """Make a GPU the calling thread's current one, and afterwards the earlier one again.
+
+    A thread starts with the first, whatever another thread has chosen.
+    """
+    before = current()
+    if before == index:
+        yield
+        return
+    api = runtime()
+    call(api.cudaSetDevice, index)
+    try:
+        yield
+    finally:
+        api.cudaSetDevice(before)
+
+
 class CudaError(EngineFault, RuntimeError):
     """A CUDA call failed. Memory that ran out is a MemoryError instead."""
 
@@ -68,6 +92,9 @@ def call(function: Any, *arguments: Any) -> Any:
     """Call the CUDA runtime; gives what follows the status, alone if it is one thing."""
     status, *results = function(*arguments)
     api = runtime()
+    if status != api.cudaError_t.cudaSuccess:
+        # It is told here, and to no library that asks later for what failed last.
+        api.cudaGetLastError()
     if status == api.cudaError_t.cudaErrorMemoryAllocation:
         raise MemoryError("the GPU has no memory left")
     if status != api.cudaError_t.cudaSuccess:
@@ -105,12 +132,20 @@ class Stream:
                 work()
             except BaseException:
                 # An open capture would make the stream useless to whoever comes next.
-                api.cudaStreamEndCapture(self.handle)
+                self._drop_capture()
                 raise
         finally:
             if collects:
                 gc.enable()
         return Graph(call(api.cudaStreamEndCapture, self.handle))
+
+    def _drop_capture(self) -> None:
+        api = runtime()
+        status, graph = api.cudaStreamEndCapture(self.handle)
+        if status == api.cudaError_t.cudaSuccess:
+            api.cudaGraphDestroy(graph)
+        else:
+            api.cudaGetLastError()
 
 
 class Graph:
@@ -202,7 +237,7 @@ class Memory:
     def write_slots(self, lengths: NDArray[np.int64], tokens: Memory) -> None:
         """Put `tokens` (rows, heads, new, width) behind the filled slots of each row.
 
-        One strided copy a row, on the GPU; whoever runs over this memory waits for the stream.
+        One strided copy a row, on the GPU. All are done when it returns: `tokens` may go then.
         """
         api = runtime()
         _, heads, slots, width = self.shape
@@ -220,6 +255,7 @@ class Memory:
                 api.cudaMemcpyKind.cudaMemcpyDeviceToDevice,
                 self.stream.handle,
             )
+        self.stream.wait()
 
 
 def place(array: NDArray[Any], stream: Stream) -> Memory:

@@ -22,6 +22,7 @@ from ptdeploy.backends.trt.engine_file import Profile
 from ptdeploy.backends.trt.inspector import read_layers
 from ptdeploy.backends.trt.vendor import Vendor
 from ptdeploy.errors import BundleError, EngineFault, InputError, OutOfMemory
+from ptdeploy.memory import ran_out_of_memory
 
 # Enqueued plainly this often before it is recorded: the first runs may still prepare kernels.
 _BEFORE_CAPTURE = 2
@@ -65,7 +66,10 @@ class _Lane:
 
 
 class TrtSession:
-    """A deserialized engine. Any number of threads may bind and run, each on a lane of its own."""
+    """A deserialized engine. Any number of threads may bind and run, each on a lane of its own.
+
+    It stays on the GPU that was the opening thread's current one.
+    """
 
     # Whether steps become CUDA graphs.
     captures = True
@@ -82,7 +86,7 @@ class TrtSession:
         keep: Callable[[], None],
     ) -> None:
         self._vendor, self.engine, self._profiles = vendor, engine, profiles
-        self._process = os.getpid()
+        self._process, self._device = os.getpid(), cuda.current()
         survive_forks(self)
         self._contexts, self._keep = contexts, keep
         self._free: dict[int, list[_Lane]] = {}
@@ -105,7 +109,7 @@ class TrtSession:
 
     def run(self, inputs: Mapping[str, NDArray[Any] | DeviceArray]) -> dict[str, NDArray[Any]]:
         profile = self._profile({name: array.shape for name, array in inputs.items()})
-        with _room():
+        with cuda.use(self._device), _room():
             return self._run(self._take(profile), inputs)
 
     def _run(
@@ -138,16 +142,18 @@ class TrtSession:
 
     def empty_outputs(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, NDArray[Any]]:
         """An array for each output of a run whose inputs have these shapes, by name."""
-        lane = self._take(self._profile(shapes))
-        try:
-            for name, shape in shapes.items():
-                self._shape(lane, name, shape)
-            return {
-                name: np.empty(tuple(lane.context.get_tensor_shape(name)), self._dtypes[name])
-                for name in self.outputs
-            }
-        finally:
-            self._give_back(lane)
+        profile = self._profile(shapes)
+        with cuda.use(self._device), _room():
+            lane = self._take(profile)
+            try:
+                for name, shape in shapes.items():
+                    self._shape(lane, name, shape)
+                return {
+                    name: np.empty(tuple(lane.context.get_tensor_shape(name)), self._dtypes[name])
+                    for name in self.outputs
+                }
+            finally:
+                self._give_back(lane)
 
     def native(self) -> Any:
         """All that CUDA has a part in: see forks.py."""
@@ -161,7 +167,8 @@ class TrtSession:
     def place(self, array: NDArray[Any]) -> cuda.Memory:
         """A copy of an array in the GPU's memory. Raises MemoryError if it does not fit."""
         self.check_process()
-        return cuda.place(np.ascontiguousarray(array), self._stream)
+        with cuda.use(self._device):
+            return cuda.place(np.ascontiguousarray(array), self._stream)
 
     def bind(
         self,
@@ -192,13 +199,21 @@ class TrtSession:
             if free:
                 return free.pop()
         stream = cuda.Stream()
+        self._vendor.errors.clear()
         context = self._contexts(profile)
         if context is None:
-            raise MemoryError("TensorRT cannot make another execution context")
+            raise self._cannot("make another execution context")
         if not context.set_optimization_profile_async(profile, stream.handle):
-            raise MemoryError("TensorRT cannot make the profile's scratch space")
+            name = self._profiles[profile].name
+            raise self._cannot(f"use the optimization profile {name}")
         stream.wait()
         return _Lane(profile, context, stream, self._contexts)
+
+    def _cannot(self, what: str) -> Exception:
+        """Why a lane cannot be made: TensorRT says it in words alone, memory that ran out too."""
+        reason = (self._vendor.errors or ["it gives no reason"])[-1].rstrip(".")
+        fault = EngineFault(f"{self._vendor.name} cannot {what} ({reason}).")
+        return MemoryError(reason) if ran_out_of_memory(fault) else fault
 
     def _give_back(self, lane: _Lane) -> None:
         with self._lock:
@@ -269,12 +284,14 @@ class _Step:
 
     def __call__(self) -> None:
         self._session.check_process()
+        with cuda.use(self._session._device):
+            self._run()
+
+    def _run(self) -> None:
         if self._lane is None:
             with _room():
                 self._lane = self._prepare()
         lane = self._lane
-        # What was placed or written between two runs is there before this one.
-        self._session._stream.wait()
         for host, array in self._uploads:
             np.copyto(host.view, array)
         if self._records and self._runs == _BEFORE_CAPTURE:
@@ -328,7 +345,8 @@ class _Step:
         try:
             if self._capturable(lane):
                 return lane.stream.capture(lambda: self._work(lane))
-        except RuntimeError:
+        except (EngineFault, MemoryError, RuntimeError):
+            # A step that fails by itself fails again, run plainly.
             return None
         return None
 

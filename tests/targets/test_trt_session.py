@@ -1,0 +1,147 @@
+"""TensorRT's session over a CUDA that runs on the host: what it does where something fails."""
+
+from __future__ import annotations
+
+import gc
+import threading
+
+import numpy as np
+import pytest
+from support.gpu import BROKEN, NO_MEMORY, FakeContext, FakeCuda, session
+
+from ptdeploy.backends.trt import cuda
+from ptdeploy.errors import EngineFault, OutOfMemory
+
+
+@pytest.fixture
+def api(monkeypatch) -> FakeCuda:
+    # What earlier tests left is freed by the CUDA that it came from.
+    gc.collect()
+    fake = FakeCuda()
+    monkeypatch.setattr(cuda, "runtime", lambda: fake)
+    yield fake
+    gc.collect()
+
+
+def same(context: FakeContext) -> FakeContext:
+    return context
+
+
+def doubles(step, given: np.ndarray, got: np.ndarray, value: int) -> bool:
+    given[:] = value
+    step()
+    return got.tolist() == [2 * value] * given.size
+
+
+def bound(opened) -> tuple:
+    given, got = np.zeros(3, np.int64), np.zeros(3, np.int64)
+    return opened.bind({"x": given}, {"y": got}), given, got
+
+
+def count(api: FakeCuda, name: str) -> int:
+    return [called for called, _ in api.log].count(name)
+
+
+def test_a_step_is_recorded_once_and_launched_from_then_on(api):
+    step = bound(session(api, same))
+    assert all(doubles(*step, value) for value in range(6))
+    assert count(api, "cudaStreamBeginCapture") == 1
+    assert count(api, "cudaGraphLaunch") == 4
+    assert not api.graphs
+
+
+@pytest.mark.parametrize(
+    "fails",
+    [
+        {"cudaStreamBeginCapture": BROKEN},
+        {"cudaStreamEndCapture": BROKEN},
+        {"cudaGraphInstantiate": BROKEN},
+        {"cudaGraphInstantiate": NO_MEMORY},
+        {},
+    ],
+    ids=str,
+)
+def test_a_step_that_cannot_be_recorded_is_tried_once_and_goes_on_plainly(api, fails):
+    def made(context: FakeContext) -> FakeContext:
+        context.refuses_while_recorded = not fails
+        return context
+
+    step = bound(session(api, made))
+    api.fails.update(fails)
+    assert all(doubles(*step, value) for value in range(6))
+    assert count(api, "cudaStreamBeginCapture") == 1
+    assert count(api, "cudaGraphLaunch") == 0
+    # What was recorded of it is gone, and so is CUDA's memory of the failure.
+    assert not api.graphs
+    assert not fails or count(api, "cudaGetLastError") == 1
+
+
+def test_a_session_stays_on_the_gpu_that_it_was_opened_on(api):
+    api.cudaSetDevice(1)
+    contexts: list[FakeContext] = []
+
+    def made(context: FakeContext) -> FakeContext:
+        contexts.append(context)
+        return context
+
+    opened = session(api, made)
+    before = len(api.log)
+    found = {}
+
+    def elsewhere() -> None:
+        placed = opened.place(np.arange(4))
+        found["run"] = opened.run({"x": placed})["y"].tolist()
+        found["empty"] = opened.empty_outputs({"x": (4,)})["y"].shape
+        step = bound(opened)
+        found["steps"] = all(doubles(*step, value) for value in range(4))
+        found["device"] = api.device
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert found == {"run": [0, 2, 4, 6], "empty": (4,), "steps": True, "device": 0}
+    about = ("cudaMalloc", "cudaMallocHost", "cudaStreamCreateWithFlags", "cudaGraphLaunch")
+    used = {name: device for name, device in api.log[before:] if name in about}
+    assert used == dict.fromkeys(used, 1)
+    assert used.keys() == {
+        "cudaMalloc",
+        "cudaMallocHost",
+        "cudaStreamCreateWithFlags",
+        "cudaGraphLaunch",
+    }
+    assert {device for context in contexts for device in context.runs_on} == {1}
+
+
+@pytest.mark.parametrize(
+    ("said", "error"),
+    [
+        ("Error Code 2: OutOfMemory (Requested size was 17179869184 bytes.)", OutOfMemory),
+        ("Error Code 1: Cuda Runtime (out of memory)", OutOfMemory),
+        ("Error Code 3: the plan wants another GPU", EngineFault),
+    ],
+)
+@pytest.mark.parametrize("gives_none", [True, False])
+def test_why_a_context_cannot_be_made_is_said_in_tensorrts_words(api, said, error, gives_none):
+    def made(context: FakeContext) -> FakeContext | None:
+        context.refuses = said
+        if not gives_none:
+            return context
+        context.set_optimization_profile_async(0, 0)
+        return None
+
+    opened = session(api, made)
+    for use in (lambda: opened.run({"x": np.zeros(2, np.int64)}), bound(opened)[0]):
+        with pytest.raises(error, match=said.split(":")[0]) as refusal:
+            use()
+        assert isinstance(refusal.value, OutOfMemory) is (error is OutOfMemory)
+
+
+def test_slots_are_written_before_the_memory_that_they_come_from_is_freed(api):
+    stream = cuda.Stream()
+    memory = cuda.place(np.zeros((2, 1, 3, 2), np.float32), stream)
+    memory.write_slots(np.array([0, 2]), cuda.place(np.ones((2, 1, 1, 2), np.float32), stream))
+    gc.collect()
+    calls = [name for name, _ in api.log]
+    last_copy = len(calls) - calls[::-1].index("cudaMemcpy2DAsync")
+    assert "cudaStreamSynchronize" in calls[last_copy : calls.index("cudaFree")]
+    assert memory.read()[:, 0, :, 0].tolist() == [[1, 0, 0], [0, 0, 1]]
