@@ -61,6 +61,13 @@ def _check_scores(overrides: Overrides, given: Sequence[DataRow], beside: bool) 
 
 
 def _check_quantization(overrides: Overrides, engine: Engine, names: Names) -> None:
+    quantized = engine.manifest.quantization is not None
+    if quantized and overrides.relative is not None and overrides.max_abs is None:
+        raise InputError(
+            "--thresholds: relative is added to max_abs, which nothing bounds where weights are "
+            "quantized.",
+            "Give max_abs too, or leave relative out.",
+        )
     if overrides.max_logits_error is None:
         return
     prompts = engine.manifest.prompts

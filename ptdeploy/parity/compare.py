@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ptdeploy.bundle.precision import Thresholds
+from ptdeploy.bundle.precision import FINITE, Thresholds
 from ptdeploy.errors import EngineFault
 from ptdeploy.parity.cases import BatchCase, Padding, pad
 from ptdeploy.parity.checks import checks, quality_notes
@@ -51,8 +51,8 @@ def compare(
         device=engine.manifest.device,
         precision=engine.manifest.precision,
         reference=reference.made_by,
-        thresholds=None if quantization else bounds.thresholds,
-        largest_allowed=None if quantization else bounds.allowed,
+        thresholds=bounds.thresholds if bounds.bind or not quantization else None,
+        largest_allowed=bounds.allowed if bounds.limits_logits or not quantization else None,
         cases=tuple(run.cases),
         greedy=greedy,
         texts_agreed=agreed,
@@ -77,6 +77,15 @@ class Bounds:
 
     thresholds: Thresholds
     allowed: float
+
+    @property
+    def bind(self) -> bool:
+        """Whether they ask for more than numbers that are finite."""
+        return self.thresholds != FINITE
+
+    @property
+    def limits_logits(self) -> bool:
+        return self.thresholds.max_abs < FINITE.max_abs
 
 
 def bounds_of(reference: Reference, overrides: Overrides) -> Bounds:

@@ -103,7 +103,8 @@ class ParityReport(msgspec.Struct, frozen=True):
     """The outcome of a parity check. `bool(report.passed)` is what CI asks.
 
     `prompt` is the one that the engine was asked with. `prompts` are the reports of the bundle's
-    other prompts, and `passed` is of all of them.
+    other prompts, and `passed` is of all of them. `thresholds` and `largest_allowed` are null where
+    weights are quantized and the caller gave no such bounds: cases then only have to be finite.
     """
 
     passed: bool
@@ -131,6 +132,11 @@ class ParityReport(msgspec.Struct, frozen=True):
     def each(self) -> tuple[ParityReport, ...]:
         """A report of each prompt alone, this one's own first."""
         return checks.alone(self), *self.prompts
+
+    @property
+    def judges_cases(self) -> bool:
+        """Whether a case that is finite may fail."""
+        return self.quality_allowed is None or self.thresholds is not None
 
     @property
     def max_abs(self) -> float:

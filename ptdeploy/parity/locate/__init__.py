@@ -108,7 +108,8 @@ def _first(
     if first is not None or not fails or not matches:
         return _Found(first, matches)
     logits = matches[0].values[_logits_of(search)]
-    if _logits_apart(logits, search.fed, row) > (report.largest_allowed or np.inf):
+    allowed = np.inf if report.largest_allowed is None else report.largest_allowed
+    if _logits_apart(logits, search.fed, row) > allowed:
         widest = max(matches, key=lambda m: m.jump)
         return _Found(
             widest, matches, "no tensor is a mismatch by itself; the difference grows most here"

@@ -9,7 +9,13 @@ from ptdeploy.bundle import Manifest
 from ptdeploy.parity.checks import checks, shown, totals
 from ptdeploy.parity.report import ModuleError, ParityReport
 from ptdeploy.parity.reports import plots
-from ptdeploy.parity.reports.words import grouped, of_prompt, outcome, verdict
+from ptdeploy.parity.reports.words import (
+    grouped,
+    of_prompt,
+    outcome,
+    threshold_words,
+    verdict,
+)
 from ptdeploy.printable import printable_fields
 
 
@@ -106,14 +112,7 @@ def _about(report: ParityReport, manifest: Manifest) -> list[tuple[str, str]]:
         ("Versions", ", ".join(f"{n} {v}" for n, v in sorted(manifest.versions.items()))),
     ]
     if report.thresholds is not None:
-        t = report.thresholds
-        facts.append(
-            (
-                "Thresholds",
-                f"max abs {t.max_abs:g} + {t.relative:g} of the largest logit, "
-                f"cosine {t.cosine:g}, KL {t.kl:g}",
-            )
-        )
+        facts.append(("Thresholds", threshold_words(report.thresholds)))
     quality = [one.value for one in checks(report) if one.kind == "quality" and one.value]
     facts += [("Quantization", words) for words in quality]
     return facts + [("Note", note) for note in report.notes]

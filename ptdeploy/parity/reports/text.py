@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from ptdeploy.parity.checks import Check, checks
 from ptdeploy.parity.report import ParityReport
-from ptdeploy.parity.reports.words import grouped, located_words, of_prompt, outcome, verdict
+from ptdeploy.parity.reports.words import (
+    UNJUDGED,
+    grouped,
+    located_words,
+    of_prompt,
+    outcome,
+    verdict,
+)
 from ptdeploy.printable import printable_fields
 from ptdeploy.tables import columns
-
-_UNJUDGED = "the cases above are not judged: quantized weights are held to what much text says"
 
 
 def describe(report: ParityReport) -> str:
@@ -24,8 +29,8 @@ def describe(report: ParityReport) -> str:
 
 def _lines(report: ParityReport) -> list[str]:
     lines = _cases(report)
-    if report.quality_allowed is not None:
-        lines.append(_UNJUDGED)
+    if not report.judges_cases:
+        lines.append(UNJUDGED)
     lines += [_said(report, one) for one in checks(report) if one.kind != "logits" and one.value]
     bound = (
         "" if report.largest_allowed is None else f"allowed max abs {report.largest_allowed:.2g}; "

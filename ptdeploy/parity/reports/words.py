@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ptdeploy.bundle.precision import FINITE, Thresholds
 from ptdeploy.parity.report import Located, ParityReport
+
+UNJUDGED = "the cases above are not judged: quantized weights are held to what much text says"
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,20 @@ def outcome(group: CaseGroup) -> str:
     if group.failed:
         return "fails"
     return "holds" if group.passed else "mismatch"
+
+
+def threshold_words(found: Thresholds) -> str:
+    """What cases are held to, without bounds that every finite number keeps."""
+    words = []
+    if found.max_abs < FINITE.max_abs:
+        words.append(f"max abs {found.max_abs:g} + {found.relative:g} of the largest logit")
+    if found.cosine > FINITE.cosine:
+        words.append(f"cosine {found.cosine:g}")
+    if found.kl < FINITE.kl:
+        words.append(f"KL {found.kl:g}")
+    if found.min_top1_agreement > 0:
+        words.append(f"top-1 agreement {found.min_top1_agreement:.2%}")
+    return ", ".join(words)
 
 
 def _largest(numbers: list[float | None]) -> float | None:
