@@ -35,6 +35,19 @@ def bert_base(virtual_tokens: int) -> tuple[Path, Path]:
     return _saved("bert-base", transformers.BertConfig(num_labels=4), "SEQ_CLS", virtual_tokens)
 
 
+def bert_tiny(virtual_tokens: int) -> tuple[Path, Path]:
+    """The same kind so small that a benchmark can be tried on it. Gives (base, adapter) folders."""
+    config = transformers.BertConfig(
+        vocab_size=4096,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_labels=4,
+    )
+    return _saved("bert-tiny", config, "SEQ_CLS", virtual_tokens)
+
+
 def roberta_small(virtual_tokens: int) -> tuple[Path, Path]:
     """RoBERTa's width and two-layer head on six layers: 82 million weights."""
     config = transformers.RobertaConfig(

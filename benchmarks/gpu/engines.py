@@ -4,9 +4,10 @@
                                      [--contenders peft,compile,ort,trt] [--device cuda] [--out F]
 
 BERT-base's and Qwen2.5-0.5B's shape, random weights, 20 and 100 virtual tokens. All contenders take
-turns within each round; what is printed are medians, and ratios over PEFT eager. With `--device cpu
---precision fp32 --contenders peft,ort` the script itself can be tried without a GPU. Both bundles
-are compiled first, which proves them; a contender that cannot run here ends the script.
+turns within each round; what is printed are medians, and ratios over PEFT eager. With `--tiny
+--device cpu --precision fp32 --contenders peft,ort` the script itself can be tried without a GPU.
+Both bundles are compiled first, which proves them; a contender that cannot run here ends the
+script. `ort-prefill` and `trt-prefill` run the prompt before every text instead of freezing it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -29,9 +31,23 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-REQUESTS = ((1, 32), (1, 128), (16, 128))
-TEXT, STEPS = 16, 32
+REQUESTS = ((1, 32), (16, 128), (64, 128))
+TEXTS, BATCHES, STEPS = (16, 512), (1, 8, 32), 32
+# Room for the longest text and what is written to it, and for the largest batch.
+ROOM, ROWS = 1024, 32
+VIRTUAL = {"bert": 20, "qwen2": 100}
 Timed = dict[str, Callable[[], float]]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A model's shape, the folders of its base and adapter, and what it is run in and on."""
+
+    model: str
+    base: Path
+    adapter: Path
+    precision: str
+    device: str
 
 
 def main() -> None:
@@ -41,23 +57,47 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--contenders", default="peft,compile,ort,trt")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
+    parser.add_argument("--tiny", action="store_true", help="a tiny model of the same kind")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
+    folders = shape(arguments.model, arguments.tiny)
+    setting = Setting(arguments.model, *folders, arguments.precision, arguments.device)
+    with tempfile.TemporaryDirectory() as folder:
+        contenders = {
+            name: contender(name, setting, Path(folder)) for name in arguments.contenders.split(",")
+        }
+        facts = compare(setting, contenders, arguments.rounds)
+    print(json.dumps(facts, indent=1))
+    if arguments.out:
+        arguments.out.write_text(json.dumps(facts, indent=1) + "\n")
+
+
+def shape(model: str, tiny: bool) -> tuple[Path, Path]:
+    """The folders of a model's base and adapter, made where they are not there yet."""
     import shapes
 
-    base, adapter = shapes.bert_base(20) if arguments.model == "bert" else shapes.qwen2_05b(100)
-    contenders = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for name in arguments.contenders.split(","):
-            made = contender(name, arguments, base, adapter, Path(folder))
-            contenders[name] = classify(made) if arguments.model == "bert" else generate(made)
-    found = measure(contenders, arguments.rounds)
-    facts = {
+    made = {
+        ("bert", False): shapes.bert_base,
+        ("bert", True): shapes.bert_tiny,
+        ("qwen2", False): shapes.qwen2_05b,
+        ("qwen2", True): shapes.qwen2_tiny,
+    }
+    base, adapter = made[model, tiny](VIRTUAL[model])
+    return base, adapter
+
+
+def compare(setting: Setting, contenders: dict[str, Any], rounds: int) -> dict[str, Any]:
+    """Medians of every request by contender, and how often each is as fast as PEFT eager."""
+    ask = classify if setting.model == "bert" else generate
+    vocabulary = json.loads((setting.base / "config.json").read_text())["vocab_size"]
+    timed = {name: ask(one, vocabulary) for name, one in contenders.items()}
+    found = measure(timed, rounds)
+    return {
         "date": str(date.today()),
-        "model": arguments.model,
-        "precision": arguments.precision,
-        "device": device_name(arguments.device),
-        "rounds": arguments.rounds,
+        "model": setting.model,
+        "precision": setting.precision,
+        "device": device_name(setting.device),
+        "rounds": rounds,
         "median_ms": found,
         "ratio_over_peft": {
             request: {name: round(times["peft"] / ms, 2) for name, ms in times.items()}
@@ -65,45 +105,49 @@ def main() -> None:
             if "peft" in times
         },
     }
-    print(json.dumps(facts, indent=1))
-    if arguments.out:
-        arguments.out.write_text(json.dumps(facts, indent=1) + "\n")
 
 
-def contender(name: str, arguments: Any, base: Path, adapter: Path, folder: Path) -> Any:
-    """PEFT's model on the device, or a loaded bundle."""
+def contender(name: str, setting: Setting, folder: Path) -> Any:
+    """PEFT's model on the device, or a bundle, compiled and loaded."""
     import ptdeploy
 
     if name in ("peft", "compile"):
-        return Peft(base, adapter, arguments, name == "compile")
+        return Peft(setting, name == "compile")
+    target, _, prefill = name.partition("-")
     bundle = ptdeploy.compile(
-        adapter,
-        target=name,
-        base=str(base),
+        setting.adapter,
+        target=target,
+        base=str(setting.base),
         output=folder / name,
-        device=arguments.device if name == "ort" else None,
-        precision=arguments.precision,
-        max_context=None if arguments.model == "bert" else 512,
+        device=setting.device if target == "ort" else None,
+        precision=setting.precision,
+        freeze_kv=not prefill,
+        **(room() if setting.model == "qwen2" else {}),
     )
     return ptdeploy.load(bundle.path)
+
+
+def room() -> dict[str, Any]:
+    """The options that give a decoder room for every request here."""
+    return {"max_context": ROOM, "max_batch": ROWS}
 
 
 class Peft:
     """PEFT on PyTorch, eager or through torch.compile."""
 
-    def __init__(self, base: Path, adapter: Path, arguments: Any, compiled: bool) -> None:
+    def __init__(self, setting: Setting, compiled: bool) -> None:
         import torch
         from peft import PeftModel
         from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
         kinds = {"bert": AutoModelForSequenceClassification, "qwen2": AutoModelForCausalLM}
-        options = {"num_labels": 4} if arguments.model == "bert" else {}
-        dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(arguments.precision)
-        model = kinds[arguments.model].from_pretrained(
-            base, dtype=dtype or torch.float32, **options
+        options = {"num_labels": 4} if setting.model == "bert" else {}
+        dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(setting.precision)
+        model = kinds[setting.model].from_pretrained(
+            setting.base, dtype=dtype or torch.float32, **options
         )
-        self.model = PeftModel.from_pretrained(model, adapter).eval().to(arguments.device)
-        self.device = arguments.device
+        self.model = PeftModel.from_pretrained(model, setting.adapter).eval().to(setting.device)
+        self.device = setting.device
         if compiled:
             model.forward = torch.compile(model.forward, dynamic=True)
 
@@ -124,26 +168,32 @@ class Peft:
         return self.model.generate(**given, **lengths).cpu()
 
 
-def classify(engine: Any) -> Timed:
+def classify(engine: Any, vocabulary: int) -> Timed:
     random = np.random.default_rng(0)
     requests: Timed = {}
     for rows, tokens in REQUESTS:
-        ids = random.integers(0, 30000, (rows, tokens)).tolist()
+        ids = random.integers(0, vocabulary, (rows, tokens)).tolist()
         requests[f"{rows} x {tokens}"] = lambda ids=ids: timed(lambda: engine.logits(ids))
     return requests
 
 
-def generate(engine: Any) -> Timed:
-    ids = np.random.default_rng(0).integers(0, 151_936, (1, TEXT)).tolist()
+def generate(engine: Any, vocabulary: int) -> Timed:
+    random = np.random.default_rng(0)
 
-    def first() -> float:
-        return timed(lambda: engine.generate(ids, 1, eos_token_ids=()))
+    def write(ids: list[list[int]], tokens: int) -> float:
+        return timed(lambda: engine.generate(ids, tokens, eos_token_ids=()))
 
-    def step() -> float:
-        many = timed(lambda: engine.generate(ids, 1 + STEPS, eos_token_ids=()))
-        return max(many - first(), 0.0) / STEPS
+    def step(ids: list[list[int]]) -> float:
+        return max(write(ids, 1 + STEPS) - write(ids, 1), 0.0) / STEPS
 
-    return {"first token": first, "decode step": step}
+    requests: Timed = {}
+    for tokens in TEXTS:
+        text = random.integers(0, vocabulary, (1, tokens)).tolist()
+        requests[f"first token, {tokens} tokens"] = lambda ids=text: write(ids, 1)
+    for rows in BATCHES:
+        batch = random.integers(0, vocabulary, (rows, TEXTS[0])).tolist()
+        requests[f"decode step, batch {rows}"] = lambda ids=batch: step(ids)
+    return requests
 
 
 def timed(work: Callable[[], Any]) -> float:
