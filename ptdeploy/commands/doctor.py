@@ -36,7 +36,7 @@ def examine() -> dict[str, Any]:
         if target.graph_check:
             device = backend.devices[0]
             default = target.precisions(device)[0]
-            builds[name] = _words(target.unbuildable(device, default, target.options(None)))
+            builds[name] = _words(target.unbuildable(device, default, target.options(None), None))
     packages["compile"] = {name: _version(name) for name in _COMPILE}
     return {
         "python": platform.python_version(),

@@ -81,17 +81,17 @@ def make_plan(request: CompileRequest) -> Plan:
     backend = get_backend(request.target)
     device = request.device or backend.devices[0]
     precision = _precision(request, target, device)
-    for problem in (
-        target.unbuildable(device, precision, options),
-        _unprovable(request.target, device),
-    ):
-        if problem:
-            raise TargetUnavailable(*problem)
     numerics = target.numerics(device, precision)
     asked = request.quantization or QuantizationOptions()
     quantization = quantization_for(
         precision, asked, numerics.block_size, numerics.custom_operators
     )
+    for problem in (
+        target.unbuildable(device, precision, options, quantization),
+        _unprovable(request.target, device),
+    ):
+        if problem:
+            raise TargetUnavailable(*problem)
     texts = read_texts(asked.quality_text) if asked.quality_text else None
     for given in (request.checkpoint or "", request.base or "", request.place):
         library_path(given)

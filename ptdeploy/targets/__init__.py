@@ -149,7 +149,9 @@ class Target(Protocol[Options]):
         """Whether its fused attention can keep apart rows of one past that come as one sequence."""
         ...
 
-    def unbuildable(self, device: str, precision: str, options: Options) -> tuple[str, str] | None:
+    def unbuildable(
+        self, device: str, precision: str, options: Options, quantization: Quantization | None
+    ) -> tuple[str, str] | None:
         """Why it cannot build for `device` here and how to change that, or None if it can.
 
         Raises InputError if what is installed here does not have what the options ask for.

@@ -21,6 +21,8 @@ from ptdeploy.targets.options import TargetOptions, own_options
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from ptdeploy.bundle import Quantization
+
 _PRECISIONS = {"cpu": ("fp32", "bf16", "int8", "int4"), "gpu": ("fp32", "fp16"), "npu": ("fp16",)}
 _HALVES = {"bf16": "bfloat16", "fp16": "float16"}
 
@@ -86,7 +88,11 @@ class OpenVinoTarget:
         return False
 
     def unbuildable(
-        self, device: str, precision: str, options: OpenVinoOptions
+        self,
+        device: str,
+        precision: str,
+        options: OpenVinoOptions,
+        quantization: Quantization | None,
     ) -> tuple[str, str] | None:
         """Why its engine could not run here: it is shown to be right before it is written."""
         from ptdeploy.backends.openvino.open import uncomputable

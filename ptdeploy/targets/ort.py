@@ -15,6 +15,8 @@ from ptdeploy.targets.options import NoOptions, TargetOptions, own_options
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from ptdeploy.bundle import Quantization
+
 
 class OrtTarget:
     """Its engine is its graph, so that there is nothing to ask of it and nothing to rebuild."""
@@ -70,7 +72,7 @@ class OrtTarget:
         return device == "cpu" and precision == "fp32" and not attention.window
 
     def unbuildable(
-        self, device: str, precision: str, options: NoOptions
+        self, device: str, precision: str, options: NoOptions, quantization: Quantization | None
     ) -> tuple[str, str] | None:
         """Its engine file is the graph, and it is shown to be right before it is written."""
         return OrtBackend().unavailable(device)

@@ -20,8 +20,8 @@ from support.alone import peft_alone, random_rows
 import ptdeploy
 from ptdeploy import QuantizationOptions, TrtOptions
 from ptdeploy.backends.trt import cuda
-from ptdeploy.backends.trt.engine_file import read_info
-from ptdeploy.bundle import Bundle, read_bundle
+from ptdeploy.backends.trt.engine_file import read_info, write_info
+from ptdeploy.bundle import Bundle, Manifest, read_bundle
 from ptdeploy.cli.main import main
 from ptdeploy.parity.graph_check import open_graph_check
 
@@ -244,6 +244,21 @@ def test_the_graph_is_verified_without_a_gpu(kept, capsys):
     assert not (kept / "parity.json").exists()
 
 
+def hash_again(folder: Path) -> None:
+    """Make the manifest of a bundle whose files were changed that of the new ones."""
+    manifest = msgspec.json.decode((folder / "manifest.json").read_bytes(), type=Manifest)
+    entries = tuple(
+        msgspec.structs.replace(
+            entry,
+            size=(folder / entry.path).stat().st_size,
+            sha256=hashlib.sha256((folder / entry.path).read_bytes()).hexdigest(),
+        )
+        for entry in manifest.files
+    )
+    changed = msgspec.structs.replace(manifest, files=entries)
+    (folder / "manifest.json").write_bytes(msgspec.json.encode(changed))
+
+
 def test_a_changed_graph_is_a_mismatch_and_its_module_is_named(kept, trained, tmp_path, capsys):
     broken = Path(shutil.copytree(kept, tmp_path / "bundle"))
     model = onnx.load(broken / "model.onnx")
@@ -253,17 +268,7 @@ def test_a_changed_graph_is_a_mismatch_and_its_module_is_named(kept, trained, tm
         onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * 1.01, weight.name)
     )
     onnx.save(model, broken / "model.onnx")
-    manifest = read_bundle(kept).manifest
-    entries = tuple(
-        msgspec.structs.replace(
-            entry,
-            size=(broken / entry.path).stat().st_size,
-            sha256=hashlib.sha256((broken / entry.path).read_bytes()).hexdigest(),
-        )
-        for entry in manifest.files
-    )
-    changed = msgspec.structs.replace(manifest, files=entries)
-    (broken / "manifest.json").write_bytes(msgspec.json.encode(changed))
+    hash_again(broken)
     one = trained("qwen2", "CAUSAL_LM")
     command = ["verify", str(broken), "--graph", "--checkpoint", str(one.adapter)]
     report = tmp_path / "report"
@@ -342,6 +347,47 @@ def test_every_prompt_of_a_bundle_is_proven_by_its_graph_and_rebuilt_with_it(
     ]
     rebuilt = ptdeploy.rebuild(place).manifest
     assert rebuilt.prompts == added.manifest.prompts
+
+
+@NO_GPU
+@pytest.mark.parametrize("asked", ["auto", "rtx"])
+def test_an_engine_of_full_tensorrt_is_rebuilt_by_rtx_for_all_that_it_supports(
+    kept, tmp_path, asked, capsys
+):
+    """Which GPU it was built on, and for which it was compatible, nobody asked of TensorRT-RTX."""
+    place = Path(shutil.copytree(kept, tmp_path / "bundle"))
+    rtx = read_info(place / "engine.json")
+    full = {
+        "flavor": "tensorrt",
+        "version": "11.4.0.1",
+        "gpu": "NVIDIA H100",
+        "compute_capabilities": ("9.0",),
+        "version_compatible": True,
+        "hardware_compatibility": "ampere_plus",
+    }
+    write_info(msgspec.structs.replace(rtx, **full), place)
+    hash_again(place)
+    assert main(["rebuild", str(place), "--trt-flavor", asked]) == 0
+    assert "compatibility options of full TensorRT were left out" in capsys.readouterr().err
+    assert read_info(place / "engine.json") == rtx
+
+
+def test_an_engine_for_certain_gpus_is_rebuilt_for_them(kept, tmp_path):
+    place = Path(shutil.copytree(kept, tmp_path / "bundle"))
+    info = read_info(place / "engine.json")
+    asked = msgspec.structs.replace(info, compute_capabilities=("8.6", "8.9"))
+    write_info(asked, place)
+    hash_again(place)
+    assert ptdeploy.rebuild(place, engine=TrtOptions(flavor="rtx")).path == place
+    assert read_info(place / "engine.json") == asked
+
+
+def test_a_context_that_splits_rows_is_refused_and_nothing_is_written(trained, tmp_path):
+    one = trained("qwen2", "CAUSAL_LM")
+    with pytest.raises(ptdeploy.InputError, match="rows that begin at multiples of 256") as refusal:
+        compiled(one, tmp_path / "b", max_context=41)
+    assert "--max-context 44 or 40" in refusal.value.fix
+    assert list(tmp_path.iterdir()) == []
 
 
 def contents(bundle: Path) -> dict[Path, bytes]:

@@ -15,11 +15,12 @@ from onnx import TensorProto, helper
 from support.trt import INFO, NO_GPU, X, Y, relu, request, save
 
 from ptdeploy.backends.trt.vendor import choose_builder, open_vendor
+from ptdeploy.bundle import Quantization
 from ptdeploy.bundle.signature import Signature
 from ptdeploy.bundle.task import TensorSpec
 from ptdeploy.errors import BaseModelError, InputError, TargetUnavailable
 from ptdeploy.targets.trt import TrtTarget
-from ptdeploy.targets.trt.builder import build_plan, check_flavor
+from ptdeploy.targets.trt.builder import build_plan, check_blocks, check_flavor
 from ptdeploy.targets.trt.exposed import build_exposed, exposed_request
 from ptdeploy.targets.trt.options import TrtOptions
 
@@ -127,11 +128,15 @@ def test_what_needs_a_gpu_to_build_says_so(vendor, tmp_path, options):
 @NO_GPU
 def test_the_gpu_at_hand_cannot_be_built_for_where_there_is_none():
     """Said before any work, not by the builder."""
-    problem, fix = TrtTarget().unbuildable("cuda", "fp32", TrtOptions(compute_capability="current"))
+    problem, fix = TrtTarget().unbuildable(
+        "cuda", "fp32", TrtOptions(compute_capability="current"), None
+    )
     assert "needs a GPU" in problem
     assert "8.9" in fix
     assert (
-        TrtTarget().unbuildable("cuda", "fp32", TrtOptions(flavor="rtx", compute_capability="8.9"))
+        TrtTarget().unbuildable(
+            "cuda", "fp32", TrtOptions(flavor="rtx", compute_capability="8.9"), None
+        )
         is None
     )
 
@@ -159,6 +164,33 @@ def test_too_little_workspace_is_said(vendor, tmp_path):
 def test_what_rtx_does_not_have_is_refused(vendor, options, words):
     with pytest.raises(InputError, match=words):
         check_flavor(vendor, options)
+
+
+@pytest.mark.parametrize("size", [0, 16, 32, 64, 128, 256])
+def test_blocks_that_full_tensorrt_does_not_document_are_refused_for_it_alone(vendor, size):
+    quantization = Quantization(
+        bits=4, block_size=size, accuracy_level=0, min_agreement=0, max_perplexity_ratio=9
+    )
+    check_blocks(vendor, quantization)
+    full = replace(vendor, flavor="tensorrt", version="11.4.0")
+    check_blocks(full, None)
+    if size in (0, 64, 128):
+        check_blocks(full, quantization)
+    else:
+        with pytest.raises(InputError, match=f"--block-size {size}: .* blocks of 64 or 128"):
+            check_blocks(full, quantization)
+
+
+def test_a_decoders_engine_is_built_to_be_recorded(vendor, tmp_path):
+    """With a KV buffer among its inputs the builder is told more than without."""
+    node = helper.make_node("Relu", ["x"], ["y"], name="layer.0/Relu")
+    asked = request(save(tmp_path, node))
+    decoders = Signature((msgspec.structs.replace(X, role="past"),), (Y,))
+    plain, recorded = (
+        bytes(build_plan(vendor, replace(asked, signature=signature), None))
+        for signature in (asked.signature, decoders)
+    )
+    assert recorded != plain
 
 
 def test_auto_takes_rtx_where_full_tensorrt_cannot_build_and_says_why():

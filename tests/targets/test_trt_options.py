@@ -17,7 +17,7 @@ from ptdeploy.targets.trt.options import (
     read_compute_capabilities,
     read_profile,
 )
-from ptdeploy.targets.trt.plan import DEFAULT_CONTEXT, bounded, profiles
+from ptdeploy.targets.trt.plan import DEFAULT_CONTEXT, bounded, profiles, refuse_split_rows
 
 
 @given(
@@ -188,3 +188,35 @@ def test_a_context_that_was_asked_for_is_kept():
 def test_a_profile_that_does_not_fit_the_model_is_refused(profile, causal, max_batch, words):
     with pytest.raises(InputError, match=words):
         bounded(request_limits(64, 44, 100, max_batch), TrtOptions(profile=profile), causal, None)
+
+
+@pytest.mark.parametrize(
+    ("context", "heads", "width", "dtype", "rows", "advice"),
+    [
+        (41, 2, 8, "float32", 8, "44 or 40, a multiple of 4"),
+        (3, 2, 8, "float32", 2, "4, a multiple of 4"),
+        (41, 3, 5, "float16", 8, "128, a multiple of 128"),
+        (41, 2, 8, "float32", 1, None),
+        (40, 2, 8, "float32", 8, None),
+        (41, 2, 64, "float16", 8, None),
+        (41, 1, 64, "bfloat16", 8, "42 or 40, a multiple of 2"),
+    ],
+)
+@pytest.mark.parametrize("fixed", [True, False])
+def test_a_buffer_whose_rows_begin_where_tensorrt_takes_no_memory_is_refused(
+    context, heads, width, dtype, rows, advice, fixed
+):
+    slots = context if fixed else "slots"
+    past = TensorSpec("past_key_values.0.key", "past", dtype, ("batch", heads, slots, width), "")
+    signature, limits = Signature((past,), ()), request_limits(context, context - 1, 100, rows)
+    if advice is None:
+        refuse_split_rows(signature, limits)
+        return
+    with pytest.raises(InputError, match=f"--max-context {context}") as refusal:
+        refuse_split_rows(signature, limits)
+    assert f"--max-context {advice}" in refusal.value.fix
+
+
+def test_a_graph_without_a_buffer_has_no_rows_to_split():
+    ids = TensorSpec("input_ids", "ids", "int64", ("batch", "sequence"), "")
+    refuse_split_rows(Signature((ids,), ()), request_limits(41, 40, 100, 8))

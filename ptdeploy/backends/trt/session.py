@@ -228,7 +228,7 @@ class TrtSession:
             raise InputError(
                 f"A row of the KV buffer does not begin at a multiple of {_ALIGNMENT} bytes, as "
                 "TensorRT needs it to.",
-                "Send one row at once, or compile with an even --max-context.",
+                "Send one row at once, or compile again: a --max-context that fits is said there.",
             )
         if not lane.context.set_tensor_address(name, address):
             raise BundleError(f"The engine has no tensor {name}, which the manifest lists.")

@@ -19,6 +19,8 @@ from ptdeploy.targets.trt.options import TrtOptions, check_options, read_compute
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from ptdeploy.bundle import Quantization
+
 
 class TrtTarget:
     """Builds with either flavor; without a GPU ONNX Runtime runs the graph that it builds from."""
@@ -75,17 +77,19 @@ class TrtTarget:
         return False
 
     def unbuildable(
-        self, device: str, precision: str, options: TrtOptions
+        self, device: str, precision: str, options: TrtOptions, quantization: Quantization | None
     ) -> tuple[str, str] | None:
         """Why no engine can be built here, or None if one can."""
         from ptdeploy.backends.trt import TrtBackend, cuda
         from ptdeploy.backends.trt.vendor import choose_builder
-        from ptdeploy.targets.trt.builder import check_flavor
+        from ptdeploy.targets.trt.builder import check_blocks, check_flavor
 
         if device not in TrtBackend.devices:
             return of_another_target("trt", device)
         try:
-            check_flavor(choose_builder(options.flavor)[0], options)
+            vendor, _ = choose_builder(options.flavor)
+            check_flavor(vendor, options)
+            check_blocks(vendor, quantization)
         except TargetUnavailable as error:
             return error.problem, error.fix
         if read_compute_capabilities(options.compute_capability) == ("current",) and (

@@ -17,8 +17,11 @@ from ptdeploy.errors import BaseModelError, InputError, TargetUnavailable
 from ptdeploy.targets.trt.options import TrtOptions, read_compute_capabilities
 
 if TYPE_CHECKING:
+    from ptdeploy.bundle import Quantization
     from ptdeploy.bundle.signature import Signature
 
+# The sizes of int4's blocks in full TensorRT's documentation.
+_BLOCKS = (64, 128)
 # What the libraries say where they look for a driver in a build that needs one.
 _WANTS_GPU = ("cudaError", "CUDA_SUCCESS", "myelinSuccess")
 
@@ -53,6 +56,8 @@ def build_plan(vendor: Vendor, request: Request, timing: str | None) -> Any:
     _expose(vendor, network, request.inner)
     config = builder.create_builder_config()
     _configure(vendor, config, request.options, request.tf32)
+    if vendor.flavor == "rtx" and any(spec.role == "past" for spec in request.signature.inputs):
+        _let_steps_be_recorded(vendor, config)
     for profile in request.profiles:
         shapes = builder.create_optimization_profile()
         for name, (least, usual, most) in profile.shapes.items():
@@ -217,6 +222,14 @@ def _configure(vendor: Vendor, config: Any, options: TrtOptions, tf32: bool) -> 
         config.set_compute_capability(known[name], index)
 
 
+def _let_steps_be_recorded(vendor: Vendor, config: Any) -> None:
+    """Have a decoder's engine allocate nothing while it runs: a CUDA graph could not hold that."""
+    # TensorRT-RTX has it from 1.2 on.
+    flag = getattr(vendor.module.BuilderFlag, "REQUIRE_USER_ALLOCATION", None)
+    if flag is not None:
+        config.set_flag(flag)
+
+
 def check_flavor(vendor: Vendor, options: TrtOptions) -> None:
     """Raises InputError if this flavor does not have what the options ask for."""
     if vendor.flavor == "tensorrt" and options.compute_capability:
@@ -237,6 +250,20 @@ def check_flavor(vendor: Vendor, options: TrtOptions) -> None:
                 "Leave it out, and keep the ONNX (--keep-onnx): ptdeploy rebuild makes the engine "
                 "anew for another version.",
             )
+
+
+def check_blocks(vendor: Vendor, quantization: Quantization | None) -> None:
+    """Raises InputError if full TensorRT is to have blocks that it does not document.
+
+    Of TensorRT-RTX no sizes are documented: its builder says what it does not take.
+    """
+    block = quantization.block_size if quantization else 0
+    if vendor.flavor == "tensorrt" and block not in (0, *_BLOCKS):
+        raise InputError(
+            f"--block-size {block}: {vendor.name} takes blocks of "
+            f"{' or '.join(map(str, _BLOCKS))} weights.",
+            "Compile with one of these, or with --trt-flavor rtx.",
+        )
 
 
 def _decimal(name: str) -> str:

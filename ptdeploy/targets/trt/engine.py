@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING
 
 from ptdeploy.backends.trt import engine_info
 from ptdeploy.backends.trt.engine_file import INFO, PLAN
+from ptdeploy.backends.trt.vendor import choose_builder
 from ptdeploy.bundle import MODEL, Bundle, staged
 from ptdeploy.bundle.signature import Signature
 from ptdeploy.errors import BaseModelError, InputError
 from ptdeploy.targets import BuildRequest, Built
 from ptdeploy.targets.onnx_model import write_model
+from ptdeploy.targets.trt.builder import check_blocks
 from ptdeploy.targets.trt.make import Job, count_precisions, make_engine
 from ptdeploy.targets.trt.options import TrtOptions
-from ptdeploy.targets.trt.plan import profiles
+from ptdeploy.targets.trt.plan import profiles, refuse_split_rows
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -26,6 +28,7 @@ def build_engine(request: BuildRequest[TrtOptions]) -> Built:
     It is kept in the bundle on request, or where the engine gets its weights from it.
     """
     _refuse_unknown_operators(request.model)
+    refuse_split_rows(request.signature, request.limits)
     counted = count_precisions(request.model)
     onnx = write_model(request.model, request.folder)
     job = Job(
@@ -48,7 +51,8 @@ def rebuild_engine(bundle: Bundle, asked: TrtOptions | None) -> tuple[str, ...]:
     """Write `engine.plan` and `engine.json` again, with the profiles and options they had.
 
     Only another flavor can be asked for, and no cache. An engine that was built for the GPU at hand
-    is built for the one that is at hand now.
+    is built for the one that is at hand now. Raises what `choose_builder`, `check_blocks` and
+    `make_engine` raise.
     """
     if other := [] if asked is None else replace(asked, flavor="auto", cache=True).given():
         raise InputError(
@@ -58,23 +62,25 @@ def rebuild_engine(bundle: Bundle, asked: TrtOptions | None) -> tuple[str, ...]:
     manifest, info = bundle.manifest, engine_info(bundle)
     onnx = bundle.file("model")
     assert onnx is not None, "the caller checks it"
+    asked = asked or TrtOptions(flavor=info.flavor)
+    vendor, _ = choose_builder(asked.flavor)
+    check_blocks(vendor, manifest.quantization)
+    # TensorRT-RTX alone is told which GPUs to build for, and full TensorRT alone has compatibility.
+    of_rtx = vendor.flavor == "rtx"
     ahead = ",".join(info.compute_capabilities) or None
+    capability = "current" if info.gpu else ahead
     options = TrtOptions(
-        flavor=info.flavor if asked is None else asked.flavor,
-        cache=asked is None or asked.cache,
+        flavor=asked.flavor,
+        cache=asked.cache,
         strip_weights=info.strip_weights,
-        version_compatible=info.version_compatible,
-        hardware_compatibility=info.hardware_compatibility,
+        version_compatible=info.version_compatible and not of_rtx,
+        hardware_compatibility="none" if of_rtx else info.hardware_compatibility,
         workspace=info.workspace,
         optimization_level=info.optimization_level,
-        compute_capability="current" if info.gpu and info.flavor == "rtx" else ahead,
+        compute_capability=capability if of_rtx and info.flavor == "rtx" else None,
     )
-    if options.flavor == "tensorrt":
-        options = replace(options, compute_capability=None)
     notes: tuple[str, ...] = ()
-    if options.flavor == "rtx" and info.flavor == "tensorrt":
-        # What TensorRT-RTX does not have, and for compatibility does not need.
-        options = replace(options, version_compatible=False, hardware_compatibility="none")
+    if of_rtx and (info.version_compatible or info.hardware_compatibility != "none"):
         notes = ("compatibility options of full TensorRT were left out.",)
     parts = [entry.path for entry in manifest.files if entry.role in ("model", "weights")]
     job = Job(

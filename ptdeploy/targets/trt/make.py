@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from ptdeploy.bundle.signature import Signature
 
+# One more when plans of the same description are configured otherwise than those in the cache.
+_CONFIGURED = 2
 _FLOATS = {"FLOAT": "float32", "FLOAT16": "float16", "BFLOAT16": "bfloat16"}
 
 
@@ -47,7 +49,7 @@ def make_engine(job: Job, folder: Path) -> tuple[str, ...]:
     vendor, why = choose_builder(options.flavor)
     check_flavor(vendor, options)
     info = _describe(job, vendor)
-    name = cache.key({"info": msgspec.to_builtins(info)})
+    name = cache.key({"info": msgspec.to_builtins(info), "configured": _CONFIGURED})
     notes = [f"built with {vendor.name} ({why})."]
     plan = cache.find(name, "plan") if options.cache else None
     if plan is not None:

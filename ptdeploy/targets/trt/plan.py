@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import gcd
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
@@ -23,6 +24,9 @@ _ROWS = Range(1, 1, 8)
 _TOKENS = 128
 # The most prompts that an engine is given at once, and the most labels of one.
 _PROMPTS, _CLASSES = 256, 1024
+# TensorRT takes memory that begins at a multiple of so many bytes.
+_ALIGNMENT = 256
+_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 def bounded(
@@ -58,6 +62,31 @@ def bounded(
         max_sequence=context - virtual,
         max_batch=batch.max if batch else limits.max_batch or _ROWS.max,
         max_prefill=prefill,
+    )
+
+
+def refuse_split_rows(signature: Signature, limits: RequestLimits) -> None:
+    """Raises InputError if a KV buffer has rows that begin where TensorRT takes no memory.
+
+    A prefill runs over one row of a larger buffer.
+    """
+    past = [spec for spec in signature.inputs if spec.role == "past"]
+    if not past or (limits.max_batch or 1) == 1:
+        return
+    _, heads, _, width = past[0].shape
+    assert isinstance(heads, int)
+    assert isinstance(width, int)
+    slot = heads * width * _BYTES[past[0].dtype]
+    step = _ALIGNMENT // gcd(_ALIGNMENT, slot)
+    less = limits.max_context // step * step
+    if less == limits.max_context:
+        return
+    fits = f"{less + step} or {less}" if less else str(step)
+    raise InputError(
+        f"--max-context {limits.max_context}: a row of the KV buffer would take "
+        f"{limits.max_context} times {slot} bytes, and TensorRT takes rows that begin at multiples "
+        f"of {_ALIGNMENT} bytes alone.",
+        f"Compile with --max-context {fits}, a multiple of {step}, or with --max-batch 1.",
     )
 
 
