@@ -60,7 +60,11 @@ class SourceInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ParitySummary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a parity check at compile time found; the whole report is in the bundle too."""
+    """What a parity check at compile time found; the whole report is in the bundle too.
+
+    `top1_agreement` is a case's smallest; of quantized weights it is that of all answers to the
+    evaluation text, near ties too, or the explained variance of a head that chooses no one class.
+    """
 
     passed: bool
     cases: int

@@ -75,10 +75,16 @@ def totals(report: ParityReport) -> list[Check]:
             f"{report.max_abs:.2g}" if finite else "not finite",
             "" if allowed is None else f"allowed {allowed:.2g}",
         ),
-        Check("logits", "smallest top-1 agreement", agreement >= 1, f"{agreement:.2%}"),
         Check(
             "logits",
-            "cases within thresholds",
+            "smallest top-1 agreement",
+            # Near ties may go either way: whether it is enough, each case says.
+            all(case.passed for case in report.cases if case.top1_agreement < 1),
+            f"{agreement:.2%}",
+        ),
+        Check(
+            "logits",
+            "cases within thresholds" if report.judges_cases else "cases pass",
             within == len(report.cases),
             f"{within} of {len(report.cases)}",
         ),
@@ -87,8 +93,14 @@ def totals(report: ParityReport) -> list[Check]:
         agreed = sum(one.agreed for one in report.greedy)
         total = sum(one.total for one in report.greedy)
         found.append(
-            Check("greedy tokens", "greedy tokens agree", agreed == total, f"{agreed} of {total}")
+            Check(
+                "greedy tokens",
+                "greedy tokens agree",
+                all(one.passed for one in report.greedy),
+                f"{agreed} of {total}",
+            )
         )
+    found += _quality_totals(report)
     found += [replace(one, name="texts encode alike") for one in _tokenizer(report)]
     data = report.data
     if data is not None:
@@ -98,6 +110,21 @@ def totals(report: ParityReport) -> list[Check]:
             for one in _data(report)
         ]
     return found
+
+
+def _quality_totals(report: ParityReport) -> Iterator[Check]:
+    quality, allowed = report.quality, report.quality_allowed
+    if allowed is None:
+        return
+    if quality is None or quality.stopped:
+        value = "none" if quality is None else "not finite"
+        yield Check("quality", "quantized weights on evaluation text", False, value)
+        return
+    for one in _asked(quality, allowed):
+        name = one.name
+        if one.unit == "agreement":
+            name = f"{name} {_of_answers(quality)}"
+        yield Check("quality", name, one.holds, one.value, one.bound)
 
 
 def faults(report: ParityReport) -> list[str]:
@@ -226,11 +253,7 @@ def _asked_of(quality: Quality | None, allowed: Quantization) -> str:
     """What a quantized engine is held to, of what was measured."""
     if quality is None:
         return ""
-    asked = [f"at least {allowed.min_agreement:.2%} agreement"]
-    if quality.logits_error is not None and allowed.max_logits_error is not None:
-        asked.append(f"at most {allowed.max_logits_error:g} logits error")
-    if quality.perplexity_ratio is not None:
-        asked.append(f"at most {allowed.max_perplexity_ratio:g} times the perplexity")
+    asked = (f"{one.bound} {one.unit}" for one in _asked(quality, allowed))
     return f"asked for: {', '.join(asked)}"
 
 
@@ -259,26 +282,71 @@ def quantization_failures(quality: Quality | None, allowed: Quantization | None)
         return []
     if quality is None:
         return ["the reference holds no text to evaluate quantized weights on"]
-    lines = []
+    return [one.fails for one in _asked(quality, allowed) if not one.holds]
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """One bound of what quantized weights must keep; `unit` is what the bound is of, in words."""
+
+    name: str
+    value: str
+    bound: str
+    unit: str
+    holds: bool
+    fails: str
+
+
+def _asked(quality: Quality, allowed: Quantization) -> Iterator[_Asked]:
     # NaN compares false with everything, so each bound is written as what must hold.
-    if not quality.top1_agreement >= allowed.min_agreement:
-        lines.append(
-            f"{quality.measured} {quality.top1_agreement:.4f} on {quality.evaluated_on}, "
-            f"but {allowed.min_agreement} is asked for (--min-agreement)"
-        )
+    least = allowed.min_agreement
+    yield _Asked(
+        quality.measured,
+        f"{_agreement(quality):.2%}",
+        f"at least {least:.2%}",
+        "agreement",
+        quality.top1_agreement >= least,
+        f"{quality.measured} {quality.top1_agreement:.4f} on {quality.evaluated_on}, "
+        f"but {least} is asked for (--min-agreement)",
+    )
     error, most = quality.logits_error, allowed.max_logits_error
-    if error is not None and most is not None and not error <= most:
-        lines.append(
+    if error is not None and most is not None:
+        yield _Asked(
+            "logits error",
+            f"{error:.2g}",
+            f"at most {most:g}",
+            "logits error",
+            error <= most,
             f"logits error {error:.4f} on {quality.evaluated_on}, "
-            f"but at most {most} is asked for (--max-logits-error)"
+            f"but at most {most} is asked for (--max-logits-error)",
         )
-    ratio = quality.perplexity_ratio
-    if ratio is not None and not ratio <= allowed.max_perplexity_ratio:
-        lines.append(
+    ratio, most = quality.perplexity_ratio, allowed.max_perplexity_ratio
+    if ratio is not None:
+        yield _Asked(
+            "times the reference's perplexity",
+            f"{ratio:.3f}",
+            f"at most {most:g}",
+            "times the perplexity",
+            ratio <= most,
             f"perplexity {ratio:.4f} times the reference's on {quality.evaluated_on}, "
-            f"but at most {allowed.max_perplexity_ratio} is asked for (--max-perplexity-ratio)"
+            f"but at most {most} is asked for (--max-perplexity-ratio)",
         )
-    return lines
+
+
+def _agreement(quality: Quality) -> float:
+    """What is shown as agreement: of clear answers, or of all of them where none is clear."""
+    return quality.agreement_of_all if quality.clear == 0 else quality.top1_agreement
+
+
+def _of_answers(quality: Quality) -> str:
+    """What an agreement is of, in words."""
+    if quality.measured != TOP1:
+        return f"over {quality.texts} texts"
+    if quality.clear is None:
+        return f"of {quality.positions} positions"
+    if quality.clear == 0:
+        return f"of {quality.positions} answers, none of them clear,"
+    return f"of {quality.clear} clear answers"
 
 
 def quality_notes(quality: Quality | None) -> list[str]:
@@ -308,10 +376,9 @@ def quality_notes(quality: Quality | None) -> list[str]:
 
 def quantization_words(quality: Quality) -> str:
     """What quantizing the weights cost."""
-    positions, aside = str(quality.positions), []
-    if quality.clear is not None:
-        positions = f"{quality.clear} of {positions}"
-        aside = ["the others are near ties"] if quality.clear < quality.positions else []
+    aside = []
+    if quality.clear is not None and 0 < quality.clear < quality.positions:
+        aside = [f"the others of {quality.positions} are near ties"]
     if quality.detectable is not None:
         aside.append(
             f"a fault that changes {quality.detectable:.1%} of the answers would be seen 19 times "
@@ -322,9 +389,14 @@ def quantization_words(quality: Quality) -> str:
         seen += f", logits error {quality.logits_error:.2g}"
     return (
         f"quantized weights on {quality.evaluated_on}: {quality.measured} "
-        f"{quality.top1_agreement:.2%} at {positions} positions of {quality.texts} texts"
+        f"{_agreement(quality):.2%} {_of_answers(quality)}{_in_texts(quality)}"
         f"{seen}{ratio_words(quality.perplexity_ratio)}"
     )
+
+
+def _in_texts(quality: Quality) -> str:
+    """How many texts answers were of, where that was not said."""
+    return f" in {quality.texts} texts" if quality.measured == TOP1 else ""
 
 
 def ratio_words(ratio: float | None) -> str:

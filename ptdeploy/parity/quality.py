@@ -66,6 +66,14 @@ class Quality(msgspec.Struct, frozen=True):
     stopped: str | None = None
 
     @property
+    def agreement_of_all(self) -> float:
+        """The share of all positions where both agree, of a classifier with near ties too."""
+        if self.clear is None or not self.positions:
+            return self.top1_agreement
+        changed = (1 - self.top1_agreement) * self.clear + (self.near_ties or 0)
+        return 1 - changed / self.positions
+
+    @property
     def perplexity_ratio(self) -> float | None:
         if self.perplexity is None or self.reference_perplexity is None:
             return None

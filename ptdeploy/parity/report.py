@@ -152,7 +152,7 @@ class ParityReport(msgspec.Struct, frozen=True):
             self.passed,
             len(self.cases),
             self.max_abs,
-            self.top1_agreement if quality is None else quality.top1_agreement,
+            self.top1_agreement if quality is None else quality.agreement_of_all,
             self.reference,
             None if quality is None else quality.perplexity_ratio,
         )

@@ -27,6 +27,7 @@ from ptdeploy.parity.report import (
 )
 from ptdeploy.parity.reports import html, junit, markdown
 from ptdeploy.parity.reports.text import describe
+from ptdeploy.parity.reports.words import UNJUDGED
 
 EDGES = tuple(10.0**power for power in range(-9, 2))
 # An escape sequence, the end of a line, a turned direction, markup, and a template's own signs.
@@ -257,6 +258,83 @@ def test_totals_are_the_worst_case_and_the_sums():
     assert all(one.passed for one in totals(HOLDS))
 
 
+def test_near_ties_that_a_report_lets_pass_are_not_shown_as_failures():
+    tied = msgspec.structs.replace(
+        HOLDS,
+        cases=(case(), case("batch 3", top1_agreement=0.98)),
+        greedy=(GreedyResult(8, 16, 16, True), GreedyResult(5, 3, 16, True)),
+    )
+    found = {one.name: one for one in totals(tied)}
+    assert found["smallest top-1 agreement"].value == "98.00%"
+    assert found["greedy tokens agree"].value == "19 of 32"
+    assert all(one.passed for one in found.values())
+    page = html.render(tied, made_manifest())
+    assert 'class="tile bad"' not in page
+    assert 'class="bad"' not in page
+    wrong = msgspec.structs.replace(tied, greedy=(GreedyResult(5, 3, 16, False),), passed=False)
+    assert html.render(wrong, made_manifest()).count('<rect class="bad"') == 13
+
+
+def test_each_bound_of_quantized_weights_has_a_total():
+    quality = [one for one in totals(QUANTIZED) if one.kind == "quality"]
+    assert [(one.name, one.value, one.bound, one.passed) for one in quality] == [
+        ("top-1 agreement of 80 clear answers", "91.66%", "at least 97.00%", False),
+        ("logits error", "0.31", "at most 0.15", False),
+    ]
+    quality = [one for one in totals(PERPLEXED) if one.kind == "quality"]
+    assert [(one.name, one.value, one.bound, one.passed) for one in quality] == [
+        ("top-1 agreement of 800 positions", "99.00%", "at least 97.00%", True),
+        ("times the reference's perplexity", "1.010", "at most 1.02", True),
+    ]
+    assert [one for one in totals(HOLDS) if one.kind == "quality"] == []
+    for quality, value in ((None, "none"), (stopped_quality(), "not finite")):
+        report = msgspec.structs.replace(QUANTIZED, quality=quality)
+        (one,) = (one for one in totals(report) if one.kind == "quality")
+        assert (one.value, one.passed) == (value, False)
+
+
+def stopped_quality() -> Quality:
+    assert QUANTIZED.quality is not None
+    return msgspec.structs.replace(QUANTIZED.quality, stopped="Gather: out of bounds.")
+
+
+def test_where_no_answer_is_clear_the_share_over_all_is_said():
+    assert QUANTIZED.quality is not None
+    none = msgspec.structs.replace(
+        QUANTIZED.quality, top1_agreement=1.0, clear=0, near_ties=24, logits_error=0.1
+    )
+    report = msgspec.structs.replace(QUANTIZED, quality=none, passed=True)
+    assert "top-1 agreement 75.00% of 96 answers, none of them clear, in 96 texts" in describe(
+        report
+    )
+    assert report.summary().top1_agreement == 0.75
+    assert all(one.passed for one in totals(report))
+
+
+def test_the_summary_in_a_manifest_counts_near_ties_that_changed():
+    report = msgspec.structs.replace(
+        QUANTIZED,
+        quality=Quality("", 100, 100, 0.95, None, None, clear=80, near_ties=6),
+    )
+    assert report.summary().top1_agreement == pytest.approx(0.90)
+    assert PERPLEXED.summary().top1_agreement == 0.99
+
+
+def test_every_form_says_where_cases_are_not_judged():
+    said = UNJUDGED.capitalize()
+    for report, judged in ((PERPLEXED, False), (HOLDS, True)):
+        page = Page(html.render(report, made_manifest()))
+        assert (said in page.text) is not judged
+        assert ("not judged" in page.texts) is not judged
+        lines = markdown.render(report, made_manifest()).splitlines()
+        rows = [line for line in lines if line.startswith("| alone")]
+        assert all(row.endswith("| ok |" if judged else "| not judged |") for row in rows)
+        assert any(line.startswith(said) for line in lines) is not judged
+        assert (UNJUDGED in describe(report)) is not judged
+        names = [one.name for one in totals(report)]
+        assert ("cases within thresholds" in names) is judged
+
+
 def test_the_terminal_has_a_line_for_each_check_and_the_verdict_last():
     lines = describe(FAILS).splitlines()
     assert next(line for line in lines if line.startswith("data alone")).endswith("MISMATCH")
@@ -276,9 +354,9 @@ def test_the_terminal_has_a_line_for_each_check_and_the_verdict_last():
 def test_the_terminal_says_what_quantization_cost():
     lines = describe(QUANTIZED).splitlines()
     assert (
-        "quantized weights on ptdeploy's own text: top-1 agreement 91.66% at 80 of 96 positions of "
-        "96 texts (the others are near ties; a fault that changes 6.0% of the answers would be "
-        "seen 19 times of 20), logits error 0.31, asked for: at least 97.00% agreement, at most "
+        "quantized weights on ptdeploy's own text: top-1 agreement 91.66% of 80 clear answers in "
+        "96 texts (the others of 96 are near ties; a fault that changes 6.0% of the answers would "
+        "be seen 19 times of 20), logits error 0.31, asked for: at least 97.00% agreement, at most "
         "0.15 logits error"
     ) in lines
     # What the table's figures are is said right behind it.

@@ -10,6 +10,7 @@ from ptdeploy.parity.checks import checks, shown, totals
 from ptdeploy.parity.report import ModuleError, ParityReport
 from ptdeploy.parity.reports import plots
 from ptdeploy.parity.reports.words import (
+    UNJUDGED,
     grouped,
     of_prompt,
     outcome,
@@ -44,6 +45,7 @@ def render(report: ParityReport, manifest: Manifest) -> str:
         else None,
         steps=_steps(report) if report.greedy else None,
         groups=grouped(report),
+        unjudged="" if report.judges_cases else UNJUDGED,
         prompts=[(one, of_prompt(one), verdict(one)) for one in report.each()]
         if report.prompts
         else [],
@@ -94,7 +96,10 @@ def _layer_marks(modules: Sequence[ModuleError]) -> list[str]:
 def _steps(report: ParityReport) -> plots.Plot:
     steps = max(one.total for one in report.greedy)
     shares = [
-        sum(one.agreed > step for one in report.greedy) / len(report.greedy)
+        plots.Share(
+            sum(one.agreed > step for one in report.greedy) / len(report.greedy),
+            any(not one.passed and one.agreed <= step for one in report.greedy),
+        )
         for step in range(steps)
     ]
     return plots.agreement(shares)

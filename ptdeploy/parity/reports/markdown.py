@@ -7,7 +7,15 @@ import re
 from ptdeploy.bundle import Manifest
 from ptdeploy.parity.checks import checks, shown, totals
 from ptdeploy.parity.report import ParityReport
-from ptdeploy.parity.reports.words import grouped, located_words, of_prompt, outcome, verdict
+from ptdeploy.parity.reports.words import (
+    UNJUDGED,
+    CaseGroup,
+    grouped,
+    located_words,
+    of_prompt,
+    outcome,
+    verdict,
+)
 from ptdeploy.printable import printable_fields
 
 # What starts markup within a line; a heading, a list or a fence starts a line, and no line of the
@@ -46,7 +54,7 @@ def _prompt(report: ParityReport, title: str = "") -> list[str]:
     ]
     lines += [
         f"| {_plain(g.name)} | {g.count} | {g.longest} | {shown(g.max_abs)} | {shown(g.kl)} "
-        f"| {g.top1_agreement:.2%} | {'ok' if g.passed else f'**{outcome(g)}**'} |"
+        f"| {g.top1_agreement:.2%} | {_outcome(g)} |"
         for g in grouped(report)
     ]
     lines.append("")
@@ -72,8 +80,16 @@ def _prompt(report: ParityReport, title: str = "") -> list[str]:
     return lines
 
 
+def _outcome(group: CaseGroup) -> str:
+    if not group.passed:
+        return f"**{outcome(group)}**"
+    return "ok" if group.judged else outcome(group)
+
+
 def _facts(report: ParityReport) -> list[str]:
     facts = []
+    if not report.judges_cases:
+        facts.append(f"{UNJUDGED.capitalize()}.")
     if report.largest_allowed is not None:
         facts.append(f"Allowed max abs: {report.largest_allowed:.3g}.")
     facts += [

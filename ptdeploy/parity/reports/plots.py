@@ -61,6 +61,14 @@ class Point:
     wrong: bool = False
 
 
+@dataclass(frozen=True)
+class Share:
+    """The share of rows that agree up to a step, and whether another's mismatch is no near tie."""
+
+    share: float
+    wrong: bool
+
+
 def histograms(bars: Sequence[Bar], edges: Sequence[float], allowed: float | None) -> Plot:
     """How many logits differ by how much: a row for each case, a column for each decade."""
     left, row, bins = 216, 34, len(edges) + 1
@@ -158,7 +166,7 @@ def scatter(
     return Plot(x_title, height, marks)
 
 
-def agreement(shares: Sequence[float]) -> Plot:
+def agreement(shares: Sequence[Share]) -> Plot:
     """The share of greedy rows that agree up to each step."""
     height, base, top = 190, 190 - _BOTTOM, _TOP
     step = _PLOT / max(len(shares), 1)
@@ -167,10 +175,10 @@ def agreement(shares: Sequence[float]) -> Plot:
         level = base - share * (base - top)
         marks.append(_line(_LEFT, level, WIDTH - _RIGHT, level, "grid"))
         marks.append(_text(_LEFT - 8, level + 4, f"{share:.0%}", "end", "tick"))
-    for i, share in enumerate(shares):
-        level = base - share * (base - top)
-        kind = "good" if share == 1 else "bad"
-        title = f"step {i + 1}: {share:.0%} of rows agree so far"
+    for i, one in enumerate(shares):
+        level = base - one.share * (base - top)
+        kind = "bad" if one.wrong else "good"
+        title = f"step {i + 1}: {one.share:.0%} of rows agree so far"
         marks.append(
             _bar(_LEFT + i * step + 1.5, level, step - 3, max(base - level, 1.5), kind, title)
         )

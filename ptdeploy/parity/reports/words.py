@@ -23,6 +23,7 @@ class CaseGroup:
     top1_agreement: float
     histogram: tuple[int, ...]
     passed: bool
+    judged: bool
     failed: int = 0
 
 
@@ -43,6 +44,7 @@ def grouped(report: ParityReport) -> list[CaseGroup]:
                 min(case.top1_agreement for case in cases),
                 tuple(map(sum, zip(*(case.histogram for case in cases), strict=True))),
                 all(case.passed for case in cases),
+                report.judges_cases,
                 sum(case.stopped is not None for case in cases),
             )
         )
@@ -80,10 +82,12 @@ def located_words(located: Located) -> list[str]:
 
 
 def outcome(group: CaseGroup) -> str:
-    """What came of a group's cases, in one word."""
+    """What came of a group's cases, in a word or two."""
     if group.failed:
         return "fails"
-    return "holds" if group.passed else "mismatch"
+    if not group.passed:
+        return "mismatch"
+    return "holds" if group.judged else "not judged"
 
 
 def threshold_words(found: Thresholds) -> str:
