@@ -1,7 +1,8 @@
 """The TensorRT backend in C++: compiled, and what it decides without a GPU compared with Python.
 
-No test here runs an engine. The backend itself is compiled only, against TensorRT's headers where
-TENSORRT_ROOT names them and against declarations otherwise.
+No test here runs an engine. The backend is compiled against TensorRT's headers where TENSORRT_ROOT
+names them and against declarations otherwise; what those declare is defined on the host for one
+test's program, whose engine fails as it is told.
 """
 
 from __future__ import annotations
@@ -130,6 +131,63 @@ def test_the_cuda_part_links_with_the_real_runtime_and_says_why_there_is_no_gpu(
     )
     said = native.checked([str(tmp_path / "gpu")])
     assert said == "works" or said.startswith("CUDA")
+
+
+@pytest.fixture(scope="module")
+def steps(tmp_path_factory):
+    """`steps(what)`: what the program says of six steps of which this fails."""
+    folder = tmp_path_factory.mktemp("steps")
+    root, program = native.tensorrt_root("rtx", folder / "tensorrt"), folder / "steps"
+    names = (*SOURCES, "element_type", "errors", "printable", "schema")
+    own = (LIBRARY / "src" / f"{name}.cc" for name in names if name != "backend_trt")
+    sources = (native.TESTS / "trt_steps.cc", *own)
+    native.checked(
+        [
+            *(tool("c++"), "-std=c++17", "-O0", "-Wall", "-Wextra", "-Werror"),
+            *(f"-I{LIBRARY / 'include'}", f"-I{LIBRARY / 'src'}", '-DPTDEPLOY_VERSION=""'),
+            *("-isystem", str(root / "include"), "-isystem", str(native.cuda_root() / "include")),
+            # What reads engine.json is not called, nor what it needs linked.
+            *("-ffunction-sections", "-Wl,--gc-sections", *map(str, sources), "-o", str(program)),
+        ]
+    )
+    (folder / "plan").write_bytes(b"plan")
+    return lambda *words: native.checked([str(program), str(folder / "plan"), *words])
+
+
+def test_a_step_is_recorded_once_and_launched_from_then_on(steps):
+    assert steps("nothing") == "right 1 4 0"
+
+
+@pytest.mark.parametrize(
+    ("fails", "tried"),
+    [("uncapturable", 0), ("begin", 1), ("end", 1), ("instantiate", 1), ("enqueue", 1)],
+)
+def test_a_step_that_cannot_be_recorded_is_tried_once_and_goes_on_plainly(steps, fails, tried):
+    assert steps(fails) == f"right {tried} 0 0"
+
+
+@pytest.mark.parametrize("fails", ["context", "profile"])
+def test_why_a_context_cannot_be_made_is_said_in_tensorrts_words(steps, fails):
+    for said in (
+        "Error Code 2: OutOfMemory (Requested size was 9.)",
+        "Cuda Runtime (out of memory)",
+    ):
+        assert steps(fails, said) == (
+            f"InputError: The request does not fit in the GPU's memory ({said})."
+            "\nSend fewer rows at once, or fewer requests side by side."
+        )
+    assert steps(fails, "the plan wants another GPU").startswith("EngineFault: TensorRT-RTX 1.7.1")
+    assert "(the plan wants another GPU)" in steps(fails, "the plan wants another GPU")
+
+
+def test_an_output_over_an_input_is_one_that_the_engine_updates_in_place(steps):
+    assert steps("aliased").startswith("right")
+    assert steps("shared") == "BundleError: The engine does not update y in place."
+
+
+def test_a_line_alone_is_copied_whatever_its_length(steps):
+    """CUDA takes no pitch of 2 GiB."""
+    assert steps("copy") == "line 0"
 
 
 INFO: dict[str, Any] = {

@@ -7,8 +7,9 @@ namespace ptdeploy::detail::cuda {
 namespace {
 
 void check(cudaError_t status, const char* call) {
-  if (status != cudaSuccess)
-    throw EngineFault(std::string(call) + ": " + cudaGetErrorString(status) + ".");
+  if (status == cudaSuccess) return;
+  cudaGetLastError();  // it is told here, and to no library that asks later for what failed last
+  throw EngineFault(std::string(call) + ": " + cudaGetErrorString(status) + ".");
 }
 
 template <class Allocate>
@@ -93,7 +94,13 @@ void Stream::clear(char* memory, std::size_t bytes) {
 }
 
 void Stream::copy(const LineCopy& lines) {
-  // Which side is the GPU's, CUDA tells by the addresses.
+  // Which side is the GPU's, CUDA tells by the addresses. Its pitches end below 2 GiB, and a line
+  // alone has no need of one.
+  if (lines.lines == 1) {
+    check(cudaMemcpyAsync(lines.to, lines.from, lines.bytes, cudaMemcpyDefault, get()),
+          "cudaMemcpyAsync");
+    return;
+  }
   check(cudaMemcpy2DAsync(lines.to, lines.to_pitch, lines.from, lines.from_pitch, lines.bytes,
                           lines.lines, cudaMemcpyDefault, get()),
         "cudaMemcpy2DAsync");
@@ -109,7 +116,7 @@ std::unique_ptr<Graph> Stream::capture(const std::function<void()>& work) {
     work();
   } catch (...) {
     // An open capture would make the stream useless to whoever comes next.
-    cudaStreamEndCapture(get(), &graph);
+    if (cudaStreamEndCapture(get(), &graph) != cudaSuccess) cudaGetLastError();
     if (graph) cudaGraphDestroy(graph);
     throw;
   }

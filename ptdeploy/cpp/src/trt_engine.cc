@@ -182,16 +182,24 @@ std::unique_ptr<TrtLane> TrtEngine::take(std::size_t profile) {
   }
   auto lane = std::make_unique<TrtLane>();
   lane->profile = profile;
+  logger_.clear();
   lane->context.reset(new_context());
-  if (!lane->context)
-    throw EngineFault(trt_name() + " cannot make another execution context (" + last_error() + ").",
-                      "Send fewer requests at once: each that runs needs one.");
+  if (!lane->context) refuse_lane("make another execution context");
   if (!lane->context->setOptimizationProfileAsync(static_cast<std::int32_t>(profile),
                                                   lane->stream.get()))
-    throw EngineFault(trt_name() + " cannot use optimization profile " + std::to_string(profile) +
-                      " (" + last_error() + ").");
+    refuse_lane("use optimization profile " + std::to_string(profile));
   lane->stream.wait();
   return lane;
+}
+
+// TensorRT says in words alone that memory ran out.
+void TrtEngine::refuse_lane(const std::string& what) const {
+  const std::string reason = last_error();
+  if (reason.find("OutOfMemory") != std::string::npos ||
+      reason.find("out of memory") != std::string::npos)
+    throw InputError("The request does not fit in the GPU's memory (" + reason + ").",
+                     "Send fewer rows at once, or fewer requests side by side.");
+  throw EngineFault(trt_name() + " cannot " + what + " (" + reason + ").");
 }
 
 void TrtEngine::give_back(std::unique_ptr<TrtLane> lane) {

@@ -55,7 +55,8 @@ class TrtEngine {
   const std::map<std::string, Tensor>& tensors() const { return tensors_; }
   const std::vector<EngineProfile>& profiles() const { return profiles_; }
 
-  // A lane in a profile, made if none is free. Throws EngineFault.
+  // A lane in a profile, made if none is free. Throws InputError where memory runs out for it, else
+  // EngineFault.
   std::unique_ptr<TrtLane> take(std::size_t profile);
   void give_back(std::unique_ptr<TrtLane> lane);
   // Puts a run of the engine on its lane's stream. Throws EngineFault.
@@ -66,6 +67,7 @@ class TrtEngine {
   void configure();
   nvinfer1::IExecutionContext* new_context();
   void read_tensors();
+  [[noreturn]] void refuse_lane(const std::string& what) const;
 
   // In the order in which TensorRT needs them: the last is gone first.
   mutable TrtLogger logger_;

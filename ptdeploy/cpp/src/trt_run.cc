@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstring>
 #include <iterator>
+#include <new>
 
 namespace ptdeploy::detail {
 namespace {
@@ -112,9 +113,10 @@ void TrtRun::add(const Bound& bound, const TrtStaging& staging, bool output) {
                       ", but the manifest in " + name_of(bound.type) + ".");
   char* address = staging.address(bound);
   if (reinterpret_cast<std::uintptr_t>(address) % kAlignment != 0)
-    throw EngineFault("A row of the KV buffer does not begin at a multiple of " +
-                          std::to_string(kAlignment) + " bytes, as TensorRT needs it to.",
-                      "Send one row at once, or compile with an even --max-context.");
+    throw InputError("A row of the KV buffer does not begin at a multiple of " +
+                         std::to_string(kAlignment) + " bytes, as TensorRT needs it to.",
+                     "Send one row at once, or compile again: a --max-context that fits is said "
+                     "there.");
   tensors_.push_back({bound.name, bound.shape, address, output});
 }
 
@@ -124,10 +126,18 @@ void TrtRun::check_aliases() const {
                               [&name](const Tensor& one) { return one.name == name; });
     return found == tensors_.end() ? nullptr : found->address;
   };
-  for (const auto& [name, tensor] : engine_.tensors())
+  for (const auto& [name, tensor] : engine_.tensors()) {
+    if (!tensor.output) continue;
     if (!tensor.aliased.empty() && address(name) != address(tensor.aliased))
       throw BundleError("The engine updates " + tensor.aliased + " in place, but " + name +
                         " lies elsewhere.");
+    const char* own = address(name);
+    const bool shared = std::any_of(tensors_.begin(), tensors_.end(), [own](const Tensor& one) {
+      return !one.output && one.address == own;
+    });
+    if (shared && tensor.aliased.empty())
+      throw BundleError("The engine does not update " + name + " in place.");
+  }
 }
 
 TrtRun::~TrtRun() {
@@ -160,15 +170,26 @@ void TrtRun::operator()() {
   if (!lane_) lane_ = prepare();
   cuda::Stream& stream = lane_->stream;
   in_.gather();
-  if (!graph_ && runs_ == kBeforeCapture && capturable(*lane_->context, stream.get(), 0))
-    graph_ = stream.capture([this] { work(); });
+  if (runs_ == kBeforeCapture) record();
+  if (runs_ <= kBeforeCapture) ++runs_;
   if (graph_)
     graph_->launch(stream.get());
   else
     work();
   stream.wait();
-  ++runs_;
   out_.scatter();
+}
+
+// Once: a step that cannot be one graph goes on step by step. One that fails by itself fails again,
+// run plainly.
+void TrtRun::record() {
+  cuda::Stream& stream = lane_->stream;
+  if (!capturable(*lane_->context, stream.get(), 0)) return;
+  try {
+    graph_ = stream.capture([this] { work(); });
+  } catch (const EngineFault&) {
+  } catch (const std::bad_alloc&) {
+  }
 }
 
 void TrtRun::work() {

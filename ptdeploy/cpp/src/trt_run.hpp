@@ -49,6 +49,7 @@ class TrtRun final : public Run {
   void add(const Bound& bound, const TrtStaging& staging, bool output);
   void check_aliases() const;
   std::unique_ptr<TrtLane> prepare();
+  void record();
   void work();
 
   TrtEngine& engine_;
@@ -58,7 +59,7 @@ class TrtRun final : public Run {
   std::size_t profile_ = 0;
   std::unique_ptr<TrtLane> lane_;
   std::unique_ptr<cuda::Graph> graph_;
-  int runs_ = 0;
+  int runs_ = 0;  // before it is recorded
 };
 
 }  // namespace ptdeploy::detail

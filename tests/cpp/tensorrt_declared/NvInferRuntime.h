@@ -1,5 +1,5 @@
-// Declarations for a compile-only check, see README.md beside this file: not NVIDIA's header, and
-// of no use to link or run anything with.
+// Declarations of what is used, see README.md beside this file: not NVIDIA's header, and of no use
+// to link or run TensorRT with. ../trt_steps.cc defines them, for a test on the host.
 #pragma once
 
 #include <cuda_runtime_api.h>
