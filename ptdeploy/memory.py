@@ -19,6 +19,8 @@ _ASKED = re.compile(
     r"(?:allocate|size|mmap) (\d+)(?: bytes)?\b|allocate ([\d.]+ [KMGTP]i?B)", re.IGNORECASE
 )
 
+_GPU = re.compile(r"\bGPU\b|CUDA", re.IGNORECASE)
+
 
 def ran_out_of_memory(error: BaseException | None) -> bool:
     """Whether an error, or one that it was raised from, is that memory ran out."""
@@ -33,15 +35,33 @@ def ran_out_of_memory(error: BaseException | None) -> bool:
     return False
 
 
-def out_of_memory(doing: str, error: BaseException, fix: str = "") -> OutOfMemory:
-    """That memory ran out while `doing`, with what was asked for at once where it is known."""
+def out_of_memory(
+    doing: str, error: BaseException, fix: str = "", device: str = "cpu"
+) -> OutOfMemory:
+    """That memory ran out while `doing`, with what was asked for at once where it is known.
+
+    How much the machine has is said where it was the machine's, not that of a `device` of its own.
+    """
     if isinstance(error, OutOfMemory):
         return error
+    if device == "cpu" and _on_gpu(error):
+        device = "the GPU"
     asked = _asked(error)
+    where = "" if device == "cpu" else f" on {device}"
+    machine = f"This machine has {_machine()} of memory." if device == "cpu" else ""
     return OutOfMemory(
-        f"Memory ran out: {doing}{f' ({asked} asked for at once)' if asked else ''}.",
-        " ".join(filter(None, (fix, f"This machine has {_machine()} of memory."))),
+        f"Memory ran out{where}: {doing}{f' ({asked} asked for at once)' if asked else ''}.",
+        " ".join(filter(None, (fix, machine))),
     )
+
+
+def _on_gpu(error: BaseException | None) -> bool:
+    """Whether an error, or one that it was raised from, names a GPU."""
+    while error is not None:
+        if _GPU.search(str(error)):
+            return True
+        error = error.__cause__
+    return False
 
 
 def _asked(error: BaseException | None) -> str:

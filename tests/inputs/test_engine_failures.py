@@ -22,6 +22,7 @@ import ptdeploy
 from ptdeploy.backends.ort.open import session_options
 from ptdeploy.backends.ort.session import OrtSession
 from ptdeploy.bundle import Quantization
+from ptdeploy.memory import out_of_memory
 from ptdeploy.parity.quality import Quality
 from ptdeploy.parity.refusal import Compiled, refuse_mismatch
 from ptdeploy.parity.report import CaseResult, GreedyResult, ParityReport
@@ -165,6 +166,19 @@ def test_memory_that_a_library_lacks_names_the_stage(fail):
         fail()
     assert raised.value.exit_code == 3
     assert "This machine has" in raised.value.fix
+
+
+@pytest.mark.parametrize(
+    ("said", "device", "where"),
+    [
+        ("CUDA failure 2: out of memory ; GPU=0", "cpu", "Memory ran out on the GPU: it is large"),
+        ("Failed to allocate memory for requested buffer of size 8", "cuda", "ran out on cuda: it"),
+    ],
+)
+def test_memory_that_a_gpu_lacks_is_not_called_the_machines(said, device, where):
+    raised = out_of_memory("it is large", RuntimeError(said), "Send less.", device)
+    assert where in raised.problem
+    assert raised.fix == "Send less."
 
 
 def test_other_errors_pass_a_stage_as_they_are():

@@ -115,7 +115,8 @@ def start(bundle: Bundle, opening: Opening) -> Any:
         raise
     except Exception as error:  # openvino's own errors share no public base class
         if ran_out_of_memory(error):
-            raise out_of_memory(f"the engine {model} does not fit", error) from error
+            doing = f"the engine {model} does not fit"
+            raise out_of_memory(doing, error, "", opening.device) from error
         why = reason(error).replace(str(path.parent), str(model.parent))
         kind = NoKernel if lacks_kernel(error) else BundleError
         raise kind(

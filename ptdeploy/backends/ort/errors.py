@@ -27,10 +27,9 @@ def lacks_kernel(why: str) -> bool:
     return "find an implementation" in why
 
 
-def run_error(error: Exception) -> EngineFault | OutOfMemory:
-    """What a run that failed is: memory that ran out, or a fault of the engine."""
+def run_error(error: Exception, device: str) -> EngineFault | OutOfMemory:
+    """What a run on `device` that failed is: memory that ran out, or a fault of the engine."""
     if ran_out_of_memory(error):
-        return out_of_memory(
-            "the request does not fit", error, "Send fewer rows at once, or fewer tokens."
-        )
+        fix = "Send fewer rows at once, or fewer tokens."
+        return out_of_memory("the request does not fit", error, fix, device)
     return EngineFault(f"ONNX Runtime failed ({reason(error)}).")

@@ -82,7 +82,7 @@ def start(bundle: Bundle, device: str, options: Any) -> Any:
         )
     except Exception as error:  # onnxruntime's own errors share no public base class
         if ran_out_of_memory(error):
-            raise out_of_memory(f"the engine {model} does not fit", error) from error
+            raise out_of_memory(f"the engine {model} does not fit", error, "", device) from error
         why = reason(error).replace(str(path.parent), str(model.parent))
         kind = NoKernel if lacks_kernel(why) else BundleError
         raise kind(

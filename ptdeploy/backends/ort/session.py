@@ -99,7 +99,7 @@ class OrtSession:
                 session.run_with_iobinding(binding)
                 values = binding.copy_outputs_to_cpu()
         except Exception as error:  # as in start
-            raise run_error(error) from error
+            raise run_error(error, self._device) from error
         return dict(zip(self._outputs, values, strict=True))
 
     def place(self, array: NDArray[Any]) -> OrtMemory:
@@ -111,7 +111,7 @@ class OrtSession:
         try:
             value = onnxruntime.OrtValue.ortvalue_from_numpy(array, self._device, 0)
         except Exception as error:  # as in start
-            raise run_error(error) from error
+            raise run_error(error, self._device) from error
         return OrtMemory(self._device, value.data_ptr(), array.shape, array.dtype, value)
 
     def bind(
@@ -124,7 +124,10 @@ class OrtSession:
         An array may be input and output at once. All must be contiguous and stay as they are.
         """
         session = self._live()
-        binding = self._binding(session, inputs, outputs)
+        try:
+            binding = self._binding(session, inputs, outputs)
+        except Exception as error:  # as in start
+            raise run_error(error, self._device) from error
         # The closure keeps the arrays: the binding knows only their addresses.
         kept = (inputs, outputs)
         # Elsewhere than on a CPU host memory is copied when it is bound, not when the session runs.
@@ -132,15 +135,15 @@ class OrtSession:
 
         def step() -> None:
             nonlocal session, binding
-            if session is not self._live():
-                session = self._live()
-                binding = self._binding(session, *kept)
-            # A name that is bound again has the new array's content.
-            _bind(binding.bind_input, moved)
+            live = self._live()
             try:
+                if session is not live:
+                    session, binding = live, self._binding(live, *kept)
+                # A name that is bound again has the new array's content.
+                _bind(binding.bind_input, moved)
                 session.run_with_iobinding(binding)
             except Exception as error:  # as in start
-                raise run_error(error) from error
+                raise run_error(error, self._device) from error
 
         return step
 
@@ -174,10 +177,7 @@ def _bind(bind: Callable[..., None], arrays: Mapping[str, NDArray[Any] | DeviceA
     """Hand arrays to a binding by their memory, each under its name."""
     for name, array in arrays.items():
         memory = array if isinstance(array, OrtMemory) else _host(np.asarray(array))
-        try:
-            bind(name, memory.device, 0, memory.dtype, memory.shape, memory.pointer)
-        except Exception as error:  # as in start
-            raise run_error(error) from error
+        bind(name, memory.device, 0, memory.dtype, memory.shape, memory.pointer)
 
 
 def _in_host_memory(
