@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -61,8 +62,9 @@ def compile_over(request: OverRequest, progress: Progress) -> Pack:
     if is_all(request.task_id):
         raise InputError(
             "--task-id all: a pack is one prompt.",
-            f"Put all of them into the bundle: ptdeploy prompt add {request.over} "
-            f"{request.checkpoint} --task-id all",
+            "Put all of them into the bundle: "
+            + shlex.join(("ptdeploy", "prompt", "add", str(request.over), str(request.checkpoint)))
+            + " --task-id all",
         )
     destination = check_destination(request.place, request.force, kind=PACK)
     with progress.stage("check the bundle's files"):

@@ -5,6 +5,7 @@ A bundle is never changed, so that the manifest goes on saying that this parity 
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import msgspec
@@ -46,7 +47,8 @@ def read_completed(bundle: Bundle) -> ParityReport | None:
         content = bundle.held.read(NAME, _MAX_BYTES + 1)
     except OSError:
         return None
-    fix = f"Remove it, and complete the parity again: ptdeploy verify {bundle.path}"
+    quoted = shlex.quote(str(bundle.path))
+    fix = f"Remove it, and complete the parity again: ptdeploy verify {quoted}"
     report = _decode(path, content, fix)
     manifest = bundle.manifest
     described = (manifest.target, manifest.device, manifest.precision)

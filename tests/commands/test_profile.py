@@ -48,7 +48,7 @@ def trt_bundle(tmp_path_factory) -> Iterator[Path]:
 @pytest.fixture
 def pending(compiled, tmp_path) -> Path:
     """A bundle that can run here, with the manifest of one whose parity is pending."""
-    bundle = tmp_path / "pending"
+    bundle = tmp_path / "a pending bundle"
     shutil.copytree(compiled("bert", "SEQ_CLS").bundle, bundle)
     manifest = json.loads((bundle / "manifest.json").read_text())
     (parity,) = (entry for entry in manifest["files"] if entry["role"] == "parity")
@@ -343,7 +343,7 @@ def test_a_completed_parity_that_is_none_is_refused(pending, capsys, content, re
     assert main(["inspect", str(pending)]) == 2
     err = capsys.readouterr().err
     assert reason in err
-    assert "ptdeploy verify" in err
+    assert f"ptdeploy verify '{pending}'" in err
 
 
 def test_a_completed_parity_of_another_engine_is_refused(pending, capsys):

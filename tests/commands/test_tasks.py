@@ -125,12 +125,13 @@ def test_a_prompt_of_one_task_has_not_several(compiled, tmp_path):
 
 def test_a_pack_is_one_task(compiled, bundle, tmp_path, capsys):
     adapter, base = checkpoint(compiled)
+    bundle = shutil.copytree(bundle, tmp_path / "two words")
     output = tmp_path / "out.prompt"
     told = ["--over", str(bundle), "--base", base, "-o", str(output)]
     assert main(["compile", str(adapter), *told, "--task-id", "all"]) == 2
     said = capsys.readouterr().err
     assert "a pack is one prompt" in said
-    assert f"ptdeploy prompt add {bundle} {adapter} --task-id all" in said
+    assert f"ptdeploy prompt add '{bundle}' {adapter} --task-id all" in said
     assert not output.exists()
 
 

@@ -353,8 +353,9 @@ def test_an_engine_of_the_other_flavor_is_refused(built, tmp_path):
 
 
 @pytest.mark.parametrize("model", [True, False])
-def test_how_to_make_an_engine_that_fits_is_said_as_in_python(compiled, built, model):
-    bundle = read_bundle(compiled("gpt2", "CAUSAL_LM").bundle)
+@pytest.mark.parametrize("name", ["plain-1.bundle", "Bob's $HOME, x", "é", "a;b"])
+def test_how_to_make_an_engine_that_fits_is_said_as_in_python(compiled, built, model, name):
+    bundle = replace(read_bundle(compiled("gpt2", "CAUSAL_LM").bundle), path=Path("/any") / name)
     if not model:
         bundle = replace(bundle, manifest=msgspec.structs.replace(bundle.manifest, files=()))
     assert engine(built, "rebuild", bundle.path, int(model)) == how_to_rebuild(bundle)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -351,11 +352,14 @@ def test_a_folder_of_several_state_dicts_asks_which(trained, tmp_path):
     ("name", "way_out"), [("zero_to_fp32.py", "zero_to_fp32.py"), ("0.distcp", "dcp_to_torch")]
 )
 def test_shards_of_several_processes_are_to_be_joined_first(tmp_path, name, way_out):
-    (tmp_path / name).write_bytes(b"")
-    (tmp_path / "state.pt").write_bytes(b"")
+    place = tmp_path / "two words"
+    place.mkdir()
+    (place / name).write_bytes(b"")
+    (place / "state.pt").write_bytes(b"")
     with pytest.raises(CheckpointError, match="one for each process") as refused:
-        read_checkpoint(tmp_path)
+        read_checkpoint(place)
     assert way_out in refused.value.fix
+    assert str(place) in shlex.split(refused.value.fix)
 
 
 LORA = "bert.encoder.layer.0.output.dense.lora_"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,7 @@ def test_a_state_dict_of_every_kind_is_read_as_the_adapter_is(trained, tmp_path,
 @pytest.mark.parametrize("kind", kinds.KINDS)
 def test_training_goes_on_from_a_state_dict_that_was_made_full(trained, tmp_path, kind):
     one = trained(kind)
-    path = saved(tmp_path / "run", one.model)
+    path = saved(tmp_path / "the run", one.model)
     told = {} if kind == MULTITASK else kinds.options(kind)
     full = ptdeploy.convert(path, to="full", output=tmp_path / "full", **told).path
     back = load_full(AutoModelForCausalLM.from_pretrained(one.base), full)
@@ -93,8 +94,9 @@ def test_training_goes_on_from_a_state_dict_that_was_made_full(trained, tmp_path
     assert ours.keys() == theirs.keys()
     for name, tensor in theirs.items():
         assert torch.equal(ours[name], tensor), name
-    with pytest.raises(CheckpointError, match="is no folder that save_full wrote"):
+    with pytest.raises(CheckpointError, match="is no folder that save_full wrote") as refused:
         load_full(AutoModelForCausalLM.from_pretrained(one.base), path)
+    assert f"ptdeploy convert {shlex.quote(str(path))} --to full" in refused.value.fix
 
 
 @pytest.mark.parametrize("kind", MADE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import re
+import shlex
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -107,7 +108,7 @@ def _digest(bundle: Bundle) -> str:
 
 def how_to_rebuild(bundle: Bundle) -> str:
     if bundle.file("model") is not None:
-        return f"Build it for this machine: ptdeploy rebuild {bundle.path}"
+        return f"Build it for this machine: ptdeploy rebuild {shlex.quote(str(bundle.path))}"
     return (
         "Compile the checkpoint here: ptdeploy compile CHECKPOINT --target trt. (With --keep-onnx "
         "a bundle can be rebuilt without the checkpoint.)"

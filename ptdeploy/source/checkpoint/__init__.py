@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -103,6 +104,10 @@ def read_any_task(
         return read_checkpoint(path, adapter, task, task_id=0)
 
 
+def _quoted(path: Path) -> str:
+    return shlex.quote(str(path))
+
+
 def _unknown(path: Path) -> CheckpointError:
     """What to do with a path that no reader takes."""
     problem = f"{path}: not a checkpoint that ptdeploy reads."
@@ -110,13 +115,14 @@ def _unknown(path: Path) -> CheckpointError:
     if "zero_to_fp32.py" in files:
         return CheckpointError(
             f"{path}: holds DeepSpeed's shards, one for each process.",
-            f"Join them first: python {files['zero_to_fp32.py']} {path} OUT, and pass OUT.",
+            f"Join them first: python {_quoted(files['zero_to_fp32.py'])} {_quoted(path)} OUT, "
+            "and pass OUT.",
         )
     if any(name.endswith(".distcp") for name in files):
         return CheckpointError(
             f"{path}: holds the shards of torch.distributed.checkpoint, one for each process.",
             "Join them first: python -m torch.distributed.checkpoint.format_utils dcp_to_torch "
-            f"{path} FILE.pt, and pass FILE.pt.",
+            f"{_quoted(path)} FILE.pt, and pass FILE.pt.",
         )
     whole = sorted(str(p) for p in files.values() if p.suffix in TENSOR_SUFFIXES)
     if whole:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shlex
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -113,7 +114,7 @@ def load_full(base: Any, path: str | Path, adapter: str | None = None) -> PeftMo
     if checkpoint.weights_file.name not in WEIGHT_NAMES:
         raise CheckpointError(
             f"{path}: is no folder that save_full wrote.",
-            f"Make one of it: ptdeploy convert {path} --to full -o FOLDER",
+            f"Make one of it: ptdeploy convert {shlex.quote(str(path))} --to full -o FOLDER",
         )
     # PeftModel.from_pretrained refuses is_trainable for prompt learning, so the model is built as
     # for a new training, and then given the trained tensors.
