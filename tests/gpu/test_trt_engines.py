@@ -82,6 +82,18 @@ def test_greedy_tokens_of_a_ragged_batch_equal_the_rows_alone(tmp_path, architec
 
 
 @skip
+@pytest.mark.parametrize("flavor", FLAVORS)
+def test_a_decoders_steps_are_recorded(tmp_path, flavor):
+    """Both flavors can; where one could not, its steps would go on plainly and nobody notice."""
+    one = tiny.make(tmp_path, "qwen2", "CAUSAL_LM")
+    engine = ptdeploy.load(compiled(one, tmp_path / "bundle", flavor).path)
+    kv = engine.buffers.take([engine.prompt], [8]).kv
+    for _ in range(4):
+        kv.decode([7])
+    assert kv._decode._graph is not None
+
+
+@skip
 @pytest.mark.parametrize("precision", ["int8", "int4", "fp8"])
 def test_quantized_weights_run(tmp_path, precision):
     # Its columns are whole blocks of 64, the smallest that full TensorRT takes.

@@ -22,6 +22,18 @@ from ptdeploy.backends.trt import cuda
         lambda: memory().write_slots(np.array([0, 1]), memory((2, 3, 1, 4))),
         lambda: stream().wait(),
         lambda: stream().capture(lambda: None),
+        lambda: cuda.Graph(cuda.runtime().cudaGraph_t(0)),
+        lambda: graph().launch(stream()),
+        lambda: cuda.current(),
+        # What is reached only after a call that needs a driver, as it is called there.
+        lambda: cuda.call(cuda.runtime().cudaSetDevice, 0),
+        lambda: cuda.call(cuda.runtime().cudaGetLastError),
+        lambda: cuda.call(cuda.runtime().cudaStreamEndCapture, stream().handle),
+        lambda: cuda.call(cuda.runtime().cudaGraphDestroy, cuda.runtime().cudaGraph_t(0)),
+        lambda: cuda.call(cuda.runtime().cudaGraphExecDestroy, graph()._instance),
+        lambda: cuda.call(cuda.runtime().cudaStreamDestroy, stream().handle),
+        lambda: cuda.call(cuda.runtime().cudaFree, 4096),
+        lambda: cuda.call(cuda.runtime().cudaFreeHost, 4096),
     ],
 )
 def test_every_call_reaches_the_driver_that_is_not_there(use):
@@ -33,6 +45,12 @@ def test_every_call_reaches_the_driver_that_is_not_there(use):
 def stream() -> cuda.Stream:
     made = cuda.Stream.__new__(cuda.Stream)
     made.handle = 1
+    return made
+
+
+def graph() -> cuda.Graph:
+    made = cuda.Graph.__new__(cuda.Graph)
+    made._instance = cuda.runtime().cudaGraphExec_t(1)
     return made
 
 
