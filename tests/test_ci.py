@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -55,6 +56,16 @@ def run_steps(
         if done.returncode:
             break
     return done
+
+
+def test_programs_that_tests_need_are_looked_for_in_one_place():
+    tests = Path(__file__).parent
+    looking = [
+        str(file.relative_to(tests))
+        for file in tests.rglob("*.py")
+        if re.search(r"shutil\.which", file.read_text("utf-8"))
+    ]
+    assert looking == ["support/tools.py"]
 
 
 @pytest.fixture

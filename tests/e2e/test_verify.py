@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import tiny
+from support import tiny, tools
 from support.characters import add_tokenizer
 from support.without_torch import run_without_torch
 
@@ -346,12 +346,9 @@ def test_the_page_stands_alone_and_has_every_plot(mismatched):
 
 
 def test_a_browser_shows_the_page_without_a_complaint(mismatched, tmp_path):
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    if chromium is None:
-        pytest.skip("chromium is not installed")
     done = subprocess.run(
         [
-            chromium,
+            tools.browser(),
             *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
             *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
             *("--enable-logging=stderr", f"--user-data-dir={tmp_path / 'profile'}"),

@@ -1,6 +1,6 @@
 """Programs that some tests need: where one is missing, the test is skipped and says so.
 
-With PTDEPLOY_REQUIRE_TOOLS=1, as .ci/run sets it, the test fails instead.
+With PTDEPLOY_REQUIRE_TOOLS=1, as .ci/run sets it, the test fails instead; but for the browser's.
 """
 
 from __future__ import annotations
@@ -33,6 +33,14 @@ def find(name: str) -> str | None:
 def tool(name: str) -> str:
     """The path of a program that a test needs."""
     return find(name) or missing(f"{name} is not installed ({ORIGIN[name]})")
+
+
+def browser() -> str:
+    """Chromium's path; without it the one test that needs it is skipped, in .ci/run too."""
+    found = find("chromium") or find("chromium-browser")
+    if found is None:
+        pytest.skip("chromium is not installed (apt-get install chromium)")
+    return found
 
 
 def bound_by_modes() -> list[str]:
