@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ptdeploy.cli import options
 from ptdeploy.cli.console import show, show_json_facts
+from ptdeploy.printable import printable
 
 SUMMARY = "Write a C++ project that runs a bundle."
 
@@ -18,7 +19,7 @@ def add_options(sub: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from ptdeploy.cpp import cmake_flags, new_project
+    from ptdeploy.cpp import cmake_flags, new_project, target_name
 
     folder = Path(arguments.folder)
     manifest, names = new_project(folder, Path(arguments.bundle))
@@ -27,9 +28,14 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         return show_json_facts({"folder": str(folder), "files": names})
     source, build = shlex.quote(str(folder)), shlex.quote(str(folder / "build"))
+    program = shlex.quote(str(folder / "build" / target_name(folder)))
+    takes_text = any(entry.role == "tokenizer_program" for entry in manifest.files)
+    row = '"some text"' if takes_text else "5,6,7"
     show(
         f"wrote     {', '.join(str(folder / name) for name in names)}\n"
         f"build it  cmake -S {source} -B {build} -DONNXRUNTIME_ROOT=/path/to/onnxruntime"
-        f"{more}\n          cmake --build {build}"
+        f"{more}\n          cmake --build {build}\n"
+        f"run it    {program} {row}\n"
+        f"opens     {printable(str(Path(arguments.bundle).resolve()))} (in main.cc)"
     )
     return 0

@@ -96,7 +96,11 @@ def add_options(sub: argparse.ArgumentParser) -> None:
         action="store_true",
         help="leave weights in the file: opens fast, runs slower",
     )
-    causal = sub.add_argument_group("causal models", "What is not given is the model's default.")
+    causal = sub.add_argument_group(
+        "causal models",
+        "What is not given is the model's default. --temperature, --top-k, --top-p and --min-p ask "
+        "for sampling; --seed alone does not.",
+    )
     for name, settings in GENERATION.items():
         causal.add_argument(f"--{name.replace('_', '-')}", **settings)
 

@@ -196,12 +196,17 @@ class OverRequest(_OfCheckpoint):
 
     @property
     def prompt_name(self) -> str | None:
-        """What the prompt is called: unless told, as its folder is, where a prompt can be. None
-        where all tasks' names were not said."""
+        """What the prompt is called: unless told, as its folder is. None where all tasks' names
+        were not said. Raises InputError if the folder is called as no prompt can be."""
         if self.name or is_all(self.task_id):
             return self.name
         stem = self.place.stem
-        return stem if is_prompt_name(stem) else DEFAULT_PROMPT
+        if not is_prompt_name(stem):
+            raise InputError(
+                f"{self.place}: no prompt can be called {stem!r}, as its pack is.",
+                "Say what it is called with --name: letters, digits, dots, underscores and dashes.",
+            )
+        return stem
 
 
 @dataclass(frozen=True, kw_only=True)

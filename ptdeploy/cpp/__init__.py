@@ -62,7 +62,7 @@ def new_project(folder: Path, bundle: Path) -> tuple[Manifest, list[str]]:
     if folder.is_dir() and any(folder.iterdir()):
         raise OutputError(f"{folder}: is not empty.", "Choose another folder for the project.")
     words = {
-        "@NAME@": _target_name(folder),
+        "@NAME@": target_name(folder),
         "@CMAKE_DIR@": cmake_dir().as_posix(),
         # A JSON string is a C++ one.
         "@BUNDLE@": json.dumps(place, ensure_ascii=False),
@@ -103,7 +103,7 @@ def _write_new(folder: Path, texts: Mapping[str, str]) -> None:
         raise
 
 
-def _target_name(folder: Path) -> str:
+def target_name(folder: Path) -> str:
     """A name that CMake takes for a target, from the folder's."""
     name = re.sub(r"[^A-Za-z0-9_]+", "_", folder.absolute().name).strip("_")
     return name if name and name not in _RESERVED and not name[0].isdigit() else f"run_{name}"

@@ -84,7 +84,7 @@ def rows_of(
             raise InputError(
                 f"Row {index} has {row.size} tokens, but at most {room[index]} fit beside the "
                 "virtual tokens.",
-                "Shorten the text, or cut it with truncate=True (--truncate).",
+                f"Shorten it: row[:{room[index]}] fits.",
             )
     return [row[:most] for row, most in zip(rows, room, strict=True)]
 

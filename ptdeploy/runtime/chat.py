@@ -159,13 +159,15 @@ def _messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     given = listed("messages", messages)
     if not given:
         raise InputError(*_NO_CONVERSATION)
-    chat = []
+    chat: list[dict[str, Any]] = []
     for one in given:
         plain = _plain(one, "messages")
         if not isinstance(plain, dict) or "role" not in plain:
             raise InputError(*_NO_CONVERSATION)
         # Servers send content and tool_calls as null, which templates would print or fail at.
         message = {key: value for key, value in plain.items() if value is not None}
+        if not message.keys() - {"role", "name"}:
+            raise InputError(f"Message {len(chat)} ({message.get('role')!r}) says nothing.", _SAID)
         reasoning = next((message[key] for key in _REASONING if key in message), None)
         if reasoning is not None:
             message = {"thinking": reasoning, **message, "reasoning_content": reasoning}
@@ -173,6 +175,7 @@ def _messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return chat
 
 
+_SAID = "Give its content; a call of tools may do without."
 _NO_CONVERSATION = (
     "A conversation is a list of messages, each with a role and its content.",
     'For example [{"role": "user", "content": "Hello"}].',

@@ -41,7 +41,8 @@ def with_options(
     changes = {}
     for name, value in asked.items():
         if name not in _OPTIONS:
-            raise InputError(f"No option {name!r}; there is {', '.join(_OPTIONS)}.")
+            others = "prompt, stop, seed, logprobs, cancel"
+            raise InputError(f"No option {name!r}; there is {', '.join(_OPTIONS)}, {others}.")
         if value is not None:
             changes[name] = _OPTIONS[name](name, value)
     if changes.get("temperature") == 0:
@@ -77,6 +78,6 @@ def budgets_of(
         raise InputError(
             f"{asked} new tokens do not fit: {where} leaves {least} of the model's {context} "
             "positions.",
-            f"Ask for at most {least}, or shorten the text.",
+            f"Ask for at most {least}, or shorten the text." if least else "Shorten the text.",
         )
     return [asked] * len(rooms)

@@ -39,6 +39,12 @@ class RowEncoder:
         Raises InputError for what is no row, or does not fit unless it is cut by `truncate`.
         """
         given: list[Any] = [inputs] if isinstance(inputs, str) else split(inputs)
+        for item in given:
+            if isinstance(item, tuple) and len(item) > 2 and all(isinstance(s, str) for s in item):
+                raise InputError(
+                    f"A pair is two texts, but one item has {len(item)}.",
+                    "Give each text as an item of its own, or two as a tuple.",
+                )
         if any(isinstance(item, bytes | bytearray) for item in given):
             raise InputError("The text is bytes, not a string.", "Decode it: text.decode('utf-8').")
         texts = [isinstance(item, str) or _is_pair(item) for item in given]
@@ -87,7 +93,9 @@ class RowEncoder:
                 raise InputError(
                     f"The text has {len(encoding.ids)} tokens, but at most {limit} fit beside the "
                     f"virtual tokens: {text[:40]!r}...",
-                    "Shorten it, or cut it with truncate=True (--truncate).",
+                    "Shorten it, or cut it with truncate=True (--truncate)."
+                    if self.takes_pairs
+                    else "Shorten it, or continue what engine.encode(text, truncate=True) leaves.",
                 )
             encoding = self.tokenizer.encode_truncated(text, limit, pair)
         if self.takes_segments:

@@ -339,3 +339,10 @@ def test_a_pack_of_the_causal_task_goes_into_its_bundle(compiled, packed, tmp_pa
     assert facts["prompts"]["other"]["prefix_kv"][3] == 3
     assert main(["inspect", str(pack)]) == 0
     assert "proven over" in capsys.readouterr().out
+
+
+def test_a_pack_whose_folder_no_prompt_can_be_called_as_wants_a_name(bundle, packed, tmp_path):
+    adapter, place = packed("bert", "SEQ_CLS").adapter, tmp_path / "my pack é.prompt"
+    with pytest.raises(InputError, match="no prompt can be called 'my pack é'"):
+        ptdeploy.compile_prompt(adapter, over=bundle, output=place)
+    assert not place.exists()

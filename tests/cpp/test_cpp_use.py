@@ -308,6 +308,13 @@ def test_a_new_project_builds_and_runs_its_bundle(bundles, project):
         assert [int(token) for at, token in got if int(at) == index] == row.token_ids
 
 
+def test_a_new_project_says_how_it_is_called(project):
+    asked = output(project / "build" / "my_app", "--help")
+    assert "my_app [--prompt NAME] ROW..." in asked
+    assert "5,6,7" in asked
+    assert output(project / "build" / "my_app", code=2) == asked
+
+
 @pytest.mark.parametrize(
     ("given", "part"), [("Once upon a time",) * 2, ("5,5x", "5x"), ("5,,6", "")]
 )
@@ -384,8 +391,11 @@ def test_a_new_project_never_writes_over_anything(bundles, compiled, tmp_path, c
 def test_the_words_that_build_a_new_project_are_for_a_shell(compiled, tmp_path, capsys):
     folder = tmp_path / "it's my app"
     assert main(["cpp-new", str(folder), str(compiled("bert", "SEQ_CLS").bundle)]) == 0
-    (words,) = capsys.readouterr().out.split("build it  ")[1:]
+    words, run = capsys.readouterr().out.split("build it  ")[1].split("run it    ")
     configure, build = (shlex.split(line) for line in words.split("\n          cmake "))
+    program, row = shlex.split(run.splitlines()[0])
+    assert (program, row) == (str(folder / "build" / "it_s_my_app"), "5,6,7")
+    assert run.splitlines()[1].startswith("opens     ")
     assert configure[:5] == ["cmake", "-S", str(folder), "-B", str(folder / "build")]
     assert build == ["--build", str(folder / "build")]
 

@@ -147,6 +147,14 @@ def test_what_is_no_plain_data_is_refused(value, reason):
         render(ChatTemplate("{{ x }}", {}), MESSAGES, x=value)
 
 
+@pytest.mark.parametrize("message", [{"role": "user"}, {"role": "user", "content": None}])
+def test_a_message_that_says_nothing_is_refused(message):
+    with pytest.raises(InputError, match=r"Message 1 \('user'\) says nothing"):
+        render(ChatTemplate("{{ messages|length }}", {}), [MESSAGES[0], message])
+    calling = {"role": "assistant", "content": None, "tool_calls": []}
+    assert render(ChatTemplate("{{ messages|length }}", {}), [MESSAGES[0], calling]) == "2"
+
+
 @pytest.mark.parametrize("content", [b"{", b'{"template": 1}', b"\xff", b"[]"])
 def test_a_damaged_file_is_refused(content, tmp_path):
     (tmp_path / "chat_template.json").write_bytes(content)

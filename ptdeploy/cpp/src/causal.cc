@@ -43,7 +43,8 @@ std::vector<std::size_t> CausalEngine::budgets(const std::vector<Ids>& rows,
         rooms.size() > 1 ? "row " + std::to_string(least - rooms.begin()) : "the text";
     throw InputError(std::to_string(*asked) + " new tokens do not fit: " + where + " leaves " +
                          room + " of the model's " + std::to_string(context) + " positions.",
-                     "Ask for at most " + room + ", or shorten the text.");
+                     *least ? "Ask for at most " + room + ", or shorten the text."
+                            : "Shorten the text.");
   }
   std::vector<std::size_t> out;
   for (const std::int64_t room : rooms)

@@ -4,11 +4,23 @@
 
 #include <algorithm>
 #include <cstring>
+#include <iostream>
+#include <optional>
 #include <sstream>
 #include <stdexcept>
 #include <string>
 
 #include "ptdeploy/ptdeploy.hpp"
+
+// Where nothing was given, or --help: says what to give, and the exit code.
+inline std::optional<int> usage(int argc, char** argv) {
+  const bool asked = argc == 2 && std::strcmp(argv[1], "--help") == 0;
+  if (argc > 1 && !asked) return std::nullopt;
+  std::ostream& out = asked ? std::cout : std::cerr;
+  out << "usage: " << argv[0] << " [--prompt NAME] ROW...\n"
+      << "A row is a text where the bundle was compiled with --cpp-tokenizer, else token ids: 5,6,7\n";
+  return asked ? 0 : 2;
+}
 
 inline ptdeploy::Ids ids_of(const ptdeploy::Engine& engine, const std::string& text) {
   if (engine.read("tokenizer_program")) return engine.encode(text);

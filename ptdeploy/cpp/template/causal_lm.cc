@@ -7,6 +7,7 @@
 #include "arguments.hpp"
 
 int main(int argc, char** argv) try {
+  if (const auto code = usage(argc, argv)) return *code;
   // Before ONNX Runtime starts: it reports its use otherwise. Set it yourself to choose.
   setenv("ORT_DISABLE_TELEMETRY", "1", 0);
   const auto engine = ptdeploy::Engine::open(@BUNDLE@);

@@ -37,6 +37,7 @@ void print(const ptdeploy::Logits& row, const ptdeploy::PromptInfo& prompt) {
 }  // namespace
 
 int main(int argc, char** argv) try {
+  if (const auto code = usage(argc, argv)) return *code;
   // Before ONNX Runtime starts: it reports its use otherwise. Set it yourself to choose.
   setenv("ORT_DISABLE_TELEMETRY", "1", 0);
   const auto engine = ptdeploy::Engine::open(@BUNDLE@);
