@@ -118,6 +118,16 @@ def test_a_step_that_hangs_fails_after_a_whole_call_and_is_left_after_a_part(pro
     assert "did not end within" in found["steps"]["slow"]["error"]
 
 
+def test_a_named_step_runs_what_it_needs_and_waits_for_no_other(prove, tmp_path):
+    steps = (
+        "Step('a', 1, once('a')), Step('b', 1, once('b')), Step('c', 1, once('c')), "
+        "Step('d', 1, once('d'), ('a',), ('b',))"
+    )
+    code, found = prove(steps, "run", "d")
+    assert (code, found["counts"]) == (0, {"passed": 2, "left": 2})
+    assert (tmp_path / "ran").read_text().split() == ["a", "d"]
+
+
 def test_steps_side_by_side_all_run(prove, tmp_path):
     steps = ", ".join(f"Step('{one}', 1, once('{one}'), together=True)" for one in "abc")
     code, found = prove(steps, PROVE_AT_ONCE="3")
@@ -233,6 +243,17 @@ def test_the_first_step_says_what_is_installed_before_it_asks_for_a_gpu(steps, t
     found = prove.work(steps[0], context)
     assert found["state"] in ("no GPU", "passed"), found
     assert context.reached[0] == "packages were listed"
+
+
+def test_tests_that_fail_for_more_than_a_missing_gpu_are_told_from_others(steps):
+    only = steps[0].work.__globals__["only_without_gpu"]
+    missing = (
+        "FAILED a.py::t - TargetUnavailable: CUDAExecutionProvider did not start on this machine.\n"
+    )
+    assert only("SKIPPED [1] a.py: none\n", 0)
+    assert only(missing, 1)
+    assert not only(missing + "FAILED a.py::u - AssertionError: 1\n", 1)
+    assert not only("INTERNALERROR\n", 3)
 
 
 class Recorded:

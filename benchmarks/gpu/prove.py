@@ -65,7 +65,7 @@ class Step:
     """One thing to prove. `work` gives what it found, or raises.
 
     `seconds` is what it is expected to take; `needs` are steps without which it would be in vain,
-    `after` steps that it waits for, whatever comes of them.
+    `after` steps that it waits for where they are asked for too, whatever comes of them.
     Neighbours that are all `together` run beside each other: they build, and time nothing.
     """
 
@@ -110,11 +110,15 @@ class Proof:
 
 @dataclass
 class Call:
-    """One call: how long it may take, the file of its steps, and what their processes are told."""
+    """One call: how long it may take, the file of its steps, which of them were asked for.
+
+    `environment` is what the steps' processes are told.
+    """
 
     proof: Proof
     seconds: float
     steps: Path
+    asked: frozenset[str]
     environment: dict[str, str]
     at_once: int = 1
     start: float = field(default_factory=time.monotonic)
@@ -135,7 +139,7 @@ class Call:
                 {"state": "skipped", "error": f"needs {', '.join(broken)}, which did not pass"},
             )
             return
-        before = (*step.needs, *step.after)
+        before = (*step.needs, *(one for one in step.after if one in self.asked))
         if waiting := [name for name in before if proof.of(name)["state"] == "left"]:
             proof.keep(step.name, {"state": "left", "error": f"waits for {', '.join(waiting)}"})
             return
@@ -275,7 +279,8 @@ def prove(asked: Sequence[Step], proof: Proof, rehearsal: bool, steps: Path) -> 
     if rehearsal:
         environment["PROVE_REHEARSAL"] = "1"
     seconds = float(os.environ.get("PROVE_SECONDS", "inf" if rehearsal else "540"))
-    run(asked, Call(proof, seconds, steps, environment, at_once))
+    names = frozenset(step.name for step in asked)
+    run(asked, Call(proof, seconds, steps, names, environment, at_once))
     states = [proof.of(step.name)["state"] for step in asked]
     print(", ".join(f"{states.count(one)} {one}" for one in dict.fromkeys(states)), proof.out)
     if "failed" in states or "skipped" in states:
