@@ -26,8 +26,11 @@ def test_every_architecture_becomes_a_plan_whose_graph_is_in_parity(
 ):
     monkeypatch.setenv("PTDEPLOY_CACHE", str(tmp_path / "cache"))
     one = tiny.make(tmp_path, architecture, task)
+    # Its window ends at 6 slots: TensorRT takes rows of such a buffer only one at once.
+    most = 1 if architecture == "phimoe" else None
+    output = tmp_path / "bundle"
     bundle = ptdeploy.compile(
-        one.adapter, target="trt", base=str(one.base), output=tmp_path / "bundle"
+        one.adapter, target="trt", base=str(one.base), output=output, max_batch=most
     )
     manifest = read_bundle(bundle.path).manifest
     assert manifest.prompt.graph_parity.passed
