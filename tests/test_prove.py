@@ -14,7 +14,7 @@ GPU = Path(__file__).parents[1] / "benchmarks" / "gpu"
 FAKES = """
 import os, time
 from pathlib import Path
-from prove import Context, NoGpu, Step
+from prove import Context, Incomplete, NoGpu, Step
 
 def once(name):
     def work(context):
@@ -33,6 +33,9 @@ def fails(context):
     if Path(os.environ["RAN"] + ".mended").exists():
         return {}
     raise ValueError("no such kernel")
+
+def half(context):
+    raise Incomplete("without trt", {"ort": 1})
 
 def crashes(context):
     print("about to crash", flush=True)
@@ -91,17 +94,20 @@ def test_a_step_that_does_not_fit_is_left_and_the_next_call_goes_on(prove, tmp_p
 def test_a_step_that_fails_or_crashes_ends_no_other(prove, tmp_path):
     steps = (
         "Step('bad', 1, fails), Step('dead', 1, crashes), Step('good', 1, once('good')), "
+        "Step('half', 1, half), "
         "Step('vain', 1, once('vain'), ('bad',)), Step('then', 1, once('then'), (), ('bad',))"
     )
     code, found = prove(steps)
     assert code == 1
     want = {"bad": "failed", "dead": "failed", "good": "passed", "vain": "skipped"}
+    want["half"] = "failed"
     assert states(found) == {**want, "then": "passed"}
     assert "Traceback" in found["steps"]["bad"]["error"]
     assert found["steps"]["bad"]["error"].strip().endswith("ValueError: no such kernel")
     assert found["steps"]["bad"]["reached"] == ["the middle"]
     assert "about to crash" in found["steps"]["dead"]["error"]
     assert found["steps"]["vain"]["error"] == "needs bad, which did not pass"
+    assert found["steps"]["half"]["found"] == {"ort": 1}
     # One that failed is run again where it is named, and what needs it after that.
     (tmp_path / "ran.mended").touch()
     assert prove(steps)[0] == 1
@@ -288,6 +294,17 @@ def test_numbers_are_taken_of_every_request_by_turns(steps):
     assert texts.asked == 4 * [(1, 32, 0), (16, 128, 0), (64, 128, 0)]
 
 
+def test_a_contender_that_cannot_answer_is_left_out_and_the_rest_are_timed(steps):
+    import engines
+
+    able = steps[0].work.__globals__["able"]
+    makers = {"mute": object, "absent": lambda: 1 / 0, "one": Recorded}
+    found, left_out = able(makers, lambda one: engines.classify(one, 9))
+    assert list(found) == ["one"]
+    assert left_out["absent"] == "ZeroDivisionError: division by zero"
+    assert left_out["mute"].startswith("AttributeError")
+
+
 def test_the_share_of_the_bandwidth_is_of_weights_in_16_bits(steps, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(bytes(4000))
     times = {"median_ms": {"decode step, batch 1": {"trt": 2.0}}}
@@ -310,7 +327,7 @@ def test_every_step_waits_only_for_earlier_ones_that_do_not_run_beside_it(steps)
 
 
 def test_every_step_fits_into_a_call(steps):
-    assert max(step.seconds for step in steps) < 540 / 2
+    assert max(step.seconds for step in steps) < 540 * 0.9
 
 
 def test_the_pinned_packages_have_a_version(carry):

@@ -88,10 +88,7 @@ def shape(model: str, tiny: bool) -> tuple[Path, Path]:
 
 def compare(setting: Setting, contenders: dict[str, Any], rounds: int) -> dict[str, Any]:
     """Medians of every request by contender, and how often each is as fast as PEFT eager."""
-    ask = classify if setting.model == "bert" else generate
-    vocabulary = json.loads((setting.base / "config.json").read_text())["vocab_size"]
-    timed = {name: ask(one, vocabulary) for name, one in contenders.items()}
-    found = measure(timed, rounds)
+    found = measure({name: asked(setting, one) for name, one in contenders.items()}, rounds)
     return {
         "date": str(date.today()),
         "model": setting.model,
@@ -100,11 +97,17 @@ def compare(setting: Setting, contenders: dict[str, Any], rounds: int) -> dict[s
         "rounds": rounds,
         "median_ms": found,
         "ratio_over_peft": {
-            request: {name: round(times["peft"] / ms, 2) for name, ms in times.items()}
+            request: {name: round(times["peft"] / ms, 2) for name, ms in times.items() if ms}
             for request, times in found.items()
             if "peft" in times
         },
     }
+
+
+def asked(setting: Setting, engine: Any) -> Timed:
+    """The requests of a contender, each of which gives its seconds."""
+    vocabulary = json.loads((setting.base / "config.json").read_text())["vocab_size"]
+    return (classify if setting.model == "bert" else generate)(engine, vocabulary)
 
 
 def contender(name: str, setting: Setting, folder: Path) -> Any:

@@ -47,6 +47,14 @@ class NoGpu(Exception):
     """A step came to its first CUDA call, and there is no GPU here."""
 
 
+class Incomplete(Exception):
+    """A step failed, and `found` something all the same."""
+
+    def __init__(self, words: str, found: Found) -> None:
+        super().__init__(words)
+        self.found = found
+
+
 @dataclass
 class Context:
     """What a step works with. `reached` says how far it came, whatever ends it."""
@@ -205,7 +213,9 @@ def work(step: Step, context: Context) -> Found:
         if missing and context.rehearsal:
             words = f"{type(error).__name__}: {error}"
             return {"state": "no GPU", "reached": context.reached, "error": words}
-        return {"state": "failed", "reached": context.reached, "error": traceback.format_exc()}
+        some = {"found": error.found} if isinstance(error, Incomplete) else {}
+        failed = {"state": "failed", "reached": context.reached, **some}
+        return {**failed, "error": traceback.format_exc()}
 
 
 def _says_no_gpu(error: Exception) -> bool:
