@@ -63,7 +63,9 @@ def assert_parity() -> Callable[..., ParityReport]:
         if not report.passed:
             from ptdeploy.parity.reports.text import describe
 
-            pytest.fail(f"{bundle} does not match PyTorch.\n{describe(report)}", pytrace=False)
+            pytest.fail(
+                f"{bundle} does not pass ptdeploy verify.\n{describe(report)}", pytrace=False
+            )
         return report
 
     return check

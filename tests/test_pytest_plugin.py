@@ -62,7 +62,7 @@ def test_a_mismatch_fails_the_test_and_says_what_it_is(compiled, tmp_path):
     editor.write()
     code, out = run_pytest(tmp_path, "--ptdeploy-bundle", "bundle")
     assert code == 1
-    assert "does not match PyTorch" in out
+    assert "does not pass ptdeploy verify" in out
     assert "PARITY MISMATCH" in out
 
 

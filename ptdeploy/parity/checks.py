@@ -264,6 +264,8 @@ def _data(report: ParityReport) -> Iterator[Check]:
     fails = f"{data.name} on the given data: {shown(data.engine)}"
     if data.reference:
         fails += f", PEFT {shown(data.reference)}"
+    if data.missed:
+        fails += f", but {' and '.join(data.missed)} is asked for"
     yield Check(
         kind="data",
         name=data.name,

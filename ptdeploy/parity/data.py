@@ -54,8 +54,8 @@ class TaskMetric(msgspec.Struct, frozen=True):
 
     `name` is "accuracy" (the share of labels found; of a sigmoid head, of texts whose whole set of
     classes was), for a regression "mean squared error", for CAUSAL_LM "perplexity" of the data.
-    `engine` is null where a row's logits are not finite, which never passes. `stopped` says why the
-    engine gave none of a row.
+    `engine` is null where a row's logits are not finite, which never passes. `missed` are bounds
+    that do not hold, in words; `stopped` says why the engine gave none of a row.
     """
 
     name: str
@@ -64,6 +64,7 @@ class TaskMetric(msgspec.Struct, frozen=True):
     reference: float | None
     passed: bool
     stopped: str | None = None
+    missed: tuple[str, ...] = ()
 
 
 class _Line(msgspec.Struct, forbid_unknown_fields=True):
@@ -144,8 +145,10 @@ def _perplexity(evaluated: _Evaluated) -> TaskMetric | None:
     if got is None:
         return None
     ratio = evaluated.overrides.max_perplexity_ratio
-    worse = ratio is not None and want is not None and not got <= ratio * want
-    return TaskMetric("perplexity", len(rows), finite(got), want, not worse)
+    missed = []
+    if ratio is not None and want is not None and not got <= ratio * want:
+        missed.append(f"at most {ratio:.6g} times PEFT's (max_perplexity_ratio)")
+    return _metric("perplexity", len(rows), finite(got), want, missed)
 
 
 def _accuracy(evaluated: _Evaluated) -> TaskMetric | None:
@@ -157,10 +160,12 @@ def _accuracy(evaluated: _Evaluated) -> TaskMetric | None:
     got = _share_right(rows, ours, labelled, head)
     want = _share_right(rows, reference, labelled, head) if reference is not None else None
     least, drop = overrides.min_accuracy, overrides.max_accuracy_drop
-    passed = least is None or got >= least
-    if drop is not None and want is not None:
-        passed = passed and want - got <= drop
-    return TaskMetric("accuracy", len(labelled), got, want, passed)
+    missed = []
+    if least is not None and not got >= least:
+        missed.append(f"at least {least:.6g} (min_accuracy)")
+    if drop is not None and want is not None and not want - got <= drop:
+        missed.append(f"at most {drop:.6g} under PEFT's (max_accuracy_drop)")
+    return _metric("accuracy", len(labelled), got, want, missed)
 
 
 def _squared_error(evaluated: _Evaluated) -> TaskMetric | None:
@@ -174,8 +179,16 @@ def _squared_error(evaluated: _Evaluated) -> TaskMetric | None:
     reference = evaluated.reference
     got, want = error(evaluated.ours), None if reference is None else error(reference)
     most = evaluated.overrides.max_squared_error
-    passed = most is None or got <= most
-    return TaskMetric("mean squared error", len(known), finite(got), want, passed)
+    missed = []
+    if most is not None and not got <= most:
+        missed.append(f"at most {most:.6g} (max_squared_error)")
+    return _metric("mean squared error", len(known), finite(got), want, missed)
+
+
+def _metric(
+    name: str, rows: int, got: float | None, want: float | None, missed: Sequence[str]
+) -> TaskMetric:
+    return TaskMetric(name, rows, got, want, not missed, missed=tuple(missed))
 
 
 _METRICS: dict[Metric, Callable[[_Evaluated], TaskMetric | None]] = {

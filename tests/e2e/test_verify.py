@@ -160,7 +160,9 @@ def test_thresholds_decide(texts, tmp_path, capsys):
     write_lines(data, {"text": "hi", "label": wrong})
     thresholds.write_text('{"min_accuracy": 0.5}')
     assert main([*arguments, "--data", str(data)]) == 1
-    assert "accuracy on the given data: 0" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "accuracy on the given data: 0, but at least 0.5 (min_accuracy) is asked for" in said
+    assert "PARITY HOLDS, BUT A BOUND ON THE GIVEN DATA DOES NOT" in said
 
 
 def test_exit_codes(texts, tmp_path, monkeypatch):

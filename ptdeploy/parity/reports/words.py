@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ptdeploy.bundle.precision import FINITE, Thresholds
+from ptdeploy.parity.checks import checks
 from ptdeploy.parity.report import Located, ParityReport
 
 UNJUDGED = "the cases above are not judged: quantized weights are held to what much text says"
@@ -65,6 +66,9 @@ def verdict(report: ParityReport) -> str:
     wrong = any(not run.passed and not run.stopped for run in runs)
     if any(one.engine_failed for one in every):
         return "the engine fails" + (", and there is a parity mismatch" if wrong else "")
+    failed = [one for each in every for one in checks(each) if not one.passed]
+    if failed and all(one.kind == "data" for one in failed):
+        return "parity holds, but a bound on the given data does not"
     return "parity mismatch"
 
 
