@@ -29,7 +29,7 @@ std::string why_not_here(const EngineInfo& info, const EngineHost& host) {
 namespace {
 
 // A word as a POSIX shell takes it, written as Python's shlex.quote does.
-std::string quoted(const std::string& word) {
+std::string shell_word(const std::string& word) {
   const char* plain = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_@%+=:,./-";
   if (!word.empty() && word.find_first_not_of(plain) == std::string::npos) return word;
   std::string out = "'";
@@ -45,7 +45,7 @@ std::string quoted(const std::string& word) {
 }  // namespace
 
 std::string how_to_rebuild(const std::string& bundle, bool has_model) {
-  if (has_model) return "Build it for this machine: ptdeploy rebuild " + quoted(bundle);
+  if (has_model) return "Build it for this machine: ptdeploy rebuild " + shell_word(bundle);
   return "Compile the checkpoint here: ptdeploy compile CHECKPOINT --target trt. (With --keep-onnx "
          "a bundle can be rebuilt without the checkpoint.)";
 }
