@@ -84,7 +84,8 @@ PRECISIONS = {
 }
 # The same tolerance for values of these types, whatever the precision, where it is larger.
 INNER_TYPES = {"float16": 5e-3, "bfloat16": 4e-2}
-# Quantized weights are evaluated by what they do to text; their cases only have to be finite.
+# Quantized weights are evaluated by what they do to text, and batches against the engine's own rows
+# alone (parity/own.py): against the reference a case only has to be finite.
 FINITE = Thresholds(max_abs=1e30, relative=0, cosine=-1, kl=1e30)
 
 

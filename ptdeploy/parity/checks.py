@@ -186,14 +186,22 @@ def _case(report: ParityReport, case: CaseResult) -> Check:
     bound = "" if allowed is None else f"allowed {allowed:.3g}"
     lengths = f"lengths {list(case.lengths)}"
     value = f"max abs {shown(case.max_abs)}, KL {shown(case.kl)}"
+    said = f"{value}, {bound}" if bound else value
     fails = f"{case.name}, {lengths}: {value}, top-1 agreement {case.top1_agreement:.4f}"
+    own = report.own_allowed
+    if own is not None and case.held_to_own:
+        apart = f"{shown(case.own_max_abs)} from the engine's own rows alone"
+        bound = f"allowed {own:.3g}"
+        said += f"; {apart}, {bound}"
+        if case.own_max_abs is None or case.own_max_abs > own:
+            fails += f"; {apart}, {bound}"
     return Check(
         kind="logits",
         name=f"{case.name}, rows {list(case.rows)}, {lengths}",
         passed=case.passed,
         value=value,
         bound=bound,
-        said=f"{value}, {bound}" if bound else value,
+        said=said,
         fails=() if case.passed or case.stopped else (fails,),
         stopped=case.stopped,
     )
@@ -201,15 +209,22 @@ def _case(report: ParityReport, case: CaseResult) -> Check:
 
 def _greedy(report: ParityReport) -> Iterator[Check]:
     for one in report.greedy:
-        value = f"{one.agreed} of {one.total}"
+        value, own, bound = f"{one.agreed} of {one.total}", "", ""
         name = f"row of {one.length}" + (", mixed prompts" if one.mixed else "")
-        fails = f"greedy tokens of a {name}: {value} agree"
+        if report.own_allowed is not None:
+            bound = f"allowed {report.own_allowed:.3g}"
+            own = (
+                f"; given the text and its tokens at once, the engine finds a token "
+                f"{shown(one.behind)} below the likeliest, {bound}"
+            )
+        fails = f"greedy tokens of a {name}: {value} agree{own}"
         yield Check(
             kind="greedy tokens",
             name=name,
             passed=one.passed,
             value=value,
-            said=f"{value} tokens agree",
+            bound=bound,
+            said=f"{value} tokens agree{own}",
             fails=() if one.passed or one.stopped else (fails,),
             stopped=one.stopped,
         )

@@ -15,13 +15,22 @@ from ptdeploy.parity.cases import BatchCase, Padding, pad
 from ptdeploy.parity.checks import checks, quality_notes
 from ptdeploy.parity.data import DataRow, TaskMetric, task_metric
 from ptdeploy.parity.measure import HISTOGRAM_EDGES, Measured, bin_positions, measure
+from ptdeploy.parity.own import (
+    Alone,
+    greedy_held_to_own,
+    held_to_own,
+    kept,
+    own_bound,
+    row_alone,
+    with_own,
+)
 from ptdeploy.parity.quality import evaluate, row_logits_or_nan
 from ptdeploy.parity.reference import Greedy, Reference, ReferenceRow
 from ptdeploy.parity.report import CaseResult, GreedyResult, ParityReport, PositionError
 from ptdeploy.parity.thresholds import Overrides
 from ptdeploy.parity.token_ids import texts_agreed
 from ptdeploy.runtime import Engine
-from ptdeploy.runtime.prompt_choice import DEFAULT, PromptChoice
+from ptdeploy.runtime.prompt_choice import DEFAULT
 
 
 def compare(
@@ -39,12 +48,13 @@ def compare(
     overrides = overrides or Overrides()
     bounds = bounds_of(reference, overrides)
     quantization = overrides.quantization(engine.manifest.quantization)
-    run = _run_cases(engine, reference, bounds)
+    run = _run_cases(engine, reference, bounds, quantization is not None)
+    quality = evaluate(engine, reference, quantization) if quantization else None
+    own_allowed = own_bound(run.cases, quality, bounds.scale) if quantization else None
     greedy: tuple[GreedyResult, ...] = ()
     if engine.writes:
-        greedy = _compare_greedy(engine, reference, bounds.allowed)
+        greedy = _compare_greedy(engine, reference, GreedyBounds(bounds.allowed, own_allowed))
     agreed, texts = texts_agreed(engine, reference, data)
-    quality = evaluate(engine, reference, quantization) if quantization else None
     report = ParityReport(
         passed=False,
         target=engine.manifest.target,
@@ -53,7 +63,8 @@ def compare(
         reference=reference.made_by,
         thresholds=bounds.thresholds if bounds.bind or not quantization else None,
         largest_allowed=bounds.allowed if bounds.limits_logits or not quantization else None,
-        cases=tuple(run.cases),
+        own_allowed=own_allowed,
+        cases=tuple(held_to_own(case, own_allowed) for case in run.cases),
         greedy=greedy,
         texts_agreed=agreed,
         texts_total=texts,
@@ -73,10 +84,14 @@ def compare(
 
 @dataclass(frozen=True)
 class Bounds:
-    """What cases are held by; `allowed` is the largest difference of a logit."""
+    """What cases are held by; `allowed` is the largest difference of a logit.
+
+    `scale` is the reference's largest logit.
+    """
 
     thresholds: Thresholds
     allowed: float
+    scale: float
 
     @property
     def bind(self) -> bool:
@@ -91,30 +106,39 @@ class Bounds:
 def bounds_of(reference: Reference, overrides: Overrides) -> Bounds:
     thresholds = overrides.thresholds(reference.thresholds)
     scale = max((float(np.abs(row.logits).max()) for row in reference.rows), default=0.0)
-    return Bounds(thresholds, thresholds.max_abs + thresholds.relative * scale)
+    return Bounds(thresholds, thresholds.max_abs + thresholds.relative * scale, scale)
 
 
 @dataclass(frozen=True)
 class _Run:
-    """Every case's result, each position's largest difference, and the data rows' logits alone.
+    """Every case's result, each position's largest difference, and the rows' logits alone.
 
-    Beside such logits is why the engine failed on that row, where it did.
+    Of rows that are not data only the positions that the reference has are kept, and only of an
+    engine that is held to itself.
     """
 
     cases: list[CaseResult] = field(default_factory=list)
     positions: list[tuple[int, float]] = field(default_factory=list)
-    alone: dict[int, tuple[NDArray[np.float32], str | None]] = field(default_factory=dict)
+    alone: dict[int, Alone] = field(default_factory=dict)
 
 
-def _run_cases(engine: Engine, reference: Reference, bounds: Bounds) -> _Run:
+def _run_cases(engine: Engine, reference: Reference, bounds: Bounds, by_itself: bool) -> _Run:
+    """Run the cases; `by_itself` says that a batch is held to the engine's own rows alone, too."""
     run = _Run()
     for case in reference.cases:
         rows = [reference.rows[i] for i in case.rows]
         logits, stopped = _logits(engine, rows, case.padding)
-        if len(case.rows) == 1 and case.source == "data":
-            run.alone[case.rows[0]] = logits[0], stopped
-        result, where = measure_case(case, rows, logits, bounds)
-        run.cases.append(msgspec.structs.replace(result, stopped=stopped))
+        if len(case.rows) == 1 and (by_itself or case.source == "data"):
+            whole = case.source == "data"
+            run.alone[case.rows[0]] = logits[0] if whole else kept(logits[0], rows[0]), stopped
+        found, where = measure_case(case, rows, logits, bounds)
+        found = msgspec.structs.replace(found, stopped=stopped)
+        if len(case.rows) > 1 and by_itself:
+            for index in case.rows:
+                if index not in run.alone:
+                    run.alone[index] = row_alone(engine, reference.rows[index])
+            found = with_own(found, logits, [run.alone[index] for index in case.rows])
+        run.cases.append(found)
         run.positions.extend(where)
     return run
 
@@ -212,7 +236,7 @@ def _metric(
     engine: Engine,
     reference: Reference,
     data: Sequence[DataRow],
-    alone: dict[int, tuple[NDArray[np.float32], str | None]],
+    alone: dict[int, Alone],
     overrides: Overrides,
 ) -> TaskMetric | None:
     """The task metric on the user's data, from logits that were compared where they were."""
@@ -234,8 +258,19 @@ def _metric(
     return task_metric(engine, data, ours, wanted if whole else None, overrides, stopped)
 
 
+@dataclass(frozen=True)
+class GreedyBounds:
+    """What a continued row's logits may be off by, so that a near tie may go either way.
+
+    `own` is what those of a quantized engine may be off by from its own row alone, else None.
+    """
+
+    allowed: float
+    own: float | None = None
+
+
 def _compare_greedy(
-    engine: Engine, reference: Reference, allowed: float
+    engine: Engine, reference: Reference, bounds: GreedyBounds
 ) -> tuple[GreedyResult, ...]:
     if not reference.greedy:
         return ()
@@ -245,7 +280,7 @@ def _compare_greedy(
     results: list[GreedyResult] = []
     for start in range(0, len(reference.greedy), most):
         part = reference.greedy[start : start + most]
-        results += compare_greedy(engine, part, steps, [allowed] * len(part))
+        results += compare_greedy(engine, part, steps, [bounds] * len(part))
     return tuple(results)
 
 
@@ -253,21 +288,26 @@ def compare_greedy(
     engine: Engine,
     wanted: Sequence[Greedy],
     steps: int,
-    allowed: Sequence[float],
-    prompt: PromptChoice = DEFAULT,
+    bounds: Sequence[GreedyBounds],
+    prompts: Sequence[str | None] | None = None,
 ) -> list[GreedyResult]:
     """Continue rows in one batch by `steps` tokens, and hold each against what the reference gives.
 
-    `allowed` is each row's: what its logits may be off by, so that a near tie may go either way.
+    `bounds` and `prompts` are each row's; without prompts all have the engine's default one.
     """
+    ids = [one.ids.tolist() for one in wanted]
     try:
-        rows = engine.greedy([one.ids.tolist() for one in wanted], steps, prompt)
+        rows = engine.greedy(ids, steps, DEFAULT if prompts is None else prompts)
     except EngineFault as error:
         return [GreedyResult(int(one.ids.size), 0, steps, False, error.problem) for one in wanted]
     results = []
-    for one, row, bound in zip(wanted, rows, allowed, strict=True):
+    each = [DEFAULT] * len(ids) if prompts is None else prompts
+    for one, row, bound, prompt in zip(wanted, rows, bounds, each, strict=True):
         mismatches = np.flatnonzero(one.tokens[:steps] != np.asarray(row))
         agreed = int(mismatches[0]) if mismatches.size else steps
-        tie = bool(mismatches.size) and float(one.margins[agreed]) <= 2 * bound
-        results.append(GreedyResult(int(one.ids.size), agreed, steps, agreed == steps or tie))
+        tie = bool(mismatches.size) and float(one.margins[agreed]) <= 2 * bound.allowed
+        result = GreedyResult(int(one.ids.size), agreed, steps, agreed == steps or tie)
+        if bound.own is not None:
+            result = greedy_held_to_own(result, engine, one, row, bound.own, prompt)
+        results.append(result)
     return results

@@ -13,12 +13,14 @@ from ptdeploy.parity.cases import BatchCase, Padding
 from ptdeploy.parity.checks import checks
 from ptdeploy.parity.compare import (
     Bounds,
+    GreedyBounds,
     bounds_of,
     compare_greedy,
     measure_case,
     padded,
     without_numbers,
 )
+from ptdeploy.parity.own import Alone, held_to_own, row_alone, with_own
 from ptdeploy.parity.reference import Greedy, Reference, ReferenceRow
 from ptdeploy.parity.report import CaseResult, GreedyResult, ParityReport
 from ptdeploy.parity.thresholds import Overrides
@@ -32,12 +34,16 @@ _PADDINGS: tuple[Padding, ...] = ("right", "left")
 
 @dataclass(frozen=True)
 class _Row:
-    """A row of the reference of a prompt, and what it is held by."""
+    """A row of the reference of a prompt, and what it is held by.
+
+    `own` is what a quantized engine gives for it alone, else None.
+    """
 
     prompt: str | None
     index: int
     row: ReferenceRow
     bounds: Bounds
+    own: Alone | None
 
 
 @dataclass(frozen=True)
@@ -53,29 +59,37 @@ class MixedRows:
     bounds: Bounds
 
     @classmethod
-    def of(cls, prompt: str | None, reference: Reference, overrides: Overrides) -> MixedRows:
-        bounds = bounds_of(reference, overrides)
-        places = (min(place, len(reference.rows) - 1) for place in _ROWS)
-        rows = tuple(_Row(prompt, index, reference.rows[index], bounds) for index in places)
+    def of(cls, engine: Engine, reference: Reference, overrides: Overrides) -> MixedRows:
+        """Of the prompt that the engine's requests have by default."""
+        bounds, prompt = bounds_of(reference, overrides), engine.manifest.default_prompt
+        rows = []
+        for index in (min(place, len(reference.rows) - 1) for place in _ROWS):
+            row = reference.rows[index]
+            own = row_alone(engine, row) if engine.manifest.quantization else None
+            rows.append(_Row(prompt, index, row, bounds, own))
         most = max((one.tokens.size for one in reference.greedy), default=0)
         greedy = tuple(one for one in reference.greedy if one.tokens.size == most)
-        return cls(prompt, rows, greedy, bounds)
+        return cls(prompt, tuple(rows), greedy, bounds)
 
 
 def with_mixed(report: ParityReport, engine: Engine, mixed: Sequence[MixedRows]) -> ParityReport:
     """The report of several prompts with cases in which a batch mixes them, in each one's own."""
+    reports = {one.prompt: one for one in report.each()}
     cases: dict[str | None, list[CaseResult]] = {one.prompt: [] for one in mixed}
     greedy: dict[str | None, list[GreedyResult]] = {one.prompt: [] for one in mixed}
     rows = [one.rows[place] for place in range(len(_ROWS)) for one in mixed]
     for batch in _batches(rows, engine):
         for padding in _PADDINGS:
             for name, result in _run(engine, batch, padding):
-                cases[name].append(result)
+                cases[name].append(held_to_own(result, reports[name].own_allowed))
     if engine.writes:
         for part in _batches([one for one in mixed if one.greedy], engine):
-            for one, found in zip(part, _continue(engine, part), strict=True):
+            bounds = [
+                GreedyBounds(one.bounds.allowed, reports[one.prompt].own_allowed) for one in part
+            ]
+            for one, found in zip(part, _continue(engine, part, bounds), strict=True):
                 greedy[one.prompt].append(found)
-    own, *others = (_with(one, cases[one.prompt], greedy[one.prompt]) for one in report.each())
+    own, *others = (_with(one, cases[name], greedy[name]) for name, one in reports.items())
     passed = all(one.passed for one in (own, *others))
     return msgspec.structs.replace(own, passed=passed, prompts=tuple(others))
 
@@ -93,24 +107,24 @@ _T = TypeVar("_T", _Row, MixedRows)
 
 
 def _batches(rows: Sequence[_T], engine: Engine) -> Iterator[Sequence[_T]]:
-    """Rows in batches in which neighbours have different prompts."""
-    widest = min(_WIDEST, engine.limits.max_batch or _WIDEST)
+    """Rows in batches in which neighbours have different prompts.
+
+    A last row that would be alone has the one before it beside it once more.
+    """
+    widest = min(_WIDEST, engine.limits.max_batch or _WIDEST, len(rows))
+    if widest < 2:
+        return
     for start in range(0, len(rows), widest):
-        batch = rows[start : start + widest]
-        if len({one.prompt for one in batch}) > 1:
-            yield batch
+        yield rows[min(start, len(rows) - 2) : start + widest]
 
 
-def _continue(engine: Engine, batch: Sequence[MixedRows]) -> list[GreedyResult]:
+def _continue(
+    engine: Engine, batch: Sequence[MixedRows], bounds: Sequence[GreedyBounds]
+) -> list[GreedyResult]:
     """A row of each prompt, of unequal lengths, continued together as far as all were."""
     rows = [one.greedy[place % len(one.greedy)] for place, one in enumerate(batch)]
-    found = compare_greedy(
-        engine,
-        rows,
-        min(one.tokens.size for one in rows),
-        [one.bounds.allowed for one in batch],
-        [one.prompt for one in batch],
-    )
+    steps = min(one.tokens.size for one in rows)
+    found = compare_greedy(engine, rows, steps, bounds, [one.prompt for one in batch])
     return [msgspec.structs.replace(one, mixed=True) for one in found]
 
 
@@ -131,4 +145,6 @@ def _run(
             case, [rows[i] for i in own], [logits[i] for i in own], batch[own[0]].bounds
         )
         words = f"mixed prompts, {padding}-padded"
-        yield name, msgspec.structs.replace(result, name=words, mixed=True, stopped=stopped)
+        result = msgspec.structs.replace(result, name=words, mixed=True, stopped=stopped)
+        alone = [one for i in own if (one := batch[i].own) is not None]
+        yield name, with_own(result, [logits[i] for i in own], alone) if alone else result

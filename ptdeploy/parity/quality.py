@@ -15,6 +15,7 @@ from ptdeploy.bundle import Quantization
 from ptdeploy.bundle.task import Head, Task
 from ptdeploy.errors import EngineFault
 from ptdeploy.parity.cases import AskedRow
+from ptdeploy.parity.measure import finite
 from ptdeploy.parity.reference import Reference, TextRow
 from ptdeploy.runtime import ENGINES, Engine
 from ptdeploy.runtime.probabilities import sigmoid
@@ -48,6 +49,7 @@ class Quality(msgspec.Struct, frozen=True):
     is what the function of that name gives, and `largest_share` the share of positions where the
     reference finds its commonest class; else both are null. There `top1_agreement` and `detectable`
     are of the `clear` positions alone, and `near_ties` are the others whose answer changed.
+    `max_abs` is the largest difference of a classifier's logit from the reference's.
     `stopped` says why the engine gave no numbers of a text: the rest is then of NaN in their place.
     """
 
@@ -64,6 +66,7 @@ class Quality(msgspec.Struct, frozen=True):
     clear: int | None = None
     near_ties: int | None = None
     stopped: str | None = None
+    max_abs: float | None = None
 
     @property
     def agreement_of_all(self) -> float:
@@ -170,6 +173,8 @@ def evaluate(engine: Engine, reference: Reference, allowed: Quantization) -> Qua
             detectable=detectable(of.positions, min_agreement),
         )
     pair = _logits(reference.evaluation), _logits(ours)
+    if pair[0].shape == pair[1].shape:
+        of = msgspec.structs.replace(of, max_abs=_largest_difference(*pair))
     if head != "softmax":
         share = explained(*pair, head)
         return msgspec.structs.replace(of, top1_agreement=share, measured=EXPLAINED)
@@ -197,6 +202,11 @@ def _logits(rows: Sequence[TextRow]) -> NDArray[np.float32]:
     """All positions' logits (positions, classes), of those rows that have them."""
     none = np.zeros((0, 0), np.float32)
     return np.concatenate([row.logits for row in rows if row.logits is not None] or [none])
+
+
+def _largest_difference(want: NDArray[np.float32], got: NDArray[np.float32]) -> float | None:
+    with np.errstate(invalid="ignore", over="ignore"):
+        return finite(np.abs(want.astype(np.float64) - got).max(initial=0.0))
 
 
 def logits_error(want: NDArray[np.float32], got: NDArray[np.float32]) -> float:

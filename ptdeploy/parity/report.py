@@ -18,7 +18,8 @@ class CaseResult(msgspec.Struct, frozen=True):
     `stopped` says why the engine gave no numbers at all: it failed on a request it must take.
     `rows` are the reference's rows it was made of, `histogram` how many logits differ by how much,
     in the bins of the report's `histogram_edges`. Of a `mixed` batch they are the rows of the
-    report's prompt, among those of others.
+    report's prompt, among those of others. `own_max_abs` is of quantized weights, and of rows that
+    ran beside others: the largest difference of a logit from the same engine's own row alone.
     """
 
     name: str
@@ -35,13 +36,20 @@ class CaseResult(msgspec.Struct, frozen=True):
     passed: bool
     stopped: str | None = None
     mixed: bool = False
+    own_max_abs: float | None = None
+
+    @property
+    def held_to_own(self) -> bool:
+        """Whether its rows ran beside others, so that a quantized engine is held to itself."""
+        return self.mixed or len(self.rows) > 1
 
 
 class GreedyResult(msgspec.Struct, frozen=True):
     """One row's greedy tokens, generated in a batch: how many agree before the first mismatch.
 
     `stopped` says why the engine generated none. The other rows of a `mixed` batch have other
-    prompts.
+    prompts. `behind` is of quantized weights: by how much a token lies below the likeliest one at
+    most, where the same engine is given the text and its tokens alone and at once.
     """
 
     length: int
@@ -50,6 +58,12 @@ class GreedyResult(msgspec.Struct, frozen=True):
     passed: bool
     stopped: str | None = None
     mixed: bool = False
+    behind: float | None = None
+
+    @property
+    def held_to_own(self) -> bool:
+        """Always: its tokens are computed in steps."""
+        return True
 
 
 class PositionError(msgspec.Struct, frozen=True):
@@ -104,7 +118,9 @@ class ParityReport(msgspec.Struct, frozen=True):
 
     `prompt` is the one that the engine was asked with. `prompts` are the reports of the bundle's
     other prompts, and `passed` is of all of them. `thresholds` and `largest_allowed` are null where
-    weights are quantized and the caller gave no such bounds: cases then only have to be finite.
+    weights are quantized and the caller gave no such bounds: rows alone then only have to
+    be finite. `own_allowed` is what a case's `own_max_abs` and a continued row's `behind` may be;
+    null where no weights are quantized.
     """
 
     passed: bool
@@ -128,6 +144,7 @@ class ParityReport(msgspec.Struct, frozen=True):
     failing: Failing | None = None
     prompt: str | None = None
     prompts: tuple[ParityReport, ...] = ()
+    own_allowed: float | None = None
 
     def each(self) -> tuple[ParityReport, ...]:
         """A report of each prompt alone, this one's own first."""
@@ -135,8 +152,12 @@ class ParityReport(msgspec.Struct, frozen=True):
 
     @property
     def judges_cases(self) -> bool:
-        """Whether a case that is finite may fail."""
+        """Whether a case that is finite may fail, whatever ran beside it."""
         return self.quality_allowed is None or self.thresholds is not None
+
+    def holds_to_own(self, case: CaseResult) -> bool:
+        """Whether a case is held to what the same engine gives for each of its rows alone."""
+        return self.own_allowed is not None and case.held_to_own
 
     @property
     def max_abs(self) -> float:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from ptdeploy.bundle.precision import FINITE
 from ptdeploy.bundle.task import Task
@@ -21,6 +22,7 @@ from ptdeploy.parity.compare import (
     measure_rows,
     padded,
 )
+from ptdeploy.parity.own import apart, row_alone
 from ptdeploy.parity.reference import Reference, ReferenceRow
 from ptdeploy.parity.report import Failing, ParityReport
 from ptdeploy.parity.reports import BOUNDS_NAME, FAILING_NAME, REPORT_FIX
@@ -187,7 +189,23 @@ def _fails(
         return True
     allowed = FINITE.max_abs if report.largest_allowed is None else report.largest_allowed
     found, _ = measure_rows(rows, logits, allowed)
-    return not case_passed(found, report.thresholds or FINITE, allowed)
+    if not case_passed(found, report.thresholds or FINITE, allowed):
+        return True
+    return report.own_allowed is not None and _not_itself(engine, rows, logits, report.own_allowed)
+
+
+def _not_itself(
+    engine: Engine,
+    rows: Sequence[ReferenceRow],
+    logits: Sequence[NDArray[np.float32]],
+    allowed: float,
+) -> bool:
+    """Whether an engine gives rows that run together something else than each of them alone."""
+    own = [row_alone(engine, row)[0] for row in rows]
+    # As verify will on a file of these rows: what quantization costs there is allowed, too.
+    alone = (2 * apart(one, row.logits) for one, row in zip(own, rows, strict=True))
+    allowed = max(allowed, *alone)
+    return any(apart(one, alone) > allowed for one, alone in zip(logits, own, strict=True))
 
 
 def _after_greedy(

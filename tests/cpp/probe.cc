@@ -113,6 +113,7 @@ std::string report_text(const ptdeploy::ParityReport& report) {
                     ",\"prompts\":" + list(report.prompts, report_text) +
                     ",\"reference\":" + quoted(report.reference) +
                     ",\"largest_allowed\":" + measure(report.largest_allowed) +
+                    ",\"own_allowed\":" + measure(report.own_allowed) +
                     ",\"texts_not_compared\":" + std::to_string(report.texts_not_compared) +
                     ",\"failures\":" + list(report.failures, quoted) +
                     ",\"notes\":" + list(report.notes, quoted) + ",\"quality\":";
@@ -126,7 +127,8 @@ std::string report_text(const ptdeploy::ParityReport& report) {
            ",\"largest_share\":" + measure(quality->largest_share) +
            ",\"detectable\":" + measure(quality->detectable) +
            ",\"clear\":" + measure(quality->clear) +
-           ",\"near_ties\":" + measure(quality->near_ties) + "}";
+           ",\"near_ties\":" + measure(quality->near_ties) +
+           ",\"max_abs\":" + measure(quality->max_abs) + "}";
   else
     out += "null";
   auto size = [](std::size_t n) { return std::to_string(n); };
@@ -135,12 +137,14 @@ std::string report_text(const ptdeploy::ParityReport& report) {
            ",\"max_abs\":" + measure(one.max_abs) + ",\"mean_abs\":" + measure(one.mean_abs) +
            ",\"cosine\":" + measure(one.cosine) + ",\"kl\":" + measure(one.kl) +
            ",\"top1_agreement\":" + number(one.top1_agreement) +
-           ",\"passed\":" + truth(one.passed) + ",\"mixed\":" + truth(one.mixed) + "}";
+           ",\"passed\":" + truth(one.passed) + ",\"mixed\":" + truth(one.mixed) +
+           ",\"own_max_abs\":" + measure(one.own_max_abs) + "}";
   };
   auto one_row = [](const ptdeploy::ParityGreedy& one) {
     return "{\"length\":" + std::to_string(one.length) +
            ",\"agreed\":" + std::to_string(one.agreed) + ",\"total\":" + std::to_string(one.total) +
-           ",\"passed\":" + truth(one.passed) + ",\"mixed\":" + truth(one.mixed) + "}";
+           ",\"passed\":" + truth(one.passed) + ",\"mixed\":" + truth(one.mixed) +
+           ",\"behind\":" + measure(one.behind) + "}";
   };
   return out + ",\"cases\":" + list(report.cases, one_case) +
          ",\"greedy\":" + list(report.greedy, one_row) + "}";

@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import pytest
 from support import damage, native
+from support.batches import one_off_in_batches
 from support.c_abi import FAULT, Library
 from support.damage import REFERENCE_DAMAGE, edit
 from support.faults import with_table
@@ -109,6 +110,29 @@ def test_changed_weights_do_not_match_in_pythons_words(bundles, probe, tmp_path,
     ours = ptdeploy.verify(bundle)
     assert not ours.passed
     assert_same(verified(probe, bundle), ours)
+
+
+@pytest.mark.parametrize("kind", ["int8", "int8 classifier"])
+def test_a_quantized_engine_that_is_not_itself_in_batches_fails(bundles, probe, tmp_path, kind):
+    bundle = one_off_in_batches(Path(shutil.copytree(bundles(kind), tmp_path / "bundle")))
+    ours = ptdeploy.verify(bundle)
+    assert not ours.passed
+    assert all(one.passed for one in ours.cases if not one.held_to_own)
+    wrong = ours.greedy if kind == "int8" else [one for one in ours.cases if one.held_to_own]
+    assert not all(one.passed for one in wrong)
+    assert_same(verified(probe, bundle), ours)
+
+
+def test_a_row_that_a_full_batch_leaves_alone_is_mixed_in_both(compiled, packed, probe, tmp_path):
+    options = {"max_batch": 3}
+    bundle = Path(shutil.copytree(compiled("qwen2", "CAUSAL_LM", options).bundle, tmp_path / "b"))
+    for name in "abc":
+        ptdeploy.prompt_add(bundle, packed("qwen2", "CAUSAL_LM", options=options).path, name=name)
+    ours, theirs = ptdeploy.verify(bundle), verified(probe, bundle)
+    own, *others = ours.each()
+    assert_same(theirs, own)
+    for got, want in zip(theirs["prompts"], others, strict=True):
+        assert_same(got, want)
 
 
 @pytest.mark.parametrize("kind", ["encoder classifier", "fused", "int4"])

@@ -360,7 +360,7 @@ def test_the_terminal_says_what_quantization_cost():
         "0.15 logits error"
     ) in lines
     # What the table's figures are is said right behind it.
-    judged = "the cases above are not judged: quantized weights are held to what much text says"
+    judged = "rows alone are not judged: quantized weights are held to what much text says"
     assert lines[lines.index("tokenizer: 5 of 5 texts encode alike") - 1] == judged
     assert judged not in describe(HOLDS)
     said = describe(PERPLEXED)

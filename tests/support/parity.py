@@ -16,6 +16,7 @@ def assert_same(theirs: Any, ours: ParityReport) -> None:
     assert theirs["passed"] == ours.passed
     assert theirs["reference"] == ours.reference
     assert theirs["largest_allowed"] == ours.largest_allowed
+    assert theirs["own_allowed"] == ours.own_allowed
     assert [one["name"] for one in theirs["cases"]] == [one.name for one in ours.cases]
     for got, want in zip(theirs["cases"], ours.cases, strict=True):
         assert got["lengths"] == list(want.lengths)
@@ -27,6 +28,7 @@ def assert_same(theirs: Any, ours: ParityReport) -> None:
         assert got["top1_agreement"] == want.top1_agreement
         assert got["passed"] == want.passed
         assert got["mixed"] == want.mixed
+        assert got["own_max_abs"] == want.own_max_abs
     assert theirs["greedy"] == [
         {
             "length": one.length,
@@ -34,6 +36,7 @@ def assert_same(theirs: Any, ours: ParityReport) -> None:
             "total": one.total,
             "passed": one.passed,
             "mixed": one.mixed,
+            "behind": one.behind,
         }
         for one in ours.greedy
     ]
@@ -51,6 +54,7 @@ def assert_same(theirs: Any, ours: ParityReport) -> None:
             "detectable": near(ours.quality.detectable),
             "clear": ours.quality.clear,
             "near_ties": ours.quality.near_ties,
+            "max_abs": ours.quality.max_abs,
         }
 
 

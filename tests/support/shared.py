@@ -95,10 +95,16 @@ class Shared:
         return self._compiled[key]
 
     def packed(
-        self, architecture: str, task: str, name: str = "other", tokens: int = 3, labels: int = 5
+        self,
+        architecture: str,
+        task: str,
+        name: str = "other",
+        tokens: int = 3,
+        labels: int = 5,
+        options: dict[str, Any] | None = None,
     ) -> Packed:
-        """Another prompt over the base and the engine of `compiled(architecture, task)`."""
-        first = self.compiled(architecture, task)
+        """Another prompt over the base and the engine of `compiled` with these options."""
+        first = self.compiled(architecture, task, options)
 
         def fill(folder: Path) -> None:
             trained = tiny.another(folder, first.trained, task, tokens, labels, seed=7)
@@ -109,5 +115,5 @@ class Shared:
                 output=folder / f"{name}.prompt",
             )
 
-        folder = self.folder(("pack", architecture, task, name, tokens, labels), fill)
+        folder = self.folder(("pack", str(first.bundle), name, tokens, labels), fill)
         return Packed(folder / f"{name}.prompt", folder / "adapter")

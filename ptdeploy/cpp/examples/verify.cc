@@ -95,7 +95,10 @@ void print(const ParityReport& report) {
                 : group.fails      ? "  FAILS"
                                    : "  MISMATCH");
   if (report.quality)
-    std::puts("the cases above are not judged: quantized weights are held to what much text says");
+    std::puts("rows alone are not judged: quantized weights are held to what much text says");
+  if (report.own_allowed)
+    std::printf("beside other rows, or continued, a row is held to what the engine gives for it alone: "
+                "allowed %.2g\n", *report.own_allowed);
   for (const auto& one : report.greedy)
     std::printf("greedy tokens, row of %zu%s: %zu of %zu agree\n", one.length,
                 one.mixed ? ", mixed prompts" : "", one.agreed, one.total);

@@ -23,6 +23,19 @@ std::string words_of(const ParityCase& one) {
          shown(one.kl) + ", top-1 agreement " + formatted(one.top1_agreement, 4, 'f');
 }
 
+std::string own_words(const ParityCase& one, const std::optional<double>& allowed) {
+  if (!allowed || !(one.mixed || one.lengths.size() > 1)) return "";
+  if (one.own_max_abs && *one.own_max_abs <= *allowed) return "";
+  return "; " + shown(one.own_max_abs) + " from the engine's own rows alone, allowed " +
+         formatted(*allowed, 3, 'g');
+}
+
+std::string own_words(const ParityGreedy& one, const std::optional<double>& allowed) {
+  if (!allowed) return "";
+  return "; given the text and its tokens at once, the engine finds a token " + shown(one.behind) +
+         " below the likeliest, allowed " + formatted(*allowed, 3, 'g');
+}
+
 void add_quantization(std::vector<std::string>& lines, const std::optional<ParityQuality>& quality,
                   const Quantization& allowed) {
   if (!quality) {
@@ -83,11 +96,12 @@ std::vector<std::string> faults_of(const ParityReport& report) {
 std::vector<std::string> failures_of(const ParityReport& report, const Manifest& manifest) {
   std::vector<std::string> lines;
   for (const ParityCase& one : report.cases)
-    if (!one.passed && one.stopped.empty()) lines.push_back(words_of(one));
+    if (!one.passed && one.stopped.empty()) lines.push_back(words_of(one) + own_words(one, report.own_allowed));
   for (const ParityGreedy& one : report.greedy)
     if (!one.passed && one.stopped.empty())
       lines.push_back("greedy tokens of a row of " + std::to_string(one.length) +
-                      (one.mixed ? ", mixed prompts: " : ": ") + std::to_string(one.agreed) + " of " + std::to_string(one.total) + " agree");
+                      (one.mixed ? ", mixed prompts: " : ": ") + std::to_string(one.agreed) + " of " +
+                      std::to_string(one.total) + " agree" + own_words(one, report.own_allowed));
   if (manifest.quantization && !(report.quality && !report.quality->stopped.empty()))
     add_quantization(lines, report.quality, *manifest.quantization);
   return lines;

@@ -70,7 +70,7 @@ ParityCase measured(const std::string& name, const std::vector<ReferenceRow>& wa
 
 std::vector<ParityGreedy> continued(const EngineState& state,
                                     const std::vector<ReferenceGreedy>& wanted, std::size_t steps,
-                                    const std::vector<double>& allowed, const Chosen& chosen) {
+                                    const std::vector<Bounds>& bounds, const Chosen& chosen) {
   GenerateOptions options;
   options.max_new_tokens = static_cast<std::int64_t>(steps);
   options.do_sample = false;
@@ -86,14 +86,17 @@ std::vector<ParityGreedy> continued(const EngineState& state,
   } catch (const EngineFault& error) {
     stopped = error.problem();
   }
+  const std::vector<RowPrompt> prompts = chosen.of(rows.size());
   std::vector<ParityGreedy> out;
   for (std::size_t i = 0; i < rows.size(); ++i) {
-    out.push_back({rows[i].size(), 0, steps, false, stopped, false});
+    out.push_back({rows[i].size(), 0, steps, false, stopped, false, {}});
     if (!stopped.empty()) continue;
     std::size_t& agreed = out.back().agreed;
     while (agreed < steps && wanted[i].tokens[agreed] == found[i].token_ids[agreed]) ++agreed;
     // Where the reference's own best two lie that near, either token is as right.
-    out.back().passed = agreed == steps || wanted[i].margins[agreed] <= 2 * allowed[i];
+    out.back().passed = agreed == steps || wanted[i].margins[agreed] <= 2 * bounds[i].allowed;
+    if (bounds[i].own)
+      hold_to_own(out.back(), state, rows[i], found[i].token_ids, *bounds[i].own, prompts[i]);
   }
   return out;
 }
@@ -108,8 +111,9 @@ PromptVerifier::PromptVerifier(const EngineState& state, RowPrompt prompt, const
       prompt_(std::move(prompt)),
       info_(prompt_ ? prompt_->info : PromptInfo()),
       reference_(file, opened, state, info_),
-      bounds_{reference_.metadata().thresholds, 0} {
-  bounds_.allowed = bounds_.thresholds.max_abs + bounds_.thresholds.relative * largest_logit();
+      bounds_{reference_.metadata().thresholds, 0, {}},
+      largest_logit_(largest_logit()) {
+  bounds_.allowed = bounds_.thresholds.max_abs + bounds_.thresholds.relative * largest_logit_;
 }
 
 ReferenceRow PromptVerifier::row(std::size_t place) {
@@ -134,7 +138,6 @@ ParityReport PromptVerifier::compared() {
   out.reference = reference_.metadata().made_by;
   if (!manifest.quantization) out.largest_allowed = bounds_.allowed;
   for (const BatchCase& one : reference_.cases()) out.cases.push_back(compare(one));
-  if (state_.kind().writes) out.greedy = compare_greedy();
   if (manifest.quantization) {
     std::string stopped;
     out.quality = evaluate(reference_, state_.kind(), info_.head, *manifest.quantization,
@@ -145,7 +148,10 @@ ParityReport PromptVerifier::compared() {
                              return got;
                            });
     if (out.quality) out.quality->stopped = stopped;
+    bounds_.own = out.own_allowed = own_bound(out, largest_logit_);
+    for (ParityCase& one : out.cases) hold_to_own(one, *bounds_.own);
   }
+  if (state_.kind().writes) out.greedy = compare_greedy();
   if (!state_.bundle.file("tokenizer").empty())
     out.texts_not_compared = reference_.metadata().texts;
   out.notes = notes(out.quality, out.texts_not_compared);
@@ -167,7 +173,17 @@ ParityCase PromptVerifier::compare(const BatchCase& one) {
   const std::vector<Logits> got = logits_of(state_, wanted, {{prompt_}}, stopped);
   ParityCase out = measured(one.name, wanted, got, bounds_);
   out.stopped = stopped;
+  if (state_.manifest().quantization && one.rows.size() > 1) add_own(out, got, alone(one));
   return out;
+}
+
+const std::vector<OwnRow>& PromptVerifier::alone(const BatchCase& one) {
+  if (one.rows == last_) return own_;
+  own_.clear();
+  for (std::size_t index : one.rows)
+    own_.push_back(row_alone(state_, reference_.row(index), prompt_));
+  last_ = one.rows;
+  return own_;
 }
 
 // In batches of unequal rows, so that batching is compared too; as many steps as all have.
@@ -186,8 +202,8 @@ std::vector<ParityGreedy> PromptVerifier::compare_greedy() {
     const auto from = wanted.begin() + static_cast<std::ptrdiff_t>(start);
     const std::size_t count = std::min(most, wanted.size() - start);
     const std::vector<ReferenceGreedy> part(from, from + static_cast<std::ptrdiff_t>(count));
-    const std::vector<double> allowed(count, bounds_.allowed);
-    for (ParityGreedy& one : continued(state_, part, steps, allowed, {{prompt_}}))
+    const std::vector<Bounds> bounds(count, bounds_);
+    for (ParityGreedy& one : continued(state_, part, steps, bounds, {{prompt_}}))
       out.push_back(std::move(one));
   }
   return out;

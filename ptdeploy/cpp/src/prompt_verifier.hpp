@@ -2,18 +2,22 @@
 #pragma once
 
 #include <algorithm>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "engine_state.hpp"
+#include "own.hpp"
 #include "reference.hpp"
 
 namespace ptdeploy::detail {
 
-// What cases are held by; `allowed` is the largest difference of a logit.
+// What cases are held by; `allowed` is the largest difference of a logit. `own` is what a quantized
+// engine may be off its own rows alone by; it is known once the prompt was compared.
 struct Bounds {
   Thresholds thresholds;
   double allowed = 0;
+  std::optional<double> own;
 };
 
 // The engine's logits of rows; where it fails on rows that it must take they are NaN, and `stopped`
@@ -26,10 +30,10 @@ ParityCase measured(const std::string& name, const std::vector<ReferenceRow>& wa
                     const std::vector<Logits>& got, const Bounds& bounds);
 
 // Continues rows in one batch by `steps` tokens, and holds each against what the reference gives.
-// `allowed` is each row's: what its logits may be off by, so that a near tie may go either way.
+// `bounds` are each row's: what its logits may be off by, so that a near tie may go either way.
 std::vector<ParityGreedy> continued(const EngineState& state,
                                     const std::vector<ReferenceGreedy>& wanted, std::size_t steps,
-                                    const std::vector<double>& allowed, const Chosen& chosen);
+                                    const std::vector<Bounds>& bounds, const Chosen& chosen);
 
 // One prompt against its own reference; a null prompt is the base model alone.
 class PromptVerifier {
@@ -51,6 +55,7 @@ class PromptVerifier {
                  const std::string& opened);
   double largest_logit();
   ParityCase compare(const BatchCase& one);
+  const std::vector<OwnRow>& alone(const BatchCase& one);
   std::vector<ParityGreedy> compare_greedy();
   std::vector<std::string> notes(const std::optional<ParityQuality>& quality,
                                  std::size_t texts) const;
@@ -60,6 +65,11 @@ class PromptVerifier {
   PromptInfo info_;
   Reference reference_;
   Bounds bounds_;
+  double largest_logit_;
+  // What the engine gives for the rows of the last batch alone: another with the same rows follows,
+  // padded on the other side.
+  std::vector<std::size_t> last_;
+  std::vector<OwnRow> own_;
 };
 
 }  // namespace ptdeploy::detail

@@ -123,6 +123,23 @@ class Scores {
   std::vector<double> values_;
 };
 
+// The largest difference of two numbers; nothing where one is not finite.
+class Largest {
+ public:
+  void add(float want, float got) {
+    const double apart = std::abs(static_cast<double>(want) - static_cast<double>(got));
+    finite_ = finite_ && std::isfinite(apart);
+    largest_ = std::max(largest_, apart);
+  }
+  std::optional<double> result() const {
+    return finite_ ? std::optional<double>(largest_) : std::nullopt;
+  }
+
+ private:
+  bool finite_ = true;
+  double largest_ = 0;
+};
+
 // logits_error() of ptdeploy/parity/quality.py.
 double logits_error(const Scores& want, Scores difference) {
   constexpr double kLeastVariation = 0.2, kHopeless = 1e30;
@@ -210,7 +227,8 @@ std::optional<ParityQuality> evaluate(Reference& reference, const TaskKind& kind
   const bool classifies = chooses && !writes;
   Explained explained(columns, head);
   Scores wanted(columns), given(columns);
-  bool whole = true;
+  bool whole = true, compared = true;
+  Largest largest;
   std::map<std::int64_t, std::size_t> found;
   for (std::size_t i = 0; i < quality.texts; ++i) {
     const EvaluationText text = reference.evaluation(i);
@@ -227,6 +245,9 @@ std::optional<ParityQuality> evaluate(Reference& reference, const TaskKind& kind
       theirs.add(text.nll[at]);
     }
     if (!chooses) explained.add(text.logits.data(), logits.row(0));
+    compared = compared && !writes && !text.logits.empty();
+    for (std::size_t at = 0; compared && at < text.logits.size(); ++at)
+      largest.add(text.logits[at], logits.values[at]);
     if (!classifies) continue;
     for (std::int64_t id : text.top1) ++found[id];
     whole = whole && !text.logits.empty();
@@ -248,6 +269,7 @@ std::optional<ParityQuality> evaluate(Reference& reference, const TaskKind& kind
         static_cast<double>(commonest) / static_cast<double>(quality.positions);
   }
   if (chooses) quality.detectable = detectable(quality.positions, allowed.min_agreement);
+  if (compared) quality.max_abs = largest.result();
   if (classifies && whole) {
     add_clear(quality, changed, wanted.clear(allowed.max_logits_error.value_or(0)),
               allowed.min_agreement);

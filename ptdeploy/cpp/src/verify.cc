@@ -63,12 +63,12 @@ class BundleVerifier {
     RowPrompt prompt;
     Bounds bounds;
     std::vector<ReferenceRow> mixed_rows;
+    std::vector<OwnRow> own_rows;  // of quantized weights: what the engine gives for each alone
     std::vector<ReferenceGreedy> furthest;
     ParityReport report;
   };
   struct MixedRow {
-    std::size_t whose;
-    ReferenceRow row;
+    std::size_t whose, place;
   };
 
   void prove(const std::optional<std::string>& name) {
@@ -82,7 +82,7 @@ class BundleVerifier {
         name ? own_place(bundle, *name, *find(bundle.manifest.prompts, *name))
                    .read(bundle.manifest.graph(), *name)
              : nullptr;
-    proven_.push_back({prompt, {}, {}, {}, {}});
+    proven_.push_back({prompt, {}, {}, {}, {}, {}});
     try {
       prove(proven_.back(), *file);
     } catch (const FileFault& fault) {
@@ -95,9 +95,13 @@ class BundleVerifier {
     check_hash(state_.bundle, file);
     // It is open no longer than it is read: there may be a thousand.
     PromptVerifier verifier(state_, one.prompt, file);
-    one.bounds = verifier.bounds();
     one.report = verifier.compared();
-    for (std::size_t place : kMixedRows) one.mixed_rows.push_back(verifier.row(place));
+    one.bounds = verifier.bounds();
+    for (std::size_t place : kMixedRows) {
+      one.mixed_rows.push_back(verifier.row(place));
+      if (one.bounds.own)
+        one.own_rows.push_back(row_alone(state_, one.mixed_rows.back(), one.prompt));
+    }
     one.furthest = verifier.furthest();
   }
 
@@ -111,26 +115,29 @@ class BundleVerifier {
     std::vector<std::size_t> written;
     for (std::size_t i = 0; i < std::size(kMixedRows); ++i)
       for (std::size_t whose = 0; whose < proven_.size(); ++whose)
-        rows.push_back({whose, proven_[whose].mixed_rows[i]});
+        rows.push_back({whose, i});
     for (std::size_t whose = 0; whose < proven_.size(); ++whose)
       if (!proven_[whose].furthest.empty()) written.push_back(whose);
     // Once for each padding that Python compares: here they are one batch.
     for (const auto& batch : batches(rows))
       for (const char* padding : {"right", "left"}) run_mixed(batch, padding);
-    for (const auto& batch : batches(written))
-      if (batch.size() > 1) continue_mixed(batch);
+    for (const auto& batch : batches(written)) continue_mixed(batch);
   }
 
-  // Rows in batches in which neighbours have different prompts.
+  // Rows in batches in which neighbours have different prompts. A last row that would be alone has the
+  // one before it beside it once more.
   template <class Row>
   std::vector<std::vector<Row>> batches(const std::vector<Row>& rows) const {
     const std::int64_t bound = state_.manifest().limits.max_batch.value_or(0);
     const std::size_t widest =
         bound > 0 ? std::min(kWidestMix, static_cast<std::size_t>(bound)) : kWidestMix;
     std::vector<std::vector<Row>> out;
-    for (const Row& row : rows) {
-      if (out.empty() || out.back().size() == widest) out.emplace_back();
-      out.back().push_back(row);
+    if (widest < 2 || proven_.size() < 2 || rows.size() < 2) return out;
+    for (std::size_t start = 0; start < rows.size(); start += widest) {
+      const std::size_t first = rows.size() - start > 1 ? start : start - 1;
+      const std::size_t end = std::min(rows.size(), start + widest);
+      out.emplace_back(rows.begin() + static_cast<std::ptrdiff_t>(first),
+                       rows.begin() + static_cast<std::ptrdiff_t>(end));
     }
     return out;
   }
@@ -138,17 +145,17 @@ class BundleVerifier {
   // A row of each prompt, of unequal lengths, continued together as far as all were.
   void continue_mixed(const std::vector<std::size_t>& batch) {
     std::vector<ReferenceGreedy> rows;
-    std::vector<double> allowed;
+    std::vector<Bounds> bounds;
     Chosen chosen{{}, true};
     std::size_t steps = std::numeric_limits<std::size_t>::max();
     for (std::size_t place = 0; place < batch.size(); ++place) {
       const Proven& one = proven_[batch[place]];
       rows.push_back(one.furthest[place % one.furthest.size()]);
       steps = std::min(steps, rows.back().tokens.size());
-      allowed.push_back(one.bounds.allowed);
+      bounds.push_back(one.bounds);
       chosen.prompts.push_back(one.prompt);
     }
-    std::vector<ParityGreedy> found = continued(state_, rows, steps, allowed, chosen);
+    std::vector<ParityGreedy> found = continued(state_, rows, steps, bounds, chosen);
     for (std::size_t place = 0; place < batch.size(); ++place) {
       found[place].mixed = true;
       proven_[batch[place]].report.greedy.push_back(std::move(found[place]));
@@ -161,23 +168,29 @@ class BundleVerifier {
     std::map<std::size_t, std::vector<std::size_t>> own;
     for (const MixedRow& one : batch) {
       own[one.whose].push_back(rows.size());
-      rows.push_back(one.row);
+      rows.push_back(proven_[one.whose].mixed_rows[one.place]);
       chosen.prompts.push_back(proven_[one.whose].prompt);
     }
-    if (own.size() < 2) return;
     std::string stopped;
     const std::vector<Logits> got = logits_of(state_, rows, chosen, stopped);
     for (const auto& [whose, places] : own) {
       std::vector<ReferenceRow> wanted;
       std::vector<Logits> given;
+      std::vector<OwnRow> alone;
+      const Proven& proven = proven_[whose];
       for (std::size_t place : places) {
         wanted.push_back(rows[place]);
         given.push_back(got[place]);
+        if (proven.bounds.own) alone.push_back(proven.own_rows[batch[place].place]);
       }
       ParityCase one = measured("mixed prompts, " + padding + "-padded", wanted, given,
-                                proven_[whose].bounds);
+                                proven.bounds);
       one.stopped = stopped;
       one.mixed = true;
+      if (proven.bounds.own) {
+        add_own(one, given, alone);
+        hold_to_own(one, *proven.bounds.own);
+      }
       proven_[whose].report.cases.push_back(std::move(one));
     }
   }

@@ -205,4 +205,10 @@ def _nothing(report: ParityReport) -> str:
         return "every module agrees; the tokenizer gives other ids for the same text"
     if report.passed:
         return "every module agrees"
+    wrong = [one for one in report.runs if not one.passed]
+    if report.own_allowed is not None and wrong and all(one.held_to_own for one in wrong):
+        return (
+            "every module agrees on this row; the engine does not match itself: beside other rows "
+            "or step by step it gives something else than for the row alone"
+        )
     return "every module agrees on this row; the mismatch is around the graph"

@@ -14,6 +14,7 @@ from ptdeploy.parity.reports.words import (
     grouped,
     of_prompt,
     outcome,
+    own_words,
     threshold_words,
     verdict,
 )
@@ -118,6 +119,8 @@ def _about(report: ParityReport, manifest: Manifest) -> list[tuple[str, str]]:
     ]
     if report.thresholds is not None:
         facts.append(("Thresholds", threshold_words(report.thresholds)))
+    if report.own_allowed is not None:
+        facts.append(("Thresholds", own_words(report.own_allowed)))
     quality = [one.value for one in checks(report) if one.kind == "quality" and one.value]
     facts += [("Quantization", words) for words in quality]
     return facts + [("Note", note) for note in report.notes]

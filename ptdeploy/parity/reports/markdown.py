@@ -14,6 +14,7 @@ from ptdeploy.parity.reports.words import (
     located_words,
     of_prompt,
     outcome,
+    own_words,
     verdict,
 )
 from ptdeploy.printable import printable_fields
@@ -92,6 +93,8 @@ def _facts(report: ParityReport) -> list[str]:
         facts.append(f"{UNJUDGED.capitalize()}.")
     if report.largest_allowed is not None:
         facts.append(f"Allowed max abs: {report.largest_allowed:.3g}.")
+    if report.own_allowed is not None:
+        facts.append(f"{own_words(report.own_allowed).capitalize()}.")
     facts += [
         f"Greedy tokens: {one.value} agree."
         for one in totals(report)

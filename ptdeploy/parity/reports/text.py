@@ -10,6 +10,7 @@ from ptdeploy.parity.reports.words import (
     located_words,
     of_prompt,
     outcome,
+    own_words,
     verdict,
 )
 from ptdeploy.printable import printable_fields
@@ -31,6 +32,8 @@ def _lines(report: ParityReport) -> list[str]:
     lines = _cases(report)
     if not report.judges_cases:
         lines.append(UNJUDGED)
+    if report.own_allowed is not None:
+        lines.append(own_words(report.own_allowed))
     lines += [_said(report, one) for one in checks(report) if one.kind != "logits" and one.value]
     bound = (
         "" if report.largest_allowed is None else f"allowed max abs {report.largest_allowed:.2g}; "

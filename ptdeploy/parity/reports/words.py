@@ -8,7 +8,7 @@ from ptdeploy.bundle.precision import FINITE, Thresholds
 from ptdeploy.parity.checks import checks
 from ptdeploy.parity.report import Located, ParityReport
 
-UNJUDGED = "the cases above are not judged: quantized weights are held to what much text says"
+UNJUDGED = "rows alone are not judged: quantized weights are held to what much text says"
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def grouped(report: ParityReport) -> list[CaseGroup]:
                 min(case.top1_agreement for case in cases),
                 tuple(map(sum, zip(*(case.histogram for case in cases), strict=True))),
                 all(case.passed for case in cases),
-                report.judges_cases,
+                report.judges_cases or all(map(report.holds_to_own, cases)),
                 sum(case.stopped is not None for case in cases),
             )
         )
@@ -83,6 +83,14 @@ def located_words(located: Located) -> list[str]:
     if len(located.operators) > 1:
         lines.append(f"  between what agrees and it: {', '.join(located.operators)}")
     return [*lines, f"  likely cause: {located.cause or 'unknown'}"]
+
+
+def own_words(allowed: float) -> str:
+    """What a quantized engine is held to where it does not run a row alone and at once."""
+    return (
+        "beside other rows, or continued, a row is held to what the engine gives for it alone: "
+        f"allowed {allowed:.2g}"
+    )
 
 
 def outcome(group: CaseGroup) -> str:

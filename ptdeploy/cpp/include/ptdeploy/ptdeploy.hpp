@@ -230,6 +230,9 @@ struct ParityCase {
   std::string stopped;  // why the engine failed, where it did: then there are no numbers
   // Whether the batch had rows of other prompts too: `lengths` and numbers are of the report's own.
   bool mixed = false;
+  // Of quantized weights and of rows that ran beside others: the largest difference of a logit from
+  // the same engine's own row alone.
+  std::optional<double> own_max_abs;
 };
 
 // One row's greedy tokens: how many agree before one does not.
@@ -238,6 +241,9 @@ struct ParityGreedy {
   bool passed = false;
   std::string stopped;  // why the engine failed, where it did
   bool mixed = false;   // whether the batch had rows of other prompts too
+  // Of quantized weights: by how much a token lies below the likeliest one at most, where the same
+  // engine is given the text and its tokens alone and at once.
+  std::optional<double> behind;
 };
 
 // What int8 and int4 are evaluated by instead of the cases' numbers: agreement on text.
@@ -256,6 +262,7 @@ struct ParityQuality {
   // Of a classifier that has logits to compare: the positions whose likeliest class leads clearly,
   // which alone top1_agreement and detectable are of, and how many others' answers changed.
   std::optional<std::size_t> clear, near_ties;
+  std::optional<double> max_abs;  // the largest difference of a classifier's logit
   std::string asked_for;  // what the bundle's maker holds it to, in words
   std::string stopped;    // why the engine gave no numbers of a text; empty if it gave all
 };
@@ -268,6 +275,8 @@ struct ParityReport {
   std::vector<ParityReport> prompts;
   std::string reference;                  // what made it
   std::optional<double> largest_allowed;  // of max_abs; empty for int8 and int4
+  // Of own_max_abs and of `behind`; empty where no weights are quantized.
+  std::optional<double> own_allowed;
   std::vector<ParityCase> cases;
   std::vector<ParityGreedy> greedy;
   std::optional<ParityQuality> quality;

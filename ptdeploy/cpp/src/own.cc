@@ -1,0 +1,83 @@
+#include "own.hpp"
+
+#include <algorithm>
+#include <cmath>
+
+#include "prompt_verifier.hpp"
+
+namespace ptdeploy::detail {
+namespace {
+
+// What fp32 may cost, of ptdeploy/bundle/precision.py: sums in another order.
+constexpr double kMaxAbs = 1e-5, kRelative = 1e-5;
+
+bool beside_others(const ParityCase& one) { return one.mixed || one.lengths.size() > 1; }
+
+// The last `count` rows of logits.
+Logits last(const Logits& from, std::size_t count) {
+  const float* start = from.row(from.rows - count);
+  return {count, from.columns, std::vector<float>(start, start + count * from.columns)};
+}
+
+}  // namespace
+
+OwnRow row_alone(const EngineState& state, const ReferenceRow& row, const RowPrompt& prompt) {
+  OwnRow out;
+  out.logits = last(logits_of(state, {row}, {{prompt}}, out.stopped)[0], row.logits.rows);
+  return out;
+}
+
+double own_bound(const ParityReport& report, double scale) {
+  double error = kMaxAbs + kRelative * scale;
+  for (const ParityCase& one : report.cases)
+    if (one.max_abs && !beside_others(one)) error = std::max(error, *one.max_abs);
+  if (report.quality && report.quality->max_abs) error = std::max(error, *report.quality->max_abs);
+  return 2 * error;
+}
+
+void add_own(ParityCase& one, const std::vector<Logits>& got, const std::vector<OwnRow>& own) {
+  double largest = 0;
+  bool finite = true;
+  for (std::size_t i = 0; i < own.size(); ++i) {
+    if (one.stopped.empty()) one.stopped = own[i].stopped;
+    const Logits& alone = own[i].logits;
+    const float* beside = got[i].row(got[i].rows - alone.rows);
+    for (std::size_t at = 0; at < alone.values.size(); ++at) {
+      const double apart =
+          std::abs(static_cast<double>(beside[at]) - static_cast<double>(alone.values[at]));
+      finite = finite && std::isfinite(apart);
+      largest = std::max(largest, apart);
+    }
+  }
+  if (finite) one.own_max_abs = largest;
+}
+
+void hold_to_own(ParityCase& one, double allowed) {
+  if (beside_others(one))
+    one.passed = one.passed && one.own_max_abs && *one.own_max_abs <= allowed;
+}
+
+void hold_to_own(ParityGreedy& one, const EngineState& state, const Ids& text, const Ids& tokens,
+                 double allowed, const RowPrompt& prompt) {
+  ReferenceRow row{text, {}, {}};
+  row.ids.insert(row.ids.end(), tokens.begin(), tokens.end() - 1);
+  const Logits found = logits_of(state, {row}, {{prompt}}, one.stopped)[0];
+  if (!one.stopped.empty()) {
+    one.passed = false;
+    return;
+  }
+  double behind = 0;
+  bool finite = true;
+  for (std::size_t i = 0; i < tokens.size(); ++i) {
+    const float* scores = found.row(found.rows - tokens.size() + i);
+    const double best = scores[argmax(scores, found.columns)];
+    const double below = best - static_cast<double>(scores[tokens[i]]);
+    finite = finite && std::isfinite(below);
+    behind = std::max(behind, below);
+  }
+  if (finite) one.behind = behind;
+  const bool near = finite && behind <= allowed;
+  one.passed = one.passed && (near || one.agreed == one.total);
+}
+
+}  // namespace ptdeploy::detail

@@ -1,0 +1,40 @@
+// A quantized engine held to itself: batches and decode steps against its own rows alone.
+//
+// How far quantization may take a row from the reference, the evaluation text says. What the row is
+// put beside, and in how many steps it is computed, must not matter.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "engine_state.hpp"
+#include "reference.hpp"
+
+namespace ptdeploy::detail {
+
+// What the engine gives for a row alone, at the positions that the reference has: NaN where it fails
+// on the row, and `stopped` says why.
+struct OwnRow {
+  Logits logits;
+  std::string stopped;
+};
+
+OwnRow row_alone(const EngineState& state, const ReferenceRow& row, const RowPrompt& prompt);
+
+// What a logit may be off the engine's own row alone, as in ptdeploy/parity/own.py. `scale` is the
+// reference's largest logit.
+double own_bound(const ParityReport& report, double scale);
+
+// Adds how far a case's rows are from what the engine gives for each alone.
+void add_own(ParityCase& one, const std::vector<Logits>& got, const std::vector<OwnRow>& own);
+
+// Fails a case of rows beside others that are further than `allowed` from the engine's own alone.
+void hold_to_own(ParityCase& one, double allowed);
+
+// Adds by how much a token of a continued row lies below the likeliest at most, where the engine is
+// given `text` and the `tokens` it continued that with alone and at once; fails the row where that is
+// over `allowed`.
+void hold_to_own(ParityGreedy& one, const EngineState& state, const Ids& text, const Ids& tokens,
+                 double allowed, const RowPrompt& prompt);
+
+}  // namespace ptdeploy::detail

@@ -1,0 +1,119 @@
+"""A quantized engine held to itself: batches and decode steps against its own rows alone.
+
+How far quantization may take a row from the reference, the evaluation text says. What the row is
+put beside, and in how many steps it is computed, must not matter: that is held against the same
+engine's row alone, within twice what quantization itself costs there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from ptdeploy.bundle.precision import PRECISIONS
+from ptdeploy.errors import EngineFault
+from ptdeploy.parity.measure import finite
+from ptdeploy.parity.quality import Quality
+from ptdeploy.parity.reference import Greedy, ReferenceRow
+from ptdeploy.parity.report import CaseResult, GreedyResult
+from ptdeploy.runtime import Engine
+from ptdeploy.runtime.prompt_choice import DEFAULT, OnePrompt
+
+# The engine's logits of a row that runs alone, and why it failed there, where it did.
+Alone = tuple[NDArray[np.float32], str | None]
+
+
+def own_bound(cases: Iterable[CaseResult], quality: Quality | None, scale: float) -> float:
+    """What a logit may be off the engine's own row alone: twice the quantization error itself.
+
+    That error is the largest difference of a row or a text alone from the reference, or what sums
+    in fp32 may differ by where that is more. Twice, as activations in int8 may be quantized
+    otherwise in a batch, where they differ in their last bits: two runs as near to the reference as
+    that are so near to one another. `scale` is the reference's largest logit.
+    """
+    exact = PRECISIONS["fp32"].thresholds
+    assert exact is not None, "fp32 quantizes no weights"
+    alone = [case.max_abs for case in cases if not case.held_to_own]
+    texts = None if quality is None else quality.max_abs
+    rounding = exact.max_abs + exact.relative * scale
+    return 2 * max([rounding, *(one for one in (*alone, texts) if one is not None)])
+
+
+def row_alone(engine: Engine, row: ReferenceRow, prompt: OnePrompt = DEFAULT) -> Alone:
+    """The engine's logits of a row alone, at the positions that the reference has.
+
+    Where it fails on the row they are NaN.
+    """
+    types = None if row.type_ids is None else [row.type_ids]
+    try:
+        return kept(engine.logits([row.ids], token_type_ids=types, prompt=prompt)[0], row), None
+    except EngineFault as error:
+        return np.full_like(row.logits, np.nan), error.problem
+
+
+def kept(logits: NDArray[np.float32], row: ReferenceRow) -> NDArray[np.float32]:
+    """A row's logits at the positions that the reference has, without the memory of the others."""
+    if len(np.atleast_2d(logits)) == len(np.atleast_2d(row.logits)):
+        return logits
+    return logits[-len(row.logits) :].copy()
+
+
+def with_own(
+    result: CaseResult, logits: Sequence[NDArray[np.float32]], own: Sequence[Alone]
+) -> CaseResult:
+    """A case's result with how far its rows are from what the engine gives for each alone."""
+    stopped = next((why for _, why in own if why is not None), None)
+    return msgspec.structs.replace(
+        result,
+        own_max_abs=finite(max(apart(a, b) for a, (b, _) in zip(logits, own, strict=True))),
+        stopped=result.stopped or stopped,
+    )
+
+
+def held_to_own(case: CaseResult, allowed: float | None) -> CaseResult:
+    """The case, failed where its rows are further than `allowed` from the engine's own alone.
+
+    None holds it to nothing more.
+    """
+    if allowed is None or not case.held_to_own:
+        return case
+    within = case.own_max_abs is not None and case.own_max_abs <= allowed
+    return msgspec.structs.replace(case, passed=case.passed and within)
+
+
+def greedy_held_to_own(
+    result: GreedyResult,
+    engine: Engine,
+    text: Greedy,
+    tokens: Sequence[int],
+    allowed: float,
+    prompt: OnePrompt,
+) -> GreedyResult:
+    """A row's result, with how far its tokens are from the likeliest of the engine's own prefill.
+
+    The text and what the engine continued it with run alone, in one pass. A token may lie below the
+    likeliest by `allowed`.
+    """
+    ids = np.concatenate([text.ids, np.asarray(tokens[:-1], np.int64)])
+    try:
+        logits = engine.logits([ids], prompt=prompt)[0][-len(tokens) :].astype(np.float64)
+    except EngineFault as error:
+        return msgspec.structs.replace(result, passed=False, stopped=error.problem)
+    behind = logits.max(-1) - logits[np.arange(len(tokens)), np.asarray(tokens)]
+    most = finite(float(behind.max()))
+    near = most is not None and most <= allowed
+    passed = result.passed and (near or result.agreed == result.total)
+    return msgspec.structs.replace(result, behind=most, passed=passed)
+
+
+def apart(got: NDArray[np.float32], own: NDArray[np.float32]) -> float:
+    """The largest difference at the last positions that both have; infinity if not finite."""
+    got, own = np.atleast_2d(got), np.atleast_2d(own)
+    count = min(len(got), len(own))
+    with np.errstate(invalid="ignore", over="ignore"):
+        between = np.abs(got[-count:].astype(np.float64) - own[-count:])
+    largest = float(between.max())
+    return largest if np.isfinite(largest) else np.inf

@@ -1,0 +1,40 @@
+"""Graphs that are right for a row alone and wrong beside others: hashes are made to fit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+from support import damage
+
+
+def one_off_in_batches(bundle: Path) -> Path:
+    """A batch is run with each decoder's row one slot shorter, or each encoder's id one smaller.
+
+    ONNX Runtime prefills a decoder's rows alone, so that only its decode steps are batches.
+    """
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    (graph,) = manifest["graphs"].values()
+    inputs = {one["role"]: one["name"] for one in graph["inputs"]}
+    ids = inputs["ids"]
+    name = inputs.get("lengths", ids)
+    model = onnx.load(bundle / "model.onnx", load_external_data=False)
+    (given,) = (one for one in model.graph.input if one.name == name)
+    for node in model.graph.node:
+        node.input[:] = ["planted" if one == name else one for one in node.input]
+    model.graph.initializer.append(numpy_helper.from_array(np.int64(1), "planted.one"))
+    added = [
+        helper.make_node("Shape", [ids], ["planted.rows"], start=0, end=1),
+        helper.make_node("Greater", ["planted.rows", "planted.one"], ["planted.several"]),
+        helper.make_node(
+            "Cast", ["planted.several"], ["planted.by"], to=given.type.tensor_type.elem_type
+        ),
+        helper.make_node("Sub", [name, "planted.by"], ["planted"]),
+    ]
+    for place, node in enumerate(added):
+        model.graph.node.insert(place, node)
+    damage.replace(bundle, "model.onnx", model.SerializeToString())
+    return bundle
