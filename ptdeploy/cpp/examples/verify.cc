@@ -65,15 +65,28 @@ const char* verdict(const ParityReport& report) {
   return mismatch ? "THE ENGINE FAILS, AND THERE IS A PARITY MISMATCH" : "THE ENGINE FAILS";
 }
 
-std::string positions(const ptdeploy::ParityQuality& quality) {
+// What an agreement is of, and in how many texts.
+std::string of_answers(const ptdeploy::ParityQuality& quality) {
+  const std::string texts = std::to_string(quality.texts) + " texts";
+  if (quality.measured != ptdeploy::ParityQuality().measured) return "over " + texts;
   const std::string all = std::to_string(quality.positions);
-  return quality.clear ? std::to_string(*quality.clear) + " of " + all : all;
+  if (!quality.clear) return "of " + all + " positions in " + texts;
+  if (*quality.clear == 0) return "of " + all + " answers, none of them clear, in " + texts;
+  return "of " + std::to_string(*quality.clear) + " clear answers in " + texts;
+}
+
+// Of clear answers, or of all of them where none is clear.
+double agreement(const ptdeploy::ParityQuality& quality) {
+  if (!quality.clear || *quality.clear > 0 || quality.positions == 0) return quality.top1_agreement;
+  const auto all = static_cast<double>(quality.positions);
+  return (all - static_cast<double>(quality.near_ties.value_or(0))) / all;
 }
 
 // What is to be known of them, in brackets.
 std::string aside(const ptdeploy::ParityQuality& quality) {
   std::string words;
-  if (quality.clear && *quality.clear < quality.positions) words = "the others are near ties";
+  if (quality.clear && *quality.clear > 0 && *quality.clear < quality.positions)
+    words = "the others of " + std::to_string(quality.positions) + " are near ties";
   if (quality.detectable) {
     char share[32];
     std::snprintf(share, sizeof share, "%.1f%%", 100 * *quality.detectable);
@@ -103,9 +116,9 @@ void print(const ParityReport& report) {
     std::printf("greedy tokens, row of %zu%s: %zu of %zu agree\n", one.length,
                 one.mixed ? ", mixed prompts" : "", one.agreed, one.total);
   if (const auto& quality = report.quality; quality && quality->stopped.empty()) {
-    std::printf("quantized weights on %s: top-1 agreement %.2f%% at %s positions of %zu texts%s",
-                printable(quality->evaluated_on).c_str(), 100 * quality->top1_agreement,
-                positions(*quality).c_str(), quality->texts, aside(*quality).c_str());
+    std::printf("quantized weights on %s: %s %.2f%% %s%s", printable(quality->evaluated_on).c_str(),
+                quality->measured.c_str(), 100 * agreement(*quality), of_answers(*quality).c_str(),
+                aside(*quality).c_str());
     if (quality->logits_error) std::printf(", logits error %.2g", *quality->logits_error);
     if (quality->perplexity_ratio)
       std::printf(", perplexity %.3f times the reference's", *quality->perplexity_ratio);
