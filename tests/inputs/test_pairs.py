@@ -187,7 +187,7 @@ def test_segments_that_do_not_fit_are_refused(segmented, types, reason):
     ("given", "reason"),
     [
         ([("a", "b"), [5, 6]], "either texts or rows of token ids"),
-        ([("a", "b", "c")], "whole numbers"),
+        ([("a", "b", "c")], "A pair is two texts, but one item has 3"),
         ([("a", None)], "whole numbers"),
         ({"input_ids": [[5]], "token_type_ids": [[0]]}, "mapping of input_ids, token_type_ids"),
         (b"the cat", "text is bytes"),

@@ -7,9 +7,9 @@
 #include "arguments.hpp"
 
 int main(int argc, char** argv) try {
-  if (const auto code = usage(argc, argv)) return *code;
   // Before ONNX Runtime starts: it reports its use otherwise. Set it yourself to choose.
   setenv("ORT_DISABLE_TELEMETRY", "1", 0);
+  if (const auto code = usage(argc, argv)) return *code;
   const auto engine = ptdeploy::Engine::open(@BUNDLE@);
   const ptdeploy::Prompt prompt = take_prompt(argc, argv);
   std::vector<ptdeploy::Ids> rows;
