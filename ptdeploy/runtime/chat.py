@@ -231,7 +231,8 @@ def _plain(value: Any, name: str, depth: int = 0) -> Any:
 
 
 def _key(key: Any, name: str) -> Any:
-    if isinstance(key, list | tuple | Mapping) or isinstance(plain := _plain(key, name), list):
+    plain = _plain(key, name)
+    if isinstance(plain, list | dict):
         raise InputError(
             f"{name} holds a dictionary with a {type(key).__name__} as a key.",
             "Give strings or numbers as keys, as in JSON.",

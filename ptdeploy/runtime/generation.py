@@ -111,10 +111,11 @@ def decode(
             return
         if not first:
             logits = kv.decode(tokens)
-            # A row that has ended stays where it is: there may be no room behind it.
-            kv.lengths[[row.ended for row in rows]] -= 1
-        first = False
         for index, row in enumerate(rows):
             if not row.ended:
                 tokens[index] = row.take(logits[index][:words])
+            elif not first:
+                # It stays where it is: there may be no room behind it.
+                kv.lengths[index] -= 1
+        first = False
         yield tokens

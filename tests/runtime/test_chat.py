@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -133,10 +134,16 @@ def test_what_is_no_conversation_is_refused(messages):
         render(ChatTemplate("", {}), messages)
 
 
+@dataclass(frozen=True)
+class Named:
+    name: str
+
+
 @pytest.mark.parametrize(
     ("value", "reason"),
     [
         ({("a", "b"): 1}, "a tuple as a key"),
+        ({Named("a"): 1}, "a Named as a key"),
         ({np.longdouble(1): 1}, "a longdouble"),
         (np.longdouble(1), "a longdouble"),
         ([object()], "a object"),
