@@ -12,15 +12,22 @@ from typing import Generic, TypeVar
 import msgspec
 
 from ptdeploy.bundle.held import Held
-from ptdeploy.bundle.schema import MANIFEST_NAME, MAX_MANIFEST_BYTES, FileEntry, Header
+from ptdeploy.bundle.schema import (
+    FORMAT,
+    MANIFEST_NAME,
+    MAX_MANIFEST_BYTES,
+    PACK_FORMAT,
+    FileEntry,
+    Header,
+)
 from ptdeploy.errors import BundleError
 from ptdeploy.files import POINTER_FIX, POINTER_PROBLEM, is_pointer_text, read_regular
 
 _M = TypeVar("_M")
 # What a folder is by its manifest's format, and what to do with it.
 _OTHERS = {
-    "ptdeploy-bundle": ("a bundle", "Load it with ptdeploy.load, or run it with ptdeploy run."),
-    "ptdeploy-prompt": (
+    FORMAT: ("a bundle", "Load it with ptdeploy.load, or run it with ptdeploy run."),
+    PACK_FORMAT: (
         "a pack, which holds a prompt and no engine",
         "Put it into a bundle (ptdeploy prompt add BUNDLE PACK), or load it into an open engine "
         "(engine.load_prompt).",

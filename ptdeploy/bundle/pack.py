@@ -16,6 +16,7 @@ from ptdeploy.bundle.read import Bundle, whole
 from ptdeploy.bundle.schema import (
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
+    PACK_FORMAT,
     BaseInfo,
     FileEntry,
     Header,
@@ -29,7 +30,6 @@ from ptdeploy.bundle.whose import OF_PROMPT
 from ptdeploy.errors import BundleError
 from ptdeploy.files import json_document, read_regular
 
-PACK_FORMAT = "ptdeploy-prompt"
 PACK_VERSION = 1
 
 

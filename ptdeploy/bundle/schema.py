@@ -11,7 +11,7 @@ from ptdeploy.bundle.task import Head, Task, TensorSpec
 from ptdeploy.files import json_document
 
 MANIFEST_NAME = "manifest.json"
-FORMAT = "ptdeploy-bundle"
+FORMAT, PACK_FORMAT = "ptdeploy-bundle", "ptdeploy-prompt"
 FORMAT_VERSION = 4
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
 # The one graph of every task so far, and the prompt of a bundle that was not told a name for it.

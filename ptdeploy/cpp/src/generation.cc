@@ -70,14 +70,13 @@ void decode(KVBuffer& kv, const std::vector<std::vector<float>>& first,
         if (!row->ended()) row->end(Stopped::cancelled);
       break;
     }
-    if (begun) {
-      logits = kv.decode(tokens);
-      // A row that has ended stays where it is: there may be no room behind it.
-      for (std::size_t i = 0; i < rows.size(); ++i)
-        if (rows[i]->ended()) kv.cut(i, kv.length(i) - 1);
-    }
+    if (begun) logits = kv.decode(tokens);
     for (std::size_t i = 0; i < rows.size(); ++i) {
-      if (rows[i]->ended()) continue;
+      if (rows[i]->ended()) {
+        // It stays where it is: there may be no room behind it.
+        if (begun) kv.cut(i, kv.length(i) - 1);
+        continue;
+      }
       const float* own = logits ? logits + i * vocabulary : first[i].data();
       tokens[i] = rows[i]->take(own, words, on_token);
       if (rows[i]->ended()) rows[i]->finish();

@@ -22,8 +22,8 @@ inline std::optional<int> usage(int argc, char** argv) {
   return asked ? 0 : 2;
 }
 
-inline ptdeploy::Ids ids_of(const ptdeploy::Engine& engine, const std::string& text) {
-  if (engine.read("tokenizer_program")) return engine.encode(text);
+// Token ids with commas between.
+inline ptdeploy::Ids parsed_ids(const std::string& text) {
   ptdeploy::Ids ids;
   std::istringstream stream(text);
   for (std::string part; std::getline(stream, part, ',');) {
@@ -39,6 +39,10 @@ inline ptdeploy::Ids ids_of(const ptdeploy::Engine& engine, const std::string& t
           "Compile the bundle with --cpp-tokenizer to give text, or give ids: 5,6,7");
   }
   return ids;
+}
+
+inline ptdeploy::Ids ids_of(const ptdeploy::Engine& engine, const std::string& text) {
+  return engine.read("tokenizer_program") ? engine.encode(text) : parsed_ids(text);
 }
 
 // The prompt of a leading --prompt NAME, which is taken out of the arguments; without it the default
