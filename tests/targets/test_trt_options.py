@@ -17,7 +17,7 @@ from ptdeploy.targets.trt.options import (
     read_compute_capabilities,
     read_profile,
 )
-from ptdeploy.targets.trt.plan import DEFAULT_CONTEXT, bounded, profiles, refuse_split_rows
+from ptdeploy.targets.trt.plan import DEFAULT_ROOM, bounded, profiles, refuse_split_rows
 
 
 @given(
@@ -146,14 +146,13 @@ def test_a_prefix_kv_has_room_in_a_profile_for_prompts_of_any_length():
 def test_a_decoder_gets_a_decode_and_a_prefill_profile():
     model = request_limits(32768, 32748, 151936)
     limits = bounded(model, TrtOptions(), True, None)
-    assert limits.max_context == DEFAULT_CONTEXT
-    assert limits.max_sequence == DEFAULT_CONTEXT - 20
+    assert (limits.max_context, limits.max_sequence) == (4352, 4332)
     assert (limits.max_batch, limits.max_prefill) == (8, 512)
     signature = Signature(
         (
             TensorSpec("input_ids", "ids", "int64", ("batch", "sequence"), ""),
             TensorSpec("logits_positions", "positions", "int64", ("kept",), ""),
-            TensorSpec("past_key_values.0.key", "past", "float32", ("batch", 2, 4096, 8), ""),
+            TensorSpec("past_key_values.0.key", "past", "float32", ("batch", 2, 4352, 8), ""),
         ),
         (),
     )
@@ -162,14 +161,24 @@ def test_a_decoder_gets_a_decode_and_a_prefill_profile():
     assert decode.shapes["input_ids"] == ((1, 1), (1, 1), (8, 1))
     assert prefill.shapes["input_ids"] == ((1, 1), (1, 128), (1, 512))
     assert prefill.shapes["logits_positions"] == ((1,), (1,), (64,))
-    assert prefill.shapes["past_key_values.0.key"] == ((1, 2, 4096, 8),) * 3
+    assert prefill.shapes["past_key_values.0.key"] == ((1, 2, 4352, 8),) * 3
     assert decode.takes({"input_ids": (3, 1), "logits_positions": (1,)} | kv(3))
     assert not decode.takes({"input_ids": (9, 1), "logits_positions": (1,)} | kv(9))
     assert not prefill.takes({"input_ids": (2, 5), "logits_positions": (1,)} | kv(2))
 
 
 def kv(rows: int) -> dict[str, tuple[int, ...]]:
-    return {"past_key_values.0.key": (rows, 2, 4096, 8)}
+    return {"past_key_values.0.key": (rows, 2, 4352, 8)}
+
+
+@pytest.mark.parametrize("virtual", [0, 1, 4095, 4096, 5000, 9000])
+@pytest.mark.parametrize("model", [10000, 131072])
+def test_a_decoder_has_the_same_room_for_text_beside_a_prompt_of_any_length(virtual, model):
+    limits = bounded(request_limits(model, model - virtual, 100), TrtOptions(), True, None)
+    room = min(DEFAULT_ROOM, model - virtual)
+    assert room <= limits.max_sequence < room + 256
+    assert limits.max_context == limits.max_sequence + virtual
+    assert limits.max_context == model or limits.max_context % 256 == 0
 
 
 def test_a_context_that_was_asked_for_is_kept():

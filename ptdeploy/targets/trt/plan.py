@@ -17,8 +17,8 @@ from ptdeploy.targets.trt.options import Range, TrtOptions, read_profile
 if TYPE_CHECKING:
     from ptdeploy.bundle.signature import Signature
 
-# An in-place buffer has a fixed number of slots, each of which every step reads.
-DEFAULT_CONTEXT = 4096
+# Beside the virtual tokens: a buffer has a fixed number of slots, each of which every step reads.
+DEFAULT_ROOM = 4096
 _BATCH = Range(1, 8, 32)
 _ROWS = Range(1, 1, 8)
 _TOKENS = 128
@@ -48,7 +48,9 @@ def bounded(
             max_batch=(batch or _BATCH).max,
         )
     virtual = limits.max_context - limits.max_sequence
-    context = limits.max_context if max_context else min(limits.max_context, DEFAULT_CONTEXT)
+    # So many slots that every row of the buffer begins where TensorRT takes memory.
+    usual = -(-(virtual + DEFAULT_ROOM) // _ALIGNMENT) * _ALIGNMENT
+    context = limits.max_context if max_context else min(limits.max_context, usual)
     if batch and limits.max_batch not in (None, batch.max):
         raise InputError(
             f"--profile has batches of {batch.max}, --max-batch {limits.max_batch}: "
