@@ -6,8 +6,8 @@ from __future__ import annotations
 class PtdeployError(Exception):
     """Base of every error that ptdeploy raises on purpose.
 
-    `exit_code` is what the command line exits with: 1 parity mismatch, 2 bad input or an engine
-    that fails on good input, 3 target or enough memory not available here.
+    `exit_code` is what the command line exits with: 1 parity mismatch or a bound missed, 2 bad
+    input or an engine that fails on good input, 3 target or enough memory not available here.
     """
 
     exit_code = 2

@@ -97,12 +97,14 @@ def test_a_template_judges_the_data_it_is_told(repository, template):
     shutil.copytree(repository / "released.bundle", repository / "build" / "model.bundle")
     verify = next(i for i, line in enumerate(steps(template)[1]) if "ptdeploy verify" in line)
     (repository / "my rows.jsonl").write_text(
-        '{"ids": [5, 6, 7], "label": 0}\n{"ids": [8], "label": 1}\n'
+        '{"ids": [5, 6, 7], "label": 0}\n{"ids": [5, 6, 7], "label": 1}\n'
     )
-    (repository / "bounds.json").write_text('{"min_accuracy": 1.01}')
+    # Of two labels for the same tokens one is wrong.
+    (repository / "bounds.json").write_text('{"min_accuracy": 0.9}')
     one = {"DATA": "my rows.jsonl", "THRESHOLDS": "bounds.json", "RELEASED": ""}
     missed = run_steps(template, repository, verify, **one)
-    assert missed.returncode != 0, missed.stdout
+    assert missed.returncode == 1, missed.stdout + missed.stderr
+    assert "BUT A BOUND ON THE GIVEN DATA DOES NOT" in missed.stdout
     (repository / "bounds.json").write_text('{"min_accuracy": 0.0}')
     assert run_steps(template, repository, verify, **one).returncode == 0
     assert run_steps(template, repository, verify, **{**one, "DATA": "none.jsonl"}).returncode == 2

@@ -58,10 +58,10 @@ COMMANDS = {
 }
 
 EXIT_CODES = (
-    "Exit codes: 0 done; 1 parity does not hold, or diff --max-slowdown is exceeded; 2 bad input, "
-    "or an engine that fails on good input; 3 the target or enough memory is not available here, "
-    "or doctor found a problem; 4 a fault in ptdeploy; 130 interrupted (by another signal: 128 and "
-    "its number); 141 whoever read the output has gone."
+    "Exit codes: 0 done; 1 parity or a bound on your data does not hold, or diff --max-slowdown "
+    "is exceeded; 2 bad input, or an engine that fails on good input; 3 the target or enough "
+    "memory is not available here, or doctor found a problem; 4 a fault in ptdeploy; 130 "
+    "interrupted (by another signal: 128 and its number); 141 whoever read the output has gone."
 )
 
 
