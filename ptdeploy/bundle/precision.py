@@ -89,6 +89,14 @@ INNER_TYPES = {"float16": 5e-3, "bfloat16": 4e-2}
 FINITE = Thresholds(max_abs=1e30, relative=0, cosine=-1, kl=1e30)
 
 
+def looser(precision: str, other: str) -> str:
+    """Of two precisions the one whose thresholds allow more; the first if it has none."""
+    own, others = PRECISIONS.get(precision), PRECISIONS.get(other)
+    if not (own and own.thresholds and others and others.thresholds):
+        return precision
+    return other if others.thresholds.max_abs > own.thresholds.max_abs else precision
+
+
 def quantized() -> dict[str, QuantizedWeights]:
     """The precisions that quantize weights, by name."""
     return {name: one.weights for name, one in PRECISIONS.items() if one.weights is not None}

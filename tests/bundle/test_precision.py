@@ -8,7 +8,7 @@ import pytest
 
 import ptdeploy
 from ptdeploy.backends import get_backend
-from ptdeploy.bundle.precision import PRECISIONS, quantized
+from ptdeploy.bundle.precision import PRECISIONS, looser, quantized
 from ptdeploy.bundle.published_precision import DOCS, with_tables
 from ptdeploy.bundle.quantization import QuantizationOptions, quantization_for
 from ptdeploy.cli.main import main
@@ -57,3 +57,13 @@ def test_a_precision_is_held_by_thresholds_or_by_the_evaluation_text(name):
 def test_no_bounds_are_made_up_for_a_precision_without_thresholds(name):
     with pytest.raises(ptdeploy.InputError, match="no thresholds for the precision"):
         thresholds_for(name, None, "softmax")
+
+
+def test_the_looser_of_two_precisions_is_the_one_that_may_cost_more():
+    exact_to_coarse = ("fp32", "tf32", "fp16", "bf16")
+    for index, finer in enumerate(exact_to_coarse):
+        for coarser in exact_to_coarse[index:]:
+            assert looser(finer, coarser) == looser(coarser, finer) == coarser
+    # Evaluated on text, or unknown: no thresholds take their place.
+    assert looser("int8", "bf16") == "int8"
+    assert looser("fp99", "bf16") == "fp99"

@@ -7,13 +7,16 @@ import importlib.util
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
 
 import ptdeploy
+from ptdeploy.backends.openvino import OpenVinoBackend
 from ptdeploy.backends.openvino.engine_file import KV_PRECISIONS
 from ptdeploy.backends.openvino.kv_cache import BlockCache
 from ptdeploy.bundle import read_bundle
@@ -189,6 +192,26 @@ def test_what_the_cache_is_kept_in_is_shown_and_compared(compiled, capsys):
     assert re.search(r"KV cache +f16", capsys.readouterr().out)
     main(["diff", str(f16), str(u8)])
     assert "kv_precision" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("precision", "kept", "held_as"),
+    [
+        ("fp32", "f32", "fp32"),
+        ("fp32", "f16", "fp16"),
+        ("fp32", "u8", "bf16"),
+        ("bf16", "f32", "bf16"),
+        ("bf16", "f16", "bf16"),
+        ("bf16", "u8", "bf16"),
+        ("int8", "u8", "int8"),
+    ],
+)
+def test_a_cache_in_fewer_bits_never_makes_the_thresholds_tighter(
+    compiled, precision, kept, held_as
+):
+    bundle = kept_in(compiled, kept).bundle
+    manifest = msgspec.structs.replace(bundle.manifest, precision=precision)
+    assert OpenVinoBackend().held_as(replace(bundle, manifest=manifest)) == held_as
 
 
 @pytest.mark.parametrize(

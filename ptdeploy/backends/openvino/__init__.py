@@ -72,10 +72,13 @@ class OpenVinoBackend:
         return open_profiled(bundle, device, threads)
 
     def held_as(self, bundle: Bundle) -> str:
-        """A KV cache in fewer bits may cost what computing in about as many does."""
+        """A KV cache in fewer bits may cost what computing in about as many does, if that is more
+        than the precision may."""
         from ptdeploy.backends.openvino.engine_file import engine_info
+        from ptdeploy.bundle.precision import looser
 
-        return _HELD_AS.get(engine_info(bundle).kv_precision, bundle.manifest.precision)
+        own = bundle.manifest.precision
+        return looser(own, _HELD_AS.get(engine_info(bundle).kv_precision, own))
 
     def facts(self, bundle: Bundle) -> dict[str, Any]:
         """What `engine.json` says, where there is one."""
