@@ -52,17 +52,22 @@ def usable_cores(proc: Path = Path("/proc"), system: Path = Path("/sys")) -> int
     Two hardware threads of one core count once: they share what products are computed with. A
     quota of part of a core is rounded up.
     """
+    cores, quota = len(cpus_of_cores(system)), _quota(proc, system)
+    count = cores if quota is None else min(cores, math.ceil(quota))
+    return min(max(count, 1), MOST_THREADS)
+
+
+def cpus_of_cores(system: Path = Path("/sys")) -> list[int]:
+    """The first CPU, a hardware thread, of each core that this process may run on, ascending."""
     if hasattr(os, "sched_getaffinity"):
         allowed = os.sched_getaffinity(0)
     else:
         allowed = set(range(os.cpu_count() or 1))
-    cores = {
-        _text(system / f"devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") or str(cpu)
-        for cpu in allowed
-    }
-    quota = _quota(proc, system)
-    count = len(cores) if quota is None else min(len(cores), math.ceil(quota))
-    return min(max(count, 1), MOST_THREADS)
+    cores: dict[str, int] = {}
+    for cpu in sorted(allowed):
+        siblings = system / f"devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"
+        cores.setdefault(_text(siblings) or str(cpu), cpu)
+    return list(cores.values())
 
 
 def _quota(proc: Path, system: Path) -> float | None:

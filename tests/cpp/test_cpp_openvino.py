@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -72,9 +73,12 @@ def test_segments_and_batches_equal_pythons(bert, probe):
         assert one["probabilities"] == pytest.approx(wanted.probabilities, abs=1e-15)
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_several_threads_share_an_engine(bert, built, threads):
+@pytest.mark.parametrize(("threads", "tied"), [(1, "0"), (1, "1"), (2, "0"), (2, "1")])
+def test_several_threads_share_an_engine(bert, built, monkeypatch, threads, tied):
+    if tied == "1" and threads > len(os.sched_getaffinity(0)):
+        pytest.skip("a core for each thread")
     engine = ptdeploy.load(bert)
+    monkeypatch.setenv("PTDEPLOY_PIN", tied)
     rows = ROWS * 15
     asked = "".join(f"{number} {text_of([row])}\n" for number, row in enumerate(rows))
     done = subprocess.run(

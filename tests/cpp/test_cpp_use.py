@@ -121,6 +121,18 @@ def test_the_server_example_answers_every_request_as_python_does(bundles, exampl
             assert got[name] == "".join(f"{token}," for token in written)
 
 
+def test_an_engine_whose_threads_are_tied_answers_the_same(bundles, examples, monkeypatch):
+    bundle = bundles("encoder classifier")
+    asked = [examples / "server", bundle, 4, 2]
+    given = "".join(f"r{i} 5,6,{i}\n" for i in range(20))
+    free = sorted(output(*asked, given=given).splitlines())
+    monkeypatch.setenv("PTDEPLOY_PIN", "1")
+    if len(os.sched_getaffinity(0)) > 1:
+        assert sorted(output(*asked, given=given).splitlines()) == free
+    refused = output(examples / "server", bundle, 1, 999, code=2)
+    assert "PTDEPLOY_PIN is '1'; 999 threads cannot have a core each" in refused
+
+
 @pytest.mark.parametrize("kind", ["encoder classifier", "token classifier"])
 def test_no_label_acts_on_a_terminal_or_forges_a_line(bundles, examples, tmp_path, kind):
     bundle = Path(shutil.copytree(bundles(kind), tmp_path / "bundle"))

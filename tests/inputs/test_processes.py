@@ -22,6 +22,7 @@ from support.tools import tool
 import ptdeploy
 from ptdeploy.backends.cores import default_threads, spin_us, usable_cores
 from ptdeploy.backends.ort.session import OrtSession
+from ptdeploy.backends.ties import tied_cpus
 
 SOURCES = Path(ptdeploy.__file__).parent / "cpp"
 ROWS = [[5, 6, 7], [8, 9]]
@@ -116,7 +117,7 @@ def test_cores_are_those_that_affinity_and_quota_leave(tmp_path, monkeypatch, na
 
 def test_cpp_counts_cores_as_python_does(tmp_path):
     compiler = tool("c++")
-    sources = ("cores", "schema", "json", "errors", "printable")
+    sources = ("cores", "ties", "schema", "json", "errors", "printable")
     # As one file they compile in a third of the time.
     (tmp_path / "main.cc").write_text(
         "#include <cstdio>\n"
@@ -124,8 +125,16 @@ def test_cpp_counts_cores_as_python_does(tmp_path):
         + "int main(int argc, char** argv) try {\n"
         "  for (int i = 1; i < argc; ++i)\n"
         '    std::printf("%d\\n", ptdeploy::detail::usable_cores(argv[i], argv[i]));\n'
+        "  const auto tied = ptdeploy::detail::tied_cpus(0);\n"
         '  std::printf("%d %d\\n", ptdeploy::detail::default_threads(),\n'
         "              ptdeploy::detail::spin_us().value_or(-1));\n"
+        "  if (tied.empty()) return 0;\n"
+        "  ptdeploy::detail::Seat seat(tied.front());\n"
+        "  {\n"
+        "    const ptdeploy::detail::Seat::Taken taken(&seat), second(&seat);\n"
+        '    for (int cpu : ptdeploy::detail::allowed_cpus()) std::printf("%d ", cpu);\n'
+        "  }\n"
+        '  std::printf("%zu\\n", ptdeploy::detail::allowed_cpus().size());\n'
         "} catch (const std::exception& error) { return std::puts(error.what()), 2; }\n"
     )
     program = tmp_path / "cores"
@@ -148,12 +157,14 @@ def test_cpp_counts_cores_as_python_does(tmp_path):
     assert got[len(trees)] == f"{usable_cores()} 50"
     assert run(program, PTDEPLOY_THREADS=" 7 ", PTDEPLOY_SPIN="1").stdout == "7 -1\n"
     assert run(program, PTDEPLOY_THREADS="7", PTDEPLOY_SPIN="0").stdout == "7 0\n"
+    tied = run(program, PTDEPLOY_PIN="1", PTDEPLOY_THREADS="1").stdout
+    assert tied == f"1 50\n{min(os.sched_getaffinity(0))} {CORES}\n"
     for variables in BAD_VARIABLES:
         with pytest.MonkeyPatch.context() as patch:
             for name, value in variables.items():
                 patch.setenv(name, value)
             with pytest.raises(ptdeploy.InputError) as refused:
-                _ = default_threads(), spin_us()
+                _ = default_threads(), spin_us(), tied_cpus()
         done = run(program, **variables)
         assert done.returncode == 2
         assert done.stdout == f"{refused.value}\n"
@@ -174,6 +185,8 @@ def run(program: Path, *arguments: str, **variables: str) -> subprocess.Complete
 BAD_VARIABLES = [
     *({"PTDEPLOY_THREADS": value} for value in ("0", "-1", "1025", "two", "2.0", "9" * 5000, "²")),
     *({"PTDEPLOY_SPIN": value} for value in ("yes", "2", "01")),
+    *({"PTDEPLOY_PIN": value} for value in ("yes", "2", "01")),
+    {"PTDEPLOY_PIN": "1", "PTDEPLOY_THREADS": "999"},
 ]
 
 
@@ -181,7 +194,7 @@ BAD_VARIABLES = [
 def test_a_variable_that_is_no_such_number_is_refused(classifier, monkeypatch, variables):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ptdeploy.InputError, match=r"PTDEPLOY_(THREADS|SPIN) is"):
+    with pytest.raises(ptdeploy.InputError, match=r"PTDEPLOY_(THREADS|SPIN|PIN) is"):
         ptdeploy.load(classifier.bundle.path)
 
 

@@ -292,6 +292,8 @@ def test_threads_are_as_many_as_asked(bert, monkeypatch):
     engine = ptdeploy.load(bert)
     assert properties(engine)("INFERENCE_NUM_THREADS") == 1
     assert properties(engine)("ENABLE_CPU_PINNING") is False
+    monkeypatch.setenv("PTDEPLOY_PIN", "1")
+    assert properties(ptdeploy.load(bert))("ENABLE_CPU_PINNING") is True
 
 
 def test_several_threads_share_an_engine(bert):

@@ -15,6 +15,7 @@ from ptdeploy.backends.openvino.errors import lacks_kernel, reason
 from ptdeploy.backends.openvino.kv_cache import BlockCache
 from ptdeploy.backends.openvino.paged import StepNames, read_paged
 from ptdeploy.backends.telemetry import import_openvino
+from ptdeploy.backends.ties import tied_cpus
 from ptdeploy.bundle import Bundle, Manifest
 from ptdeploy.bundle.signature import Found, check_signature
 from ptdeploy.errors import BundleError, InputError, PtdeployError, TargetUnavailable
@@ -175,7 +176,10 @@ def compile_graph(graph: Any, computing: Computing, opening: Opening) -> Any:
 
 
 def _properties(computing: Computing, opening: Opening) -> dict[str, Any]:
-    """What a graph is compiled with. Raises InputError if threads are asked of no CPU."""
+    """What a graph is compiled with.
+
+    Raises InputError if threads are asked of no CPU, and as `default_threads` and `tied_cpus` do.
+    """
     found: dict[str, Any] = {
         "INFERENCE_PRECISION_HINT": HINTS[computing.precision],
         "PERF_COUNT": opening.timed,
@@ -184,7 +188,7 @@ def _properties(computing: Computing, opening: Opening) -> dict[str, Any]:
         if opening.threads:
             raise InputError(f"threads is about a CPU; this engine runs on {opening.device}.")
         return found
-    # All threads work on one request. By default each would be tied to a core, and of two engines
+    # All threads work on one request. OpenVINO itself would tie each to a core, and of two engines
     # to the same ones.
     return {
         **found,
@@ -192,7 +196,7 @@ def _properties(computing: Computing, opening: Opening) -> dict[str, Any]:
         "KV_CACHE_PRECISION": computing.info.kv_precision,
         "NUM_STREAMS": 1,
         "INFERENCE_NUM_THREADS": opening.threads or default_threads(),
-        "ENABLE_CPU_PINNING": False,
+        "ENABLE_CPU_PINNING": tied_cpus(opening.threads) is not None,
     }
 
 

@@ -49,11 +49,13 @@ class OrtBackend:
         """
         from ptdeploy.backends.ort.open import session_options, start
         from ptdeploy.backends.ort.session import OrtSession
+        from ptdeploy.backends.ties import Seat, tied_cpus
 
         def opened() -> Any:
             return start(bundle, device, session_options(device, threads, map_weights))
 
-        return OrtSession(opened(), device, opened)
+        cpus = tied_cpus(threads) if device == "cpu" else None
+        return OrtSession(opened(), device, opened, Seat(cpus[0]) if cpus else None)
 
     def layers(self, bundle: Bundle, device: str) -> EngineLayers:
         """The graph as ONNX Runtime optimises it on this machine."""

@@ -9,6 +9,7 @@ from ptdeploy.backends.cores import default_threads, spin_us
 from ptdeploy.backends.onnx_bundle import check_onnx
 from ptdeploy.backends.ort.errors import lacks_kernel, reason
 from ptdeploy.backends.telemetry import import_onnxruntime
+from ptdeploy.backends.ties import tied_cpus
 from ptdeploy.bundle import Bundle
 from ptdeploy.bundle.signature import Found, check_signature
 from ptdeploy.errors import BundleError, TargetUnavailable
@@ -57,6 +58,11 @@ def session_options(device: str, threads: int | None = None, map_weights: bool =
         options.add_session_config_entry("session.disable_prepacking", "1")
     # ONNX Runtime's own default counts the machine's cores, and ties a thread to each of them.
     options.intra_op_num_threads = threads or default_threads()
+    cpus = tied_cpus(threads) if device == "cpu" else None
+    if cpus and len(cpus) > 1:
+        # It counts CPUs from one, and leaves out the caller, which is the first thread.
+        others = ";".join(str(cpu + 1) for cpu in cpus[1:])
+        options.add_session_config_entry("session.intra_op_thread_affinities", others)
     microseconds = spin_us()
     if microseconds is not None:
         options.add_session_config_entry("session.intra_op.spin_duration_us", str(microseconds))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from ptdeploy.backends.forks import cannot_follow, survive_forks
 from ptdeploy.backends.ort.errors import run_error
 from ptdeploy.backends.session import DeviceArray
 from ptdeploy.backends.telemetry import import_onnxruntime
+from ptdeploy.backends.ties import Seat
 
 
 @dataclass(frozen=True)
@@ -78,9 +80,13 @@ class OrtSession:
     cache = None
 
     def __init__(
-        self, session: Any, device: str = "cpu", reopen: Callable[[], Any] | None = None
+        self,
+        session: Any,
+        device: str = "cpu",
+        reopen: Callable[[], Any] | None = None,
+        seat: Seat | None = None,
     ) -> None:
-        self._session, self._device = session, device
+        self._session, self._device, self._seat = session, device, seat
         self._reopen, self._process = reopen, os.getpid()
         survive_forks(self)
         self._outputs = [output.name for output in session.get_outputs()]
@@ -91,7 +97,8 @@ class OrtSession:
         try:
             if self._device == "cpu":
                 arrays = {n: a.read() if isinstance(a, OrtMemory) else a for n, a in inputs.items()}
-                values = session.run(self._outputs, arrays)
+                with self._seated():
+                    values = session.run(self._outputs, arrays)
             else:
                 binding = self._binding(session, inputs, {})
                 for name in self._outputs:
@@ -141,7 +148,8 @@ class OrtSession:
                     session, binding = live, self._binding(live, *kept)
                 # A name that is bound again has the new array's content.
                 _bind(binding.bind_input, moved)
-                session.run_with_iobinding(binding)
+                with self._seated():
+                    session.run_with_iobinding(binding)
             except Exception as error:  # as in start
                 raise run_error(error, self._device) from error
 
@@ -150,6 +158,10 @@ class OrtSession:
     def native(self) -> Any:
         """The session as it is: see forks.py."""
         return self._session
+
+    def _seated(self) -> AbstractContextManager[None]:
+        """While the session runs: its caller's thread on the core that is kept for it, if any."""
+        return self._seat.taken() if self._seat else nullcontext()
 
     def _live(self) -> Any:
         """The session, in the process that it was opened in."""

@@ -16,6 +16,7 @@
 #include "openvino_paged.hpp"
 #include "openvino_requests.hpp"
 #include "schema.hpp"
+#include "ties.hpp"
 
 namespace ptdeploy::detail {
 namespace {
@@ -71,11 +72,11 @@ ov::AnyMap properties(const Bundle& bundle, const std::string& device,
   const OpenVinoInfo info = openvino_info(bundle);
   found["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = info.group;
   found["KV_CACHE_PRECISION"] = std::string(name_of(info.kv_precision));
-  // All threads work on one request. By default each would be tied to a core, and of two engines to
-  // the same ones.
+  // All threads work on one request. OpenVINO itself would tie each to a core, and of two engines
+  // to the same ones.
   found["NUM_STREAMS"] = 1;
   found["INFERENCE_NUM_THREADS"] = options.threads > 0 ? options.threads : default_threads();
-  found["ENABLE_CPU_PINNING"] = false;
+  found["ENABLE_CPU_PINNING"] = !tied_cpus(options.threads).empty();
   return found;
 }
 

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstring>
 #include <filesystem>
+#include <memory>
 #include <optional>
 
 #include "cores.hpp"
@@ -11,6 +12,7 @@
 #include "layout.hpp"
 #include "onnx_bundle.hpp"
 #include "schema.hpp"
+#include "ties.hpp"
 
 namespace ptdeploy::detail {
 namespace {
@@ -117,8 +119,9 @@ TensorSpec spec_of(const char* name, const Ort::TypeInfo& info) {
 
 class OrtRun final : public Run {
  public:
-  OrtRun(Ort::Session& session, const std::vector<Bound>& inputs, const std::vector<Bound>& outputs)
-      : session_(session), binding_(session) {
+  OrtRun(Ort::Session& session, Seat* seat, const std::vector<Bound>& inputs,
+         const std::vector<Bound>& outputs)
+      : session_(session), seat_(seat), binding_(session) {
     const auto memory = Ort::MemoryInfo::CreateCpu(OrtDeviceAllocator, OrtMemTypeCPU);
     for (const Bound& bound : inputs)
       binding_.BindInput(bound.name.c_str(), value_of(memory, bound));
@@ -127,6 +130,7 @@ class OrtRun final : public Run {
   }
 
   void operator()() override {
+    const Seat::Taken tied(seat_);
     try {
       session_.Run(Ort::RunOptions(), binding_);
     } catch (const Ort::Exception& error) {
@@ -136,6 +140,7 @@ class OrtRun final : public Run {
 
  private:
   Ort::Session& session_;
+  Seat* const seat_;
   Ort::IoBinding binding_;
 };
 
@@ -143,12 +148,14 @@ class OrtBackend final : public HostBackend {
  public:
   OrtBackend(const std::string& model, const OpenOptions& options)
       : environment_(ORT_LOGGING_LEVEL_ERROR, "ptdeploy"),
-        session_(environment_, std::filesystem::path(model).c_str(), settings(options)) {}
+        cpus_(tied_cpus(options.threads)),
+        session_(environment_, std::filesystem::path(model).c_str(), settings(options, cpus_)),
+        seat_(cpus_.empty() ? nullptr : std::make_unique<Seat>(cpus_.front())) {}
 
   std::unique_ptr<Run> bind(const std::vector<Bound>& inputs,
                             const std::vector<Bound>& outputs) override {
     try {
-      return std::make_unique<OrtRun>(session_, inputs, outputs);
+      return std::make_unique<OrtRun>(session_, seat_.get(), inputs, outputs);
     } catch (const Ort::Exception& error) {
       throw EngineFault(std::string("ONNX Runtime failed (") + reason(error.what()) + ").");
     }
@@ -169,13 +176,19 @@ class OrtBackend final : public HostBackend {
   }
 
  private:
-  static Ort::SessionOptions settings(const OpenOptions& options) {
+  static Ort::SessionOptions settings(const OpenOptions& options, const std::vector<int>& cpus) {
     Ort::SessionOptions settings;
     settings.SetLogSeverityLevel(ORT_LOGGING_LEVEL_ERROR);
     // ONNX Runtime copies weights into the layout its products are fastest with, unless told.
     if (options.map_weights) settings.AddConfigEntry("session.disable_prepacking", "1");
     // ONNX Runtime's own default counts the machine's cores, and ties a thread to each of them.
     settings.SetIntraOpNumThreads(options.threads > 0 ? options.threads : default_threads());
+    // It counts CPUs from one, and leaves out the caller, which is the first thread.
+    std::string others;
+    for (std::size_t i = 1; i < cpus.size(); ++i)
+      others += (i > 1 ? ";" : "") + std::to_string(cpus[i] + 1);
+    if (!others.empty())
+      settings.AddConfigEntry("session.intra_op_thread_affinities", others.c_str());
     const std::optional<int> microseconds = spin_us();
     if (microseconds) {
       settings.AddConfigEntry("session.intra_op.spin_duration_us",
@@ -188,7 +201,9 @@ class OrtBackend final : public HostBackend {
   }
 
   Ort::Env environment_;
+  const std::vector<int> cpus_;
   Ort::Session session_;
+  const std::unique_ptr<Seat> seat_;
 };
 
 }  // namespace

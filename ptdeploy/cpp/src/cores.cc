@@ -33,11 +33,6 @@ std::string content_of(const std::string& path) {
   return stripped(std::string(std::istreambuf_iterator<char>(file), {}));
 }
 
-std::string variable(const char* name) {
-  const char* value = std::getenv(name);
-  return value ? stripped(value) : "";
-}
-
 bool is_number(const std::string& text) {
   return !text.empty() && text.find_first_not_of("0123456789") == std::string::npos;
 }
@@ -96,6 +91,13 @@ double quota_of(const std::string& proc, const std::string& system) {
   return least;
 }
 
+}  // namespace
+
+std::string variable(const char* name) {
+  const char* value = std::getenv(name);
+  return value ? stripped(value) : "";
+}
+
 std::vector<int> allowed_cpus() {
   std::vector<int> found;
 #ifdef __linux__
@@ -118,17 +120,20 @@ std::vector<int> allowed_cpus() {
   return found;
 }
 
-}  // namespace
-
-int usable_cores(const std::string& proc, const std::string& system) {
+std::vector<int> cpus_of_cores(const std::string& system) {
   std::set<std::string> cores;
+  std::vector<int> first;
   for (int cpu : allowed_cpus()) {
     const std::string number = std::to_string(cpu);
     const std::string siblings = content_of(system + "/devices/system/cpu/cpu" + number +
                                          "/topology/thread_siblings_list");
-    cores.insert(siblings.empty() ? number : siblings);
+    if (cores.insert(siblings.empty() ? number : siblings).second) first.push_back(cpu);
   }
-  const double count = std::min(static_cast<double>(cores.size()),
+  return first;
+}
+
+int usable_cores(const std::string& proc, const std::string& system) {
+  const double count = std::min(static_cast<double>(cpus_of_cores(system).size()),
                                 std::ceil(quota_of(proc, system)));
   return static_cast<int>(std::clamp(count, 1.0, static_cast<double>(kMostThreads)));
 }

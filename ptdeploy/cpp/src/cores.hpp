@@ -4,10 +4,20 @@
 
 #include <optional>
 #include <string>
+#include <vector>
 
 namespace ptdeploy::detail {
 
 constexpr int kMostThreads = 1024;
+
+// An environment variable without the blanks around it, "" if it is not set.
+std::string variable(const char* name);
+
+// The CPUs, hardware threads, that the calling thread may run on, ascending.
+std::vector<int> allowed_cpus();
+
+// The first CPU of each core that the calling thread may run on, ascending.
+std::vector<int> cpus_of_cores(const std::string& system = "/sys");
 
 // What PTDEPLOY_THREADS says, else usable_cores(). Throws InputError if it is no such number.
 int default_threads();

@@ -1,0 +1,69 @@
+"""Threads tied to cores, for a process that has its cores to itself (`PTDEPLOY_PIN=1`).
+
+A thread that slept may begin on the core of the thread that woke it, and wait for it there: a
+single text after a pause then takes half as long again. ptdeploy/cpp/src/ties.cc has the same
+rules.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ptdeploy.backends.cores import cpus_of_cores, default_threads
+from ptdeploy.errors import InputError
+
+PIN = "PTDEPLOY_PIN"
+
+
+def tied_cpus(threads: int | None = None, system: Path = Path("/sys")) -> tuple[int, ...] | None:
+    """The CPU of each of an engine's threads, the caller's first; None if they are not tied.
+
+    Each is one hardware thread of a core of its own, of those that this process may run on.
+    Raises InputError if the variable is neither 0 nor 1, if there are more threads than cores, or
+    if this system ties no threads.
+    """
+    given = os.environ.get(PIN, "").strip()
+    if given not in ("", "0", "1"):
+        raise InputError(f"{PIN} is {given!r}; it must be 0 or 1.")
+    if given != "1":
+        return None
+    if not hasattr(os, "sched_setaffinity"):
+        raise InputError(f"{PIN} is '1'; this system ties no threads to cores.", f"Unset {PIN}.")
+    cpus, wanted = cpus_of_cores(system), threads or default_threads()
+    if wanted > len(cpus):
+        raise InputError(
+            f"{PIN} is '1'; {wanted} threads cannot have a core each: this process has "
+            f"{len(cpus)}.",
+            f"Give the engine fewer threads, or unset {PIN}.",
+        )
+    return tuple(cpus[:wanted])
+
+
+class Seat:
+    """The CPU of an engine's first thread, which is whoever calls it: one caller at a time."""
+
+    def __init__(self, cpu: int) -> None:
+        # No lock, which a fork could find taken: a list's own methods do as one step.
+        self._free = [cpu]
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """Tie the calling thread, if no other is and if it may run there; then untie it."""
+        try:
+            cpu = self._free.pop()
+        except IndexError:
+            yield
+            return
+        before = os.sched_getaffinity(0)
+        tied = cpu in before
+        try:
+            if tied:
+                os.sched_setaffinity(0, {cpu})
+            yield
+        finally:
+            if tied:
+                os.sched_setaffinity(0, before)
+            self._free.append(cpu)
