@@ -108,6 +108,7 @@ _NO_VARIABLES = {
 }
 # Of the values in a message, as in JSON.
 _DEPTH = 200
+_MOST_DATE = 1000  # of its format
 _END = "CONTINUE_FINAL_MESSAGE_TAG "
 # Names of a message's reasoning; templates read the first, gpt-oss's the second.
 _REASONING = ("reasoning_content", "thinking", "reasoning")
@@ -133,7 +134,7 @@ def _run(source: str, variables: dict[str, Any]) -> str:
     environment.filters["tojson"] = _tojson
     environment.bound_filters()
     environment.globals["raise_exception"] = _refuse
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    environment.globals["strftime_now"] = _now
     try:
         return joined(environment.from_string(source).generate(variables))
     except Exception as error:  # whatever the template's own code does
@@ -274,6 +275,15 @@ def _tojson(value: Any, **options: Any) -> str:
     allowed = ("ensure_ascii", "indent", "separators", "sort_keys")
     chosen = {"ensure_ascii": False, **{k: v for k, v in options.items() if k in allowed}}
     return json.dumps(value, **chosen)
+
+
+def _now(form: str) -> str:
+    import jinja2
+
+    # Each of its letters may become a text of many.
+    if len(form) > _MOST_DATE:
+        raise jinja2.TemplateError(f"it asks for a date of more than {_MOST_DATE} letters")
+    return datetime.now().strftime(form)
 
 
 def _refuse(message: str) -> str:

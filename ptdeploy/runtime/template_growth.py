@@ -27,6 +27,8 @@ MOST_TEXT = 16 * 1024 * 1024
 MOST_ITEMS = 1_000_000
 # Values that are written out, lists in lists counted each time.
 MOST_VALUES = 200_000
+# Of a number that is rounded.
+_MOST_DIGITS = 1000
 _TEXT = (str, bytes, bytearray)
 _VIEWS = (set, frozenset, KeysView, ValuesView, ItemsView)
 _Sizer = Callable[..., int]
@@ -75,13 +77,16 @@ def listed(value: Any) -> Any:
 
 
 def check_growth(name: str, args: Sequence[Any], options: Mapping[str, Any]) -> None:
-    """Raises SecurityError if a filter, or a method as `str.NAME`, would make too long a text."""
-    if (sizer := _GROWS.get(name)) is None:
+    """Raises SecurityError if a filter, or a method as `str.NAME`, would make too long a text.
+
+    So it does where they are not given what they take, since nothing then says how long.
+    """
+    if (sizer := SIZERS.get(name)) is None:
         return
     try:
         size = sizer(*args, **options)
-    except (TypeError, AttributeError, ValueError):
-        return  # not what it takes: it says so itself
+    except (TypeError, AttributeError, ValueError) as error:
+        raise SecurityError(f"it gives {name} what that does not take ({error})") from error
     if size > MOST_TEXT:
         raise too_long()
 
@@ -110,32 +115,50 @@ def _size(value: Any) -> int:
     return weight(value)[0]
 
 
-def _replaced(text: Any, old: Any, new: Any, count: Any = None) -> int:
-    text, old = (one if isinstance(one, _TEXT) else str(one) for one in (text, old))
+# Their parameters are those of Jinja's filters, since a template may name any of them.
+
+
+def _replaced(s: Any, old: Any, new: Any, count: Any = None) -> int:
+    text, old = (one if isinstance(one, _TEXT) else str(one) for one in (s, old))
     places: int = text.count(old) if old else len(text) + 1
     return len(text) + places * _size(new)
 
 
-def _joined(items: Any, between: Any = "", attribute: Any = None) -> int:
-    return _size(items) + len(items) * _size(between)
+def _joined(value: Any, d: Any = "", attribute: Any = None) -> int:
+    return _size(value) + len(value) * _size(d)
 
 
-def _indented(text: Any, width: Any = 4, *_: Any, **__: Any) -> int:
-    whole = text if isinstance(text, str) else str(text)
+def _centered(value: Any, width: int = 80) -> int:
+    return _size(value) + width
+
+
+def _indented(s: Any, width: Any = 4, first: Any = False, blank: Any = False) -> int:
+    whole = s if isinstance(s, str) else str(s)
     step: int = width if isinstance(width, int) else len(width)
     return len(whole) + (whole.count("\n") + 1) * step
 
 
 def _wrapped(
-    text: Any, width: Any = 79, break_long_words: Any = True, wrapstring: Any = None, *_: Any
+    s: Any,
+    width: Any = 79,
+    break_long_words: Any = True,
+    wrapstring: Any = None,
+    break_on_hyphens: Any = True,
 ) -> int:
     per_letter = 1 + len(wrapstring or "\n")
-    return len(text) * per_letter
+    return len(s) * per_letter
 
 
-def _formatted(form: Any, *args: Any, **options: Any) -> int:
-    places: int = max(form.count("%"), form.count("{"))
-    return len(form) + places * max(map(_size, (*args, *options.values())), default=0)
+def _linked(
+    value: Any,
+    trim_url_limit: Any = None,
+    nofollow: Any = False,
+    target: Any = None,
+    rel: Any = None,
+    extra_schemes: Any = None,
+) -> int:
+    per_letter = 100 + _size(target) + _size(rel)
+    return len(value) * per_letter
 
 
 def _as_json(value: Any, **options: Any) -> int:
@@ -152,35 +175,62 @@ def _printed(value: Any) -> int:
     return size * (1 + depth)
 
 
-def _pieces(_: Any, count: int, *__: Any, **___: Any) -> int:
+def _items(value: Any) -> int:
+    return _pieces(len(value))
+
+
+def _batched(value: Any, linecount: int, fill_with: Any = None) -> int:
+    return _pieces(linecount)
+
+
+def _sliced(value: Any, slices: int, fill_with: Any = None) -> int:
+    return _pieces(slices)
+
+
+def _pieces(count: int) -> int:
     return MOST_TEXT + 1 if count > MOST_ITEMS else 0
 
 
-def _summed(items: Any, *_: Any, **__: Any) -> int:
-    return sum(len(one) if hasattr(one, "__len__") else 1 for one in items)
+def _rounded(value: Any, precision: int = 0, method: Any = "common") -> int:
+    """Jinja and Python raise ten to the power of the precision."""
+    return MOST_TEXT + 1 if abs(precision) > _MOST_DIGITS else 0
 
 
-def _translated(text: Any, table: Any) -> int:
-    return len(text) * max(map(_size, table.values()), default=1)
+def _summed(iterable: Any, attribute: Any = None, start: Any = 0) -> int:
+    """Lists are copied with each that is added."""
+    return 0 if isinstance(start, (int, float)) else len(iterable) * _size(iterable)
 
 
-_GROWS: dict[str, _Sizer] = {
+def _translated(text: Any, table: Any, *_: Any) -> int:
+    if isinstance(text, bytes):
+        return len(text)
+    values = table.values() if isinstance(table, Mapping) else table
+    return len(text) * max(map(_size, values), default=1)
+
+
+def _padded(text: Any, width: int, *_: Any) -> int:
+    return len(text) + width
+
+
+# By filter, or by method of texts and numbers.
+SIZERS: dict[str, _Sizer] = {
     "replace": _replaced,
     "join": _joined,
+    "center": _centered,
     "indent": _indented,
     "wordwrap": _wrapped,
-    "format": _formatted,
     "tojson": _as_json,
     "pprint": _printed,
-    "urlize": lambda text, *_, **__: 100 * len(text),
-    "list": lambda items: _pieces(items, len(items)),
-    "batch": _pieces,
-    "slice": _pieces,
+    "urlize": _linked,
+    "list": _items,
+    "batch": _batched,
+    "slice": _sliced,
+    "round": _rounded,
     "sum": _summed,
     "str.replace": _replaced,
     "str.join": lambda between, items: _joined(items, between),
-    "str.format": _formatted,
-    "str.format_map": lambda form, values: _formatted(form, values),
     "str.expandtabs": lambda text, tabsize=8: len(text) + text.count("\t") * tabsize,
     "str.translate": _translated,
+    **dict.fromkeys(("str.center", "str.ljust", "str.rjust", "str.zfill"), _padded),
+    "int.to_bytes": lambda _, length=1, byteorder="big", *, signed=False: length,
 }

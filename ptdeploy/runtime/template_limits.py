@@ -6,8 +6,7 @@ bundle's template is short, but loops within loops and text times text are as lo
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import wraps
 from typing import Any
 
@@ -16,6 +15,7 @@ from jinja2.exceptions import SecurityError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
+from ptdeploy.runtime.template_formats import check_percent, measured
 from ptdeploy.runtime.template_growth import (
     MOST_TEXT,
     check_growth,
@@ -30,10 +30,8 @@ MOST_ROUNDS = 1_000_000
 MOST_CALLS = 1_000_000
 _COUNTED, _JOINED, _SIZED = "ptdeploy_counted", "ptdeploy_joined", "ptdeploy_sized"
 _SIZED_TYPES = (str, bytes, list, tuple)
-# Of a product of whole numbers.
+# Of a whole number that a template reckons with: to divide takes its length squared.
 _MOST_BITS = 65_536
-# A width within a format, as in "%0999999999d" and "{:>999999999}".
-_WIDE = re.compile(r"\d{7,}")
 # Filters that write nothing of what they are given; all others may make text of it.
 _STRUCTURAL = {
     *("abs", "attr", "batch", "count", "d", "default", "dictsort", "first", "float", "groupby"),
@@ -67,7 +65,7 @@ def _filtered(node: Any, name: str) -> nodes.Filter:
 class BoundedEnvironment(ImmutableSandboxedEnvironment):
     """For one rendering of one template: it counts what that does."""
 
-    intercepted_binops = frozenset(("+", "*", "**", "%"))
+    intercepted_binops = frozenset(("+", "-", "*", "/", "//", "%", "**"))
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options, finalize=_written)
@@ -98,30 +96,25 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         self._calls += 1
         if self._calls > MOST_CALLS:
             raise SecurityError(f"it calls more than {MOST_CALLS} functions")
-        _check_numbers((*args, *kwargs.values()))
         owner = getattr(getattr(obj, "__wrapped__", obj), "__self__", None)
-        if isinstance(owner, (str, bytes)):
-            name = getattr(obj, "__name__", "")
-            if name.startswith("format") and isinstance(owner, str):
-                _check_widths(owner)
+        if isinstance(owner, (str, bytes, int)):
+            kind = "int" if isinstance(owner, int) else "str"
             args = tuple(map(listed, args))
-            check_growth(f"str.{name}", (owner, *args), kwargs)
+            check_growth(f"{kind}.{getattr(obj, '__name__', '')}", (owner, *args), kwargs)
         return _of_size(super().call(context, obj, *args, **kwargs))
 
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        return measured(self, value) if super().wrap_str_format(value) is not None else None
+
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        if operator == "%" and isinstance(left, str):
-            _check_numbers(right if isinstance(right, tuple) else (right,))
-            _check_widths(left)
-            check_growth("format", (left, right), {})
+        for one, other in ((left, right), (right, left)):
+            _of_size(one)
+            if operator == "*" and isinstance(one, _SIZED_TYPES) and isinstance(other, int):
+                check_length(one, other)
+        if operator == "%" and isinstance(left, (str, bytes)):
+            check_percent(left, right)
         if operator == "**" and (abs(left) > 2**64 or abs(right) > 64):
             raise SecurityError("it asks for a great power")
-        if operator == "*":
-            for one, other in ((left, right), (right, left)):
-                if isinstance(one, _SIZED_TYPES) and isinstance(other, int):
-                    check_length(one, other)
-            whole = isinstance(left, int) and isinstance(right, int)
-            if whole and left.bit_length() + right.bit_length() > _MOST_BITS:
-                raise SecurityError("it asks for a great product")
         return _of_size(super().call_binop(context, operator, left, right))
 
 
@@ -156,30 +149,19 @@ def _bounded(name: str, function: Any) -> Any:
     def bounded(*args: Any, **kwargs: Any) -> Any:
         given = list(map(listed, args[first:]))
         kwargs = {key: listed(value) for key, value in kwargs.items()}
-        _check_numbers((*given, *kwargs.values()))
         if name not in _STRUCTURAL:
             weight([*given, *kwargs.values()])
-        if name == "format" and given and isinstance(given[0], str):
-            _check_widths(given[0])
+        if name == "format" and given:
+            check_percent(str(given[0]), kwargs or tuple(given[1:]))
         check_growth(name, given, kwargs)
         return _of_size(function(*args[:first], *given, **kwargs))
 
     return bounded
 
 
-def _check_numbers(values: Any) -> None:
-    """A width or a count is a number of characters, or of bytes of one."""
-    for value in values if isinstance(values, tuple) else ():
-        if isinstance(value, int) and abs(value) > MOST_TEXT:
-            raise SecurityError(f"it asks for more than {MOST_TEXT} of something")
-
-
-def _check_widths(form: str) -> None:
-    if _WIDE.search(form):
-        raise SecurityError("it asks for a text of a great width")
-
-
 def _of_size(value: Any) -> Any:
     if isinstance(value, _SIZED_TYPES):
         check_length(value)
+    elif isinstance(value, int) and value.bit_length() > _MOST_BITS:
+        raise SecurityError(f"it asks for a number of more than {_MOST_BITS} bits")
     return value

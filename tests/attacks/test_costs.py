@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import json
 import shutil
+import tracemalloc
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from attacks.values import with_words
+from jinja2.defaults import DEFAULT_FILTERS
 from support.damage import edit
 
 import ptdeploy
 from ptdeploy.bundle import GenerationOptions
 from ptdeploy.runtime import memory
-from ptdeploy.runtime.chat import ChatTemplate, render
+from ptdeploy.runtime.chat import ChatTemplate, _tojson, render
 from ptdeploy.runtime.kv_layout import KVLayout
 from ptdeploy.runtime.sampling import Sampler, distribution
+from ptdeploy.runtime.template_growth import SIZERS
 from ptdeploy.runtime.tokenizer import library
 from ptdeploy.source.checkpoint.tensors import read_tensors
 
@@ -41,10 +45,100 @@ COSTLY = {
 }
 
 
+# Each would be a text of hundreds of millions of characters, or hours of work.
+GREAT = {
+    "a width among the values": "{{ '%*d' % (10**9, 1) }}",
+    "a width of bytes": "{{ '%0999999999d'.encode() % 1 }}",
+    "widths that are small one by one": "{{ ('%(a)999999d' * 10000) % {'a': 1} }}",
+    "a width behind a percent sign": "{{ '%%(%999999999d' % 1 }}",
+    "a key with brackets": "{{ '%(a(b)c)999999999d' % {'a(b)c': 1} }}",
+    "widths of format, small one by one": "{{ ('{0:999999}' * 10000).format(1) }}",
+    "a width within a field": "{{ '{0:{1}}'.format(1, 10**9) }}",
+    "a width as text": "{{ '{0:{1}}'.format(1, '999999999') }}",
+    "a width of two fields": "{{ '{0:{1}{1}}'.format(1, 99999) }}",
+    "a width in a list": "{{ '{0:{1[0]}}'.format('x', [200000000]) }}",
+    "a width in a dictionary": "{{ '{:{w[a]}}'.format('x', w={'a': 200000000}) }}",
+    "a width of format_map": "{{ '{x:{w}}'.format_map({'x': 1, 'w': 10**9}) }}",
+    "a width of marked text": "{{ ('{:{w[a]}}'|safe).format('x', w={'a': 200000000}) }}",
+    "a width of the filter": "{{ '%*d'|format(10**9, 1) }}",
+    "a number's bytes": "{{ (5).to_bytes(10**9, 'big') }}",
+    "a great number divided": "{% set n = ('f' * 10000000)|int(base=16) %}{{ n // 3 }}",
+    "a precision": "{{ 5|round(10000000, 'ceil') }}",
+    "lists added one by one": "{{ ([[1]] * 100000)|sum(start=[]) }}",
+    "a long date": "{{ strftime_now('%c' * 1000000) }}",
+    "what joins, by name": "{{ range(200)|join(d='x' * 1000000) }}",
+    "what wraps, by name": "{{ ('a ' * 1000)|wordwrap(1, wrapstring='x' * 500000, "
+    "break_on_hyphens=true) }}",
+    "what links say": "{{ ('http://a.b ' * 1000)|urlize(target='x' * 1000000) }}",
+    "a list as a table": "{{ ('a' * 1000000).translate(['b' * 1000000] * 99) }}",
+}
+
+
 @pytest.mark.parametrize("template", COSTLY.values(), ids=COSTLY)
 def test_a_template_that_costs_too_much_is_refused(template):
     with pytest.raises(ptdeploy.InputError, match="template refuses these messages"):
         render(ChatTemplate(template, {}), MESSAGES)
+
+
+@pytest.mark.parametrize("template", GREAT.values(), ids=GREAT)
+def test_what_would_be_great_is_refused_before_it_is_made(template):
+    tracemalloc.start()
+    try:
+        with pytest.raises(ptdeploy.InputError, match=r"it (makes|asks|writes) "):
+            render(ChatTemplate(template, {}), MESSAGES)
+        assert tracemalloc.get_traced_memory()[1] < 100e6
+    finally:
+        tracemalloc.stop()
+
+
+LARGE = 123_456_789
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        ("{{ v|tojson }}", '{"order": 123456789}'),
+        ("{{ v.order }} {{ v.order|string }} {{ v.order|int }}", "123456789 123456789 123456789"),
+        ("{% macro m(n) %}{{ n }}{% endmacro %}{{ m(v.order) }}", "123456789"),
+        ("{{ [v.order]|join(', ') }}", "123456789"),
+        ("{{ nothing|default(v.order) }}", "123456789"),
+        ("{{ '%d of %s' % (v.order, v.order) }}", "123456789 of 123456789"),
+        ("{{ '%d'|format(v.order) }} {{ '%5d%%' % 7 }}", "123456789     7%"),
+        ("{{ '{} {:>12,}'.format(v.order, v.order) }}", "123456789  123,456,789"),
+        ("{{ '{:>{w}}'.format(v.order, w=12) }}", "   123456789"),
+        ("{{ 'call 123456789: {}'.format('now') }}", "call 123456789: now"),
+        ("{{ ('<b>{}</b>'|safe).format('<') }}", "<b>&lt;</b>"),
+        ("{{ '{a[b]} {a.c}'.format_map({'a': {'b': 1, 'c': v.order}}) }}", "1 123456789"),
+        ("{{ namespace(x=v.order).x // 10 }} {{ v.order|round(-3)|int }}", "12345678 123457000"),
+        ("{{ [[1], [v.order]]|sum(start=[])|join }}", "1123456789"),
+        ("{{ 'ab'.center(6) }}|{{ 'ab'|center(width=6) }}|{{ '7'.zfill(3) }}", "  ab  |  ab  |007"),
+    ],
+)
+def test_large_numbers_in_a_message_are_no_sizes(template, text):
+    assert render(ChatTemplate(template, {}), MESSAGES, v={"order": LARGE}) == text
+
+
+def test_how_long_a_filter_writes_is_asked_with_the_filters_own_parameters():
+    """Else a template would name one that is not looked at."""
+    own = {**DEFAULT_FILTERS, "tojson": _tojson}
+    for name, sizer in SIZERS.items():
+        kind, _, method = name.rpartition(".")
+        if name == "str.replace":
+            assert len(signature(sizer).parameters) == len(signature(str.replace).parameters)
+        elif not kind:
+            asked = [*signature(own[name]).parameters.values()]
+            asked = [p for p in asked if p.name not in ("environment", "eval_ctx", "context")]
+            given = [*signature(sizer).parameters.values()]
+            assert [(p.name, p.kind) for p in given] == [(p.name, p.kind) for p in asked], name
+            assert [p.default for p in given] == [p.default for p in asked], name
+        else:
+            assert hasattr({"str": str, "int": int}[kind], method)
+
+
+def test_what_a_filter_does_not_take_is_refused():
+    refused = pytest.raises(ptdeploy.InputError, match="it gives join what that does not take")
+    with refused:
+        render(ChatTemplate("{{ [1, 2]|join(between='x') }}", {}), MESSAGES)
 
 
 def test_what_counts_changes_no_text():
