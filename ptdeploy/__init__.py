@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         compile_prompt,
         convert,
         load,
+        profile,
         prompt_add,
         prompt_default,
         prompt_list,
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from ptdeploy.commands.diff import compare_bundles as diff
     from ptdeploy.commands.inspect import inspect
     from ptdeploy.commands.profile import Profile
-    from ptdeploy.commands.profile import profile_bundle as profile
     from ptdeploy.errors import (
         BaseModelError,
         BundleError,
@@ -60,6 +60,7 @@ _FROM = {
         "compile_prompt",
         "convert",
         "load",
+        "profile",
         "prompt_add",
         "prompt_default",
         "prompt_list",
@@ -73,7 +74,7 @@ _FROM = {
     "commands.convert": ("Converted",),
     "commands.diff": ("Difference", "diff"),
     "commands.inspect": ("inspect",),
-    "commands.profile": ("Profile", "profile"),
+    "commands.profile": ("Profile",),
     "errors": (
         "BaseModelError",
         "BundleError",
@@ -96,7 +97,7 @@ _FROM = {
     "targets.options": ("TargetOptions",),
     "targets.trt.options": ("TrtOptions",),
 }
-_CALLED = {"diff": "compare_bundles", "profile": "profile_bundle"}
+_CALLED = {"diff": "compare_bundles"}
 _MODULES = {name: f"ptdeploy.{module}" for module, names in _FROM.items() for name in names}
 __all__ = [
     "BaseModelError",

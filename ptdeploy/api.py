@@ -1,4 +1,4 @@
-"""compile, verify, rebuild and load, as the API has them: what may be asked, in one place each.
+"""compile, verify, profile and the like, as the API has them: what may be asked, in one place each.
 
 Their types are imported here for real, so that typing.get_type_hints finds them; torch is not.
 """
@@ -13,6 +13,7 @@ from ptdeploy.bundle import Bundle, Pack, PromptInfo
 from ptdeploy.bundle.quantization import QuantizationOptions
 from ptdeploy.bundle.task import Task
 from ptdeploy.commands.convert import Converted
+from ptdeploy.commands.profile import ROUNDS, Profile
 from ptdeploy.parity.report import ParityReport
 from ptdeploy.progress import Progress
 from ptdeploy.runtime import Engine
@@ -348,6 +349,40 @@ def convert(
         task_id=task_id,
     )
     return convert_checkpoint(request, _shown(progress))
+
+
+def profile(
+    bundle: str | Path,
+    *,
+    batch: int = 1,
+    tokens: int | None = None,
+    rounds: int = ROUNDS,
+    device: str | None = None,
+    threads: int | None = None,
+    prompt: str | None = None,
+    progress: Progress | None = None,
+) -> Profile:
+    """Run a bundle's engine under its own profiler, `rounds` times after a few that do not count.
+
+    A classifier gets one request of `batch` rows of `tokens` tokens; a CAUSAL_LM a prefill of one
+    row, and a decode step of `batch` rows behind so many tokens. `tokens` is 32, or as many as fit,
+    unless told, `prompt` the bundle's default one; `device` and `threads` are as for load.
+    Raises BundleError if the bundle is damaged, InputError if a request does not fit or there is no
+    such prompt, TargetUnavailable if the engine or its profiler cannot run here.
+    """
+    switch_off()
+    from ptdeploy.commands.profile import profile_bundle
+
+    return profile_bundle(
+        bundle,
+        batch=batch,
+        tokens=tokens,
+        rounds=rounds,
+        device=device,
+        threads=threads,
+        prompt=prompt,
+        progress=_shown(progress),
+    )
 
 
 def load(

@@ -44,6 +44,14 @@ def test_what_a_function_takes_and_gives_can_be_imported_from_ptdeploy(name):
     assert "return" in hints
 
 
+def test_progress_is_asked_of_no_python_caller():
+    exported = [getattr(ptdeploy, name) for name in ptdeploy.__all__]
+    functions = [inspect.signature(one) for one in exported if inspect.isfunction(one)]
+    shown = [one.parameters["progress"] for one in functions if "progress" in one.parameters]
+    assert len(shown) >= 7
+    assert all(one.default is None for one in shown)
+
+
 def test_every_error_is_exported():
     import ptdeploy.errors as errors
 

@@ -95,7 +95,7 @@ class Profile:
 
 
 @checked(
-    path=path,
+    bundle=path,
     batch=arguments.whole(most=65_536),
     tokens=maybe(arguments.whole(most=MOST)),
     rounds=arguments.whole(most=100_000),
@@ -105,7 +105,7 @@ class Profile:
     progress=having("stage", "note"),
 )
 def profile_bundle(
-    path: str | Path,
+    bundle: str | Path,
     *,
     batch: int = 1,
     tokens: int | None = None,
@@ -115,13 +115,7 @@ def profile_bundle(
     prompt: str | None = None,
     progress: Progress,
 ) -> Profile:
-    """Run a bundle's engine under its own profiler, `rounds` times after a few that do not count.
-
-    A classifier gets one request of `batch` rows of `tokens` tokens; a CAUSAL_LM a prefill of one
-    row, and a decode step of `batch` rows behind so many tokens. `tokens` is 32, or as many as fit,
-    unless told, `prompt` the bundle's default one. Raises InputError if a request does not fit or
-    there is no such prompt, TargetUnavailable if the engine or its profiler cannot run here.
-    """
+    """See ptdeploy.profile."""
     for option, value in (("--batch", batch), ("--tokens", tokens), ("--rounds", rounds)):
         if value is not None and value < 1:
             raise InputError(f"{option} {value}: must be at least 1.")
@@ -129,17 +123,17 @@ def profile_bundle(
 
         def enter() -> tuple[Bundle, Profiled]:
             with progress.stage("check the bundle's files"):
-                bundle = read_bundle(path)
-            manifest = bundle.manifest
-            check_manifest(bundle, ENGINES[manifest.task].manifest_problems(manifest))
+                own = read_bundle(bundle)
+            manifest = own.manifest
+            check_manifest(own, ENGINES[manifest.task].manifest_problems(manifest))
             backend = get_backend(manifest.target)
-            profiled = backend.profiled(bundle, device or bundle.manifest.device, threads)
-            return bundle, stack.enter_context(profiled)
+            profiled = backend.profiled(own, device or manifest.device, threads)
+            return own, stack.enter_context(profiled)
 
-        bundle, opened = whole(path, enter)
-        manifest = bundle.manifest
+        own, opened = whole(bundle, enter)
+        manifest = own.manifest
         session = _Counted(opened.session)
-        engine = ENGINES[manifest.task](bundle, session, None)
+        engine = ENGINES[manifest.task](own, session, None)
         measured = []
         chosen = DEFAULT if prompt is None else prompt
         for request in engine.step_requests(batch, tokens, chosen):
@@ -154,7 +148,7 @@ def profile_bundle(
         )
     sections = tuple(_section(one, runs) for one in measured)
     return Profile(
-        str(bundle.path),
+        str(own.path),
         manifest.target,
         device or manifest.device,
         manifest.precision,

@@ -372,10 +372,6 @@ _LOAD = ("device", "threads", "map_weights", "max_prompts")
 def _of_the_package(bundle: Path) -> Iterator[Door]:
     from ptdeploy.commands.diff import compare_bundles
     from ptdeploy.commands.inspect import inspect
-    from ptdeploy.commands.profile import profile_bundle
-    from ptdeploy.progress import Progress
-
-    quiet = Progress(quiet=True)
 
     def of(name: str, function: Any, *given: Any, names: tuple[str, ...]) -> Iterator[Door]:
         for one in names:
@@ -399,13 +395,11 @@ def _of_the_package(bundle: Path) -> Iterator[Door]:
     yield Door("diff(before)", lambda v: compare_bundles(v, bundle))
     yield Door("diff(after)", lambda v: compare_bundles(bundle, v))
     yield from of("diff", compare_bundles, bundle, bundle, names=("speed", "rounds"))
-    yield Door("profile(path)", lambda v: profile_bundle(v, batch=1, rounds=1, progress=quiet))
-    for one in ("batch", "tokens", "rounds", "device", "threads", "prompt"):
+    yield Door("profile(bundle)", lambda v: ptdeploy.profile(v, batch=1, rounds=1))
+    for one in ("batch", "tokens", "rounds", "device", "threads", "prompt", "progress"):
         yield Door(
             f"profile({one})",
-            lambda v, one=one: profile_bundle(
-                bundle, **{"batch": 1, "rounds": 1, "progress": quiet, one: v}
-            ),
+            lambda v, one=one: ptdeploy.profile(bundle, **{"batch": 1, "rounds": 1, one: v}),
         )
 
 

@@ -69,6 +69,15 @@ def profile(capsys, bundle: Path, *arguments: str) -> dict[str, Any]:
     return as_json(capsys, "profile", str(bundle), "--rounds", "5", *arguments)
 
 
+def test_python_profiles_a_bundle_as_it_calls_everything_else(compiled, capsys):
+    bundle = compiled("bert", "SEQ_CLS").bundle
+    capsys.readouterr()
+    found = ptdeploy.profile(bundle, batch=2, rounds=1)
+    assert isinstance(found, ptdeploy.Profile)
+    assert (found.bundle, found.rounds, found.sections[0].batch) == (str(bundle), 1, 2)
+    assert capsys.readouterr().err == ""
+
+
 def test_a_classifiers_layers_are_timed_and_add_up(compiled, capsys):
     found = profile(capsys, compiled("bert", "SEQ_CLS").bundle, "--batch", "3", "--tokens", "9")
     (section,) = found["sections"]
