@@ -20,6 +20,7 @@ from ptdeploy.source.buffers import is_computed, is_kept_no_more
 from ptdeploy.source.checkpoint import Checkpoint
 from ptdeploy.source.checkpoint.peft_config import CONFIG_NAME
 from ptdeploy.source.quantized_base import check_quantization, is_quantization
+from ptdeploy.source.tied import unused_copies
 
 if TYPE_CHECKING:
     import torch
@@ -119,6 +120,7 @@ def resolve_base(checkpoint: Checkpoint, override: str | None = None) -> BaseMod
         )
     kind = kind_of(checkpoint.task, skeleton)
     dropped = _check_names(checkpoint, skeleton, name)
+    unused = sorted(unused_copies(checkpoint, skeleton))
     max_positions = _max_positions(config, skeleton)
     if checkpoint.num_virtual_tokens >= max_positions:
         raise BaseModelError(
@@ -141,7 +143,14 @@ def resolve_base(checkpoint: Checkpoint, override: str | None = None) -> BaseMod
         num_labels=num_labels,
         type_vocab_size=_segments(config) if _tells_segments(kind, skeleton) else 0,
         kind=kind,
-        notes=tuple(note for note in (quantized, resized, dropped) if note),
+        notes=tuple(note for note in (quantized, resized, dropped, *map(_unused, unused)) if note),
+    )
+
+
+def _unused(name: str) -> str:
+    return (
+        f"left out {name}: beside virtual tokens PEFT trains it in a copy that it never runs, and "
+        "takes the base model's own"
     )
 
 

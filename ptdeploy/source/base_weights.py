@@ -19,9 +19,9 @@ from ptdeploy.source.quantized_base import (
     is_quantization,
     read_bitsandbytes,
 )
+from ptdeploy.source.tied import tied_weights, untie, unused_copies
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel
 
 # A folder may hold a base model and an adapter, and transformers would put the one into the other:
@@ -92,17 +92,17 @@ def load_model(checkpoint: Checkpoint, base: BaseModel) -> PreTrainedModel:
     model = load_pretrained(checkpoint, base, attn_implementation="eager")
     _fix_frequencies(model)
     use_dense_experts(model)
-    own = model.state_dict()
+    own, unused = model.state_dict(), unused_copies(checkpoint, model)
     # What is not the model's own was found to be a buffer of another version: see resolve_base.
+    brought = {
+        name: value
+        for name, value in checkpoint.weights.items()
+        if name in own and own[name].shape == value.shape and name not in unused
+    }
+    untie(model, brought, checkpoint.copied)
     model.load_state_dict(
-        {
-            name: torch.from_numpy(np.array(value))
-            for name, value in checkpoint.weights.items()
-            if name in own and own[name].shape == value.shape
-        },
-        strict=False,
+        {name: torch.from_numpy(np.array(value)) for name, value in brought.items()}, strict=False
     )
-    model.tie_weights()
     return model
 
 
@@ -196,12 +196,12 @@ def _check_finite(checkpoint: Checkpoint, base: BaseModel, model: PreTrainedMode
             )
 
 
-def _brought(checkpoint: Checkpoint, model: torch.nn.Module) -> set[str]:
+def _brought(checkpoint: Checkpoint, model: PreTrainedModel) -> set[str]:
     """The names that the checkpoint's weights fill, those tied to one of them included."""
-    brought = set(checkpoint.weights)
-    tied: dict[str, str] = dict(getattr(model, "all_tied_weights_keys", None) or {})
-    for target, source in tied.items():
-        if source in brought or target in brought:
+    brought = set(checkpoint.weights) - unused_copies(checkpoint, model)
+    for target, source in tied_weights(model).items():
+        # What was trained in a copy of its module leaves the other as the base has it.
+        if (brought & {source, target}) - set(checkpoint.copied):
             brought |= {target, source}
     return brought
 

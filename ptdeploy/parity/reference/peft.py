@@ -24,6 +24,7 @@ from ptdeploy.source.checkpoint.peft_config import CONFIG_NAME
 from ptdeploy.source.checkpoint.peft_objects import DEFAULT_ADAPTER, own_config
 from ptdeploy.source.checkpoint.state_dict import read_state
 from ptdeploy.source.checkpoint.types import FACTORS
+from ptdeploy.source.tied import untie
 
 if TYPE_CHECKING:
     import torch
@@ -63,12 +64,14 @@ def peft_model(checkpoint: Checkpoint, base: BaseModel) -> PeftModel | PromptedM
 
         _lay_over(checkpoint, model)
         return PromptedModel(model, checkpoint).eval()
+    # PEFT makes the copies itself; what it loads into the model's own place is parted before.
+    own = {n: a for n, a in checkpoint.weights.items() if n not in checkpoint.copied}
+    untie(model, own, ())
     with quiet_libraries():
         if checkpoint.weights_file.name in WEIGHT_NAMES:
             peft = _from_adapter(checkpoint, model)
         else:
             peft = _from_state_dict(checkpoint, model)
-        peft.get_base_model().tie_weights()
     _check_taken(checkpoint, peft)
     return peft.eval()
 
@@ -78,11 +81,11 @@ def _lay_over(checkpoint: Checkpoint, model: PreTrainedModel) -> None:
     import torch
 
     own = model.state_dict()
+    untie(model, checkpoint.weights, checkpoint.copied)
     model.load_state_dict(
         {n: torch.from_numpy(np.array(a)) for n, a in checkpoint.weights.items() if n in own},
         strict=False,
     )
-    model.tie_weights()
 
 
 def _from_adapter(checkpoint: Checkpoint, model: PreTrainedModel) -> PeftModel:

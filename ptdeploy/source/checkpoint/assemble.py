@@ -37,6 +37,7 @@ def assemble(
     encoder: Mapping[str, torch.Tensor],
     weights: Mapping[str, torch.Tensor],
     heads: Iterable[str],
+    copied: Collection[str],
     files: Iterable[Path],
     encoder_file: Path | None = None,
     task_id: int | None = None,
@@ -86,6 +87,7 @@ def assemble(
         projected=config.projected,
         task_id=task_id,
         all_tasks=several,
+        copied=frozenset(copied),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -80,6 +80,7 @@ def read(
         encoder=encoder,
         weights=weights,
         heads=weights,
+        copied=_copied(weights, config.modules_to_save),
         files=files,
         encoder_file=folder / ENCODER_NAME,
         task_id=task_id,
@@ -111,6 +112,17 @@ def _prompt(
             f"{where}: its config says {kind}, which is of one task.", "Leave --task-id out."
         )
     return tensors.get("prompt_embeddings"), None
+
+
+def _copied(weights: Iterable[str], modules: Collection[str]) -> frozenset[str]:
+    """Which weights PEFT trains in a copy: those of modules whose names end in one it was told."""
+    found = set()
+    for name in weights:
+        parts = name.split(".")[:-1]
+        within = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
+        if any(module.endswith(told) for module in within for told in modules):
+            found.add(name)
+    return frozenset(found)
 
 
 def find(path: Path, adapter: str | None) -> tuple[str, Path]:

@@ -47,6 +47,7 @@ class PeftConfig:
     projected: bool
     base_name: str | None
     base_revision: str | None
+    modules_to_save: tuple[str, ...] = ()
 
     @property
     def made_by(self) -> EncoderKind | None:
@@ -106,6 +107,7 @@ def read_peft_config(path: Path, task: Task | None = None) -> PeftConfig:
         projected=peft_type == "PREFIX_TUNING" and bool(raw.get("prefix_projection")),
         base_name=_text(path, raw, "base_model_name_or_path"),
         base_revision=_text(path, raw, "revision"),
+        modules_to_save=_names(path, raw, "modules_to_save"),
     )
 
 
@@ -129,6 +131,13 @@ def _integer(path: Path, raw: dict[str, Any], field: str) -> int | None:
     if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
         raise CheckpointError(f"{path}: {field} is {value!r}, not a positive whole number.")
     return value
+
+
+def _names(path: Path, raw: dict[str, Any], field: str) -> tuple[str, ...]:
+    value = raw.get(field) or []
+    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+        raise CheckpointError(f"{path}: {field} is {value!r}, not a list of strings.")
+    return tuple(value)
 
 
 def _text(path: Path, raw: dict[str, Any], field: str) -> str | None:

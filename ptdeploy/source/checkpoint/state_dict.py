@@ -83,6 +83,7 @@ def read(
         encoder=module.encoder,
         weights=weights,
         heads=heads,
+        copied=heads,
         files=files,
         task_id=module.task_id,
         all_tasks=module.all_tasks,

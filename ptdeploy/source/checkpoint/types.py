@@ -94,9 +94,10 @@ class Checkpoint:
     `task_id` is the one of several trained tasks that was asked for, and `all_tasks` what the
     prompts of all of them are made of, by PEFT's names, float32 (see multitask.of_task).
     `weights` holds the base model's tensors that the checkpoint overrides, by their name in the
-    base model: the trained head at least, every weight for a full state dict. `unusable` are
-    tensors under such names that are no finite floating point numbers: only the base model says
-    whether any of them matters.
+    base model: the trained head at least, every weight for a full state dict; `copied` names those
+    that PEFT trained in a copy of their module, beside the base's own. `unusable` are tensors under
+    such names that are no finite floating point numbers: only the base model says whether any of
+    them matters.
     """
 
     path: Path
@@ -121,6 +122,7 @@ class Checkpoint:
     all_tasks: Mapping[str, NDArray[np.float32]] = field(default_factory=dict, repr=False)
     text_from_zero: bool = False
     unusable: Mapping[str, Unusable] = field(default_factory=dict, repr=False)
+    copied: frozenset[str] = frozenset()
 
     @property
     def is_base(self) -> bool:

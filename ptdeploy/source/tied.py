@@ -1,0 +1,63 @@
+"""Weights under two names, such as embeddings and the output layer, and what trained them apart."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptdeploy.source.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def untie(
+    model: PreTrainedModel, brought: Mapping[str, NDArray[np.float32]], copied: Collection[str]
+) -> None:
+    """Give every tied weight that training parted from the other a parameter of its own.
+
+    `brought` is what a checkpoint has of the model, by name; `copied` those that were trained in a
+    copy of their module, which leaves what is tied to it as it was. One that was trained in its own
+    place stays tied, unless the other is brought too and differs.
+    Whether the base model's own file has them apart is transformers' to see, and it has done so.
+    """
+    import torch
+
+    for target, source in list(tied_weights(model).items()):
+        own, other = brought.get(target), brought.get(source)
+        if own is not None and other is not None:
+            apart = not np.array_equal(own, other)
+        else:
+            apart = any(name in copied for name in (target, source) if name in brought)
+        if not apart:
+            continue
+        of, _, name = target.rpartition(".")
+        parameter = model.get_parameter(target)
+        clone = torch.nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
+        setattr(model.get_submodule(of), name, clone)
+        # As transformers does where a file has two of them: the names say what is tied.
+        del model.all_tied_weights_keys[target]
+
+
+def tied_weights(model: PreTrainedModel) -> dict[str, str]:
+    """The model's tied weights: the name of each one, and of the one that it is tied to."""
+    found: dict[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
+    return found
+
+
+def unused_copies(checkpoint: Checkpoint, model: PreTrainedModel) -> frozenset[str]:
+    """Token embeddings that were trained in a copy beside virtual tokens.
+
+    PEFT takes the base model's own for the text there, in training as after it.
+    """
+    if not checkpoint.copied or checkpoint.prefix_kv is not None:
+        return frozenset()
+    table = model.get_input_embeddings().weight
+    return frozenset(
+        name
+        for name, parameter in model.named_parameters()
+        if parameter is table and name in checkpoint.copied
+    )

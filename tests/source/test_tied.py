@@ -1,0 +1,168 @@
+"""Models whose embeddings are their output layer too, and training that parted the two."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peft
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from support import kinds, tiny
+from transformers.cache_utils import DynamicCache
+
+import ptdeploy
+from ptdeploy.bundle.task import Task
+from ptdeploy.parity.reference.peft import peft_model, row_logits
+from ptdeploy.program.prompt import freeze
+from ptdeploy.source.base import resolve_base
+from ptdeploy.source.base_weights import load_model
+from ptdeploy.source.checkpoint import read_checkpoint
+
+IDS = np.array([5, 9, 33, 71, 8], np.int64)
+EMBEDDINGS, HEAD = "embed_tokens", "lm_head"
+_TASK = Task.CAUSAL_LM
+
+
+def base_of(folder: Path) -> Any:
+    return transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+
+
+def tied_base(folder: Path, architecture: str = "qwen2") -> Path:
+    torch.manual_seed(0)
+    config = tiny.base_config(architecture, tie_word_embeddings=True)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    assert HEAD not in "".join(load_file(folder / "model.safetensors")), "they are not tied"
+    return folder
+
+
+def untied_base(folder: Path) -> Path:
+    """A base with an output layer of its own in its file, and a configuration that says it has
+    none: what merge_and_unload() leaves of LoRA with modules_to_save=["lm_head"]."""
+    tied_base(folder)
+    tensors = load_file(folder / "model.safetensors")
+    table = tensors["model.embed_tokens.weight"]
+    tensors["lm_head.weight"] = table + 0.2 * torch.randn_like(table)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def train(folder: Path, base: Path, kind: str, modules: tuple[str, ...]) -> None:
+    """Save an adapter and a state dict with those modules trained beside the prompt."""
+    model = base_of(base)
+    told = kinds.KINDS[kind](model, task_type="CAUSAL_LM", num_virtual_tokens=5)
+    told.modules_to_save = list(modules) or None
+    trained = peft.get_peft_model(model, told).eval()
+    with torch.no_grad():
+        for name, parameter in trained.named_parameters():
+            if ".modules_to_save." in name:
+                parameter += 0.1 * torch.randn_like(parameter)
+    trained.save_pretrained(folder / "adapter")
+    torch.save(trained.state_dict(), folder / "full.pt")
+    shutil.copy(folder / "adapter" / "adapter_config.json", folder)
+
+
+def pefts_logits(folder: Path, base: Path) -> np.ndarray:
+    """What PEFT's own loader makes of the adapter."""
+    model = peft.PeftModel.from_pretrained(base_of(base), folder / "adapter").eval()
+    return row_logits(model, _TASK, IDS)
+
+
+def both_logits(path: Path, base: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The reference's, and those of the model that engines are exported from."""
+    checkpoint = read_checkpoint(path, task=_TASK)
+    found = resolve_base(checkpoint, str(base))
+    model = load_model(checkpoint, found)
+    prefix = freeze(checkpoint, model, True, False).prefix_kv
+    assert prefix is not None
+    cache = DynamicCache()
+    for layer, (keys, values) in enumerate(torch.from_numpy(prefix.copy())):
+        cache.update(keys[None], values[None], layer)
+    mask = torch.ones(1, prefix.shape[3] + IDS.size, dtype=torch.long)
+    with torch.no_grad():
+        ids = torch.from_numpy(IDS)[None]
+        logits = model(input_ids=ids, attention_mask=mask, past_key_values=cache).logits[0]
+    return row_logits(peft_model(checkpoint, found), _TASK, IDS), logits.numpy()
+
+
+@pytest.mark.parametrize("saved", ["adapter", "full.pt"])
+@pytest.mark.parametrize("modules", [(EMBEDDINGS,), (HEAD,), (EMBEDDINGS, HEAD)])
+@pytest.mark.parametrize("kind", ["prefix tuning", "cartridge", "P-Tuning, MLP", "prompt tuning"])
+def test_a_trained_copy_leaves_what_it_was_tied_to(tmp_path, kind, modules, saved):
+    base = tied_base(tmp_path / "base")
+    train(tmp_path, base, kind, modules)
+    want = pefts_logits(tmp_path, base)
+    reference, exported = both_logits(tmp_path / saved, base)
+    assert np.array_equal(reference, want)
+    assert np.allclose(exported, want, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("saved", ["adapter", "full.pt"])
+def test_an_output_layer_of_the_bases_own_is_kept(tmp_path, saved):
+    base = untied_base(tmp_path / "base")
+    train(tmp_path, base, "P-Tuning, MLP", ())
+    want = pefts_logits(tmp_path, base)
+    reference, exported = both_logits(tmp_path / saved, base)
+    assert np.array_equal(reference, want)
+    assert np.allclose(exported, want, rtol=0, atol=1e-5)
+    tied = tied_base(tmp_path / "tied")
+    assert np.abs(pefts_logits(tmp_path, tied) - want).max() > 0.1, "the test shows nothing"
+
+
+def test_a_state_dict_brings_both_where_the_base_has_no_weights(tmp_path):
+    base = untied_base(tmp_path / "base")
+    train(tmp_path, base, "P-Tuning, MLP", ())
+    want = pefts_logits(tmp_path, base)
+    (base / "model.safetensors").unlink()
+    reference, exported = both_logits(tmp_path / "full.pt", base)
+    assert np.allclose(reference, want, rtol=0, atol=1e-5)
+    assert np.allclose(exported, want, rtol=0, atol=1e-5)
+
+
+def test_a_bare_base_and_bare_virtual_tokens_keep_its_own_output_layer(tmp_path):
+    base = untied_base(tmp_path / "base")
+    tokens = torch.randn(5, 32)
+    np.save(tmp_path / "tokens.npy", tokens.numpy())
+    model = base_of(base)
+    with torch.no_grad():
+        text = model.get_input_embeddings()(torch.from_numpy(IDS))
+        want = model(inputs_embeds=torch.cat([tokens, text])[None]).logits[0, 5:].numpy()
+        plain = model(input_ids=torch.from_numpy(IDS)[None]).logits[0].numpy()
+    reference, exported = both_logits(tmp_path / "tokens.npy", base)
+    assert np.allclose(reference, want, rtol=0, atol=1e-5)
+    assert np.allclose(exported, want, rtol=0, atol=1e-5)
+    bundle = ptdeploy.compile(
+        base=str(base), task="CAUSAL_LM", target="ort", output=tmp_path / "out"
+    )
+    (logits,) = ptdeploy.load(bundle.path).logits([IDS.tolist()])
+    assert np.allclose(logits, plain, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "modules", "make"),
+    [
+        ("cartridge", (EMBEDDINGS,), tied_base),
+        ("prompt tuning", (HEAD,), tied_base),
+        ("prompt tuning", (), untied_base),
+    ],
+)
+def test_an_engine_has_them_apart_too(tmp_path, kind, modules, make):
+    base = make(tmp_path / "base")
+    train(tmp_path, base, kind, modules)
+    bundle = ptdeploy.compile(
+        tmp_path / "adapter", base=str(base), target="ort", output=tmp_path / "out"
+    )
+    (logits,) = ptdeploy.load(bundle.path).logits([IDS.tolist()])
+    assert np.allclose(logits, pefts_logits(tmp_path, base), rtol=0, atol=1e-5)
+
+
+def test_embeddings_that_peft_trains_in_vain_are_left_out_with_a_note(tmp_path):
+    base = tied_base(tmp_path / "base")
+    train(tmp_path, base, "prompt tuning", (EMBEDDINGS,))
+    checkpoint = read_checkpoint(tmp_path / "adapter")
+    (note,) = resolve_base(checkpoint, str(base)).notes
+    assert "left out model.embed_tokens.weight" in note
