@@ -10,7 +10,7 @@ from torch import nn
 
 from ptdeploy.program.head import Head
 from ptdeploy.program.lowering import SharedCache, start
-from ptdeploy.program.past import filled_cache, prefix_of_rows
+from ptdeploy.program.past import filled_cache, next_to_text, prefix_of_rows
 from ptdeploy.program.prompt import backbone
 from ptdeploy.program.words import embed
 
@@ -130,10 +130,9 @@ class ClassifyingDecoder(nn.Module):
         *head: torch.Tensor,
     ) -> torch.Tensor:
         self.head.start(prompt_index, head)
-        past = prefix_of_rows(prefix_kv, prompt_index, self.layers)
-        slots = torch.arange(prefix_kv.shape[2])[None]
-        filled = (slots < prefix_lengths[:, None]).to(attention_mask.dtype)
-        mask = torch.cat([filled, attention_mask], dim=1)
+        own = prefix_of_rows(prefix_kv, prompt_index, self.layers)
+        past, filled = next_to_text(own, prefix_lengths)
+        mask = torch.cat([filled.to(attention_mask.dtype), attention_mask], dim=1)
         hidden = step(self.model, {"input_ids": input_ids}, mask, past)[0]
         if not self.per_token:
             last = (attention_mask.sum(1) - 1).clamp(min=0)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import torch
+
 if TYPE_CHECKING:
-    import torch
     from transformers.cache_utils import DynamicCache
 
 
@@ -19,6 +20,21 @@ def prefix_of_rows(
     """
     first = rows * (2 * layers)
     return tuple(prefix_kv[first + part] for part in range(2 * layers))
+
+
+def next_to_text(
+    past: Sequence[torch.Tensor], lengths: torch.Tensor
+) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
+    """Prefixes, each filled from its first slot on, with their free slots in front instead.
+
+    `past` is as `prefix_of_rows` gives it, `lengths`, (batch,), how many slots each row fills.
+    Gives which slots are then filled, (batch, slots), too. Where a model counts slots, as for a
+    sliding window, a row's prefix is then as far before its text as if the row were alone.
+    """
+    slots = past[0].shape[2]
+    taken = torch.arange(slots)[None] - (slots - lengths)[:, None]
+    places = taken.clamp(min=0)[:, None, :, None]
+    return tuple(one.gather(2, places.expand(one.shape)) for one in past), taken >= 0
 
 
 def filled_cache(past: Sequence[torch.Tensor]) -> DynamicCache:

@@ -53,6 +53,23 @@ def test_a_row_of_a_mixed_batch_is_what_it_is_alone(siblings, architecture, task
         assert difference(logits, one.alone(ids, name)) < 1e-5
 
 
+@pytest.mark.parametrize(
+    ("architecture", "task", "how"),
+    [
+        ("mistral", "SEQ_CLS", SLIDING),
+        ("gpt_neo", "SEQ_CLS", {}),
+        ("mistral", "TOKEN_CLS", {**SLIDING, "kind": "prefix tuning", "names": ("prefix",)}),
+    ],
+)
+def test_a_shorter_prompt_is_as_near_to_its_text_as_alone(siblings, architecture, task, how):
+    """Where a model counts slots, as it does for a sliding window."""
+    one = siblings(architecture, task, **how)
+    names = [name for _, name in zip(ROWS, one.names * len(ROWS), strict=False)]
+    found = one.engine().logits(ROWS, prompt=names)
+    for ids, name, logits in zip(ROWS, names, found, strict=True):
+        assert difference(logits, one.alone(ids, name)) < 1e-5
+
+
 @pytest.mark.parametrize(("architecture", "how"), DECODERS)
 def test_a_row_that_a_decoder_continues_is_what_it_is_alone(siblings, architecture, how):
     one = siblings(architecture, "CAUSAL_LM", **how)
