@@ -279,7 +279,8 @@ def why_not_fused(
 
     `refuses` says why the engine cannot compute an attention, "" if it can.
     """
-    _TRACE.last_position = int(getattr(model.config, "max_position_embeddings", 0) or 1 << 17) - 1
+    config = model.config.get_text_config()
+    _TRACE.last_position = int(getattr(config, "max_position_embeddings", 0) or 1 << 17) - 1
     try:
         with fused(model, operators):
             why = why_it_fails(program, inputs)

@@ -282,6 +282,8 @@ def _keys_and_values(model: PreTrainedModel, embeds: torch.Tensor) -> torch.Tens
         with torch.no_grad():
             backbone(model)(inputs_embeds=embeds, use_cache=True, past_key_values=cache)
         tensors = [(layer.keys, layer.values) for layer in cache.layers]
+        if without := [at for at, (keys, _) in enumerate(tensors) if keys is None]:
+            raise ValueError(f"layer {without[0]} keeps none")
     except (AttributeError, IndexError, TypeError, ValueError) as error:
         raise BaseModelError(
             f"{kind}: its layers keep more, or something else, than keys and values "

@@ -48,5 +48,5 @@ def why_it_fails(program: nn.Module, inputs: tuple[Any, ...]) -> str:
 
 def why_not_all(model: PreTrainedModel, layers: int) -> str:
     """Why attention that so many layers computed is not the whole model's, "" if it is."""
-    missing = int(model.config.num_hidden_layers) - layers
+    missing = int(model.config.get_text_config().num_hidden_layers) - layers
     return f"{missing} of its layers compute attention their own way" if missing else ""

@@ -121,7 +121,7 @@ def resolve_base(checkpoint: Checkpoint, override: str | None = None) -> BaseMod
     kind = kind_of(checkpoint.task, skeleton)
     dropped = _check_names(checkpoint, skeleton, name)
     unused = sorted(unused_copies(checkpoint, skeleton))
-    max_positions = _max_positions(config, skeleton)
+    max_positions = _max_positions(config.get_text_config(), skeleton)
     if checkpoint.num_virtual_tokens >= max_positions:
         raise BaseModelError(
             f"{checkpoint.weights_file}: {checkpoint.num_virtual_tokens} virtual tokens leave no "
@@ -137,7 +137,7 @@ def resolve_base(checkpoint: Checkpoint, override: str | None = None) -> BaseMod
         revision=revision,
         config=config,
         max_positions=max_positions,
-        sliding_window=_sliding_window(config) if kind.keeps_kv_buffer else None,
+        sliding_window=_sliding_window(config.get_text_config()) if kind.keeps_kv_buffer else None,
         embedding_dim=embedding_dim,
         vocab_size=int(table.shape[0]),
         num_labels=num_labels,

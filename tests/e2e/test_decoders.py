@@ -344,6 +344,7 @@ def test_a_window_does_not_bound_a_classifier(tmp_path):
     [
         ("mamba", "gives no KV cache", {}),
         ("lfm2", "keep more, or something else, than keys and values", {}),
+        ("recurrent_gemma", r"keys and values \(layer 0 keeps none\)", {}),
         ("deepseek_v3", "keys and values of different shapes", {}),
         ("gpt_neo", "a KV buffer with free slots", {}),
         ("mpt", "a KV buffer with free slots", {}),

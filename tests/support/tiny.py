@@ -206,6 +206,10 @@ _SHAPES: dict[str, tuple[type[Any], dict[str, Any]]] = {
         transformers.Lfm2Config,
         {**_GROUPED, "layer_types": ["conv", "full_attention"], "conv_L_cache": 3},
     ),
+    "recurrent_gemma": (
+        transformers.RecurrentGemmaConfig,
+        {**_GROUPED, "lru_width": 32, "head_dim": 8, "block_types": ["recurrent", "attention"]},
+    ),
 }
 ARCHITECTURES = tuple(_SHAPES)
 ENCODERS = ("bert", "distilbert", "electra", "roberta")
