@@ -320,6 +320,19 @@ def test_the_summary_in_a_manifest_counts_near_ties_that_changed():
     assert PERPLEXED.summary().top1_agreement == 0.99
 
 
+def test_only_a_bound_that_was_set_is_one_that_the_data_misses():
+    missed = TaskMetric("accuracy", 3, 0.5, None, False, missed=("at least 0.9 (min_accuracy)",))
+    for data, said in (
+        (missed, "parity holds, but a bound on the given data does not"),
+        (TaskMetric("accuracy", 3, None, None, False), "parity mismatch"),
+    ):
+        report = msgspec.structs.replace(HOLDS, passed=False, data=data)
+        assert describe(report).splitlines()[-1] == said.upper()
+        lines = markdown.render(report, made_manifest()).splitlines()
+        assert lines[0].startswith(f"### ❌ {said.capitalize()}")
+        assert said.capitalize() in Page(html.render(report, made_manifest())).text
+
+
 def test_every_form_says_where_cases_are_not_judged():
     said = UNJUDGED.capitalize()
     for report, judged in ((PERPLEXED, False), (HOLDS, True)):

@@ -66,10 +66,16 @@ def verdict(report: ParityReport) -> str:
     wrong = any(not run.passed and not run.stopped for run in runs)
     if any(one.engine_failed for one in every):
         return "the engine fails" + (", and there is a parity mismatch" if wrong else "")
-    failed = [one for each in every for one in checks(each) if not one.passed]
-    if failed and all(one.kind == "data" for one in failed):
+    failed = [(each, one) for each in every for one in checks(each) if not one.passed]
+    if failed and all(one.kind == "data" and _misses_bounds(each) for each, one in failed):
         return "parity holds, but a bound on the given data does not"
     return "parity mismatch"
+
+
+def _misses_bounds(report: ParityReport) -> bool:
+    """Whether what is measured on the given data misses a bound; one that is not finite has none
+    to miss."""
+    return report.data is not None and bool(report.data.missed)
 
 
 def located_words(located: Located) -> list[str]:
