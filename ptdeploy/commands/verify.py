@@ -231,18 +231,28 @@ def _write_report(
 
 
 def _shrink(run: _Run, found: ParityReport, reference: Reference, folder: Path) -> Failing | None:
-    """The smallest failing input of the first prompt that fails."""
-    from ptdeploy.parity.shrink import write_failing
+    """The smallest failing input of the first prompt that fails and that data can be about."""
+    from ptdeploy.parity.shrink import remove_failing, write_failing
 
-    request = run.request
-    failing = next(one for one in found.each() if not one.passed)
-    if failing.prompt == run.names[0]:
-        return write_failing(
-            folder, run.engine, reference, failing, run.overrides, run.peft, request.graph
-        )
-    engine = run.engine.by_default(failing.prompt)
+    default = run.manifest.default_prompt
+    # --data is about a named prompt or the default one: beside that, never about the base alone.
+    failing = [
+        one
+        for one in found.each()
+        if not one.passed and one.prompt in (default, *run.manifest.prompts)
+    ]
+    if not failing:
+        remove_failing(folder)
+        return None
+    report = failing[0]
+    asked = ["--graph"] if run.request.graph else []
+    if report.prompt is not None and report.prompt != default:
+        asked += ["--prompt", report.prompt]
+    if report.prompt == run.names[0]:
+        return write_failing(folder, run.engine, reference, report, run.overrides, run.peft, asked)
+    engine = run.engine.by_default(report.prompt)
     reference = _reference_of(engine, run)
-    return write_failing(folder, engine, reference, failing, run.overrides, None, request.graph)
+    return write_failing(folder, engine, reference, report, run.overrides, None, asked)
 
 
 @contextmanager

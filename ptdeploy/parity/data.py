@@ -123,7 +123,7 @@ def task_metric(
     """
     if stopped is not None or not all(np.isfinite(one).all() for one in ours):
         return TaskMetric(engine.metric, len(rows), None, None, False, stopped)
-    evaluated = _Evaluated(engine.prompt.info.head, rows, ours, reference, overrides)
+    evaluated = _Evaluated(engine.manifest.prompt.head, rows, ours, reference, overrides)
     return _METRICS[engine.metric](evaluated)
 
 
@@ -215,8 +215,8 @@ def _row(line: _Line, engine: Engine) -> DataRow:
     if engine.takes_segments and any(encoding.type_ids):
         segments = np.asarray(encoding.type_ids, np.int64)
     labels, values = None, None
-    if line.label is not None and engine.prompt.info.head == "regression":
-        values = _numbers(line.label, len(engine.prompt.info.labels))
+    if line.label is not None and engine.manifest.prompt.head == "regression":
+        values = _numbers(line.label, len(engine.manifest.prompt.labels))
     elif line.label is not None:
         labels = _labels(line.label, engine, ids.size)
     logits = None if line.logits is None else _logits(line.logits, engine, ids.size)
@@ -227,8 +227,8 @@ def _labels(given: Any, engine: Engine, tokens: int) -> NDArray[np.int64] | None
     if problem := engine.label_problem(given, tokens):
         raise InputError(problem)
     values = given if isinstance(given, list) else [given]
-    several = engine.prompt.info.head == "sigmoid"
-    names = engine.prompt.info.labels
+    several = engine.manifest.prompt.head == "sigmoid"
+    names = engine.manifest.prompt.labels
     indices = []
     for value in values:
         if value is None:

@@ -147,7 +147,7 @@ def evaluate(engine: Engine, reference: Reference, allowed: Quantization) -> Qua
     min_agreement = allowed.min_agreement
     if not reference.evaluation:
         return None
-    task, head = engine.manifest.task, engine.prompt.info.head
+    task, head = engine.manifest.task, engine.manifest.prompt.head
     asked = [AskedRow(row.ids, "text", row.type_ids) for row in reference.evaluation]
     ours, stopped = [], None
     for row in asked:

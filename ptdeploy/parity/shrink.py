@@ -52,11 +52,11 @@ def write_failing(
     report: ParityReport,
     overrides: Overrides,
     peft: PeftSource | None,
-    graph: bool = False,
+    asked: Sequence[str] = (),
 ) -> Failing | None:
     """Shrink what fails and write it as `failing.jsonl`; None where no input can show it.
 
-    `graph` says that what was run is the graph that an engine was built from. The caller's own
+    `asked` are the options that verify needs to run the same engine and prompt. The caller's own
     bounds go into a file beside it, but those on a score, for which such an input has no labels.
     What only a score over much text shows (a task metric, quantized weights) has no such input.
     """
@@ -73,16 +73,12 @@ def write_failing(
     content = b"".join(msgspec.json.encode(line) + b"\n" for line in lines)
     path = write_whole(folder / FAILING_NAME, content, REPORT_FIX)
     command = ["ptdeploy", "verify", str(engine.bundle.path), "--data", str(path)]
-    head = engine.prompt.info.head
+    head = engine.manifest.prompt.head
     bounds = overrides.without_scores(engine.manifest.quantization is not None, head)
     if bounds:
         file = write_whole(folder / BOUNDS_NAME, json_document(bounds), REPORT_FIX)
         command += ["--thresholds", str(file)]
-    if graph:
-        command.append("--graph")
-    if len(engine.manifest.prompts) > 1:
-        command += ["--prompt", str(engine.manifest.default_prompt)]
-    return Failing(lengths, str(path), shlex.join(command))
+    return Failing(lengths, str(path), shlex.join([*command, *asked]))
 
 
 def remove_failing(folder: Path) -> None:

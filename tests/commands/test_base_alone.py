@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from support.damage import edit
+from support.damage import edit, shift_reference
 
 import ptdeploy
 from ptdeploy.cli.main import main
@@ -83,6 +84,54 @@ def test_with_another_default_it_is_still_verified_without_a_prompt(bundle, pack
     ptdeploy.prompt_default(bundle, "legal")
     report = ptdeploy.verify(bundle)
     assert [(one.prompt, one.passed) for one in report.each()] == [("legal", True), (None, True)]
+
+
+def test_the_failing_input_is_run_with_the_prompt_that_it_is_of(bundle, packed, tmp_path, capsys):
+    """Data is about the default prompt, or here the base alone, unless a name is told."""
+    ptdeploy.prompt_add(bundle, packed("qwen2", "CAUSAL_LM").path, name="legal")
+    for name, told in (("legal", ["--prompt", "legal"]), (None, [])):
+        wrong = Path(shutil.copytree(bundle, tmp_path / f"without {name}"))
+        shift_reference(wrong, name)
+        failing = ptdeploy.verify(wrong, report=tmp_path / "report").failing
+        assert failing is not None
+        command = shlex.split(failing.command)
+        assert command == ["ptdeploy", "verify", str(wrong), "--data", failing.file, *told]
+        assert main([*command[1:], "-q"]) == 1
+    capsys.readouterr()
+
+
+def test_its_weights_may_be_quantized(compiled, tmp_path):
+    base = str(compiled("qwen2", "CAUSAL_LM").trained.base)
+    told = {"base": base, "task": "CAUSAL_LM", "target": "ort", "precision": "int8"}
+    # Random weights have no clear answers.
+    kept = ptdeploy.QuantizationOptions(min_agreement=0.8)
+    quantized = ptdeploy.compile(**told, quantization=kept, output=tmp_path / "bundle")
+    report = ptdeploy.verify(quantized.path)
+    assert report.passed
+    assert report.quality is not None
+
+
+def test_its_answers_to_data_are_measured_without_a_prompt(alone, tmp_path):
+    engine = ptdeploy.load(alone)
+    row = {"ids": ROW, "logits": engine.logits([ROW])[0].tolist()}
+    (tmp_path / "data.jsonl").write_text(json.dumps(row))
+    report = ptdeploy.verify(alone, data=tmp_path / "data.jsonl")
+    assert report.passed
+    assert report.data is not None
+    assert (report.data.name, report.data.rows) == ("perplexity", 1)
+    (tmp_path / "data.jsonl").write_text(json.dumps({**row, "label": 1}))
+    with pytest.raises(InputError, match="a causal model has no classes"):
+        ptdeploy.verify(alone, data=tmp_path / "data.jsonl")
+
+
+def test_beside_a_default_prompt_no_data_is_about_the_base_alone(bundle, packed, tmp_path):
+    ptdeploy.prompt_add(bundle, packed("qwen2", "CAUSAL_LM").path, name="legal")
+    ptdeploy.prompt_default(bundle, "legal")
+    shift_reference(bundle, None)
+    report = ptdeploy.verify(bundle, report=tmp_path / "report")
+    assert [(one.prompt, one.passed) for one in report.each()] == [("legal", True), (None, False)]
+    assert report.failing is None
+    assert not (tmp_path / "report" / "failing.jsonl").exists()
 
 
 def test_the_last_prompt_may_go(bundle, packed, alone):

@@ -111,8 +111,9 @@ def with_layers(bundle: Path, place: Path, name: str, layers: int) -> None:
     edit(place, lambda m: m["prompts"][name].update(prefix_kv=kv.shape, sha256=digest))
 
 
-def shift_reference(bundle: Path, prompt: str) -> None:
-    """Let the stored logits of a prompt be others by 1, which no engine gives."""
+def shift_reference(bundle: Path, prompt: str | None) -> None:
+    """Let the stored logits of a prompt be others by 1, which no engine gives; None is of the base
+    model alone."""
     name = f"{prompt_folder(prompt)}/reference.safetensors"
     with safe_open(bundle / name, "np") as opened:
         told = opened.metadata()
