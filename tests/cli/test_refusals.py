@@ -217,8 +217,13 @@ def test_nothing_at_the_path(trained, refuse, tmp_path):
 
 
 def test_a_trainers_output_folder_instead_of_a_checkpoint(adapter, trained, refuse, tmp_path):
-    shutil.copytree(adapter, tmp_path / "run" / "checkpoint-20")
-    assert "checkpoint-20" in refuse(tmp_path / "run", trained.base)
+    for step in (500, 1000, 1500):
+        shutil.copytree(adapter, tmp_path / "run" / f"checkpoint-{step}")
+    (tmp_path / "run" / "checkpoint-best").mkdir()
+    message = refuse(tmp_path / "run", trained.base)
+    assert "4 below it" in message
+    assert "for instance" in message
+    assert "checkpoint-1500." in message
 
 
 def test_several_adapters_need_a_name(adapter, trained, refuse):

@@ -362,6 +362,17 @@ def test_shards_of_several_processes_are_to_be_joined_first(tmp_path, name, way_
     assert str(place) in shlex.split(refused.value.fix)
 
 
+@pytest.mark.parametrize("before", ["", "model."])
+def test_p_tuning_as_its_authors_name_it_is_refused_with_the_way_out(tmp_path, before):
+    lstm = torch.nn.LSTM(8, 4, num_layers=2, bidirectional=True).state_dict()
+    state = {f"{before}prompt_encoder.lstm_head.{name}": tensor for name, tensor in lstm.items()}
+    state[f"{before}prompt_encoder.embedding.weight"] = torch.ones(5, 8)
+    torch.save(state, tmp_path / "model.pt")
+    with pytest.raises(CheckpointError, match="as P-Tuning's authors name it") as refused:
+        read_checkpoint(tmp_path / "model.pt", task=Task.CAUSAL_LM)
+    assert "numpy.save" in refused.value.fix
+
+
 LORA = "bert.encoder.layer.0.output.dense.lora_"
 PREFIX = {"prefix_encoder.embedding.weight": torch.ones(5, 128)}
 TABLE = {"prompt_encoder.default.embedding.weight": torch.ones(5, 32)}

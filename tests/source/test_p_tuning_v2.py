@@ -201,6 +201,15 @@ def test_a_bad_checkpoint_is_refused(tmp_path, damage, problem):
     assert problem in refused.value.problem
 
 
+def test_virtual_tokens_under_the_encoders_name_are_named_as_such(tmp_path):
+    folder, _, _ = trained(tmp_path, "bert", "SEQ_CLS", False)
+    state = torch.load(folder / "pytorch_model.bin", weights_only=True)
+    del state["prefix_encoder.embedding.weight"]
+    torch.save({**state, "prefix_encoder.weight": torch.ones(5, 32)}, folder / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="virtual tokens that the authors' --prompt trains"):
+        read_checkpoint(folder, task=Task.SEQ_CLS)
+
+
 def test_a_task_is_asked_for(tmp_path):
     folder, _, _ = trained(tmp_path, "bert", "SEQ_CLS", True)
     with pytest.raises(CheckpointError, match="says no task"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -77,11 +78,10 @@ def read_checkpoint(
         if reader.matches(path):
             checkpoint = reader.read(path, adapter, task, task_id)
             return replace(checkpoint, labels=read_labels(labels)) if labels else checkpoint
-    inner = sorted(p.name for p in path.glob("checkpoint-*")) if path.is_dir() else []
-    if inner:
+    if inner := list(path.glob("checkpoint-*")) if path.is_dir() else []:
         raise CheckpointError(
             f"{path}: holds no checkpoint itself, but {len(inner)} below it.",
-            f"Pass one of them, for instance {path / inner[-1]}.",
+            f"Pass one of them, for instance {max(inner, key=_step)}.",
         )
     if path.is_dir() and (path / CONFIG_NAME).is_file():
         raise CheckpointError(
@@ -102,6 +102,12 @@ def read_any_task(
         return read_checkpoint(path, adapter, task, task_id=task_id)
     except NoTaskChosen:
         return read_checkpoint(path, adapter, task, task_id=0)
+
+
+def _step(checkpoint: Path) -> tuple[int, str]:
+    """What orders a Trainer's checkpoints: the step that each is named after."""
+    step = checkpoint.name.removeprefix("checkpoint-")
+    return int(step) if re.fullmatch("[0-9]{1,18}", step) else -1, checkpoint.name
 
 
 def _quoted(path: Path) -> str:

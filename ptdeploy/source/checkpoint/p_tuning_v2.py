@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     import torch
 
 _TABLE = "prefix_encoder.embedding.weight"
+# The same attribute where their switch --prompt, not --prefix, chose the model.
+_PROMPT = "prefix_encoder.weight"
 # The projection above the table, where there is one.
 _LAYERS = tuple(f"prefix_encoder.trans.{i}.{part}" for i in (0, 2) for part in ("weight", "bias"))
 _ROBERTA_HEAD = {
@@ -74,6 +76,12 @@ def read(
     assert file is not None, "matches says so"
     tensors = read_tensors(file)
     refuse_several(file, tensors)
+    if _PROMPT in tensors and _TABLE not in tensors:
+        raise CheckpointError(
+            f"{file}: holds {_PROMPT}: virtual tokens that the authors' --prompt trains, before a "
+            "text that their model embeds twice. No model of transformers does.",
+            "Train with their --prefix, or virtual tokens with PEFT's PromptTuningConfig.",
+        )
     if task is None:
         raise CheckpointError(
             f"{file}: a P-Tuning v2 state dict says no task.",

@@ -33,6 +33,8 @@ FILE_NAMES = (
     "pytorch_model.bin.index.json",
 )
 _SAVED = re.compile(r"(.+)\.modules_to_save\.([^.]+)\.(.+)")
+# THUDM/P-tuning, LAMA/p_tuning/prompt_encoder.py.
+_AUTHORS = re.compile(r"(^|\.)prompt_encoder\.(embedding|lstm_head|mlp_head)\.")
 
 
 def matches(path: Path) -> bool:
@@ -118,6 +120,15 @@ def _no_prompt_encoder(file: Path, stored: dict[str, torch.Tensor]) -> Checkpoin
         return CheckpointError(
             f"{file}: holds an adapter, not a full state dict.",
             f"Name it {WEIGHT_NAMES[0]}, put its {CONFIG_NAME} beside it, and pass the folder.",
+        )
+    if authors := next((name for name in sorted(stored) if _AUTHORS.search(name)), None):
+        return CheckpointError(
+            f"{file}: holds {authors}, as P-Tuning's authors name it; PEFT's names have an "
+            "adapter's name behind 'prompt_encoder'.",
+            "If all its virtual tokens stand before the text, as with their GPT models and the "
+            "template (N, 0, 0), save them: numpy.save(PATH, "
+            "prompt_encoder().detach().float().cpu().numpy()). Pass that .npy file with --task and "
+            "--base. Virtual tokens between words are not supported.",
         )
     return CheckpointError(
         f"{file}: has no 'prompt_encoder.*' tensors: it is no state dict of a model with a prompt. "
