@@ -63,6 +63,10 @@ class Backend(Protocol):
         """Why it cannot run on `device` here and how to change that, or None if it can."""
         ...
 
+    def no_cpp(self, bundle: Bundle) -> tuple[str, str] | None:
+        """Why the C++ library does not run a bundle's engine and how to change that, or None."""
+        ...
+
     def load(self, bundle: Bundle, device: str, threads: int | None, map_weights: bool) -> Session:
         """Open a bundle's engine. Raises TargetUnavailable, never falls back to another device.
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ptdeploy.backends import BACKENDS, get_backend
 from ptdeploy.bundle import Manifest, read_bundle
-from ptdeploy.errors import OutputError
+from ptdeploy.errors import OutputError, TargetUnavailable
 from ptdeploy.text_files import library_path
 
 _HERE = Path(__file__).parent
@@ -53,10 +53,15 @@ def new_project(folder: Path, bundle: Path) -> tuple[Manifest, list[str]]:
     """Write a project that opens `bundle` into `folder`; gives its manifest and the files' names.
 
     Raises BundleError if the bundle is damaged, OutputError unless `folder` is new or empty,
-    InputError if the bundle's name is not UTF-8.
+    InputError if the bundle's name is not UTF-8, TargetUnavailable if the C++ library does not run
+    its engine.
     """
     place = library_path(bundle.absolute(), "the project's sources name it in UTF-8")
-    manifest = read_bundle(bundle).manifest
+    opened = read_bundle(bundle)
+    manifest = opened.manifest
+    refused = get_backend(manifest.target).no_cpp(opened) if manifest.target in BACKENDS else None
+    if refused:
+        raise TargetUnavailable(*refused)
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise OutputError(f"{folder}: is not a folder.")
     if folder.is_dir() and any(folder.iterdir()):

@@ -261,6 +261,7 @@ def serve(thread: Path, bundle: Path, threads: int, suppressions: Path | None) -
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert len(done.stdout.splitlines()) == 30
+    assert "error: " not in done.stdout
 
 
 @pytest.mark.parametrize("kind", ["encoder classifier", "fused", "plain", "fused, not frozen"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import shlex
 import subprocess
 from dataclasses import replace
@@ -49,6 +50,32 @@ def configured(folder: Path, **variables: str) -> list[dict[str, str]]:
     )
     commands: list[dict[str, str]] = json.loads((folder / "compile_commands.json").read_text())
     return commands
+
+
+def test_headers_and_library_are_of_one_folder(tmp_path):
+    """A library by its version's name, as packages without a `dev` part have it, is taken too."""
+    root, other, cuda = tmp_path / "root", tmp_path / "other", tmp_path / "cuda"
+    for file in (
+        *(root / "include" / "NvInferRuntime.h", root / "lib" / "libnvinfer.so.11"),
+        *(cuda / "include" / "cuda_runtime_api.h", cuda / "lib" / "libcudart.so"),
+        other / "libnvinfer.so",
+    ):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    (root / "include" / "NvInferVersion.h").write_text("#define NV_TENSORRT_MAJOR 11\n")
+    (tmp_path / "CMakeLists.txt").write_text(
+        "cmake_minimum_required(VERSION 3.16)\nproject(found NONE)\n"
+        "set(CMAKE_FIND_LIBRARY_PREFIXES lib)\nset(CMAKE_FIND_LIBRARY_SUFFIXES .so)\n"
+        f'include("{LIBRARY}/cmake/tensorrt.cmake")\nmessage("found ${{TENSORRT_LIBRARY}}")\n'
+    )
+    said = native.checked(
+        [
+            *(tool("cmake"), "-S", str(tmp_path), "-B", str(tmp_path / "build")),
+            *(f"-DTENSORRT_ROOT={root}", f"-DCUDA_ROOT={cuda}"),
+        ],
+        env={**os.environ, "LIB": str(other)},
+    )
+    assert f"found {root / 'lib' / 'libnvinfer.so.11'}\n" in said
 
 
 @pytest.mark.parametrize("flavor", native.TENSORRT)

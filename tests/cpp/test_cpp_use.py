@@ -328,6 +328,14 @@ def test_a_new_project_says_how_it_is_called(project):
 
 
 @pytest.mark.parametrize(
+    "words", [["--prompt"], ["--prompt", "Once upon"], ["--prompt", "default", "--prompt"]]
+)
+def test_a_new_project_wants_a_row_behind_the_prompts_name(project, words):
+    program = project / "build" / "my_app"
+    assert output(program, *words, code=2) == output(program, "--help")
+
+
+@pytest.mark.parametrize(
     ("given", "part"), [("Once upon a time",) * 2, ("5,5x", "5x"), ("5,,6", "")]
 )
 def test_a_new_project_says_what_is_no_token_id(project, given, part):
@@ -398,6 +406,16 @@ def test_a_new_project_never_writes_over_anything(bundles, compiled, tmp_path, c
     assert main(["cpp-new", str(tmp_path / "empty"), bundle, "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert sorted(facts["files"]) == sorted(os.listdir(tmp_path / "empty"))
+
+
+def test_no_project_is_written_for_a_bundle_that_cpp_does_not_run(compiled, tmp_path, capsys):
+    bundle = Path(shutil.copytree(compiled("bert", "SEQ_CLS").bundle, tmp_path / "bundle"))
+    edit(bundle, lambda manifest: manifest.update(device="cuda"))
+    assert main(["cpp-new", str(tmp_path / "app"), str(bundle)]) == 3
+    said = capsys.readouterr().err
+    assert "The C++ library runs bundles on cpu, not on 'cuda'." in said
+    assert "Compile for --device cpu." in said
+    assert not (tmp_path / "app").exists()
 
 
 def test_the_words_that_build_a_new_project_are_for_a_shell(compiled, tmp_path, capsys):

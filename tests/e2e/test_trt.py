@@ -309,6 +309,24 @@ def test_a_project_for_a_tensorrt_bundle_is_told_how_to_build(kept, tmp_path, ca
     assert "-DPTDEPLOY_TENSORRT=ON" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("option", "why"),
+    [("strip_weights", "cannot give it any"), ("version_compatible", "runs on the host")],
+)
+def test_no_project_is_written_for_an_engine_that_cpp_does_not_load(
+    kept, tmp_path, option, why, capsys
+):
+    place = Path(shutil.copytree(kept, tmp_path / "bundle"))
+    info = read_info(place / "engine.json")
+    write_info(msgspec.structs.replace(info, **{option: True}), place)
+    hash_again(place)
+    assert main(["cpp-new", str(tmp_path / "app"), str(place)]) == 3
+    said = capsys.readouterr().err
+    assert why in said
+    assert f"Compile without --{option.replace('_', '-')}" in said
+    assert not (tmp_path / "app").exists()
+
+
 def test_rebuild_needs_neither_torch_nor_the_checkpoint(kept, tmp_path):
     program = (
         "import sys\n"

@@ -34,6 +34,9 @@ class OpenVinoBackend:
 
         return unavailable(device)
 
+    def no_cpp(self, bundle: Bundle) -> None:
+        """It runs them all."""
+
     def load(
         self,
         bundle: Bundle,

@@ -35,6 +35,14 @@ class OrtBackend:
 
         return unavailable(device)
 
+    def no_cpp(self, bundle: Bundle) -> tuple[str, str] | None:
+        """It runs graphs on a CPU only."""
+        device = bundle.manifest.device
+        if device == "cpu":
+            return None
+        problem = f"The C++ library runs bundles on cpu, not on {device!r}."
+        return problem, "Compile for --device cpu."
+
     def load(
         self,
         bundle: Bundle,

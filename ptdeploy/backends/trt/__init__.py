@@ -67,6 +67,23 @@ class TrtBackend:
         session = self._open(bundle, device, threads, False, ProfiledSession)
         yield Profiled(session, session.runs, session.NOTES)
 
+    def no_cpp(self, bundle: Bundle) -> tuple[str, str] | None:
+        """It runs no engine without weights, and none that brings code of its own."""
+        info = engine_info(bundle)
+        if info.version_compatible:
+            return (
+                f"{bundle.path}: a version compatible engine holds code that runs on the host, "
+                "which the C++ library does not load.",
+                "Compile without --version-compatible, or run the bundle in Python.",
+            )
+        if info.strip_weights:
+            return (
+                f"{bundle.path}: its engine has no weights, and the C++ library cannot give it "
+                "any.",
+                "Compile without --strip-weights, or run the bundle in Python.",
+            )
+        return None
+
     def held_as(self, bundle: Bundle) -> str:
         return bundle.manifest.precision
 

@@ -15,7 +15,8 @@ if(TENSORRT_INCLUDE_DIR)
     set(ptdeploy_nvinfer tensorrt_rtx libtensorrt_rtx.so.1)
   endif()
 endif()
-find_library(TENSORRT_LIBRARY NAMES ${ptdeploy_nvinfer}
+# Of any of these names the one in TENSORRT_ROOT, not another version's in the system.
+find_library(TENSORRT_LIBRARY NAMES ${ptdeploy_nvinfer} NAMES_PER_DIR
              HINTS "${TENSORRT_ROOT}" PATH_SUFFIXES lib lib64)
 if(NOT TENSORRT_INCLUDE_DIR OR NOT TENSORRT_LIBRARY)
   message(FATAL_ERROR

@@ -3,8 +3,8 @@
 
 #include <cstdio>
 
+#include "../template/arguments.hpp"
 #include "classes.hpp"
-#include "options.hpp"
 #include "text.hpp"
 
 namespace {

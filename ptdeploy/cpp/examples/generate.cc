@@ -5,7 +5,7 @@
 #include <cstdio>
 #include <cstdlib>
 
-#include "options.hpp"
+#include "../template/arguments.hpp"
 #include "text.hpp"
 
 int main(int argc, char** argv) {

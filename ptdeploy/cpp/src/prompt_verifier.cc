@@ -220,7 +220,7 @@ std::vector<std::string> PromptVerifier::notes(const std::optional<ParityQuality
     for (std::string& note : quality_notes(*quality)) out.push_back(std::move(note));
   if (texts > 0)
     out.push_back("the tokenizer was not compared (" + std::to_string(texts) +
-                  " texts): the C++ library has none. Python's ptdeploy verify compares it.");
+                  " texts): only Python's ptdeploy verify compares it.");
   return out;
 }
 

@@ -12,10 +12,12 @@
 
 #include "ptdeploy/ptdeploy.hpp"
 
-// Where nothing was given, or --help: says what to give, and the exit code.
+// Where no row is left, or --help: says what to give, and the exit code. To be asked once the prompt is
+// taken.
 inline std::optional<int> usage(int argc, char** argv) {
   const bool asked = argc == 2 && std::strcmp(argv[1], "--help") == 0;
-  if (argc > 1 && !asked) return std::nullopt;
+  const bool rows = argc > 1 && std::strcmp(argv[1], "--prompt") != 0;
+  if (rows && !asked) return std::nullopt;
   std::ostream& out = asked ? std::cout : std::cerr;
   out << "usage: " << argv[0] << " [--prompt NAME] ROW...\n"
       << "A row is a text where the bundle was compiled with --cpp-tokenizer, else token ids: 5,6,7\n";

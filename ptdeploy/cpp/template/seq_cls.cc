@@ -39,9 +39,9 @@ void print(const ptdeploy::Logits& row, const ptdeploy::PromptInfo& prompt) {
 int main(int argc, char** argv) try {
   // Before ONNX Runtime starts: it reports its use otherwise. Set it yourself to choose.
   setenv("ORT_DISABLE_TELEMETRY", "1", 0);
+  const ptdeploy::Prompt prompt = take_prompt(argc, argv);
   if (const auto code = usage(argc, argv)) return *code;
   const auto engine = ptdeploy::Engine::open(@BUNDLE@);
-  const ptdeploy::Prompt prompt = take_prompt(argc, argv);
   std::vector<ptdeploy::Ids> rows;
   for (int i = 1; i < argc; ++i) rows.push_back(ids_of(engine, argv[i]));
   const ptdeploy::PromptInfo asked = engine.prompt(prompt);

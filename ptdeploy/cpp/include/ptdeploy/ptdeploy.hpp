@@ -280,7 +280,7 @@ struct ParityReport {
   std::vector<ParityCase> cases;
   std::vector<ParityGreedy> greedy;
   std::optional<ParityQuality> quality;
-  std::size_t texts_not_compared = 0;  // for the tokenizer, which this library does not have
+  std::size_t texts_not_compared = 0;  // for the tokenizer; Python's `ptdeploy verify` compares them
   std::vector<std::string> failures, notes;
   // How many of `failures` are the prompt's own, which come first; the first of those, so many, say why
   // the engine failed.
