@@ -1,4 +1,4 @@
-"""Every architecture and task in the README's support table, against PEFT, row by row."""
+"""Encoders and the commonest decoders, in each task, against PEFT, row by row."""
 
 from __future__ import annotations
 
