@@ -38,7 +38,9 @@ def ptdeploy_bundle(pytestconfig: pytest.Config) -> Path:
     if given:
         path = Path(given)
     elif ini := pytestconfig.getini(INI):
-        path = pytestconfig.rootpath / ini
+        # As pytest does with paths: --rootdir may be elsewhere, and -o needs no file.
+        file = pytestconfig.inipath
+        path = (file.parent if file else pytestconfig.invocation_params.dir) / ini
     else:
         pytest.skip(f"no bundle was given: pytest {OPTION} DIR, or {VARIABLE}=DIR")
     from ptdeploy.bundle import is_bundle

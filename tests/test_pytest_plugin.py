@@ -43,6 +43,12 @@ def test_the_bundle_comes_from_option_environment_or_ini(compiled, tmp_path):
     (tmp_path / "bundle").symlink_to(bundle)
     (tmp_path / "pytest.ini").write_text("[pytest]\nptdeploy_bundle = bundle\n")
     assert run_pytest(tmp_path)[0] == 0
+    tests = tmp_path / "tests"
+    tests.mkdir()
+    assert run_pytest(tests)[0] == 0
+    assert run_pytest(tests, "--rootdir", str(tests), "-c", str(tmp_path / "pytest.ini"))[0] == 0
+    (tmp_path / "pytest.ini").unlink()
+    assert run_pytest(tests, "-o", "ptdeploy_bundle=../bundle")[0] == 0
 
 
 def test_without_a_bundle_the_test_is_skipped_with_a_reason(tmp_path):
