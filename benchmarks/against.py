@@ -138,6 +138,8 @@ def main() -> None:
     if arguments.answer:
         answer(arguments.answer)
         return
+    if arguments.other is None:
+        parser.error("name the folder of the other checkout")
     sys.path.insert(0, str(HERE))
     other = Path(arguments.other).resolve()
     cells = []
@@ -153,6 +155,8 @@ def main() -> None:
                 f"({low:.3f} to {high:.3f}), of the best {cell['ratio_of_best']:.3f}",
                 flush=True,
             )
+    if not cells:
+        parser.error(f"no model is named {' or '.join(arguments.only)}")
     if not arguments.no_save:
         commit = subprocess.run(
             ["git", "rev-parse", "--short", "HEAD"], cwd=other, capture_output=True, text=True

@@ -158,6 +158,8 @@ def main() -> None:
     parser.add_argument("--model", choices=("qwen2", "storyteller"), default="qwen2")
     parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()
+    if "ONNXRUNTIME_ROOT" not in os.environ:
+        parser.error("ONNXRUNTIME_ROOT is not set: docs/cpp.md says to what")
     model, sides = decoder.subject(arguments.model), commands()
     ids = ",".join(map(str, model.ids))
     results: dict[str, Any] = {

@@ -121,6 +121,7 @@ def main() -> None:
     sys.path.insert(0, str(TOPICS))
     from data import find_base_model
 
+    load = os.getloadavg()
     cells = measure(contenders(other), find_base_model(), arguments.rounds)
     if arguments.no_save:
         return
@@ -128,7 +129,7 @@ def main() -> None:
         ["git", "rev-parse", "--short", "HEAD"], cwd=other, capture_output=True, text=True
     ).stdout.strip()
     spin = os.environ.get("PTDEPLOY_SPIN", "")
-    run = {"before": commit, "threads": arguments.threads, "spin": spin, "load": os.getloadavg()}
+    run = {"before": commit, "threads": arguments.threads, "spin": spin, "load": load}
     runs = json.loads(RESULTS.read_text()) if RESULTS.is_file() else []
     others = [one for one in runs if (one["threads"], one["spin"]) != (arguments.threads, spin)]
     RESULTS.write_text(json.dumps([*others, {**run, "cells": cells}], indent=1) + "\n")

@@ -147,6 +147,8 @@ def main() -> None:
                 f"{cell['times_as_fast']:.2f} ({low:.2f} to {high:.2f})",
                 flush=True,
             )
+    if not cells:
+        parser.error(f"no model is named {' or '.join(arguments.only)}")
     if not arguments.no_save:
         RESULTS.write_text(json.dumps({"cells": cells}, indent=1) + "\n")
 

@@ -1,7 +1,8 @@
 """What compiling for TensorRT-RTX without a GPU gives and costs, on the two real models.
 
 For each model and precision: parity of the graph the parser got (run by ONNX Runtime), the plan's
-size, the time of the builder alone, and that of a cache hit; and which operators compute in what.
+size, how long a rebuild takes whose plan is built, and one whose plan comes from the cache; and how
+many operators compute in what.
 
     python benchmarks/trt_build.py [--precisions fp32,fp16,...] [--out benchmarks/results/FILE.json]
 """
