@@ -128,5 +128,8 @@ def test_graphs_are_kept_while_our_code_is_the_same_and_dropped_when_unused(tmp_
     assert len(made) == 2
     for folder in kept.iterdir():
         os.utime(folder, (0, 0))
+    # Listed, and gone when it is looked at, as where another test process drops it.
+    (kept / "gone").symlink_to("nowhere")
     ask()
+    (kept / "gone").unlink()
     assert [one.name for one in kept.iterdir()] == [made[1].parent.name]

@@ -85,6 +85,8 @@ def main() -> int:
     parser.add_argument("--only", default="", help="faults whose name or model has this word")
     only = parser.parse_args().only
     chosen = [fault for fault in FAULTS if only in fault.name or only in fault.model]
+    if not chosen:
+        parser.error(f"no fault has {only!r} in its name or its model's")
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

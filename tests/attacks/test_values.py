@@ -52,6 +52,7 @@ def test_no_door_is_left_out(every_door):
 def test_a_bad_value_is_answered_or_refused(every_door, function, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # a value may be the path of a report
     asked = [door for door in every_door if door.name.startswith(function)]
+    assert asked
     found = {
         (door.name, name): outcome(door, value())
         for door in asked

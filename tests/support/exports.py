@@ -9,6 +9,7 @@ Graphs are kept from session to session, until what makes them changes: our code
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import hashlib
@@ -63,8 +64,10 @@ def kept_exports(folder: Path) -> Shared:
     mine.mkdir(parents=True, exist_ok=True)
     os.utime(mine)
     for other in folder.iterdir():
-        if other.stat().st_mtime < time.time() - _A_DAY:
-            shutil.rmtree(other, ignore_errors=True)
+        # Another test process may drop it first.
+        with contextlib.suppress(FileNotFoundError):
+            if other.stat().st_mtime < time.time() - _A_DAY:
+                shutil.rmtree(other, ignore_errors=True)
     return Shared(mine)
 
 

@@ -54,13 +54,21 @@ def test_an_engines_description_is_read_back(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content",
-    [b"", b"{}", b"\xff", b"[" * 9999, b'{"flavor": "cuda"}', b" " * (5 << 20)],
+    ("content", "reason"),
+    [
+        (b"", "Input data was truncated"),
+        (b"{}", "missing required field `flavor`"),
+        (b'{"flavor": "\xff"}', "'utf-8' codec can't decode"),
+        (b"[" * 9999, "Expected `object`, got `array`"),
+        (b'{"flavor": "cuda"}', "Invalid enum value 'cuda'"),
+        # All that is wrong with it is its size.
+        (msgspec.json.encode(INFO) + b" " * (4 << 20), "larger than 4194304 bytes"),
+    ],
     ids=["empty", "no fields", "not UTF-8", "deep", "another flavor", "huge"],
 )
-def test_a_damaged_description_is_refused(tmp_path, content):
+def test_a_damaged_description_is_refused(tmp_path, content, reason):
     (tmp_path / "engine.json").write_bytes(content)
-    with pytest.raises(BundleError, match="engine"):
+    with pytest.raises(BundleError, match=reason):
         read_info(tmp_path / "engine.json")
 
 
