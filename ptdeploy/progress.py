@@ -6,7 +6,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TextIO, TypeVar
 
@@ -42,13 +42,15 @@ class Progress:
     def __init__(self, quiet: bool = False, stream: TextIO | None = None) -> None:
         self._quiet = quiet
         self._stream = stream
+        self._line = ""
 
     @contextmanager
     def stage(self, title: str) -> Iterator[None]:
         """One stage, from its title to how long it took. Raises OutOfMemory in its name."""
         start = time.perf_counter()
         LOGGER.info("%s", printable(title))
-        self._say(f"  {printable(title)} ...", end="")
+        self._line = f"  {printable(title)} ..."
+        self._say(self._line, end="")
         try:
             yield
         except BaseException as error:
@@ -98,6 +100,19 @@ class Progress:
             yield item
         if said:
             self._say(f"\r  {total} of {total} {what}")
+
+    def within(self, items: Sequence[_T], what: str) -> Iterator[_T]:
+        """`items`, one after another, within a long stage: whoever waits at a terminal is told
+        behind its title every two seconds how many are done.
+        """
+        watched, last, said = self._is_watched(), time.monotonic(), False
+        for number, item in enumerate(items):
+            if watched and time.monotonic() - last >= PATIENCE:
+                last, said = time.monotonic(), True
+                self._say(f"\r{self._line} {number} of {len(items)} {what}", end="")
+            yield item
+        if said:
+            self._say(f"\r{self._line} {len(items)} of {len(items)} {what}", end="")
 
     def _is_watched(self) -> bool:
         """Whether somebody reads it while it is written."""

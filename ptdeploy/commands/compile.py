@@ -13,7 +13,7 @@ from ptdeploy.commands.stages import build, freeze, optimise, read, refer, trace
 from ptdeploy.progress import Progress
 
 
-@checked(request=instance(CompileRequest), progress=having("stage", "note"))
+@checked(request=instance(CompileRequest), progress=having("stage", "note", "within"))
 def compile_checkpoint(request: CompileRequest, progress: Progress) -> Bundle:
     """See ptdeploy.compile."""
     plan = make_plan(request)

@@ -55,7 +55,7 @@ _OTHER_KIND = (
 )
 
 
-@checked(request=instance(OverRequest), progress=having("stage", "note"))
+@checked(request=instance(OverRequest), progress=having("stage", "note", "within"))
 def compile_over(request: OverRequest, progress: Progress) -> Pack:
     """See ptdeploy.compile_prompt."""
     check_golden(request.golden)

@@ -46,7 +46,7 @@ from ptdeploy.runtime.prompt_store import PromptPlace
 from ptdeploy.runtime.prompts import check_prefix
 
 
-@checked(request=instance(PromptAddRequest), progress=having("stage", "note"))
+@checked(request=instance(PromptAddRequest), progress=having("stage", "note", "within"))
 def add_prompt(request: PromptAddRequest, progress: Progress) -> Bundle:
     """See ptdeploy.prompt_add."""
     check_golden(request.golden)

@@ -297,7 +297,9 @@ def _computed_rows(
         rows = compared_rows(bounds, reference_texts(chosen.tokenizer, bounds), golden)
         held_as = get_backend(draft.manifest.target).held_as(bundle)
         asked = comparison(rows, bundle.manifest, held_as)
-        computed = compute_reference(checkpoint, source.base, bounds, asked, evaluation)
+        computed = compute_reference(
+            checkpoint, source.base, bounds, asked, evaluation, progress=progress
+        )
         reference = with_texts(computed, chosen, checkpoint.task)
         stored = reference.first(golden, bounds.max_batch)
         saved = save_reference(stored, prompt_place(draft.folder, name))

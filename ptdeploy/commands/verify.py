@@ -50,7 +50,7 @@ _STORED_TEXTS = (
 _MOST_PROMPTS = 16
 
 
-@checked(request=instance(VerifyRequest), progress=having("stage", "note"))
+@checked(request=instance(VerifyRequest), progress=having("stage", "note", "within"))
 def verify_bundle(request: VerifyRequest, progress: Progress) -> ParityReport:
     """See ptdeploy.verify."""
     _refuse(request)
@@ -184,7 +184,7 @@ def _compare_first(run: _Run, progress: Progress) -> tuple[ParityReport, Referen
         if engine.tokenizer and run.chosen is None:
             notes.append(_STORED_TEXTS)
         with progress.stage(reference_stage(run.peft.checkpoint.of_peft)):
-            reference = computed_reference(run.peft, run.chosen, engine, run.given)
+            reference = computed_reference(run.peft, run.chosen, engine, run.given, progress)
     left_out = set(run.manifest.prompts) - set(run.names)
     if left_out:
         notes.append(f"other prompts were not compared: {in_words(left_out)}.")

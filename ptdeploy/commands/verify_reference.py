@@ -13,6 +13,7 @@ from ptdeploy.parity.cases import AskedRow
 from ptdeploy.parity.data import DataRow
 from ptdeploy.parity.reference import Reference, ReferenceRow
 from ptdeploy.parity.reference.store import load_reference
+from ptdeploy.progress import Progress
 from ptdeploy.runtime import Engine
 
 if TYPE_CHECKING:
@@ -105,7 +106,11 @@ def tokenizer_to_compare(
 
 
 def computed_reference(
-    peft: PeftSource, chosen: ChosenTokenizer | None, engine: Engine, given: Sequence[DataRow]
+    peft: PeftSource,
+    chosen: ChosenTokenizer | None,
+    engine: Engine,
+    given: Sequence[DataRow],
+    progress: Progress,
 ) -> Reference:
     """PEFT's logits on PyTorch, for the usual rows and the given data's, with texts' token ids."""
     from ptdeploy.backends import get_backend
@@ -120,7 +125,7 @@ def computed_reference(
     evaluation = _evaluation(engine.bundle, given) if manifest.quantization else None
     asked = comparison(rows, manifest, get_backend(manifest.target).held_as(engine.bundle))
     computed = compute_reference(
-        peft.checkpoint, peft.base, engine.limits, asked, evaluation, peft.model
+        peft.checkpoint, peft.base, engine.limits, asked, evaluation, peft.model, progress
     )
     if chosen is not None:
         return with_texts(computed, chosen, manifest.task)

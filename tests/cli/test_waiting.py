@@ -75,6 +75,26 @@ def test_answers_are_counted_while_they_go_elsewhere(impatient, monkeypatch):
     assert seen.getvalue() == ""
 
 
+def test_a_long_stage_says_how_far_it_is_to_whoever_waits(impatient):
+    terminal, nobody = Terminal(), io.StringIO()
+    for stream in (terminal, nobody):
+        progress = Progress(stream=stream)
+        with progress.stage("run PEFT"):
+            assert list(progress.within("ab", "rows")) == ["a", "b"]
+    said = ["  run PEFT ...", *(f"  run PEFT ... {n} of 2 rows" for n in (0, 1, 2))]
+    assert re.sub(r" \d+\.\d s\n$", "", terminal.getvalue()).split("\r") == said
+    assert re.fullmatch(r"  run PEFT \.\.\. \d+\.\d s\n", nobody.getvalue())
+
+
+def test_compile_says_how_many_texts_peft_has_done(impatient, monkeypatch, compiled, tmp_path):
+    trained = compiled("bert", "SEQ_CLS", tokenizer="characters").trained
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    command = ["compile", str(trained.adapter), "--base", str(trained.base), "--target", "ort"]
+    command += ["-o", str(tmp_path / "bundle"), "--precision", "int8", "--min-agreement", "0"]
+    assert main(command) == 0
+    assert re.search(r"each row alone \.\.\. (\d+) of \1 evaluation texts", sys.stderr.getvalue())
+
+
 def test_run_and_diff_say_what_they_wait_for(impatient, monkeypatch, compiled, tmp_path):
     bundle = str(compiled("bert", "SEQ_CLS").bundle)
     (tmp_path / "texts").write_text("tok5 tok6\ntok7\n")

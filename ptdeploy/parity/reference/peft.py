@@ -16,6 +16,7 @@ from ptdeploy.parity.cases import AskedRow, Comparison, pad
 from ptdeploy.parity.quality import EvaluationText, text_row
 from ptdeploy.parity.reference import Greedy, Reference, ReferenceRow
 from ptdeploy.program.kinds import kind_of
+from ptdeploy.progress import Progress
 from ptdeploy.source.base import BaseModel, quiet_libraries
 from ptdeploy.source.base_weights import load_pretrained
 from ptdeploy.source.checkpoint import Checkpoint
@@ -220,6 +221,7 @@ def compute_reference(
     asked: Comparison,
     evaluation: EvaluationText | None = None,
     model: PeftModel | PromptedModel | None = None,
+    progress: Progress | None = None,
 ) -> Reference:
     """Run PEFT on every row alone: logits, and for a causal model greedy continuations.
 
@@ -227,12 +229,13 @@ def compute_reference(
     """
     import torch
 
+    progress = progress or Progress(quiet=True)
     model = model or peft_model(checkpoint, base)
     rows, task = asked.rows, checkpoint.task
     with torch.no_grad(), quiet_libraries():
         computed = tuple(
             ReferenceRow(r.ids, row_logits(model, task, r.ids, r.type_ids), r.source, r.type_ids)
-            for r in rows
+            for r in progress.within(rows, "rows")
         )
         greedy: tuple[Greedy, ...] = ()
         mismatch = None
@@ -245,7 +248,7 @@ def compute_reference(
                 mismatch = _padded_mismatch(model, chosen)
         texts = tuple(
             text_row(row, row_logits(model, task, row.ids, row.type_ids), task)
-            for row in (evaluation.rows if evaluation else ())
+            for row in progress.within(evaluation.rows if evaluation else (), "evaluation texts")
         )
     return Reference(
         computed,
