@@ -72,9 +72,9 @@ def pefts_logits(folder: Path, base: Path) -> np.ndarray:
     return row_logits(model, _TASK, IDS)
 
 
-def both_logits(path: Path, base: Path) -> tuple[np.ndarray, np.ndarray]:
+def both_logits(path: Path, base: Path, **told: Any) -> tuple[np.ndarray, np.ndarray]:
     """The reference's, and those of the model that engines are exported from."""
-    checkpoint = read_checkpoint(path, task=_TASK)
+    checkpoint = read_checkpoint(path, task=_TASK, **told)
     found = resolve_base(checkpoint, str(base))
     model = load_model(checkpoint, found)
     prefix = freeze(checkpoint, model, True, False).prefix_kv
@@ -158,6 +158,21 @@ def test_an_engine_has_them_apart_too(tmp_path, kind, modules, make):
     )
     (logits,) = ptdeploy.load(bundle.path).logits([IDS.tolist()])
     assert np.allclose(logits, pefts_logits(tmp_path, base), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "saved"), [("P-Tuning, MLP", "full.pt"), ("multitask prompt tuning", "adapter")]
+)
+def test_a_conversion_says_which_modules_were_trained_in_a_copy(tmp_path, kind, saved):
+    base = tied_base(tmp_path / "base")
+    train(tmp_path, base, kind, (HEAD,))
+    (tmp_path / "adapter_config.json").unlink()
+    told: dict[str, Any] = {**kinds.options(kind), "task": _TASK, "base": str(base)}
+    (tmp_path / "again").mkdir()
+    ptdeploy.convert(tmp_path / saved, to="peft", output=tmp_path / "again" / "adapter", **told)
+    got = pefts_logits(tmp_path / "again", base)
+    reference, _ = both_logits(tmp_path / saved, base, **kinds.options(kind))
+    assert np.allclose(got, reference, rtol=0, atol=1e-5)
 
 
 def test_embeddings_that_peft_trains_in_vain_are_left_out_with_a_note(tmp_path):

@@ -22,7 +22,11 @@ from ptdeploy.source.base_weights import load_pretrained
 from ptdeploy.source.checkpoint import Checkpoint
 from ptdeploy.source.checkpoint.peft_adapter import WEIGHT_NAMES, read_adapter
 from ptdeploy.source.checkpoint.peft_config import CONFIG_NAME
-from ptdeploy.source.checkpoint.peft_objects import DEFAULT_ADAPTER, own_config
+from ptdeploy.source.checkpoint.peft_objects import (
+    DEFAULT_ADAPTER,
+    modules_to_save,
+    own_config,
+)
 from ptdeploy.source.checkpoint.state_dict import read_state
 from ptdeploy.source.checkpoint.types import FACTORS
 from ptdeploy.source.tied import untie
@@ -150,13 +154,14 @@ def _config(checkpoint: Checkpoint) -> Any:
         # An evaluated prompt is in the place of its encoder where PEFT loads one for inference.
         config.inference_mode = not checkpoint.resumable
         return config
-    shape = {
+    shape: dict[str, Any] = {
         "task_type": checkpoint.task.value,
         "num_virtual_tokens": checkpoint.num_virtual_tokens,
         "token_dim": checkpoint.token_dim,
         # These kinds ignore these two, but PEFT refuses bases whose config names them otherwise.
         "num_layers": 1,
         "num_attention_heads": 1,
+        "modules_to_save": modules_to_save(checkpoint),
     }
     if checkpoint.all_tasks:
         ranks = checkpoint.all_tasks[FACTORS[0]].shape[2]

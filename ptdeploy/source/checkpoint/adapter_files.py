@@ -11,6 +11,7 @@ from ptdeploy.bundle.task import Task
 from ptdeploy.files import json_document
 from ptdeploy.source.checkpoint.peft_adapter import ENCODER_NAME, WEIGHT_NAMES
 from ptdeploy.source.checkpoint.peft_config import BEGAN_AS, CONFIG_NAME
+from ptdeploy.source.checkpoint.peft_objects import modules_to_save
 from ptdeploy.source.checkpoint.prefix import side_by_side
 from ptdeploy.source.checkpoint.tensors import read_json
 from ptdeploy.source.checkpoint.types import FACTORS, BaseReference, Checkpoint, PeftKind
@@ -83,6 +84,8 @@ def _config(
             "encoder_hidden_size": checkpoint.encoder.hidden_size,
             "encoder_num_layers": checkpoint.encoder.num_layers,
         }
+    if not found.get("modules_to_save"):
+        found["modules_to_save"] = modules_to_save(checkpoint)
     return {
         "token_dim": checkpoint.token_dim,
         "num_transformer_submodules": 1,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ptdeploy.program.kinds import kind_of
 from ptdeploy.source.checkpoint.peft_config import BEGAN_AS, CONFIG_NAME
 from ptdeploy.source.checkpoint.tensors import read_json
 from ptdeploy.source.checkpoint.types import Checkpoint
@@ -28,6 +29,17 @@ def own_config(checkpoint: Checkpoint) -> peft.PeftConfig:
     found: dict[str, Any] = {name: raw[name] for name in raw if name not in left_out}
     found["task_type"] = checkpoint.task.value
     return peft.PeftConfig.from_peft_type(**found)
+
+
+def modules_to_save(checkpoint: Checkpoint) -> list[str] | None:
+    """The modules that PEFT must be told to copy, as a configuration has them.
+
+    Without, it loads a copy into the base's own module, and so into what is tied to that. A
+    classifier's head it copies untold, and nothing is tied to it.
+    """
+    if kind_of(checkpoint.task).has_trained_head:
+        return None
+    return sorted({name.rpartition(".")[0] for name in checkpoint.copied}) or None
 
 
 def module_name(adapter: str) -> str:
