@@ -84,7 +84,9 @@ class Answer:
         places = [place for place in map(text.find, self._stop) if place >= 0]
         if places:
             return text[: min(places)]
-        seen = self._seen[self._found]
+        seen = self._seen.get(self._found)
+        if seen is None:
+            return text  # what stood there is another text with the tokens after it
         for end in (seen, seen.rstrip()):
             if text.endswith(end):
                 return text.removesuffix(end)
@@ -106,7 +108,9 @@ class _Watch:
             return piece, None
         text = self._last + piece
         self._last = text[len(text) - self._overlap :] if self._overlap < len(text) else text
-        text += self.continuation.rest(self._overlap + 1)
+        end, joined = self.continuation.rest_end(self._overlap + 1)
+        # What stands before the end was looked at as it came.
+        text = text + end if joined else end
         return piece, next((one for one in self._strings if one in text), None)
 
 

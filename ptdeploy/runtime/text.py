@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 # Tokens that are decoded again with the next ones: a decoder treats a text's first token
 # otherwise, and a character of bytes has up to four.
 _CONTEXT, _MOST = 8, 24
+# A sign counts as a digit, as in Rust's from_str_radix.
+_BYTE = re.compile("<0x([0-9A-Fa-f]{2}|\\+[0-9A-Fa-f])>")
 _EACH_TOKEN_ALONE = {"Replace", "Strip", "Metaspace", "WordPiece", "CTC", "ByteFallback"}
 
 
@@ -37,21 +39,17 @@ class Decoding:
         """Whether the text of this token and of such ones before it waits for the next token."""
         if self.suffix:
             return self.suffix in token[:-1]
-        return self.byte_runs and self._spells_bytes(self._shown(token))
+        return self.byte_runs and bool(self.byte(token))
 
     def byte(self, token: str) -> bytes:
-        """The byte that a token spells; none for one that spells no byte."""
-        digits = self._shown(token)[3:-1]
-        return bytes.fromhex(digits) if re.fullmatch("[0-9A-Fa-f]{2}", digits) else b""
+        """The byte that a token spells, as `<0xAB>`; none for one that spells no byte."""
+        spelt = _BYTE.fullmatch(self._shown(token))
+        return bytes([int(spelt[1], 16)]) if spelt else b""
 
     def _shown(self, token: str) -> str:
         for old, new in self.replaced:
             token = token.replace(old, new)
         return token
-
-    @staticmethod
-    def _spells_bytes(token: str) -> bool:
-        return token.startswith("<0x") and token.endswith(">") and len(token) < 7
 
 
 def read_decoding(decoder: dict[str, Any] | None) -> Decoding:
@@ -140,21 +138,25 @@ class Continuation:
         self._shorten()
         return piece
 
-    def rest(self, last: int | None = None) -> str:
-        """The text after the pieces that `push` gave, if no more tokens come.
-
-        With `last` maybe only its end, of at least that many characters: a long run of bytes is
-        not decoded again with each of them.
-        """
-        enough = None if last is None else 4 * last + 4
-        if enough is not None and self._decoding.byte_runs and self._new > enough:
-            if not self._run.is_text:
-                return "�" * (enough - 4)
-            end = self._window[-enough:]
-            begin = next(i for i, t in enumerate(end) if self._byte(t)[0] & 0xC0 != 0x80)
-            return self._decode(end[begin:])
+    def rest(self) -> str:
+        """The text after the pieces that `push` gave, if no more tokens come."""
         rest = self._decode(self._window)[self._given :]
         return rest[_common(rest, self._owed) :]
+
+    def rest_end(self, last: int) -> tuple[str, bool]:
+        """The end of `rest`, of at least `last` characters where it has them; whether it stands
+        right behind the pieces.
+
+        A long run of bytes is not decoded again with each of them.
+        """
+        enough = 4 * last + 4
+        if not self._decoding.byte_runs or self._new <= enough:
+            return self.rest(), True
+        if not self._run.is_text:
+            return "�" * (enough - 4), True  # its beginning is no other
+        end = self._window[-enough:]
+        begin = next(i for i, t in enumerate(end) if self._byte(t)[0] & 0xC0 != 0x80)
+        return self._decode(end[begin:]), False
 
     def _last(self, before: Sequence[int]) -> tuple[list[int], int]:
         """The last tokens before, enough to decode the next ones; how many may still change."""

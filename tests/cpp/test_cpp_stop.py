@@ -11,6 +11,8 @@ from support import families, native
 from support.native import ROWS, opened, options_text, text_of
 from support.openvino import copied
 from support.spelling import SPECIAL, STYLES, spelling, with_tokenizer
+from tokenizers import Tokenizer as Made
+from tokenizers import decoders, models
 
 import ptdeploy
 
@@ -95,6 +97,23 @@ def test_a_piece_that_is_not_wanted_ends_its_row(bundles, written, probe, tmp_pa
     )
     assert (found["stopped"], found["text"]) == ("cancelled", " the東")
     assert probe.ask("pieces") == [[" the", "東"]]
+
+
+def test_a_stop_is_not_found_over_what_is_left_out_of_a_long_run(bundles, written, probe, tmp_path):
+    """Of a long run of bytes only the end is decoded again: "a" and that end are no neighbours."""
+    marked = [f"{'▁' * n}<0x{one:02X}>" for n, one in enumerate("🙂🙃🙂🙂".encode())]
+    words = {token: f"w{token}" for token in range(101)}
+    words.update(zip(dict.fromkeys(written[0]), ["a", *marked], strict=False))
+    spelt = Made(models.WordLevel({word: token for token, word in words.items()}, unk_token="w0"))
+    spelt.decoder = decoders.Sequence(
+        [decoders.Replace("▁", ""), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    engine = opened(probe, with_tokenizer(bundles("fused"), tmp_path / "bundle", spelt))
+    (whole, *_) = engine.generate(ROWS, **FREE)
+    assert "a🙂🙃🙂🙂" in whole.text
+    for stop in (["a🙃"], ["🙃🙂"], ["🙂🙂"], ["a🙃", "🙃"]):
+        ends = same_answers(probe, engine, stop)
+        assert ends[0] == ("length" if stop == ["a🙃"] else "stop")
 
 
 def test_a_session_stops_where_pythons_does(bundles, written, probe, tmp_path):

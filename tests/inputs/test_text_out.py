@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from support import families
-from tokenizers import decoders
+from tokenizers import Tokenizer as Made
+from tokenizers import decoders, models
 
 import ptdeploy
 from ptdeploy.runtime.answer import Answer
@@ -59,9 +62,64 @@ RUNS = st.lists(SPELT | st.binary(max_size=3), max_size=4).map(b"".join)
 def test_an_answer_ends_with_the_token_that_completes_a_stop(
     tokenizers, kind, before, after, more, stop
 ):
-    _, ours = tokenizers(kind)
     begun = [3 + byte for byte in before]
-    tokens = [*(3 + byte for byte in after), *more[:20]]
+    check_stop(tokenizers(kind)[1], begun, [*(3 + byte for byte in after), *more[:20]], stop)
+
+
+# Runs so long that only their ends are decoded again, behind a letter that begins a stop.
+LONG = st.tuples(st.sampled_from(["a", ""]), st.text("🙂🙃 ", min_size=4, max_size=20)).map("".join)
+
+
+@pytest.mark.parametrize("kind", ["metaspace", "gemma"])
+@given(
+    texts=st.lists(LONG, min_size=1, max_size=3),
+    spoilt=st.binary(max_size=1),
+    stop=st.text("a🙂🙃 �", min_size=1, max_size=3),
+)
+@example(texts=["a🙂🙃🙂🙂"], spoilt=b"", stop="a🙃")
+@settings(max_examples=80, deadline=None)
+def test_a_stop_is_not_found_over_what_is_left_out_of_a_long_run(
+    tokenizers, kind, texts, spoilt, stop
+):
+    theirs, ours = tokenizers(kind)
+    letter = theirs.convert_tokens_to_ids("a")
+    tokens = [
+        letter if one == ord("a") else 3 + one for text in texts for one in text.encode() + spoilt
+    ]
+    check_stop(ours, [letter], tokens, stop)
+
+
+# Words that look like bytes: a library of digits takes a sign for one of them.
+ODD = [
+    *(f"<0x{byte:02X}>" for byte in "🙂é".encode()),
+    "<0xZZ>",
+    "<0x+A>",
+    "<0x1>",
+    "<0xé>",
+    "ab9F0",
+]
+
+
+@given(words=st.lists(st.sampled_from(ODD), max_size=40), stop=st.sampled_from(["🙂🙂", "\n", "Z"]))
+@example(words=["<0xZZ>"] * 20, stop="🙂🙂")
+@settings(max_examples=200, deadline=None)
+def test_words_that_look_like_bytes_are_text(odd, words, stop):
+    tokens = [ODD.index(word) for word in words]
+    stream = Continuation(odd)
+    assert "".join(map(stream.push, tokens)) + stream.rest() == odd.decode(tokens)
+    check_stop(odd, [], tokens, stop)
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory) -> Tokenizer:
+    made = Made(models.WordLevel({word: n for n, word in enumerate(ODD)}, ODD[0]))
+    made.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    made.save(file := str(tmp_path_factory.mktemp("odd") / "tokenizer.json"))
+    return Tokenizer(Path(file))
+
+
+def check_stop(ours: Tokenizer, begun: list[int], tokens: list[int], stop: str) -> None:
+    """An answer ends as soon as its text, all of it decoded, holds the stop."""
     whole = Continuation(ours, begun)
     want = [stop in whole.text(tokens[:count]) for count in range(1, len(tokens) + 1)]
     answer = Answer(ours, begun, (stop,))

@@ -132,7 +132,9 @@ std::string Answer::Watch::push(std::int64_t token) {
   if (strings_.empty()) return piece;
   std::string text = last_ + piece;
   last_ = last_characters(text, overlap_);
-  text += continuation_.rest(overlap_ + 1);
+  const Continuation::End end = continuation_.rest_end(overlap_ + 1);
+  // What stands before the end was looked at as it came.
+  text = end.joined ? text + end.text : end.text;
   found_.reset();
   for (const std::string& one : strings_)
     if (!found_ && text.find(one) != std::string::npos) found_ = one;

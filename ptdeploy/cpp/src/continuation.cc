@@ -72,25 +72,25 @@ std::string Continuation::push(std::int64_t token) {
   return piece;
 }
 
-std::string Continuation::rest(std::optional<std::size_t> last) const {
-  if (last && tokenizer_.decoder().byte_runs() && new_ > 4 * *last + 4)
-    return end_of_run(4 * *last + 4);
+std::string Continuation::rest() const {
   const std::string text = decode(window_);
   return without_common(without_first(text, given_), owed_);
 }
 
-std::string Continuation::end_of_run(std::size_t enough) const {
-  std::string out;
+Continuation::End Continuation::rest_end(std::size_t last) const {
+  const std::size_t enough = 4 * last + 4;
+  if (!tokenizer_.decoder().byte_runs() || new_ <= enough) return {rest(), true};
   if (!run_.is_text()) {
+    std::string out;
     for (std::size_t i = 4; i < enough; ++i) out += kReplacement;
-    return out;
+    return {out, true};  // its beginning is no other
   }
   const Ids end = tail(window_, enough);
   const auto begins = [this](std::int64_t token) {
     const std::string one = byte(token);
     return one.empty() || (static_cast<unsigned char>(one[0]) & 0xC0) != 0x80;
   };
-  return decode(Ids(std::find_if(end.begin(), end.end(), begins), end.end()));
+  return {decode(Ids(std::find_if(end.begin(), end.end(), begins), end.end())), false};
 }
 
 // Takes the last tokens before, enough to decode the next ones.

@@ -2,7 +2,6 @@
 // ptdeploy/runtime/text.py in C++.
 #pragma once
 
-#include <optional>
 #include <string>
 #include <utility>
 
@@ -21,9 +20,15 @@ class Continuation {
   std::string text(const Ids& tokens) const;
   // Adds a token; gives the text that no later token can change, and was not given before.
   std::string push(std::int64_t token);
-  // The text after the pieces that `push` gave, if no more tokens come. With `last` maybe only its
-  // end, of at least that many characters: a long run of bytes is not decoded again with each of them.
-  std::string rest(std::optional<std::size_t> last = std::nullopt) const;
+  // The text after the pieces that `push` gave, if no more tokens come.
+  std::string rest() const;
+  struct End {
+    std::string text;
+    bool joined;  // whether it stands right behind the pieces
+  };
+  // The end of `rest`, of at least `last` characters where it has them: a long run of bytes is not
+  // decoded again with each of them.
+  End rest_end(std::size_t last) const;
 
  private:
   // Bytes that tokens spell one after the other: all of them are characters, or none.
@@ -35,7 +40,6 @@ class Continuation {
   };
 
   void start(const Ids& before);
-  std::string end_of_run(std::size_t enough) const;
   void shorten();
   std::string settled(const Ids& window) const;
   std::string decode(const Ids& window) const;

@@ -308,14 +308,9 @@ bool Decoder::may_change(const std::string& token) const {
     return std::string_view(token).substr(0, token.size() - last).find(word_end_) !=
            std::string_view::npos;
   }
-  if (!byte_runs_) return false;
-  const std::string spelt = shown(token);
-  return spelt.compare(0, 3, "<0x") == 0 && spelt.back() == '>' && detail::characters(spelt) < 7;
+  return byte_runs_ && !byte(token).empty();
 }
 
-std::string Decoder::byte(const std::string& token) const {
-  const std::string spelt = shown(token);
-  return spelt.size() == 6 && spelt[3] == '+' ? "" : byte_in(spelt);
-}
+std::string Decoder::byte(const std::string& token) const { return byte_in(shown(token)); }
 
 }  // namespace ptdeploy::detail
