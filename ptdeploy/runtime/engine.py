@@ -124,8 +124,9 @@ class Engine(ABC):
     def by_default(self, name: str | None) -> Engine:
         """This engine as one whose requests have that prompt if they name none.
 
-        It runs in the same session, with the same prompts in memory. Raises InputError if the
-        bundle has no prompt of that name, BundleError if it is none for the engine.
+        It runs in the same session, with the same prompts in memory: a prompt that one of them
+        takes out is gone for both. Raises InputError if the bundle has no prompt of that name,
+        BundleError if it is none for the engine.
         """
         if name is not None and name not in self.manifest.prompts:
             raise InputError(
@@ -172,10 +173,11 @@ class Engine(ABC):
         """Take a prompt out: from now on nobody can ask for it.
 
         Waits until the requests that use it are over, streams that were not closed among them; a
-        session keeps its own and goes on. Raises InputError if there is no such prompt, or it is
-        the default one.
+        session keeps its own and goes on. Left by an exception meanwhile, as Ctrl-C is one, the
+        prompt is there as before. Raises InputError if there is no such prompt, or it is the
+        default one.
         """
-        self._store.unload(name)
+        self._store.unload(name, self.default_prompt)
 
     @classmethod
     def manifest_problems(cls, manifest: Manifest) -> Iterator[str]:
@@ -250,7 +252,8 @@ class Engine(ABC):
 
     def __reduce__(self) -> tuple[Any, ...]:
         path = str(self.bundle.path.absolute())
-        return _opened_again, (path, self.options_given, _digest(self.bundle))
+        default = self.default_prompt
+        return _opened_again, (path, self.options_given, _digest(self.bundle), default)
 
     def __copy__(self) -> Engine:
         return self
@@ -333,7 +336,7 @@ class Engine(ABC):
         """Logits of checked rows, each with its own prompt; padding left out."""
 
 
-def _opened_again(path: str, given: OpenOptions, digest: str) -> Engine:
+def _opened_again(path: str, given: OpenOptions, digest: str, default: str | None) -> Engine:
     """An engine in the process that it was handed to. Raises as load does, BundleError if another
     bundle is at its path by now."""
     from ptdeploy.runtime import load
@@ -345,12 +348,12 @@ def _opened_again(path: str, given: OpenOptions, digest: str) -> Engine:
             "process.",
             "Open the bundle in this process: ptdeploy.load.",
         )
-    return engine
+    return engine if engine.default_prompt == default else engine.by_default(default)
 
 
 def _digest(bundle: Bundle) -> str:
-    # The manifest lists the hash of every file.
-    return hashlib.sha256(msgspec.json.encode(bundle.manifest)).hexdigest()
+    # The manifest lists the hash of every file. An engine's default prompt may be another.
+    return hashlib.sha256(msgspec.json.encode(bundle.by_default(None).manifest)).hexdigest()
 
 
 def one_row(inputs: str | Sequence[int]) -> Inputs:

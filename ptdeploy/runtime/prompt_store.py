@@ -174,12 +174,13 @@ class PromptStore:
             gone = self._surplus()
         self._tell(gone)
 
-    def unload(self, name: str) -> None:
+    def unload(self, name: str, default: str | None) -> None:
         """Take a prompt out: nobody can ask for it from now on. Waits for those that use it.
 
-        Raises InputError if there is none of that name, or it is the default one.
+        Raises InputError if there is none of that name, or it is the default one: the bundle's, or
+        `default`, that of the engine that asks.
         """
-        if name == self.default:
+        if name in (self.default, default):
             raise InputError(
                 f"{name!r} is the prompt of requests that name none, and stays.",
                 "Bound the memory of prompts with load(..., max_prompts=N).",

@@ -279,6 +279,18 @@ def test_a_pickled_engine_is_not_another_bundle(compiled, tmp_path):
         pickle.loads(stored)
 
 
+def test_a_pickled_engine_has_the_default_prompt_that_it_had(compiled, packed, tmp_path):
+    bundle = shutil.copytree(compiled("qwen2", "CAUSAL_LM").bundle, tmp_path / "bundle")
+    ptdeploy.prompt_add(bundle, packed("qwen2", "CAUSAL_LM").path, name="other")
+    engine = ptdeploy.load(bundle)
+    for name in ("other", "default", None):
+        one = engine.by_default(name)
+        again = pickle.loads(pickle.dumps(one))
+        assert again.default_prompt == name
+        assert np.array_equal(again.logits(ROWS)[0], one.logits(ROWS)[0])
+        assert np.array_equal(one.logits(ROWS)[0], engine.logits(ROWS, prompt=name)[0])
+
+
 def test_copies_of_an_engine_are_the_engine_and_of_a_session_forks(classifier, decoder):
     assert copy.copy(classifier) is copy.deepcopy({"engine": classifier})["engine"] is classifier
     session = decoder.session()

@@ -165,6 +165,17 @@ def test_the_default_prompt_stays(classifiers):
         engine.unload_prompt("default")
 
 
+def test_the_default_prompt_of_an_engine_with_another_stays(compiled, packed, tmp_path):
+    bundle = shutil.copytree(compiled("qwen2", "CAUSAL_LM").bundle, tmp_path / "b")
+    ptdeploy.prompt_add(bundle, packed("qwen2", "CAUSAL_LM").path, name="other")
+    engine = ptdeploy.load(bundle).by_default("other")
+    # The bundle's own is that of the engine that it shares its prompts with.
+    for name in ("other", "default"):
+        with pytest.raises(ptdeploy.InputError, match="is the prompt of requests that name none"):
+            engine.unload_prompt(name)
+    assert list(engine.prompts) == ["default", "other"]
+
+
 def test_nothing_of_an_unloaded_prompt_is_kept(decoders):
     engine = decoders.engine()
     engine.generate(ROWS, 2, prompt=["long", "short", None])
