@@ -80,6 +80,8 @@ class _Entry:
     uses: int = 0
     last_used: int = 0
     prompt: Prompt | None = None
+    # Whether another has its name, and nobody waits for it to be idle.
+    replaced: bool = False
     # One thread reads the file, the others wait for it.
     reading: Lock = field(default_factory=Lock)
 
@@ -177,8 +179,9 @@ class PromptStore:
     def unload(self, name: str, default: str | None) -> None:
         """Take a prompt out: nobody can ask for it from now on. Waits for those that use it.
 
-        Raises InputError if there is none of that name, or it is the default one: the bundle's, or
-        `default`, that of the engine that asks.
+        Left by an exception meanwhile, the prompt is there as before. Raises InputError if there
+        is none of that name, or it is the default one: the bundle's, or `default`, that of the
+        engine that asks.
         """
         if name in (self.default, default):
             raise InputError(
@@ -187,9 +190,14 @@ class PromptStore:
             )
         with self._changed:
             entry = self._entry(name)
-            del self._entries[name]
-            while entry.uses:
-                self._changed.wait()
+            try:
+                del self._entries[name]
+                while entry.uses:
+                    self._changed.wait()
+            except BaseException:  # Ctrl-C
+                # Another may have its name by now: then its last request lets go of it.
+                entry.replaced = self._entries.setdefault(name, entry) is not entry
+                raise
             gone, entry.prompt = entry.prompt, None
         self._tell([gone] if gone else [])
 
@@ -267,9 +275,13 @@ class PromptStore:
 
     def _give_back(self, entries: Iterable[_Entry]) -> None:
         with self._changed:
+            gone = []
             for entry in entries:
                 entry.uses -= 1
-            gone = self._surplus()
+                if entry.replaced and not entry.uses and entry.prompt is not None:
+                    gone.append(entry.prompt)
+                    entry.prompt = None
+            gone += self._surplus()
             self._changed.notify_all()
         self._tell(gone)
 

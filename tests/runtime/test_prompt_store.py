@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +200,57 @@ def test_unloading_waits_for_the_requests_that_use_it(decoders):
         assert not gone.done()
         pieces.__exit__(None, None, None)
         gone.result(60)
+
+
+@contextmanager
+def interrupted(when: Callable[[], bool], then: Callable[[], object]) -> Iterator[None]:
+    """Ctrl-C in this thread, once it waits and another thread did something meanwhile."""
+
+    def press() -> None:
+        while not when():
+            time.sleep(0.001)
+        then()
+        signal.pthread_kill(main, signal.SIGINT)
+
+    main, before = threading.get_ident(), signal.signal(signal.SIGINT, signal.default_int_handler)
+    presser = threading.Thread(target=press)
+    presser.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            yield
+    finally:
+        presser.join()
+        signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupted_unloading_leaves_the_prompt_there(decoders):
+    engine = decoders.engine()
+    before = engine.logits(ROWS, prompt="long")
+    pieces = engine._held("long")
+    pieces.__enter__()
+    with interrupted(lambda: "long" not in engine.prompts, lambda: None):
+        engine.unload_prompt("long")
+    assert same(engine.logits(ROWS, prompt="long"), before)
+    pieces.__exit__(None, None, None)
+    engine.unload_prompt("long")
+    assert all(prompt.name != "long" for key in engine._of_prompts._stacks for prompt in key)
+
+
+def test_an_interrupted_unloading_gives_way_to_what_took_the_name(decoders):
+    engine = decoders.engine()
+    short = engine.logits(ROWS, prompt="short")
+    pieces = engine._held("long")
+    old = pieces.__enter__().prompts[0]
+    engine.logits(ROWS, prompt="long")
+    with interrupted(
+        lambda: "long" not in engine.prompts,
+        lambda: engine.load_prompt(decoders.of("short").bundle, "long"),
+    ):
+        engine.unload_prompt("long")
+    assert same(engine.logits(ROWS, prompt="long"), short)
+    assert any(prompt is old for key in engine._of_prompts._stacks for prompt in key)
+    pieces.__exit__(None, None, None)
+    assert not any(prompt is old for key in engine._of_prompts._stacks for prompt in key)
 
 
 def test_a_stream_uses_its_prompt_until_it_is_closed(siblings):
