@@ -135,7 +135,8 @@ def _run_labelling(
     segments: list[list[int]] | None,
 ) -> int:
     for name, value in _generation(arguments).items():
-        if value:
+        # 0 is given; what is not is one of these.
+        if value not in (None, []) and value is not False:
             option = f"--{name.replace('_', '-')}"
             raise InputError(f"{arguments.bundle}: is a classifier; {option} does not apply.")
 

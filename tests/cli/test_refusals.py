@@ -333,6 +333,8 @@ def test_errors_are_json_too(tmp_path, capsys):
         (["--file", "/nowhere"], "cannot be read"),
         ([], "Nothing to run"),
         (["--ids", "5", "--max-new-tokens", "3"], "is a classifier"),
+        (["--ids", "5", "--temperature", "0"], "is a classifier; --temperature does not apply"),
+        (["--ids", "5", "--seed", "0"], "is a classifier; --seed does not apply"),
     ],
 )
 def test_bad_requests(compiled, capsys, arguments, part):
