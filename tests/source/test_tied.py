@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from transformers.cache_utils import DynamicCache
 
 import ptdeploy
 from ptdeploy.bundle.task import Task
-from ptdeploy.parity.reference.peft import peft_model, row_logits
+from ptdeploy.errors import CheckpointError
+from ptdeploy.parity.reference.peft import _check_taken, peft_model, row_logits
 from ptdeploy.program.prompt import freeze
 from ptdeploy.source.base import resolve_base
 from ptdeploy.source.base_weights import load_model
@@ -173,6 +175,30 @@ def test_a_conversion_says_which_modules_were_trained_in_a_copy(tmp_path, kind, 
     got = pefts_logits(tmp_path / "again", base)
     reference, _ = both_logits(tmp_path / saved, base, **kinds.options(kind))
     assert np.allclose(got, reference, rtol=0, atol=1e-5)
+
+
+def test_a_state_dict_says_what_was_copied_where_its_config_does_not(tmp_path):
+    base = tied_base(tmp_path / "base")
+    train(tmp_path, base, "prompt tuning", (HEAD,))
+    file = tmp_path / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "modules_to_save": None}))
+    reference, exported = both_logits(tmp_path / "full.pt", base)
+    assert np.array_equal(reference, pefts_logits(tmp_path, base))
+    assert np.allclose(exported, reference, rtol=0, atol=1e-5)
+
+
+def test_a_tensor_that_peft_leaves_out_is_named_with_another_way(tmp_path):
+    base = tied_base(tmp_path / "base")
+    train(tmp_path, base, "prompt tuning", (HEAD,))
+    for saved, way in (("adapter", "full state dict"), ("full.pt", "save_pretrained")):
+        checkpoint = read_checkpoint(tmp_path / saved, task=_TASK)
+        found = resolve_base(checkpoint, str(base))
+        model = peft_model(checkpoint, found)
+        with torch.no_grad():
+            model.get_base_model().lm_head.modules_to_save["default"].weight += 1
+        with pytest.raises(CheckpointError, match=r"does not load lm_head\.weight") as refused:
+            _check_taken(checkpoint, model)
+        assert way in refused.value.fix
 
 
 def test_embeddings_that_peft_trains_in_vain_are_left_out_with_a_note(tmp_path):

@@ -153,6 +153,7 @@ def _config(checkpoint: Checkpoint) -> Any:
         config = own_config(checkpoint)
         # An evaluated prompt is in the place of its encoder where PEFT loads one for inference.
         config.inference_mode = not checkpoint.resumable
+        config.modules_to_save = config.modules_to_save or modules_to_save(checkpoint)
         return config
     shape: dict[str, Any] = {
         "task_type": checkpoint.task.value,
@@ -206,6 +207,8 @@ def _check_taken(checkpoint: Checkpoint, peft: PeftModel) -> None:
 
     live = peft.state_dict()
     places = _places(peft)
+    whole = "Save the full state dict, torch.save(model.state_dict(), PATH), and compile that."
+    adapter = "Save the adapter, model.save_pretrained(FOLDER), and compile that."
     for name, value in checkpoint.weights.items():
         taken = live.get(places.get(name, ""))
         # What is not among the model's own is a buffer of another version: see resolve_base.
@@ -215,7 +218,7 @@ def _check_taken(checkpoint: Checkpoint, peft: PeftModel) -> None:
             raise CheckpointError(
                 f"{checkpoint.weights_file}: PEFT does not load {name} from it, so nothing here "
                 "shows what an engine of it should give.",
-                "Save the full state dict, torch.save(model.state_dict(), PATH), and compile that.",
+                whole if checkpoint.weights_file.name in WEIGHT_NAMES else adapter,
             )
 
 
