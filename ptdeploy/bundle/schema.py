@@ -196,9 +196,10 @@ class PromptInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     `prefix_kv` is the shape of its prefix KV: (layers, 2, kv heads, virtual tokens, head dim); null
     where the virtual tokens are run. `labels` and `head` belong to the head that was trained with
     it: `head` says what logits are: "softmax" (one class is true), "sigmoid" (each class is or is
-    not), or "regression" (the logits are the answer). `parity` is of the engine with this prompt,
-    and null where it was built on a machine that cannot run it; `graph_parity` is of the graph the
-    engine was built from, run by another one.
+    not), or "regression" (the logits are the answer). With `padding_id`, of a trained prefix KV of
+    a decoder, a text is answered at its last token that is another. `parity` is of the engine with
+    this prompt, and null where it was built on a machine that cannot run it; `graph_parity` is of
+    the graph the engine was built from, run by another one.
     """
 
     kind: str
@@ -208,6 +209,7 @@ class PromptInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     prefix_kv: tuple[int, ...] | None
     labels: tuple[str, ...] = ()
     head: Head = "softmax"
+    padding_id: int | None = None
     source: SourceInfo
     parity: ParitySummary | None = None
     graph_parity: ParitySummary | None = None

@@ -31,7 +31,16 @@ _NEW_TOKENS, _ROWS, _TOKENS = 16, 8, 32
 # The manifest's fields that say what a bundle is, in the order they are shown: before its graph, of
 # its prompt what a compilation decides, and after it.
 _FIRST = ("target", "device", "precision", "task", "base")
-_OF_PROMPT = ("kind", "num_virtual_tokens", "token_dim", "sha256", "prefix_kv", "labels", "head")
+_OF_PROMPT = (
+    "kind",
+    "num_virtual_tokens",
+    "token_dim",
+    "sha256",
+    "prefix_kv",
+    "labels",
+    "head",
+    "padding_id",
+)
 _LAST = ("quantization", "generation")
 # The parity of an engine that was built where it cannot run.
 _PENDING = "pending"

@@ -294,7 +294,8 @@ def _computed_rows(
         evaluation = None
         if draft.manifest.quantization is not None:
             evaluation = evaluation_text(chosen.tokenizer, bounds, texts, checkpoint.task)
-        rows = compared_rows(bounds, reference_texts(chosen.tokenizer, bounds), golden)
+        own, padding = reference_texts(chosen.tokenizer, bounds), bundle.manifest.prompt.padding_id
+        rows = compared_rows(bounds, own, golden, padding)
         held_as = get_backend(draft.manifest.target).held_as(bundle)
         asked = comparison(rows, bundle.manifest, held_as)
         computed = compute_reference(

@@ -120,7 +120,8 @@ def computed_reference(
 
     manifest = engine.manifest
     tokenizer = chosen.tokenizer if chosen else None
-    rows = reference_rows(engine.limits, reference_texts(tokenizer, engine.limits))
+    texts, padding = reference_texts(tokenizer, engine.limits), manifest.prompt.padding_id
+    rows = reference_rows(engine.limits, texts, padding_id=padding)
     rows += [AskedRow(row.ids, "data", row.type_ids) for row in given]
     evaluation = _evaluation(engine.bundle, given) if manifest.quantization else None
     asked = comparison(rows, manifest, get_backend(manifest.target).held_as(engine.bundle))

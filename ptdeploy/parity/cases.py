@@ -23,6 +23,9 @@ _BATCH = 8
 # Past these a reference, or a batch at the profile's edge, would take minutes.
 _LONGEST_EDGE, WIDEST = 512, 64
 _TEXT_TOKENS = 64
+# Where a text may end in padding, how many of a row's last tokens are that, by the row's place:
+# some, and all.
+_PADDED = {3: 2, 1: 2}
 TEXT_ROWS = 8
 _MOST_ROWS = 1000
 
@@ -85,16 +88,24 @@ def make_rows(vocab_size: int, max_sequence: int) -> list[NDArray[np.int64]]:
 
 
 def reference_rows(
-    limits: RequestLimits, texts: Sequence[AskedRow], count: int | None = None
+    limits: RequestLimits,
+    texts: Sequence[AskedRow],
+    count: int | None = None,
+    padding_id: int | None = None,
 ) -> list[AskedRow]:
     """`count` rows: random ones of unequal lengths first, then text, then more random ones.
 
     `texts` are cut to 64 tokens. Without a count it is the random rows and up to eight texts. Where
-    the model has segments, every second random row has all of them.
+    the model has segments, every second random row has all of them. With `padding_id`, the
+    prompt's, one row ends in it, and one is nothing else.
     """
+    random_ids = make_rows(limits.vocab_size, limits.max_sequence)
+    if padding_id is not None:
+        for index, tokens in _PADDED.items():
+            random_ids[index][-tokens:] = padding_id
     rows = [
         AskedRow(ids, type_ids=some_segments(ids.size, limits) if index % 2 else None)
-        for index, ids in enumerate(make_rows(limits.vocab_size, limits.max_sequence))
+        for index, ids in enumerate(random_ids)
     ]
     longest = min(_TEXT_TOKENS, limits.max_sequence)
     wanted = TEXT_ROWS if count is None else max(0, count - len(rows))
@@ -129,10 +140,14 @@ def check_golden(count: int | None) -> None:
 
 
 def compared_rows(
-    limits: RequestLimits, texts: Sequence[AskedRow], count: int | None
+    limits: RequestLimits,
+    texts: Sequence[AskedRow],
+    count: int | None,
+    padding_id: int | None = None,
 ) -> list[AskedRow]:
     """What compile compares on: never less than the usual rows, however few are stored."""
-    rows, usual = reference_rows(limits, texts, count), reference_rows(limits, texts)
+    rows = reference_rows(limits, texts, count, padding_id)
+    usual = reference_rows(limits, texts, padding_id=padding_id)
     return rows if len(rows) > len(usual) else usual
 
 

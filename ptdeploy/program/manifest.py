@@ -121,6 +121,7 @@ def prompt_info(
         prefix_kv=prompt.prefix_kv.shape if prompt.prefix_kv is not None and freeze_kv else None,
         labels=meaning.labels,
         head=meaning.head,
+        padding_id=meaning.padding_id if prompt.virtual_tokens is None else None,
         source=SourceInfo(
             format=checkpoint.format,
             adapter=checkpoint.adapter,

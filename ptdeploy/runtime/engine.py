@@ -241,6 +241,10 @@ class Engine(ABC):
         tokens are run: only the last of each row is fed where there are several.
         """
 
+    def as_read(self, ids: Ids, prompt: Prompt) -> Ids:
+        """A row of token ids with that prompt, without those behind what its logits hang on."""
+        return ids
+
     def greedy(
         self, rows: Sequence[Sequence[int]], tokens: int, prompt: PromptChoice = DEFAULT
     ) -> list[list[int]]:

@@ -96,6 +96,7 @@ class Labelling(Engine):
     ) -> Fed:
         with self._held(prompt) as chosen:
             prompts = _with_prompts(chosen.of(len(rows)))
+            rows = self._as_read(rows, prompts)
             given = self._inputs(rows, segments, self._of_prompts.stack(prompts), prompts)
         own = prompts[row]
         runs_prefix, width = own.prefix_kv is None, given[self._names["ids"]].shape[1]
@@ -109,6 +110,17 @@ class Labelling(Engine):
             runs_prefix,
             self._skipped(given),
         )
+
+    def as_read(self, ids: Ids, prompt: Prompt) -> Ids:
+        padding = prompt.info.padding_id
+        if padding is None or not self.one_answer:
+            return ids
+        # Of nothing but padding transformers takes the first token.
+        last = int(np.flatnonzero(ids != padding).max(initial=0))
+        return ids[: last + 1]
+
+    def _as_read(self, rows: Sequence[Ids], prompts: Sequence[Prompt]) -> list[Ids]:
+        return [self.as_read(ids, one) for ids, one in zip(rows, prompts, strict=True)]
 
     def _skipped(self, given: dict[str, NDArray[Any]]) -> int:
         """How many of a batch's first positions have no logits."""
@@ -133,8 +145,11 @@ class Labelling(Engine):
             types = np.zeros_like(batch.input_ids)
             if segments is not None:
                 none = np.zeros(max(one.size for one in before), np.int64)
-                parts = zip(before, segments, strict=True)
-                types = pack([np.concatenate([none[: v.size], t]) for v, t in parts]).input_ids
+                parts = [
+                    np.concatenate([none[: first.size], own[: ids.size]])
+                    for first, own, ids in zip(before, segments, rows, strict=True)
+                ]
+                types = pack(parts).input_ids
             given[names["segments"]] = types
         if "positions" in names:
             # Logits are read from the end of the shortest prompt on, where the first text begins.
@@ -151,6 +166,7 @@ class Labelling(Engine):
         """Run rows as one right-padded batch; gives each row's logits, cut to its own text and to
         the labels of its own prompt: (labels,) or (tokens, labels)."""
         stack = self._of_prompts.stack(prompts)
+        rows = self._as_read(rows, prompts)
         given = self._inputs(rows, segments, stack, prompts)
         logits = self._session.run(given)[self._logits]
         skipped = self._skipped(given)

@@ -72,6 +72,11 @@ def _of_prompt(
         yield f"{where}token_dim and prefix_kv are both null"
     if prompt.head not in heads:
         yield f"{where}head is for SEQ_CLS, which it is not"
+    if prompt.padding_id is not None:
+        if not 0 <= prompt.padding_id < limits.vocab_size:
+            yield f"{where}padding_id must be from 0 to {limits.vocab_size - 1}"
+        if prompt.token_dim is not None:
+            yield f"{where}padding_id is for a trained prefix KV, which it is not"
     if prompt.num_virtual_tokens >= limits.max_context:
         yield f"{where}num_virtual_tokens leaves no room in limits.max_context"
     if not re.fullmatch(r"[0-9a-f]{64}", prompt.sha256):

@@ -70,12 +70,16 @@ _INSTEAD = {
 
 @dataclass(frozen=True)
 class Meaning:
-    """How logits are to be read. `notes` say what was guessed, or is not kept."""
+    """How logits are to be read. `notes` say what was guessed, or is not kept.
+
+    `padding_id` is as PromptInfo's, of a prompt that is a prefix KV.
+    """
 
     head: Head
     labels: tuple[str, ...]
     generation: GenerationOptions | None
     notes: tuple[str, ...]
+    padding_id: int | None = None
 
 
 def read_meaning(checkpoint: Checkpoint, base: BaseModel, head: str | None = None) -> Meaning:

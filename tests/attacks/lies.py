@@ -320,6 +320,14 @@ _OF_NUMBERS = [
         for room in (1, 5)
         for kind in (DECODER, ENCODER, POOLED)
     ),
+    *(
+        says(f"padding of {value}", set_to("prompt.padding_id", value), words, bundle=POOLED)
+        for value, words in (
+            (-1, "prompts['default'].padding_id must be from 0 to 100"),
+            (2**62, "prompts['default'].padding_id must be from 0 to 100"),
+            (0, "prompts['default'].padding_id is for a trained prefix KV, which it is not"),
+        )
+    ),
     says("one slot more", set_to("limits.max_context", 65), None),
     says("as many slots as there are numbers", set_to("limits.max_context", MOST - 1), None),
     says("no hash", set_to("prompt.sha256", ""), "prompts['default'].sha256 is no SHA-256"),

@@ -174,7 +174,11 @@ def _of_limits(**fields: Any) -> Callable[[Path], None]:
     [
         (_another_prefix, "its prefix KV is not that of prompt.sha256"),
         (_no_prefix, "holds no prefix KV"),
-        (_of_prompt(token_dim=32), "holds no virtual tokens"),
+        (_of_prompt(token_dim=32, padding_id=None), "holds no virtual tokens"),
+        (_of_prompt(token_dim=32, padding_id=0), "padding_id is for a trained prefix KV, which it"),
+        (_of_prompt(padding_id=101), "padding_id must be from 0 to 100"),
+        (_of_prompt(padding_id=-1), "padding_id must be from 0 to 100"),
+        (_of_prompt(padding_id="0"), "Expected `int | null`, got `str`"),
         (_of_prompt(token_dim=0), "token_dim must be from 1 to"),
         (_of_prompt(token_dim="32"), "Expected `int | null`, got `str`"),
         (_of_prompt(prefix_kv=None), "token_dim and prefix_kv are both null"),

@@ -109,6 +109,14 @@ def test_rows_that_are_classified_have_their_own_heads(siblings, both, probe, ar
             assert [token["label"] for token in yours] == [token.label for token in mine]
 
 
+def test_a_text_that_ends_in_padding_is_read_where_python_reads_it(siblings, both, probe):
+    engine = both(siblings("qwen2", "SEQ_CLS", names=("long",), kind="prefix tuning"))
+    assert engine.prompts["default"].padding_id == 0
+    rows = [[5, 6, 0, 0], [0], [0, 0, 0], [0, 7, 0], [9, 10, 11, 12, 13]]
+    for names in (["default"] * 5, ["long"] * 5, ["default", "long"] * 2 + ["default"]):
+        same_logits(probe, engine, rows, names)
+
+
 @pytest.mark.parametrize("task", ["SEQ_CLS", "CAUSAL_LM"])
 def test_a_prefix_that_was_trained_itself_is_one_of_them(siblings, both, probe, task):
     engine = both(siblings("qwen2", task, names=("long", "prefix")))

@@ -12,6 +12,7 @@ from support.alone import SUPPORTED
 from support.siblings import ROWS, Siblings
 
 import ptdeploy
+from ptdeploy.parity.reference.store import load_reference
 
 NAMES = ["long", "default", "short", None, "long", "default", "short"]
 SLIDING = {"sliding_window": 8}
@@ -98,6 +99,22 @@ def test_a_prefix_that_was_trained_itself_is_one_of_them(siblings, task):
     found = one.engine().logits(ROWS, prompt=names)
     for ids, name, logits in zip(ROWS, names, found, strict=True):
         assert difference(logits, one.alone(ids, name)) < 1e-4
+
+
+def test_a_text_that_ends_in_padding_is_read_where_peft_reads_it(siblings):
+    """At its last other token behind a trained prefix KV, at its last one behind virtual tokens."""
+    one = siblings("qwen2", "SEQ_CLS", names=("long",), kind="prefix tuning")
+    engine = one.engine()
+    assert engine.prompts["default"].padding_id == 0
+    assert engine.prompts["long"].padding_id is None
+    rows = [[5, 6, 0, 0], [0], [0, 0, 0], [0, 7, 0], [9, 10, 11, 12, 13]]
+    for names in (["default"] * 5, ["long"] * 5, ["default", "long"] * 2 + ["default"]):
+        for ids, name, logits in zip(rows, names, engine.logits(rows, prompt=names), strict=True):
+            assert difference(logits, one.alone(ids, name)) < 1e-5
+    answers = engine.classify(rows)
+    assert answers[0].probabilities == pytest.approx(engine.classify([[5, 6]])[0].probabilities)
+    proven = {tuple(row.ids[-2:]) for row in load_reference(engine.bundle).rows}
+    assert (0, 0) in proven
 
 
 def test_each_text_gets_the_labels_of_its_own_prompt(siblings):

@@ -115,6 +115,9 @@ def _with_prompt(bundle: Path, trained: tiny.Trained, place: Path) -> None:
     info["num_virtual_tokens"], info["sha256"] = prompt.num_virtual_tokens, prompt.sha256
     info["token_dim"] = None if prompt.virtual_tokens is None else prompt.virtual_tokens.shape[1]
     info["prefix_kv"] = None if prompt.prefix_kv is None else prompt.prefix_kv.shape
+    # PEFT gives the ids to a decoder alone, behind a prefix KV that was trained itself.
+    reads_ids = prompt.virtual_tokens is None and hasattr(trained.model.get_base_model(), "score")
+    info["padding_id"] = trained.model.config.pad_token_id if reads_ids else None
     if info["labels"]:
         labels = trained.model.config.num_labels
         info["labels"] = [f"{trained.adapter.parent.name[:3]}_{i}" for i in range(labels)]

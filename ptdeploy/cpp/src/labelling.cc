@@ -63,6 +63,13 @@ Shape prefix_shape(const TensorSpec& prefix, bool beside_table, const PromptInfo
   return {"prefixes", sizes[0], sizes[1], "prefix", sizes[2]};
 }
 
+// How much of a row comes up to its last token that is no padding; the first where all are.
+std::size_t up_to_padding(const Ids& ids, std::int64_t padding) {
+  std::size_t size = ids.size();
+  while (size > 1 && ids[size - 1] == padding) --size;
+  return size;
+}
+
 // Whether virtual tokens are looked up: they have positions whose logits are nobody's.
 bool looks_up(const Graph& graph) {
   return graph.input(TensorRole::table) || !graph.input(TensorRole::prefix);
@@ -216,6 +223,11 @@ Labelling::Answers Labelling::answers(const Part& whole) const {
     part.rows.push_back(whole.rows[i]);
     part.prompts.push_back(whole.prompts[i]);
     if (!whole.segments.empty()) part.segments.push_back(whole.segments[i]);
+    const auto& padding = whole.prompts[i]->info.padding_id;
+    if (!padding || !state_.kind().one_answer) continue;
+    // What comes behind the token that answers, nobody reads.
+    part.rows.back().resize(up_to_padding(whole.rows[i], *padding));
+    if (!whole.segments.empty()) part.segments.back().resize(part.rows.back().size());
   }
   run();
   return out;

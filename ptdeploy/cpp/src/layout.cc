@@ -54,6 +54,12 @@ void require_prompt(const Manifest& manifest, const std::string& name, const Pro
   require(prompt.token_dim || prompt.prefix_kv, where + "token_dim and prefix_kv are both null");
   require(prompt.head == Head::softmax || kind_of(manifest.task).any_head,
           where + "head is for SEQ_CLS, which it is not");
+  if (const auto& padding = prompt.padding_id) {
+    const std::int64_t last = manifest.limits.vocab_size - 1;
+    require(*padding >= 0 && *padding <= last,
+            where + "padding_id must be from 0 to " + std::to_string(last));
+    require(!prompt.token_dim, where + "padding_id is for a trained prefix KV, which it is not");
+  }
   require(prompt.num_virtual_tokens < manifest.limits.max_context,
           where + "num_virtual_tokens leaves no room in limits.max_context");
   require(is_sha256(prompt.sha256), where + "sha256 is no SHA-256");

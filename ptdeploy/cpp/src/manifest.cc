@@ -169,6 +169,7 @@ PromptInfo read_prompt(const Json& json, const Where& where) {
                {"prefix_kv", true, prefix_kv},
                {"labels", false, array_into(out.labels, read_string)},
                {"head", false, head},
+               {"padding_id", false, into(out.padding_id, number_or_null)},
                {"source", true, check_source},
                {"parity", false, read_parity},
                {"graph_parity", false, read_parity}});

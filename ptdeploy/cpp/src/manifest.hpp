@@ -79,6 +79,7 @@ struct PromptInfo {
   std::optional<std::vector<std::int64_t>> prefix_kv;
   std::vector<std::string> labels;
   Head head{};
+  std::optional<std::int64_t> padding_id;  // a classifier answers at the last token that is another
 };
 
 struct Limits {

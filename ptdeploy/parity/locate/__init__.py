@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,6 +51,7 @@ def locate_mismatch(
     graph = read_graph(bundle)
     chosen, row = failing_rows(engine, reference, report)
     lengths = tuple(int(one.ids.size) for one in chosen)
+    chosen = [replace(one, ids=engine.as_read(one.ids, engine.prompt)) for one in chosen]
     events = trace_row(peft.model, chosen[row].ids, chosen[row].type_ids)
     try:
         tolerance = PRECISIONS[engine.manifest.precision].inner_tolerance

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ptdeploy.bundle import Route
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from ptdeploy.program.program import Program
     from ptdeploy.program.prompt import Prompt
     from ptdeploy.source.base import BaseModel
+    from ptdeploy.source.checkpoint import Checkpoint
+    from ptdeploy.source.meaning import Meaning
 
 
 class DecoderClassifier(SequenceKind):
@@ -24,6 +27,14 @@ class DecoderClassifier(SequenceKind):
 
     def matches(self, model: PreTrainedModel) -> bool:
         return hasattr(model, "score")
+
+    def meaning(self, checkpoint: Checkpoint, base: BaseModel, head: str | None) -> Meaning:
+        # transformers looks for padding where it is given ids: PEFT gives it those of a text behind
+        # a prefix KV, and embeddings where virtual tokens come before the text.
+        padding = getattr(base.config.get_text_config(), "pad_token_id", None)
+        known = isinstance(padding, int) and 0 <= padding < base.vocab_size
+        found = super().meaning(checkpoint, base, head)
+        return replace(found, padding_id=padding if known else None)
 
     def build(
         self,
