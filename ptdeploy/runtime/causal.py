@@ -265,7 +265,7 @@ class CausalLM(Engine):
                 feed = kv.feed(ids[None], every_position=True)
                 return Fed(feed, 0, 1, ids.size, ids.size, prefix, False)
             before = [started.fed(index, one)[:-1] for index, one in enumerate(rows)]
-            kv.prefill_all(before, every_position=True)
+            kv.prefill_all(before, self._room_for_logits(before))
             last = np.asarray([[one[-1]] for one in rows], np.int64)
             return Fed(kv.feed(last, every_position=True), row, count, 1, 1, prefix, False)
 
@@ -278,15 +278,20 @@ class CausalLM(Engine):
         """Each row's last token runs as a step of the whole batch, those before it as a prefill."""
         started = self.buffers.take(prompts, [row.size for row in rows])
         fed = [started.fed(index, row) for index, row in enumerate(rows)]
-        tokens = sum(ids.size for ids in fed)
-        require_memory(tokens * self.layout.vocabulary * 4, f"Logits of {tokens} tokens")
-        kv = started.kv
-        first = kv.prefill_all([ids[:-1] for ids in fed], every_position=True)
+        logits, kv = self._room_for_logits(fed), started.kv
+        kv.prefill_all([ids[:-1] for ids in fed], [one[:-1] for one in logits])
         last = kv.decode([int(row[-1]) for row in rows])
-        return [
-            np.concatenate([before[before.shape[0] + 1 - row.size :], after[None]])
-            for row, before, after in zip(rows, first, last, strict=True)
-        ]
+        for one, after in zip(logits, last, strict=True):
+            one[-1] = after
+        return [one[-row.size :] for row, one in zip(rows, logits, strict=True)]
+
+    def _room_for_logits(self, rows: Sequence[Ids]) -> list[NDArray[np.float32]]:
+        """For each row an array (tokens, vocabulary). Raises OutOfMemory if they do not fit."""
+        tokens, width = sum(ids.size for ids in rows), self.layout.vocabulary
+        # A run's own are beside them, in the engine and as they come from it.
+        run = min(self.layout.kept, tokens)
+        require_memory((tokens + 2 * run) * width * 4, f"Logits of {tokens} tokens")
+        return [np.empty((ids.size, width), np.float32) for ids in rows]
 
     def started(
         self,

@@ -88,31 +88,28 @@ class DenseKV:
         return True
 
     def prefill(
-        self, row: int, ids: NDArray[np.int64], every_position: bool = False
+        self, row: int, ids: NDArray[np.int64], into: NDArray[np.float32] | None = None
     ) -> NDArray[np.float32]:
-        """Append tokens to a row; gives logits (kept, vocabulary) of the last one or of each.
+        """Append tokens to a row; gives logits (kept, vocabulary) of the last one, or of each
+        where they are to be written `into` an array.
 
         One row at a time: a row's tokens never wait for a longer row's padding.
         """
-        kept: list[NDArray[np.float32]] = []
-        size = self._layout.kept if every_position else self._layout.prefill
+        assert ids.size or into is not None, "an engine's row has a token"
+        size = self._layout.prefill if into is None else self._layout.kept
+        logits = np.empty((1, self._layout.vocabulary), np.float32) if into is None else into
         for start in range(0, ids.size, size):
             piece = ids[start : start + size]
-            first = 0 if every_position else piece.size - 1
-            positions = np.arange(first, piece.size)
-            logits = np.empty((1, positions.size, self._logits.shape[2]), np.float32)
-            self._bind(slice(row, row + 1), np.ascontiguousarray(piece[None]), positions, logits)()
+            positions = np.arange(piece.size - 1 if into is None else 0, piece.size)
+            part = logits if into is None else into[start : start + size]
+            new = np.ascontiguousarray(piece[None])
+            self._bind(slice(row, row + 1), new, positions, part[None])()
             self.lengths[row] += piece.size
-            self._prefilled_well &= bool(np.isfinite(logits[0, -1]).all())
-            kept.append(logits[0])
-        if not every_position:
-            return kept[-1]
-        none = np.zeros((0, self._logits.shape[2]), np.float32)
-        every: NDArray[np.float32] = np.concatenate([none, *kept])
-        return every
+            self._prefilled_well &= bool(np.isfinite(part[-1]).all())
+        return logits
 
     def prefill_all(
-        self, ids: Sequence[NDArray[np.int64]], every_position: bool = False
+        self, ids: Sequence[NDArray[np.int64]], into: Sequence[NDArray[np.float32]] | None = None
     ) -> list[NDArray[np.float32]]:
         """Append to every row its tokens; gives the logits of each row's last one or of each.
 
@@ -121,19 +118,22 @@ class DenseKV:
         groups = [[row] for row in range(len(ids))]
         if self._layout.offsets is not None:
             sizes, starts = [one.size for one in ids], self.starts.tolist()
-            most = self._layout.kept if every_position else self._layout.prefill
+            most = self._layout.prefill if into is None else self._layout.kept
             pasts = list(map(id, self._prefixes))
             groups = joined(sizes, pasts, starts, self._layout.context, most)
         logits: dict[int, NDArray[np.float32]] = {}
         for rows in groups:
             of = {row: ids[row] for row in rows}
-            whole = self._prefill_joined(of, every_position) if len(rows) > 1 else None
+            own = {row: None if into is None else into[row] for row in rows}
+            whole = self._prefill_joined(of, own) if len(rows) > 1 else None
             # No mask hides a number that is none: the rows beside such a one are run without it.
-            logits |= whole or {r: self.prefill(r, t, every_position) for r, t in of.items()}
+            logits |= whole or {row: self.prefill(row, ids[row], own[row]) for row in rows}
         return [logits[row] for row in range(len(ids))]
 
     def _prefill_joined(
-        self, ids: Mapping[int, NDArray[np.int64]], every_position: bool
+        self,
+        ids: Mapping[int, NDArray[np.int64]],
+        into: Mapping[int, NDArray[np.float32] | None],
     ) -> dict[int, NDArray[np.float32]] | None:
         """Run rows of one prefix as one sequence, in a buffer of its own, and take its slots.
 
@@ -144,7 +144,8 @@ class DenseKV:
         start, total = int(self.starts[first]), int(ends[-1])
         prefixes = [self._prefixes[first]]
         whole = DenseKV(self._session, self._layout, prefixes, start + total, self._beside)
-        positions = np.arange(total) if every_position else ends - 1
+        every = into[first] is not None
+        positions = np.arange(total) if every else ends - 1
         logits = np.empty((1, positions.size, self._logits.shape[2]), np.float32)
         tokens = np.concatenate(list(ids.values()))[None]
         whole._bind(slice(None), tokens, positions, logits, offsets_of(sizes))()
@@ -153,8 +154,12 @@ class DenseKV:
         for row, size, end in zip(ids, sizes, ends, strict=True):
             self._copy_slots(row, start, whole, 0, start + end - size, size)
             self.lengths[row] += size
-        kept = np.split(logits[0], ends[:-1] if every_position else len(sizes))
-        return dict(zip(ids, kept, strict=True))
+        kept = dict(zip(ids, np.split(logits[0], ends[:-1] if every else len(sizes)), strict=True))
+        for row, array in into.items():
+            if array is not None:
+                array[...] = kept[row]
+                kept[row] = array
+        return kept
 
     def decode(self, tokens: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float32]:
         """Append one token to every row; gives logits (rows, vocabulary), overwritten next time."""

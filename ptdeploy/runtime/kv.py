@@ -50,16 +50,18 @@ class KVBuffer(Protocol):
         ...
 
     def prefill(
-        self, row: int, ids: NDArray[np.int64], every_position: bool = False
+        self, row: int, ids: NDArray[np.int64], into: NDArray[np.float32] | None = None
     ) -> NDArray[np.float32]:
-        """Append tokens to a row; gives logits (kept, vocabulary) of the last one or of each."""
+        """Append tokens to a row; gives logits (kept, vocabulary) of the last one, or of each
+        where they are to be written `into` an array, (tokens, vocabulary).
+        """
         ...
 
     def prefill_all(
-        self, ids: Sequence[NDArray[np.int64]], every_position: bool = False
+        self, ids: Sequence[NDArray[np.int64]], into: Sequence[NDArray[np.float32]] | None = None
     ) -> list[NDArray[np.float32]]:
         """Append to every row its tokens, to rows that hold their prefix alone; gives of each row
-        the logits (kept, vocabulary) of the last one or of each.
+        the logits as `prefill` does.
         """
         ...
 

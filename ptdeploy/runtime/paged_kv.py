@@ -133,27 +133,31 @@ class PagedKV:
         return True
 
     def prefill(
-        self, row: int, ids: NDArray[np.int64], every_position: bool = False
+        self, row: int, ids: NDArray[np.int64], into: NDArray[np.float32] | None = None
     ) -> NDArray[np.float32]:
-        """Append tokens to a row; gives logits (kept, vocabulary) of the last one or of each."""
-        kept: list[NDArray[np.float32]] = []
-        size = self._layout.kept if every_position else self._layout.prefill
+        """Append tokens to a row; gives logits (kept, vocabulary) of the last one, or of each
+        where they are to be written `into` an array."""
+        assert ids.size or into is not None, "an engine's row has a token"
+        size = self._layout.prefill if into is None else self._layout.kept
+        logits = np.empty(0, np.float32) if into is None else into
         for start in range(0, ids.size, size):
-            kept.append(self._append({row: ids[start : start + size]}, every_position))
-        if not every_position:
-            return kept[-1]
-        none = np.zeros((0, self._layout.vocabulary), np.float32)
-        return np.concatenate([none, *kept])
+            found = self._append({row: ids[start : start + size]}, into is not None)
+            if into is None:
+                logits = found
+            else:
+                into[start : start + size] = found
+        return logits
 
     def prefill_all(
-        self, ids: Sequence[NDArray[np.int64]], every_position: bool = False
+        self, ids: Sequence[NDArray[np.int64]], into: Sequence[NDArray[np.float32]] | None = None
     ) -> list[NDArray[np.float32]]:
         """Append to every row its tokens; gives the logits of each row's last one or of each.
 
         All together, but where those of each are asked for, which are many.
         """
-        if every_position:
-            return [self.prefill(row, tokens, True) for row, tokens in enumerate(ids)]
+        if into is not None:
+            rows = enumerate(zip(ids, into, strict=True))
+            return [self.prefill(row, tokens, array) for row, (tokens, array) in rows]
         logits: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(ids)
         left = dict(enumerate(ids))
         while left:

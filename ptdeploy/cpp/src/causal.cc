@@ -86,7 +86,9 @@ std::vector<Logits> CausalEngine::logits(const std::vector<Ids>& rows, const Cho
   const StartedRows started = buffers_.take(chosen.of(rows.size()), lengths);
   std::size_t tokens = 0;
   for (std::size_t i = 0; i < rows.size(); ++i) tokens += started.before(i).size() + lengths[i];
-  require_memory(std::uint64_t{tokens} * vocabulary * sizeof(float),
+  // A run's own are beside them, in the engine and as they come from it.
+  const std::size_t run = std::min(layout_.kept, tokens);
+  require_memory(std::uint64_t{tokens + 2 * run} * vocabulary * sizeof(float),
                  "Logits of " + std::to_string(tokens) + " tokens");
   std::vector<Logits> out;
   std::vector<std::int64_t> last;

@@ -105,7 +105,9 @@ void DenseKV::cut(std::size_t row, std::size_t length) {
 std::vector<float> DenseKV::prefill(std::size_t row, const std::int64_t* ids, std::size_t count,
                                      bool every_position) {
   const std::size_t vocabulary = layout_.vocabulary;
-  std::vector<float> kept(every_position ? product({count, vocabulary}) : vocabulary);
+  std::vector<float> kept;
+  if (every_position) kept.reserve(product({count + 1, vocabulary}));
+  kept.resize(every_position ? count * vocabulary : vocabulary);
   const std::size_t most = every_position ? layout_.kept : layout_.prefill;
   for (std::size_t start = 0; start < count; start += most) {
     std::vector<std::int64_t> piece(ids + start, ids + std::min(count, start + most));
@@ -163,6 +165,7 @@ bool DenseKV::prefill_joined(const std::vector<std::size_t>& rows, const std::ve
   const float* found = logits.data();
   for (const std::size_t row : rows) {
     const std::size_t kept = (every_position ? ids[row].size() : 1) * vocabulary;
+    if (every_position) out[row].reserve(kept + vocabulary);
     out[row].assign(found, found + kept);
     found += kept;
     copy_slots(row, before, whole, 0, slot, ids[row].size());

@@ -170,6 +170,7 @@ std::vector<float> PagedKV::prefill(std::size_t row, const std::int64_t* ids, st
                                     bool every_position) {
   const std::size_t most = every_position ? layout_.kept : layout_.prefill;
   std::vector<float> kept;
+  if (every_position) kept.reserve(product({count + 1, layout_.vocabulary}));
   for (std::size_t first = 0; first < count; first += most) {
     std::vector<float> logits =
         append({{row, ids + first, std::min(most, count - first)}}, every_position);
