@@ -251,6 +251,29 @@ def test_weights_that_the_manifest_does_not_list_are_not_read(compiled, tmp_path
         ptdeploy.load(bundle)
 
 
+@pytest.mark.parametrize("other", ["aaa", "zzz"])
+def test_a_tensor_of_several_names_goes_by_the_manifests(compiled, bert, tmp_path, other):
+    """As OpenVINO has it where nothing is left between two of the graph's values."""
+
+    def change(model: onnx.ModelProto) -> None:
+        (output,) = model.graph.output
+        node = next(one for one in model.graph.node if output.name in one.output)
+        node.output[:] = [other if name == output.name else name for name in node.output]
+        model.graph.node.append(onnx.helper.make_node("Identity", [other], [output.name]))
+        for node in model.graph.node:
+            node.input[:] = [f"{other}_ids" if n == "input_ids" else n for n in node.input]
+        given = onnx.helper.make_node("Identity", ["input_ids"], [f"{other}_ids"])
+        model.graph.node.insert(0, given)
+
+    bundle = copied(compiled("bert", "SEQ_CLS").bundle, tmp_path / "several", change)
+    graph = read_graph(bundle / "model.onnx")
+    compiled_graph = compile_graph(graph, Computing("fp32"), Opening("cpu"))
+    assert compiled_graph.outputs[0].get_names() == {other, "logits"}
+    assert compiled_graph.inputs[0].get_names() == {f"{other}_ids", "input_ids"}
+    ours, theirs = (ptdeploy.load(one).logits([[5, 6, 7]]) for one in (bundle, bert))
+    assert np.array_equal(ours[0], theirs[0])
+
+
 def test_a_graph_of_fixed_rows_is_not_one_of_any(compiled, tmp_path):
     def change(model: onnx.ModelProto) -> None:
         model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2

@@ -57,7 +57,7 @@ class OpenVinoBackend:
         def opened() -> Any:
             return start(bundle, opening)
 
-        return OpenVinoSession(opened(), opened, cache_of(bundle))
+        return OpenVinoSession(opened(), opened, cache_of(bundle), bundle.manifest.graph)
 
     def layers(self, bundle: Bundle, device: str) -> EngineLayers:
         """The graph as OpenVINO compiles it on this machine."""

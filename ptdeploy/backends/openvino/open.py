@@ -14,6 +14,7 @@ from ptdeploy.backends.openvino.engine_file import EngineInfo, engine_info
 from ptdeploy.backends.openvino.errors import lacks_kernel, reason
 from ptdeploy.backends.openvino.kv_cache import BlockCache
 from ptdeploy.backends.openvino.paged import StepNames, read_paged
+from ptdeploy.backends.openvino.session import name_of
 from ptdeploy.backends.telemetry import import_openvino
 from ptdeploy.backends.ties import tied_cpus
 from ptdeploy.bundle import Bundle, Manifest
@@ -209,10 +210,6 @@ def dtype_name(kind: str) -> str:
 
 
 def _spec(port: Any, wanted: Set[str]) -> Found:
-    """One of a model's own inputs or outputs; OpenVINO does not name their axes.
-
-    A tensor may have several names, of which one of ours is.
-    """
-    names = sorted(port.get_names() & wanted) or sorted(port.get_names())
+    """One of a model's own inputs or outputs; OpenVINO does not name their axes."""
     shape = tuple("" if axis.is_dynamic else axis.get_length() for axis in port.partial_shape)
-    return Found(names[0] if names else "", dtype_name(port.element_type.get_type_name()), shape)
+    return Found(name_of(port, wanted), dtype_name(port.element_type.get_type_name()), shape)

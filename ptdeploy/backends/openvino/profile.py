@@ -13,7 +13,7 @@ from ptdeploy.backends.openvino.graph_layers import read_layers
 from ptdeploy.backends.openvino.open import Opening, cache_of, start
 from ptdeploy.backends.openvino.session import OpenVinoSession
 from ptdeploy.backends.session import DeviceArray, PagedCache
-from ptdeploy.bundle import Bundle
+from ptdeploy.bundle import Bundle, Graph
 
 _COARSE = (
     "OpenVINO's counters are means over all runs so far, in whole microseconds: a run's own time "
@@ -27,7 +27,7 @@ Means = dict[str, float]
 def open_profiled(bundle: Bundle, device: str, threads: int | None) -> Iterator[Profiled]:
     """Open a bundle's engine with its counters on."""
     compiled = start(bundle, Opening(device, threads, timed=True))
-    session = _Counting(compiled, cache=cache_of(bundle))
+    session = _Counting(compiled, cache_of(bundle), bundle.manifest.graph)
     known = {layer.name: layer for layer in read_layers(compiled).layers}
 
     def runs() -> list[list[LayerTime]]:
@@ -42,8 +42,8 @@ def open_profiled(bundle: Bundle, device: str, threads: int | None) -> Iterator[
 class _Counting(OpenVinoSession):
     """A session that keeps what the counters say after each run."""
 
-    def __init__(self, compiled: Any, cache: PagedCache | None) -> None:
-        super().__init__(compiled, cache=cache)
+    def __init__(self, compiled: Any, cache: PagedCache | None, graph: Graph) -> None:
+        super().__init__(compiled, None, cache, graph)
         self.means: list[Means] = []
 
     def run(self, inputs: Mapping[str, NDArray[Any] | DeviceArray]) -> dict[str, NDArray[Any]]:

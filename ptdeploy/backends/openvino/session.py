@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +15,8 @@ from ptdeploy.backends.forks import cannot_follow, survive_forks
 from ptdeploy.backends.openvino.errors import run_error
 from ptdeploy.backends.session import DeviceArray, PagedCache
 from ptdeploy.backends.telemetry import import_openvino
+from ptdeploy.bundle import Graph
+from ptdeploy.bundle.task import TensorSpec
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class HostArray:
 
 
 class OpenVinoSession:
-    """A compiled OpenVINO model.
+    """A compiled OpenVINO model; tensors with several names have those of `graph`.
 
     Each run has an infer request to itself, so that threads may run at once. A process that was
     forked has none of OpenVINO's threads: there the graph is compiled again, by `reopen`, when it
@@ -57,6 +59,7 @@ class OpenVinoSession:
         compiled: Any,
         reopen: Callable[[], Any] | None = None,
         cache: PagedCache | None = None,
+        graph: Graph | None = None,
     ) -> None:
         self._compiled, self._reopen = compiled, reopen
         self.cache = cache
@@ -65,8 +68,9 @@ class OpenVinoSession:
         self._requests: list[Any] = []
         self._free: list[Any] = []
         survive_forks(self)
-        self._inputs = [port.get_any_name() for port in compiled.inputs]
-        self._outputs = [port.get_any_name() for port in compiled.outputs]
+        given, gives = ((), ()) if graph is None else (graph.inputs, graph.outputs)
+        self._inputs = _names(compiled.inputs, given)
+        self._outputs = _names(compiled.outputs, gives)
 
     def run(self, inputs: Mapping[str, NDArray[Any] | DeviceArray]) -> dict[str, NDArray[Any]]:
         with self._request() as request:
@@ -123,6 +127,17 @@ class OpenVinoSession:
             yield request
         finally:
             free.append(request)
+
+
+def name_of(port: Any, wanted: Set[str]) -> str:
+    """An input's or output's name: a tensor may have several, of which one of ours is."""
+    names = sorted(port.get_names() & wanted) or sorted(port.get_names())
+    return names[0] if names else ""
+
+
+def _names(ports: Iterable[Any], specs: Iterable[TensorSpec]) -> list[str]:
+    wanted = {spec.name for spec in specs}
+    return [name_of(port, wanted) for port in ports]
 
 
 def shared(array: NDArray[Any]) -> Any:
