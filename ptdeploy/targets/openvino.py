@@ -33,14 +33,9 @@ class OpenVinoTarget:
     graph_check = ""
 
     def no_kv_buffer(self, device: str) -> tuple[str, str] | None:
-        """Blocks of its cache have other shapes on each device."""
-        if device == "cpu":
-            return None
-        return (
-            f"The target openvino keeps a KV buffer on cpu only, not on {device}, and a model that "
-            "writes needs one.",
-            "Leave out --device, or compile it with --target ort.",
-        )
+        from ptdeploy.backends.openvino.open import no_kv_buffer
+
+        return no_kv_buffer(device)
 
     def add_options(self, parser: ArgumentParser) -> None:
         add_options(parser)

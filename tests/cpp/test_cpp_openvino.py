@@ -323,3 +323,15 @@ def test_more_than_fits_in_memory_is_refused_before_it_is_taken(bundles, probe, 
     assert said[0] == ours[0]
     assert said[0].startswith("The KV buffer for 1 rows of")
     assert said[0].endswith("would take 512.0 GiB")
+
+
+def test_a_kv_buffer_is_a_cpus(bundles, probe, tmp_path):
+    """Whatever OpenVINO finds: a bundle that was compiled for a CPU opens there alone."""
+    bundle = copied(bundles("fused"), tmp_path / "bundle")
+    for device in ("gpu", "npu"):
+        ours, theirs = python_refusal(bundle, device), probe.ask("open", "e", bundle, "", device)
+        assert ours is not None
+        assert f"keeps a KV buffer on cpu only, not on {device}" in ours.problem
+        assert theirs == {"error": "TargetUnavailable", "problem": ours.problem, "fix": ours.fix}
+    unknown = probe.ask("open", "e", bundle, "", "cuda")
+    assert "not on 'cuda'" in unknown["problem"]

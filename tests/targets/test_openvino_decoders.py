@@ -311,10 +311,14 @@ def test_a_decoder_is_profiled_and_shows_its_attention(engines, capsys):
     assert "PagedAttention" in capsys.readouterr().out
 
 
-def test_a_kv_buffer_is_a_cpus():
+def test_a_kv_buffer_is_a_cpus(engines):
     target = get_target("openvino")
     assert target.no_kv_buffer("cpu") is None
     for device in ("gpu", "npu"):
         problem, fix = target.no_kv_buffer(device)
         assert f"on cpu only, not on {device}" in problem
         assert "--target ort" in fix
+        # Whatever OpenVINO finds: a bundle that was compiled for a CPU opens there alone.
+        with pytest.raises(ptdeploy.TargetUnavailable) as refused:
+            ptdeploy.load(engines[0].bundle.path, device=device)
+        assert (refused.value.problem, refused.value.fix) == (problem, fix)

@@ -72,6 +72,17 @@ def unavailable(device: str) -> tuple[str, str] | None:
     return None
 
 
+def no_kv_buffer(device: str) -> tuple[str, str] | None:
+    """Why an engine keeps no KV cache on `device`: blocks of it have other shapes on each."""
+    if device == "cpu":
+        return None
+    return (
+        f"The target openvino keeps a KV buffer on cpu only, not on {device}, and a model that "
+        "writes needs one.",
+        "Leave out --device, or compile it with --target ort.",
+    )
+
+
 def uncomputable(device: str, precision: str) -> tuple[str, str] | None:
     """Why a device that is here cannot compute in a precision, or None if it can.
 
@@ -93,6 +104,8 @@ def start(bundle: Bundle, opening: Opening) -> Any:
     Raises TargetUnavailable, BundleError or NoKernel as `Backend.load` says.
     """
     device, precision = opening.device, bundle.manifest.precision
+    if device in DEVICES and keeps_kv(bundle.manifest) and (problem := no_kv_buffer(device)):
+        raise TargetUnavailable(*problem)
     if problem := unavailable(device):
         raise TargetUnavailable(*problem)
     if precision not in HINTS:

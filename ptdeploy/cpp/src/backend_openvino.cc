@@ -49,6 +49,15 @@ void require_device(ov::Core& core, const std::string& device) {
                           "Check the device's driver, or choose another --device.");
 }
 
+// Throws TargetUnavailable if the engine keeps a KV cache: elsewhere its blocks have other shapes.
+void refuse_kv(const Bundle& bundle, const std::string& device) {
+  if (device == "cpu" || !word_of(kDevices, device)) return;
+  if (bundle.manifest.graph().input(TensorRole::past))
+    throw TargetUnavailable("The target openvino keeps a KV buffer on cpu only, not on " + device +
+                                ", and a model that writes needs one.",
+                            "Leave out --device, or compile it with --target ort.");
+}
+
 // Throws TargetUnavailable unless the device, which is here, computes in the precision: a CPU without
 // bfloat16 would convert each number to float32 and back.
 void require_precision(ov::Core& core, const std::string& device, const std::string& precision) {
@@ -232,6 +241,7 @@ std::optional<BlockCache> cache_of(const Bundle& bundle) {
 std::unique_ptr<Backend> open_openvino(const Bundle& bundle, const OpenOptions& options) {
   const std::string device = options.device.empty() ? bundle.manifest.device : options.device;
   const std::string& precision = bundle.manifest.precision;
+  refuse_kv(bundle, device);
   ov::Core core;
   require_device(core, device);
   if (!word_of(kHints, precision))
