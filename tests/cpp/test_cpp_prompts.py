@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save
 from support.damage import PROMPT, edit, flip, replace, shift_reference, with_layers
-from support.native import Probe, bits, checked, opened, text_of
+from support.native import REPOSITORY, TESTS, Probe, bits, checked, opened, text_of
 from support.openvino import behind, copied
 from support.pack_damage import PACK_DAMAGE, Change
 from support.parity import assert_same
 from support.refusals import same_refusal
 from support.siblings import ROWS, Siblings
-from support.tools import bound_by_modes
+from support.tools import bound_by_modes, tool
 
 import ptdeploy
 from ptdeploy.errors import PtdeployError
@@ -621,3 +621,20 @@ def test_a_heads_numbers_that_are_not_finite_are_refused(siblings, both, probe, 
     tensors[name].flat[1] = np.inf
     replace(bundle, PROMPT, save(tensors))
     assert "is not finite" in refused_alike(probe, engine, bundle, "other")["problem"]
+
+
+def test_threads_that_first_ask_for_a_prompt_together_share_one_stack(tmp_path):
+    """Its memory is the engine's for as long as it is open, once."""
+    folder = REPOSITORY / "ptdeploy" / "cpp"
+    names = ("element_type", "errors", "host_backend", "manifest", "printable", "prompts")
+    sources = (folder / "src" / f"{name}.cc" for name in ("prompt_inputs", *names))
+    checked(
+        [
+            *(tool("c++"), "-std=c++17", "-O0", "-Wall", "-Wextra", "-Werror"),
+            *(f"-I{folder / 'include'}", f"-I{folder / 'src'}", '-DPTDEPLOY_VERSION=""'),
+            # What reads a prompt's file is not called, nor what it needs linked.
+            *("-ffunction-sections", "-Wl,--gc-sections", "-pthread"),
+            *(str(TESTS / "stacks.cc"), *map(str, sources), "-o", str(tmp_path / "stacks")),
+        ]
+    )
+    assert checked([str(tmp_path / "stacks")]) == "1"

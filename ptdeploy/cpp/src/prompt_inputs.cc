@@ -151,29 +151,34 @@ SharedStack PromptInputs::stack(const std::vector<RowPrompt>& rows) const {
   prompts.erase(std::unique(prompts.begin(), prompts.end()), prompts.end());
   if (SharedStack found = kept(prompts)) return found;
   auto made = std::make_shared<PromptStack>(backend_, graph_, vocabulary_, std::move(prompts));
-  keep(made);
-  return made;
+  return keep(std::move(made));
 }
 
 SharedStack PromptInputs::kept(const std::vector<RowPrompt>& prompts) const {
   std::lock_guard<std::mutex> lock(lock_);
-  const auto found = std::find_if(stacks_.begin(), stacks_.end(), [&](const SharedStack& one) {
-    return one->prompts() == prompts;
-  });
-  if (found == stacks_.end()) return nullptr;
-  stacks_.splice(stacks_.end(), stacks_, found);
-  return *found;
+  return stack_of(prompts);
 }
 
-void PromptInputs::keep(SharedStack stack) const {
+SharedStack PromptInputs::stack_of(const std::vector<RowPrompt>& prompts) const {
+  const auto place = std::find_if(stacks_.begin(), stacks_.end(), [&](const SharedStack& one) {
+    return one->prompts() == prompts;
+  });
+  if (place == stacks_.end()) return nullptr;
+  stacks_.splice(stacks_.end(), stacks_, place);
+  return *place;
+}
+
+SharedStack PromptInputs::keep(SharedStack made) const {
   std::lock_guard<std::mutex> lock(lock_);
-  stacks_.push_back(std::move(stack));
+  if (SharedStack other = stack_of(made->prompts())) return other;
+  stacks_.push_back(made);
   std::size_t size = 0;
   for (auto one = stacks_.end(); one != stacks_.begin();) {
     --one;
     size += std::max<std::size_t>((*one)->prompts().size(), 1);
     if (size > kMostInARun && one != std::prev(stacks_.end())) one = stacks_.erase(one);
   }
+  return made;
 }
 
 void PromptInputs::forget(const RowPrompt& prompt) const {

@@ -61,7 +61,11 @@ class PromptInputs {
 
  private:
   SharedStack kept(const std::vector<RowPrompt>& prompts) const;
-  void keep(SharedStack stack) const;
+  // The stack that other runs get from now on: one of these prompts that another thread has placed
+  // meanwhile, where there is one.
+  SharedStack keep(SharedStack made) const;
+  // The caller has the lock.
+  SharedStack stack_of(const std::vector<RowPrompt>& prompts) const;
 
   Backend& backend_;
   const Graph& graph_;
