@@ -16,7 +16,7 @@ _RAN_OUT = re.compile(
     re.IGNORECASE,
 )
 _ASKED = re.compile(
-    r"(?:allocate|size|mmap) (\d+)(?: bytes)?\b|allocate ([\d.]+ [KMGTP]i?B)", re.IGNORECASE
+    r"allocate ([\d.]+ [KMGTP]i?B)|(?:allocate|size|mmap) (\d+)\b(?!\.\d)", re.IGNORECASE
 )
 
 _GPU = re.compile(r"\bGPU\b|CUDA", re.IGNORECASE)
@@ -67,7 +67,7 @@ def _on_gpu(error: BaseException | None) -> bool:
 def _asked(error: BaseException | None) -> str:
     while error is not None:
         if found := _ASKED.search(str(error)):
-            return found[2] or _size(int(found[1]))
+            return found[1] or _size(int(found[2]))
         error = error.__cause__
     return ""
 

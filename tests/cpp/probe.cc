@@ -326,12 +326,16 @@ int main() {
       answer = open.answer(split(line, '\t'));
     } catch (const ptdeploy::BundleError& error) {
       answer = refused("BundleError", error);
+    } catch (const ptdeploy::OutOfMemory& error) {
+      answer = refused("OutOfMemory", error);
     } catch (const ptdeploy::InputError& error) {
       answer = refused("InputError", error);
     } catch (const ptdeploy::TargetUnavailable& error) {
       answer = refused("TargetUnavailable", error);
     } catch (const ptdeploy::EngineFault& error) {
       answer = refused("EngineFault", error);
+    } catch (const std::bad_alloc&) {
+      answer = "{\"error\":\"bad_alloc\"}";
     }
     std::cout << answer << std::endl;
   }

@@ -19,7 +19,7 @@ from support.refusals import python_refusal
 
 import ptdeploy
 from ptdeploy.bundle.quantization import QuantizationOptions
-from ptdeploy.errors import BundleError, InputError
+from ptdeploy.errors import BundleError, OutOfMemory
 
 INT8 = {
     "target": "openvino",
@@ -315,8 +315,8 @@ def test_more_than_fits_in_memory_is_refused_before_it_is_taken(bundles, probe, 
     edit(bundle, lambda manifest: manifest["limits"].update(max_context=2**31 - 1))
     engine = opened(probe, bundle)
     answer = probe.ask("session-open", "s", "e 2147483000")
-    assert answer["error"] == "InputError"
-    with pytest.raises(InputError) as refused:
+    assert answer["error"] == "OutOfMemory"
+    with pytest.raises(OutOfMemory) as refused:
         engine.session(2147483000)
     # How much is left changes from one to the next.
     said, ours = answer["problem"].split(", but"), refused.value.problem.split(", but")

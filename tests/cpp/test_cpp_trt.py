@@ -165,7 +165,7 @@ def steps(tmp_path_factory):
     """`steps(what)`: what the program says of six steps of which this fails."""
     folder = tmp_path_factory.mktemp("steps")
     root, program = native.tensorrt_root("rtx", folder / "tensorrt"), folder / "steps"
-    names = (*SOURCES, "element_type", "errors", "printable", "schema")
+    names = (*SOURCES, "element_type", "errors", "numbers", "out_of_memory", "printable", "schema")
     own = (LIBRARY / "src" / f"{name}.cc" for name in names if name != "backend_trt")
     sources = (native.TESTS / "trt_steps.cc", *own)
     native.checked(
@@ -200,7 +200,7 @@ def test_why_a_context_cannot_be_made_is_said_in_tensorrts_words(steps, fails):
         "Cuda Runtime (out of memory)",
     ):
         assert steps(fails, said) == (
-            f"InputError: The request does not fit in the GPU's memory ({said})."
+            f"OutOfMemory: The request does not fit in the GPU's memory ({said})."
             "\nSend fewer rows at once, or fewer requests side by side."
         )
     assert steps(fails, "the plan wants another GPU").startswith("EngineFault: TensorRT-RTX 1.7.1")

@@ -192,6 +192,8 @@ int main(int count, char** words) {
     std::vector<EngineProfile> profiles{{{{"x", {1}, {8}}}}};
     TrtEngine engine("bundle", words[1], profiles, {}, "");
     run_steps(engine);
+  } catch (const ptdeploy::OutOfMemory& error) {
+    std::cout << "OutOfMemory: " << error.what();
   } catch (const ptdeploy::InputError& error) {
     std::cout << "InputError: " << error.what();
   } catch (const ptdeploy::EngineFault& error) {

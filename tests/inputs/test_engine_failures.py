@@ -181,6 +181,22 @@ def test_memory_that_a_gpu_lacks_is_not_called_the_machines(said, device, where)
     assert raised.fix == "Send less."
 
 
+@pytest.mark.parametrize(
+    ("said", "asked"),
+    [
+        ("Unable to allocate 1.00 PiB for an array with shape (1125899906842624,)", "1.00 PiB"),
+        ("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4096 bytes.", "4.1 kB"),
+        ("Failed to allocate memory for requested buffer of size 2000000", "2 MB"),
+        ("unable to mmap 100 bytes from file", "100 bytes"),
+        ("std::bad_alloc", ""),
+    ],
+)
+def test_what_was_asked_for_at_once_is_said(said, asked):
+    raised = out_of_memory("it is large", RuntimeError(said))
+    words = f" ({asked} asked for at once)" if asked else ""
+    assert raised.problem == f"Memory ran out: it is large{words}."
+
+
 def test_other_errors_pass_a_stage_as_they_are():
     for error in (ValueError("4 bytes"), OSError(errno.ENOSPC, "No space left on device")):
         with pytest.raises(type(error)) as raised, Progress(quiet=True).stage("write"):

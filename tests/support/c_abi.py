@@ -6,7 +6,7 @@ import ctypes
 from pathlib import Path
 from typing import Any
 
-OK, INPUT, FAULT = 0, 2, 4
+OK, INPUT, FAULT, OUT_OF_MEMORY = 0, 2, 4, 5
 NONE = None
 ON_TEXT = ctypes.CFUNCTYPE(
     ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.POINTER(ctypes.c_char), ctypes.c_size_t

@@ -280,6 +280,10 @@ class Probe:
             raise AssertionError(f"the probe died at {line!r}:\n{self._process.communicate()[1]}")
         return json.loads(answer)
 
+    @property
+    def process_id(self) -> int:
+        return self._process.pid
+
     def memory(self) -> int:
         """Bytes that it holds in memory just now."""
         status = Path(f"/proc/{self._process.pid}/status").read_text()

@@ -157,6 +157,9 @@ int main(int argc, char** argv) {
   } catch (const ptdeploy::TargetUnavailable& error) {
     std::fprintf(stderr, "verify: %s\n", error.what());
     return 3;
+  } catch (const ptdeploy::OutOfMemory& error) {
+    std::fprintf(stderr, "verify: %s\n", error.what());
+    return 3;
   } catch (const ptdeploy::Error& error) {
     std::fprintf(stderr, "verify: %s\n", error.what());
     return 2;

@@ -36,7 +36,7 @@ struct LineCopy {
 };
 
 // A run over bound memory: call it as often as you like, each time over what the memory then
-// holds. Throws EngineFault.
+// holds. Throws EngineFault or OutOfMemory.
 class Run {
  public:
   virtual ~Run() = default;
@@ -66,7 +66,8 @@ class Backend {
 };
 
 // Opens a bundle's engine by its target. Throws InputError if this library has no such target,
-// TargetUnavailable if it cannot run on the device, BundleError if the files cannot be loaded.
+// TargetUnavailable if it cannot run on the device, OutOfMemory if it does not fit, BundleError if
+// the files cannot be loaded.
 std::unique_ptr<Backend> open_backend(const Bundle& bundle, const OpenOptions& options);
 
 // Why a target with these devices runs on none of what others run on, and what to do.

@@ -15,6 +15,7 @@
 #include "openvino_info.hpp"
 #include "openvino_paged.hpp"
 #include "openvino_requests.hpp"
+#include "out_of_memory.hpp"
 #include "schema.hpp"
 #include "ties.hpp"
 
@@ -187,7 +188,7 @@ class OpenVinoRun final : public Run {
     } catch (const Error&) {
       throw;
     } catch (const std::exception& error) {
-      throw EngineFault("OpenVINO failed (" + openvino_reason(error) + ").");
+      throw_run_error(error, "OpenVINO failed (" + openvino_reason(error) + ").");
     }
   }
 
@@ -261,6 +262,8 @@ std::unique_ptr<Backend> open_openvino(const Bundle& bundle, const OpenOptions& 
   } catch (const Error&) {
     throw;
   } catch (const std::exception& error) {  // of OpenVINO, or of what it reads files with
+    if (ran_out_of_memory(error))
+      throw out_of_memory("the engine " + model + " does not fit", error, "", device);
     const std::string why = Bundle::renamed(openvino_reason(error), path, model);
     throw BundleError(model + ": OpenVINO cannot load it (" + why + ").",
                       "Compile the checkpoint again with the versions installed here.");

@@ -5,12 +5,14 @@
 #include <cstring>
 #include <filesystem>
 #include <memory>
+#include <new>
 #include <optional>
 
 #include "cores.hpp"
 #include "host_backend.hpp"
 #include "layout.hpp"
 #include "onnx_bundle.hpp"
+#include "out_of_memory.hpp"
 #include "schema.hpp"
 #include "ties.hpp"
 
@@ -134,7 +136,7 @@ class OrtRun final : public Run {
     try {
       session_.Run(Ort::RunOptions(), binding_);
     } catch (const Ort::Exception& error) {
-      throw EngineFault(std::string("ONNX Runtime failed (") + reason(error.what()) + ").");
+      throw_run_error(error, "ONNX Runtime failed (" + reason(error.what()) + ").");
     }
   }
 
@@ -157,7 +159,7 @@ class OrtBackend final : public HostBackend {
     try {
       return std::make_unique<OrtRun>(session_, seat_.get(), inputs, outputs);
     } catch (const Ort::Exception& error) {
-      throw EngineFault(std::string("ONNX Runtime failed (") + reason(error.what()) + ").");
+      throw_run_error(error, "ONNX Runtime failed (" + reason(error.what()) + ").");
     }
   }
 
@@ -227,7 +229,11 @@ std::unique_ptr<Backend> open_ort(const Bundle& bundle, const OpenOptions& optio
     // It found the weights by their name.
     bundle.check_unchanged();
     return backend;
+  } catch (const std::bad_alloc& error) {
+    throw out_of_memory("the engine " + model + " does not fit", error);
   } catch (const Ort::Exception& error) {
+    if (ran_out_of_memory(error))
+      throw out_of_memory("the engine " + model + " does not fit", error);
     const std::string why = Bundle::renamed(reason(error.what()), path, model);
     throw BundleError(model + ": ONNX Runtime cannot load it (" + why + ").",
                       "Compile the checkpoint again with the versions installed here.");

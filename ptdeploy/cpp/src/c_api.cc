@@ -65,6 +65,8 @@ ptdeploy_status guarded(Body body) noexcept {
     return PTDEPLOY_OK;
   } catch (const ptdeploy::BundleError& error) {
     return failed(PTDEPLOY_BUNDLE_ERROR, error);
+  } catch (const ptdeploy::OutOfMemory& error) {
+    return failed(PTDEPLOY_OUT_OF_MEMORY, error);
   } catch (const ptdeploy::InputError& error) {
     return failed(PTDEPLOY_INPUT_ERROR, error);
   } catch (const ptdeploy::TargetUnavailable& error) {
@@ -72,7 +74,7 @@ ptdeploy_status guarded(Body body) noexcept {
   } catch (const ptdeploy::Error& error) {
     return failed(PTDEPLOY_FAULT, error);
   } catch (const std::bad_alloc&) {
-    return failed(PTDEPLOY_FAULT, "Out of memory.", "");
+    return failed(PTDEPLOY_OUT_OF_MEMORY, "Memory ran out.", "");
   } catch (const std::exception& error) {
     return failed(PTDEPLOY_FAULT, error.what(), "");
   } catch (...) {

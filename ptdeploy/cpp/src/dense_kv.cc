@@ -41,7 +41,7 @@ DenseKV::DenseKV(Backend& backend, const KVLayout& layout, std::vector<RowPrompt
     for (std::size_t row = 0; row < rows; ++row) fill_prefix(row, 0);
     decode_ = bound_decode();
   } catch (const std::bad_alloc&) {
-    throw InputError("The KV buffer for " + std::to_string(rows) + " rows of " +
+    throw OutOfMemory("The KV buffer for " + std::to_string(rows) + " rows of " +
                          std::to_string(slots_) + " tokens does not fit in memory.",
                      "Send fewer rows at once, or ask for fewer tokens.");
   }

@@ -12,6 +12,7 @@ Error::Error(std::string problem, std::string fix)
 Error::~Error() = default;
 BundleError::~BundleError() = default;
 InputError::~InputError() = default;
+OutOfMemory::~OutOfMemory() = default;
 TargetUnavailable::~TargetUnavailable() = default;
 EngineFault::~EngineFault() = default;
 

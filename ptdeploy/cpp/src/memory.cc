@@ -114,7 +114,7 @@ void require_memory(std::uint64_t needed, const std::string& what) {
   if (needed <= kSmall) return;
   const auto left = available_memory();
   if (left && needed > *left)
-    throw InputError(what + " would take " + in_words(needed) + ", but " + in_words(*left) +
+    throw OutOfMemory(what + " would take " + in_words(needed) + ", but " + in_words(*left) +
                          " of memory are left.",
                      "Send fewer rows at once, or ask for fewer tokens.");
 }

@@ -14,7 +14,7 @@ namespace ptdeploy::detail {
 // where the system does not say.
 std::optional<std::uint64_t> available_memory();
 
-// Throws InputError, naming `what`, if it is more than this process may still take.
+// Throws OutOfMemory, naming `what`, if it is more than this process may still take.
 void require_memory(std::uint64_t needed, const std::string& what);
 
 // Bytes of so many things of so many bytes. Throws std::bad_alloc if no object can be as large.

@@ -9,6 +9,7 @@
 #include "layout.hpp"
 #include "openvino_errors.hpp"
 #include "openvino_requests.hpp"
+#include "out_of_memory.hpp"
 #include "utf8.hpp"
 
 namespace ptdeploy::detail {
@@ -57,6 +58,8 @@ ov::CompiledModel compiled(ov::Core& core, const Bundle& bundle) {
       throw std::runtime_error("it does not make token ids of a text");
     return core.compile_model(model, "CPU", {{"INFERENCE_NUM_THREADS", 1}});
   } catch (const std::exception& error) {
+    if (ran_out_of_memory(error))
+      throw out_of_memory(bundle.file("tokenizer_program") + " does not fit", error);
     throw BundleError(bundle.file("tokenizer_program") + ": OpenVINO cannot load it (" +
                           openvino_reason(error) + ").",
                       kAgain);
@@ -89,7 +92,7 @@ class OpenVinoText final : public TextProgram {
       encoding_.give_back(std::move(request));
       return out;
     } catch (const std::exception& error) {
-      throw EngineFault("OpenVINO's tokenizers failed (" + openvino_reason(error) + ").");
+      throw_run_error(error, "OpenVINO's tokenizers failed (" + openvino_reason(error) + ").");
     }
   }
 

@@ -89,7 +89,7 @@ PagedKV::PagedKV(Backend& backend, const KVLayout& layout, std::vector<RowPrompt
     for (std::size_t array = 0; array < 2 * layers; ++array)
       arrays_.push_back(backend.place(blocks_ * cache_.bytes(is_key(array))));
   } catch (const std::bad_alloc&) {
-    throw InputError(what + " does not fit in memory.",
+    throw OutOfMemory(what + " does not fit in memory.",
                      "Send fewer rows at once, or ask for fewer tokens.");
   }
   fill();

@@ -3,6 +3,9 @@
 #include <cstdint>
 #include <fstream>
 #include <iterator>
+#include <stdexcept>
+
+#include "out_of_memory.hpp"
 
 #if !defined(TRT_MAJOR_RTX) && NV_TENSORRT_MAJOR * 100 + NV_TENSORRT_MINOR < 1015
 #error "ptdeploy needs TensorRT 10.15 or later: the first that updates a KV buffer in place"
@@ -195,9 +198,8 @@ std::unique_ptr<TrtLane> TrtEngine::take(std::size_t profile) {
 // TensorRT says in words alone that memory ran out.
 void TrtEngine::refuse_lane(const std::string& what) const {
   const std::string reason = last_error();
-  if (reason.find("OutOfMemory") != std::string::npos ||
-      reason.find("out of memory") != std::string::npos)
-    throw InputError("The request does not fit in the GPU's memory (" + reason + ").",
+  if (ran_out_of_memory(std::runtime_error(reason)))
+    throw OutOfMemory("The request does not fit in the GPU's memory (" + reason + ").",
                      "Send fewer rows at once, or fewer requests side by side.");
   throw EngineFault(trt_name() + " cannot " + what + " (" + reason + ").");
 }

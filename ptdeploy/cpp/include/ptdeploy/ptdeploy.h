@@ -38,7 +38,8 @@ typedef enum ptdeploy_status {
   PTDEPLOY_BUNDLE_ERROR = 1,       /* the bundle is missing, damaged, or of another version */
   PTDEPLOY_INPUT_ERROR = 2,        /* the request does not fit */
   PTDEPLOY_TARGET_UNAVAILABLE = 3, /* target or device cannot run here */
-  PTDEPLOY_FAULT = 4               /* the engine failed, or memory ran out */
+  PTDEPLOY_FAULT = 4,              /* the engine failed */
+  PTDEPLOY_OUT_OF_MEMORY = 5       /* what was asked for does not fit in memory */
 } ptdeploy_status;
 
 typedef enum ptdeploy_task {

@@ -60,6 +60,13 @@ class PTDEPLOY_API InputError : public Error {
   ~InputError() override;
 };
 
+// What was asked for does not fit into the memory of this machine or its device.
+class PTDEPLOY_API OutOfMemory : public InputError {
+ public:
+  using InputError::InputError;
+  ~OutOfMemory() override;
+};
+
 // This library or this machine cannot run the bundle's target or device.
 class PTDEPLOY_API TargetUnavailable : public Error {
  public:
@@ -314,7 +321,7 @@ class PTDEPLOY_API Session {
 class PTDEPLOY_API Engine {
  public:
   // Checks the manifest, every path, size and SHA-256, and opens the engine.
-  // Throws BundleError, InputError (an unknown target) or TargetUnavailable.
+  // Throws BundleError, InputError (an unknown target), TargetUnavailable or OutOfMemory.
   static Engine open(const std::string& path, const OpenOptions& options = {});
 
   const BundleInfo& info() const;

@@ -1,0 +1,22 @@
+// Memory that ran out, told from other failures: each library says it in an error of its own.
+#pragma once
+
+#include <exception>
+#include <string>
+
+#include "ptdeploy/ptdeploy.hpp"
+
+namespace ptdeploy::detail {
+
+// Whether an error is that memory ran out. The words of ptdeploy/memory.py.
+bool ran_out_of_memory(const std::exception& error);
+
+// That memory ran out while `doing`, with what was asked for at once where it is known. How much
+// the machine has is said where it was the machine's, not that of a `device` of its own.
+OutOfMemory out_of_memory(const std::string& doing, const std::exception& error,
+                          const std::string& fix = "", const std::string& device = "cpu");
+
+// What a run that failed is: memory that ran out, or else a fault of the engine, in these words.
+[[noreturn]] void throw_run_error(const std::exception& error, const std::string& fault);
+
+}  // namespace ptdeploy::detail
