@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import math
 import os
 import re
 import sys
@@ -56,8 +57,12 @@ def show_raw(text: str, end: str = "\n", flush: bool = False) -> None:
 
 
 def show_json(value: Any, indent: int | None = None) -> None:
-    """Print a JSON value: as UTF-8 where the stream is that, with \\u escapes elsewhere."""
-    show_json_text(json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
+    """Print a JSON value: as UTF-8 where the stream is that, with \\u escapes elsewhere.
+
+    A number that is not finite is null: JSON has none.
+    """
+    text = json.dumps(_of_json(value), indent=indent, ensure_ascii=False, allow_nan=False)
+    show_json_text(text + "\n")
 
 
 def show_json_text(text: str) -> None:
@@ -102,6 +107,14 @@ def _print(text: str, end: str, flush: bool) -> None:
             f"Standard output cannot be written ({error.strerror}).",
             "Files that the command wrote are whole. Send its output elsewhere.",
         ) from error
+
+
+def _of_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _of_json(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_of_json(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _is_utf8(stream: TextIO) -> bool:

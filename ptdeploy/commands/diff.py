@@ -47,7 +47,8 @@ _PENDING = "pending"
 
 
 class Change(msgspec.Struct, frozen=True):
-    """One fact that is not the same in both; null where one has none."""
+    """One fact that is not the same in both; null where one has none, or in JSON a number that is
+    not finite."""
 
     name: str
     before: Any
@@ -344,7 +345,7 @@ def _words(value: Any, digits: int) -> str:
         found = ", ".join(_words(one, digits) for one in value) or "none"
         return f"({found})" if is_shape else found
     if isinstance(value, float):
-        return f"{value:.{digits}g}"
+        return f"{value:.{digits}g}" if math.isfinite(value) else "not finite"
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "none" if value is None else str(value)

@@ -16,6 +16,7 @@ from ptdeploy.bundle.precision import quantized as quantized_precisions
 from ptdeploy.bundle.signature import words_of
 from ptdeploy.bundle.task import Head, Task
 from ptdeploy.errors import InputError
+from ptdeploy.parity.measure import finite
 from ptdeploy.printable import printable_fields
 from ptdeploy.source.checkpoint.types import Checkpoint
 from ptdeploy.tables import columns
@@ -129,7 +130,12 @@ def _completed(bundle: Bundle) -> dict[str, Any] | None:
     from ptdeploy.parity.completed import read_completed
 
     report = read_completed(bundle)
-    return None if report is None else msgspec.to_builtins(report.summary())
+    if report is None:
+        return None
+    found: dict[str, Any] = msgspec.to_builtins(report.summary())
+    # An engine whose numbers are not finite leaves a report that says so, and JSON has null there.
+    numbers = {n: found[n] for n in ("max_abs", "perplexity_ratio")}
+    return {**found, **{n: v if v is None else finite(v) for n, v in numbers.items()}}
 
 
 def describe(facts: dict[str, Any]) -> str:
@@ -338,11 +344,15 @@ def _parity(found: dict[str, Any], prompt: dict[str, Any], facts: dict[str, Any]
     quantized = facts["precision"] in quantized_precisions()
     agreement = agreement_words(prompt["head"], quantized, found["top1_agreement"])
     return (
-        f"{'passed' if found['passed'] else 'FAILED'}: max abs {found['max_abs']:.2g} "
+        f"{'passed' if found['passed'] else 'FAILED'}: max abs {_short(found['max_abs'])} "
         f"over {found['cases']} cases{agreement}, "
         + (f"perplexity {ratio:.3f} times the reference's, " if ratio is not None else "")
         + f"against {found['reference']}"
     )
+
+
+def _short(number: float | None) -> str:
+    return "not finite" if number is None else f"{number:.2g}"
 
 
 def agreement_words(head: Head, quantized: bool, share: float) -> str:

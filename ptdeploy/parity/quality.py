@@ -78,7 +78,8 @@ class Quality(msgspec.Struct, frozen=True):
 
     @property
     def perplexity_ratio(self) -> float | None:
-        if self.perplexity is None or self.reference_perplexity is None:
+        # A report from a file may say that a perplexity is 0, which none is.
+        if self.perplexity is None or not self.reference_perplexity:
             return None
         return self.perplexity / self.reference_perplexity
 

@@ -277,6 +277,34 @@ def test_a_pending_parity_that_is_a_mismatch_is_kept_as_that(pending, capsys):
     assert "parity          FAILED" in capsys.readouterr().out
 
 
+def test_numbers_that_are_not_finite_are_null_in_json(pending, compiled, capsys):
+    """Some readers refuse the whole document for one Infinity or NaN."""
+    assert main(["verify", str(pending)]) == 0
+    report = json.loads((pending / "parity.json").read_text())
+    report["cases"][0].update(max_abs=None, passed=False)
+    (pending / "parity.json").write_text(json.dumps({**report, "passed": False}))
+    completed = strict_json(capsys, "inspect", str(pending))["completed_parity"]
+    assert (completed["passed"], completed["max_abs"]) == (False, None)
+    assert main(["inspect", str(pending)]) == 0
+    assert "FAILED: max abs not finite over" in capsys.readouterr().out
+    whole = str(compiled("bert", "SEQ_CLS").bundle)
+    found = strict_json(capsys, "diff", whole, str(pending))["parity"]
+    (change,) = (one for one in found if one["name"] == "engine.max_abs")
+    assert change["after"] is None
+    assert main(["diff", whole, str(pending)]) == 0
+    assert "-> not finite" in capsys.readouterr().out
+
+
+def strict_json(capsys, *arguments: str) -> dict[str, Any]:
+    def refuse(word: str) -> None:
+        raise ValueError(f"{word} is no JSON")
+
+    capsys.readouterr()
+    assert main([*arguments, "--json"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out, parse_constant=refuse)
+    return found
+
+
 def test_bounds_of_ones_own_complete_no_parity(pending, tmp_path, capsys):
     bounds = tmp_path / "bounds.json"
     bounds.write_text('{"max_abs": 9}')
