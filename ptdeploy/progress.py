@@ -18,6 +18,10 @@ PENDING = (
     "parity of the engine is pending, as it cannot run here; ptdeploy verify BUNDLE completes it "
     "on a machine with a GPU."
 )
+PENDING_PACK = (
+    "parity over the engine is pending, as it cannot run here; ptdeploy prompt add BUNDLE PACK "
+    "shows it on a machine with a GPU, before it adds the prompt."
+)
 # Seconds that nobody wonders about.
 PATIENCE = 2.0
 _T = TypeVar("_T")

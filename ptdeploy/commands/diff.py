@@ -20,7 +20,7 @@ from ptdeploy.bundle import Bundle, read_bundle, whole
 from ptdeploy.bundle.signature import words_of
 from ptdeploy.bundle.task import TensorSpec
 from ptdeploy.errors import InputError, TargetUnavailable
-from ptdeploy.parity.completed import read_completed
+from ptdeploy.parity.completed import completed
 from ptdeploy.parity.measure import finite
 from ptdeploy.parity.quality import row_logits
 from ptdeploy.parity.reference.store import load_reference
@@ -237,8 +237,7 @@ def _tensors(specs: Sequence[TensorSpec]) -> dict[str, str]:
 def _parity(bundle: Bundle) -> dict[str, Any]:
     """What was found of the default prompt on the engine, and on the graph it was built from."""
     prompt = bundle.manifest.prompt
-    completed = None if prompt.parity is not None else read_completed(bundle)
-    of_engine = prompt.parity if completed is None else completed.summary()
+    of_engine = prompt.parity or completed(bundle).get(bundle.manifest.default_prompt)
     found: dict[str, Any] = {
         "engine": _PENDING if of_engine is None else msgspec.to_builtins(of_engine),
         "graph check": msgspec.to_builtins(prompt.graph_parity),

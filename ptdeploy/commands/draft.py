@@ -114,12 +114,15 @@ def finish(draft: Draft, destination: Destination, progress: Progress) -> Bundle
     return replace(bundle, notes=told(draft, progress))
 
 
-def told(draft: Draft, progress: Progress) -> tuple[str, ...]:
-    """Say what the user of a draft should know; gives that, behind what was said before."""
+def told(draft: Draft, progress: Progress, pending: str = PENDING) -> tuple[str, ...]:
+    """Say what the user of a draft should know; gives that, behind what was said before.
+
+    `pending` is what is said where the engine cannot run here.
+    """
     notes = tuple(dict.fromkeys(draft.notes))
     manifest = draft.manifest
     if any(one.parity is None for one in (manifest.prompt, *manifest.prompts.values())):
-        notes += (PENDING,)
+        notes += (pending,)
     for note in notes:
         progress.note(note)
     return (*draft.told, *notes)

@@ -11,7 +11,16 @@ import msgspec
 from ptdeploy.arguments import checked, flag, maybe, one_of, path, text
 from ptdeploy.arguments import whole as whole_number
 from ptdeploy.backends import engine_facts, engine_words, get_backend
-from ptdeploy.bundle import Bundle, Pack, is_bundle, is_pack, read_bundle, read_pack, whole
+from ptdeploy.bundle import (
+    Bundle,
+    Pack,
+    ParitySummary,
+    is_bundle,
+    is_pack,
+    read_bundle,
+    read_pack,
+    whole,
+)
 from ptdeploy.bundle.precision import quantized as quantized_precisions
 from ptdeploy.bundle.signature import words_of
 from ptdeploy.bundle.task import Head, Task
@@ -124,15 +133,17 @@ def _bundle(bundle: Bundle, layers: bool) -> dict[str, Any]:
 
 
 def _completed(bundle: Bundle) -> dict[str, Any] | None:
-    """What verify found where the engine can run, if the manifest leaves that open."""
-    if bundle.manifest.prompt.parity is not None:
-        return None
-    from ptdeploy.parity.completed import read_completed
+    """What verify found where the engine can run, of all that the manifest leaves open: `base` is
+    the base model alone, `prompts` are by name."""
+    from ptdeploy.parity.completed import completed
 
-    report = read_completed(bundle)
-    if report is None:
-        return None
-    found: dict[str, Any] = msgspec.to_builtins(report.summary())
+    found = {name: _summary(one) for name, one in completed(bundle).items()}
+    base = found.pop(None, None)
+    return {"base": base, "prompts": found} if found or base else None
+
+
+def _summary(summary: ParitySummary) -> dict[str, Any]:
+    found: dict[str, Any] = msgspec.to_builtins(summary)
     # An engine whose numbers are not finite leaves a report that says so, and JSON has null there.
     numbers = {n: found[n] for n in ("max_abs", "perplexity_ratio")}
     return {**found, **{n: v if v is None else finite(v) for n, v in numbers.items()}}
@@ -147,7 +158,7 @@ def describe(facts: dict[str, Any]) -> str:
 
 def _describe_pack(facts: dict[str, Any]) -> str:
     prompt, base = facts["prompt"], facts["base"]
-    facts = {**facts, "prompts": {facts["name"]: prompt}, "completed_parity": None}
+    facts = {**facts, "prompts": {facts["name"]: prompt}}
     engine = f"{facts['target']}, {facts['device']}, {facts['precision']}"
     lines = [
         ("pack", f"{facts['path']} ({megabytes(facts['bytes'])})"),
@@ -245,9 +256,11 @@ def _base_lines(facts: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     alone: dict[str, Any] = {"head": "softmax", **facts["base"]}
     if facts["default_prompt"] is None:
         yield "prompt", "none, unless a request names one"
-        yield "parity", _parity_words(alone, facts, facts["completed_parity"])
+        yield "parity", _parity_words(alone, facts, _completed_of(None, facts))
     elif alone["parity"] is not None:
         yield "without prompt", _parity(alone["parity"], alone, facts)
+    elif _completed_of(None, facts) is not None:
+        yield "without prompt", _parity_words(alone, facts, _completed_of(None, facts))
     if alone["graph_parity"] is not None:
         yield "graph parity", _parity(alone["graph_parity"], alone, facts)
 
@@ -282,9 +295,18 @@ def _prompt_lines(name: str, facts: dict[str, Any]) -> Iterator[tuple[str, Any]]
     yield "labels", ", ".join(prompt["labels"]) or "none"
     if len(ENGINES[facts["task"]].heads) > 1:
         yield "head", HEADS[prompt["head"]]
-    yield "parity", _parity_words(prompt, facts, facts["completed_parity"] if default else None)
+    yield "parity", _parity_words(prompt, facts, _completed_of(name, facts))
     if prompt["graph_parity"]:
         yield "graph parity", _parity(prompt["graph_parity"], prompt, facts)
+
+
+def _completed_of(name: str | None, facts: dict[str, Any]) -> dict[str, Any] | None:
+    """What verify found of a prompt, or of the base model alone, after the manifest was written."""
+    completed: dict[str, Any] = facts.get("completed_parity") or {"base": None, "prompts": {}}
+    found: dict[str, Any] | None = (
+        completed["base"] if name is None else completed["prompts"].get(name)
+    )
+    return found
 
 
 def _graph_lines(name: str, facts: dict[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -336,6 +358,8 @@ def _parity_words(
         return _parity(prompt["parity"], prompt, facts)
     if completed is not None:
         return f"{_parity(completed, prompt, facts)} (pending when compiled, completed by verify)"
+    if facts["kind"] == "pack":
+        return "pending: prompt add shows it over an engine that can run"
     return "pending: verify completes it on a GPU"
 
 

@@ -34,7 +34,7 @@ from ptdeploy.commands.stages import Source, compute_rows, freeze_stage, save_pr
 from ptdeploy.commands.tasks import is_all, read_named
 from ptdeploy.errors import BaseModelError, CheckpointError, InputError
 from ptdeploy.parity.cases import check_golden
-from ptdeploy.progress import Progress
+from ptdeploy.progress import PENDING_PACK, Progress
 from ptdeploy.source.base import resolve_base
 from ptdeploy.source.base_weights import load_model
 from ptdeploy.source.checkpoint import Checkpoint
@@ -77,7 +77,7 @@ def compile_over(request: OverRequest, progress: Progress) -> Pack:
         manifest = _pack_manifest(draft, bundle)
         with progress.stage("write the pack"):
             pack = publish_pack(folder, manifest, destination)
-    return replace(pack, notes=told(draft, progress))
+    return replace(pack, notes=told(draft, progress, PENDING_PACK))
 
 
 def draft_over(

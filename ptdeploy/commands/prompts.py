@@ -35,10 +35,12 @@ from ptdeploy.bundle.whose import OF_PROMPT, in_words
 from ptdeploy.commands.draft import Draft, prove, told
 from ptdeploy.commands.over import alone, check_base, check_free, draft_over
 from ptdeploy.commands.request import PromptAddRequest, PromptChange
-from ptdeploy.errors import InputError
+from ptdeploy.errors import BundleError, InputError
 from ptdeploy.files import json_document
 from ptdeploy.parity.cases import check_golden
+from ptdeploy.parity.completed import read_completed
 from ptdeploy.parity.reference.store import load_reference
+from ptdeploy.parity.reports import report_json
 from ptdeploy.progress import Progress
 from ptdeploy.runtime import ENGINES
 from ptdeploy.runtime.layout import check_manifest
@@ -187,8 +189,7 @@ def _put(
     for entry in kept:
         if not (folder / entry.path).exists():
             bundle.link(entry, folder / entry.path)
-    if default == old.default_prompt and default not in ours:
-        _keep_completed(bundle, folder)
+    _keep_completed(bundle, folder, {*ours, *(set(old.prompts) - set(prompts))})
     # In one order, whatever came first.
     files = sorted((*kept, *added), key=lambda entry: (entry.role in OF_PROMPT, entry.of or ""))
     manifest = msgspec.structs.replace(
@@ -206,11 +207,22 @@ def _put(
     return replace(publish(folder, manifest, destination), path=bundle.path)
 
 
-def _keep_completed(bundle: Bundle, folder: Path) -> None:
-    """Keep what verify left beside the manifest: it is of the default prompt, which is the same."""
+def _keep_completed(bundle: Bundle, folder: Path, changed: set[str | None]) -> None:
+    """Keep what verify left beside the manifest, but of prompts that are new, others or gone."""
     assert bundle.held is not None, "it was read"
     try:
         bundle.held.look(COMPLETED)
     except OSError:
         return
-    bundle.link(staged(COMPLETED, "parity"), folder / COMPLETED)
+    try:
+        report = read_completed(bundle)
+    except BundleError:  # which inspect tells, now as before
+        report = None
+    every = () if report is None else report.each()
+    kept = [one for one in every if one.prompt not in changed]
+    if len(kept) == len(every):
+        bundle.link(staged(COMPLETED, "parity"), folder / COMPLETED)
+    elif kept:
+        passed = all(one.passed for one in kept)
+        left = msgspec.structs.replace(kept[0], passed=passed, prompts=tuple(kept[1:]))
+        (folder / COMPLETED).write_bytes(report_json(left))

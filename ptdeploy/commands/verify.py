@@ -201,17 +201,22 @@ def _compare_first(run: _Run, progress: Progress) -> tuple[ParityReport, Referen
 
 
 def _complete(run: _Run, found: ParityReport, progress: Progress) -> None:
-    """Keep the report of an engine whose parity was pending, if it is of the default prompt."""
-    first = run.names[0]
-    pending = run.own.by_default(first).manifest.prompt.parity is None
-    if not pending or first != run.manifest.default_prompt or run.request.graph:
-        return
-    from ptdeploy.parity.completed import keep_completed
+    """Keep the report of an engine whose parity was pending.
 
-    # With bounds of one's own it is not kept: parity.json must mean the default ones.
-    own = "the bundle's parity stays pending: it is completed without --thresholds."
-    kept = run.request.thresholds is None
-    progress.note(keep_completed(run.engine.bundle, found) if kept else own)
+    It must mean what the bundle says itself, of all prompts that are pending: with bounds or data
+    of one's own, or of one of them alone, it is not kept, nor replaces one that is.
+    """
+    from ptdeploy.parity.completed import keep_completed, pending
+
+    request, left = run.request, set(pending(run.own))
+    if request.graph or not left.intersection(run.names):
+        return
+    options = {"--thresholds": request.thresholds, "--data": request.data}
+    if not left <= set(run.names):
+        options.update({"--prompt": request.prompt, "--checkpoint": request.checkpoint})
+    given = [option for option, value in options.items() if value is not None]
+    without = f"the bundle's parity stays pending: it is completed without {', '.join(given)}."
+    progress.note(without if given else keep_completed(run.engine.bundle, found))
 
 
 def _write_report(

@@ -1,6 +1,6 @@
 """parity.json beside the manifest: the parity of an engine that could not run where it was built.
 
-A bundle is never changed, so that the manifest goes on saying that this parity is pending.
+A bundle is never changed, so that the manifest goes on saying of its prompts that it is pending.
 """
 
 from __future__ import annotations
@@ -10,14 +10,25 @@ from pathlib import Path
 
 import msgspec
 
-from ptdeploy.bundle import Bundle
+from ptdeploy.bundle import Bundle, ParitySummary
 from ptdeploy.errors import BundleError, OutputError
 from ptdeploy.files import write_whole
+from ptdeploy.parity.reference.store import referred
 from ptdeploy.parity.report import ParityReport
 from ptdeploy.parity.reports import report_json
 
 NAME = "parity.json"
 _MAX_BYTES = 16 * 1024 * 1024
+
+
+def pending(bundle: Bundle) -> tuple[str | None, ...]:
+    """The prompts that the engine has not run with where it was built; None is the base alone."""
+    manifest = bundle.manifest
+    return tuple(
+        name
+        for name in referred(bundle)
+        if (manifest.base if name is None else manifest.prompts[name]).parity is None
+    )
 
 
 def keep_completed(bundle: Bundle, report: ParityReport) -> str:
@@ -34,14 +45,21 @@ def keep_completed(bundle: Bundle, report: ParityReport) -> str:
     return f"this completes the bundle's parity, and was kept as {path}."
 
 
+def completed(bundle: Bundle) -> dict[str | None, ParitySummary]:
+    """What verify found of the prompts whose parity was pending. Raises as read_completed does."""
+    report, left = read_completed(bundle), pending(bundle)
+    found = () if report is None else report.each()
+    return {one.prompt: one.summary() for one in found if one.prompt in left}
+
+
 def read_completed(bundle: Bundle) -> ParityReport | None:
-    """The report that verify left beside the manifest, if parity was pending and there is one.
+    """The report that verify left beside the manifest, if a parity was pending and there is one.
 
     Nothing vouches for this file. Raises BundleError if it is too large, not a report, or one of
     an engine that the manifest does not describe.
     """
     path = bundle.path / NAME
-    if bundle.manifest.prompt.parity is not None or bundle.held is None:
+    if not pending(bundle) or bundle.held is None:
         return None
     try:
         content = bundle.held.read(NAME, _MAX_BYTES + 1)
@@ -52,13 +70,14 @@ def read_completed(bundle: Bundle) -> ParityReport | None:
     report = _decode(path, content, fix)
     manifest = bundle.manifest
     described = (manifest.target, manifest.device, manifest.precision)
-    reported = (report.target, report.device, report.precision)
-    if reported != described:
-        raise BundleError(
-            f"{path}: is a report on {' '.join(reported)}, but the bundle is for "
-            f"{' '.join(described)}.",
-            fix,
-        )
+    for one in report.each():
+        reported = (one.target, one.device, one.precision)
+        if reported != described:
+            raise BundleError(
+                f"{path}: is a report on {' '.join(reported)}, but the bundle is for "
+                f"{' '.join(described)}.",
+                fix,
+            )
     return report
 
 

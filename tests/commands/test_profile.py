@@ -50,12 +50,28 @@ def pending(compiled, tmp_path) -> Path:
     """A bundle that can run here, with the manifest of one whose parity is pending."""
     bundle = tmp_path / "a pending bundle"
     shutil.copytree(compiled("bert", "SEQ_CLS").bundle, bundle)
+    make_pending(bundle, "default")
+    return bundle
+
+
+def make_pending(bundle: Path, *names: str) -> None:
+    """Let the manifest say of these prompts that the engine could not run with them."""
     manifest = json.loads((bundle / "manifest.json").read_text())
-    (parity,) = (entry for entry in manifest["files"] if entry["role"] == "parity")
-    manifest["files"].remove(parity)
-    (bundle / parity["path"]).unlink()
-    manifest["prompts"]["default"]["parity"] = None
+    for name in names:
+        (parity,) = (
+            one for one in manifest["files"] if (one["role"], one["of"]) == ("parity", name)
+        )
+        manifest["files"].remove(parity)
+        (bundle / parity["path"]).unlink()
+        manifest["prompts"][name]["parity"] = None
     (bundle / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.fixture
+def two(compiled, packed, tmp_path) -> Path:
+    """A bundle of two prompts that can run here."""
+    bundle = Path(shutil.copytree(compiled("bert", "SEQ_CLS").bundle, tmp_path / "two"))
+    ptdeploy.prompt_add(bundle, packed("bert", "SEQ_CLS").path)
     return bundle
 
 
@@ -259,7 +275,9 @@ def test_verify_completes_a_pending_parity(pending, capsys):
     assert f"this completes the bundle's parity, and was kept as {path}" in capsys.readouterr().err
     written = json.loads(path.read_text())
     assert written["passed"]
-    completed = as_json(capsys, "inspect", str(pending))["completed_parity"]
+    found = as_json(capsys, "inspect", str(pending))["completed_parity"]
+    assert (found["base"], list(found["prompts"])) == (None, ["default"])
+    completed = found["prompts"]["default"]
     assert completed["cases"] == len(written["cases"])
     assert main(["inspect", str(pending)]) == 0
     out = capsys.readouterr().out
@@ -277,19 +295,89 @@ def test_a_pending_parity_that_is_a_mismatch_is_kept_as_that(pending, capsys):
     assert "parity          FAILED" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("names", [("default", "other"), ("other",)], ids=["both", "not default"])
+def test_verify_completes_every_prompt_that_is_pending(two, capsys, names):
+    make_pending(two, *names)
+    assert main(["inspect", str(two)]) == 0
+    assert capsys.readouterr().out.count("pending: verify completes it") == len(names)
+    assert main(["verify", str(two)]) == 0
+    assert "this completes the bundle's parity" in capsys.readouterr().err
+    found = as_json(capsys, "inspect", str(two))["completed_parity"]["prompts"]
+    assert {name: one["passed"] for name, one in found.items()} == dict.fromkeys(names, True)
+    assert main(["inspect", str(two)]) == 0
+    assert capsys.readouterr().out.count("completed by verify") == len(names)
+
+
+def test_a_run_of_less_than_what_is_pending_completes_nothing(two, tmp_path, capsys):
+    make_pending(two, "default", "other")
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"ids": [5, 9, 30], "label": 0}\n')
+    for round_of in ("nothing there", "a full report there"):
+        there = (two / "parity.json").read_bytes() if (two / "parity.json").exists() else None
+        assert (there is None) == (round_of == "nothing there")
+        for options in (["--prompt", "other"], ["--data", str(data)]):
+            capsys.readouterr()
+            assert main(["verify", str(two), *options]) == 0
+            said = capsys.readouterr().err
+            assert f"stays pending: it is completed without {options[0]}." in said
+            assert (two / "parity.json").exists() == (there is not None)
+            assert there is None or (two / "parity.json").read_bytes() == there
+        assert main(["verify", str(two)]) == 0
+
+
+def test_of_a_prompt_that_is_changed_nothing_stays_completed(two, packed, capsys):
+    make_pending(two, "default", "other")
+    ptdeploy.verify(two)
+    capsys.readouterr()
+    ptdeploy.prompt_default(two, "other")
+    assert set(as_json(capsys, "inspect", str(two))["completed_parity"]["prompts"]) == {
+        "default",
+        "other",
+    }
+    ptdeploy.prompt_add(two, packed("bert", "SEQ_CLS").path, name="third")
+    ptdeploy.prompt_remove(two, "default")
+    written = json.loads((two / "parity.json").read_text())
+    assert (written["prompt"], written["prompts"], written["passed"]) == ("other", [], True)
+    ptdeploy.prompt_add(two, packed("bert", "SEQ_CLS").path, replace=True)
+    assert not (two / "parity.json").exists()
+
+
+def test_what_is_pending_of_a_pack_is_shown_where_it_is_added(packed, tmp_path, capsys):
+    pack = Path(shutil.copytree(packed("bert", "SEQ_CLS").path, tmp_path / "other.prompt"))
+    manifest = json.loads((pack / "manifest.json").read_text())
+    manifest["prompt"]["parity"] = None
+    (pack / "manifest.json").write_text(json.dumps(manifest))
+    assert main(["inspect", str(pack)]) == 0
+    said = capsys.readouterr().out
+    assert "pending: prompt add shows it over an engine that can run" in said
+    assert "verify" not in said
+
+
+@needs_rtx
+@needs_no_gpu
+def test_compile_over_an_engine_that_cannot_run_promises_no_verify(trt_bundle, tmp_path):
+    trained = tiny.make(tmp_path, "bert", "SEQ_CLS")
+    made = ptdeploy.compile_prompt(
+        trained.adapter, over=trt_bundle, base=str(trained.base), output=tmp_path / "x.prompt"
+    )
+    assert any("ptdeploy prompt add BUNDLE PACK shows it" in one for one in made.notes)
+    assert not any("ptdeploy verify" in one for one in made.notes)
+
+
 def test_numbers_that_are_not_finite_are_null_in_json(pending, compiled, capsys):
     """Some readers refuse the whole document for one Infinity or NaN."""
     assert main(["verify", str(pending)]) == 0
     report = json.loads((pending / "parity.json").read_text())
     report["cases"][0].update(max_abs=None, passed=False)
     (pending / "parity.json").write_text(json.dumps({**report, "passed": False}))
-    completed = strict_json(capsys, "inspect", str(pending))["completed_parity"]
+    found = strict_json(capsys, "inspect", str(pending))["completed_parity"]
+    completed = found["prompts"]["default"]
     assert (completed["passed"], completed["max_abs"]) == (False, None)
     assert main(["inspect", str(pending)]) == 0
     assert "FAILED: max abs not finite over" in capsys.readouterr().out
     whole = str(compiled("bert", "SEQ_CLS").bundle)
-    found = strict_json(capsys, "diff", whole, str(pending))["parity"]
-    (change,) = (one for one in found if one["name"] == "engine.max_abs")
+    changes = strict_json(capsys, "diff", whole, str(pending))["parity"]
+    (change,) = (one for one in changes if one["name"] == "engine.max_abs")
     assert change["after"] is None
     assert main(["diff", whole, str(pending)]) == 0
     assert "-> not finite" in capsys.readouterr().out
