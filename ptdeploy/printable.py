@@ -39,6 +39,11 @@ def printable_fields(value: T) -> T:
     return _fields(value)  # type: ignore[no-any-return]
 
 
+def number_of(count: int, noun: str) -> str:
+    """How many there are, in words: "1 label", "2 labels"."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def _fields(value: Any) -> Any:
     if isinstance(value, str):
         return value if isinstance(value, Enum) else printable(value)

@@ -13,7 +13,7 @@ from ptdeploy.cli import options
 from ptdeploy.cli.console import show, show_json_facts
 from ptdeploy.cli.parity_lines import parity_lines, prompt_parity_lines
 from ptdeploy.errors import InputError
-from ptdeploy.printable import printable, printable_fields
+from ptdeploy.printable import number_of, printable, printable_fields
 from ptdeploy.targets import TARGETS, get_target
 from ptdeploy.targets.options import TargetOptions
 
@@ -140,7 +140,7 @@ def _frozen(manifest: Manifest) -> str:
     if not manifest.prompts:
         return "no prompt"
     prompt, names = manifest.prompt, list(manifest.prompts)
-    words = f"{prompt.num_virtual_tokens} virtual tokens"
+    words = number_of(prompt.num_virtual_tokens, "virtual token")
     if prompt.prefix_kv:
         words += f" as prefix KV {words_of(prompt.prefix_kv)}"
     words = f"{words} ({prompt.kind})"
@@ -164,7 +164,7 @@ def _run_over(arguments: argparse.Namespace) -> int:
     show(
         f"read      {prompt.source.format}, {manifest.task.value} on "
         f"{manifest.base.architecture} ({manifest.base.name})\n"
-        f"frozen    {prompt.num_virtual_tokens} virtual tokens ({prompt.kind}), named "
+        f"frozen    {number_of(prompt.num_virtual_tokens, 'virtual token')} ({prompt.kind}), named "
         f"{manifest.name}\n"
         f"pack      {path}, {megabytes(size)}\n"
         f"{prompt_parity_lines(prompt, manifest.precision in quantized())}"

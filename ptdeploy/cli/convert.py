@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ptdeploy.bundle.signature import words_of
 from ptdeploy.cli import options
 from ptdeploy.cli.console import show, show_json_facts
-from ptdeploy.printable import printable
+from ptdeploy.printable import number_of, printable
 
 if TYPE_CHECKING:
     from ptdeploy.commands.convert import Converted
@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _written(done: Converted) -> str:
     """What was written, by its kind unless that is a bare tensor's."""
     if len(done.shape) == 2:
-        words = f"{done.shape[0]} virtual tokens, {done.shape[1]} wide"
+        words = f"{number_of(done.shape[0], 'virtual token')}, {done.shape[1]} wide"
     else:
         words = f"prefix KV {words_of(done.shape)}"
     return words if done.kind in ("VIRTUAL_TOKENS", "PREFIX_KV") else f"{done.kind}, {words}"

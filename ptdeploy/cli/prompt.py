@@ -7,7 +7,7 @@ import argparse
 from ptdeploy.bundle import Bundle, PromptInfo
 from ptdeploy.cli import options
 from ptdeploy.cli.console import show, show_json, show_json_facts
-from ptdeploy.printable import printable, printable_fields
+from ptdeploy.printable import number_of, printable, printable_fields
 
 SUMMARY = "Put prompts into a bundle, take them out, or list them."
 
@@ -90,6 +90,9 @@ def _run_list(arguments: argparse.Namespace) -> int:
     manifest = read_bundle(arguments.bundle, hashes=False).manifest
     if arguments.json:
         prompts = msgspec.to_builtins(manifest.prompts)
+        for one in prompts.values():
+            if not one["labels"]:
+                one["head"] = None
         show_json({"default_prompt": manifest.default_prompt, "prompts": prompts}, indent=2)
     else:
         _show_prompts(manifest.prompts, manifest.default_prompt)
@@ -102,7 +105,6 @@ def _show_prompts(prompts: dict[str, PromptInfo], default: str | None) -> None:
     for name, prompt in prompts.items():
         info = printable_fields(prompt)
         own = " (the default)" if name == default else ""
-        labels = f", {len(info.labels)} labels" if info.labels else ""
-        show(
-            f"prompt    {name}{own}: {info.num_virtual_tokens} virtual tokens, {info.kind}{labels}"
-        )
+        labels = f", {number_of(len(info.labels), 'label')}" if info.labels else ""
+        tokens = number_of(info.num_virtual_tokens, "virtual token")
+        show(f"prompt    {name}{own}: {tokens}, {info.kind}{labels}")

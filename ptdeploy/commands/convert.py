@@ -14,6 +14,7 @@ from ptdeploy.arguments import checked, having, instance
 from ptdeploy.commands.request import ConvertRequest
 from ptdeploy.errors import CheckpointError, InputError, OutputError
 from ptdeploy.files import check_folder, write_folder, write_new
+from ptdeploy.printable import number_of
 from ptdeploy.program.kinds import kind_of
 from ptdeploy.progress import Progress
 from ptdeploy.source.base import BaseModel, resolve_base
@@ -139,7 +140,7 @@ def _as_prefix(
         )
     with progress.stage(f"load the base model {base.name}"):
         model = load_model(checkpoint, base)
-    with progress.stage(f"run {checkpoint.num_virtual_tokens} virtual tokens"):
+    with progress.stage(f"run {number_of(checkpoint.num_virtual_tokens, 'virtual token')}"):
         return prefix_kv(model, tokens)
 
 

@@ -24,7 +24,7 @@ from ptdeploy.parity.completed import completed
 from ptdeploy.parity.measure import finite
 from ptdeploy.parity.quality import row_logits
 from ptdeploy.parity.reference.store import load_reference
-from ptdeploy.printable import printable_fields
+from ptdeploy.printable import number_of, printable_fields
 from ptdeploy.runtime import Engine, open_engine
 
 _NEW_TOKENS, _ROWS, _TOKENS = 16, 8, 32
@@ -217,7 +217,7 @@ def _settings(bundle: Bundle) -> dict[str, Any]:
         "prompt.source": {name: prompt["source"][name] for name in ("format", "adapter")},
         "prompt.source.files": prompt["source"]["files"],
         "prompts": {
-            name: f"{one.num_virtual_tokens} virtual tokens, {one.sha256[:16]}"
+            name: f"{number_of(one.num_virtual_tokens, 'virtual token')}, {one.sha256[:16]}"
             for name, one in manifest.prompts.items()
             if name != manifest.default_prompt
         },

@@ -26,7 +26,7 @@ from ptdeploy.bundle.signature import words_of
 from ptdeploy.bundle.task import Head, Task
 from ptdeploy.errors import InputError
 from ptdeploy.parity.measure import finite
-from ptdeploy.printable import printable_fields
+from ptdeploy.printable import number_of, printable_fields
 from ptdeploy.source.checkpoint.types import Checkpoint
 from ptdeploy.tables import columns
 
@@ -217,10 +217,12 @@ def _describe_checkpoint(facts: dict[str, Any]) -> str:
 def _prompt_words(facts: dict[str, Any]) -> str:
     if facts["prefix_kv"]:
         layers, _, heads, tokens, width = facts["prefix_kv"]
-        shape = f"{tokens} virtual tokens, {layers} layers with {heads} heads of {width}"
+        shape = (
+            f"{number_of(tokens, 'virtual token')}, {layers} layers with {heads} heads of {width}"
+        )
         return f"prefix KV of {shape}, {facts['dtype']}"
     evaluated = "evaluated" if facts["prompt_evaluated"] else "not evaluated yet"
-    tokens = f"{facts['num_virtual_tokens']} virtual tokens, {facts['token_dim']} wide"
+    tokens = f"{number_of(facts['num_virtual_tokens'], 'virtual token')}, {facts['token_dim']} wide"
     return f"{tokens}, {facts['dtype']}, {evaluated}"
 
 
@@ -283,7 +285,8 @@ def _prompt_lines(name: str, facts: dict[str, Any]) -> Iterator[tuple[str, Any]]
     yield (
         "prompt",
         f"{name!r}{' (the default)' if default else ''}: "
-        f"{prompt['num_virtual_tokens']} virtual tokens{width}, frozen from {prompt['kind']}"
+        f"{number_of(prompt['num_virtual_tokens'], 'virtual token')}{width}, "
+        f"frozen from {prompt['kind']}"
         f"{prefix}",
     )
     source = prompt["source"]

@@ -160,7 +160,6 @@ def _read(bundle: Bundle, request: OverRequest, progress: Progress, replaces: bo
     with progress.stage("read the checkpoint"):
         how = request.adapter, request.task, request.labels, request.task_id
         checkpoints = read_named(request.checkpoint, *how, request.prompt_name)
-        check_free(bundle, checkpoints, replaces)
         checkpoint = next(iter(checkpoints.values()))
         if checkpoint.task != manifest.task:
             raise CheckpointError(
@@ -181,6 +180,7 @@ def _read(bundle: Bundle, request: OverRequest, progress: Progress, replaces: bo
             tokenizer = choose_tokenizer(checkpoint, base, request.tokenizer)
         elif request.tokenizer not in (None, NONE):
             raise InputError(f"--tokenizer: {bundle.path} takes token ids only.")
+    check_free(bundle, checkpoints, replaces)
     for note in base.notes:
         progress.note(note)
     return Source(dict(checkpoints), base, meaning, tokenizer)

@@ -18,6 +18,7 @@ from ptdeploy.bundle import (
     MAX_MANIFEST_BYTES,
     Bundle,
     FileEntry,
+    Pack,
     PromptInfo,
     check_destination,
     is_bundle,
@@ -108,11 +109,13 @@ def _draft(bundle: Bundle, request: PromptAddRequest, folder: Path, progress: Pr
         return draft_over(bundle, over, folder, progress, left, request.replace)
     request.refuse_of_checkpoint()
     with progress.stage("check the pack's files"):
-        return _of_pack(bundle, request, folder, left)
+        pack = read_pack(request.prompt)
+    return _of_pack(bundle, pack, request, folder, left)
 
 
-def _of_pack(bundle: Bundle, request: PromptAddRequest, folder: Path, left: str) -> Draft:
-    pack = read_pack(request.prompt)
+def _of_pack(
+    bundle: Bundle, pack: Pack, request: PromptAddRequest, folder: Path, left: str
+) -> Draft:
     found, manifest = pack.manifest, bundle.manifest
     if found.task != manifest.task or found.precision != manifest.precision:
         raise InputError(

@@ -20,6 +20,7 @@ from ptdeploy.commands.plan import Plan
 from ptdeploy.commands.request import CompileRequest
 from ptdeploy.commands.tasks import read_named
 from ptdeploy.errors import InputError, TargetUnavailable
+from ptdeploy.printable import number_of
 from ptdeploy.program.kinds import BuildOptions, kind_of
 from ptdeploy.progress import Progress, reference_stage
 from ptdeploy.source.base import BaseModel, resolve_base
@@ -138,7 +139,7 @@ def freeze(plan: Plan, source: Source, progress: Progress) -> Frozen:
 def freeze_stage(source: Source) -> str:
     """The title of evaluating prompts."""
     of = f"{len(source.checkpoints)} prompts of " if len(source.checkpoints) > 1 else ""
-    return f"freeze {of}{source.checkpoint.num_virtual_tokens} virtual tokens"
+    return f"freeze {of}{number_of(source.checkpoint.num_virtual_tokens, 'virtual token')}"
 
 
 def trace(plan: Plan, frozen: Frozen, progress: Progress) -> Traced:

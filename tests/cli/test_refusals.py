@@ -240,7 +240,7 @@ def test_adapters_of_several_kinds_are_named_with_them(adapter, trained, refuse)
     config = json.loads((second / "adapter_config.json").read_text())
     (second / "adapter_config.json").write_text(json.dumps({**config, "peft_type": "LORA"}))
     message = refuse(adapter, trained.base)
-    assert "They are default (P_TUNING), second (LORA)." in message
+    assert "holds 2 adapters: default (P_TUNING), second (LORA)." in message
     assert "--adapter" in message
 
 

@@ -183,10 +183,14 @@ def test_a_bundle_that_becomes_another_meanwhile_is_left_alone(bundle, pack, mon
     assert list(ptdeploy.prompt_list(bundle)) == ["default"]
 
 
-def test_a_name_that_is_taken_is_refused_unless_it_is_to_be_replaced(bundle, pack):
-    before = content(bundle)
-    with pytest.raises(InputError, match="has a prompt 'default' already"):
-        ptdeploy.prompt_add(bundle, pack, name="default")
+def test_a_name_that_is_taken_is_refused_unless_it_is_to_be_replaced(bundle, pack, packed, capsys):
+    before, one = content(bundle), packed("bert", "SEQ_CLS")
+    for prompt in (pack, one.adapter):
+        assert main(["prompt", "add", str(bundle), str(prompt), "--name", "default"]) == 2
+        said = capsys.readouterr().err
+        assert "has a prompt 'default' already" in said
+        # Nothing was wrong with what it read.
+        assert "failed" not in said
     assert content(bundle) == before
     ptdeploy.prompt_add(bundle, pack, name="default", replace=True)
     assert ptdeploy.load(bundle).logits([ROW])[0].shape == (5,)
@@ -216,7 +220,23 @@ def test_the_list_says_which_is_the_default(bundle, pack, capsys):
     assert found["default_prompt"] == "default"
     assert found["prompts"]["other"]["labels"] == ["a", "b", "c", "d", "e"]
     assert main(["prompt", "list", str(bundle)]) == 0
-    assert "other: 3 virtual tokens" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "other: 3 virtual tokens" in shown
+    assert shown.endswith(", 5 labels\n")
+
+
+def test_the_list_gives_no_head_to_a_prompt_without_one_and_counts_one_as_one(
+    compiled, tmp_path, capsys
+):
+    written = compiled("gpt2", "CAUSAL_LM").bundle
+    bundle = Path(shutil.copytree(written, tmp_path / "bundle"))
+    damage.edit(
+        bundle, lambda manifest: manifest["prompts"]["default"].update(num_virtual_tokens=1)
+    )
+    assert main(["prompt", "list", str(bundle)]) == 0
+    assert ": 1 virtual token, " in capsys.readouterr().out
+    assert main(["prompt", "list", str(bundle), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["prompts"]["default"]["head"] is None
 
 
 def test_a_pack_of_other_weights_is_refused(pack, bundle, tmp_path):

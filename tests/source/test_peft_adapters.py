@@ -94,7 +94,7 @@ def test_adapters_of_several_kinds_in_one_folder_are_chosen_by_name(trained, tmp
     for name, kind in named.items():
         place = whole if name == "default" else whole / name
         shutil.copytree(trained(kind).adapter, place, dirs_exist_ok=True)
-    with pytest.raises(CheckpointError, match="holds 3 adapters: default, prefix, soft") as refused:
+    with pytest.raises(CheckpointError, match="holds 3 adapters: default ") as refused:
         read_checkpoint(whole)
     assert "default (P_TUNING), prefix (PREFIX_TUNING), soft (PROMPT_TUNING)" in str(refused.value)
     for name, kind in named.items():

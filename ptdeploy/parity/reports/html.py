@@ -18,7 +18,7 @@ from ptdeploy.parity.reports.words import (
     threshold_words,
     verdict,
 )
-from ptdeploy.printable import printable_fields
+from ptdeploy.printable import number_of, printable_fields
 
 
 def render(report: ParityReport, manifest: Manifest) -> str:
@@ -130,7 +130,8 @@ def _prompt_words(manifest: Manifest) -> str:
     prompt = manifest.prompt
     if manifest.default_prompt is None:
         return prompt.kind
-    return f"{manifest.default_prompt}: {prompt.num_virtual_tokens} virtual tokens, {prompt.kind}"
+    tokens = number_of(prompt.num_virtual_tokens, "virtual token")
+    return f"{manifest.default_prompt}: {tokens}, {prompt.kind}"
 
 
 def _tokens(first: int, last: int) -> str:

@@ -136,8 +136,7 @@ def find(path: Path, adapter: str | None) -> tuple[str, Path]:
         if len(folders) > 1:
             own = " 'default' is the one in the folder itself." if path in folders.values() else ""
             raise CheckpointError(
-                f"{path}: holds {len(folders)} adapters: {', '.join(sorted(folders))}.{own}"
-                f"{_kinds(folders)}",
+                f"{path}: holds {len(folders)} adapters: {', '.join(_with_kinds(folders))}.{own}",
                 "Say which one with --adapter NAME.",
             )
         adapter = next(iter(folders))
@@ -148,15 +147,15 @@ def find(path: Path, adapter: str | None) -> tuple[str, Path]:
     return adapter, folders[adapter]
 
 
-def _kinds(folders: Mapping[str, Path]) -> str:
-    """Of which kinds adapters are, where their configurations say several."""
+def _with_kinds(folders: Mapping[str, Path]) -> list[str]:
+    """The names of adapters, with their kinds where their configurations say several."""
     kinds = {}
     for name, folder in sorted(folders.items()):
         with contextlib.suppress(CheckpointError):
             kinds[name] = str(read_json(folder / CONFIG_NAME).get("peft_type"))
     if len(set(kinds.values())) < 2:
-        return ""
-    return f" They are {', '.join(f'{name} ({kind})' for name, kind in kinds.items())}."
+        return sorted(folders)
+    return [f"{name} ({kinds[name]})" if name in kinds else name for name in sorted(folders)]
 
 
 def _refuse_others(where: Path, kind: PromptKind, tensors: Collection[str]) -> None:
