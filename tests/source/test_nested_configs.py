@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from support import tiny
 
 import ptdeploy
 from ptdeploy.bundle.task import Task
+from ptdeploy.errors import BaseModelError
 from ptdeploy.parity.reference.peft import row_logits
 from ptdeploy.source.base import BaseModel, resolve_base
 from ptdeploy.source.checkpoint import read_checkpoint
@@ -36,8 +38,9 @@ def gemma3() -> Any:
     )
 
 
-def qwen3_5() -> Any:
+def qwen3_5(kind: str = "full_attention") -> Any:
     text = tiny.base_config("qwen3", layer_types=["full_attention"] * 2).to_dict()
+    text["layer_types"] = [kind, "full_attention"]
     text = {**text, "eos_token_id": 7, "model_type": "qwen3_5_text", "rope_parameters": None}
     return transformers.Qwen3_5Config(text_config=text)
 
@@ -89,3 +92,11 @@ def test_an_engine_is_equal_to_peft(tmp_path, architecture, task):
     assert np.allclose(logits, want, rtol=0, atol=1e-5)
     if task == "CAUSAL_LM":
         assert bundle.manifest.generation.eos_token_ids == (7,)
+
+
+def test_a_hybrid_model_is_refused_by_name(tmp_path, monkeypatch):
+    monkeypatch.setitem(_CONFIGS, "qwen3_5", partial(qwen3_5, "linear_attention"))
+    one = trained(tmp_path, "qwen3_5", "CAUSAL_LM")
+    with pytest.raises(BaseModelError, match="qwen3_5_text: its layers keep more"):
+        ptdeploy.compile(one.adapter, base=str(one.base), target="ort", output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
