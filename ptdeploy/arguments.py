@@ -57,7 +57,11 @@ def checked(**checks: Check) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
 
 def whole(least: int = -(2**63), most: int = 2**63 - 1) -> Check:
-    """A whole number, numpy's included; a truth is none."""
+    """A whole number, numpy's included; a truth is none.
+
+    Without bounds its range is the function's own business, and any of 64 bits passes here.
+    """
+    bounded = (least, most) != (-(2**63), 2**63 - 1)
 
     def check(name: str, value: Any) -> int:
         found = None
@@ -66,6 +70,8 @@ def whole(least: int = -(2**63), most: int = 2**63 - 1) -> Check:
                 found = operator.index(value)
             except Exception:  # a stranger's __index__ raises anything
                 found = None
+        if found is None and not bounded:
+            raise refused(name, value, "a whole number")
         if found is None or not least <= found <= most:
             raise refused(name, value, f"a whole number from {least} to {most}")
         return found

@@ -19,6 +19,7 @@ from transformers.generation.logits_process import (
 
 from ptdeploy import InputError
 from ptdeploy.bundle import GenerationOptions
+from ptdeploy.runtime.request_options import with_options
 from ptdeploy.runtime.sampling import Sampler, check, distribution, log_probability
 
 VOCABULARY = 40
@@ -158,3 +159,17 @@ def test_log_probabilities_are_the_models_own():
 def test_an_option_out_of_range_is_named(name, value):
     with pytest.raises(InputError, match=f"{name} is .* must be"):
         check(GenerationOptions(**{name: value}), 100)
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted"),
+    [
+        (True, "max_new_tokens is True; it must be a whole number."),
+        (1.5, "max_new_tokens is 1.5; it must be a whole number."),
+        (-1, "max_new_tokens is -1; it must be at least 0 and at most 2147483647."),
+    ],
+)
+def test_a_count_of_tokens_is_a_whole_number(value, wanted):
+    with pytest.raises(InputError) as refused:
+        with_options(GenerationOptions(), {"max_new_tokens": value}, 101)
+    assert str(refused.value) == wanted
