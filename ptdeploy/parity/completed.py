@@ -18,7 +18,8 @@ from ptdeploy.parity.report import ParityReport
 from ptdeploy.parity.reports import report_json
 
 NAME = "parity.json"
-_MAX_BYTES = 16 * 1024 * 1024
+# A manifest has room for about 2,500 prompts, and the report of each has some 28 kB.
+MAX_BYTES = 128 * 1024 * 1024
 
 
 def pending(bundle: Bundle) -> tuple[str | None, ...]:
@@ -38,8 +39,11 @@ def keep_completed(bundle: Bundle, report: ParityReport) -> str:
     place = path if bundle.held is None else bundle.held.inside(NAME)
     if any(entry.path == NAME for entry in bundle.manifest.files):
         return f"the report was not kept: the bundle has another file {NAME}."
+    content = report_json(report)
+    if len(content) > MAX_BYTES:
+        return f"the report was not kept: it is larger than {MAX_BYTES} bytes."
     try:
-        write_whole(place, report_json(report))
+        write_whole(place, content)
     except OutputError as error:
         return f"the report was not kept: {error.problem.replace(str(place), str(path))}"
     return f"this completes the bundle's parity, and was kept as {path}."
@@ -62,7 +66,7 @@ def read_completed(bundle: Bundle) -> ParityReport | None:
     if not pending(bundle) or bundle.held is None:
         return None
     try:
-        content = bundle.held.read(NAME, _MAX_BYTES + 1)
+        content = bundle.held.read(NAME, MAX_BYTES + 1)
     except OSError:
         return None
     quoted = shlex.quote(str(bundle.path))
@@ -82,8 +86,8 @@ def read_completed(bundle: Bundle) -> ParityReport | None:
 
 
 def _decode(path: Path, content: bytes, fix: str) -> ParityReport:
-    if len(content) > _MAX_BYTES:
-        raise BundleError(f"{path}: larger than {_MAX_BYTES} bytes, not a parity report.", fix)
+    if len(content) > MAX_BYTES:
+        raise BundleError(f"{path}: larger than {MAX_BYTES} bytes, not a parity report.", fix)
     try:
         return msgspec.json.decode(content, type=ParityReport)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

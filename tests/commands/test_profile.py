@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from support import damage, tiny
 
@@ -18,7 +19,9 @@ import ptdeploy
 from ptdeploy.backends import get_backend
 from ptdeploy.backends.ort.session import OrtSession
 from ptdeploy.backends.trt.inspector import read_layer
+from ptdeploy.bundle import read_bundle
 from ptdeploy.cli.main import main
+from ptdeploy.parity.completed import MAX_BYTES, keep_completed, read_completed
 from ptdeploy.runtime import memory
 from ptdeploy.targets.trt.options import TrtOptions
 
@@ -308,6 +311,18 @@ def test_verify_completes_every_prompt_that_is_pending(two, capsys, names):
     assert capsys.readouterr().out.count("completed by verify") == len(names)
 
 
+def test_the_report_of_as_many_prompts_as_a_manifest_has_room_for_is_kept(pending):
+    report = ptdeploy.verify(pending)
+    every = msgspec.structs.replace(report, prompts=(report,) * 2_500)
+    bundle = read_bundle(pending)
+    assert "was kept as" in keep_completed(bundle, every)
+    assert read_completed(bundle) == every
+    before = (pending / "parity.json").stat()
+    more = msgspec.structs.replace(report, notes=("n" * MAX_BYTES,))
+    assert "it is larger than" in keep_completed(bundle, more)
+    assert (pending / "parity.json").stat() == before
+
+
 def test_a_run_of_less_than_what_is_pending_completes_nothing(two, tmp_path, capsys):
     make_pending(two, "default", "other")
     data = tmp_path / "data.jsonl"
@@ -459,7 +474,7 @@ def test_a_listed_file_of_that_name_is_not_replaced(pending, capsys):
         (b"\xff", "not a parity report"),
         (b"[" * 100_000, "not a parity report"),
         (b'{"passed": true}', "not a parity report"),
-        (b" " * (16 * 1024 * 1024 + 1), "larger than"),
+        (b" " * (MAX_BYTES + 1), "larger than"),
     ],
     ids=["text", "no utf-8", "deep", "incomplete", "large"],
 )

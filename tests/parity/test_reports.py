@@ -13,6 +13,7 @@ from support.manifests import made_manifest
 
 from ptdeploy.bundle import Quantization
 from ptdeploy.bundle.precision import Thresholds
+from ptdeploy.errors import OutputError
 from ptdeploy.parity.checks import checks, failures, totals
 from ptdeploy.parity.data import TaskMetric
 from ptdeploy.parity.quality import Quality
@@ -25,7 +26,7 @@ from ptdeploy.parity.report import (
     ParityReport,
     PositionError,
 )
-from ptdeploy.parity.reports import html, junit, markdown
+from ptdeploy.parity.reports import check_report, html, junit, markdown, report_json
 from ptdeploy.parity.reports.text import describe
 from ptdeploy.parity.reports.words import UNJUDGED
 
@@ -318,6 +319,18 @@ def test_the_summary_in_a_manifest_counts_near_ties_that_changed():
     )
     assert report.summary().top1_agreement == pytest.approx(0.90)
     assert PERPLEXED.summary().top1_agreement == 0.99
+
+
+def test_an_earlier_report_is_replaced_however_long_it_is(tmp_path):
+    (tmp_path / "report.md").touch()
+    long = msgspec.structs.replace(HOLDS, notes=("n" * 2**26,))
+    for content in (report_json(long), msgspec.json.encode(HOLDS)):
+        (tmp_path / "report.json").write_bytes(content)
+        check_report(tmp_path)
+    for other in (b"", b"[" + report_json(HOLDS), b'{"target": 1, "precision": 2, "cases": 3}'):
+        (tmp_path / "report.json").write_bytes(other)
+        with pytest.raises(OutputError, match=r"holds report\.json, which is not of a report"):
+            check_report(tmp_path)
 
 
 def test_only_a_bound_that_was_set_is_one_that_the_data_misses():
