@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import wraps
+from time import monotonic
 from typing import Any
 
 from jinja2 import nodes
@@ -28,6 +29,8 @@ from ptdeploy.runtime.template_growth import (
 # Rounds of all loops of a template together, and calls.
 MOST_ROUNDS = 1_000_000
 MOST_CALLS = 1_000_000
+# What is short enough each time may still be asked for again and again.
+MOST_SECONDS = 60
 _COUNTED, _JOINED, _SIZED = "ptdeploy_counted", "ptdeploy_joined", "ptdeploy_sized"
 _SIZED_TYPES = (str, bytes, list, tuple)
 # Of a whole number that a template reckons with: to divide takes its length squared.
@@ -72,13 +75,18 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         # What a {% set %} block, a macro and a {% filter %} block make of their pieces.
         self.concat = joined  # type: ignore[method-assign]
         self._rounds = self._calls = 0
+        self._end = monotonic() + MOST_SECONDS
         self.globals.pop("lipsum")
         self.filters |= {_COUNTED: self._counted, _JOINED: _joined, _SIZED: _of_size}
 
     def bound_filters(self) -> None:
         """Once all filters are there."""
         own = (_COUNTED, _JOINED, _SIZED)
-        self.filters |= {n: _bounded(n, f) for n, f in self.filters.items() if n not in own}
+        self.filters |= {n: self._bounded(n, f) for n, f in self.filters.items() if n not in own}
+
+    def _check_time(self) -> None:
+        if monotonic() > self._end:
+            raise SecurityError(f"it takes more than {MOST_SECONDS} seconds")
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         tree = super()._parse(source, name, filename)
@@ -87,12 +95,14 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
 
     def _counted(self, items: Iterable[Any]) -> Iterator[Any]:
         for item in items:
+            self._check_time()
             self._rounds += 1
             if self._rounds > MOST_ROUNDS:
                 raise SecurityError(f"its loops run more than {MOST_ROUNDS} times")
             yield item
 
     def call(self, context: Any, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
+        self._check_time()
         self._calls += 1
         if self._calls > MOST_CALLS:
             raise SecurityError(f"it calls more than {MOST_CALLS} functions")
@@ -107,6 +117,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         return measured(self, value) if super().wrap_str_format(value) is not None else None
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        self._check_time()
         for one, other in ((left, right), (right, left)):
             _of_size(one)
             if operator == "*" and isinstance(one, _SIZED_TYPES) and isinstance(other, int):
@@ -116,6 +127,24 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         if operator == "**" and (abs(left) > 2**64 or abs(right) > 64):
             raise SecurityError("it asks for a great power")
         return _of_size(super().call_binop(context, operator, left, right))
+
+    def _bounded(self, name: str, function: Any) -> Any:
+        # Some are given the template's context before their value.
+        first = 1 if hasattr(function, "jinja_pass_arg") else 0
+
+        @wraps(function)
+        def bounded(*args: Any, **kwargs: Any) -> Any:
+            self._check_time()
+            given = list(map(listed, args[first:]))
+            kwargs = {key: listed(value) for key, value in kwargs.items()}
+            if name not in _STRUCTURAL:
+                weight([*given, *kwargs.values()])
+            if name == "format" and given:
+                check_percent(str(given[0]), kwargs or tuple(given[1:]))
+            check_growth(name, given, kwargs)
+            return _of_size(function(*args[:first], *given, **kwargs))
+
+        return bounded
 
 
 def _written(value: Any) -> Any:
@@ -139,24 +168,6 @@ def joined(pieces: Iterable[str]) -> str:
             raise too_long()
         found.append(piece)
     return "".join(found)
-
-
-def _bounded(name: str, function: Any) -> Any:
-    # Some are given the template's context before their value.
-    first = 1 if hasattr(function, "jinja_pass_arg") else 0
-
-    @wraps(function)
-    def bounded(*args: Any, **kwargs: Any) -> Any:
-        given = list(map(listed, args[first:]))
-        kwargs = {key: listed(value) for key, value in kwargs.items()}
-        if name not in _STRUCTURAL:
-            weight([*given, *kwargs.values()])
-        if name == "format" and given:
-            check_percent(str(given[0]), kwargs or tuple(given[1:]))
-        check_growth(name, given, kwargs)
-        return _of_size(function(*args[:first], *given, **kwargs))
-
-    return bounded
 
 
 def _of_size(value: Any) -> Any:

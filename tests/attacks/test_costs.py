@@ -17,7 +17,7 @@ from support.damage import edit
 
 import ptdeploy
 from ptdeploy.bundle import GenerationOptions
-from ptdeploy.runtime import memory
+from ptdeploy.runtime import memory, template_limits
 from ptdeploy.runtime.chat import ChatTemplate, _tojson, render
 from ptdeploy.runtime.kv_layout import KVLayout
 from ptdeploy.runtime.sampling import Sampler, distribution
@@ -89,6 +89,21 @@ def test_what_would_be_great_is_refused_before_it_is_made(template):
         assert tracemalloc.get_traced_memory()[1] < 100e6
     finally:
         tracemalloc.stop()
+
+
+# Each round is cheap enough, and there are few enough of them.
+AGAIN = {
+    "a loop": "{% for i in range(99999) %}{% if 'ab' in a %}{% endif %}{% endfor %}",
+    "calls": "{% macro f(n) %}{{ a.count('ab') }}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}",
+    "filters": "{{ ([a] * 99999)|map('replace', 'ab', 'c')|first }}" * 99,
+}
+
+
+@pytest.mark.parametrize("template", AGAIN.values(), ids=AGAIN)
+def test_what_is_asked_for_again_and_again_is_stopped(template, monkeypatch):
+    monkeypatch.setattr(template_limits, "MOST_SECONDS", 0.2)
+    with pytest.raises(ptdeploy.InputError, match="it takes more than"):
+        render(ChatTemplate("{% set a = 'a' * 16000000 %}" + template, {}), MESSAGES)
 
 
 LARGE = 123_456_789
