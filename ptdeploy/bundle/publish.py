@@ -195,7 +195,10 @@ def _check_replaceable(destination: Destination) -> None:
             "Write to another -o and turn the link to it, or give the folder itself.",
         )
     if not place.is_dir():
-        raise OutputError(f"{path}: is not a folder, so --force leaves it alone.")
+        raise OutputError(
+            f"{path}: is not a folder, so --force leaves it alone.",
+            "Choose another place with --output.",
+        )
     if not any(place.iterdir()):
         return
     raw = manifest_of(place)

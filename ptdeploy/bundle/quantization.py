@@ -66,9 +66,15 @@ def quantization_for(
         return None
     is_float = weights.type != "int"
     if options.accuracy_level is not None and not matmul_nbits:
-        raise InputError("--accuracy-level is ONNX Runtime's; this target has none.")
+        raise InputError(
+            "--accuracy-level is ONNX Runtime's; this target has none.",
+            "Leave --accuracy-level out.",
+        )
     if options.block_size is not None and (is_float or not block_size):
-        raise InputError(f"--block-size: this target's {precision} has a scale for each column.")
+        raise InputError(
+            f"--block-size: this target's {precision} has a scale for each column.",
+            "Leave --block-size out.",
+        )
     found = Quantization(
         bits=weights.bits,
         block_size=_given(options.block_size, block_size),
@@ -106,7 +112,10 @@ def read_texts(path: str | Path) -> tuple[str, ...]:
     """The lines of a text file that are not blank. Raises InputError if there are none."""
     texts = tuple(line for line in read_lines(path, "--quality-text") if line.strip())
     if not texts:
-        raise InputError(f"--quality-text {path}: holds no text.")
+        raise InputError(
+            f"--quality-text {path}: holds no text.",
+            "Give text like that the model will be asked about, one a line.",
+        )
     return texts
 
 

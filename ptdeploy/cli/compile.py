@@ -195,7 +195,10 @@ def _refuse_of_engine(arguments: argparse.Namespace) -> None:
         given.append("an option of a target")
     if given:
         option = given[0] if " " in given[0] else f"--{given[0].replace('_', '-')}"
-        raise InputError(f"{option}: is about an engine, and --over takes that of its bundle.")
+        raise InputError(
+            f"{option}: is about an engine, and --over takes that of its bundle.",
+            f"Leave {option} out.",
+        )
 
 
 def _add_quantization(sub: argparse.ArgumentParser) -> None:

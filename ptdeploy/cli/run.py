@@ -138,7 +138,10 @@ def _run_labelling(
         # 0 is given; what is not is one of these.
         if value not in (None, []) and value is not False:
             option = f"--{name.replace('_', '-')}"
-            raise InputError(f"{arguments.bundle}: is a classifier; {option} does not apply.")
+            raise InputError(
+                f"{arguments.bundle}: is a classifier; {option} does not apply.",
+                f"Leave {option} out.",
+            )
 
     def answer(given: Sequence[Any]) -> list[Any]:
         return engine.records(given, arguments.truncate, segments, _prompt(arguments))
@@ -164,12 +167,17 @@ def _run_writer(arguments: argparse.Namespace, engine: CausalLM, inputs: list[As
     asking["stop"] = tuple(argument_text(one) for one in asking["stop"])
     chat, logprobs = asking.pop("chat"), asking.pop("logprobs")
     if arguments.truncate:
-        raise InputError("--truncate is for classifiers: a cut text would be continued elsewhere.")
+        raise InputError(
+            "--truncate is for classifiers: a cut text would be continued elsewhere.",
+            "Leave --truncate out, and give a shorter text.",
+        )
     if logprobs and not arguments.json:
-        raise InputError("--logprobs needs --json.")
+        raise InputError("--logprobs needs --json.", "Add --json, or leave --logprobs out.")
     variables = _variables(asking.pop("chat_template_kwargs"), chat)
     if chat and arguments.ids:
-        raise InputError("--chat needs text, not --ids.")
+        raise InputError(
+            "--chat needs text, not --ids.", "Give the text itself, or leave --chat out."
+        )
     # An option that is wrong is wrong for all: it is said once, before any answer.
     general = {name: asking[name] for name in asking if name not in ("stop", "seed")}
     engine.options(general.pop("max_new_tokens"), general)
@@ -178,7 +186,10 @@ def _run_writer(arguments: argparse.Namespace, engine: CausalLM, inputs: list[As
     def answer(asked: Asked) -> None:
         given: Any = asked.given
         if isinstance(given, tuple):
-            raise InputError("A pair of texts is for classifiers; a causal model continues one.")
+            raise InputError(
+                "A pair of texts is for classifiers; a causal model continues one.",
+                "Join them to one text as the model was trained on.",
+            )
         if chat:
             given = engine.chat_ids([{"role": "user", "content": given}], **variables)
         if arguments.json or not isinstance(asked.given, str):
@@ -300,7 +311,7 @@ def _inputs(arguments: argparse.Namespace) -> list[Asked]:
     if not found:
         raise InputError("Nothing to run.", 'Give text: ptdeploy run BUNDLE "text", or --file.')
     if len({isinstance(one.given, list) for one in found}) > 1:
-        raise InputError("Give either text or --ids, not both.")
+        raise InputError("Give either text or --ids, not both.", "Run the command once for each.")
     return found
 
 
@@ -308,7 +319,10 @@ def _variables(given: str | None, chat: bool) -> dict[str, Any]:
     if given is None:
         return {}
     if not chat:
-        raise InputError("--chat-template-kwargs needs --chat.")
+        raise InputError(
+            "--chat-template-kwargs needs --chat.",
+            "Add --chat, or leave --chat-template-kwargs out.",
+        )
     try:
         variables: dict[str, Any] = msgspec.json.decode(argument_text(given), type=dict[str, Any])
     except (msgspec.DecodeError, RecursionError) as error:
@@ -347,7 +361,10 @@ def _numbers(option: str, text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
-        raise InputError(f"{option} {text}: not whole numbers with commas between.") from error
+        raise InputError(
+            f"{option} {text}: not whole numbers with commas between.",
+            f"Give them as in {option} 5,6,7.",
+        ) from error
 
 
 def _prompt(arguments: argparse.Namespace) -> PromptChoice:

@@ -68,7 +68,10 @@ def inspect(
     if path.is_dir() and is_bundle(path):
         return whole(path, lambda: _bundle(read_bundle(path), layers))
     if layers:
-        raise InputError(f"{path}: is no bundle, and only an engine has --layers.")
+        raise InputError(
+            f"{path}: is no bundle, and only an engine has --layers.",
+            "Leave --layers out, or compile it first: ptdeploy compile CHECKPOINT --target TARGET",
+        )
     from ptdeploy.source.checkpoint import read_any_task
 
     return _checkpoint(read_any_task(path, adapter, task, task_id))

@@ -179,7 +179,9 @@ def _read(bundle: Bundle, request: OverRequest, progress: Progress, replaces: bo
         if manifest.tokenizer is not None:
             tokenizer = choose_tokenizer(checkpoint, base, request.tokenizer)
         elif request.tokenizer not in (None, NONE):
-            raise InputError(f"--tokenizer: {bundle.path} takes token ids only.")
+            raise InputError(
+                f"--tokenizer: {bundle.path} takes token ids only.", "Leave --tokenizer out."
+            )
     check_free(bundle, checkpoints, replaces)
     for note in base.notes:
         progress.note(note)

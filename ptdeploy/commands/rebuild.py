@@ -62,7 +62,8 @@ def _read(request: RebuildRequest, progress: Progress) -> Rebuilding:
     target = bundle.manifest.target
     if not get_target(target).graph_check:
         raise InputError(
-            f"{request.bundle}: an engine of {target} is its graph: nothing to rebuild."
+            f"{request.bundle}: an engine of {target} is its graph: nothing to rebuild.",
+            "Compile its checkpoint again: ptdeploy compile CHECKPOINT --target " + target,
         )
     if bundle.file("model") is None:
         raise InputError(

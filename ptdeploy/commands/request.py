@@ -107,7 +107,8 @@ class CompileRequest:
         if self.prompt_kinds == "all" and not self.freeze_kv:
             raise InputError(
                 "--prompt-kinds all takes prefix KV too, and --no-freeze-kv runs virtual tokens "
-                "alone."
+                "alone.",
+                "Leave one of them out.",
             )
 
     def _check_base_alone(self) -> None:
@@ -121,10 +122,14 @@ class CompileRequest:
         for name in ("name", "adapter", "labels", "head", "task_id"):
             if getattr(self, name) is not None:
                 raise InputError(
-                    f"--{name.replace('_', '-')} is about a prompt, and there is no checkpoint."
+                    f"--{name.replace('_', '-')} is about a prompt, and there is no checkpoint.",
+                    "Pass a checkpoint, or leave it out.",
                 )
         if not self.freeze_kv:
-            raise InputError("--no-freeze-kv is about a prompt, and there is no checkpoint.")
+            raise InputError(
+                "--no-freeze-kv is about a prompt, and there is no checkpoint.",
+                "Pass a checkpoint, or leave --no-freeze-kv out.",
+            )
 
     @property
     def prompt_name(self) -> str | None:
@@ -238,7 +243,8 @@ class PromptAddRequest(_OfCheckpoint):
             if getattr(self, name) is not None:
                 raise InputError(
                     f"--{name.replace('_', '-')} is about a checkpoint, and {self.prompt} is a "
-                    "pack."
+                    "pack.",
+                    "Leave it out.",
                 )
 
 

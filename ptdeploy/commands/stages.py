@@ -95,7 +95,8 @@ def read(plan: Plan, progress: Progress) -> Source:
 
         if checkpoint.prefix_kv is not None and not request.freeze_kv:
             raise InputError(
-                f"--no-freeze-kv runs virtual tokens, and {checkpoint.kind} has a prefix KV alone."
+                f"--no-freeze-kv runs virtual tokens, and {checkpoint.kind} has a prefix KV alone.",
+                "Leave --no-freeze-kv out.",
             )
         base = resolve_base(checkpoint, request.base)
         meaning = read_meaning(checkpoint, base, request.head)
@@ -328,4 +329,7 @@ def _check_kv_buffer(task: Task, plan: Plan) -> None:
         ("--max-context", request.max_context is not None),
     ):
         if given:
-            raise InputError(f"{option} is about a KV buffer, and a {task.value} model keeps none.")
+            raise InputError(
+                f"{option} is about a KV buffer, and a {task.value} model keeps none.",
+                f"Leave {option} out.",
+            )

@@ -96,7 +96,10 @@ def tokenizer_to_compare(
 
     if engine.tokenizer is None:
         if asked is not None:
-            raise InputError(f"--tokenizer {asked}: {engine.bundle.path} has no tokenizer.")
+            raise InputError(
+                f"--tokenizer {asked}: {engine.bundle.path} has no tokenizer.",
+                "Leave --tokenizer out.",
+            )
         return None
     info = engine.manifest.tokenizer
     if asked is None and info is not None and info.origin == "given":

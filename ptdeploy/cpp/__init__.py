@@ -63,7 +63,7 @@ def new_project(folder: Path, bundle: Path) -> tuple[Manifest, list[str]]:
     if refused:
         raise TargetUnavailable(*refused)
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-        raise OutputError(f"{folder}: is not a folder.")
+        raise OutputError(f"{folder}: is not a folder.", "Choose another folder for the project.")
     if folder.is_dir() and any(folder.iterdir()):
         raise OutputError(f"{folder}: is not empty.", "Choose another folder for the project.")
     words = {

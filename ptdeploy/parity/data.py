@@ -98,7 +98,10 @@ def read_data(path: str | Path, engine: Engine) -> tuple[DataRow, ...]:
         if len(rows) > _MOST_ROWS:
             raise InputError(f"--data {path}: has over {_MOST_ROWS} rows.", "Take a sample.")
     if not rows:
-        raise InputError(f"--data {path}: holds no rows.")
+        raise InputError(
+            f"--data {path}: holds no rows.",
+            'Give a row a line: {"text": "some text", "label": "some class"}',
+        )
     return tuple(rows)
 
 

@@ -110,7 +110,8 @@ def read_thresholds(path: str | Path, precision: str) -> Overrides:
         if not quantizes and name in ("min_agreement", "max_logits_error"):
             raise InputError(
                 f"--thresholds {path}: {name} is about quantized weights, and {precision} "
-                "quantizes none."
+                "quantizes none.",
+                f"Leave {name} out.",
             )
     return given
 

@@ -287,15 +287,20 @@ def _keys_and_values(model: PreTrainedModel, embeds: torch.Tensor) -> torch.Tens
     except (AttributeError, IndexError, TypeError, ValueError) as error:
         raise BaseModelError(
             f"{kind}: its layers keep more, or something else, than keys and values "
-            f"({str(error).splitlines()[0][:200]}), which is not supported."
+            f"({str(error).splitlines()[0][:200]}), which is not supported.",
+            "The README's support table has the models that work.",
         ) from error
     if not tensors:
-        raise BaseModelError(f"{kind}: gives no KV cache, so cannot generate.")
+        raise BaseModelError(
+            f"{kind}: gives no KV cache, so cannot generate.",
+            "The README's support table has the models that work.",
+        )
     shapes = {tuple(tensor.shape) for pair in tensors for tensor in pair}
     if len(shapes) > 1:
         raise BaseModelError(
             f"{kind}: its layers have keys and values of different shapes {sorted(shapes)}, "
-            "which is not supported."
+            "which is not supported.",
+            "The README's support table has the models that work.",
         )
     return torch.stack([torch.cat(pair) for pair in tensors])
 

@@ -167,7 +167,11 @@ class CausalLM(Engine):
         """
         with self.bundle.reading("chat_template") as path:
             if path is None:
-                raise InputError(f"{self.bundle.path}: its model has no chat template.")
+                raise InputError(
+                    f"{self.bundle.path}: its model has no chat template.",
+                    "Write the conversation into one text as the model was trained on, or compile "
+                    "with a tokenizer that has a template: --tokenizer DIR",
+                )
             template = chat.load(path)
         return chat.render(template, messages, add_generation_prompt, **variables)
 

@@ -51,7 +51,10 @@ class RowEncoder:
         if not any(texts):
             return self._wrap_ids(inputs, rooms, truncate, token_type_ids)
         if not all(texts):
-            raise InputError("A request has either texts or rows of token ids, not both.")
+            raise InputError(
+                "A request has either texts or rows of token ids, not both.",
+                "Ask for each in a request of its own.",
+            )
         if token_type_ids is not None:
             raise InputError(
                 "token_type_ids are for rows of token ids: a text gets them from its tokenizer.",
@@ -79,10 +82,15 @@ class RowEncoder:
     def _encode_text(self, text: str, pair: str | None, limit: int, truncate: bool) -> Encoding:
         if self.tokenizer is None:
             raise InputError(
-                f"{self.bundle.path}: was compiled without a tokenizer, so it takes token ids only."
+                f"{self.bundle.path}: was compiled without a tokenizer, so it takes token ids "
+                "only.",
+                "Give token ids, or compile the checkpoint again with --tokenizer DIR.",
             )
         if pair is not None and not self.takes_pairs:
-            raise InputError("A pair of texts is for classifiers; a causal model continues one.")
+            raise InputError(
+                "A pair of texts is for classifiers; a causal model continues one.",
+                "Join them to one text as the model was trained on.",
+            )
         encoding = self.tokenizer.encode(text, pair=pair)
         if not encoding.ids:
             raise InputError(

@@ -118,7 +118,10 @@ def _asked(asked: str, base: BaseModel) -> list[Place]:
             raise InputError(f"--tokenizer {asked}: is a file.", "Pass the folder that it lies in.")
         path = path.parent
     elif not path.exists() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", asked):
-        raise InputError(f"--tokenizer {asked}: no such folder.")
+        raise InputError(
+            f"--tokenizer {asked}: no such folder.",
+            "Pass the folder of a tokenizer.json, or leave --tokenizer out.",
+        )
     return [_place("given", str(path), None, base)]
 
 

@@ -99,7 +99,10 @@ class OpenVinoTarget:
     ) -> RequestLimits:
         """Its graphs take any size that the model does."""
         if options.given() and not causal:
-            raise InputError("--kv-precision is about a KV buffer, and this model keeps none.")
+            raise InputError(
+                "--kv-precision is about a KV buffer, and this model keeps none.",
+                "Leave --kv-precision out.",
+            )
         return limits
 
     def build(self, request: BuildRequest[OpenVinoOptions]) -> Built:

@@ -40,5 +40,8 @@ def own_options(target: str, kind: type[Own], asked: TargetOptions | None) -> Ow
     if isinstance(asked, kind):
         return asked
     if asked is not None and (given := asked.given()):
-        raise InputError(f"{given[0]} is about {asked.about}; the target {target} has none.")
+        raise InputError(
+            f"{given[0]} is about {asked.about}; the target {target} has none.",
+            f"Leave {given[0]} out.",
+        )
     return kind()

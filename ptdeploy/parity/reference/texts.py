@@ -82,7 +82,10 @@ def evaluation_text(
     longest = min(_EVALUATION_TOKENS, limits.max_sequence)
     if tokenizer is None:
         if texts is not None:
-            raise InputError("--quality-text needs a tokenizer, and none was found.")
+            raise InputError(
+                "--quality-text needs a tokenizer, and none was found.",
+                "Pass the base model's with --tokenizer DIR.",
+            )
         random = np.random.default_rng(11_26)
         lengths = [longest] * 8
         if ENGINES[task].one_answer:
@@ -108,7 +111,9 @@ def evaluation_text(
                 f"--quality-text: holds {token!r} ({largest}), which has no embedding."
             )
     if not alone:
-        raise InputError("--quality-text: no line is at least two tokens long.")
+        raise InputError(
+            "--quality-text: no line is at least two tokens long.", "Give longer texts."
+        )
     rows = alone
     if limits.type_vocab_size:
         pairs = [_row(tokenizer, *halves(text)) for text in (texts or PROSE)[:_EVALUATION_PAIRS]]

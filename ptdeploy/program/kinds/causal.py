@@ -65,7 +65,10 @@ class Causal(ProgramKind):
         from ptdeploy.source.meaning import Meaning, generation_defaults
 
         if head is not None:
-            raise InputError(f"--head {head}: a CAUSAL_LM model has no head that gives classes.")
+            raise InputError(
+                f"--head {head}: a CAUSAL_LM model has no head that gives classes.",
+                "Leave --head out.",
+            )
         options, notes = generation_defaults(base)
         return Meaning("softmax", (), options, notes)
 

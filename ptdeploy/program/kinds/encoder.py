@@ -69,7 +69,8 @@ class TokenEncoder(ProgramKind):
 
         if head not in (None, "softmax"):
             raise InputError(
-                f"--head {head}: is for SEQ_CLS; {self.task.value} has one class a token."
+                f"--head {head}: is for SEQ_CLS; {self.task.value} has one class a token.",
+                "Leave --head out.",
             )
         names, notes = class_names(checkpoint, base)
         return Meaning("softmax", names, None, notes)

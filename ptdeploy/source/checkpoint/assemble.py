@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ptdeploy.errors import CheckpointError
 from ptdeploy.files import sha256_of
-from ptdeploy.source.checkpoint.peft_config import PeftConfig
+from ptdeploy.source.checkpoint.peft_config import TWO_TRAININGS, PeftConfig
 from ptdeploy.source.checkpoint.prefix import prefix_kv
 from ptdeploy.source.checkpoint.types import (
     PREFIX_KINDS,
@@ -100,7 +100,7 @@ def _stored_prompt(
             return None, None
         raise CheckpointError(
             f"{where}: holds no 'prompt_embeddings', but its config says {config.kind}.",
-            "The config and the tensors come from two trainings. Save both again together.",
+            TWO_TRAININGS,
         )
     found = finite(where, "prompt_embeddings", prompt)
     if config.kind in PREFIX_KINDS:
@@ -138,14 +138,17 @@ def encoder_state(
     if kind is None:
         raise CheckpointError(
             f"{where}: holds a prompt encoder, but the config says {config.kind}.",
-            "The config and the tensors come from two trainings. Save both again together.",
+            TWO_TRAININGS,
         )
     if "embedding.weight" not in tensors:
-        raise CheckpointError(f"{where}: the prompt encoder has no 'embedding.weight'.")
+        raise CheckpointError(
+            f"{where}: the prompt encoder has no 'embedding.weight'.",
+            "Save the whole model.state_dict() of the model that was trained.",
+        )
     found = next((kind for first, kind in _LAYERS.items() if _any(tensors, first)), "MLP")
     if found != kind:
         raise CheckpointError(
-            f"{where}: its prompt encoder is of {found}, but the config says {kind}."
+            f"{where}: its prompt encoder is of {found}, but the config says {kind}.", TWO_TRAININGS
         )
     needed = _needed(kind, config.encoder_num_layers)
     missing = sorted(needed - set(tensors))
@@ -159,7 +162,8 @@ def encoder_state(
     if unknown:
         raise CheckpointError(
             f"{where}: the {kind} prompt encoder has tensors that the config does not account for: "
-            f"{', '.join(unknown)}."
+            f"{', '.join(unknown)}.",
+            TWO_TRAININGS,
         )
     return PromptEncoderState(kind, {n: finite(where, n, t) for n, t in sorted(tensors.items())})
 
@@ -206,13 +210,13 @@ def _check_table(where: Path, name: str, table: NDArray[np.float32], config: Pef
         raise CheckpointError(
             f"{where}: {name} has {rows} rows, but the config says "
             f"num_virtual_tokens = {config.num_virtual_tokens}.",
-            "The config and the tensors come from two trainings. Save both again together.",
+            TWO_TRAININGS,
         )
     if config.token_dim is not None and columns != config.token_dim:
         raise CheckpointError(
             f"{where}: {name} has {columns} columns, but the config says "
             f"token_dim = {config.token_dim}.",
-            "The config and the tensors come from two trainings. Save both again together.",
+            TWO_TRAININGS,
         )
 
 
@@ -227,9 +231,15 @@ def emptied(where: Path, name: str) -> CheckpointError:
 def finite(where: Path, name: str, tensor: torch.Tensor) -> NDArray[np.float32]:
     """A tensor as float32. Raises CheckpointError unless it is dense, floating point and finite."""
     if tensor.is_meta or tensor.is_quantized or tensor.layout.__str__() != "torch.strided":
-        raise CheckpointError(f"{where}: {name} is not a plain dense tensor.")
+        raise CheckpointError(
+            f"{where}: {name} is not a plain dense tensor.",
+            "Save it dense and without quantization.",
+        )
     if not tensor.dtype.is_floating_point:
-        raise CheckpointError(f"{where}: {name} holds {tensor.dtype} values, not floating point.")
+        raise CheckpointError(
+            f"{where}: {name} holds {tensor.dtype} values, not floating point.",
+            "Save it as it was trained, in float32, bfloat16 or float16.",
+        )
     # float32 holds every float16 and bfloat16 exactly, so nothing is rounded here.
     array = cast("NDArray[np.float32]", tensor.detach().float().numpy())
     if not np.isfinite(array).all():

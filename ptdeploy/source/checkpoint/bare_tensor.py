@@ -107,7 +107,10 @@ def _tensor(path: Path) -> tuple[str, torch.Tensor]:
     try:
         array = np.load(path, allow_pickle=False, mmap_mode="r")
         if array.dtype.kind != "f" or array.dtype.itemsize > 8:
-            raise CheckpointError(f"{path}: holds {array.dtype} values, not floating point.")
+            raise CheckpointError(
+                f"{path}: holds {array.dtype} values, not floating point.",
+                "Save it as it was trained, as floating point.",
+            )
         return "its array", torch.from_numpy(np.array(array, array.dtype.newbyteorder("=")))
     except (ValueError, OSError, EOFError, SyntaxError) as error:
         raise CheckpointError(

@@ -13,7 +13,7 @@ from ptdeploy.source.checkpoint.assemble import assemble
 from ptdeploy.source.checkpoint.found import refuse_lora
 from ptdeploy.source.checkpoint.multitask import MULTITASK, of_task
 from ptdeploy.source.checkpoint.names import EVALUATED, unwrap
-from ptdeploy.source.checkpoint.peft_config import CONFIG_NAME, read_peft_config
+from ptdeploy.source.checkpoint.peft_config import CONFIG_NAME, TWO_TRAININGS, read_peft_config
 from ptdeploy.source.checkpoint.tensors import read_json, read_tensors
 from ptdeploy.source.checkpoint.types import FACTORS, Checkpoint, PromptKind
 
@@ -165,7 +165,7 @@ def _refuse_others(where: Path, kind: PromptKind, tensors: Collection[str]) -> N
         if name in FACTORS and kind != "MULTITASK_PROMPT_TUNING":
             raise CheckpointError(
                 f"{where}: holds {name} of a multitask prompt, but its config says {kind}.",
-                "The config and the tensors come from two trainings. Save both again together.",
+                TWO_TRAININGS,
             )
 
 

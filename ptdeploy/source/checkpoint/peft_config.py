@@ -12,6 +12,7 @@ from ptdeploy.source.checkpoint.tensors import read_json
 from ptdeploy.source.checkpoint.types import KINDS, PREFIX_KINDS, EncoderKind, PromptKind
 
 CONFIG_NAME = "adapter_config.json"
+TWO_TRAININGS = "The config and the tensors come from two trainings. Save both again together."
 # The fields on what a prompt began as: a text, or another prompt in a file of its own.
 BEGAN_AS = (
     "prompt_tuning_init",
@@ -21,6 +22,7 @@ BEGAN_AS = (
     "tokenizer_kwargs",
 )
 
+_SAVE_AGAIN = "Save the adapter again with the configuration that it was trained with."
 _OTHER_TYPES = {
     "LORA": "Merge it into its base with merge_and_unload() and export the merged model.",
 }
@@ -73,7 +75,8 @@ def read_peft_config(path: Path, task: Task | None = None) -> PeftConfig:
         )
     if peft_type == "CPT" and str(raw.get("task_type")) not in ("CAUSAL_LM", "None"):
         raise CheckpointError(
-            f"{path}: task_type is {raw.get('task_type')!r}, but PEFT trains CPT for CAUSAL_LM."
+            f"{path}: task_type is {raw.get('task_type')!r}, but PEFT trains CPT for CAUSAL_LM.",
+            "Save the adapter again with the task_type that it was trained with.",
         )
     submodules = raw.get("num_transformer_submodules")
     if submodules not in (None, 1):
@@ -85,7 +88,8 @@ def read_peft_config(path: Path, task: Task | None = None) -> PeftConfig:
     kind = raw.get("encoder_reparameterization_type", "MLP")
     if peft_type == "P_TUNING" and kind not in ("MLP", "LSTM"):
         raise CheckpointError(
-            f"{path}: encoder_reparameterization_type is {kind!r}, neither MLP nor LSTM."
+            f"{path}: encoder_reparameterization_type is {kind!r}, neither MLP nor LSTM.",
+            _SAVE_AGAIN,
         )
     num_virtual_tokens = _integer(path, raw, "num_virtual_tokens")
     if num_virtual_tokens is None:
@@ -129,19 +133,21 @@ def _task(path: Path, name: object) -> Task:
 def _integer(path: Path, raw: dict[str, Any], field: str) -> int | None:
     value = raw.get(field)
     if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-        raise CheckpointError(f"{path}: {field} is {value!r}, not a positive whole number.")
+        raise CheckpointError(
+            f"{path}: {field} is {value!r}, not a positive whole number.", _SAVE_AGAIN
+        )
     return value
 
 
 def _names(path: Path, raw: dict[str, Any], field: str) -> tuple[str, ...]:
     value = raw.get(field) or []
     if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
-        raise CheckpointError(f"{path}: {field} is {value!r}, not a list of strings.")
+        raise CheckpointError(f"{path}: {field} is {value!r}, not a list of strings.", _SAVE_AGAIN)
     return tuple(value)
 
 
 def _text(path: Path, raw: dict[str, Any], field: str) -> str | None:
     value = raw.get(field)
     if value is not None and not isinstance(value, str):
-        raise CheckpointError(f"{path}: {field} is {value!r}, not a string.")
+        raise CheckpointError(f"{path}: {field} is {value!r}, not a string.", _SAVE_AGAIN)
     return value or None

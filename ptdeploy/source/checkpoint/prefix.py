@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptdeploy.errors import CheckpointError
-from ptdeploy.source.checkpoint.peft_config import PeftConfig
+from ptdeploy.source.checkpoint.peft_config import TWO_TRAININGS, PeftConfig
 
 
 def prefix_kv(where: Path, stored: NDArray[np.float32], config: PeftConfig) -> NDArray[np.float32]:
@@ -37,13 +37,13 @@ def prefix_kv(where: Path, stored: NDArray[np.float32], config: PeftConfig) -> N
         raise CheckpointError(
             f"{where}: prompt_embeddings has shape {stored.shape}, but the config says "
             f"num_virtual_tokens = {tokens}.",
-            "The config and the tensors come from two trainings. Save both again together.",
+            TWO_TRAININGS,
         )
     if width % heads or stored.shape[1] != layers * 2 * width:
         raise CheckpointError(
             f"{where}: prompt_embeddings has {stored.shape[1]} columns, which are no keys and "
             f"values of {layers} layers with {heads} heads and {width} numbers in each.",
-            "The config and the tensors come from two trainings. Save both again together.",
+            TWO_TRAININGS,
         )
     by_layer = stored.reshape(tokens, layers, 2, heads, width // heads)
     return np.ascontiguousarray(by_layer.transpose(1, 2, 3, 0, 4))

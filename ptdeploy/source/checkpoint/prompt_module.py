@@ -11,7 +11,7 @@ from ptdeploy.errors import CheckpointError
 from ptdeploy.source.checkpoint.assemble import encoder_state, finite
 from ptdeploy.source.checkpoint.found import EVALUATED
 from ptdeploy.source.checkpoint.multitask import MULTITASK, of_task
-from ptdeploy.source.checkpoint.peft_config import PeftConfig
+from ptdeploy.source.checkpoint.peft_config import TWO_TRAININGS, PeftConfig
 from ptdeploy.source.checkpoint.types import FACTORS, PromptKind
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 _TABLE, _DELTA = "embedding.weight", "delta_embedding.weight"
 # In the order of their tokens.
 _CARTRIDGE = ("frozen_embedding", "trainable_embedding")
-_AGAIN = "The config and the tensors come from two trainings. Save both again together."
 # What found.kinds_in says of them while they are trained.
 _WORDS: dict[PromptKind, str] = {
     "P_TUNING": "P-Tuning",
@@ -74,11 +73,11 @@ def trained_prompt(
         parts = [tensors[name] for name in _CARTRIDGE if name in tensors]
         if any(part.ndim != 2 or part.shape[1:] != parts[0].shape[1:] for part in parts):
             raise CheckpointError(
-                f"{where}: a cartridge's two parts are of unequal widths.", _AGAIN
+                f"{where}: a cartridge's two parts are of unequal widths.", TWO_TRAININGS
             )
         return PromptModule(torch.cat(parts))
     if _TABLE not in tensors:
-        raise CheckpointError(f"{where}: the prompt encoder has no {_TABLE!r}.", _AGAIN)
+        raise CheckpointError(f"{where}: the prompt encoder has no {_TABLE!r}.", TWO_TRAININGS)
     if found == EVALUATED:
         return PromptModule(tensors[_TABLE])
     if kind == "CPT":
@@ -97,7 +96,9 @@ def _check_kind(where: Path, config: PeftConfig, for_inference: bool, found: str
     # Of CPT such a model has a delta too, of zeros.
     evaluated = for_inference and config.made_by not in (None, "delta")
     if found != words and not (evaluated and found == EVALUATED):
-        raise CheckpointError(f"{where}: holds {found}, but its config says {config.kind}.", _AGAIN)
+        raise CheckpointError(
+            f"{where}: holds {found}, but its config says {config.kind}.", TWO_TRAININGS
+        )
 
 
 def _within_bounds(
@@ -124,7 +125,7 @@ def _within_bounds(
         raise CheckpointError(
             f"{where}: the config says no cpt_tokens_type_mask and opt_projection_epsilon for its "
             "delta's tokens.",
-            _AGAIN,
+            TWO_TRAININGS,
         )
     of_inputs, of_format = (float(one) * (delta.shape[1] / 2048) ** 0.5 for one in bounds)
     sizes = {1: of_format, 2: of_inputs, 3: of_format}

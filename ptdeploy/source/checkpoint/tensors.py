@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 TENSOR_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _LONGEST_NAME = 255
+_COPY_AGAIN = "Copy the file again from where it was saved."
+_SAVE_STATE = "Save torch.save(model.state_dict(), path) from the model that was trained."
 MAX_JSON_BYTES = 16 * 1024 * 1024
 # Tensors of a file; and how much more than it they may be, beside what is free: views and small
 # expanded buffers are no harm.
@@ -60,7 +62,9 @@ def tensor_names(path: Path) -> Collection[str]:
         with safe_open(path, framework="np") as file:
             return tuple(file.keys())
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: not a whole safetensors file ({error}).") from error
+        raise CheckpointError(
+            f"{path}: not a whole safetensors file ({error}).", _COPY_AGAIN
+        ) from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -73,9 +77,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_bytes().decode("utf-8-sig"))
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path}: not valid JSON ({error}).", "Copy the file again from where it was saved."
-        ) from error
+        raise CheckpointError(f"{path}: not valid JSON ({error}).", _COPY_AGAIN) from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: holds a JSON {type(value).__name__}, not an object.")
     return value
@@ -131,16 +133,18 @@ def _read_torch(path: Path) -> dict[str, torch.Tensor]:
         if "TorchScript" in str(error):
             raise CheckpointError(
                 f"{path}: is a TorchScript program, not a state dict.",
-                "Save torch.save(model.state_dict(), path) from the model that was trained.",
+                _SAVE_STATE,
             ) from error
         raise _damaged(path, error) from error
     if isinstance(loaded, torch.Tensor):
         loaded = {"": loaded}
     if not isinstance(loaded, dict):
-        raise CheckpointError(f"{path}: holds a {type(loaded).__name__}, not a state dict.")
+        raise CheckpointError(
+            f"{path}: holds a {type(loaded).__name__}, not a state dict.", _SAVE_STATE
+        )
     tensors = dict(islice(_named(loaded, "", _MAX_DEPTH), _MAX_TENSORS))
     if not tensors:
-        raise CheckpointError(f"{path}: holds no tensor.")
+        raise CheckpointError(f"{path}: holds no tensor.", _SAVE_STATE)
     _check_sizes(path, tensors)
     return tensors
 
@@ -211,10 +215,12 @@ def _shards(index: Path) -> list[Path]:
     """The files beside an index that hold its tensors, in the order of their names."""
     shards = read_json(index).get("weight_map")
     if not isinstance(shards, dict):
-        raise CheckpointError(f"{index}: has no 'weight_map'.")
+        raise CheckpointError(f"{index}: has no 'weight_map'.", _COPY_AGAIN)
     names = list(shards.values())
     if not all(isinstance(name, str) for name in names):
-        raise CheckpointError(f"{index}: its 'weight_map' names something else than files.")
+        raise CheckpointError(
+            f"{index}: its 'weight_map' names something else than files.", _COPY_AGAIN
+        )
     for shard in sorted(set(names)):
         if Path(shard).name != shard or shard.endswith(".index.json"):
             raise CheckpointError(
