@@ -70,7 +70,7 @@ def compare(
         texts_total=texts,
         quality=quality,
         quality_allowed=quantization,
-        notes=(*notes, *_padding_notes(reference, bounds.allowed), *quality_notes(quality)),
+        notes=(*notes, *_padding_notes(engine, reference, bounds.allowed), *quality_notes(quality)),
         positions=tuple(
             PositionError(first, last, found if np.isfinite(found) else None)
             for first, last, found in bin_positions(run.positions)
@@ -143,11 +143,12 @@ def _run_cases(engine: Engine, reference: Reference, bounds: Bounds, by_itself: 
     return run
 
 
-def _padding_notes(reference: Reference, allowed: float) -> list[str]:
+def _padding_notes(engine: Engine, reference: Reference, allowed: float) -> list[str]:
     if reference.padded_mismatch is None or not reference.padded_mismatch > allowed:
         return []
+    side = "left" if engine.writes else "right"
     return [
-        "PEFT's own left-padded batch does not match its rows alone, by "
+        f"PEFT's own {side}-padded batch does not match its rows alone, by "
         f"{reference.padded_mismatch:.2g}; the reference here is each row alone."
     ]
 

@@ -50,6 +50,12 @@ class BaseModel:
     kind: ProgramKind
     notes: tuple[str, ...] = ()
 
+    @property
+    def pad_token_id(self) -> int | None:
+        """The id of padding, where the configuration names one and it is a token."""
+        found = getattr(self.config.get_text_config(), "pad_token_id", None)
+        return found if isinstance(found, int) and 0 <= found < self.vocab_size else None
+
     def context(self, graph: Route) -> int:
         """Positions for virtual tokens and text together in that graph."""
         if self.sliding_window is None or graph.route == "fused":

@@ -255,7 +255,7 @@ def test_an_engine_that_fails_on_a_stored_row_says_why_once(bundles, probe, tmp_
     theirs = verified(probe, bundle)
     assert_same(theirs, ours)
     assert sum(one["max_abs"] is None for one in theirs["cases"]) >= 2
-    assert theirs["notes"] == []
+    assert theirs["notes"] == list(ours.notes)
     fault, *others = theirs["failures"]
     assert fault.startswith("the engine failed in ")
     assert re.search(r": ONNX Runtime failed \(\w+ at model\.embed_tokens", fault)
@@ -329,11 +329,15 @@ def test_texts_for_the_tokenizer_are_said_to_be_left_out(bundles, probe, tmp_pat
     assert note.startswith("the tokenizer was not compared (2 texts)")
 
 
-def test_a_padded_batch_of_pefts_own_that_does_not_match_is_noted(bundles, probe, tmp_path):
-    bundle = Path(shutil.copytree(bundles("fused"), tmp_path / "bundle"))
+@pytest.mark.parametrize(("kind", "side"), [("fused", "left"), ("decoder classifier", "right")])
+def test_a_padded_batch_of_pefts_own_that_does_not_match_is_noted(
+    bundles, probe, tmp_path, kind, side
+):
+    bundle = Path(shutil.copytree(bundles(kind), tmp_path / "bundle"))
     damage.rewrite_reference(bundle, lambda _, m: m.update(padded_mismatch=0.125))
     theirs = verified(probe, bundle)
     assert theirs["notes"] == list(ptdeploy.verify(bundle).notes)
+    assert f"own {side}-padded batch does not match" in theirs["notes"][0]
     assert ", by 0.12;" in theirs["notes"][0]
 
 

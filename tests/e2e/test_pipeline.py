@@ -132,10 +132,21 @@ def test_verify_exits_1_against_another_training(compiled, tmp_path, capsys):
     assert "not those the bundle was compiled from" in out
 
 
-def test_verify_tells_how_far_off_pefts_own_padded_batch_is(compiled):
-    report = ptdeploy.verify(compiled("gpt2", "CAUSAL_LM").bundle)
+@pytest.mark.parametrize(
+    ("task", "kind", "side"),
+    [
+        ("CAUSAL_LM", "", "left"),
+        # Behind virtual tokens transformers reads the class at the batch's last position.
+        ("SEQ_CLS", "", "right"),
+        ("SEQ_CLS", "prefix tuning", None),
+    ],
+)
+def test_verify_tells_how_far_off_pefts_own_padded_batch_is(compiled, task, kind, side):
+    report = ptdeploy.verify(compiled("gpt2", task, kind=kind).bundle)
     assert report.passed
-    assert any("left-padded batch does not match" in note for note in report.notes)
+    notes = [note for note in report.notes if "-padded batch does not match" in note]
+    assert len(notes) == (side is not None)
+    assert all(f"own {side}-padded" in note for note in notes)
 
 
 def test_compile_on_the_command_line_says_what_it_did(tmp_path, capsys):

@@ -214,7 +214,8 @@ std::vector<std::string> PromptVerifier::notes(const std::optional<ParityQuality
   std::vector<std::string> out;
   const auto& mismatch = reference_.metadata().padded_mismatch;
   if (mismatch && *mismatch > bounds_.allowed)
-    out.push_back("PEFT's own left-padded batch does not match its rows alone, by " +
+    out.push_back(std::string("PEFT's own ") + (state_.kind().writes ? "left" : "right") +
+                  "-padded batch does not match its rows alone, by " +
                   formatted(*mismatch, 2, 'g') + "; the reference here is each row alone.");
   if (quality)
     for (std::string& note : quality_notes(*quality)) out.push_back(std::move(note));

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ptdeploy.bundle import RequestLimits
 from ptdeploy.bundle.task import Task
 from ptdeploy.errors import CheckpointError
-from ptdeploy.parity.cases import AskedRow, Comparison, pad
+from ptdeploy.parity.cases import AskedRow, Comparison, Padding, pad
 from ptdeploy.parity.quality import EvaluationText, text_row
 from ptdeploy.parity.reference import Greedy, Reference, ReferenceRow
 from ptdeploy.program.kinds import kind_of
@@ -246,14 +246,14 @@ def compute_reference(
             for r in progress.within(rows, "rows")
         )
         greedy: tuple[Greedy, ...] = ()
-        mismatch = None
+        random = [row.ids for row in rows if row.source == "random"]
+        chosen = [random[i] for i in _GREEDY_ROWS if i < len(random)]
         if base.kind.generates:
-            random = [row.ids for row in rows if row.source == "random"]
-            chosen = [random[i] for i in _GREEDY_ROWS if i < len(random)]
             continued = [*chosen, *_greedy_edges(rows, limits)]
             greedy = tuple(_greedy(model, ids, limits.max_sequence) for ids in continued)
-            if chosen and checkpoint.of_peft:
-                mismatch = _padded_mismatch(model, chosen)
+        mismatch = None
+        if chosen and checkpoint.of_peft and base.kind.padded_on is not None:
+            mismatch = _padded_mismatch(model, base, chosen, base.kind.padded_on)
         texts = tuple(
             text_row(row, row_logits(model, task, row.ids, row.type_ids), task)
             for row in progress.within(evaluation.rows if evaluation else (), "evaluation texts")
@@ -357,18 +357,28 @@ def _continued(
     return output.sequences[0, -len(scores) :], scores
 
 
-def _padded_mismatch(model: PeftModel, rows: Sequence[NDArray[np.int64]]) -> float:
-    """By how much PEFT's own left-padded batch differs from its rows alone, at the last token.
+def _padded_mismatch(
+    model: PeftModel, base: BaseModel, rows: Sequence[NDArray[np.int64]], side: Padding
+) -> float | None:
+    """By how much PEFT's own padded batch differs from its rows alone: in their class scores, or at
+    the last token. None where transformers classifies no batch, as it is told no padding id.
 
-    PEFT numbers positions over padding (it drops position_ids), so this is no fault of an engine;
-    users who compare with such a batch need to know.
+    PEFT numbers positions over padding (it drops position_ids), and behind virtual tokens reads a
+    class at padding, so this is no fault of an engine; users who compare with such a batch need to
+    know.
     """
     import torch
 
-    ids, mask = pad(rows, "left")
-    batch = model(input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask)).logits
-    alone = [
-        model(input_ids=t, attention_mask=torch.ones_like(t)).logits[0, -1]
-        for t in (torch.from_numpy(row)[None] for row in rows)
-    ]
-    return float((batch[:, -1] - torch.stack(alone)).abs().max())
+    def last(ids: NDArray[np.int64], mask: NDArray[np.int64]) -> torch.Tensor:
+        logits: torch.Tensor = model(
+            input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask)
+        ).logits
+        return logits if logits.dim() == 2 else logits[:, -1]
+
+    padding = 0 if base.kind.generates else base.pad_token_id
+    if padding is None:
+        return None
+    ids, mask = pad(rows, side)
+    alone = [last(row[None], np.ones_like(row[None])) for row in rows]
+    batch = last(np.where(mask == 1, ids, padding), mask)
+    return float((batch - torch.cat(alone)).abs().max())

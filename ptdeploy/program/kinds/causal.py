@@ -56,6 +56,7 @@ class Causal(ProgramKind):
     needs_prefix_kv = True
     keeps_kv_buffer = True
     generates = True
+    padded_on = "left"
     has_trained_head = False
 
     def recognises(self, weights: Collection[str], heads: Collection[str]) -> bool:

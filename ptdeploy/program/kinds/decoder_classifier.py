@@ -24,6 +24,7 @@ class DecoderClassifier(SequenceKind):
     """SEQ_CLS on a decoder, whose class head transformers calls `score`: read at the last token."""
 
     needs_prefix_kv = True
+    padded_on = "right"
 
     def matches(self, model: PreTrainedModel) -> bool:
         return hasattr(model, "score")
@@ -31,10 +32,7 @@ class DecoderClassifier(SequenceKind):
     def meaning(self, checkpoint: Checkpoint, base: BaseModel, head: str | None) -> Meaning:
         # transformers looks for padding where it is given ids: PEFT gives it those of a text behind
         # a prefix KV, and embeddings where virtual tokens come before the text.
-        padding = getattr(base.config.get_text_config(), "pad_token_id", None)
-        known = isinstance(padding, int) and 0 <= padding < base.vocab_size
-        found = super().meaning(checkpoint, base, head)
-        return replace(found, padding_id=padding if known else None)
+        return replace(super().meaning(checkpoint, base, head), padding_id=base.pad_token_id)
 
     def build(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ptdeploy.bundle import Route
 from ptdeploy.bundle.signature import BATCH, CLASSES, KEPT, PREFIX, PREFIXES, SEQUENCE, VIRTUAL
@@ -109,6 +109,9 @@ class ProgramKind(ABC):
     keeps_kv_buffer: ClassVar[bool] = False
     # Whether an engine continues texts, so that the reference has greedy continuations.
     generates: ClassVar[bool] = False
+    # On which side rows are padded in training, where PEFT may then give a row something else than
+    # alone.
+    padded_on: ClassVar[Literal["left", "right"] | None] = None
     # Whether it takes token_type_ids where the model tells segments apart.
     takes_segments: ClassVar[bool] = False
     # Whether a head is trained with the prompt, which the checkpoint must then bring.
