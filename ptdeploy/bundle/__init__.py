@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from ptdeploy.bundle.lock import locked
-from ptdeploy.bundle.pack import PACK, Pack, PackManifest, is_pack, pack_schema, read_pack
+from ptdeploy.bundle.pack import (
+    PACK,
+    Pack,
+    PackManifest,
+    is_pack,
+    manifest_format,
+    pack_schema,
+    read_pack,
+)
 from ptdeploy.bundle.publish import (
     Destination,
     check_destination,
@@ -73,6 +81,7 @@ __all__ = [
     "is_bundle",
     "is_pack",
     "locked",
+    "manifest_format",
     "manifest_schema",
     "pack_schema",
     "prompt_folder",

@@ -107,11 +107,16 @@ def read_pack(path: str | Path, hashes: bool = True) -> Pack:
 
 def is_pack(path: Path) -> bool:
     """Whether `path` looks like a pack, whole or damaged: a folder with a manifest of one."""
+    return manifest_format(path) == PACK_FORMAT
+
+
+def manifest_format(path: Path) -> str | None:
+    """What a folder's manifest says that it is of; None if it has none that can be read."""
     try:
         raw = read_regular(path / MANIFEST_NAME, MAX_MANIFEST_BYTES)
-        return msgspec.json.decode(raw, type=Header).format == PACK_FORMAT
+        return msgspec.json.decode(raw, type=Header).format
     except (OSError, ValueError, RecursionError):
-        return False
+        return None
 
 
 def pack_schema() -> bytes:

@@ -31,7 +31,6 @@ from ptdeploy.files import (
     sha256_of,
 )
 
-_FIX = "Choose another -o."
 _M = TypeVar("_M", Manifest, PackManifest)
 
 
@@ -40,7 +39,8 @@ class Destination:
     """Where a bundle, or a pack, may go: `place` is `path` in a folder without links.
 
     `force` lets it replace one of its `kind`; `replaces` is the only manifest it may replace, if
-    not all.
+    not all. `chosen` says whether the command has an option for the place, so that it can be
+    another.
     """
 
     path: Path
@@ -48,10 +48,24 @@ class Destination:
     force: bool
     replaces: bytes | None = None
     kind: Kind[Any] = BUNDLE
+    chosen: bool = True
+
+    def fix(self, first: str = "") -> str:
+        """How to go on: what to do first, or another place where there can be one."""
+        return _or_elsewhere(first, self.chosen)
+
+    @property
+    def left_alone(self) -> str:
+        """What is said of something there that is not replaced."""
+        return "--force leaves it alone" if self.replaces is None else "it is left alone"
 
 
 def check_destination(
-    path: Path, force: bool, replaces: bytes | None = None, kind: Kind[Any] = BUNDLE
+    path: Path,
+    force: bool,
+    replaces: bytes | None = None,
+    kind: Kind[Any] = BUNDLE,
+    chosen: bool = True,
 ) -> Destination:
     """Refuse, before any work, a destination that could not be published to.
 
@@ -64,13 +78,15 @@ def check_destination(
         nearest = nearest_folder(place)
         if nearest == place.parent:
             clear_left(place)
-        destination = Destination(path, place, force, replaces, kind)
+        destination = Destination(path, place, force, replaces, kind, chosen)
         if os.path.lexists(place):
             _check_replaceable(destination)
         with working_folder(nearest, place.name):
             pass
     except OSError as error:
-        raise OutputError(f"{path}: cannot be written to ({error.strerror}).", _FIX) from error
+        raise OutputError(
+            f"{path}: cannot be written to ({error.strerror}).", _or_elsewhere("", chosen)
+        ) from error
     return destination
 
 
@@ -84,7 +100,7 @@ def check_room(destination: Destination, needed: int) -> None:
         raise OutputError(
             f"{destination.path}: the bundle takes at least {needed / 1e6:.1f} MB, and its disk "
             f"has {free / 1e6:.1f} MB left.",
-            "Make room, or choose another -o.",
+            destination.fix("Make room"),
         )
 
 
@@ -110,8 +126,7 @@ def stage_bundle(destination: Destination) -> Iterator[Path]:
         if reason is None:
             raise
         raise OutputError(
-            f"{destination.path}: cannot be written ({reason}).",
-            "Make room, or choose another -o.",
+            f"{destination.path}: cannot be written ({reason}).", destination.fix("Make room")
         ) from error
     finally:
         for parent in reversed(made):
@@ -146,7 +161,7 @@ def _put(staging: Path, manifest: _M, destination: Destination) -> _M:
         flush(place.parent)
     except OSError as error:
         raise OutputError(
-            f"{destination.path}: cannot be written ({error.strerror}).", _FIX
+            f"{destination.path}: cannot be written ({error.strerror}).", destination.fix()
         ) from error
     return manifest
 
@@ -178,35 +193,39 @@ def _place(path: Path) -> Path:
     nearest_folder(path)  # as it is given, before links are followed to where nothing is
     place = path.resolve() if path.name in ("", "..") else path.parent.resolve() / path.name
     if not place.name:
-        raise OutputError(f"{path}: is the root of all folders.", _FIX)
+        raise OutputError(f"{path}: is the root of all folders.", "Choose another -o.")
     return place
+
+
+def _or_elsewhere(first: str, chosen: bool) -> str:
+    if not chosen:
+        return f"{first}." if first else ""
+    return f"{first}, or choose another -o." if first else "Choose another -o."
 
 
 def _check_replaceable(destination: Destination) -> None:
     """Raises OutputError unless what is there may go."""
     path, place, noun = destination.path, destination.place, destination.kind.noun
+    alone = destination.left_alone
     if not destination.force:
         raise OutputError(
             f"{path}: exists already.", "Choose another -o, or replace it with --force."
         )
     if place.is_symlink():
         raise OutputError(
-            f"{path}: is a link to {os.readlink(place)}, so --force leaves it alone.",
+            f"{path}: is a link to {os.readlink(place)}, so {alone}.",
             "Write to another -o and turn the link to it, or give the folder itself.",
         )
     if not place.is_dir():
-        raise OutputError(
-            f"{path}: is not a folder, so --force leaves it alone.",
-            "Choose another place with --output.",
-        )
+        raise OutputError(f"{path}: is not a folder, so {alone}.", destination.fix())
     if not any(place.iterdir()):
         return
     raw = manifest_of(place)
     listed = listed_files(raw, destination.kind)
     if raw is None or listed is None:
         raise OutputError(
-            f"{path}: is a folder of something else than a {noun}, so --force leaves it alone.",
-            "Choose another -o, or remove the folder yourself.",
+            f"{path}: is a folder of something else than a {noun}, so {alone}.",
+            destination.fix("Remove the folder yourself"),
         )
     if destination.replaces is not None and raw != destination.replaces:
         raise OutputError(
@@ -216,8 +235,8 @@ def _check_replaceable(destination: Destination) -> None:
         raise OutputError(
             f"{path}: its folder holds {others[0]!r}, which is not of the {noun}"
             + (f" ({len(others)} such files)" if len(others) > 1 else "")
-            + ", so --force leaves it alone.",
-            "Move it elsewhere, or choose another -o.",
+            + f", so {alone}.",
+            destination.fix("Move it elsewhere"),
         )
 
 

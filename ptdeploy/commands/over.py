@@ -49,6 +49,10 @@ if TYPE_CHECKING:
     from ptdeploy.source.base import BaseModel
 
 _OWN_BUNDLE = "Compile it to a bundle of its own: ptdeploy compile CHECKPOINT --target TARGET"
+_OTHER_BASE = (
+    "Pass the base model that both were trained on with --base, or compile it to a bundle of its "
+    "own."
+)
 _OTHER_KIND = (
     f"{_OWN_BUNDLE}\nOr compile the bundle again to take both kinds, if it is an encoder's: "
     "--prompt-kinds all"
@@ -134,7 +138,7 @@ def check_free(bundle: Bundle, names: Iterable[str | None], replaces: bool) -> N
         )
 
 
-def check_base(bundle: Bundle, where: str | Path, base: BaseInfo) -> None:
+def check_base(bundle: Bundle, where: str | Path, base: BaseInfo, fix: str = _OTHER_BASE) -> None:
     """Raises BaseModelError unless a prompt's base model is the one that the engine was made of."""
     own = bundle.manifest.base
     for found, wanted, what in (
@@ -145,8 +149,7 @@ def check_base(bundle: Bundle, where: str | Path, base: BaseInfo) -> None:
             raise BaseModelError(
                 f"{where}: its base model {base.name} has other {what} than {own.name}, which the "
                 f"engine of {bundle.path} was made of.",
-                "Pass the base model that both were trained on with --base, or compile it to a "
-                "bundle of its own.",
+                fix,
             )
 
 

@@ -23,6 +23,7 @@ from ptdeploy.bundle import (
     check_destination,
     is_bundle,
     locked,
+    manifest_format,
     prompt_folder,
     publish,
     read_bundle,
@@ -32,6 +33,7 @@ from ptdeploy.bundle import (
 )
 from ptdeploy.bundle.contents import COMPLETED
 from ptdeploy.bundle.publish import Destination
+from ptdeploy.bundle.schema import FORMAT
 from ptdeploy.bundle.whose import OF_PROMPT, in_words
 from ptdeploy.commands.draft import Draft, prove, told
 from ptdeploy.commands.over import alone, check_base, check_free, draft_over
@@ -47,6 +49,8 @@ from ptdeploy.runtime import ENGINES
 from ptdeploy.runtime.layout import check_manifest
 from ptdeploy.runtime.prompt_store import PromptPlace
 from ptdeploy.runtime.prompts import check_prefix
+
+_OF_ITS_BASE = "Add it to a bundle of the base model that it was trained on."
 
 
 @checked(request=instance(PromptAddRequest), progress=having("stage", "note", "within"))
@@ -107,6 +111,12 @@ def _draft(bundle: Bundle, request: PromptAddRequest, folder: Path, progress: Pr
     if not is_bundle(Path(request.prompt)):
         over = request.of_checkpoint()
         return draft_over(bundle, over, folder, progress, left, request.replace)
+    if manifest_format(Path(request.prompt)) == FORMAT:
+        raise InputError(
+            f"{request.prompt}: is a bundle, and a prompt is added from a pack or a checkpoint.",
+            "Give the checkpoint that the prompt was compiled from, or a pack of it: ptdeploy "
+            "compile CHECKPOINT --over BUNDLE -o PACK",
+        )
     request.refuse_of_checkpoint()
     with progress.stage("check the pack's files"):
         pack = read_pack(request.prompt)
@@ -123,7 +133,7 @@ def _of_pack(
             f"and that of {bundle.path} is for {manifest.task.value} in {manifest.precision}.",
             "Compile its checkpoint over this bundle: ptdeploy compile CHECKPOINT --over BUNDLE",
         )
-    check_base(bundle, pack.path, found.base)
+    check_base(bundle, pack.path, found.base, _OF_ITS_BASE)
     check_prefix(pack.path, found.prompt, manifest.prompts.values())
     name = request.name or pack.name
     check_free(bundle, [name], request.replace)
@@ -163,7 +173,7 @@ def _check_there(bundle: Bundle, name: str) -> None:
 
 def _in_place(bundle: Bundle) -> Destination:
     """Where the bundle is, what a link leads to; and nothing but the very bundle that was read."""
-    return check_destination(bundle.path.resolve(), True, bundle.manifest_bytes())
+    return check_destination(bundle.path.resolve(), True, bundle.manifest_bytes(), chosen=False)
 
 
 def _rewritten(bundle: Bundle, prompts: Mapping[str, PromptInfo], default: str | None) -> Bundle:

@@ -246,8 +246,29 @@ def test_a_pack_of_other_weights_is_refused(pack, bundle, tmp_path):
     manifest["base"]["weights_sha256"] = "0" * 64
     file.write_text(json.dumps(manifest))
     before = content(bundle)
-    with pytest.raises(BaseModelError, match="has other weights than base"):
+    with pytest.raises(BaseModelError, match="has other weights than base") as refused:
         ptdeploy.prompt_add(bundle, tmp_path / "pack")
+    assert refused.value.fix == "Add it to a bundle of the base model that it was trained on."
+    assert content(bundle) == before
+
+
+@pytest.mark.parametrize("command", ["add", "default", "remove"])
+def test_a_change_that_is_refused_names_no_option_that_the_command_lacks(
+    bundle, pack, command, tmp_path
+):
+    ptdeploy.prompt_add(bundle, pack)
+    (bundle / "notes.txt").touch()
+    before = content(bundle)
+    change = {
+        "add": lambda: ptdeploy.prompt_add(bundle, pack, name="x"),
+        "default": lambda: ptdeploy.prompt_default(bundle, "other"),
+        "remove": lambda: ptdeploy.prompt_remove(bundle, "other"),
+    }[command]
+    with pytest.raises(
+        OutputError, match=r"'notes.txt', which is not of .* it is left alone"
+    ) as why:
+        change()
+    assert why.value.fix == "Move it elsewhere."
     assert content(bundle) == before
 
 
@@ -323,8 +344,9 @@ def test_a_prompt_of_another_base_task_or_kind_is_refused(
 def test_a_pack_for_a_bundle_and_a_bundle_for_a_pack_are_called_what_they_are(bundle, pack):
     with pytest.raises(BundleError, match="is a pack, which holds a prompt and no engine, not a b"):
         ptdeploy.load(pack)
-    with pytest.raises(BundleError, match=r"manifest\.json: is a bundle, not a pack\."):
-        ptdeploy.prompt_add(bundle, bundle, name="x")
+    with pytest.raises(InputError, match="is a bundle, and a prompt is added from a pack") as why:
+        ptdeploy.prompt_add(bundle, bundle, name="x", base="b")
+    assert why.value.fix.endswith("ptdeploy compile CHECKPOINT --over BUNDLE -o PACK")
 
 
 def test_another_tools_manifest_makes_no_pack_of_a_checkpoint(bundle, packed, compiled, tmp_path):
