@@ -106,6 +106,15 @@ def test_a_bundle_that_does_not_fit_is_not_called_broken(compiled, built):
     assert answer["fix"].startswith("This machine has")
 
 
+def test_where_no_other_thread_fits_a_bundle_is_opened_by_one(bundles, built):
+    bundle = bundles("encoder classifier")
+    # Of more kilobytes than a process may have is each thread's stack.
+    limits = "ulimit -s 1000000000; ulimit -v 500000000"
+    probe = native.Probe("sh", "-c", f"{limits}; exec '{built / 'probe'}'")
+    assert probe.ask("open", "e", bundle, 1) == {}
+    assert probe.ask("verify", "e")["passed"]
+
+
 def test_the_words_it_is_known_by_are_pythons():
     source = native.REPOSITORY / "ptdeploy" / "cpp" / "src" / "out_of_memory.cc"
     (table,) = re.findall(r"kRanOut\[\] = \{(.*?)\};", source.read_text(), re.DOTALL)

@@ -70,8 +70,10 @@ std::shared_ptr<const detail::EngineState> open_once(const std::string& path,
                                                      const OpenOptions& options) {
   const detail::Bundle bundle = detail::read_bundle(path);
   // Hashing gigabytes takes as long as opening them, so both run at once. A damaged file is
-  // reported as that, whatever the engine said of it; no engine is given out before its hash.
-  auto hashed = std::async(std::launch::async, detail::check_hashes, std::cref(bundle));
+  // reported as that, whatever the engine said of it; no engine is given out before its hash. Where
+  // there is no room for another thread, this one hashes when it is done with the rest.
+  const auto either = std::launch::async | std::launch::deferred;
+  auto hashed = std::async(either, detail::check_hashes, std::cref(bundle));
   std::shared_ptr<const detail::EngineState> state;
   std::exception_ptr failure;
   try {
