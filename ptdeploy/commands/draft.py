@@ -85,7 +85,9 @@ def _prove_prompt(
             progress.stage(f"check parity of the graph{of}, with {target.graph_check}"),
             open_graph_check(bundle, target.graph_check) as engine,
         ):
-            reports["graph_parity"] = compare(engine, as_graph_check(reference, manifest))
+            reports["graph_parity"] = compare(
+                engine, as_graph_check(reference, manifest), progress=progress
+            )
         refuse_mismatch(reports["graph_parity"], compiled)
     unavailable = get_backend(manifest.target).unavailable(manifest.device)
     if unavailable is not None and not reports and prompt.graph_parity is None:
@@ -93,7 +95,7 @@ def _prove_prompt(
     if unavailable is None:
         try:
             with progress.stage(f"check parity{of}"):
-                reports["parity"] = compare(_open(bundle, compiled), reference)
+                reports["parity"] = compare(_open(bundle, compiled), reference, progress=progress)
         except TargetUnavailable as error:
             # Built for another GPU than the one that is here.
             if not reports and prompt.graph_parity is None:

@@ -45,7 +45,7 @@ class Rebuilding:
     references: Mapping[str | None, Reference]
 
 
-@checked(request=instance(RebuildRequest), progress=having("stage", "note"))
+@checked(request=instance(RebuildRequest), progress=having("stage", "note", "within"))
 def rebuild_bundle(request: RebuildRequest, progress: Progress) -> Bundle:
     """See ptdeploy.rebuild."""
     in_place = nullcontext() if request.output else locked(Path(request.bundle))

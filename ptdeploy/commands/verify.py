@@ -161,7 +161,7 @@ def _compare(run: _Run, progress: Progress) -> ParityReport:
         with progress.stage(f"check parity{in_stages(name, run.manifest)}"):
             engine = run.engine.by_default(name)
             of_other = _reference_of(engine, run)
-            others.append(compare(engine, of_other, (), run.overrides))
+            others.append(compare(engine, of_other, (), run.overrides, progress=progress))
         mixed.append(MixedRows.of(engine, of_other, run.overrides))
     if others:
         found = msgspec.structs.replace(found, prompts=tuple(others))
@@ -189,7 +189,7 @@ def _compare_first(run: _Run, progress: Progress) -> tuple[ParityReport, Referen
     if left_out:
         notes.append(f"other prompts were not compared: {in_words(left_out)}.")
     with progress.stage(f"check parity{in_stages(run.names[0], run.manifest)}"):
-        found = compare(engine, reference, notes, run.overrides, run.given)
+        found = compare(engine, reference, notes, run.overrides, run.given, progress)
     if run.request.locate:
         assert run.peft is not None, "checked before"
         with progress.stage("locate the first mismatch"):

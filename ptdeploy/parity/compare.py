@@ -29,6 +29,7 @@ from ptdeploy.parity.reference import Greedy, Reference, ReferenceRow
 from ptdeploy.parity.report import CaseResult, GreedyResult, ParityReport, PositionError
 from ptdeploy.parity.thresholds import Overrides
 from ptdeploy.parity.token_ids import texts_agreed
+from ptdeploy.progress import Progress
 from ptdeploy.runtime import Engine
 from ptdeploy.runtime.prompt_choice import DEFAULT
 
@@ -39,6 +40,7 @@ def compare(
     notes: Sequence[str] = (),
     overrides: Overrides | None = None,
     data: Sequence[DataRow] = (),
+    progress: Progress | None = None,
 ) -> ParityReport:
     """Run every case through the engine and hold it against the reference's rows alone.
 
@@ -46,10 +48,11 @@ def compare(
     own logits; of the others only the task metric is computed.
     """
     overrides = overrides or Overrides()
+    progress = progress or Progress(quiet=True)
     bounds = bounds_of(reference, overrides)
     quantization = overrides.quantization(engine.manifest.quantization)
-    run = _run_cases(engine, reference, bounds, quantization is not None)
-    quality = evaluate(engine, reference, quantization) if quantization else None
+    run = _run_cases(engine, reference, bounds, quantization is not None, progress)
+    quality = evaluate(engine, reference, quantization, progress) if quantization else None
     own_allowed = own_bound(run.cases, quality, bounds.scale) if quantization else None
     greedy: tuple[GreedyResult, ...] = ()
     if engine.writes:
@@ -122,10 +125,12 @@ class _Run:
     alone: dict[int, Alone] = field(default_factory=dict)
 
 
-def _run_cases(engine: Engine, reference: Reference, bounds: Bounds, by_itself: bool) -> _Run:
+def _run_cases(
+    engine: Engine, reference: Reference, bounds: Bounds, by_itself: bool, progress: Progress
+) -> _Run:
     """Run the cases; `by_itself` says that a batch is held to the engine's own rows alone, too."""
     run = _Run()
-    for case in reference.cases:
+    for case in progress.within(reference.cases, "cases"):
         rows = [reference.rows[i] for i in case.rows]
         logits, stopped = _logits(engine, rows, case.padding)
         if len(case.rows) == 1 and (by_itself or case.source == "data"):

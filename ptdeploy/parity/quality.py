@@ -17,6 +17,7 @@ from ptdeploy.errors import EngineFault
 from ptdeploy.parity.cases import AskedRow
 from ptdeploy.parity.measure import finite
 from ptdeploy.parity.reference import Reference, TextRow
+from ptdeploy.progress import Progress
 from ptdeploy.runtime import ENGINES, Engine
 from ptdeploy.runtime.probabilities import sigmoid
 
@@ -143,7 +144,9 @@ def row_logits_or_nan(engine: Engine, row: _HasIds) -> tuple[NDArray[np.float32]
         return np.full(shape, np.nan, np.float32), error.problem
 
 
-def evaluate(engine: Engine, reference: Reference, allowed: Quantization) -> Quality | None:
+def evaluate(
+    engine: Engine, reference: Reference, allowed: Quantization, progress: Progress
+) -> Quality | None:
     """Run the engine on the reference's texts, each alone; None where the reference has none."""
     min_agreement = allowed.min_agreement
     if not reference.evaluation:
@@ -151,7 +154,7 @@ def evaluate(engine: Engine, reference: Reference, allowed: Quantization) -> Qua
     task, head = engine.manifest.task, engine.manifest.prompt.head
     asked = [AskedRow(row.ids, "text", row.type_ids) for row in reference.evaluation]
     ours, stopped = [], None
-    for row in asked:
+    for row in progress.within(asked, "evaluation texts"):
         logits, why = row_logits_or_nan(engine, row)
         ours.append(text_row(row, logits, task))
         stopped = stopped or why

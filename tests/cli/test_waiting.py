@@ -92,7 +92,9 @@ def test_compile_says_how_many_texts_peft_has_done(impatient, monkeypatch, compi
     command = ["compile", str(trained.adapter), "--base", str(trained.base), "--target", "ort"]
     command += ["-o", str(tmp_path / "bundle"), "--precision", "int8", "--min-agreement", "0"]
     assert main(command) == 0
-    assert re.search(r"each row alone \.\.\. (\d+) of \1 evaluation texts", sys.stderr.getvalue())
+    for stage in ("each row alone", "check parity"):
+        said = rf"{stage} \.\.\. (\d+) of \1 evaluation texts"
+        assert re.search(said, sys.stderr.getvalue())
 
 
 def test_run_and_diff_say_what_they_wait_for(impatient, monkeypatch, compiled, tmp_path):
