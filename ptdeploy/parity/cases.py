@@ -82,9 +82,14 @@ def make_rows(vocab_size: int, max_sequence: int) -> list[NDArray[np.int64]]:
     """
     lengths = [min(length, max_sequence) for length in _LENGTHS]
     if max_sequence <= _LONGEST_EDGE:
-        lengths.append(max_sequence)
+        lengths.append(longest_row(max_sequence))
     random = np.random.default_rng(20_26)
     return [random.integers(0, vocab_size, length, np.int64) for length in lengths]
+
+
+def longest_row(max_sequence: int) -> int:
+    """The tokens of the longest row that is compared, of a model that takes so many."""
+    return max_sequence if max_sequence <= _LONGEST_EDGE else _TEXT_TOKENS
 
 
 def reference_rows(

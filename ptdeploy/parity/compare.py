@@ -53,7 +53,7 @@ def compare(
     quantization = overrides.quantization(engine.manifest.quantization)
     run = _run_cases(engine, reference, bounds, quantization is not None, progress)
     quality = evaluate(engine, reference, quantization, progress) if quantization else None
-    own_allowed = own_bound(run.cases, quality, bounds.scale) if quantization else None
+    own_allowed = own_bound(quality, bounds.scale) if quantization else None
     greedy: tuple[GreedyResult, ...] = ()
     if engine.writes:
         greedy = _compare_greedy(engine, reference, GreedyBounds(bounds.allowed, own_allowed))

@@ -2,12 +2,12 @@
 
 How far quantization may take a row from the reference, the evaluation text says. What the row is
 put beside, and in how many steps it is computed, must not matter: that is held against the same
-engine's row alone, within twice what quantization itself costs there.
+engine's row alone, within what quantization itself may move a logit of that text by.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import msgspec
 import numpy as np
@@ -22,24 +22,28 @@ from ptdeploy.parity.report import CaseResult, GreedyResult
 from ptdeploy.runtime import Engine
 from ptdeploy.runtime.prompt_choice import DEFAULT, OnePrompt
 
+# The largest of thousands of differences lies about four root mean squares off; and twice that, as
+# activations in int8 may be quantized otherwise in a batch, where they differ in their last bits:
+# two runs as near to the reference as that are so near to one another.
+_ROOT_MEAN_SQUARES = 8
+
 # The engine's logits of a row that runs alone, and why it failed there, where it did.
 Alone = tuple[NDArray[np.float32], str | None]
 
 
-def own_bound(cases: Iterable[CaseResult], quality: Quality | None, scale: float) -> float:
-    """What a logit may be off the engine's own row alone: twice the quantization error itself.
+def own_bound(quality: Quality | None, scale: float) -> float:
+    """What a logit may be off the engine's own row alone.
 
-    That error is the largest difference of a row or a text alone from the reference, or what sums
-    in fp32 may differ by where that is more. Twice, as activations in int8 may be quantized
-    otherwise in a batch, where they differ in their last bits: two runs as near to the reference as
-    that are so near to one another. `scale` is the reference's largest logit.
+    That is eight times the root mean square of what quantization costs on the evaluation text, or
+    twice what sums in fp32 may differ by where that is more. Only that text counts, as its bounds
+    judge it: the rows alone are judged by nothing, so that a faulty one would allow itself all.
+    `scale` is the reference's largest logit.
     """
     exact = PRECISIONS["fp32"].thresholds
     assert exact is not None, "fp32 quantizes no weights"
-    alone = [case.max_abs for case in cases if not case.held_to_own]
-    texts = None if quality is None else quality.max_abs
     rounding = exact.max_abs + exact.relative * scale
-    return 2 * max([rounding, *(one for one in (*alone, texts) if one is not None)])
+    error = None if quality is None else quality.rms_error
+    return max(2 * rounding, _ROOT_MEAN_SQUARES * (error or 0.0))
 
 
 def row_alone(engine: Engine, row: ReferenceRow, prompt: OnePrompt = DEFAULT) -> Alone:

@@ -26,6 +26,7 @@ _LEAST_VARIATION = 0.2
 # What an engine whose numbers are not finite is said to miss the reference by.
 _HOPELESS = 1e30
 _MISSED = 0.05
+_PIECE = 64
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ class Quality(msgspec.Struct, frozen=True):
     is what the function of that name gives, and `largest_share` the share of positions where the
     reference finds its commonest class; else both are null. There `top1_agreement` and `detectable`
     are of the `clear` positions alone, and `near_ties` are the others whose answer changed.
-    `max_abs` is the largest difference of a classifier's logit from the reference's.
+    `rms_error` is the root mean square of a difference from the reference: of a classifier's
+    logits, or of how surprising a causal model finds the text's next tokens, in nats.
     `stopped` says why the engine gave no numbers of a text: the rest is then of NaN in their place.
     """
 
@@ -67,7 +69,7 @@ class Quality(msgspec.Struct, frozen=True):
     clear: int | None = None
     near_ties: int | None = None
     stopped: str | None = None
-    max_abs: float | None = None
+    rms_error: float | None = None
 
     @property
     def agreement_of_all(self) -> float:
@@ -99,11 +101,15 @@ def next_token_surprise(ids: NDArray[np.int64], logits: NDArray[np.float32]) -> 
 
     `logits`, (tokens, vocabulary), are of the token after each one.
     """
-    before = logits[:-1].astype(np.float64)
-    top = before.max(-1, keepdims=True)
-    total = top[:, 0] + np.log(np.exp(before - top).sum(-1))
-    surprise: NDArray[np.float32] = total - before[np.arange(len(before)), ids[1:]]
-    return surprise.astype(np.float32)
+    surprise = np.zeros(len(logits) - 1, np.float32)
+    # In pieces: a long row of a large vocabulary would take gigabytes in float64.
+    for start in range(0, surprise.size, _PIECE):
+        before = logits[:-1][start : start + _PIECE].astype(np.float64)
+        top = before.max(-1, keepdims=True)
+        total = top[:, 0] + np.log(np.exp(before - top).sum(-1))
+        next_ids = ids[1:][start : start + _PIECE]
+        surprise[start : start + _PIECE] = total - before[np.arange(len(before)), next_ids]
+    return surprise
 
 
 def explained(want: NDArray[np.floating], got: NDArray[np.floating], head: Head) -> float:
@@ -174,11 +180,12 @@ def evaluate(
             of,
             perplexity=_perplexity(ours),
             reference_perplexity=_perplexity(reference.evaluation),
+            rms_error=_difference(_surprises(reference.evaluation), _surprises(ours)),
             detectable=detectable(of.positions, min_agreement),
         )
     pair = _logits(reference.evaluation), _logits(ours)
     if pair[0].shape == pair[1].shape:
-        of = msgspec.structs.replace(of, max_abs=_largest_difference(*pair))
+        of = msgspec.structs.replace(of, rms_error=_difference(*pair))
     if head != "softmax":
         share = explained(*pair, head)
         return msgspec.structs.replace(of, top1_agreement=share, measured=EXPLAINED)
@@ -208,9 +215,16 @@ def _logits(rows: Sequence[TextRow]) -> NDArray[np.float32]:
     return np.concatenate([row.logits for row in rows if row.logits is not None] or [none])
 
 
-def _largest_difference(want: NDArray[np.float32], got: NDArray[np.float32]) -> float | None:
+def _surprises(rows: Sequence[TextRow]) -> NDArray[np.float32]:
+    return np.concatenate([row.nll for row in rows])
+
+
+def _difference(want: NDArray[np.float32], got: NDArray[np.float32]) -> float | None:
+    """The root mean square difference; None if it is not finite."""
+    if not want.size:
+        return 0.0
     with np.errstate(invalid="ignore", over="ignore"):
-        return finite(np.abs(want.astype(np.float64) - got).max(initial=0.0))
+        return finite(_rms(want.astype(np.float64) - got))
 
 
 def logits_error(want: NDArray[np.float32], got: NDArray[np.float32]) -> float:
@@ -296,6 +310,6 @@ def _rms(values: NDArray[np.float64]) -> float:
 
 
 def _perplexity(rows: Sequence[TextRow]) -> float:
-    nll = np.concatenate([row.nll for row in rows])
+    nll = _surprises(rows)
     # Bounded so that a hopeless engine gives a number, not an overflow.
     return float(np.exp(min(float(nll.mean(dtype=np.float64)), 700.0))) if nll.size else 1.0

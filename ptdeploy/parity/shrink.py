@@ -198,9 +198,6 @@ def _not_itself(
 ) -> bool:
     """Whether an engine gives rows that run together something else than each of them alone."""
     own = [row_alone(engine, row)[0] for row in rows]
-    # As verify will on a file of these rows: what quantization costs there is allowed, too.
-    alone = (2 * apart(one, row.logits) for one, row in zip(own, rows, strict=True))
-    allowed = max(allowed, *alone)
     return any(apart(one, alone) > allowed for one, alone in zip(logits, own, strict=True))
 
 

@@ -128,7 +128,7 @@ std::string report_text(const ptdeploy::ParityReport& report) {
            ",\"detectable\":" + measure(quality->detectable) +
            ",\"clear\":" + measure(quality->clear) +
            ",\"near_ties\":" + measure(quality->near_ties) +
-           ",\"max_abs\":" + measure(quality->max_abs) + "}";
+           ",\"rms_error\":" + measure(quality->rms_error) + "}";
   else
     out += "null";
   auto size = [](std::size_t n) { return std::to_string(n); };

@@ -20,7 +20,7 @@ from ptdeploy.bundle import RequestLimits
 from ptdeploy.bundle.precision import quantized
 from ptdeploy.bundle.quantization import QuantizationOptions, quantization_for
 from ptdeploy.bundle.task import Task
-from ptdeploy.parity.cases import Comparison
+from ptdeploy.parity.cases import Comparison, reference_rows
 from ptdeploy.parity.checks import quality_notes, quantization_failures
 from ptdeploy.parity.quality import Quality, clear, detectable, logits_error
 from ptdeploy.parity.reference.peft import compute_reference
@@ -122,6 +122,16 @@ def test_a_classifier_is_evaluated_on_many_texts_of_many_lengths():
     rows = evaluation_text(None, LIMITS, None, Task.SEQ_CLS).rows
     assert len(rows) >= 64
     assert len({row.ids.size for row in rows}) > 20
+
+
+@pytest.mark.parametrize("task", list(Task))
+def test_the_longest_row_that_is_compared_is_evaluated_too(task):
+    limits = RequestLimits(max_sequence=400, max_context=400, vocab_size=tiny.VOCABULARY)
+    lengths = [row.ids.size for row in evaluation_text(None, limits, None, task).rows]
+    compared = max(row.ids.size for row in reference_rows(limits, ()))
+    assert max(lengths) == compared == 400
+    late = sum(length > 128 for length in lengths)
+    assert late == 1 if task is not Task.SEQ_CLS else late > len(lengths) / 20
 
 
 @pytest.mark.parametrize(

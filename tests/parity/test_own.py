@@ -5,13 +5,16 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from support import native
 from support.batches import one_off_in_batches
 
 import ptdeploy
+from ptdeploy.bundle import read_bundle
 from ptdeploy.cli.main import main
 from ptdeploy.parity.own import own_bound
+from ptdeploy.parity.reference.store import load_reference
 from ptdeploy.runtime.causal import CausalLM
 from ptdeploy.runtime.dense_kv import DenseKV
 from ptdeploy.runtime.prompt_choice import DEFAULT
@@ -39,18 +42,65 @@ def test_an_honest_engine_is_well_within_its_bound(two):
         assert all(one.behind <= report.own_allowed / 10 for one in report.greedy)
 
 
-def test_the_bound_is_twice_the_largest_difference_of_a_row_alone(two):
-    report = ptdeploy.verify(two, prompt="default")
-    alone = max(one.max_abs for one in report.cases if len(one.rows) == 1)
-    assert report.own_allowed == 2 * alone
-    assert own_bound((), None, 100) == 2 * (1e-5 + 1e-3)
-
-
-def test_a_classifiers_bound_is_of_its_evaluation_texts_too(bundles):
-    report = ptdeploy.verify(bundles("int8 classifier"))
-    alone = max(one.max_abs for one in report.cases if len(one.rows) == 1)
+@pytest.mark.parametrize("kind", ["int8", "int8 classifier"])
+def test_the_bound_is_eight_root_mean_squares_of_what_the_evaluation_text_loses(bundles, kind):
+    bundle = read_bundle(bundles(kind))
+    engine, off = ptdeploy.load(bundle.path), []
+    for text in load_reference(bundle).evaluation:
+        types = None if text.type_ids is None else [text.type_ids]
+        (logits,) = engine.logits([text.ids], token_type_ids=types)
+        if engine.writes:
+            chances = np.exp(logits[:-1].astype(np.float64))
+            chances /= chances.sum(-1, keepdims=True)
+            chosen = chances[np.arange(text.ids.size - 1), text.ids[1:]]
+            off.append(-np.log(chosen) - text.nll)
+        else:
+            assert text.logits is not None
+            off.append(logits - text.logits[0])
+    error = np.sqrt(np.mean(np.concatenate(off).astype(np.float64) ** 2))
+    report = ptdeploy.verify(bundle.path)
     assert report.quality is not None
-    assert report.own_allowed == 2 * max(alone, report.quality.max_abs)
+    assert report.quality.rms_error == pytest.approx(error, rel=1e-4)
+    assert report.own_allowed == pytest.approx(8 * error, rel=1e-4)
+
+
+def test_the_bound_is_never_less_than_fp32_may_cost():
+    assert own_bound(None, 100) == 2 * (1e-5 + 1e-3)
+
+
+def test_a_row_that_is_wrong_alone_does_not_loosen_the_bound(bundles, monkeypatch):
+    honest = CausalLM._row_logits
+
+    def wrong(self, rows, *given):
+        found = honest(self, rows, *given)
+        by = 1 if len(rows) > 1 else 1000 * (rows[0].size == 34)
+        return [logits + np.float32(by) * (np.arange(logits.shape[1]) == 7) for logits in found]
+
+    bundle = bundles("int8")
+    allowed = ptdeploy.verify(bundle).own_allowed
+    monkeypatch.setattr(CausalLM, "_row_logits", wrong)
+    report = ptdeploy.verify(bundle)
+    assert report.own_allowed == allowed < 1
+    assert not any(one.passed for one in report.cases if one.held_to_own)
+
+
+def test_a_fault_of_the_late_positions_alone_fails(compiled, tmp_path, monkeypatch):
+    """Texts are cut to 128 tokens: what lies behind is seen in the long one alone."""
+    bundle = compiled("qwen2", "CAUSAL_LM", INT8, max_position_embeddings=300).bundle
+    bounds = tmp_path / "bounds.json"
+    bounds.write_text('{"min_agreement": 0.95}')
+    assert ptdeploy.verify(bundle, thresholds=bounds).passed
+    honest = CausalLM._row_logits
+
+    def late(self, *given):
+        found = honest(self, *given)
+        for logits in found:
+            logits[130:] = np.roll(logits[130:], 1, axis=1)
+        return found
+
+    monkeypatch.setattr(CausalLM, "_row_logits", late)
+    report = ptdeploy.verify(bundle, thresholds=bounds)
+    assert [one.split(" 0.")[0] for one in report.failures()] == ["top-1 agreement"]
 
 
 def test_engines_whose_weights_are_not_quantized_are_not_held_to_themselves(bundles):

@@ -10,6 +10,8 @@ namespace {
 
 // What fp32 may cost, of ptdeploy/bundle/precision.py: sums in another order.
 constexpr double kMaxAbs = 1e-5, kRelative = 1e-5;
+// How many root mean squares of what quantization costs on text a logit may be off.
+constexpr double kRootMeanSquares = 8;
 
 bool beside_others(const ParityCase& one) { return one.mixed || one.lengths.size() > 1; }
 
@@ -27,12 +29,9 @@ OwnRow row_alone(const EngineState& state, const ReferenceRow& row, const RowPro
   return out;
 }
 
-double own_bound(const ParityReport& report, double scale) {
-  double error = kMaxAbs + kRelative * scale;
-  for (const ParityCase& one : report.cases)
-    if (one.max_abs && !beside_others(one)) error = std::max(error, *one.max_abs);
-  if (report.quality && report.quality->max_abs) error = std::max(error, *report.quality->max_abs);
-  return 2 * error;
+double own_bound(const std::optional<ParityQuality>& quality, double scale) {
+  const double error = quality ? quality->rms_error.value_or(0) : 0;
+  return std::max(2 * (kMaxAbs + kRelative * scale), kRootMeanSquares * error);
 }
 
 void add_own(ParityCase& one, const std::vector<Logits>& got, const std::vector<OwnRow>& own) {

@@ -23,7 +23,7 @@ OwnRow row_alone(const EngineState& state, const ReferenceRow& row, const RowPro
 
 // What a logit may be off the engine's own row alone, as in ptdeploy/parity/own.py. `scale` is the
 // reference's largest logit.
-double own_bound(const ParityReport& report, double scale);
+double own_bound(const std::optional<ParityQuality>& quality, double scale);
 
 // Adds how far a case's rows are from what the engine gives for each alone.
 void add_own(ParityCase& one, const std::vector<Logits>& got, const std::vector<OwnRow>& own);

@@ -148,7 +148,7 @@ ParityReport PromptVerifier::compared() {
                              return got;
                            });
     if (out.quality) out.quality->stopped = stopped;
-    bounds_.own = out.own_allowed = own_bound(out, largest_logit_);
+    bounds_.own = out.own_allowed = own_bound(out.quality, largest_logit_);
     for (ParityCase& one : out.cases) hold_to_own(one, *bounds_.own);
   }
   if (state_.kind().writes) out.greedy = compare_greedy();

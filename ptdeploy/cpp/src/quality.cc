@@ -123,21 +123,40 @@ class Scores {
   std::vector<double> values_;
 };
 
-// The largest difference of two numbers; nothing where one is not finite.
-class Largest {
+// The root mean square difference of two numbers; nothing where one is not finite.
+class Difference {
  public:
   void add(float want, float got) {
-    const double apart = std::abs(static_cast<double>(want) - static_cast<double>(got));
-    finite_ = finite_ && std::isfinite(apart);
-    largest_ = std::max(largest_, apart);
+    const double apart = static_cast<double>(want) - static_cast<double>(got);
+    total_ += apart * apart;
+    ++count_;
   }
   std::optional<double> result() const {
-    return finite_ ? std::optional<double>(largest_) : std::nullopt;
+    if (count_ == 0) return 0.0;
+    const double found = std::sqrt(total_ / static_cast<double>(count_));
+    return std::isfinite(found) ? std::optional<double>(found) : std::nullopt;
   }
 
  private:
-  bool finite_ = true;
-  double largest_ = 0;
+  double total_ = 0;
+  std::size_t count_ = 0;
+};
+
+// How surprising next tokens are to the engine and to the reference.
+struct Surprise {
+  Perplexity ours, theirs;
+  Difference difference;
+
+  void add(const EvaluationText& text, const Logits& logits) {
+    for (std::size_t at = 0; at < text.nll.size(); ++at) {
+      const auto next = static_cast<std::size_t>(text.ids[at + 1]);
+      const auto nll = static_cast<float>(log_sum_exp(logits.row(at), logits.columns) -
+                                          static_cast<double>(logits.row(at)[next]));
+      ours.add(nll);
+      theirs.add(text.nll[at]);
+      difference.add(text.nll[at], nll);
+    }
+  }
 };
 
 // logits_error() of ptdeploy/parity/quality.py.
@@ -220,7 +239,7 @@ std::optional<ParityQuality> evaluate(Reference& reference, const TaskKind& kind
   ParityQuality quality;
   quality.evaluated_on = reference.metadata().evaluated_on;
   quality.texts = reference.metadata().evaluation;
-  Perplexity ours, theirs;
+  Surprise surprise;
   std::vector<bool> changed;
   const bool chooses = head == Head::softmax, writes = kind.writes;
   const std::size_t columns = reference.columns();
@@ -228,7 +247,7 @@ std::optional<ParityQuality> evaluate(Reference& reference, const TaskKind& kind
   Explained explained(columns, head);
   Scores wanted(columns), given(columns);
   bool whole = true, compared = true;
-  Largest largest;
+  Difference difference;
   std::map<std::int64_t, std::size_t> found;
   for (std::size_t i = 0; i < quality.texts; ++i) {
     const EvaluationText text = reference.evaluation(i);
@@ -238,16 +257,11 @@ std::optional<ParityQuality> evaluate(Reference& reference, const TaskKind& kind
     for (std::size_t at = 0; at < text.top1.size(); ++at)
       changed.push_back(static_cast<std::int64_t>(argmax(logits.row(at), logits.columns)) !=
                         text.top1[at]);
-    for (std::size_t at = 0; at < text.nll.size(); ++at) {
-      const auto next = static_cast<std::size_t>(text.ids[at + 1]);
-      const double nll = log_sum_exp(logits.row(at), logits.columns) - logits.row(at)[next];
-      ours.add(static_cast<float>(nll));
-      theirs.add(text.nll[at]);
-    }
+    surprise.add(text, logits);
     if (!chooses) explained.add(text.logits.data(), logits.row(0));
     compared = compared && !writes && !text.logits.empty();
     for (std::size_t at = 0; compared && at < text.logits.size(); ++at)
-      largest.add(text.logits[at], logits.values[at]);
+      difference.add(text.logits[at], logits.values[at]);
     if (!classifies) continue;
     for (std::int64_t id : text.top1) ++found[id];
     whole = whole && !text.logits.empty();
@@ -261,7 +275,7 @@ std::optional<ParityQuality> evaluate(Reference& reference, const TaskKind& kind
       chooses ? static_cast<double>(agreed) / static_cast<double>(quality.positions)
               : explained.share();
   if (!chooses) quality.measured = "explained variance of the values";
-  if (writes) quality.perplexity_ratio = ours.value() / theirs.value();
+  if (writes) quality.perplexity_ratio = surprise.ours.value() / surprise.theirs.value();
   if (classifies) {
     std::size_t commonest = 0;
     for (const auto& one : found) commonest = std::max(commonest, one.second);
@@ -269,7 +283,8 @@ std::optional<ParityQuality> evaluate(Reference& reference, const TaskKind& kind
         static_cast<double>(commonest) / static_cast<double>(quality.positions);
   }
   if (chooses) quality.detectable = detectable(quality.positions, allowed.min_agreement);
-  if (compared) quality.max_abs = largest.result();
+  if (writes || compared)
+    quality.rms_error = (writes ? surprise.difference : difference).result();
   if (classifies && whole) {
     add_clear(quality, changed, wanted.clear(allowed.max_logits_error.value_or(0)),
               allowed.min_agreement);

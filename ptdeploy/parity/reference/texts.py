@@ -11,7 +11,7 @@ import numpy as np
 from ptdeploy.bundle import FileEntry, RequestLimits, TokenizerInfo, staged
 from ptdeploy.bundle.task import Task
 from ptdeploy.errors import InputError
-from ptdeploy.parity.cases import AskedRow, cut, some_segments
+from ptdeploy.parity.cases import AskedRow, cut, longest_row, some_segments
 from ptdeploy.parity.quality import EvaluationText
 from ptdeploy.parity.reference import Reference
 from ptdeploy.parity.reference.prose import PROSE, evaluation_texts
@@ -27,6 +27,9 @@ _NEVER_CUT = 2**31
 _EVALUATION_TEXTS, _EVALUATION_PAIRS, _EVALUATION_TOKENS = 64, 16, 128
 # A classifier gives one answer a text; each costs one short run.
 _EVALUATION_CLASSIFIED, _EVALUATION_RANDOM = 1000, 320
+# Of texts that give one answer each one in ten is long, so that a fault of long rows alone changes
+# enough answers; no more than so many, as they cost most.
+_LONG_SHARE, _MOST_LONG = 10, 32
 
 _PAIRS = (
     ("Does the engine start?", "It starts on the first try, don't worry."),
@@ -75,9 +78,10 @@ def evaluation_text(
 ) -> EvaluationText:
     """The evaluation text of quantized engines: the given texts, else ours, each cut to 128 tokens.
 
-    Where a text gives one answer (SEQ_CLS) there are more of them, and shorter ones. Without a
-    tokenizer it is random tokens, and says so. Raises InputError if texts were given
-    but cannot be encoded, or none is two tokens long.
+    Where a text gives one answer (SEQ_CLS) there are more of them, and shorter ones. Texts are also
+    joined to one as long as the longest row that is compared, or for SEQ_CLS to several. Without a
+    tokenizer it is random tokens, and says so. Raises InputError if texts were given but cannot be
+    encoded, or none is two tokens long.
     """
     longest = min(_EVALUATION_TOKENS, limits.max_sequence)
     if tokenizer is None:
@@ -97,14 +101,16 @@ def evaluation_text(
                 replace(row, type_ids=some_segments(row.ids.size, limits))
                 for row in drawn[:_EVALUATION_PAIRS]
             ]
+        drawn += _long_rows(drawn, limits, task)
         return EvaluationText(tuple(drawn), "random tokens (no tokenizer was found)")
     ours: tuple[str, ...] = PROSE
     most = _EVALUATION_TEXTS
     if ENGINES[task].one_answer:
         ours, most = evaluation_texts(), _EVALUATION_CLASSIFIED
     alone = [row for text in texts or ours if (row := _row(tokenizer, text)).ids.size > 1][:most]
+    alone = [cut(row, longest) for row in alone]
     for row in alone:
-        largest = int(row.ids[:longest].max())
+        largest = int(row.ids.max())
         if largest >= limits.vocab_size:
             token = tokenizer.convert_ids_to_tokens(largest)
             raise InputError(
@@ -114,12 +120,31 @@ def evaluation_text(
         raise InputError(
             "--quality-text: no line is at least two tokens long.", "Give longer texts."
         )
-    rows = alone
+    rows = [*alone, *_long_rows(alone, limits, task)]
     if limits.type_vocab_size:
         pairs = [_row(tokenizer, *halves(text)) for text in (texts or PROSE)[:_EVALUATION_PAIRS]]
-        rows += [row for row in pairs if _fits(row, limits)]
+        rows += [cut(row, longest) for row in pairs if _fits(row, limits)]
     source = "the given text" if texts else "ptdeploy's own text"
-    return EvaluationText(tuple(cut(row, longest) for row in rows), source)
+    return EvaluationText(tuple(rows), source)
+
+
+def _long_rows(rows: list[AskedRow], limits: RequestLimits, task: Task) -> list[AskedRow]:
+    """Texts joined up to the longest row that is compared; none where a text is as long itself.
+
+    Where a text gives one answer they are a tenth of all, and down to a quarter as long.
+    """
+    so_far, longest = max(row.ids.size for row in rows), longest_row(limits.max_sequence)
+    if longest <= so_far:
+        return []
+    count = min(_MOST_LONG, -(-len(rows) // _LONG_SHARE)) if ENGINES[task].one_answer else 1
+    shortest = max(so_far + 1, longest // 4)
+    lengths = np.geomspace(longest, shortest, count).round().astype(int).tolist()
+    joined = np.concatenate([row.ids for row in rows])
+    starts = np.cumsum([0, *(row.ids.size for row in rows[:-1])])
+    return [
+        AskedRow(np.take(joined, np.arange(start, start + length), mode="wrap"), rows[0].source)
+        for length, start in zip(lengths, starts.tolist(), strict=False)
+    ]
 
 
 def reference_texts(

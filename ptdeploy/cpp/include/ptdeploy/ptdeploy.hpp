@@ -269,7 +269,9 @@ struct ParityQuality {
   // Of a classifier that has logits to compare: the positions whose likeliest class leads clearly,
   // which alone top1_agreement and detectable are of, and how many others' answers changed.
   std::optional<std::size_t> clear, near_ties;
-  std::optional<double> max_abs;  // the largest difference of a classifier's logit
+  // The root mean square difference from the reference: of a classifier's logits, or for causal_lm of
+  // how surprising the text's next tokens are, in nats.
+  std::optional<double> rms_error;
   std::string asked_for;  // what the bundle's maker holds it to, in words
   std::string stopped;    // why the engine gave no numbers of a text; empty if it gave all
 };
