@@ -14,6 +14,7 @@ import msgspec
 
 from ptdeploy import arguments
 from ptdeploy.arguments import checked, having, instance
+from ptdeploy.backends import get_backend
 from ptdeploy.bundle import (
     MAX_MANIFEST_BYTES,
     Bundle,
@@ -35,15 +36,17 @@ from ptdeploy.bundle.contents import COMPLETED
 from ptdeploy.bundle.publish import Destination
 from ptdeploy.bundle.schema import FORMAT
 from ptdeploy.bundle.whose import OF_PROMPT, in_words
-from ptdeploy.commands.draft import Draft, prove, told
+from ptdeploy.commands.draft import Draft, prompt_place, prove, staged_of_prompt, told
 from ptdeploy.commands.over import alone, check_base, check_free, draft_over
 from ptdeploy.commands.request import PromptAddRequest, PromptChange
 from ptdeploy.errors import BundleError, InputError
 from ptdeploy.files import json_document
 from ptdeploy.parity.cases import check_golden
 from ptdeploy.parity.completed import read_completed
-from ptdeploy.parity.reference.store import load_reference
+from ptdeploy.parity.reference import Reference
+from ptdeploy.parity.reference.store import load_reference, save_reference
 from ptdeploy.parity.reports import report_json
+from ptdeploy.parity.thresholds import thresholds_for
 from ptdeploy.progress import Progress
 from ptdeploy.runtime import ENGINES
 from ptdeploy.runtime.layout import check_manifest
@@ -142,14 +145,28 @@ def _of_pack(
     )
     placed = pack.over(manifest, name)
     check_manifest(placed, ENGINES[manifest.task].manifest_problems(placed.manifest))
-    files = []
-    for entry in placed.manifest.files:
-        if entry.role in ("prompt", "reference"):
-            path = f"{prompt_folder(name)}/{entry.role}.safetensors"
-            placed.copy(entry, folder / path)
-            files.append(msgspec.structs.replace(entry, path=path))
+    reference = _held_as_here(load_reference(placed), bundle, info)
+    (entry,) = (one for one in placed.manifest.files if one.role == "prompt")
+    path = f"{prompt_folder(name)}/prompt.safetensors"
+    placed.copy(entry, folder / path)
+    saved = save_reference(reference, prompt_place(folder, name))
+    files = [
+        msgspec.structs.replace(entry, path=path),
+        staged_of_prompt(name, saved, "reference"),
+    ]
     draft = alone(bundle, {name: info}, files, folder)
-    return replace(draft, refused=left, references={name: load_reference(placed)})
+    return replace(draft, refused=left, references={name: reference})
+
+
+def _held_as_here(reference: Reference, bundle: Bundle, prompt: PromptInfo) -> Reference:
+    """A pack's reference with the thresholds of the bundle's engine.
+
+    Its own are of the engine that it was proven over, and are not believed.
+    """
+    manifest = bundle.manifest
+    held_as = get_backend(manifest.target).held_as(bundle)
+    thresholds = thresholds_for(held_as, manifest.quantization, prompt.head)
+    return replace(reference, thresholds=thresholds)
 
 
 def _labels(prompt: PromptInfo, request: PromptAddRequest) -> tuple[str, ...]:

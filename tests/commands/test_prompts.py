@@ -16,6 +16,7 @@ from support.without_torch import run_without_torch
 
 import ptdeploy
 from ptdeploy.bundle import locked, read_bundle
+from ptdeploy.bundle.precision import PRECISIONS
 from ptdeploy.cli.main import main
 from ptdeploy.commands import prompts
 from ptdeploy.errors import (
@@ -26,6 +27,7 @@ from ptdeploy.errors import (
     OutputError,
     ParityError,
 )
+from ptdeploy.parity.reference.store import load_reference
 
 ROW = [5, 9, 30, 4]
 
@@ -304,6 +306,31 @@ def test_a_pack_whose_reference_is_another_prompts_is_not_added(packed, compiled
     with pytest.raises(ParityError, match="does not match"):
         ptdeploy.prompt_add(bundle, tmp_path / "pack")
     assert content(bundle) == before
+
+
+def test_a_pack_is_held_to_the_thresholds_of_the_bundles_engine(pack, bundle, tmp_path):
+    """Not to those that are stored in it, which are of another engine or made up."""
+    shutil.copytree(pack, tmp_path / "pack")
+    file = tmp_path / "pack" / "reference.safetensors"
+    loose = {"max_abs": 1e9, "relative": 1.0, "cosine": -1.0, "kl": 1e9, "min_top1_agreement": 0.0}
+
+    def store(off: float) -> None:
+        with safe_open(file, "np") as opened:
+            told = json.loads(opened.metadata()["ptdeploy"])
+        tensors = load_file(file)
+        tensors["rows.000.logits"] = tensors["rows.000.logits"] + np.float32(off)
+        changed = {"ptdeploy": json.dumps({**told, "thresholds": loose})}
+        damage.replace(tmp_path / "pack", file.name, save(tensors, changed))
+
+    store(0.001)
+    before = content(bundle)
+    with pytest.raises(ParityError, match="does not match"):
+        ptdeploy.prompt_add(bundle, tmp_path / "pack")
+    assert content(bundle) == before
+    store(-0.001)
+    ptdeploy.prompt_add(bundle, tmp_path / "pack", name="x")
+    added = read_bundle(bundle).by_default("x")
+    assert load_reference(added).thresholds == PRECISIONS["fp32"].thresholds
 
 
 @pytest.fixture(scope="module")
