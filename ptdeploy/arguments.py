@@ -61,7 +61,11 @@ def whole(least: int = -(2**63), most: int = 2**63 - 1) -> Check:
 
     Without bounds its range is the function's own business, and any of 64 bits passes here.
     """
-    bounded = (least, most) != (-(2**63), 2**63 - 1)
+    wanted = "a whole number"
+    if least > -(2**63):
+        wanted += f" from {least} to {most}"
+    elif most < 2**63 - 1:
+        wanted += f" of at most {most}"
 
     def check(name: str, value: Any) -> int:
         found = None
@@ -70,10 +74,8 @@ def whole(least: int = -(2**63), most: int = 2**63 - 1) -> Check:
                 found = operator.index(value)
             except Exception:  # a stranger's __index__ raises anything
                 found = None
-        if found is None and not bounded:
-            raise refused(name, value, "a whole number")
         if found is None or not least <= found <= most:
-            raise refused(name, value, f"a whole number from {least} to {most}")
+            raise refused(name, value, wanted)
         return found
 
     return check
@@ -214,7 +216,9 @@ def is_truth(value: Any) -> bool:
 
 def refused(name: str, value: Any, wanted: str) -> InputError:
     """What is said of a value that a parameter may not have."""
-    return InputError(f"{name} is {shown(value)}; it must be {wanted}.")
+    error = InputError(f"{name} is {shown(value)}; it must be {wanted}.")
+    error.parameter = name
+    return error
 
 
 def shown(value: Any) -> str:

@@ -39,7 +39,12 @@ class OutputError(PtdeployError):
 
 
 class InputError(PtdeployError):
-    """A request or an option does not fit: too long, empty, of the wrong kind."""
+    """A request or an option does not fit: too long, empty, of the wrong kind.
+
+    `parameter` is the one whose value is refused, where its name is how the problem begins.
+    """
+
+    parameter: str | None = None
 
 
 class ParityError(PtdeployError):

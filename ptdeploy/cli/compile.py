@@ -155,6 +155,11 @@ def _run_over(arguments: argparse.Namespace) -> int:
     from ptdeploy.commands.request import OverRequest
 
     _refuse_of_engine(arguments)
+    if arguments.checkpoint is None:
+        raise InputError(
+            "--over makes a pack of a checkpoint, and there is none.",
+            "Pass it: ptdeploy compile CHECKPOINT --over BUNDLE",
+        )
     request = OverRequest(**options.asked(OverRequest, arguments))
     pack = compile_over(request, options.progress(arguments))
     if arguments.json:

@@ -38,7 +38,7 @@ from ptdeploy.cli.console import (
     show_json,
 )
 from ptdeploy.cli.parser import CommandParser, UsageError
-from ptdeploy.errors import OutputError, PtdeployError
+from ptdeploy.errors import InputError, OutputError, PtdeployError
 from ptdeploy.memory import out_of_memory, ran_out_of_memory
 from ptdeploy.signals import EndedBySignal, end_by_signals
 
@@ -89,7 +89,7 @@ def _command(argv: Sequence[str] | None) -> int:
             finish()
         raise
     except PtdeployError as error:
-        return _refuse(arguments, error)
+        return _refuse(arguments, _as_typed(error, _words(argv)))
     except KeyboardInterrupt as ended:
         number = ended.signal if isinstance(ended, EndedBySignal) else signal.SIGINT
         complain(f"ptdeploy: ended by {number.name}; nothing half made is left.")
@@ -117,8 +117,23 @@ def _command(argv: Sequence[str] | None) -> int:
 
 def _asks_for_json(argv: Sequence[str] | None) -> bool:
     """Whether --json is among the options, before they are understood."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    words = _words(argv)
     return "--json" in words[: words.index("--") if "--" in words else None]
+
+
+def _words(argv: Sequence[str] | None) -> list[str]:
+    return list(sys.argv[1:] if argv is None else argv)
+
+
+def _as_typed(error: PtdeployError, words: Sequence[str]) -> PtdeployError:
+    """An error whose problem begins with a parameter's name, with the option that was typed."""
+    name = getattr(error, "parameter", None)
+    if name is None:
+        return error
+    option = "--" + name.rpartition(".")[2].replace("_", "-")
+    if not any(word.partition("=")[0] == option for word in words):
+        return error
+    return InputError(error.problem.replace(name, option, 1), error.fix)
 
 
 def _refuse(arguments: argparse.Namespace, error: PtdeployError) -> int:

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ptdeploy.arguments import MOST, shown
+from ptdeploy.arguments import MOST, refused
 from ptdeploy.bundle import GenerationOptions
-from ptdeploy.errors import EngineFault, InputError
+from ptdeploy.errors import EngineFault
 
 # One more than the largest seed.
 SEEDS = 2**64
@@ -50,7 +50,7 @@ def check(options: GenerationOptions, vocabulary: int) -> None:
         if name == "temperature":
             # A request's only: `with_options` takes it before.
             range_ += ", or 0 for the likeliest token"
-        raise InputError(f"{name} is {shown(value)}; it must be {range_}.")
+        raise refused(name, value, range_)
 
 
 class Sampler:

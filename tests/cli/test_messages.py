@@ -26,9 +26,29 @@ def test_a_temperature_may_be_0_says_its_range(compiled, capsys):
     bundle = str(compiled("qwen2", "CAUSAL_LM").bundle)
     asked = ["run", bundle, "--ids", "5", "--max-new-tokens", "1", "--temperature"]
     assert refusal(capsys, 2, *asked, "-1") == (
-        "ptdeploy: temperature is -1.0; it must be more than 0, or 0 for the likeliest token.\n"
+        "ptdeploy: --temperature is -1.0; it must be more than 0, or 0 for the likeliest token.\n"
     )
     assert main([*asked, "0"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["profile", "b", "--batch", "99999999"],
+            "--batch is 99999999; it must be a whole number ",
+        ),
+        (["profile", "b", "--threads=-1"], "--threads is -1; it must be a whole number from 0 to "),
+        (["compile", "c", "--target", "ort", "--max-batch", "9999999999"], "--max-batch is 9999"),
+        (["compile", "c", "--target", "ort", "--max-context", "9999999999"], "--max-context is 99"),
+        (["compile", "c", "--target", "trt", "--workspace", "9999999999"], "--workspace is 99999"),
+        (["compile", "--over", "b"], "--over makes a pack of a checkpoint, and there is none."),
+    ],
+)
+def test_a_value_is_refused_in_the_words_that_were_typed(capsys, words, said):
+    message = refusal(capsys, 2, *words)
+    assert message.startswith(f"ptdeploy: {said}")
+    assert "-9223372036854775808" not in message
 
 
 def test_a_base_alone_without_a_task_is_told_so(compiled, capsys):
