@@ -281,7 +281,7 @@ def test_labels_that_do_not_fit_the_head(adapter, trained, refuse):
 @pytest.mark.parametrize("name", ["../x", "", ".x", "a/b", "x" * 65, "prüfen", "a\n"])
 def test_a_name_that_no_prompt_can_have(adapter, trained, refuse, name):
     message = refuse(adapter, trained.base, "--name", name)
-    assert message.startswith("name is '")
+    assert message.startswith("--name is '")
     assert "it must be 1 to 64 letters, digits, '.', '_' or '-' of ASCII" in message
 
 
