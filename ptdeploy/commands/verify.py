@@ -254,7 +254,9 @@ def _shrink(run: _Run, found: ParityReport, reference: Reference, folder: Path) 
     if report.prompt is not None and report.prompt != default:
         asked += ["--prompt", report.prompt]
     if report.prompt == run.names[0]:
-        return write_failing(folder, run.engine, reference, report, run.overrides, run.peft, asked)
+        return write_failing(
+            folder, run.engine, reference, report, run.overrides, run.peft, asked, run.given
+        )
     engine = run.engine.by_default(report.prompt)
     reference = _reference_of(engine, run)
     return write_failing(folder, engine, reference, report, run.overrides, None, asked)

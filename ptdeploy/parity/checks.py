@@ -236,6 +236,8 @@ def _tokenizer(report: ParityReport) -> Iterator[Check]:
         return
     value = f"{agreed} of {total}"
     fails = f"tokenizer: {total - agreed} of {total} texts give other token ids"
+    if report.first_other_text is not None:
+        fails += f", the first of the given data's is row {report.first_other_text}"
     yield Check(
         kind="tokenizer",
         name="texts",

@@ -28,7 +28,7 @@ from ptdeploy.parity.quality import evaluate, row_logits_or_nan
 from ptdeploy.parity.reference import Greedy, Reference, ReferenceRow
 from ptdeploy.parity.report import CaseResult, GreedyResult, ParityReport, PositionError
 from ptdeploy.parity.thresholds import Overrides
-from ptdeploy.parity.token_ids import texts_agreed
+from ptdeploy.parity.token_ids import encoded_texts
 from ptdeploy.progress import Progress
 from ptdeploy.runtime import Engine
 from ptdeploy.runtime.prompt_choice import DEFAULT
@@ -57,7 +57,7 @@ def compare(
     greedy: tuple[GreedyResult, ...] = ()
     if engine.writes:
         greedy = _compare_greedy(engine, reference, GreedyBounds(bounds.allowed, own_allowed))
-    agreed, texts = texts_agreed(engine, reference, data)
+    texts = encoded_texts(engine, reference, data)
     report = ParityReport(
         passed=False,
         target=engine.manifest.target,
@@ -69,8 +69,9 @@ def compare(
         own_allowed=own_allowed,
         cases=tuple(held_to_own(case, own_allowed) for case in run.cases),
         greedy=greedy,
-        texts_agreed=agreed,
-        texts_total=texts,
+        texts_agreed=texts.agreed,
+        texts_total=texts.total,
+        first_other_text=texts.first_other,
         quality=quality,
         quality_allowed=quantization,
         notes=(*notes, *_padding_notes(engine, reference, bounds.allowed), *quality_notes(quality)),

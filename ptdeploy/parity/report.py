@@ -120,7 +120,8 @@ class ParityReport(msgspec.Struct, frozen=True):
     other prompts, and `passed` is of all of them. `thresholds` and `largest_allowed` are null where
     weights are quantized and the caller gave no such bounds: rows alone then only have to
     be finite. `own_allowed` is what a case's `own_max_abs` and a continued row's `behind` may be;
-    null where no weights are quantized.
+    null where no weights are quantized. `first_other_text` is the number of the first row of the
+    given data whose text is encoded otherwise than the row says.
     """
 
     passed: bool
@@ -145,6 +146,7 @@ class ParityReport(msgspec.Struct, frozen=True):
     prompt: str | None = None
     prompts: tuple[ParityReport, ...] = ()
     own_allowed: float | None = None
+    first_other_text: int | None = None
 
     def each(self) -> tuple[ParityReport, ...]:
         """A report of each prompt alone, this one's own first."""

@@ -22,12 +22,13 @@ from ptdeploy.parity.compare import (
     measure_rows,
     padded,
 )
+from ptdeploy.parity.data import DataRow
 from ptdeploy.parity.own import apart, row_alone
 from ptdeploy.parity.reference import Reference, ReferenceRow
 from ptdeploy.parity.report import Failing, ParityReport
 from ptdeploy.parity.reports import BOUNDS_NAME, FAILING_NAME, REPORT_FIX
 from ptdeploy.parity.thresholds import Overrides
-from ptdeploy.parity.token_ids import pair_agrees, wanted_pairs
+from ptdeploy.parity.token_ids import pair_agrees, row_agrees, wanted_pairs
 from ptdeploy.runtime import ENGINES, Engine
 
 if TYPE_CHECKING:
@@ -53,10 +54,12 @@ def write_failing(
     overrides: Overrides,
     peft: PeftSource | None,
     asked: Sequence[str] = (),
+    data: Sequence[DataRow] = (),
 ) -> Failing | None:
     """Shrink what fails and write it as `failing.jsonl`; None where no input can show it.
 
-    `asked` are the options that verify needs to run the same engine and prompt. The caller's own
+    `asked` are the options that verify needs to run the same engine and prompt; `data` are the
+    user's own rows. The caller's own
     bounds go into a file beside it, but those on a score, for which such an input has no labels.
     What only a score over much text shows (a task metric, quantized weights) has no such input.
     """
@@ -66,7 +69,7 @@ def write_failing(
     if found is not None:
         lines = [_line(row) for row in found.rows]
         lengths = tuple(int(row.ids.size) for row in found.rows)
-    elif (text := _failing_text(engine, reference)) is not None:
+    elif (text := _failing_text(engine, reference, data)) is not None:
         lines, lengths = [text], (len(text["ids"]),)
     else:
         return None
@@ -217,7 +220,9 @@ def _after_greedy(
     return None
 
 
-def _failing_text(engine: Engine, reference: Reference) -> dict[str, Any] | None:
+def _failing_text(
+    engine: Engine, reference: Reference, data: Sequence[DataRow]
+) -> dict[str, Any] | None:
     """The shortest text or pair that is encoded otherwise, as a data row."""
     if engine.tokenizer is None:
         return None
@@ -230,6 +235,12 @@ def _failing_text(engine: Engine, reference: Reference) -> dict[str, Any] | None
         if not pair_agrees(engine, pair, ids, types):
             line = {"text": pair[0], "text_pair": pair[1], "ids": list(ids)}
             segments = {"token_type_ids": list(types)} if engine.takes_segments else {}
+            failing.append({**line, **segments})
+    for row in data:
+        if row.text is not None and row.wanted_ids and not row_agrees(engine, row):
+            second = {} if row.pair is None else {"text_pair": row.pair}
+            line = {"text": row.text, **second, "ids": row.ids.tolist()}
+            segments = {} if row.type_ids is None else {"token_type_ids": row.type_ids.tolist()}
             failing.append({**line, **segments})
     return min(failing, key=lambda one: len(one["ids"]), default=None)
 

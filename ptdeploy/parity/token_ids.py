@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from ptdeploy.parity.data import DataRow
 from ptdeploy.parity.reference import Reference
@@ -11,18 +12,30 @@ from ptdeploy.runtime import Engine
 Ids = Sequence[int]
 
 
-def texts_agreed(engine: Engine, reference: Reference, data: Sequence[DataRow]) -> tuple[int, int]:
-    """How many texts, pairs and data rows are encoded as they should be, and of how many."""
-    wanted = [row for row in data if row.text is not None and row.wanted_ids]
+@dataclass(frozen=True)
+class EncodedTexts:
+    """How many texts, pairs and data rows are encoded as they should be, of how many, and the
+    number of the first data row that is not."""
+
+    agreed: int
+    total: int
+    first_other: int | None
+
+
+def encoded_texts(engine: Engine, reference: Reference, data: Sequence[DataRow]) -> EncodedTexts:
+    """Encode all texts whose token ids are known."""
+    wanted = {n: row for n, row in enumerate(data, 1) if row.text is not None and row.wanted_ids}
+    other = [n for n, row in wanted.items() if not row_agrees(engine, row)]
     total = len(reference.texts) + len(reference.pairs) + len(wanted)
-    agreed = sum(_data_agrees(engine, row) for row in wanted)
+    agreed, first = len(wanted) - len(other), next(iter(other), None)
     if engine.tokenizer is None:
-        return agreed, total
+        return EncodedTexts(agreed, total, first)
     agreed += sum(
         tuple(engine.tokenizer.encode(text).ids) == ids
         for text, ids in zip(reference.texts, reference.text_ids, strict=True)
     )
-    return agreed + sum(pair_agrees(engine, *pair) for pair in wanted_pairs(reference)), total
+    agreed += sum(pair_agrees(engine, *pair) for pair in wanted_pairs(reference))
+    return EncodedTexts(agreed, total, first)
 
 
 def wanted_pairs(reference: Reference) -> Iterator[tuple[tuple[str, str], Ids, Ids]]:
@@ -38,7 +51,7 @@ def pair_agrees(engine: Engine, pair: tuple[str, str], ids: Ids, type_ids: Ids) 
     return same and (not engine.takes_segments or found.type_ids == list(type_ids))
 
 
-def _data_agrees(engine: Engine, row: DataRow) -> bool:
+def row_agrees(engine: Engine, row: DataRow) -> bool:
     """Whether a data row's text is encoded as the row itself says."""
     (found,) = engine.encode([row.given])
     same = found.ids == row.ids.tolist()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -131,3 +132,19 @@ def test_data_of_ones_own_does_not_take_the_evaluation_texts_place(compiled, tmp
     assert report.quality is not None
     assert report.quality.texts == len(stored.evaluation) + 2
     assert report.quality.evaluated_on == f"{stored.evaluated_on} and the given data"
+
+
+def test_a_row_that_is_encoded_otherwise_is_named_and_reproduced(compiled, tmp_path, capsys):
+    bundle = compiled("bert", "SEQ_CLS", tokenizer="characters").bundle
+    right = {"text": "hello", "ids": ptdeploy.load(bundle).encode("hello")[0].ids}
+    wrong = {"text": "a longer one", "ids": [5, 6, 7]}
+    data = lines(tmp_path, right, wrong, {**wrong, "text": "and one more"})
+    report = ptdeploy.verify(bundle, data=data, report=tmp_path / "report")
+    (failure,) = report.failures()
+    assert failure.endswith("texts give other token ids, the first of the given data's is row 2")
+    assert report.texts_total - report.texts_agreed == 2
+    assert report.failing is not None
+    assert json.loads(Path(report.failing.file).read_text()) == wrong
+    assert main([*shlex.split(report.failing.command)[1:], "-q"]) == 1
+    capsys.readouterr()
+    assert ptdeploy.verify(bundle, data=lines(tmp_path, right)).passed
