@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ptdeploy.backends.cores import cpus_of_cores, default_threads
@@ -57,13 +57,23 @@ class Seat:
         except IndexError:
             yield
             return
-        before = os.sched_getaffinity(0)
-        tied = cpu in before
+        before: set[int] = set()
         try:
-            if tied:
-                os.sched_setaffinity(0, {cpu})
+            # Where the system refuses it, a request is no slower than untied.
+            with suppress(OSError):
+                before = _tied(cpu)
             yield
         finally:
-            if tied:
-                os.sched_setaffinity(0, before)
+            with suppress(OSError):
+                if before:
+                    os.sched_setaffinity(0, before)
             self._free.append(cpu)
+
+
+def _tied(cpu: int) -> set[int]:
+    """Tie the calling thread to one CPU; gives where it ran before, nothing if it may not."""
+    before = os.sched_getaffinity(0)
+    if cpu not in before:
+        return set()
+    os.sched_setaffinity(0, {cpu})
+    return before

@@ -108,3 +108,17 @@ def test_a_caller_that_may_not_run_there_stays_where_it_is(monkeypatch):
     with Seat(0).taken():
         assert tied == []
     assert tied == []
+
+
+def test_a_system_that_ties_no_thread_costs_no_request(monkeypatch):
+    def refuse(thread: int, cpus: set[int]) -> None:
+        raise PermissionError
+
+    seat = Seat(min(os.sched_getaffinity(0)))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "sched_setaffinity", refuse)
+        for _ in range(2):
+            with seat.taken():
+                pass
+    with seat.taken():
+        assert len(os.sched_getaffinity(0)) == 1

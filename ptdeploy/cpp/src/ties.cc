@@ -12,22 +12,26 @@
 namespace ptdeploy::detail {
 namespace {
 
-void tie_this_thread([[maybe_unused]] const std::vector<int>& cpus) {
+bool tie_this_thread([[maybe_unused]] const std::vector<int>& cpus) {
 #ifdef __linux__
   const int count = *std::max_element(cpus.begin(), cpus.end()) + 1;
   cpu_set_t* const set = CPU_ALLOC(count);
-  if (!set) return;
+  if (!set) return false;
   const std::size_t size = CPU_ALLOC_SIZE(count);
   CPU_ZERO_S(size, set);
   for (int cpu : cpus) CPU_SET_S(cpu, size, set);
-  sched_setaffinity(0, size, set);
+  const bool tied = sched_setaffinity(0, size, set) == 0;
   CPU_FREE(set);
+  return tied;
+#else
+  return false;
 #endif
 }
 
 }  // namespace
 
-std::vector<int> tied_cpus(int threads, const std::string& system) {
+std::vector<int> tied_cpus([[maybe_unused]] int threads,
+                           [[maybe_unused]] const std::string& system) {
   const std::string given = variable("PTDEPLOY_PIN");
   if (!given.empty() && given != "0" && given != "1")
     throw InputError("PTDEPLOY_PIN is " + quoted(given) + "; it must be 0 or 1.");
@@ -49,12 +53,15 @@ std::vector<int> tied_cpus(int threads, const std::string& system) {
 }
 
 Seat::Taken::Taken(Seat* seat) {
-  if (!seat || seat->taken_.test_and_set(std::memory_order_acquire)) return;
-  seat_ = seat;
+  if (!seat) return;
+  // All that may throw comes first: what is taken must be given back.
   std::vector<int> cpus = allowed_cpus();
+  const std::vector<int> own{seat->cpu_};
   if (std::find(cpus.begin(), cpus.end(), seat->cpu_) == cpus.end()) return;
-  tie_this_thread({seat->cpu_});
-  before_ = std::move(cpus);
+  if (seat->taken_.test_and_set(std::memory_order_acquire)) return;
+  seat_ = seat;
+  // Where the system refuses it, a request is no slower than untied.
+  if (tie_this_thread(own)) before_ = std::move(cpus);
 }
 
 Seat::Taken::~Taken() {
