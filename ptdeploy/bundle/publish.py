@@ -247,7 +247,7 @@ def _replace(staging: Path, destination: Destination) -> bool:
         if exchange(staging, place):
             os.rename(staging, old)
             if _is_foreign(old, destination):
-                # It has changed between the last look and the exchange.
+                # It has changed since the last look.
                 exchange(old, place)
                 os.rename(old, staging)
                 _check_replaceable(destination)
@@ -255,6 +255,10 @@ def _replace(staging: Path, destination: Destination) -> bool:
         else:
             # Whatever ends it in between: discarding the working folder brings the older one back.
             os.rename(place, old)
+            if _is_foreign(old, destination):
+                rename_new(old, place)
+                _check_replaceable(destination)
+                return False
             rename_new(staging, place)
     except FileNotFoundError:
         return False
@@ -264,7 +268,9 @@ def _replace(staging: Path, destination: Destination) -> bool:
 
 
 def _is_foreign(folder: Path, destination: Destination) -> bool:
-    """Whether a folder that was replaced is another than may be, or holds anything else."""
+    """Whether what was replaced is another folder than may be, or none, or holds anything else."""
+    if folder.is_symlink() or not folder.is_dir():
+        return True
     raw = manifest_of(folder)
     listed = listed_files(raw, destination.kind)
     if listed is None:

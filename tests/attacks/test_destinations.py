@@ -126,6 +126,42 @@ def test_a_file_of_others_in_the_older_bundles_folder_is_named_and_kept(
     assert sorted(one.name for one in tmp_path.iterdir()) == ["out", "v1", "v2"]
 
 
+def a_file_inside(place: Path) -> None:
+    (place / "thesis.txt").write_text("kept")
+
+
+def a_file_in_its_place(place: Path) -> None:
+    shutil.rmtree(place)
+    place.write_text("kept")
+
+
+@pytest.mark.parametrize(
+    ("comes", "reason"),
+    [(a_file_inside, r"holds 'thesis\.txt'"), (a_file_in_its_place, "is not a folder")],
+)
+@pytest.mark.parametrize("exchanges", [True, False])
+def test_what_appears_between_the_last_look_and_the_move_is_kept(
+    versions, tmp_path, monkeypatch, exchanges, comes, reason
+):
+    place = tmp_path / "out"
+    shutil.copytree(versions[0], place)
+    honest, looked = ptdeploy.files._renameat2, []
+
+    def too_late(source: Path, destination: Path, flags: int) -> bool:
+        if flags == ptdeploy.files._EXCHANGE and not looked:
+            looked.append(place)
+            comes(place)
+        return exchanges and honest(source, destination, flags)
+
+    monkeypatch.setattr(ptdeploy.files, "_renameat2", too_late)
+    with pytest.raises(OutputError, match=reason):
+        publish_copy(versions[1], place)
+    assert looked
+    left = place if place.is_file() else place / "thesis.txt"
+    assert left.read_text() == "kept"
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["out", "v1", "v2"]
+
+
 def test_a_listed_name_below_a_link_is_never_followed(versions, tmp_path, system):
     place, outside = tmp_path / "out", tmp_path / "outside"
     shutil.copytree(versions[0], place)
