@@ -19,7 +19,7 @@ from ptdeploy.backends import get_backend
 from ptdeploy.backends.layers import Layer, LayerTime, Profiled
 from ptdeploy.backends.modules import layer_of, part_of
 from ptdeploy.backends.session import DeviceArray, PagedCache, Session
-from ptdeploy.bundle import Bundle, read_bundle, whole
+from ptdeploy.bundle import Bundle, check_hashes, read_bundle, whole
 from ptdeploy.errors import InputError
 from ptdeploy.printable import printable_fields
 from ptdeploy.progress import Progress
@@ -123,8 +123,10 @@ def profile_bundle(
 
         def enter() -> tuple[Bundle, Profiled]:
             with progress.stage("check the bundle's files"):
-                own = read_bundle(bundle)
-            manifest = own.manifest
+                own = read_bundle(bundle, hashes=False)
+                manifest = own.manifest
+                asked = () if prompt is None else (prompt,)
+                check_hashes(own, (manifest.default_prompt, *asked))
             check_manifest(own, ENGINES[manifest.task].manifest_problems(manifest))
             backend = get_backend(manifest.target)
             profiled = backend.profiled(own, device or manifest.device, threads)

@@ -97,6 +97,14 @@ def test_python_profiles_a_bundle_as_it_calls_everything_else(compiled, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_of_prompts_only_what_is_profiled_is_read(two, capsys):
+    damage.flip(two / "prompts" / "other" / "prompt.safetensors", 0.9)
+    assert main(["profile", str(two), "--rounds", "1"]) == 0
+    capsys.readouterr()
+    assert main(["profile", str(two), "--rounds", "1", "--prompt", "other"]) == 2
+    assert "other/prompt.safetensors" in capsys.readouterr().err
+
+
 def test_a_classifiers_layers_are_timed_and_add_up(compiled, capsys):
     found = profile(capsys, compiled("bert", "SEQ_CLS").bundle, "--batch", "3", "--tokens", "9")
     (section,) = found["sections"]
