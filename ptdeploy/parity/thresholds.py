@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import TypeVar
 
@@ -103,7 +102,8 @@ def read_thresholds(path: str | Path, precision: str) -> Overrides:
         if name == "cosine":
             least, most = -1.0, 1.0
         else:
-            least, most = 0.0, 1.0 if name in _SHARES else math.inf
+            # No bound needs to be larger than what every finite number keeps.
+            least, most = 0.0, 1.0 if name in _SHARES else FINITE.max_abs
         if not least <= value <= most:
             raise InputError(f"--thresholds {path}: {name} is {value}, out of {least} to {most}.")
         quantizes = precision not in PRECISIONS or PRECISIONS[precision].weights is not None

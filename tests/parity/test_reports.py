@@ -333,6 +333,12 @@ def test_an_earlier_report_is_replaced_however_long_it_is(tmp_path):
             check_report(tmp_path)
 
 
+def test_bounds_without_an_end_are_drawn_nowhere():
+    report = msgspec.structs.replace(HOLDS, largest_allowed=float("inf"))
+    assert 'class="limit"' in html.render(HOLDS, made_manifest())
+    assert 'class="limit"' not in html.render(report, made_manifest())
+
+
 def test_only_a_bound_that_was_set_is_one_that_the_data_misses():
     missed = TaskMetric("accuracy", 3, 0.5, None, False, missed=("at least 0.9 (min_accuracy)",))
     for data, said in (

@@ -7,6 +7,7 @@ from importlib.resources import files
 
 from ptdeploy.bundle import Manifest
 from ptdeploy.parity.checks import checks, shown, totals
+from ptdeploy.parity.measure import finite
 from ptdeploy.parity.report import ModuleError, ParityReport
 from ptdeploy.parity.reports import plots
 from ptdeploy.parity.reports.words import (
@@ -56,7 +57,7 @@ def render(report: ParityReport, manifest: Manifest) -> str:
 
 def _histograms(report: ParityReport) -> plots.Plot:
     bars = [plots.Bar(f"{g.name} x{g.count}", g.histogram, g.passed) for g in grouped(report)]
-    return plots.histograms(bars, report.histogram_edges, report.largest_allowed)
+    return plots.histograms(bars, report.histogram_edges, _allowed(report))
 
 
 def _positions(report: ParityReport) -> plots.Plot:
@@ -70,7 +71,12 @@ def _positions(report: ParityReport) -> plots.Plot:
         for one in report.positions
     ]
     places = [str(one.first) for one in report.positions]
-    return plots.scatter(points, places, allowed, "token of the row", bars=True)
+    return plots.scatter(points, places, _allowed(report), "token of the row", bars=True)
+
+
+def _allowed(report: ParityReport) -> float | None:
+    """Where the plots draw what is allowed; bounds that a bundle brings may add up to infinity."""
+    return None if report.largest_allowed is None else finite(report.largest_allowed)
 
 
 def _layers(modules: Sequence[ModuleError]) -> plots.Plot:
