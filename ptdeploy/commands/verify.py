@@ -24,7 +24,6 @@ from ptdeploy.commands.verify_reference import (
 )
 from ptdeploy.errors import InputError
 from ptdeploy.files import check_readable
-from ptdeploy.parity.cases import edge_note
 from ptdeploy.parity.compare import compare
 from ptdeploy.parity.data import DataRow, read_data
 from ptdeploy.parity.graph_check import as_graph_check, open_graph_check
@@ -315,6 +314,4 @@ def _notes(peft: PeftSource, bundle: Bundle) -> list[str]:
         notes.append("the checkpoint's files are not those the bundle was compiled from.")
     if config_sha256(peft.base) != bundle.manifest.base.config_sha256:
         notes.append("the base model's configuration is not the one the bundle was compiled with.")
-    if note := edge_note(bundle.manifest.request_limits):
-        notes.append(note)
     return notes

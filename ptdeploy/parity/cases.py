@@ -13,6 +13,7 @@ from ptdeploy.bundle import Manifest, RequestLimits
 from ptdeploy.bundle.precision import Thresholds
 from ptdeploy.errors import InputError
 from ptdeploy.parity.thresholds import thresholds_for
+from ptdeploy.runtime.layout import PREFILL
 
 Padding = Literal["right", "left", "both"]
 # Where a row's ids are from: drawn at random, ptdeploy's own texts, or the caller's file.
@@ -20,8 +21,10 @@ Source = Literal["random", "text", "data"]
 
 _LENGTHS = (1, 2, 3, 5, 8, 13, 21, 34)
 _BATCH = 8
-# Past these a reference, or a batch at the profile's edge, would take minutes.
-_LONGEST_EDGE, WIDEST = 512, 64
+# A longer row would take minutes; this one is long enough for a second piece of its prefill to run.
+_LONGEST = PREFILL + 16
+# So would a wider batch at the profile's edge.
+WIDEST = 64
 _TEXT_TOKENS = 64
 # Where a text may end in padding, how many of a row's last tokens are that, by the row's place:
 # some, and all.
@@ -76,20 +79,18 @@ def comparison(rows: Sequence[AskedRow], manifest: Manifest, held_as: str) -> Co
 
 
 def make_rows(vocab_size: int, max_sequence: int) -> list[NDArray[np.int64]]:
-    """Eight rows of unequal length and, where it is short enough, one as long as the limit.
+    """Eight rows of unequal length, and one as long as the limit or as is run without being asked.
 
     Ids are drawn from the whole vocabulary, the same ones for the same arguments.
     """
-    lengths = [min(length, max_sequence) for length in _LENGTHS]
-    if max_sequence <= _LONGEST_EDGE:
-        lengths.append(longest_row(max_sequence))
+    lengths = [min(length, max_sequence) for length in (*_LENGTHS, _LONGEST)]
     random = np.random.default_rng(20_26)
     return [random.integers(0, vocab_size, length, np.int64) for length in lengths]
 
 
 def longest_row(max_sequence: int) -> int:
     """The tokens of the longest row that is compared, of a model that takes so many."""
-    return max_sequence if max_sequence <= _LONGEST_EDGE else _TEXT_TOKENS
+    return min(max_sequence, _LONGEST)
 
 
 def reference_rows(
@@ -156,14 +157,14 @@ def compared_rows(
     return rows if len(rows) > len(usual) else usual
 
 
-def edge_note(limits: RequestLimits) -> str | None:
-    """What of the profile is not reached, in words."""
-    if limits.max_sequence > _LONGEST_EDGE:
-        return (
-            f"rows of over {_LONGEST_EDGE} tokens were not run, but the bundle takes up to "
-            f"{limits.max_sequence}; give such rows with --data."
-        )
-    return None
+def edge_notes(longest: int, limits: RequestLimits) -> list[str]:
+    """What of the profile is not reached by rows of up to `longest` tokens, in words."""
+    if longest >= limits.max_sequence:
+        return []
+    return [
+        f"no row of over {longest} tokens was run, but the bundle takes up to "
+        f"{limits.max_sequence}; give such rows with --data."
+    ]
 
 
 def batches(sources: Sequence[Source], max_batch: int | None = None) -> tuple[BatchCase, ...]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ptdeploy.bundle.precision import FINITE, Thresholds
 from ptdeploy.errors import EngineFault
-from ptdeploy.parity.cases import BatchCase, Padding, pad
+from ptdeploy.parity.cases import BatchCase, Padding, edge_notes, pad
 from ptdeploy.parity.checks import checks, quality_notes
 from ptdeploy.parity.data import DataRow, TaskMetric, task_metric
 from ptdeploy.parity.measure import HISTOGRAM_EDGES, Measured, bin_positions, measure
@@ -74,7 +74,12 @@ def compare(
         first_other_text=texts.first_other,
         quality=quality,
         quality_allowed=quantization,
-        notes=(*notes, *_padding_notes(engine, reference, bounds.allowed), *quality_notes(quality)),
+        notes=(
+            *notes,
+            *_padding_notes(engine, reference, bounds.allowed),
+            *edge_notes(max(row.ids.size for row in reference.rows), engine.limits),
+            *quality_notes(quality),
+        ),
         positions=tuple(
             PositionError(first, last, found if np.isfinite(found) else None)
             for first, last, found in bin_positions(run.positions)

@@ -111,8 +111,8 @@ PromptVerifier::PromptVerifier(const EngineState& state, RowPrompt prompt, const
       prompt_(std::move(prompt)),
       info_(prompt_ ? prompt_->info : PromptInfo()),
       reference_(file, opened, state, info_),
-      bounds_{reference_.metadata().thresholds, 0, {}},
-      largest_logit_(largest_logit()) {
+      bounds_{reference_.metadata().thresholds, 0, {}} {
+  read_rows();
   bounds_.allowed = bounds_.thresholds.max_abs + bounds_.thresholds.relative * largest_logit_;
 }
 
@@ -158,12 +158,13 @@ ParityReport PromptVerifier::compared() {
   return out;
 }
 
-double PromptVerifier::largest_logit() {
-  double largest = 0;
-  for (std::size_t i = 0; i < reference_.metadata().rows; ++i)
-    for (float value : reference_.row(i).logits.values)
-      largest = std::max(largest, std::abs(static_cast<double>(value)));
-  return largest;
+void PromptVerifier::read_rows() {
+  for (std::size_t i = 0; i < reference_.metadata().rows; ++i) {
+    const ReferenceRow one = reference_.row(i);
+    longest_ = std::max(longest_, one.ids.size());
+    for (float value : one.logits.values)
+      largest_logit_ = std::max(largest_logit_, std::abs(static_cast<double>(value)));
+  }
 }
 
 ParityCase PromptVerifier::compare(const BatchCase& one) {
@@ -217,6 +218,11 @@ std::vector<std::string> PromptVerifier::notes(const std::optional<ParityQuality
     out.push_back(std::string("PEFT's own ") + (state_.kind().writes ? "left" : "right") +
                   "-padded batch does not match its rows alone, by " +
                   formatted(*mismatch, 2, 'g') + "; the reference here is each row alone.");
+  const std::int64_t most = state_.manifest().limits.max_context - info_.num_virtual_tokens;
+  if (static_cast<std::int64_t>(longest_) < most)
+    out.push_back("no row of over " + std::to_string(longest_) +
+                  " tokens was run, but the bundle takes up to " + std::to_string(most) +
+                  "; give such rows with --data.");
   if (quality)
     for (std::string& note : quality_notes(*quality)) out.push_back(std::move(note));
   if (texts > 0)

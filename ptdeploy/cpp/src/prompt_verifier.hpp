@@ -53,7 +53,7 @@ class PromptVerifier {
  private:
   PromptVerifier(const EngineState& state, RowPrompt prompt, const std::string& file,
                  const std::string& opened);
-  double largest_logit();
+  void read_rows();
   ParityCase compare(const BatchCase& one);
   const std::vector<OwnRow>& alone(const BatchCase& one);
   std::vector<ParityGreedy> compare_greedy();
@@ -65,7 +65,9 @@ class PromptVerifier {
   PromptInfo info_;
   Reference reference_;
   Bounds bounds_;
-  double largest_logit_;
+  // The rows' largest logit, and the tokens of the longest of them.
+  double largest_logit_ = 0;
+  std::size_t longest_ = 0;
   // What the engine gives for the rows of the last batch alone: another with the same rows follows,
   // padded on the other side.
   std::vector<std::size_t> last_;

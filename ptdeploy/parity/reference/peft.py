@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 _GREEDY_ROWS = (0, 4, 6)
 _GREEDY_TOKENS = 16
+# What a row's logits may take: of a large vocabulary a long row has them at its last positions.
+_ROW_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -242,7 +244,7 @@ def compute_reference(
     rows, task = asked.rows, checkpoint.task
     with torch.no_grad(), quiet_libraries():
         computed = tuple(
-            ReferenceRow(r.ids, row_logits(model, task, r.ids, r.type_ids), r.source, r.type_ids)
+            ReferenceRow(r.ids, _kept_logits(model, task, r), r.source, r.type_ids)
             for r in progress.within(rows, "rows")
         )
         greedy: tuple[Greedy, ...] = ()
@@ -306,12 +308,23 @@ def row_logits(
     return array
 
 
+def _kept_logits(
+    model: PeftModel | PromptedModel, task: Task, row: AskedRow
+) -> NDArray[np.float32]:
+    """PEFT's logits for a row, all of them of the caller's own, which are scored as a whole."""
+    logits = row_logits(model, task, row.ids, row.type_ids)
+    most = max(1, _ROW_BYTES // (4 * logits.shape[-1]))
+    if logits.ndim == 1 or row.source == "data" or len(logits) <= most:
+        return logits
+    return logits[-most:].copy()
+
+
 def _greedy_edges(rows: Sequence[AskedRow], limits: RequestLimits) -> list[NDArray[np.int64]]:
-    """A row that is continued up to the context's last position, and the first text."""
+    """The longest row, continued to the context's last position if it is that near, and a text."""
     longest = max((row.ids for row in rows if row.source == "random"), key=len, default=None)
     room = limits.max_sequence - _GREEDY_TOKENS
     edges = []
-    if longest is not None and longest.size == limits.max_sequence and room > 0:
+    if longest is not None and room > 0:
         edges.append(longest[:room])
     texts = [row.ids[:room] for row in rows if row.source == "text" and room > 0]
     return edges + texts[:1]
