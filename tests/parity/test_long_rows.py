@@ -80,6 +80,7 @@ def test_of_a_large_vocabulary_a_long_row_is_held_at_its_last_positions(tmp_path
     asked = Comparison(rows, (), thresholds_for("fp32", None, "softmax"))
     whole = peft.compute_reference(checkpoint, base, limits, asked).rows[0].logits
     monkeypatch.setattr(peft, "_ROW_BYTES", 4 * tiny.VOCABULARY * 10)
+    monkeypatch.setattr(peft, "_LAST_POSITIONS", 9)
     found = [row.logits for row in peft.compute_reference(checkpoint, base, limits, asked).rows]
     assert [len(logits) for logits in found] == [10, 9, 59]
     assert np.array_equal(found[0], whole[-10:])

@@ -40,8 +40,9 @@ if TYPE_CHECKING:
 
 _GREEDY_ROWS = (0, 4, 6)
 _GREEDY_TOKENS = 16
-# What a row's logits may take: of a large vocabulary a long row has them at its last positions.
-_ROW_BYTES = 64 << 20
+# Of a large vocabulary a long row has logits at its last positions alone, as measuring takes a
+# multiple of their memory: at so many, or at more where they fit into so many bytes.
+_LAST_POSITIONS, _ROW_BYTES = 64, 8 << 20
 
 
 @dataclass(frozen=True)
@@ -313,7 +314,7 @@ def _kept_logits(
 ) -> NDArray[np.float32]:
     """PEFT's logits for a row, all of them of the caller's own, which are scored as a whole."""
     logits = row_logits(model, task, row.ids, row.type_ids)
-    most = max(1, _ROW_BYTES // (4 * logits.shape[-1]))
+    most = max(_LAST_POSITIONS, _ROW_BYTES // (4 * logits.shape[-1]))
     if logits.ndim == 1 or row.source == "data" or len(logits) <= most:
         return logits
     return logits[-most:].copy()
