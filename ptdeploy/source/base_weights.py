@@ -19,7 +19,7 @@ from ptdeploy.source.quantized_base import (
     is_quantization,
     read_bitsandbytes,
 )
-from ptdeploy.source.tied import tied_weights, untie, unused_copies
+from ptdeploy.source.tied import tied_weights, trained_apart, untie, unused_copies
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -201,7 +201,8 @@ def _brought(checkpoint: Checkpoint, model: PreTrainedModel) -> set[str]:
     brought = set(checkpoint.weights) - unused_copies(checkpoint, model)
     for target, source in tied_weights(model).items():
         # What was trained in a copy of its module leaves the other as the base has it.
-        if (brought & {source, target}) - set(checkpoint.copied):
+        ends = (target, source), (source, target)
+        if any(a in brought and not trained_apart(a, b, checkpoint.copied) for a, b in ends):
             brought |= {target, source}
     return brought
 

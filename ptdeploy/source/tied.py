@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,13 +15,14 @@ if TYPE_CHECKING:
 
 
 def untie(
-    model: PreTrainedModel, brought: Mapping[str, NDArray[np.float32]], copied: Collection[str]
+    model: PreTrainedModel, brought: Mapping[str, NDArray[np.float32]], copied: Mapping[str, str]
 ) -> None:
     """Give every tied weight that training parted from the other a parameter of its own.
 
     `brought` is what a checkpoint has of the model, by name; `copied` those that were trained in a
-    copy of their module, which leaves what is tied to it as it was. One that was trained in its own
-    place stays tied, unless the other is brought too and differs.
+    copy of a module, with its name. That leaves what is tied to them as it was, unless it is within
+    that module and so tied in the copy. One that was trained in its own place stays tied, unless
+    the other is brought too and differs.
     Whether the base model's own file has them apart is transformers' to see, and it has done so.
     """
     import torch
@@ -31,7 +32,8 @@ def untie(
         if own is not None and other is not None:
             apart = not np.array_equal(own, other)
         else:
-            apart = any(name in copied for name in (target, source) if name in brought)
+            given, tied = (target, source) if own is not None else (source, target)
+            apart = given in brought and trained_apart(given, tied, copied)
         if not apart:
             continue
         of, _, name = target.rpartition(".")
@@ -40,6 +42,11 @@ def untie(
         setattr(model.get_submodule(of), name, clone)
         # As transformers does where a file has two of them: the names say what is tied.
         del model.all_tied_weights_keys[target]
+
+
+def trained_apart(name: str, tied: str, copied: Mapping[str, str]) -> bool:
+    """Whether a weight was trained in a copy that left `tied`, outside its module, as it was."""
+    return name in copied and not tied.startswith(f"{copied[name]}.")
 
 
 def tied_weights(model: PreTrainedModel) -> dict[str, str]:

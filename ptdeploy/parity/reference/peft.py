@@ -74,7 +74,7 @@ def peft_model(checkpoint: Checkpoint, base: BaseModel) -> PeftModel | PromptedM
         return PromptedModel(model, checkpoint).eval()
     # PEFT makes the copies itself; what it loads into the model's own place is parted before.
     own = {n: a for n, a in checkpoint.weights.items() if n not in checkpoint.copied}
-    untie(model, own, ())
+    untie(model, own, {})
     with quiet_libraries():
         if checkpoint.weights_file.name in WEIGHT_NAMES:
             peft = _from_adapter(checkpoint, model)

@@ -37,7 +37,7 @@ def assemble(
     encoder: Mapping[str, torch.Tensor],
     weights: Mapping[str, torch.Tensor],
     heads: Iterable[str],
-    copied: Collection[str],
+    copied: Mapping[str, str],
     files: Iterable[Path],
     encoder_file: Path | None = None,
     task_id: int | None = None,
@@ -87,7 +87,7 @@ def assemble(
         projected=config.projected,
         task_id=task_id,
         all_tasks=several,
-        copied=frozenset(copied),
+        copied=copied,
     )
 
 

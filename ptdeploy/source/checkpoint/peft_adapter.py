@@ -114,15 +114,17 @@ def _prompt(
     return tensors.get("prompt_embeddings"), None
 
 
-def _copied(weights: Iterable[str], modules: Collection[str]) -> frozenset[str]:
-    """Which weights PEFT trains in a copy: those of modules whose names end in one it was told."""
-    found = set()
+def _copied(weights: Iterable[str], modules: Collection[str]) -> dict[str, str]:
+    """Which weights PEFT trains in a copy, and of which module: of one whose name ends in one that
+    it was told."""
+    found = {}
     for name in weights:
         parts = name.split(".")[:-1]
         within = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
-        if any(module.endswith(told) for module in within for told in modules):
-            found.add(name)
-    return frozenset(found)
+        copies = (one for one in within if any(one.endswith(told) for told in modules))
+        if outermost := next(copies, None):
+            found[name] = outermost
+    return found
 
 
 def find(path: Path, adapter: str | None) -> tuple[str, Path]:

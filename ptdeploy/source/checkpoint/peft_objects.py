@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ptdeploy.program.kinds import kind_of
 from ptdeploy.source.checkpoint.peft_config import BEGAN_AS, CONFIG_NAME
 from ptdeploy.source.checkpoint.tensors import read_json
 from ptdeploy.source.checkpoint.types import Checkpoint
@@ -34,12 +33,11 @@ def own_config(checkpoint: Checkpoint) -> peft.PeftConfig:
 def modules_to_save(checkpoint: Checkpoint) -> list[str] | None:
     """The modules that PEFT must be told to copy, as a configuration has them.
 
-    Without, it loads a copy into the base's own module, and so into what is tied to that. A
-    classifier's head it copies untold, and nothing is tied to it.
+    Without, it loads a copy into the base's own module: into what is tied to that, and into the
+    token embeddings of the text, which beside virtual tokens are never a copy. A classifier's head
+    it copies untold too.
     """
-    if kind_of(checkpoint.task).has_trained_head:
-        return None
-    return sorted({name.rpartition(".")[0] for name in checkpoint.copied}) or None
+    return sorted(set(checkpoint.copied.values())) or None
 
 
 def module_name(adapter: str) -> str:

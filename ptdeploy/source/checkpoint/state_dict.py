@@ -62,7 +62,7 @@ def read(
     encoders = _encoders(tensors)
     adapter = choose_by_name(file, adapter, sorted(encoders))
     encoder = encoders[adapter]
-    weights, heads = _base_weights(tensors, adapter)
+    weights, copied = _base_weights(tensors, adapter)
     config_file = file.parent / CONFIG_NAME
     files, raw = tensor_files(file), {}
     own = [f"prompt_encoder.{adapter}.{name}" for name in encoder]
@@ -71,7 +71,7 @@ def read(
         files.append(config_file)
         config, raw = read_peft_config(config_file, task), read_json(config_file)
     else:
-        config = _config_from_shapes(file, found, encoder, weights, heads, task)
+        config = _config_from_shapes(file, found, encoder, weights, set(copied), task)
     module = trained_prompt(file, config, raw, found, encoder, task_id)
     return assemble(
         path=path,
@@ -84,8 +84,8 @@ def read(
         prompt=module.prompt,
         encoder=module.encoder,
         weights=weights,
-        heads=heads,
-        copied=heads,
+        heads=copied,
+        copied=copied,
         files=files,
         task_id=module.task_id,
         all_tasks=module.all_tasks,
@@ -148,9 +148,10 @@ def _encoders(tensors: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Ten
 
 def _base_weights(
     tensors: dict[str, torch.Tensor], adapter: str
-) -> tuple[dict[str, torch.Tensor], set[str]]:
-    """The base model's tensors under its own names, and which of them are the trained head."""
-    weights, heads = {}, set()
+) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The base model's tensors under its own names, and which of them are of a trained copy, and of
+    which module: the trained head at least."""
+    weights, copied = {}, {}
     for name, tensor in tensors.items():
         if not name.startswith("base_model.") or ".original_module." in name:
             continue
@@ -159,9 +160,9 @@ def _base_weights(
             if match[2] != adapter:
                 continue
             name = f"{match[1]}.{match[3]}"
-            heads.add(name)
+            copied[name] = match[1]
         weights[name] = tensor
-    return weights, heads
+    return weights, copied
 
 
 def _config_from_shapes(

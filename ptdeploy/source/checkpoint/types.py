@@ -95,7 +95,8 @@ class Checkpoint:
     prompts of all of them are made of, by PEFT's names, float32 (see multitask.of_task).
     `weights` holds the base model's tensors that the checkpoint overrides, by their name in the
     base model: the trained head at least, every weight for a full state dict; `copied` names those
-    that PEFT trained in a copy of their module, beside the base's own. `unusable` are tensors under
+    that PEFT trained in a copy of a module, beside the base's own, each with that module's name.
+    `unusable` are tensors under
     such names that are no finite floating point numbers: only the base model says whether any of
     them matters.
     """
@@ -122,7 +123,7 @@ class Checkpoint:
     all_tasks: Mapping[str, NDArray[np.float32]] = field(default_factory=dict, repr=False)
     text_from_zero: bool = False
     unusable: Mapping[str, Unusable] = field(default_factory=dict, repr=False)
-    copied: frozenset[str] = frozenset()
+    copied: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_base(self) -> bool:
