@@ -18,6 +18,9 @@ BATCH, SEQUENCE, SLOTS, KEPT = "batch", "sequence", "slots", "kept"
 # the prefix KV of all (prompts x layers x 2), and the slots that the longest prefix fills.
 VIRTUAL, PROMPTS, CLASSES = "virtual", "prompts", "classes"
 PREFIXES, PREFIX = "prefixes", "prefix"
+# What keeps rows apart that come as one sequence: of each token its place in its row, and how many
+# of the first and of the last slots of the past are not its row's.
+OFFSETS: tuple[int | str, ...] = (3, SEQUENCE)
 
 
 @dataclass(frozen=True)

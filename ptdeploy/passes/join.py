@@ -24,29 +24,30 @@ _HIDDEN = np.float32(np.finfo(np.float32).min / 2)
 
 
 def run(model: ir.Model, context: PassContext) -> ir.Model:
-    """Let attention see of the new tokens only those of a token's own row.
+    """Let attention see of the new tokens and of the past only what is a token's own row's.
 
-    Where the signature has offsets, a sequence may be several rows that share a past: each begins
-    at an offset of 0. What hides the other rows is worked out once for all layers. Attention that
-    turns queries and keys itself is given each token's position; else the model numbers them.
-    Without a past the operator takes the first token's position and counts on from it: several rows
-    need one.
+    Where the signature has offsets, a sequence may be several rows: each begins at a place of 0,
+    behind those slots of the past that its offsets leave. What hides the others is worked out once
+    for all layers. Attention that turns queries and keys itself is given each token's position;
+    else the model numbers them. Without a past the operator takes the first token's position and
+    counts on from it: several rows need a slot of it, if only one that none sees.
     """
     names = {one.role: one.name for one in context.signature.inputs}
     attention = [n for n in model.graph if n.op_type == "GroupQueryAttention"]
     if "offsets" not in names or not attention:
         return model
     values = {value.name: value for value in model.graph.inputs}
-    offsets, lengths = values[names["offsets"]], values[names["lengths"]]
+    first = _Made(model.graph, attention[0])
+    parts = first.parts(values[names["offsets"]])
     positions = None
     if any("do_rotary" in node.attributes for node in attention):
-        positions = _Made(model.graph, attention[0]).positions(lengths, offsets)
+        positions = first.positions(values[names["lengths"]], parts)
     biases: dict[ir.Value, ir.Value] = {}
     for node in attention:
         total = node.inputs[_TOTAL]
         assert total is not None, "attention over a buffer has it"
         if total not in biases:
-            biases[total] = _Made(model.graph, node).bias(offsets, total)
+            biases[total] = _Made(model.graph, node).bias(parts, total)
         inputs = [*node.inputs, *[None] * (_BIAS + 1 - len(node.inputs))]
         inputs[_POSITIONS] = positions if "do_rotary" in node.attributes else None
         inputs[_BIAS] = biases[total]
@@ -60,28 +61,44 @@ class _Made:
     def __init__(self, graph: ir.Graph, first: ir.Node) -> None:
         self._graph, self._first = graph, first
 
-    def positions(self, lengths: ir.Value, offsets: ir.Value) -> ir.Value:
-        """(batch, sequence): each token's own."""
-        return self.add("Add", self.add("Unsqueeze", lengths, self.ints("rows", [1])), offsets)
+    def parts(self, offsets: ir.Value) -> list[ir.Value]:
+        """Of each token its place, and what of the past is hidden before and behind its own."""
+        return [self.add("Gather", offsets, self.ints(f"part_{part}", part)) for part in range(3)]
 
-    def bias(self, offsets: ir.Value, total: ir.Value) -> ir.Value:
-        """(1, 1, sequence, total): 0 for the past and a token's own row, else what hides."""
+    def positions(self, lengths: ir.Value, parts: Sequence[ir.Value]) -> ir.Value:
+        """(batch, sequence): each token's own."""
+        place, before, behind = parts
+        own = self.add("Sub", self.add("Sub", place, before), behind)
+        return self.add("Add", self._column(lengths), own)
+
+    def bias(self, parts: Sequence[ir.Value], total: ir.Value) -> ir.Value:
+        """(1, 1, sequence, total): 0 for what is of a token's own row, else what hides."""
+        place, before, behind = parts
+        begins = self._integer(self.add("Equal", place, self.ints("zero", 0)))
+        row = self.add("CumSum", begins, self.ints("zero", 0))
+        new = self._hiding(self.add("Equal", self._column(row), row))
+        past = self.add("Sub", self._integer(total), self.add("Size", place))
+        slots = self.add("Range", self.ints("zero", 0), past, self.ints("one", 1))
+        last = self.add("Sub", past, behind)
+        own = self.add(
+            "And",
+            self.add("GreaterOrEqual", slots, self._column(before)),
+            self.add("Less", slots, self._column(last)),
+        )
+        whole = self.add("Concat", self._hiding(own), new, axis=1)
+        return self.add("Unsqueeze", whole, self.ints("outer", [0, 1]))
+
+    def _column(self, values: ir.Value) -> ir.Value:
+        return self.add("Unsqueeze", values, self.ints("rows", [1]))
+
+    def _integer(self, value: ir.Value) -> ir.Value:
         import onnx_ir as ir
 
-        zero = self.ints("zero", 0)
-        begins = self.add("Cast", self.add("Equal", offsets, zero), to=ir.DataType.INT64)
-        row = self.add("CumSum", begins, zero)
-        column = self.add("Unsqueeze", row, self.ints("rows", [1]))
-        own = self.add("Equal", column, row)
+        return self.add("Cast", value, to=ir.DataType.INT64)
+
+    def _hiding(self, seen: ir.Value) -> ir.Value:
         nothing = self._constant("seen", np.zeros((), np.float32))
-        hidden = self._constant("hidden", np.array(_HIDDEN))
-        new = self.add("Where", own, nothing, hidden)
-        whole = self.add("Cast", total, to=ir.DataType.INT64)
-        past = self.add("Sub", whole, self.add("Size", offsets))
-        before = self.add("Reshape", past, self.ints("rows", [1]))
-        none = self.ints("none", [0])
-        pads = self.add("Concat", none, before, none, none, axis=0)
-        return self.add("Unsqueeze", self.add("Pad", new, pads), self.ints("outer", [0, 1]))
+        return self.add("Where", seen, nothing, self._constant("hidden", np.array(_HIDDEN)))
 
     def ints(self, name: str, values: int | Sequence[int]) -> ir.Value:
         return self._constant(name, np.array(values, np.int64))

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptdeploy.passes.edit import add_constant, like, replace
+from ptdeploy.runtime.joined import offsets_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -166,7 +167,7 @@ def _angles(
             names["lengths"]: np.array(past, np.int64),
         }
         if "offsets" in names:
-            feed[names["offsets"]] = np.arange(new)
+            feed[names["offsets"]] = offsets_of([new])
         return list(map(np.asarray, session.run(None, feed)))
 
     return evaluate

@@ -45,8 +45,9 @@ class Decoder(nn.Module):
 class FusedDecoder(Decoder):
     """Attention updates the buffer in place: gives logits and the buffer itself as present KV.
 
-    Where it `joins`, `token_offsets` (sequence,) come last, by which tokens are numbered. Rows that
-    have the same past may then come as one.
+    Where it `joins`, `token_offsets` (3, sequence) come last, and rows may come as one: of each
+    token its place in its row, by which it is numbered, and how many of the first and of the last
+    slots of the past are another row's.
     """
 
     def __init__(self, model: PreTrainedModel, vocabulary: int | None, joins: bool = False) -> None:
@@ -64,6 +65,8 @@ class FusedDecoder(Decoder):
         words, past = self.words(input_ids, rest)
         if offsets is None:
             offsets = torch.arange(input_ids.shape[1])
+        else:
+            offsets = offsets[0] - offsets[1] - offsets[2]
         cache = SharedCache(past, past_lengths, offsets)
         start(cache)
         output = self.model(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ptdeploy.backends.session import DeviceArray, Session
 from ptdeploy.errors import OutOfMemory
 from ptdeploy.runtime.bfloat16 import stored, to_stored
-from ptdeploy.runtime.joined import joined, offsets_of
+from ptdeploy.runtime.joined import Coming, joined, offsets_of
 from ptdeploy.runtime.kv import Prefix, prefix_length
 from ptdeploy.runtime.kv_layout import KVLayout
 from ptdeploy.runtime.memory import require_memory
@@ -113,21 +113,24 @@ class DenseKV:
     ) -> list[NDArray[np.float32]]:
         """Append to every row its tokens; gives the logits of each row's last one or of each.
 
-        Row by row, but short rows of one prefix together, where the engine keeps them apart.
+        Row by row, but short rows together, where the engine keeps them apart.
         """
         groups = [[row] for row in range(len(ids))]
         if self._layout.offsets is not None:
-            sizes, starts = [one.size for one in ids], self.starts.tolist()
+            starts = self.starts.tolist()
+            rows = [
+                Coming(one.size, id(prefix), start)
+                for one, prefix, start in zip(ids, self._prefixes, starts, strict=True)
+            ]
             most = self._layout.prefill if into is None else self._layout.kept
-            pasts = list(map(id, self._prefixes))
-            groups = joined(sizes, pasts, starts, self._layout.context, most)
+            groups = joined(rows, self._layout.context, most, self._layout.mixes)
         logits: dict[int, NDArray[np.float32]] = {}
-        for rows in groups:
-            of = {row: ids[row] for row in rows}
-            own = {row: None if into is None else into[row] for row in rows}
-            whole = self._prefill_joined(of, own) if len(rows) > 1 else None
+        for group in groups:
+            of = {row: ids[row] for row in group}
+            own = {row: None if into is None else into[row] for row in group}
+            whole = self._prefill_joined(of, own) if len(group) > 1 else None
             # No mask hides a number that is none: the rows beside such a one are run without it.
-            logits |= whole or {row: self.prefill(row, ids[row], own[row]) for row in rows}
+            logits |= whole or {row: self.prefill(row, ids[row], own[row]) for row in group}
         return [logits[row] for row in range(len(ids))]
 
     def _prefill_joined(
@@ -135,24 +138,25 @@ class DenseKV:
         ids: Mapping[int, NDArray[np.int64]],
         into: Mapping[int, NDArray[np.float32] | None],
     ) -> dict[int, NDArray[np.float32]] | None:
-        """Run rows of one prefix as one sequence, in a buffer of its own, and take its slots.
+        """Run rows as one sequence behind their prefixes, in a buffer of its own, and take its
+        slots.
 
         None, and nothing is taken, where its logits are not finite.
         """
-        sizes, first = [one.size for one in ids.values()], next(iter(ids))
+        sizes = [one.size for one in ids.values()]
         ends = np.cumsum(sizes)
-        start, total = int(self.starts[first]), int(ends[-1])
-        prefixes = [self._prefixes[first]]
-        whole = DenseKV(self._session, self._layout, prefixes, start + total, self._beside)
-        every = into[first] is not None
-        positions = np.arange(total) if every else ends - 1
+        whole, firsts = self._behind_prefixes(list(ids), int(ends[-1]))
+        past, starts = int(whole.lengths[0]), self.starts[list(ids)]
+        every = into[next(iter(ids))] is not None
+        positions = np.arange(ends[-1]) if every else ends - 1
         logits = np.empty((1, positions.size, self._logits.shape[2]), np.float32)
         tokens = np.concatenate(list(ids.values()))[None]
-        whole._bind(slice(None), tokens, positions, logits, offsets_of(sizes))()
+        offsets = offsets_of(sizes, firsts, past - firsts - starts)
+        whole._bind(slice(None), tokens, positions, logits, offsets)()
         if not np.isfinite(logits).all():
             return None
         for row, size, end in zip(ids, sizes, ends, strict=True):
-            self._copy_slots(row, start, whole, 0, start + end - size, size)
+            self._copy_slots(row, int(self.starts[row]), whole, 0, past + end - size, size)
             self.lengths[row] += size
         kept = dict(zip(ids, np.split(logits[0], ends[:-1] if every else len(sizes)), strict=True))
         for row, array in into.items():
@@ -160,6 +164,24 @@ class DenseKV:
                 array[...] = kept[row]
                 kept[row] = array
         return kept
+
+    def _behind_prefixes(
+        self, rows: Sequence[int], tokens: int
+    ) -> tuple[DenseKV, NDArray[np.int64]]:
+        """A buffer of one row that begins with each of these rows' prefixes once, with room for so
+        many tokens behind them, and at which slot each row's is."""
+        holders = {id(self._prefixes[row]): row for row in rows}
+        sizes = self.starts[list(holders.values())]
+        firsts = dict(zip(holders, np.cumsum(sizes) - sizes, strict=True))
+        # Without a past attention takes only the first token's position: there is a slot which no
+        # row sees.
+        past = max(int(sizes.sum()), 1)
+        whole = DenseKV(self._session, self._layout, [None], past + tokens, self._beside)
+        for prefix, row in holders.items():
+            if size := int(self.starts[row]):
+                whole._copy_slots(0, int(firsts[prefix]), self, row, 0, size)
+        whole.lengths[:] = past
+        return whole, np.array([firsts[id(self._prefixes[row])] for row in rows], np.int64)
 
     def decode(self, tokens: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float32]:
         """Append one token to every row; gives logits (rows, vocabulary), overwritten next time."""
@@ -250,7 +272,8 @@ class DenseKV:
         names = self._layout
         step = {names.ids: ids, names.lengths: lengths, names.positions: positions}
         if names.offsets is not None:
-            step[names.offsets] = np.arange(ids.shape[1]) if offsets is None else offsets
+            offsets = offsets_of([ids.shape[1]]) if offsets is None else offsets
+            step[names.offsets] = offsets if names.mixes else offsets[0]
         return {**step, **kept}
 
 

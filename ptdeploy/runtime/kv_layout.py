@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ptdeploy.bundle import Manifest
-from ptdeploy.bundle.signature import BATCH, KEPT, SEQUENCE, SLOTS, VIRTUAL
+from ptdeploy.bundle.signature import BATCH, KEPT, OFFSETS, SEQUENCE, SLOTS, VIRTUAL
 from ptdeploy.runtime import sampling
 from ptdeploy.runtime.layout import ACTIVATIONS, MOST, PREFILL, Specs, unlike
 from ptdeploy.runtime.layout import KEPT as MOST_KEPT
@@ -21,16 +21,17 @@ class KVLayout:
 
     `past` and `present` go layer by layer, keys before values. `ids`, `lengths`, `positions` and
     `logits` name the other tensors of a step, and `offsets` the one by which rows may come as one
-    sequence, None where they may not. `fixed_slots` is how many slots every buffer has, None for as
-    many as are asked for. `prefill` is the most tokens of one run, `kept` of one that gives logits
-    of each, and `context` the most that a row holds. `in_place` says that the engine updates the
-    buffer.
+    sequence, None where they may not; `mixes` says that they may have different prompts.
+    `fixed_slots` is how many slots every buffer has, None for as many as are asked for. `prefill`
+    is the most tokens of one run, `kept` of one that gives logits of each, and `context` the most
+    that a row holds. `in_place` says that the engine updates the buffer.
     """
 
     ids: str
     lengths: str
     positions: str
     offsets: str | None
+    mixes: bool
     logits: str
     past: tuple[str, ...]
     present: tuple[str, ...]
@@ -58,6 +59,7 @@ class KVLayout:
             lengths=roles["lengths"],
             positions=roles["positions"],
             offsets=roles.get("offsets"),
+            mixes=_offsets(manifest) == OFFSETS,
             logits=manifest.graph.outputs[0].name,
             past=tuple(spec.name for spec in past),
             present=tuple(present),
@@ -92,7 +94,8 @@ def decoder_problems(manifest: Manifest) -> Iterator[str]:
         yield f"generation.{name} must be {wanted}"
     if prompt.labels:
         yield "labels are a classifier's"
-    joins = any(spec.role == "offsets" for spec in graph.inputs)
+    offsets = _offsets(manifest)
+    joins = offsets is not None
     before = 4 if looked_up else 3
     layers = max(1, (len(graph.inputs) - joins - before + 1) // 2)
     # What may differ from model to model is taken from the first, and the others held against it.
@@ -111,7 +114,9 @@ def decoder_problems(manifest: Manifest) -> Iterator[str]:
         inputs.append(("table", dtype, (VIRTUAL, prompt.token_dim or 0)))
     inputs += [("past", dtype, buffer)] * (2 * layers)
     if joins:
-        inputs.append(("offsets", "int64", (SEQUENCE,)))
+        # Without what of the past is hidden, rows have one prompt.
+        apart = offsets if offsets == (SEQUENCE,) else OFFSETS
+        inputs.append(("offsets", "int64", apart))
     yield from unlike("inputs", graph.inputs, inputs)
     logits = graph.outputs[0].shape if graph.outputs else ()
     vocabulary = logits[-1] if logits and _is_size(logits[-1]) else limits.vocab_size
@@ -126,6 +131,11 @@ def decoder_problems(manifest: Manifest) -> Iterator[str]:
     if prefix is not None and prefix != (layers, 2, heads, count, width):
         where = f"prompts[{manifest.default_prompt!r}]"
         yield f"{where}.prefix_kv is not the shape of the KV buffer's first slots"
+
+
+def _offsets(manifest: Manifest) -> tuple[int | str, ...] | None:
+    """The shape of what keeps rows apart, None where nothing does."""
+    return next((one.shape for one in manifest.graph.inputs if one.role == "offsets"), None)
 
 
 def _is_size(axis: int | str) -> bool:

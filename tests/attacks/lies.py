@@ -581,19 +581,30 @@ _OF_SIGNATURES = [
     says("in half the bits", _each_past(dtype="float16"), "its inputs[3]", bundle=PLAIN),
     says(
         "rows that come as one, on the plain route",
-        _insert(7, name="o", role="offsets", shape=["sequence"]),
+        _insert(7, name="o", role="offsets", shape=[3, "sequence"]),
         "the plain route keeps no rows apart that come as one: it has no offsets",
         bundle=PLAIN,
     ),
     says(
         "offsets of each row",
         lambda m: the_graph(m)["inputs"][-1].update(shape=["batch", "sequence"]),
-        "inputs[7].shape is '(batch, sequence)'; it must be '(sequence)'",
+        "inputs[7].shape is '(batch, sequence)'; it must be '(3, sequence)'",
+    ),
+    says(
+        "offsets that hide no past, of a graph that does",
+        lambda m: the_graph(m)["inputs"][-1].update(shape=["sequence"]),
+        "its inputs[7] is 'token_offsets': 'int64' '(3, sequence)', but the manifest says "
+        "'token_offsets': 'int64' '(sequence)'",
+    ),
+    says(
+        "offsets of four parts",
+        lambda m: the_graph(m)["inputs"][-1].update(shape=[4, "sequence"]),
+        "inputs[7].shape is '(4, sequence)'; it must be '(3, sequence)'",
     ),
     says(
         "offsets that the graph does not have",
         lambda m: the_graph(m)["inputs"].pop(),
-        "its inputs[7] is 'token_offsets': 'int64' '(sequence)', but the manifest says missing",
+        "its inputs[7] is 'token_offsets': 'int64' '(3, sequence)', but the manifest says missing",
     ),
     says("another prefix", set_to("prompt.prefix_kv", [1, 2, 3]), "is not the shape"),
     says("a prefix of more layers", set_to("prompt.prefix_kv", [3, 2, 4, 5, 8]), "not the shape"),

@@ -43,7 +43,7 @@ _OFFSETS = {
     "name": "token_offsets",
     "role": "offsets",
     "dtype": "int64",
-    "shape": ["sequence"],
+    "shape": [3, "sequence"],
     "meaning": "",
 }
 _NONE = "engine.json: does not describe an engine"

@@ -31,7 +31,7 @@ def test_inspect_shows_each_input_but_those_of_the_other_layers(compiled, shown)
         "logits_positions int64 (kept)",
         "past_key_values.0.key float32 (batch, 2, slots, 8)",
         "past_key_values.0.value float32 (batch, 2, slots, 8)",
-        "token_offsets int64 (sequence)",
+        "token_offsets int64 (3, sequence)",
     ]
     more = [line.strip() for line in lines if line.startswith(" ")]
     assert more == ["and 2 more of the KV buffer, for the other layers"] * 2

@@ -7,8 +7,10 @@ import shutil
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
+import numpy as np
 import pytest
 from support import damage
+from support.faults import Editor
 
 import ptdeploy
 from ptdeploy.cli.main import main
@@ -120,6 +122,18 @@ def test_a_row_that_gets_a_neighbours_prompt_fails(compiled, packed, tmp_path, m
     assert wrong
     assert all(case.mixed for case in wrong)
     assert any("mixed prompts" in one for one in report.failures())
+
+
+def test_a_graph_that_shows_a_row_its_neighbours_prompt_fails(compiled, packed, tmp_path):
+    """Rows with one prompt have the past in common: only the batch that mixes them shows it."""
+    editor = Editor.copy(compiled("qwen2", "CAUSAL_LM").bundle, tmp_path / "bundle")
+    editor.set_constant("program/Where_1", 2, np.zeros((), np.float32))
+    editor.write()
+    ptdeploy.prompt_add(tmp_path / "bundle", packed("qwen2", "CAUSAL_LM").path)
+    report = ptdeploy.verify(tmp_path / "bundle")
+    wrong = [case for one in report.each() for case in one.cases if not case.passed]
+    assert wrong
+    assert all(case.mixed for case in wrong)
 
 
 def test_a_row_that_is_continued_with_a_neighbours_prompt_fails(

@@ -18,6 +18,7 @@ from support.native import REPOSITORY, TESTS, Probe, bits, checked, opened, text
 from support.openvino import behind, copied
 from support.pack_damage import PACK_DAMAGE, Change
 from support.parity import assert_same
+from support.places import by_places
 from support.refusals import same_refusal
 from support.siblings import ROWS, Siblings
 from support.tools import bound_by_modes, tool
@@ -90,6 +91,19 @@ def test_rows_that_a_decoder_continues_have_their_own_prompts(
         for place in (0, 3):
             alone = probe.ask("generate", "e", text_of([ROWS[place]]), FREE, one(names[place]))
             assert alone[0]["token_ids"] == ours[place]
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "gpt2"])
+def test_a_graph_of_before_mixed_prompts_joins_what_it_joined(
+    compiled, probe, tmp_path, architecture
+):
+    engine = opened(probe, by_places(compiled(architecture, "CAUSAL_LM").bundle, tmp_path / "old"))
+    assert not engine.layout.mixes
+    names = [None, DEFAULT, DEFAULT, None, DEFAULT, None, DEFAULT]
+    same_logits(probe, engine, ROWS, names)
+    ours = engine.greedy(ROWS, 12, prompt=names)
+    theirs = probe.ask("generate", "e", text_of(ROWS), FREE, each(names))
+    assert [row["token_ids"] for row in theirs] == ours
 
 
 @pytest.mark.parametrize(("architecture", "task"), CLASSIFIERS)

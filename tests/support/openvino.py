@@ -51,7 +51,7 @@ def take_rows_apart(bundle: Path) -> None:
     model = onnx.load(bundle / "model.onnx", load_external_data=False)
     (given,) = [one for one in model.graph.input if one.name in names]
     model.graph.input.remove(given)
-    place = onnx.numpy_helper.from_array(np.zeros(1, np.int64), given.name)
+    place = onnx.numpy_helper.from_array(np.zeros((3, 1), np.int64), given.name)
     model.graph.initializer.append(place)
     for node in model.graph.node:
         if node.op_type == "GroupQueryAttention":

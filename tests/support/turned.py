@@ -10,8 +10,9 @@ import onnxruntime
 from hypothesis import strategies as st
 from support.graphs import random
 
-from ptdeploy.bundle.signature import Signature
+from ptdeploy.bundle.signature import OFFSETS, Signature
 from ptdeploy.bundle.task import TensorSpec
+from ptdeploy.runtime.joined import offsets_of
 
 POSITIONS, HEADS, KV_HEADS = 48, 4, 2
 SIGNATURE = Signature(
@@ -21,9 +22,7 @@ SIGNATURE = Signature(
     ),
     (),
 )
-JOINING = Signature(
-    (*SIGNATURE.inputs, TensorSpec("offsets", "offsets", "int64", ("sequence",), "")), ()
-)
+JOINING = Signature((*SIGNATURE.inputs, TensorSpec("offsets", "offsets", "int64", OFFSETS, "")), ())
 FLOAT32, INT64 = ir.TensorType(ir.DataType.FLOAT), ir.TensorType(ir.DataType.INT64)
 
 
@@ -97,8 +96,11 @@ def attention(
     draft = Draft()
     do, of = draft.do, draft.of
     new = do("Squeeze", do("Shape", ids, start=1, end=2))
-    offsets = ir.Value(name="offsets", type=INT64, shape=ir.Shape(["sequence"]))
-    places = offsets if joins else do("Range", of(0), new, of(1))
+    offsets = ir.Value(name="offsets", type=INT64, shape=ir.Shape(OFFSETS))
+    places = do("Range", of(0), new, of(1))
+    if joins:
+        place, *hidden = (do("Gather", offsets, of(part)) for part in range(3))
+        places = do("Sub", do("Sub", place, hidden[0]), hidden[1])
     turned = draft.angles(lengths, places, head // 2 if angles is None else angles, by_length)
     cos, sin = do("Cos", turned), do("Sin", turned)
     last = do("Cast", do("Sub", do("Add", lengths, new), of(1)), to=6)
@@ -145,7 +147,7 @@ def run(model: ir.Model, lengths: list[int], new: int, **given: np.ndarray) -> l
     }
     names = [str(one.name) for one in model.graph.inputs]
     if "offsets" in names:
-        feed["offsets"] = np.arange(new)
+        feed["offsets"] = offsets_of([new])
     for place, one in enumerate(model.graph.inputs[-len(names) + names.index("x") + 1 :]):
         feed[str(one.name)] = random(rows, KV_HEADS, POSITIONS, one.shape[3], seed=place)
     return session.run(None, {**feed, **given})

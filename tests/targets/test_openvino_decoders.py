@@ -19,6 +19,7 @@ from ptdeploy.backends.openvino.kv_cache import BlockCache
 from ptdeploy.bundle import read_bundle
 from ptdeploy.cli.main import main
 from ptdeploy.runtime.dense_kv import DenseKV
+from ptdeploy.runtime.joined import offsets_of
 from ptdeploy.runtime.paged_kv import PagedKV
 from ptdeploy.targets import Attention, get_target
 from ptdeploy.targets.onnx_model import run_with_inner
@@ -216,7 +217,7 @@ def test_inner_values_have_the_shapes_of_the_graph(compiled, tmp_path, engines):
         arrays = [np.array(row) for row in rows]
         feed = ours.feed(arrays, [np.zeros_like(row) for row in arrays], 0).feed
         found = get_target("openvino").run_graph(ours.bundle, inner, feed)
-        places = np.arange(feed[ours.layout.ids].shape[1])
+        places = offsets_of([feed[ours.layout.ids].shape[1]])
         wanted = run_with_inner(path, inner, {**feed, theirs.layout.offsets: places})
         assert len(found.keys() & set(inner)) > 0.8 * len(inner)
         for name in found.keys() & wanted.keys():

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 #include <new>
 #include <numeric>
 
@@ -115,8 +116,7 @@ std::vector<float> DenseKV::prefill(std::size_t row, const std::int64_t* ids, st
     std::vector<std::int64_t> positions(piece.size() - first);
     std::iota(positions.begin(), positions.end(), static_cast<std::int64_t>(first));
     float* logits = kept.data() + (every_position ? start * vocabulary : 0);
-    std::vector<std::int64_t> offsets(piece.size());
-    std::iota(offsets.begin(), offsets.end(), 0);
+    Offsets offsets(piece.size());
     Step step = bind(row, 1, piece.data(), piece.size(), positions, offsets, logits);
     run(step);
     lengths_[row] += static_cast<std::int64_t>(piece.size());
@@ -132,10 +132,10 @@ std::vector<std::vector<float>> DenseKV::prefill_all(const std::vector<Ids>& ids
   for (std::size_t row = 0; row < ids.size(); ++row)
     rows.push_back({ids[row].size(), prompts_[row].get(), start(row)});
   // Where rows may not come as one sequence, none has room for another.
-  const std::size_t context = layout_.offsets.empty() ? 0 : layout_.context;
-  const std::size_t most = every_position ? layout_.kept : layout_.prefill;
+  const Room room{layout_.offsets.empty() ? 0 : layout_.context,
+                  every_position ? layout_.kept : layout_.prefill, layout_.mixes};
   std::vector<std::vector<float>> out(ids.size());
-  for (const std::vector<std::size_t>& group : joined(rows, context, most)) {
+  for (const std::vector<std::size_t>& group : joined(rows, room)) {
     // No mask hides a number that is none: the rows beside such a one are run without it.
     if (group.size() > 1 && prefill_joined(group, ids, every_position, out)) continue;
     for (const std::size_t row : group)
@@ -146,29 +146,45 @@ std::vector<std::vector<float>> DenseKV::prefill_all(const std::vector<Ids>& ids
 
 bool DenseKV::prefill_joined(const std::vector<std::size_t>& rows, const std::vector<Ids>& ids,
                              bool every_position, std::vector<std::vector<float>>& out) {
-  const std::size_t vocabulary = layout_.vocabulary, before = start(rows[0]);
-  std::vector<std::int64_t> tokens, positions, offsets;
+  const std::size_t vocabulary = layout_.vocabulary;
+  std::map<RowPrompt, std::size_t> firsts;  // at which slot each prompt's prefix KV is
+  std::vector<std::size_t> holders;
+  std::size_t past = 0, count = 0;
   for (const std::size_t row : rows) {
+    count += ids[row].size();
+    if (!firsts.emplace(prompts_[row], past).second) continue;
+    holders.push_back(row);
+    past += start(row);
+  }
+  // Without a past attention takes only the first token's position: there is a slot which no row sees.
+  past = std::max<std::size_t>(past, 1);
+  std::vector<std::int64_t> tokens, positions;
+  Offsets offsets(count);
+  for (const std::size_t row : rows) {
+    const std::size_t first = firsts.at(prompts_[row]);
     for (std::size_t at = 0; at < ids[row].size(); ++at) {
       if (every_position || at + 1 == ids[row].size())
         positions.push_back(static_cast<std::int64_t>(tokens.size()));
+      offsets.set(tokens.size(), at, first, past - first - start(row));
       tokens.push_back(ids[row][at]);
-      offsets.push_back(static_cast<std::int64_t>(at));
     }
   }
-  DenseKV whole(backend_, layout_, {prompts_[rows[0]]}, stack_, before + tokens.size());
+  DenseKV whole(backend_, layout_, {nullptr}, stack_, past + count);
+  for (const std::size_t row : holders)
+    if (start(row) > 0) whole.copy_slots(0, firsts.at(prompts_[row]), *this, row, 0, start(row));
+  whole.lengths_[0] = static_cast<std::int64_t>(past);
   std::vector<float> logits(product({positions.size(), vocabulary}));
   Step step = whole.bind(0, 1, tokens.data(), tokens.size(), positions, offsets, logits.data());
   whole.run(step);
   if (!all_finite(logits.data(), logits.size())) return false;
-  std::size_t slot = before;
+  std::size_t slot = past;
   const float* found = logits.data();
   for (const std::size_t row : rows) {
     const std::size_t kept = (every_position ? ids[row].size() : 1) * vocabulary;
     if (every_position) out[row].reserve(kept + vocabulary);
     out[row].assign(found, found + kept);
     found += kept;
-    copy_slots(row, before, whole, 0, slot, ids[row].size());
+    copy_slots(row, start(row), whole, 0, slot, ids[row].size());
     lengths_[row] += static_cast<std::int64_t>(ids[row].size());
     slot += ids[row].size();
   }
@@ -202,16 +218,18 @@ void DenseKV::copy_slots(std::size_t row, std::size_t at, const DenseKV& source,
 
 DenseKV::Step DenseKV::bind(std::size_t row, std::size_t rows, std::int64_t* ids, std::size_t fed,
                               std::vector<std::int64_t>& positions,
-                              std::vector<std::int64_t>& offsets, float* logits) {
+                              Offsets& offsets, float* logits) {
   auto size = [](std::size_t n) { return static_cast<std::int64_t>(n); };
   Step step{row, rows, fed, {}, nullptr};
   std::vector<Bound> inputs{
       {layout_.ids, ElementType::int64, {size(rows), size(fed)}, ids, false},
       {layout_.lengths, ElementType::int64, {size(rows)}, lengths_.data() + row, false},
       {layout_.positions, ElementType::int64, {size(positions.size())}, positions.data(), false}};
-  if (!layout_.offsets.empty())
-    inputs.push_back(
-        {layout_.offsets, ElementType::int64, {size(offsets.size())}, offsets.data(), false});
+  if (!layout_.offsets.empty()) {
+    std::vector<std::int64_t> shape{size(fed)};
+    if (layout_.mixes) shape.insert(shape.begin(), size(Offsets::kParts));
+    inputs.push_back({layout_.offsets, ElementType::int64, shape, offsets.data(), false});
+  }
   inputs.insert(inputs.end(), stack_->bound().begin(), stack_->bound().end());
   std::vector<Bound> outputs{{layout_.logits,
                               ElementType::float32,

@@ -4,6 +4,7 @@
 #include <memory>
 #include <vector>
 
+#include "joined.hpp"
 #include "kv_buffer.hpp"
 
 namespace ptdeploy::detail {
@@ -28,7 +29,7 @@ class DenseKV final : public KVBuffer {
   void cut(std::size_t row, std::size_t length) override;
   std::vector<float> prefill(std::size_t row, const std::int64_t* ids, std::size_t count,
                              bool every_position) override;
-  // Row by row, but short rows of one prefix together, where the engine keeps them apart.
+  // Row by row, but short rows together, where the engine keeps them apart.
   std::vector<std::vector<float>> prefill_all(const std::vector<Ids>& ids,
                                               bool every_position) override;
   const float* decode(const std::vector<std::int64_t>& tokens) override;
@@ -43,11 +44,10 @@ class DenseKV final : public KVBuffer {
     std::unique_ptr<Run> run;
   };
   Step bind(std::size_t row, std::size_t rows, std::int64_t* ids, std::size_t fed,
-            std::vector<std::int64_t>& positions, std::vector<std::int64_t>& offsets,
-            float* logits);
+            std::vector<std::int64_t>& positions, Offsets& offsets, float* logits);
   void run(Step& step);
-  // Runs rows of one prefix as one sequence, in a buffer of its own, and takes its slots. False, and
-  // nothing is taken, where its logits are not finite.
+  // Runs rows as one sequence behind their prefixes, in a buffer of its own, and takes its slots.
+  // False, and nothing is taken, where its logits are not finite.
   bool prefill_joined(const std::vector<std::size_t>& rows, const std::vector<Ids>& ids,
                       bool every_position, std::vector<std::vector<float>>& out);
   // Makes `count` slots of a row, from `at` on, what another buffer's row has from `first` on.
@@ -65,7 +65,8 @@ class DenseKV final : public KVBuffer {
   std::vector<RowPrompt> prompts_;
   SharedStack stack_;  // what else every run is given
   std::vector<Placed> arrays_;
-  std::vector<std::int64_t> lengths_, ids_, positions_{0}, offsets_{0};
+  std::vector<std::int64_t> lengths_, ids_, positions_{0};
+  Offsets offsets_{1};
   std::vector<float> logits_;
   bool prefilled_well_ = true;
   Step decode_;

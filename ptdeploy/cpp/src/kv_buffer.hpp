@@ -14,6 +14,7 @@ namespace ptdeploy::detail {
 struct KVLayout {
   std::string ids, lengths, positions, logits;  // names of the graph's tensors
   std::string offsets;  // by which rows may come as one sequence; "": they may not
+  bool mixes = false;   // whether those may have different prompts
   std::vector<std::string> past, present;  // layer by layer, keys before values
   ElementType type{};                      // of their elements
   std::size_t heads = 0, width = 0, vocabulary = 0;

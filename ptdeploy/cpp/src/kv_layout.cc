@@ -14,6 +14,10 @@ constexpr std::int64_t kPrefill = 512;
 // An engine built for fixed sizes has room for the logits of so many positions of one run.
 constexpr std::size_t kKept = 64;
 
+// What keeps rows apart that come as one sequence: of each token its place in its row, and how many
+// of the first and of the last slots of the past are not its row's; or the place alone.
+const Shape kOffsets{std::int64_t{3}, "sequence"}, kPlaces{"sequence"};
+
 bool is_size(const Axis& axis) {
   const auto* size = std::get_if<std::int64_t>(&axis);
   return size && *size >= 1 && *size <= kMost;
@@ -24,15 +28,20 @@ bool looks_up(const Manifest& manifest) {
   return manifest.default_prompt && !manifest.prompt().prefix_kv;
 }
 
+// The shape of what keeps rows apart, none where nothing does.
+std::optional<Shape> offsets_of(const Manifest& manifest) {
+  const TensorSpec* offsets = manifest.graph().input(TensorRole::offsets);
+  return offsets ? std::optional<Shape>(offsets->shape) : std::nullopt;
+}
+
 // What may differ from model to model, taken from the first array of the buffer: the others are held
 // against it.
 struct Buffer {
-  explicit Buffer(const Manifest& manifest)
-      : joins(manifest.graph().input(TensorRole::offsets) != nullptr) {
+  explicit Buffer(const Manifest& manifest) : offsets(offsets_of(manifest)) {
     const std::vector<TensorSpec>& inputs = manifest.graph().inputs;
     const std::size_t before = looks_up(manifest) ? 4 : 3;
     if (inputs.size() > before) {
-      layers = std::max<std::size_t>(1, (inputs.size() - (joins ? 1 : 0) - before + 1) / 2);
+      layers = std::max<std::size_t>(1, (inputs.size() - (offsets ? 1 : 0) - before + 1) / 2);
       const TensorSpec& first = inputs[before];
       if (first.dtype == "float16" || first.dtype == "bfloat16") dtype = first.dtype;
       if (first.shape.size() == 4) shape = first.shape;
@@ -44,7 +53,7 @@ struct Buffer {
     shape = {"batch", heads, slots, width};
   }
 
-  bool joins;  // whether rows may come as one sequence
+  std::optional<Shape> offsets;  // by which rows may come as one sequence
   std::size_t layers = 1;
   std::string dtype = "float32";
   Shape shape{"batch", std::int64_t{1}, "slots", std::int64_t{1}};
@@ -59,7 +68,10 @@ std::vector<Wanted> wanted_inputs(const Manifest& manifest, const Buffer& buffer
     inputs.push_back(
         {TensorRole::table, buffer.dtype, {"virtual", manifest.prompt().token_dim.value_or(0)}});
   inputs.insert(inputs.end(), 2 * buffer.layers, {TensorRole::past, buffer.dtype, buffer.shape});
-  if (buffer.joins) inputs.push_back({TensorRole::offsets, "int64", {"sequence"}});
+  // Without what of the past is hidden, rows have one prompt.
+  if (buffer.offsets)
+    inputs.push_back(
+        {TensorRole::offsets, "int64", buffer.offsets == kPlaces ? kPlaces : kOffsets});
   return inputs;
 }
 
@@ -84,7 +96,7 @@ void require_decoder(const Manifest& manifest) {
   std::vector<Wanted> outputs{{TensorRole::logits, "float32", {"batch", "kept", vocabulary}}};
   outputs.insert(outputs.end(), 2 * buffer.layers, {TensorRole::present, buffer.dtype, fresh});
   require_alike("outputs", graph.outputs, outputs);
-  require(!buffer.joins || graph.fused,
+  require(!buffer.offsets || graph.fused,
           "the plain route keeps no rows apart that come as one: it has no offsets");
   require(vocabulary >= limits.vocab_size, "limits.vocab_size is more than the logits have");
   if (!prompt.prefix_kv) return;
@@ -101,7 +113,10 @@ KVLayout layout_of(const Manifest& manifest) {
   layout.ids = graph.input(TensorRole::ids)->name;
   layout.lengths = graph.input(TensorRole::lengths)->name;
   layout.positions = graph.input(TensorRole::positions)->name;
-  if (const TensorSpec* offsets = graph.input(TensorRole::offsets)) layout.offsets = offsets->name;
+  if (const TensorSpec* offsets = graph.input(TensorRole::offsets)) {
+    layout.offsets = offsets->name;
+    layout.mixes = offsets->shape == kOffsets;
+  }
   layout.logits = graph.outputs[0].name;
   for (const TensorSpec& spec : graph.inputs)
     if (spec.role == TensorRole::past) layout.past.push_back(spec.name);

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ptdeploy.bundle import Route
-from ptdeploy.bundle.signature import BATCH, KEPT, SEQUENCE, SLOTS, Signature
+from ptdeploy.bundle.signature import BATCH, KEPT, OFFSETS, SEQUENCE, SLOTS, Signature
 from ptdeploy.bundle.task import Operators, Task, TensorRole, TensorSpec
 from ptdeploy.errors import BaseModelError, InputError
 from ptdeploy.memory import ran_out_of_memory
@@ -34,8 +34,9 @@ _OFFSETS = TensorSpec(
     "token_offsets",
     "offsets",
     "int64",
-    (SEQUENCE,),
-    "each token's place behind the past, from 0 on; at another 0 another row begins",
+    OFFSETS,
+    "each token's place in its row, from 0 on, at another 0 another row begins; how many of the "
+    "first and of the last slots of the past it does not see",
 )
 _FUSED: dict[Operators, str] = {
     "onnxruntime": "every layer's attention is one GroupQueryAttention",
@@ -116,7 +117,7 @@ class Causal(ProgramKind):
             plain, route = PlainDecoder(model, behind).eval(), Route("plain", why)
             _check_free_slots(PlainDecoder(model, None).eval(), prompt, base.context(route))
             return Program(plain, Signature(inputs, (logits, *present))), route
-        # Rows that come as one need a past, which a prompt that is run is not.
+        # A prompt that is run makes rows too long to gain by coming as one.
         if options.freeze_kv and all(map(options.joins, attentions_asked())):
             fused = FusedDecoder(model, behind, joins=True).eval()
             inputs = (*inputs, _OFFSETS)
