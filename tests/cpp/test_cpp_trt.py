@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import shlex
 import subprocess
 from dataclasses import replace
@@ -28,8 +29,9 @@ from support.values import VALUES
 from ptdeploy.backends.trt import cuda
 from ptdeploy.backends.trt.deserialize import how_to_rebuild, why_not_here
 from ptdeploy.backends.trt.engine_file import EngineInfo, read_info
+from ptdeploy.backends.trt.session import _room
 from ptdeploy.bundle import read_bundle
-from ptdeploy.errors import BundleError
+from ptdeploy.errors import BundleError, OutOfMemory
 from ptdeploy.runtime.bfloat16 import to_stored
 
 LIBRARY = native.REPOSITORY / "ptdeploy" / "cpp"
@@ -205,6 +207,20 @@ def test_why_a_context_cannot_be_made_is_said_in_tensorrts_words(steps, fails):
         )
     assert steps(fails, "the plan wants another GPU").startswith("EngineFault: TensorRT-RTX 1.7.1")
     assert "(the plan wants another GPU)" in steps(fails, "the plan wants another GPU")
+
+
+def test_a_request_that_the_gpu_has_no_room_for_is_refused_in_pythons_words(steps):
+    with pytest.raises(OutOfMemory) as ours, _room():
+        raise MemoryError("the GPU has no memory left")
+    assert steps("memory") == f"OutOfMemory: {ours.value}"
+
+
+def test_a_plan_that_the_gpu_has_no_room_for_is_not_called_unfit_for_it(steps):
+    said = "Error Code 1: Cuda Runtime (out of memory)"
+    assert re.fullmatch(
+        r"OutOfMemory: Memory ran out on cuda: the engine \S+ does not fit\.", steps("plan", said)
+    )
+    assert "cannot load it" in steps("plan", "Error Code 3: the plan wants another GPU")
 
 
 def test_an_output_over_an_input_is_one_that_the_engine_updates_in_place(steps):

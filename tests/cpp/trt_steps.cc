@@ -16,7 +16,7 @@ std::string what, reason;
 nvinfer1::ILogger* logger;
 nvinfer1::Dims shape;
 std::int64_t *x, *y;
-bool recording;
+bool recording, full;
 std::vector<std::function<void()>> recorded;
 int graphs, begun, launched, pitched;
 
@@ -27,6 +27,7 @@ cudaError_t unless(const char* fails) {
 }
 
 cudaError_t allocate(void** memory, std::size_t size) {
+  if (full) return cudaErrorMemoryAllocation;
   *memory = std::aligned_alloc(256, (size + 255) / 256 * 256);
   return cudaSuccess;
 }
@@ -99,7 +100,7 @@ namespace nvinfer1 {
 
 IRuntime* createInferRuntime(ILogger& given) noexcept { return logger = &given, new IRuntime; }
 ICudaEngine* IRuntime::deserializeCudaEngine(const void*, std::size_t) noexcept {
-  return new ICudaEngine;
+  return refuse(what == "plan") ? new ICudaEngine : nullptr;
 }
 EngineValidity IRuntime::getEngineValidity(const void*, std::int64_t,
                                            std::uint64_t*) const noexcept {
@@ -172,6 +173,7 @@ void run_steps(TrtEngine& engine) {
     void* data = placed ? static_cast<void*>(shared.get()) : memory.data();
     return std::vector<Bound>{{name, ElementType::int64, {3}, data, placed}};
   };
+  full = what == "memory";
   TrtRun step(engine, 0, bound("x", given), bound("y", got));
   bool right = true;
   for (std::int64_t value = 1; value < 7; ++value) {
@@ -198,6 +200,8 @@ int main(int count, char** words) {
     std::cout << "InputError: " << error.what();
   } catch (const ptdeploy::EngineFault& error) {
     std::cout << "EngineFault: " << error.what();
+  } catch (const ptdeploy::TargetUnavailable& error) {
+    std::cout << "TargetUnavailable: " << error.what();
   } catch (const ptdeploy::BundleError& error) {
     std::cout << "BundleError: " << error.what();
   }

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gc
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from support.gpu import BROKEN, NO_MEMORY, FakeContext, FakeCuda, session
 
 from ptdeploy.backends.trt import cuda
+from ptdeploy.backends.trt.deserialize import refuse_too_large
 from ptdeploy.errors import EngineFault, OutOfMemory
 
 
@@ -134,6 +136,21 @@ def test_why_a_context_cannot_be_made_is_said_in_tensorrts_words(api, said, erro
         with pytest.raises(error, match=said.split(":")[0]) as refusal:
             use()
         assert isinstance(refusal.value, OutOfMemory) is (error is OutOfMemory)
+
+
+@pytest.mark.parametrize(
+    ("reason", "errors"),
+    [
+        ("Error Code 1: Cuda Runtime (out of memory)", ()),
+        ("cuda error", ("Error Code 1: Cuda Runtime (out of memory)",)),
+        ("insufficient gpu memory", ()),
+    ],
+)
+def test_a_plan_that_the_gpu_has_no_room_for_is_not_called_unfit_for_it(reason, errors):
+    vendor = SimpleNamespace(errors=list(errors))
+    with pytest.raises(OutOfMemory, match=r"^Memory ran out on cuda: the plan does not fit\."):
+        refuse_too_large(vendor, reason, "the plan")
+    refuse_too_large(SimpleNamespace(errors=["the plan wants another GPU"]), "cuda error", "it")
 
 
 def test_slots_are_written_before_the_memory_that_they_come_from_is_freed(api):

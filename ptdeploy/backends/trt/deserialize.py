@@ -15,6 +15,7 @@ from ptdeploy.backends.trt.vendor import NAMES, Vendor, open_vendor
 from ptdeploy.bundle import Bundle
 from ptdeploy.errors import BundleError, TargetUnavailable
 from ptdeploy.files import sha256_of
+from ptdeploy.memory import out_of_memory, ran_out_of_memory
 
 Opened = TypeVar("Opened", bound=TrtSession)
 
@@ -55,6 +56,7 @@ def open_session(bundle: Bundle, allow_host_code: bool, kind: type[Opened]) -> O
         engine = runtime.deserialize_cuda_engine(content)
         reason = "" if engine is not None else _reason(vendor, runtime, content)
     if engine is None:
+        refuse_too_large(vendor, reason, f"the engine {plan}")
         raise TargetUnavailable(
             f"{plan}: {vendor.name} cannot load it on {device.name} ({reason}).",
             how_to_rebuild(bundle),
@@ -129,6 +131,13 @@ def _reason(vendor: Vendor, runtime: Any, content: mmap.mmap) -> str:
         if words:
             return ", ".join(words)
     return (vendor.errors or ["it gives no reason"])[0].rstrip(".")
+
+
+def refuse_too_large(vendor: Vendor, reason: str, what: str) -> None:
+    """Raises OutOfMemory if that is why a plan could not be loaded: it is said in words alone."""
+    error = RuntimeError(" ".join((reason, *vendor.errors)))
+    if ran_out_of_memory(error) or "insufficient gpu memory" in reason:
+        raise out_of_memory(f"{what} does not fit", error, "", "cuda")
 
 
 def _refit(vendor: Vendor, engine: Any, bundle: Bundle) -> None:

@@ -38,11 +38,13 @@ std::uint64_t invalidity(Runtime&, const std::vector<char>&, long) {
   return 0;
 }
 
+constexpr const char* kTooSmall = "insufficient gpu memory";
+
 std::string words_of(std::uint64_t invalid) {
   // The bits of EngineInvalidityDiagnostics, from the lowest on.
   static constexpr const char* kWords[] = {
       "version mismatch",        "unsupported cc",   "old cuda driver", "old cuda runtime",
-      "insufficient gpu memory", "malformed engine", "cuda error"};
+      kTooSmall,                 "malformed engine", "cuda error"};
   std::string out;
   for (std::size_t i = 0; i < std::size(kWords); ++i)
     if (invalid >> i & 1) out += (out.empty() ? "" : ", ") + std::string(kWords[i]);
@@ -103,6 +105,11 @@ std::string trt_version() {
          std::to_string(getInferLibBuildVersion());
 }
 
+OutOfMemory too_large_for_gpu(const std::string& reason) {
+  return OutOfMemory("The request does not fit in the GPU's memory (" + reason + ").",
+                     "Send fewer rows at once, or fewer requests side by side.");
+}
+
 std::string trt_name() { return name_of(trt_flavor()) + std::string(" ") + trt_version(); }
 
 TrtEngine::TrtEngine(const std::string& where, const std::string& plan,
@@ -115,9 +122,12 @@ TrtEngine::TrtEngine(const std::string& where, const std::string& plan,
     logger_.clear();
     engine_.reset(runtime_->deserializeCudaEngine(content.data(), content.size()));
     if (!engine_) {
-      const std::string invalid = words_of(invalidity(*runtime_, content, 0));
+      const std::string said = last_error(), invalid = words_of(invalidity(*runtime_, content, 0));
+      const std::runtime_error words(invalid + " " + said);
+      if (ran_out_of_memory(words) || invalid.find(kTooSmall) != invalid.npos)
+        throw out_of_memory("the engine " + plan + " does not fit", words, "", "cuda");
       throw TargetUnavailable(plan + ": " + trt_name() + " cannot load it on " + device.name +
-                                  " (" + (invalid.empty() ? last_error() : invalid) + ").",
+                                  " (" + (invalid.empty() ? said : invalid) + ").",
                               fix);
     }
   }
@@ -198,9 +208,7 @@ std::unique_ptr<TrtLane> TrtEngine::take(std::size_t profile) {
 // TensorRT says in words alone that memory ran out.
 void TrtEngine::refuse_lane(const std::string& what) const {
   const std::string reason = last_error();
-  if (ran_out_of_memory(std::runtime_error(reason)))
-    throw OutOfMemory("The request does not fit in the GPU's memory (" + reason + ").",
-                     "Send fewer rows at once, or fewer requests side by side.");
+  if (ran_out_of_memory(std::runtime_error(reason))) throw too_large_for_gpu(reason);
   throw EngineFault(trt_name() + " cannot " + what + " (" + reason + ").");
 }
 

@@ -31,6 +31,9 @@ Flavor trt_flavor();
 std::string trt_version();
 std::string trt_name();
 
+// That a request has no room in the GPU's memory.
+OutOfMemory too_large_for_gpu(const std::string& reason);
+
 // An execution context in one profile, with its own stream: what one run uses at a time.
 struct TrtLane {
   std::unique_ptr<nvinfer1::IExecutionContext> context;

@@ -59,8 +59,12 @@ TrtStaging::TrtStaging(const std::vector<Bound>& bounds) {
     pieces_.push_back({bound.name, static_cast<char*>(bound.data), size_, bytes});
     size_ += (bytes + kAlignment - 1) / kAlignment * kAlignment;
   }
-  pinned_ = cuda::pinned_memory(size_);
-  device_ = cuda::device_memory(size_);
+  try {
+    pinned_ = cuda::pinned_memory(size_);
+    device_ = cuda::device_memory(size_);
+  } catch (const std::bad_alloc&) {
+    throw too_large_for_gpu("the GPU has no memory left");
+  }
 }
 
 char* TrtStaging::address(const Bound& bound) const {

@@ -9,7 +9,7 @@ namespace ptdeploy::detail {
 // GPU's, each at an address that TensorRT takes.
 class TrtStaging {
  public:
-  // Throws std::bad_alloc.
+  // Throws OutOfMemory.
   explicit TrtStaging(const std::vector<Bound>& bounds);
   // Where a bound array is for the engine: its place here, or its own if it was placed.
   char* address(const Bound& bound) const;
@@ -33,7 +33,7 @@ class TrtStaging {
 class TrtRun final : public Run {
  public:
   // Throws InputError if the engine has no profile for the shapes, BundleError if the engine is not
-  // what the manifest says, std::bad_alloc.
+  // what the manifest says, OutOfMemory.
   TrtRun(TrtEngine& engine, int device, const std::vector<Bound>& inputs,
          const std::vector<Bound>& outputs);
   ~TrtRun() override;

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ptdeploy.backends.trt.deserialize import refuse_too_large
 from ptdeploy.backends.trt.engine_file import EngineInfo, Profile
 from ptdeploy.backends.trt.session import TrtSession
 from ptdeploy.backends.trt.vendor import Vendor, open_vendor
@@ -77,9 +78,10 @@ def _open(vendor: Vendor, plan: Any, profiles: tuple[Profile, ...]) -> TrtSessio
     vendor.errors.clear()
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
+        reason = (vendor.errors or ["it gives no reason"])[0].rstrip(".")
+        refuse_too_large(vendor, reason, "the graph with its inner values as outputs")
         raise TargetUnavailable(
-            f"{vendor.name} could not load the graph with its inner values as outputs "
-            f"({(vendor.errors or ['it gives no reason'])[0].rstrip('.')}).",
+            f"{vendor.name} could not load the graph with its inner values as outputs ({reason}).",
             "verify --graph --locate compares the graph itself, without a GPU.",
         )
     return TrtSession(
