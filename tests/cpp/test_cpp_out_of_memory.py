@@ -19,7 +19,7 @@ from support.openvino import copied
 from support.refusals import python_refusal, same_refusal
 
 import ptdeploy
-from ptdeploy.memory import ran_out_of_memory
+from ptdeploy.memory import out_of_memory, ran_out_of_memory
 
 RAN_OUT = (
     "mmap: Cannot allocate memory",
@@ -106,13 +106,34 @@ def test_a_bundle_that_does_not_fit_is_not_called_broken(compiled, built):
     assert answer["fix"].startswith("This machine has")
 
 
+# Of more kilobytes than a process may have is each thread's stack.
+NO_MORE_THREADS = "ulimit -s 1000000000; ulimit -v 500000000; exec"
+
+
 def test_where_no_other_thread_fits_a_bundle_is_opened_by_one(bundles, built):
-    bundle = bundles("encoder classifier")
-    # Of more kilobytes than a process may have is each thread's stack.
-    limits = "ulimit -s 1000000000; ulimit -v 500000000"
-    probe = native.Probe("sh", "-c", f"{limits}; exec '{built / 'probe'}'")
-    assert probe.ask("open", "e", bundle, 1) == {}
+    probe = native.Probe("sh", "-c", f"{NO_MORE_THREADS} '{built / 'probe'}'")
+    assert probe.ask("open", "e", bundles("encoder classifier"), 1) == {}
     assert probe.ask("verify", "e")["passed"]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Failed to allocate 2 GiB",
+        "Unable to allocate 1.00 PiB for an array with shape (1125899906842624,)",
+        "you tried to allocate 4096 bytes.",
+        "buffer of size 2000000, failed to allocate 7",
+        "Failed to allocate 1.5 of size 8",
+        "std::bad_alloc",
+        "CUDA failure 2: out of memory ; GPU=0",
+        "out of memory on gpu 1",
+        "GPUs are out of memory",
+    ],
+)
+def test_what_was_asked_for_and_where_is_said_in_pythons_words(said, built):
+    ours = out_of_memory("it is large", RuntimeError(said), "Send less.")
+    theirs = native.checked([str(built / "memory_words"), said])
+    assert theirs.splitlines() == [ours.problem, ours.fix]
 
 
 def test_the_words_it_is_known_by_are_pythons():

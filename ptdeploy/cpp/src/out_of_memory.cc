@@ -1,6 +1,8 @@
 #include "out_of_memory.hpp"
 
 #include <algorithm>
+#include <cctype>
+#include <cstring>
 #include <iterator>
 #include <new>
 
@@ -21,6 +23,8 @@ constexpr const char* kRanOut[] = {
     "(os error 12)"};
 
 constexpr const char* kDigits = "0123456789";
+// More are no size of anything.
+constexpr std::size_t kMostDigits = 300;
 
 std::string in_small_letters(std::string text) {
   for (char& c : text)
@@ -35,27 +39,50 @@ std::string decimal_size(double count) {
   return formatted(count, 3, 'g') + " " + kUnits[unit];
 }
 
-// The number that stands behind the word's first place in a text, in bytes; "" if none does.
-std::string number_behind(const std::string& text, const std::string& word) {
-  for (std::size_t at = text.find(word); at != text.npos; at = text.find(word, at + 1)) {
-    const std::size_t first = at + word.size(), end = text.find_first_not_of(kDigits, first);
-    const std::string digits = text.substr(first, end == text.npos ? end : end - first);
-    // No part of a word, or of a number with a fraction.
-    const bool ends = end == text.npos || text.find_first_of(" \n).,:;", end) == end;
-    const bool fraction = end != text.npos && text[end] == '.' &&
-                          text.find_first_of(kDigits, end) == end + 1;
-    if (digits.empty() || digits.size() > 20 || !ends || fraction) continue;
-    return decimal_size(std::stod(digits));
-  }
+bool in_word(const std::string& words, std::size_t at) {
+  return at < words.size() && (std::isalnum(static_cast<unsigned char>(words[at])) != 0 ||
+                               words[at] == '_');
+}
+
+// Where a size with its unit ends that begins at `first`, as in "1.00 pib"; npos if none does.
+std::size_t unit_end(const std::string& words, std::size_t first) {
+  std::size_t at = words.find_first_not_of(std::string(kDigits) + ".", first);
+  if (at == words.npos || at == first || words[at] != ' ') return words.npos;
+  if (++at == words.size() || !std::strchr("kmgtp", words[at])) return words.npos;
+  if (words.compare(++at, 1, "i") == 0) ++at;
+  return words.compare(at, 1, "b") == 0 ? at + 1 : words.npos;
+}
+
+// A whole number of bytes that begins at `first`; "" if it is a part of a word or has a fraction.
+std::string whole_number(const std::string& words, std::size_t first) {
+  const std::size_t end = std::min(words.find_first_not_of(kDigits, first), words.size());
+  if (end == first || end - first > kMostDigits || in_word(words, end)) return "";
+  if (words.compare(end, 1, ".") == 0 && words.find_first_of(kDigits, end) == end + 1) return "";
+  return decimal_size(std::stod(words.substr(first, end - first)));
+}
+
+// What was asked for at once: the first size that is said, as _ASKED of ptdeploy/memory.py finds it.
+std::string asked_for(const std::string& text) {
+  static const std::string kAllocate = "allocate ";
+  const std::string words = in_small_letters(text);
+  for (std::size_t at = 0; at < words.size(); ++at)
+    for (const std::string& word : {kAllocate, std::string("size "), std::string("mmap ")}) {
+      if (words.compare(at, word.size(), word) != 0) continue;
+      const std::size_t first = at + word.size();
+      const std::size_t end = word == kAllocate ? unit_end(words, first) : words.npos;
+      if (end != words.npos) return text.substr(first, end - first);
+      if (const std::string found = whole_number(words, first); !found.empty()) return found;
+    }
   return "";
 }
 
-// What was asked for at once.
-std::string asked_for(const std::string& text) {
-  const std::string words = in_small_letters(text);
-  for (const char* word : {"allocate ", "size ", "mmap "})
-    if (const std::string found = number_behind(words, word); !found.empty()) return found;
-  return "";
+// Whether an error names a GPU.
+bool on_gpu(const std::exception& error) {
+  const std::string words = in_small_letters(error.what()), gpu = "gpu";
+  if (words.find("cuda") != words.npos) return true;
+  for (std::size_t at = words.find(gpu); at != words.npos; at = words.find(gpu, at + 1))
+    if ((at == 0 || !in_word(words, at - 1)) && !in_word(words, at + gpu.size())) return true;
+  return false;
 }
 
 std::string machine_memory() {
@@ -80,10 +107,11 @@ bool ran_out_of_memory(const std::exception& error) {
 
 OutOfMemory out_of_memory(const std::string& doing, const std::exception& error,
                           const std::string& fix, const std::string& device) {
-  const bool own = device != "cpu";
+  const std::string where = device == "cpu" && on_gpu(error) ? "the GPU" : device;
+  const bool own = where != "cpu";
   const std::string asked = asked_for(error.what());
   const std::string machine = own ? "" : machine_memory();
-  return OutOfMemory("Memory ran out" + (own ? " on " + device : "") + ": " + doing +
+  return OutOfMemory("Memory ran out" + (own ? " on " + where : "") + ": " + doing +
                          (asked.empty() ? "" : " (" + asked + " asked for at once)") + ".",
                      fix + (fix.empty() || machine.empty() ? "" : " ") + machine);
 }
