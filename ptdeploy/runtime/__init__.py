@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from ptdeploy import arguments
@@ -56,12 +57,17 @@ def _load(path: str | Path, options: OpenOptions) -> Engine:
     # Hashing gigabytes takes as long as opening them, so both run at once. A damaged file is
     # reported as that, whatever the engine said of it; no engine is given out before its hash.
     # Other prompts than the default one are hashed when they are read.
+    # Where there is no room for another thread, this one hashes when it is done with the rest.
+    check = partial(check_hashes, bundle, (bundle.manifest.default_prompt,))
     with ThreadPoolExecutor(1) as pool:
-        hashed = pool.submit(check_hashes, bundle, (bundle.manifest.default_prompt,))
+        try:
+            hashed = pool.submit(check).result
+        except RuntimeError:
+            hashed = check
         try:
             return _open(bundle, options)
         finally:
-            hashed.result()
+            hashed()
 
 
 def open_engine(

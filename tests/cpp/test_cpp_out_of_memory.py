@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 import resource
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +23,8 @@ from support.refusals import python_refusal, same_refusal
 
 import ptdeploy
 from ptdeploy.memory import out_of_memory, ran_out_of_memory
+
+NO_THREADS = "This process may start no more threads."
 
 RAN_OUT = (
     "mmap: Cannot allocate memory",
@@ -114,6 +119,31 @@ def test_where_no_other_thread_fits_a_bundle_is_opened_by_one(bundles, built):
     probe = native.Probe("sh", "-c", f"{NO_MORE_THREADS} '{built / 'probe'}'")
     assert probe.ask("open", "e", bundles("encoder classifier"), 1) == {}
     assert probe.ask("verify", "e")["passed"]
+
+
+def test_threads_that_do_not_start_are_not_the_bundles_fault(bundles, built):
+    bundle = bundles("encoder classifier")
+    probe = native.Probe("sh", "-c", f"{NO_MORE_THREADS} '{built / 'probe'}'")
+    theirs = probe.ask("open", "e", bundle, 2)
+    assert (theirs["error"], theirs["problem"]) == ("TargetUnavailable", NO_THREADS)
+    program = (
+        "import sys, ptdeploy\n"
+        "for threads in (1, 2):\n"
+        "    try:\n"
+        "        print(len(ptdeploy.load(sys.argv[1], threads=threads).logits([[5, 6]])))\n"
+        "    except ptdeploy.TargetUnavailable as error:\n"
+        "        print(error.problem, error.fix, sep='\\n')\n"
+    )
+    ours = subprocess.run(
+        ["sh", "-c", f'{NO_MORE_THREADS} "$@"', "sh", sys.executable, "-c", program, bundle],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+    )
+    opened, *said = ours.stdout.splitlines()
+    assert opened == "1", ours.stderr
+    assert said[-2:] == [theirs["problem"], theirs["fix"]], ours.stderr
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any
 from ptdeploy.backends import NoKernel, of_another_target
 from ptdeploy.backends.cores import default_threads, spin_us
 from ptdeploy.backends.onnx_bundle import check_onnx
-from ptdeploy.backends.ort.errors import lacks_kernel, reason
+from ptdeploy.backends.ort.errors import lacks_kernel, lacks_threads, reason
 from ptdeploy.backends.telemetry import import_onnxruntime
 from ptdeploy.backends.ties import tied_cpus
 from ptdeploy.bundle import Bundle
@@ -87,9 +87,15 @@ def start(bundle: Bundle, device: str, options: Any) -> Any:
             library_path(path), sess_options=options, providers=providers(device)
         )
     except Exception as error:  # onnxruntime's own errors share no public base class
+        why = reason(error).replace(str(path.parent), str(model.parent))
+        # Before memory: a thread's stack is what a system may say it lacks.
+        if lacks_threads(why):
+            raise TargetUnavailable(
+                "This process may start no more threads.",
+                "Give the engine fewer: threads=1, or PTDEPLOY_THREADS=1 in its environment.",
+            ) from error
         if ran_out_of_memory(error):
             raise out_of_memory(f"the engine {model} does not fit", error, "", device) from error
-        why = reason(error).replace(str(path.parent), str(model.parent))
         kind = NoKernel if lacks_kernel(why) else BundleError
         raise kind(
             f"{model}: ONNX Runtime cannot load it ({why}).",

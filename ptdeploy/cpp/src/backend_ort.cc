@@ -232,6 +232,11 @@ std::unique_ptr<Backend> open_ort(const Bundle& bundle, const OpenOptions& optio
   } catch (const std::bad_alloc& error) {
     throw out_of_memory("the engine " + model + " does not fit", error);
   } catch (const Ort::Exception& error) {
+    // Before memory: a thread's stack is what a system may say it lacks.
+    if (std::string(error.what()).find("pthread_create failed") != std::string::npos)
+      throw TargetUnavailable(
+          "This process may start no more threads.",
+          "Give the engine fewer: threads=1, or PTDEPLOY_THREADS=1 in its environment.");
     if (ran_out_of_memory(error))
       throw out_of_memory("the engine " + model + " does not fit", error);
     const std::string why = Bundle::renamed(reason(error.what()), path, model);
