@@ -22,6 +22,7 @@ from support.openvino import copied
 from support.refusals import python_refusal, same_refusal
 
 import ptdeploy
+from ptdeploy.arguments import checked
 from ptdeploy.memory import out_of_memory, ran_out_of_memory
 
 NO_THREADS = "This process may start no more threads."
@@ -109,6 +110,24 @@ def test_a_bundle_that_does_not_fit_is_not_called_broken(compiled, built):
     said = re.escape(f"Memory ran out: the engine {bundle / 'model.onnx'} does not fit")
     assert re.fullmatch(rf"{said}( \(.* asked for at once\))?\.", answer["problem"])
     assert answer["fix"].startswith("This machine has")
+
+
+def test_what_the_standard_library_has_no_room_for_is_refused_in_pythons_words(compiled, built):
+    large = {"vocab_size": 60000, "hidden_size": 128}
+    bundle = compiled("qwen2", "CAUSAL_LM", {}, **large).bundle
+    probe = native.Probe(str(built / "probe"))
+    assert probe.ask("open", "e", bundle, 1) == {}
+    most = _status("VmData", probe.process_id) + (16 << 20)
+    resource.prlimit(probe.process_id, resource.RLIMIT_DATA, (most, resource.RLIM_INFINITY))
+
+    @checked()
+    def ask() -> None:
+        raise MemoryError
+
+    with pytest.raises(ptdeploy.OutOfMemory) as ours:
+        ask()
+    theirs = probe.ask("read", "e", "weights")
+    assert same_refusal(theirs, ours.value, same_words=True), theirs
 
 
 # Of more kilobytes than a process may have is each thread's stack.

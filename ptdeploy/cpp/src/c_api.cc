@@ -7,6 +7,7 @@
 #include <new>
 
 #include "answer.hpp"
+#include "out_of_memory.hpp"
 #include "ptdeploy/ptdeploy.h"
 #include "ptdeploy/ptdeploy.hpp"
 #include "rows.hpp"
@@ -74,7 +75,8 @@ ptdeploy_status guarded(Body body) noexcept {
   } catch (const ptdeploy::Error& error) {
     return failed(PTDEPLOY_FAULT, error);
   } catch (const std::bad_alloc&) {
-    return failed(PTDEPLOY_OUT_OF_MEMORY, "Memory ran out.", "");
+    return failed(PTDEPLOY_OUT_OF_MEMORY, ptdeploy::detail::kNotEnough,
+                  ptdeploy::detail::kAskForLess);
   } catch (const std::exception& error) {
     return failed(PTDEPLOY_FAULT, error.what(), "");
   } catch (...) {

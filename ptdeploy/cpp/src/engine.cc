@@ -3,6 +3,7 @@
 
 #include "engine_state.hpp"
 #include "layout.hpp"
+#include "out_of_memory.hpp"
 #include "rows.hpp"
 
 namespace ptdeploy {
@@ -89,7 +90,8 @@ std::shared_ptr<const detail::EngineState> open_once(const std::string& path,
 }  // namespace
 
 Engine Engine::open(const std::string& path, const OpenOptions& options) {
-  return Engine(detail::whole(path, [&] { return open_once(path, options); }));
+  return detail::at_the_door(
+      [&] { return Engine(detail::whole(path, [&] { return open_once(path, options); })); });
 }
 
 Engine::Engine(std::shared_ptr<const detail::EngineState> state) : state_(std::move(state)) {}
@@ -97,68 +99,90 @@ Engine::Engine(std::shared_ptr<const detail::EngineState> state) : state_(std::m
 const BundleInfo& Engine::info() const { return state_->info; }
 
 std::optional<std::string> Engine::read(const std::string& role) const {
-  return state_->bundle.content(role);
+  return detail::at_the_door([&] { return state_->bundle.content(role); });
 }
 
-Ids Engine::encode(const std::string& text) const { return state_->text().encode(text); }
+Ids Engine::encode(const std::string& text) const {
+  return detail::at_the_door([&] { return state_->text().encode(text); });
+}
 
-std::string Engine::decode(const Ids& ids) const { return state_->detokenizer().decode(ids); }
+std::string Engine::decode(const Ids& ids) const {
+  return detail::at_the_door([&] { return state_->detokenizer().decode(ids); });
+}
 
 std::vector<PromptInfo> Engine::prompts() const {
-  std::vector<PromptInfo> out;
-  for (const auto& [name, info] : state_->prompts->infos())
-    out.push_back(detail::describe(*state_, name, info));
-  return out;
+  return detail::at_the_door([&] {
+    std::vector<PromptInfo> out;
+    for (const auto& [name, info] : state_->prompts->infos())
+      out.push_back(detail::describe(*state_, name, info));
+    return out;
+  });
 }
 
 PromptInfo Engine::prompt(const Prompt& prompt) const {
-  const auto name = state_->prompts->name_of(prompt);
-  return detail::describe(*state_, name.value_or(""),
-                          name ? state_->prompts->info(*name) : detail::PromptInfo());
+  return detail::at_the_door([&] {
+    const auto name = state_->prompts->name_of(prompt);
+    return detail::describe(*state_, name.value_or(""),
+                            name ? state_->prompts->info(*name) : detail::PromptInfo());
+  });
 }
 
 void Engine::load_prompt(const std::string& path, const std::string& name) {
-  const detail::PromptPlace place = detail::prompt_place(state_->bundle, path, name);
-  state_->prompts->load(place, name.empty() ? place.name : name);
+  detail::at_the_door([&] {
+    const detail::PromptPlace place = detail::prompt_place(state_->bundle, path, name);
+    state_->prompts->load(place, name.empty() ? place.name : name);
+  });
 }
 
-void Engine::unload_prompt(const std::string& name) { state_->prompts->unload(name); }
+void Engine::unload_prompt(const std::string& name) {
+  detail::at_the_door([&] { state_->prompts->unload(name); });
+}
 
 std::vector<Logits> Engine::logits(const std::vector<Ids>& rows, const Prompts& prompts,
                                    const std::vector<Ids>& token_type_ids) const {
-  const detail::HeldPrompts held(*state_->prompts, prompts);
-  const detail::Limits& limits = state_->manifest().limits;
-  detail::check_rows(rows, limits, held.chosen());
-  detail::check_segments(token_type_ids, rows, limits);
-  return state_->task->logits(rows, held.chosen(), token_type_ids);
+  return detail::at_the_door([&] {
+    const detail::HeldPrompts held(*state_->prompts, prompts);
+    const detail::Limits& limits = state_->manifest().limits;
+    detail::check_rows(rows, limits, held.chosen());
+    detail::check_segments(token_type_ids, rows, limits);
+    return state_->task->logits(rows, held.chosen(), token_type_ids);
+  });
 }
 
 std::vector<Classification> Engine::classify(const std::vector<Ids>& rows, const Prompts& prompts,
                                              std::size_t batch_size,
                                              const std::vector<Ids>& token_type_ids) const {
-  const detail::HeldPrompts held(*state_->prompts, prompts);
-  return state_->task->classify(rows, held.chosen(), batch_size, token_type_ids);
+  return detail::at_the_door([&] {
+    const detail::HeldPrompts held(*state_->prompts, prompts);
+    return state_->task->classify(rows, held.chosen(), batch_size, token_type_ids);
+  });
 }
 
 std::vector<std::vector<TokenLabel>> Engine::tag(const std::vector<Ids>& rows,
                                                  const Prompts& prompts, std::size_t batch_size,
                                                  const std::vector<Ids>& token_type_ids) const {
-  const detail::HeldPrompts held(*state_->prompts, prompts);
-  return state_->task->tag(rows, held.chosen(), batch_size, token_type_ids);
+  return detail::at_the_door([&] {
+    const detail::HeldPrompts held(*state_->prompts, prompts);
+    return state_->task->tag(rows, held.chosen(), batch_size, token_type_ids);
+  });
 }
 
 std::vector<std::vector<double>> Engine::probabilities(
     const std::vector<Ids>& rows, const Prompts& prompts, std::size_t batch_size,
     const std::vector<Ids>& token_type_ids) const {
-  const detail::HeldPrompts held(*state_->prompts, prompts);
-  return state_->task->probabilities(rows, held.chosen(), batch_size, token_type_ids);
+  return detail::at_the_door([&] {
+    const detail::HeldPrompts held(*state_->prompts, prompts);
+    return state_->task->probabilities(rows, held.chosen(), batch_size, token_type_ids);
+  });
 }
 
 std::vector<Generated> Engine::generate(const std::vector<Ids>& rows, const Prompts& prompts,
                                         const GenerateOptions& options,
                                         const OnToken& on_token) const {
-  const detail::HeldPrompts held(*state_->prompts, prompts);
-  return state_->task->generate(rows, held.chosen(), options, on_token);
+  return detail::at_the_door([&] {
+    const detail::HeldPrompts held(*state_->prompts, prompts);
+    return state_->task->generate(rows, held.chosen(), options, on_token);
+  });
 }
 
 }  // namespace ptdeploy

@@ -61,7 +61,7 @@ std::string whole_number(const std::string& words, std::size_t first) {
   return decimal_size(std::stod(words.substr(first, end - first)));
 }
 
-// What was asked for at once: the first size that is said, as _ASKED of ptdeploy/memory.py finds it.
+// What was asked for at once: the first size that is said. The rule of ptdeploy/memory.py.
 std::string asked_for(const std::string& text) {
   static const std::string kAllocate = "allocate ";
   const std::string words = in_small_letters(text);

@@ -2,11 +2,26 @@
 #pragma once
 
 #include <exception>
+#include <new>
 #include <string>
 
 #include "ptdeploy/ptdeploy.hpp"
 
 namespace ptdeploy::detail {
+
+// The words of ptdeploy/arguments.py.
+constexpr const char* kNotEnough = "There is not enough memory for what was asked.";
+constexpr const char* kAskForLess = "Ask for less at once, or give this process more.";
+
+// What a public function does: memory that the standard library lacks is an Error there too.
+template <class Work>
+auto at_the_door(Work work) {
+  try {
+    return work();
+  } catch (const std::bad_alloc&) {
+    throw OutOfMemory(kNotEnough, kAskForLess);
+  }
+}
 
 // Whether an error is that memory ran out. The words of ptdeploy/memory.py.
 bool ran_out_of_memory(const std::exception& error);

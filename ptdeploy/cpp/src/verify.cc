@@ -5,6 +5,7 @@
 #include <set>
 
 #include "failures.hpp"
+#include "out_of_memory.hpp"
 #include "paths.hpp"
 #include "prompt_verifier.hpp"
 #include "schema.hpp"
@@ -219,6 +220,8 @@ class BundleVerifier {
 }  // namespace
 }  // namespace detail
 
-ParityReport Engine::verify() const { return detail::BundleVerifier(*state_).report(); }
+ParityReport Engine::verify() const {
+  return detail::at_the_door([&] { return detail::BundleVerifier(*state_).report(); });
+}
 
 }  // namespace ptdeploy
