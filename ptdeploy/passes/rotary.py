@@ -158,7 +158,10 @@ def _angles(
     part.opset_imports.update(model.opset_imports)
     proto = ir.to_proto(ir.Model(part, ir_version=model.ir_version))
     session = import_onnxruntime().InferenceSession(
-        proto.SerializeToString(), session_options("cpu"), providers=providers("cpu")
+        proto.SerializeToString(),
+        session_options("cpu"),
+        providers=providers("cpu"),
+        enable_fallback=False,
     )
 
     def evaluate(past: list[int], new: int) -> list[_Table]:

@@ -69,7 +69,7 @@ def run_with_inner(
         "session.model_external_initializers_file_folder_path", str(path.parent.resolve())
     )
     session = import_onnxruntime().InferenceSession(
-        model.SerializeToString(), options, providers=providers("cpu")
+        model.SerializeToString(), options, providers=providers("cpu"), enable_fallback=False
     )
     outputs = [output.name for output in session.get_outputs()]
     return dict(zip(outputs, map(np.asarray, session.run(outputs, dict(feed))), strict=True))

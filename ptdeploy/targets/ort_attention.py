@@ -32,7 +32,10 @@ def try_attention(options: Any, device: str, activations: Activations, attention
     options.log_severity_level = 4
     try:
         session = onnxruntime.InferenceSession(
-            _one_node(activations, attention), options, providers=providers(device)
+            _one_node(activations, attention),
+            options,
+            providers=providers(device),
+            enable_fallback=False,
         )
         session.run(None, _feed(activations, attention))
     except Exception as error:  # onnxruntime's own errors share no public base class

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import ctypes
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
+import pytest
+from support.damage import replace
 
 import ptdeploy
 from ptdeploy.backends.ort.open import providers
 from ptdeploy.backends.ort.session import OrtSession
+from ptdeploy.errors import BundleError
 
 
 def seen_by(pointer: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -61,3 +66,15 @@ def test_no_session_computes_float32_in_tf32():
     package = Path(ptdeploy.__file__).parent
     code = "".join(file.read_text() for file in sorted(package.rglob("*.py")))
     assert code.count("InferenceSession(") == code.count("providers=providers(") > 3
+    assert code.count("enable_fallback=") == code.count("providers=providers(")
+
+
+def test_a_graph_that_does_not_load_is_tried_once(compiled, tmp_path, capsys):
+    """ONNX Runtime's Python prints on stdout that it falls back, and tries the same again."""
+    bundle = shutil.copytree(compiled("bert", "SEQ_CLS").bundle, tmp_path / "bundle")
+    model = onnx.load(bundle / "model.onnx", load_external_data=False)
+    model.graph.node[0].op_type = "NoSuchOperator"
+    replace(bundle, "model.onnx", model.SerializeToString())
+    with pytest.raises(BundleError, match="ONNX Runtime cannot load it"):
+        ptdeploy.load(bundle)
+    assert capsys.readouterr().out == ""

@@ -84,8 +84,14 @@ def start(bundle: Bundle, device: str, options: Any) -> Any:
     assert path is not None
     try:
         session = onnxruntime.InferenceSession(
-            library_path(path), sess_options=options, providers=providers(device)
+            library_path(path),
+            sess_options=options,
+            providers=providers(device),
+            # On a CPU there is nothing to fall back to: it would print so, and try again.
+            enable_fallback=device != "cpu",
         )
+        # Nor may a run go on elsewhere.
+        session.disable_fallback()
     except Exception as error:  # onnxruntime's own errors share no public base class
         why = reason(error).replace(str(path.parent), str(model.parent))
         # Before memory: a thread's stack is what a system may say it lacks.
