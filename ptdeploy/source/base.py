@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +18,7 @@ from ptdeploy.program.kinds import ProgramKind, kind_of
 from ptdeploy.source import glm
 from ptdeploy.source.buffers import is_computed, is_kept_no_more
 from ptdeploy.source.checkpoint import Checkpoint
+from ptdeploy.source.checkpoint.names import TEXT_EMBEDDINGS
 from ptdeploy.source.checkpoint.peft_config import CONFIG_NAME
 from ptdeploy.source.quantized_base import check_quantization, is_quantization
 from ptdeploy.source.tied import unused_copies
@@ -126,7 +127,10 @@ def resolve_base(checkpoint: Checkpoint, override: str | None = None) -> BaseMod
         )
     kind = kind_of(checkpoint.task, skeleton)
     dropped = _check_names(checkpoint, skeleton, name)
-    unused = sorted(unused_copies(checkpoint, skeleton))
+    _check_text_embeddings(checkpoint, table.shape, name)
+    # Those of PEFT's own name are run in their place.
+    own_text = checkpoint.text_embeddings is not None
+    unused = () if own_text else sorted(unused_copies(checkpoint, skeleton))
     max_positions = _max_positions(config.get_text_config(), skeleton)
     if checkpoint.num_virtual_tokens >= max_positions:
         raise BaseModelError(
@@ -151,6 +155,16 @@ def resolve_base(checkpoint: Checkpoint, override: str | None = None) -> BaseMod
         kind=kind,
         notes=tuple(note for note in (quantized, resized, dropped, *map(_unused, unused)) if note),
     )
+
+
+def _check_text_embeddings(checkpoint: Checkpoint, shape: Sequence[int], name: str) -> None:
+    own = checkpoint.text_embeddings
+    if own is not None and own.shape != tuple(shape):
+        raise BaseModelError(
+            f"{checkpoint.weights_file}: {TEXT_EMBEDDINGS} has shape {own.shape}, but base model "
+            f"{name} expects {tuple(shape)}.",
+            "The checkpoint was trained on another base model. Pass the right one with --base.",
+        )
 
 
 def _unused(name: str) -> str:

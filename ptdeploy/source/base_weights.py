@@ -19,7 +19,13 @@ from ptdeploy.source.quantized_base import (
     is_quantization,
     read_bitsandbytes,
 )
-from ptdeploy.source.tied import tied_weights, trained_apart, untie, unused_copies
+from ptdeploy.source.tied import (
+    text_embeddings,
+    tied_weights,
+    trained_apart,
+    untie,
+    unused_copies,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -99,6 +105,7 @@ def load_model(checkpoint: Checkpoint, base: BaseModel) -> PreTrainedModel:
         for name, value in checkpoint.weights.items()
         if name in own and own[name].shape == value.shape and name not in unused
     }
+    brought |= text_embeddings(checkpoint, model)
     untie(model, brought, checkpoint.copied)
     model.load_state_dict(
         {name: torch.from_numpy(np.array(value)) for name, value in brought.items()}, strict=False
@@ -199,6 +206,7 @@ def _check_finite(checkpoint: Checkpoint, base: BaseModel, model: PreTrainedMode
 def _brought(checkpoint: Checkpoint, model: PreTrainedModel) -> set[str]:
     """The names that the checkpoint's weights fill, those tied to one of them included."""
     brought = set(checkpoint.weights) - unused_copies(checkpoint, model)
+    brought |= set(text_embeddings(checkpoint, model))
     for target, source in tied_weights(model).items():
         # What was trained in a copy of its module leaves the other as the base has it.
         ends = (target, source), (source, target)

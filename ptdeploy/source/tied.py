@@ -58,13 +58,27 @@ def tied_weights(model: PreTrainedModel) -> dict[str, str]:
 def unused_copies(checkpoint: Checkpoint, model: PreTrainedModel) -> frozenset[str]:
     """Token embeddings that were trained in a copy beside virtual tokens.
 
-    PEFT takes the base model's own for the text there, in training as after it.
+    PEFT takes the base model's own for the text there, in training as after it, or those of its
+    own name.
     """
     if not checkpoint.copied or checkpoint.prefix_kv is not None:
         return frozenset()
+    return token_embeddings(model) & set(checkpoint.copied)
+
+
+def token_embeddings(model: PreTrainedModel) -> frozenset[str]:
+    """The name of the model's token embeddings, in a set."""
     table = model.get_input_embeddings().weight
-    return frozenset(
-        name
-        for name, parameter in model.named_parameters()
-        if parameter is table and name in checkpoint.copied
-    )
+    return frozenset(name for name, parameter in model.named_parameters() if parameter is table)
+
+
+def text_embeddings(
+    checkpoint: Checkpoint, model: PreTrainedModel
+) -> dict[str, NDArray[np.float32]]:
+    """The token embeddings that a checkpoint has for the text alone, by their name in the model.
+
+    With a prefix KV PEFT runs the model's own, as of any other module.
+    """
+    if checkpoint.text_embeddings is None or checkpoint.prefix_kv is not None:
+        return {}
+    return dict.fromkeys(token_embeddings(model), checkpoint.text_embeddings)

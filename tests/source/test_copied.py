@@ -1,4 +1,4 @@
-"""Modules that PEFT trained in a copy: which they are, and what of them it runs."""
+"""Modules that PEFT trained in a copy: which they are, and which it runs."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from support import kinds, tiny
 
 import ptdeploy
 from ptdeploy.bundle.task import Task
+from ptdeploy.errors import BaseModelError
 from ptdeploy.parity.reference.peft import peft_model, row_logits
 from ptdeploy.program.prompt import evaluated_prompt
 from ptdeploy.source.base import resolve_base
 from ptdeploy.source.base_weights import load_model
 from ptdeploy.source.checkpoint import read_checkpoint
 
+SEQ_CLS = Task.SEQ_CLS
 IDS = np.array([5, 9, 33, 71, 8], np.int64)
 AUTO: dict[str, Any] = {
     "SEQ_CLS": transformers.AutoModelForSequenceClassification,
@@ -35,6 +37,12 @@ CASES = [
     ("SEQ_CLS", "roberta", "LayerNorm"),
     ("CAUSAL_LM", "bert", "cls"),
     ("CAUSAL_LM", "roberta", "lm_head"),
+    # PEFT finds the token embeddings of a classifier under its own name too, and runs that copy.
+    ("SEQ_CLS", "bert", "word_embeddings"),
+    ("TOKEN_CLS", "roberta", "embeddings.word_embeddings"),
+    ("SEQ_CLS", "bloom", "word_embeddings"),
+    ("SEQ_CLS", "llama", "word_embeddings"),
+    ("CAUSAL_LM", "bloom", "word_embeddings"),
 ]
 
 
@@ -90,3 +98,35 @@ def test_peft_runs_the_same_copy_of_a_converted_state_dict(tmp_path, case):
     base = AUTO[task].from_pretrained(tmp_path / "base", num_labels=tiny.LABELS).eval()
     again = peft.PeftModel.from_pretrained(base, tmp_path / "again").eval()
     assert np.allclose(row_logits(again, task, IDS), want, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["P-Tuning, MLP", "prefix tuning"])
+def test_an_engine_has_the_token_embeddings_that_peft_runs(tmp_path, kind):
+    want = row_logits(train(tmp_path, ("SEQ_CLS", "bert", "word_embeddings"), kind), SEQ_CLS, IDS)
+    told: dict[str, Any] = {"base": str(tmp_path / "base")}
+    bundle = ptdeploy.compile(tmp_path / "adapter", target="ort", output=tmp_path / "out", **told)
+    (logits,) = ptdeploy.load(bundle.path).logits([IDS.tolist()])
+    assert np.allclose(logits, want, rtol=0, atol=1e-5)
+    ptdeploy.convert(tmp_path / "adapter", to="peft", output=tmp_path / "again", **told)
+    base = AUTO["SEQ_CLS"].from_pretrained(tmp_path / "base", num_labels=tiny.LABELS).eval()
+    again = peft.PeftModel.from_pretrained(base, tmp_path / "again").eval()
+    assert np.allclose(row_logits(again, SEQ_CLS, IDS), want, rtol=0, atol=1e-5)
+
+
+def test_only_a_copy_that_never_runs_is_left_out_with_a_note(tmp_path):
+    for module in ("word_embeddings", "embeddings.word_embeddings"):
+        train(tmp_path / module, ("SEQ_CLS", "bert", module))
+        checkpoint = read_checkpoint(tmp_path / module / "adapter")
+        found = resolve_base(checkpoint, str(tmp_path / module / "base"))
+        said = [note for note in found.notes if "left out bert.embeddings" in note]
+        assert len(said) == (module != "word_embeddings")
+
+
+def test_token_embeddings_of_another_size_are_refused_by_name(tmp_path):
+    train(tmp_path, ("SEQ_CLS", "llama", "word_embeddings"))
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    tensors = safetensors.torch.load_file(file)
+    tensors["word_embeddings.weight"] = tensors["word_embeddings.weight"][:-1].clone()
+    safetensors.torch.save_file(tensors, file)
+    with pytest.raises(BaseModelError, match=r"word_embeddings\.weight has shape \(100, 32\)"):
+        resolve_base(read_checkpoint(tmp_path / "adapter"), str(tmp_path / "base"))

@@ -20,6 +20,7 @@ from ptdeploy.progress import Progress
 from ptdeploy.source.base import BaseModel, quiet_libraries
 from ptdeploy.source.base_weights import load_pretrained
 from ptdeploy.source.checkpoint import Checkpoint
+from ptdeploy.source.checkpoint.names import TEXT_EMBEDDINGS, copy_of
 from ptdeploy.source.checkpoint.peft_adapter import WEIGHT_NAMES, read_adapter
 from ptdeploy.source.checkpoint.peft_config import CONFIG_NAME
 from ptdeploy.source.checkpoint.peft_objects import (
@@ -127,10 +128,11 @@ def _from_state_dict(checkpoint: Checkpoint, model: PreTrainedModel) -> PeftMode
 
     peft = get_peft_model(model, _config(checkpoint), DEFAULT_ADAPTER)
     places = _places(peft)
+    places[copy_of(TEXT_EMBEDDINGS, checkpoint.adapter)] = copy_of(TEXT_EMBEDDINGS, DEFAULT_ADAPTER)
     encoder = f"prompt_encoder.{checkpoint.adapter}."
     state = {}
     for name, tensor in read_state(checkpoint.weights_file).items():
-        if place := places.get(_own_name(name, checkpoint.adapter) or ""):
+        if place := places.get(_own_name(name, checkpoint.adapter) or name):
             state[place] = tensor.to(torch.float32)
         elif name.startswith(encoder):
             own = f"prompt_encoder.{DEFAULT_ADAPTER}.{name.removeprefix(encoder)}"
@@ -212,12 +214,17 @@ def _check_taken(checkpoint: Checkpoint, peft: PeftModel) -> None:
     places = _places(peft)
     whole = "Save the full state dict, torch.save(model.state_dict(), PATH), and compile that."
     adapter = "Save the adapter, model.save_pretrained(FOLDER), and compile that."
-    for name, value in checkpoint.weights.items():
+    trained = dict(checkpoint.weights)
+    if checkpoint.text_embeddings is not None:
+        places[TEXT_EMBEDDINGS] = copy_of(TEXT_EMBEDDINGS, DEFAULT_ADAPTER)
+        trained[TEXT_EMBEDDINGS] = checkpoint.text_embeddings
+    for name, value in trained.items():
         taken = live.get(places.get(name, ""))
         # What is not among the model's own is a buffer of another version: see resolve_base.
-        if taken is None or tuple(taken.shape) != value.shape:
+        of_base = name != TEXT_EMBEDDINGS
+        if of_base and (taken is None or tuple(taken.shape) != value.shape):
             continue
-        if not torch.equal(taken.float(), torch.from_numpy(np.array(value))):
+        if taken is None or not torch.equal(taken.float(), torch.from_numpy(np.array(value))):
             raise CheckpointError(
                 f"{checkpoint.weights_file}: PEFT does not load {name} from it, so nothing here "
                 "shows what an engine of it should give.",

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from ptdeploy.bundle.task import Task
 from ptdeploy.files import json_document
+from ptdeploy.source.checkpoint.names import TEXT_EMBEDDINGS
 from ptdeploy.source.checkpoint.peft_adapter import ENCODER_NAME, WEIGHT_NAMES
 from ptdeploy.source.checkpoint.peft_config import BEGAN_AS, CONFIG_NAME
 from ptdeploy.source.checkpoint.peft_objects import modules_to_save
@@ -46,6 +47,8 @@ def adapter_files(
     stored = side_by_side(prompt) if prompt.ndim == 5 else prompt
     tensors = {f"base_model.{name}": checkpoint.weights[name] for name in checkpoint.heads}
     tensors["prompt_embeddings"] = stored
+    if checkpoint.text_embeddings is not None:
+        tensors[TEXT_EMBEDDINGS] = checkpoint.text_embeddings
     if whole:
         tensors |= checkpoint.all_tasks
     files = {

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ptdeploy.errors import CheckpointError
 from ptdeploy.files import sha256_of
+from ptdeploy.source.checkpoint.names import TEXT_EMBEDDINGS
 from ptdeploy.source.checkpoint.peft_config import TWO_TRAININGS, PeftConfig
 from ptdeploy.source.checkpoint.prefix import prefix_kv
 from ptdeploy.source.checkpoint.types import (
@@ -42,6 +43,7 @@ def assemble(
     encoder_file: Path | None = None,
     task_id: int | None = None,
     all_tasks: Mapping[str, torch.Tensor] | None = None,
+    text_embeddings: torch.Tensor | None = None,
 ) -> Checkpoint:
     """Check shapes against the config and values against NaN, and build the Checkpoint.
 
@@ -63,6 +65,7 @@ def assemble(
             "Pass the file or folder that PEFT's save_pretrained, torch.save(model.state_dict()) "
             "or ptdeploy.save_full wrote.",
         )
+    text = text_embeddings
     heads = tuple(sorted(heads))
     usable, unusable = usable_weights(where, weights, heads)
     first = prompt if prompt is not None else encoder["embedding.weight"]
@@ -88,6 +91,7 @@ def assemble(
         task_id=task_id,
         all_tasks=several,
         copied=copied,
+        text_embeddings=None if text is None else finite(where, TEXT_EMBEDDINGS, text),
     )
 
 

@@ -24,6 +24,9 @@ _MODULES = "embedding|mlp_head|lstm_head|transform|delta_embedding"
 _PARAMETERS = "prefix_task_cols|prefix_task_rows|trainable_embedding|frozen_embedding"
 ENCODER = re.compile(rf"prompt_encoder\.([^.]+)\.((?:{_MODULES})\..+|{_PARAMETERS})")
 EVALUATED = re.compile(r"prompt_embeddings")
+# PEFT has the base model's token embeddings under a name of its own too, and runs them there for a
+# text beside virtual tokens.
+TEXT_EMBEDDINGS = "word_embeddings.weight"
 
 
 def unwrap(
@@ -71,3 +74,9 @@ def _prefixes(names: Iterable[str], prompt: re.Pattern[str]) -> set[str]:
             if part == first and prompt.fullmatch(plain(".".join(parts[at:]))):
                 found.add("".join(f"{one}." for one in parts[:at]))
     return found
+
+
+def copy_of(name: str, adapter: str) -> str:
+    """Where a PeftModel's state dict has a weight that was trained in a copy of its module."""
+    module, _, own = name.rpartition(".")
+    return f"{module}.modules_to_save.{adapter}.{own}"

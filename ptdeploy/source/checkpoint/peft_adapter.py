@@ -9,11 +9,17 @@ from typing import TYPE_CHECKING
 
 from ptdeploy.bundle.task import Task
 from ptdeploy.errors import CheckpointError
+from ptdeploy.program.kinds import kind_of
 from ptdeploy.source.checkpoint.assemble import assemble
 from ptdeploy.source.checkpoint.found import refuse_lora
 from ptdeploy.source.checkpoint.multitask import MULTITASK, of_task
-from ptdeploy.source.checkpoint.names import EVALUATED, unwrap
-from ptdeploy.source.checkpoint.peft_config import CONFIG_NAME, TWO_TRAININGS, read_peft_config
+from ptdeploy.source.checkpoint.names import EVALUATED, TEXT_EMBEDDINGS, unwrap
+from ptdeploy.source.checkpoint.peft_config import (
+    CONFIG_NAME,
+    TWO_TRAININGS,
+    PeftConfig,
+    read_peft_config,
+)
 from ptdeploy.source.checkpoint.tensors import read_json, read_tensors
 from ptdeploy.source.checkpoint.types import FACTORS, Checkpoint, PromptKind
 
@@ -64,8 +70,7 @@ def read(
     weights = {
         name.removeprefix("base_model."): tensor
         for name, tensor in tensors.items()
-        # PEFT has the base's embeddings under a name of its own too, beside trained ones.
-        if name not in (*MULTITASK, "word_embeddings.weight")
+        if name not in (*MULTITASK, TEXT_EMBEDDINGS)
     }
     prompt, task_id = _prompt(weights_file, config.kind, tensors, task_id)
     return assemble(
@@ -84,8 +89,22 @@ def read(
         files=files,
         encoder_file=folder / ENCODER_NAME,
         task_id=task_id,
+        text_embeddings=_text_embeddings(config, tensors),
         all_tasks={n: t for n, t in tensors.items() if n in MULTITASK and task_id is not None},
     )
+
+
+def _text_embeddings(
+    config: PeftConfig, tensors: Mapping[str, torch.Tensor]
+) -> torch.Tensor | None:
+    """The token embeddings under PEFT's own name, where it trained them: for classifiers it looks
+    there too for the modules that it was told. Else they are the base model's again."""
+    module = TEXT_EMBEDDINGS.removesuffix(".weight")
+    if not kind_of(config.task).has_trained_head:
+        return None
+    if not any(module.endswith(told) for told in config.modules_to_save):
+        return None
+    return tensors.get(TEXT_EMBEDDINGS)
 
 
 def read_adapter(file: Path) -> dict[str, torch.Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ptdeploy.source.checkpoint.names import TEXT_EMBEDDINGS
 from ptdeploy.source.checkpoint.peft_config import BEGAN_AS, CONFIG_NAME
 from ptdeploy.source.checkpoint.tensors import read_json
 from ptdeploy.source.checkpoint.types import Checkpoint
@@ -37,7 +38,10 @@ def modules_to_save(checkpoint: Checkpoint) -> list[str] | None:
     token embeddings of the text, which beside virtual tokens are never a copy. A classifier's head
     it copies untold too.
     """
-    return sorted(set(checkpoint.copied.values())) or None
+    told = set(checkpoint.copied.values())
+    if checkpoint.text_embeddings is not None:
+        told.add(TEXT_EMBEDDINGS.removesuffix(".weight"))
+    return sorted(told) or None
 
 
 def module_name(adapter: str) -> str:

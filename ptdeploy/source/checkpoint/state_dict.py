@@ -11,7 +11,7 @@ from ptdeploy.errors import CheckpointError
 from ptdeploy.program.kinds import recognised
 from ptdeploy.source.checkpoint.assemble import assemble, emptied
 from ptdeploy.source.checkpoint.found import EVALUATED, choose_by_name, kinds_in, refuse_several
-from ptdeploy.source.checkpoint.names import ENCODER, unwrap
+from ptdeploy.source.checkpoint.names import ENCODER, TEXT_EMBEDDINGS, copy_of, unwrap
 from ptdeploy.source.checkpoint.peft_adapter import TRAINER_STATE, WEIGHT_NAMES
 from ptdeploy.source.checkpoint.peft_config import CONFIG_NAME, PeftConfig, read_peft_config
 from ptdeploy.source.checkpoint.prompt_module import trained_prompt
@@ -86,6 +86,7 @@ def read(
         weights=weights,
         heads=copied,
         copied=copied,
+        text_embeddings=tensors.get(copy_of(TEXT_EMBEDDINGS, adapter)),
         files=files,
         task_id=module.task_id,
         all_tasks=module.all_tasks,

@@ -96,6 +96,8 @@ class Checkpoint:
     `weights` holds the base model's tensors that the checkpoint overrides, by their name in the
     base model: the trained head at least, every weight for a full state dict; `copied` names those
     that PEFT trained in a copy of a module, beside the base's own, each with that module's name.
+    `text_embeddings`, float32 (vocabulary, embedding dim), are the token embeddings that PEFT runs
+    for a text beside virtual tokens, where it trained them apart from the base model's.
     `unusable` are tensors under
     such names that are no finite floating point numbers: only the base model says whether any of
     them matters.
@@ -124,6 +126,7 @@ class Checkpoint:
     text_from_zero: bool = False
     unusable: Mapping[str, Unusable] = field(default_factory=dict, repr=False)
     copied: Mapping[str, str] = field(default_factory=dict)
+    text_embeddings: NDArray[np.float32] | None = field(default=None, repr=False)
 
     @property
     def is_base(self) -> bool:
