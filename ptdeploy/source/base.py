@@ -128,9 +128,7 @@ def resolve_base(checkpoint: Checkpoint, override: str | None = None) -> BaseMod
     kind = kind_of(checkpoint.task, skeleton)
     dropped = _check_names(checkpoint, skeleton, name)
     _check_text_embeddings(checkpoint, table.shape, name)
-    # Those of PEFT's own name are run in their place.
-    own_text = checkpoint.text_embeddings is not None
-    unused = () if own_text else sorted(unused_copies(checkpoint, skeleton))
+    unused = _unused(checkpoint, skeleton)
     max_positions = _max_positions(config.get_text_config(), skeleton)
     if checkpoint.num_virtual_tokens >= max_positions:
         raise BaseModelError(
@@ -153,7 +151,7 @@ def resolve_base(checkpoint: Checkpoint, override: str | None = None) -> BaseMod
         num_labels=num_labels,
         type_vocab_size=_segments(config) if _tells_segments(kind, skeleton) else 0,
         kind=kind,
-        notes=tuple(note for note in (quantized, resized, dropped, *map(_unused, unused)) if note),
+        notes=tuple(note for note in (quantized, resized, dropped, *unused) if note),
     )
 
 
@@ -167,11 +165,15 @@ def _check_text_embeddings(checkpoint: Checkpoint, shape: Sequence[int], name: s
         )
 
 
-def _unused(name: str) -> str:
-    return (
+def _unused(checkpoint: Checkpoint, skeleton: PreTrainedModel) -> list[str]:
+    """A note on each trained copy that does not run, unless PEFT's second one runs in its place."""
+    if checkpoint.text_embeddings is not None:
+        return []
+    return [
         f"left out {name}: beside virtual tokens PEFT trains it in a copy that it never runs, and "
         "takes the base model's own"
-    )
+        for name in sorted(unused_copies(checkpoint, skeleton))
+    ]
 
 
 def _load_config(
