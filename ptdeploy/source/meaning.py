@@ -243,8 +243,10 @@ def _in_range(name: str, value: Any, vocab_size: int) -> bool:
 
 def _eos(base: BaseModel, given: Any, vocab_size: int) -> tuple[tuple[int, ...], list[str]]:
     """The tokens that end a row, and what of them means none."""
-    if given is None:
-        given = getattr(base.config.get_text_config(), "eos_token_id", None)
+    # A part for text has its class's own token where the file names the whole model's.
+    for config in (base.config, base.config.get_text_config()):
+        if given is None:
+            given = getattr(config, "eos_token_id", None)
     found = given if isinstance(given, (list, tuple)) else [] if given is None else [given]
     ids = [one for one in found if isinstance(one, int) and not isinstance(one, bool)]
     if len(ids) != len(found):

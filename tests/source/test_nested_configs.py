@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from ptdeploy.errors import BaseModelError
 from ptdeploy.parity.reference.peft import row_logits
 from ptdeploy.source.base import BaseModel, resolve_base
 from ptdeploy.source.checkpoint import read_checkpoint
+from ptdeploy.source.meaning import generation_defaults
 
 # Longer than the window of 12.
 IDS = np.array([5, 9, 33, 71, 8] * 5, np.int64)
@@ -92,6 +94,19 @@ def test_an_engine_is_equal_to_peft(tmp_path, architecture, task):
     assert np.allclose(logits, want, rtol=0, atol=1e-5)
     if task == "CAUSAL_LM":
         assert bundle.manifest.generation.eos_token_ids == (7,)
+
+
+@pytest.mark.parametrize(("whole", "text", "eos"), [([1, 9], 3, (1, 9)), (None, 3, (3,))])
+def test_rows_end_at_the_tokens_of_the_whole_model(tmp_path, whole, text, eos):
+    one = trained(tmp_path, "gemma3", "CAUSAL_LM")
+    file = one.base / "config.json"
+    config = json.loads(file.read_text())
+    config["text_config"]["eos_token_id"] = text
+    file.write_text(json.dumps({**config, "eos_token_id": whole}))
+    (one.base / "generation_config.json").write_text("{}")
+    options, notes = generation_defaults(resolve(one))
+    assert options.eos_token_ids == eos
+    assert not notes
 
 
 def test_a_hybrid_model_is_refused_by_name(tmp_path, monkeypatch):
