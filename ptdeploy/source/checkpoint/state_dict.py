@@ -19,6 +19,7 @@ from ptdeploy.source.checkpoint.tensors import (
     TENSOR_SUFFIXES,
     read_json,
     read_tensors,
+    shared_names,
     tensor_files,
 )
 from ptdeploy.source.checkpoint.types import Checkpoint
@@ -99,6 +100,7 @@ def read_state(file: Path) -> dict[str, torch.Tensor]:
     Raises CheckpointError if the file holds none, or more than one.
     """
     stored = read_tensors(file)
+    stored |= {out: stored[kept] for out, kept in shared_names(file).items()}
     tensors = unwrap(file, stored, ENCODER)
     refuse_several(file, tensors or stored)
     if not tensors:

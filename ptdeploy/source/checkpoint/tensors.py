@@ -116,6 +116,19 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
         ) from error
 
 
+def shared_names(path: Path) -> dict[str, str]:
+    """The names that safetensors' save_model left out of a file, each with the one that it kept of
+    the same tensor."""
+    from safetensors import safe_open
+
+    if path.suffix != ".safetensors":
+        return {}
+    with safe_open(path, framework="np") as file:
+        held = set(file.keys())
+        said = file.metadata() or {}
+    return {out: kept for out, kept in said.items() if kept in held and out not in held}
+
+
 def _read_torch(path: Path) -> dict[str, torch.Tensor]:
     torch = require_torch()
     try:
