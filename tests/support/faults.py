@@ -404,7 +404,7 @@ FAULTS = (
     Fault("pooled at the second position", "bert", _B1 + "attention.self.query",
           changed(_B1 + "attention.self.query/Gather", 1, lambda index: index + 1)),
     Fault("class read one token early", "gpt2 classes", "score",
-          appended("program/Sub_1", ("Sub", [None, np.int64(1)], {}))),
+          appended("program/Sub_3", ("Sub", [None, np.int64(1)], {}))),
     Fault("rotary missing on the keys", "qwen2", _Q0 + "self_attn",
           lambda bundle, _: bundle.bypass(_Q0 + "self_attn/RotaryEmbedding_1")),
     Fault("joined rows see each other", "qwen2 wide", _Q1 + "self_attn",
