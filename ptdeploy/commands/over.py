@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -142,12 +142,12 @@ def check_base(bundle: Bundle, where: str | Path, base: BaseInfo, fix: str = _OT
     """Raises BaseModelError unless a prompt's base model is the one that the engine was made of."""
     own = bundle.manifest.base
     for found, wanted, what in (
-        (base.config_sha256, own.config_sha256, "configuration"),
-        (base.weights_sha256, own.weights_sha256, "weights"),
+        (base.config_sha256, own.config_sha256, "another configuration"),
+        (base.weights_sha256, own.weights_sha256, "other weights"),
     ):
         if found != wanted:
             raise BaseModelError(
-                f"{where}: its base model {base.name} has other {what} than {own.name}, which the "
+                f"{where}: its base model {base.name} has {what} than {own.name}, which the "
                 f"engine of {bundle.path} was made of.",
                 fix,
             )
@@ -234,8 +234,20 @@ def _freeze(bundle: Bundle, source: Source, progress: Progress) -> dict[str | No
         hashed = msgspec.structs.replace(
             bundle.manifest.base, name=base.name, weights_sha256=weights_sha256(model, own)
         )
-        check_base(bundle, checkpoint.path, hashed)
+        check_base(bundle, checkpoint.path, hashed, _base_fix(checkpoint, own))
     return {name: replace(prompt, head=head) for name, prompt in prompts.items()}
+
+
+def _base_fix(checkpoint: Checkpoint, head: Collection[str]) -> str:
+    """What to do where the weights are not the engine's, of which `head` is no part.
+
+    Either the base model is another one, or the checkpoint brings weights of its own.
+    """
+    brought = sorted(set(checkpoint.copied) - set(head))
+    if not brought:
+        return _OTHER_BASE
+    shown = ", ".join(brought[:3]) + (f" and {len(brought) - 3} more" if len(brought) > 3 else "")
+    return f"The checkpoint brings its own {shown}, which no prompt of an engine has. {_OWN_BUNDLE}"
 
 
 def _head(

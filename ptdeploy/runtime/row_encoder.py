@@ -93,6 +93,11 @@ class RowEncoder:
             )
         encoding = self.tokenizer.encode(text, pair=pair)
         if not encoding.ids:
+            if text or pair:
+                raise InputError(
+                    "The tokenizer makes no token of the text, and an engine needs one at least.",
+                    "See that the bundle was compiled with the model's own tokenizer.",
+                )
             raise InputError(
                 "The text is empty: an engine needs at least one token.", "Give it some text."
             )

@@ -348,7 +348,7 @@ def strangers(tmp_path_factory) -> Path:
     ("stranger", "error", "reason"),
     [
         ("weights", BaseModelError, "has other weights than"),
-        ("config", BaseModelError, "has other configuration than"),
+        ("config", BaseModelError, "has another configuration than"),
         ("task", CheckpointError, "was trained for TOKEN_CLS, and the engine of"),
         ("prefix", CheckpointError, "holds a prefix KV alone, and the engine of"),
     ],

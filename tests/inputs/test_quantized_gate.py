@@ -14,12 +14,15 @@ from onnx import numpy_helper
 from safetensors.torch import load_file, save_file
 from support import tiny
 from support.faults import Editor
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 import ptdeploy
 from ptdeploy.bundle import RequestLimits
 from ptdeploy.bundle.precision import quantized
 from ptdeploy.bundle.quantization import QuantizationOptions, quantization_for
 from ptdeploy.bundle.task import Task
+from ptdeploy.errors import InputError
 from ptdeploy.parity.cases import Comparison, reference_rows
 from ptdeploy.parity.checks import quality_notes, quantization_failures
 from ptdeploy.parity.quality import Quality, clear, detectable, logits_error
@@ -113,6 +116,15 @@ def test_the_reference_shares_no_weights_with_the_model_that_is_exported(one_cla
     after = compute_reference(checkpoint, base, LIMITS, asked, texts)
     for one, other in zip(before.evaluation, after.evaluation, strict=True):
         assert np.array_equal(one.logits, other.logits)
+
+
+def test_a_tokenizer_that_makes_no_tokens_is_named():
+    nothing = Tokenizer(models.BPE({"\u4e00": 0}, []))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=nothing)
+    with pytest.raises(InputError, match="ptdeploy's own evaluation text: no text of it"):
+        evaluation_text(tokenizer, LIMITS, None, Task.SEQ_CLS)
+    with pytest.raises(InputError, match="--quality-text: no text of it is at least two tokens"):
+        evaluation_text(tokenizer, LIMITS, ("one", "other"), Task.SEQ_CLS)
 
 
 def test_a_classifier_is_evaluated_on_many_texts_of_many_lengths():

@@ -144,6 +144,17 @@ def test_a_bare_base_and_bare_virtual_tokens_keep_its_own_output_layer(tmp_path)
     assert np.allclose(logits, plain, rtol=0, atol=1e-5)
 
 
+def test_a_prompt_for_an_engine_names_what_it_was_trained_with(tmp_path):
+    base = tied_base(tmp_path / "base")
+    train(tmp_path, base, "prompt tuning", ())
+    out = tmp_path / "out"
+    bundle = ptdeploy.compile(tmp_path / "adapter", base=str(base), target="ort", output=out)
+    train(tmp_path, base, "prompt tuning", (HEAD,))
+    with pytest.raises(ptdeploy.BaseModelError, match="has other weights than base") as refused:
+        ptdeploy.prompt_add(bundle.path, tmp_path / "adapter", name="other", base=str(base))
+    assert refused.value.fix.startswith("The checkpoint brings its own lm_head.weight, which no ")
+
+
 @pytest.mark.parametrize(
     ("kind", "modules", "make"),
     [

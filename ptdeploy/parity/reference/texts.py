@@ -109,16 +109,19 @@ def evaluation_text(
         ours, most = evaluation_texts(), _EVALUATION_CLASSIFIED
     alone = [row for text in texts or ours if (row := _row(tokenizer, text)).ids.size > 1][:most]
     alone = [cut(row, longest) for row in alone]
+    said = "--quality-text" if texts else "ptdeploy's own evaluation text"
     for row in alone:
         largest = int(row.ids.max())
         if largest >= limits.vocab_size:
             token = tokenizer.convert_ids_to_tokens(largest)
-            raise InputError(
-                f"--quality-text: holds {token!r} ({largest}), which has no embedding."
-            )
+            raise InputError(f"{said}: holds {token!r} ({largest}), which has no embedding.")
     if not alone:
         raise InputError(
-            "--quality-text: no line is at least two tokens long.", "Give longer texts."
+            f"{said}: no text of it is at least two tokens long.",
+            "Give longer texts."
+            if texts
+            else "See that the tokenizer is the model's own (--tokenizer DIR), or give texts with "
+            "--quality-text.",
         )
     rows = [*alone, *_long_rows(alone, limits, task)]
     if limits.type_vocab_size:
