@@ -6,7 +6,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TextIO, TypeVar
 
@@ -95,28 +95,29 @@ class Progress:
         """`items`, of which there are `total`; every two seconds it says how many came, to whoever
         waits at a terminal while they go elsewhere.
         """
-        watched = self._is_watched() and not (sys.stdout and sys.stdout.isatty())
-        last, said = time.monotonic(), False
-        for number, item in enumerate(items):
-            if watched and time.monotonic() - last >= PATIENCE:
-                last, said = time.monotonic(), True
-                self._say(f"\r  {number} of {total} {what}", end="")
-            yield item
-        if said:
-            self._say(f"\r  {total} of {total} {what}")
+        apart = not (sys.stdout and sys.stdout.isatty())
+        if (yield from self._told(items, total, what, "  ", apart)):
+            self._say("")
 
     def within(self, items: Sequence[_T], what: str) -> Iterator[_T]:
         """`items`, one after another, within a long stage: whoever waits at a terminal is told
         behind its title every two seconds how many are done.
         """
-        watched, last, said = self._is_watched(), time.monotonic(), False
+        yield from self._told(items, len(items), what, f"{self._line} ")
+
+    def _told(
+        self, items: Iterable[_T], total: int, what: str, before: str, asked: bool = True
+    ) -> Generator[_T, None, bool]:
+        """`items`; says behind `before` how many came, if `asked`, and returns whether it did."""
+        watched, last, said = asked and self._is_watched(), time.monotonic(), False
         for number, item in enumerate(items):
             if watched and time.monotonic() - last >= PATIENCE:
                 last, said = time.monotonic(), True
-                self._say(f"\r{self._line} {number} of {len(items)} {what}", end="")
+                self._say(f"\r{before}{number} of {total} {what}", end="")
             yield item
         if said:
-            self._say(f"\r{self._line} {len(items)} of {len(items)} {what}", end="")
+            self._say(f"\r{before}{total} of {total} {what}", end="")
+        return said
 
     def _is_watched(self) -> bool:
         """Whether somebody reads it while it is written."""

@@ -107,12 +107,12 @@ class Profile:
 def profile_bundle(
     bundle: str | Path,
     *,
-    batch: int = 1,
-    tokens: int | None = None,
-    rounds: int = ROUNDS,
-    device: str | None = None,
-    threads: int | None = None,
-    prompt: str | None = None,
+    batch: int,
+    tokens: int | None,
+    rounds: int,
+    device: str | None,
+    threads: int | None,
+    prompt: str | None,
     progress: Progress,
 ) -> Profile:
     """See ptdeploy.profile."""

@@ -11,7 +11,8 @@ import pytest
 import safetensors.torch
 import torch
 import transformers
-from support import kinds, tiny
+from support import tiny
+from support.copies import train_copies
 
 import ptdeploy
 from ptdeploy.bundle.task import Task
@@ -53,15 +54,7 @@ def train(folder: Path, case: tuple[str, str, str], kind: str = "P-Tuning, MLP")
     more = {"is_decoder": True, "tie_word_embeddings": True} if task == "CAUSAL_LM" else {}
     base = AUTO[task].from_config(tiny.base_config(architecture, **more)).eval()
     base.save_pretrained(folder / "base")
-    told = kinds.KINDS[kind](base, task_type=task, num_virtual_tokens=5)
-    told.modules_to_save = [module]
-    trained = peft.get_peft_model(base, told).eval()
-    with torch.no_grad():
-        for name, parameter in trained.named_parameters():
-            if ".modules_to_save." in name:
-                parameter += 0.1 * torch.randn_like(parameter)
-    trained.save_pretrained(folder / "adapter")
-    torch.save(trained.state_dict(), folder / "full.pt")
+    trained = train_copies(folder, base, task, kind, [module])
     safetensors.torch.save_model(trained, str(folder / "shared.safetensors"))
     # As other writers have it, which say nothing of the names that they leave out.
     shared = safetensors.torch.load_file(folder / "shared.safetensors")

@@ -14,6 +14,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from support import kinds, tiny
+from support.copies import train_copies
 from transformers.cache_utils import DynamicCache
 
 import ptdeploy
@@ -55,16 +56,7 @@ def untied_base(folder: Path) -> Path:
 
 def train(folder: Path, base: Path, kind: str, modules: tuple[str, ...]) -> None:
     """Save an adapter and a state dict with those modules trained beside the prompt."""
-    model = base_of(base)
-    told = kinds.KINDS[kind](model, task_type="CAUSAL_LM", num_virtual_tokens=5)
-    told.modules_to_save = list(modules) or None
-    trained = peft.get_peft_model(model, told).eval()
-    with torch.no_grad():
-        for name, parameter in trained.named_parameters():
-            if ".modules_to_save." in name:
-                parameter += 0.1 * torch.randn_like(parameter)
-    trained.save_pretrained(folder / "adapter")
-    torch.save(trained.state_dict(), folder / "full.pt")
+    train_copies(folder, base_of(base), "CAUSAL_LM", kind, modules)
     shutil.copy(folder / "adapter" / "adapter_config.json", folder)
 
 

@@ -58,7 +58,7 @@ def session_options(device: str, threads: int | None = None, map_weights: bool =
         options.add_session_config_entry("session.disable_prepacking", "1")
     # ONNX Runtime's own default counts the machine's cores, and ties a thread to each of them.
     options.intra_op_num_threads = threads or default_threads()
-    cpus = tied_cpus(threads) if device == "cpu" else None
+    cpus = tied_cpus(options.intra_op_num_threads) if device == "cpu" else None
     if cpus and len(cpus) > 1:
         # It counts CPUs from one, and leaves out the caller, which is the first thread.
         others = ";".join(str(cpu + 1) for cpu in cpus[1:])

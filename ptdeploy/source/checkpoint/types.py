@@ -98,9 +98,8 @@ class Checkpoint:
     that PEFT trained in a copy of a module, beside the base's own, each with that module's name.
     `text_embeddings`, float32 (vocabulary, embedding dim), are the token embeddings that PEFT runs
     for a text beside virtual tokens, where it trained them apart from the base model's.
-    `unusable` are tensors under
-    such names that are no finite floating point numbers: only the base model says whether any of
-    them matters.
+    `unusable` are tensors under such names that are no finite floating point numbers: only the
+    base model says whether any of them matters.
     """
 
     path: Path
