@@ -57,7 +57,8 @@ class DenseKV:
         self.lengths = self.starts.copy()
         self._ids = np.zeros((rows, 1), np.int64)
         self._logits = np.zeros((rows, 1, layout.vocabulary), np.float32)
-        self._decode = self._bound()
+        # A buffer that rows only share for their prefill never decodes.
+        self._decode: Callable[[], None] | None = None
 
     @property
     def rows(self) -> int:
@@ -83,7 +84,7 @@ class DenseKV:
                 self._write_prefix(row, prefix)
                 self._prefixes[row], self.starts[row] = prefix, prefix_length(prefix)
         if any(placed is not self._beside[name] for name, placed in beside.items()):
-            self._beside, self._decode = beside, self._bound()
+            self._beside, self._decode = beside, None
         self.reset()
         return True
 
@@ -186,6 +187,8 @@ class DenseKV:
     def decode(self, tokens: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float32]:
         """Append one token to every row; gives logits (rows, vocabulary), overwritten next time."""
         self._ids[:, 0] = tokens
+        if self._decode is None:
+            self._decode = self._bound()
         self._decode()
         self.lengths += 1
         logits: NDArray[np.float32] = self._logits[:, 0]
@@ -208,11 +211,9 @@ class DenseKV:
         self, row: int, slot: int, source: DenseKV, source_row: int, source_slot: int, count: int
     ) -> None:
         """Make `count` slots of `row`, from `slot` on, what another buffer's row has."""
-        own, other = slice(row, row + 1), slice(source_row, source_row + 1)
-        part, at = slice(source_slot, source_slot + count), np.array([slot], np.int64)
-        for name, placed in self._placed.items():
-            states = np.ascontiguousarray(source._placed[name].read()[other, :, part])
-            placed.rows(own).write_slots(at, self._session.place(states))
+        part = slice(source_slot, source_slot + count)
+        for name in self._placed:
+            self._write_slots(name, row, slot, source._placed[name].read()[source_row, :, part])
 
     def _write_prefix(self, row: int, prefix: Prefix) -> None:
         """Put a prefix into a row's first slots, and zeros where the one before it was longer.
@@ -220,9 +221,18 @@ class DenseKV:
         An engine may read slots under a mask, and a mask hides no infinity.
         """
         slots = max(prefix_length(prefix), int(self.starts[row]))
-        for index, placed in enumerate(self._placed.values()):
-            states = self._session.place(_filled(self._layout, index, [prefix], slots))
-            placed.rows(slice(row, row + 1)).write_slots(np.zeros(1, np.int64), states)
+        for index, name in enumerate(self._placed):
+            self._write_slots(name, row, 0, _filled(self._layout, index, [prefix], slots)[0])
+
+    def _write_slots(self, name: str, row: int, slot: int, states: NDArray[Any]) -> None:
+        """Put states (heads, new, width) into a row of one array, from `slot` on."""
+        placed = self._placed[name]
+        if self._session.in_host_memory:
+            # Eight rows of a small model are hundreds of copies: each is one, of the slots alone.
+            placed.read()[row, :, slot : slot + states.shape[1]] = states
+        else:
+            new = self._session.place(np.ascontiguousarray(states[None]))
+            placed.rows(slice(row, row + 1)).write_slots(np.array([slot], np.int64), new)
 
     def _bound(self) -> Callable[[], None]:
         """A decode step of all rows."""
