@@ -37,7 +37,6 @@ class FakeCuda:
         self.graphs: set[int] = set()
         self._memory: dict[int, Any] = {}
         self._recorded: dict[int, list[Callable[[], object]]] = {}
-        self._recording: list[Callable[[], object]] | None = None
         self._mine = threading.local()
 
     def __getattr__(self, name: str) -> Callable[..., tuple[Any, ...]]:
@@ -59,6 +58,15 @@ class FakeCuda:
     @property
     def device(self) -> int:
         return getattr(self._mine, "device", 0)
+
+    @property
+    def _recording(self) -> list[Callable[[], object]] | None:
+        """What this thread has recorded so far; None while it does not."""
+        return getattr(self._mine, "recording", None)
+
+    @_recording.setter
+    def _recording(self, recorded: list[Callable[[], object]] | None) -> None:
+        self._mine.recording = recorded
 
     def enqueue(self, work: Callable[[], object]) -> None:
         work() if self._recording is None else self._recording.append(work)

@@ -78,6 +78,64 @@ def test_a_step_that_cannot_be_recorded_is_tried_once_and_goes_on_plainly(api, f
     assert not fails or count(api, "cudaGetLastError") == 1
 
 
+class Cycle:
+    """Memory on the GPU that only a collection frees."""
+
+    def __init__(self) -> None:
+        self.block, self.me = cuda.Block(16), self
+
+
+def test_no_garbage_is_collected_until_a_recording_has_ended(api):
+    """Whether it would be depends on how near the collector was to its next collection."""
+    stream, live, while_recorded = cuda.Stream(), [], []
+    free = FakeCuda._cudaFree
+
+    def noted(self, pointer):
+        while_recorded.append(self._recording is not None)
+        return free(self, pointer)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FakeCuda, "_cudaFree", noted)
+        for _ in range(3000):
+            Cycle()
+            live.append([])
+            stream.capture(lambda: None)
+    assert len(while_recorded) > 1000
+    assert True not in while_recorded
+    assert gc.isenabled()
+
+
+def test_two_threads_that_record_at_once_keep_the_collector_off_until_both_have_ended(api):
+    first, second, states = cuda.Stream(), cuda.Stream(), []
+    begun, ended = threading.Event(), threading.Event()
+
+    def longer() -> None:
+        begun.set()
+        assert ended.wait(10)
+        states.append(gc.isenabled())
+
+    thread = threading.Thread(target=lambda: second.capture(longer))
+
+    def shorter() -> None:
+        thread.start()
+        assert begun.wait(10)
+
+    first.capture(shorter)
+    ended.set()
+    thread.join()
+    assert states == [False]
+    assert gc.isenabled()
+
+
+def test_a_collector_that_was_off_stays_off_after_a_recording(api):
+    gc.disable()
+    try:
+        cuda.Stream().capture(lambda: None)
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+
+
 def test_a_session_stays_on_the_gpu_that_it_was_opened_on(api):
     api.cudaSetDevice(1)
     contexts: list[FakeContext] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import math
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -107,6 +108,32 @@ def _words(api: Any, status: Any) -> str:
     return text.decode() if isinstance(text, bytes) else str(status)
 
 
+# How many threads record now, and whether the collector is to run again after the last of them.
+_recording, _collects = 0, False
+_recording_lock = threading.Lock()
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """No collection while a thread records: memory that it frees there would end the capture.
+
+    The collector is the process's, so that it stays off until the last thread has recorded.
+    """
+    global _recording, _collects
+    with _recording_lock:
+        if not _recording:
+            _collects = gc.isenabled()
+            gc.disable()
+        _recording += 1
+    try:
+        yield
+    finally:
+        with _recording_lock:
+            _recording -= 1
+            if not _recording and _collects:
+                gc.enable()
+
+
 class Stream:
     """A stream of its own, which does not wait for the default one."""
 
@@ -123,10 +150,7 @@ class Stream:
         api = runtime()
         # Only this thread's calls count: another may allocate meanwhile.
         mode = api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        # Memory that a collection frees meanwhile would end the capture.
-        collects = gc.isenabled()
-        gc.disable()
-        try:
+        with _no_collection():
             call(api.cudaStreamBeginCapture, self.handle, mode)
             try:
                 work()
@@ -134,10 +158,8 @@ class Stream:
                 # An open capture would make the stream useless to whoever comes next.
                 self._drop_capture()
                 raise
-        finally:
-            if collects:
-                gc.enable()
-        return Graph(call(api.cudaStreamEndCapture, self.handle))
+            recorded = call(api.cudaStreamEndCapture, self.handle)
+        return Graph(recorded)
 
     def _drop_capture(self) -> None:
         api = runtime()
