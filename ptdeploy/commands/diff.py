@@ -16,11 +16,11 @@ import numpy as np
 from ptdeploy import arguments
 from ptdeploy.arguments import checked, flag, path
 from ptdeploy.backends import engine_facts, engine_words
-from ptdeploy.bundle import Bundle, read_bundle, whole
+from ptdeploy.bundle import Bundle, Manifest, read_bundle, whole
 from ptdeploy.bundle.signature import words_of
 from ptdeploy.bundle.task import TensorSpec
 from ptdeploy.errors import InputError, TargetUnavailable
-from ptdeploy.parity.completed import completed
+from ptdeploy.parity.completed import completed, pending
 from ptdeploy.parity.measure import finite
 from ptdeploy.parity.quality import row_logits
 from ptdeploy.parity.reference.store import load_reference
@@ -28,20 +28,10 @@ from ptdeploy.printable import number_of, printable_fields
 from ptdeploy.runtime import Engine, open_engine
 
 _NEW_TOKENS, _ROWS, _TOKENS = 16, 8, 32
-# The manifest's fields that say what a bundle is, in the order they are shown: before its graph, of
-# its prompt what a compilation decides, and after it.
-_FIRST = ("target", "device", "precision", "task", "base")
-_OF_PROMPT = (
-    "kind",
-    "num_virtual_tokens",
-    "token_dim",
-    "sha256",
-    "prefix_kv",
-    "labels",
-    "head",
-    "padding_id",
-)
-_LAST = ("quantization", "generation")
+# What a manifest, and a prompt in it, has that is shown in other parts or in other words. Every
+# other field is a setting, also one that is new.
+_IN_OTHER_PARTS = ("versions", "graphs", "prompts", "base", "files")
+_PARITY = ("parity", "graph_parity")
 # The parity of an engine that was built where it cannot run.
 _PENDING = "pending"
 
@@ -71,6 +61,9 @@ class Speed(msgspec.Struct, frozen=True):
 class Difference(msgspec.Struct, frozen=True):
     """Two bundles beside each other. Everything that is equal in both is left out.
 
+    `settings` has all that the manifests say but for what is in the other parts. Of the default
+    prompts, whatever they are called, it has every field, as `prompt`, and of every other prompt
+    that both have; files are compared by role, size and SHA-256.
     `parity` has what was found of the engine and, where there is one, of its graph check, never one
     beside the other; an engine that has not run yet is "pending".
     `logits_max_abs` is the largest difference of the two engines' logits on the first one's stored
@@ -116,12 +109,11 @@ def _compare(before: str | Path, after: str | Path, speed: bool, rounds: int) ->
         )
     engines = _open(bundles, speed, notes)
     apart = _apart(bundles[0], *engines) if engines else None
-    left, right = (_settings(bundle) for bundle in bundles)
     return Difference(
         versions=_changes(a.versions, b.versions),
-        settings=_flat(_beside(left, right)),
-        parity=_flat(_beside(*map(_parity, bundles))),
-        files=_changes(_sizes(bundles[0]), _sizes(bundles[1])),
+        settings=_flat(_settings(bundles[0], b), _settings(bundles[1], a)),
+        parity=_flat(_parity(bundles[0], b), _parity(bundles[1], a)),
+        files=_changes(_files(bundles[0]), _files(bundles[1])),
         operators=None
         if operators[0] is None or operators[1] is None
         else _changes(operators[0], operators[1]),
@@ -140,7 +132,7 @@ def describe(found: Difference) -> str:
         ("versions", found.versions),
         ("settings", found.settings),
         ("parity", found.parity),
-        ("bytes", found.files),
+        ("files", _in_file_words(found.files)),
         ("operators", found.operators),
     ):
         if changes is None:
@@ -155,6 +147,18 @@ def describe(found: Difference) -> str:
     ]
     lines += [f"note: {note}" for note in found.notes]
     return "\n".join(lines)
+
+
+def _in_file_words(changes: tuple[Change, ...]) -> tuple[Change, ...]:
+    return tuple(Change(one.name, _file(one.before), _file(one.after)) for one in changes)
+
+
+def _file(entry: dict[str, Any] | None) -> str | None:
+    """A file's role, size and the start of its SHA-256."""
+    if entry is None:
+        return None
+    of = f" of {entry['of']}" if entry["of"] else ""
+    return f"{entry['role']}{of}, {number_of(entry['size'], 'byte')}, {entry['sha256'][:12]}"
 
 
 def _logits_words(found: Difference) -> str:
@@ -197,33 +201,40 @@ def _compared(bundle: Bundle) -> dict[str, Any]:
     return dict(engine_words(bundle.manifest.target, engine_facts(bundle)).compared)
 
 
-def _sizes(bundle: Bundle) -> dict[str, int]:
-    return {entry.path: entry.size for entry in bundle.manifest.files}
+def _files(bundle: Bundle) -> dict[str, dict[str, Any]]:
+    """What the manifest says of each file, by its path."""
+    return {one.path: _without(one, "path") for one in bundle.manifest.files}
 
 
-def _settings(bundle: Bundle) -> dict[str, Any]:
-    """What a bundle is, as plain data by name; of its prompts the default one in full."""
+def _settings(bundle: Bundle, other: Manifest) -> dict[str, Any]:
+    """What a bundle is, as plain data by name. Default prompts are held beside each other, whatever
+    they are called; all others by their names, in full where the `other` bundle has one too."""
     manifest = bundle.manifest
-    plain: dict[str, Any] = msgspec.to_builtins(manifest)
-    graph, prompt = manifest.graph, msgspec.to_builtins(manifest.prompt)
+    default, graph = manifest.default_prompt, manifest.graph
     return {
-        **{name: plain[name] for name in _FIRST},
-        "graph": {"route": graph.route, "reason": graph.reason},
-        "graph.inputs": _tensors(graph.inputs),
-        "graph.outputs": _tensors(graph.outputs),
-        "limits": plain["limits"],
-        "default_prompt": manifest.default_prompt,
-        "prompt": {name: prompt[name] for name in _OF_PROMPT},
-        "prompt.source": {name: prompt["source"][name] for name in ("format", "adapter")},
-        "prompt.source.files": prompt["source"]["files"],
-        "prompts": {
-            name: f"{number_of(one.num_virtual_tokens, 'virtual token')}, {one.sha256[:16]}"
-            for name, one in manifest.prompts.items()
-            if name != manifest.default_prompt
+        **_without(manifest, *_IN_OTHER_PARTS),
+        "base": _without(manifest.base, *_PARITY),
+        "graph": {
+            **_without(graph, "inputs", "outputs"),
+            "inputs": _tensors(graph.inputs),
+            "outputs": _tensors(graph.outputs),
         },
-        **{name: plain[name] for name in _LAST},
+        "prompt": _without(manifest.prompt, *_PARITY),
+        "prompts": {
+            name: _without(one, *_PARITY)
+            if name in other.prompts
+            else f"{number_of(one.num_virtual_tokens, 'virtual token')}, {one.sha256[:16]}"
+            for name, one in manifest.prompts.items()
+            if name != default or name != other.default_prompt
+        },
         "engine": _compared(bundle),
     }
+
+
+def _without(struct: msgspec.Struct, *names: str) -> dict[str, Any]:
+    """A struct's fields as plain data, but for some."""
+    plain: dict[str, Any] = msgspec.to_builtins(struct)
+    return {name: value for name, value in plain.items() if name not in names}
 
 
 def _tensors(specs: Sequence[TensorSpec]) -> dict[str, str]:
@@ -234,29 +245,34 @@ def _tensors(specs: Sequence[TensorSpec]) -> dict[str, str]:
     return {role: ", ".join(dict.fromkeys(found)) for role, found in words.items()}
 
 
-def _parity(bundle: Bundle) -> dict[str, Any]:
-    """What was found of the default prompt on the engine, and on the graph it was built from."""
-    prompt = bundle.manifest.prompt
-    of_engine = prompt.parity or completed(bundle).get(bundle.manifest.default_prompt)
-    found: dict[str, Any] = {
-        "engine": _PENDING if of_engine is None else msgspec.to_builtins(of_engine),
-        "graph check": msgspec.to_builtins(prompt.graph_parity),
-    }
-    return found
+def _parity(bundle: Bundle, other: Manifest) -> dict[str, Any]:
+    """What was found of each prompt on the engine, and on the graph it was built from; of the
+    default one first, as in `_settings`."""
+    manifest, later, left = bundle.manifest, completed(bundle), pending(bundle)
+    default = manifest.default_prompt
+
+    def found(name: str | None) -> dict[str, Any]:
+        of = manifest.base if name is None else manifest.prompts[name]
+        engine = msgspec.to_builtins(of.parity or later.get(name))
+        return {
+            "engine": _PENDING if engine is None and name in left else engine,
+            "graph check": msgspec.to_builtins(of.graph_parity),
+        }
+
+    others = [name for name in manifest.prompts if name != default or name != other.default_prompt]
+    base = {} if default is None else {"base": found(None)}
+    return {**found(default), **base, "prompts": {name: found(name) for name in others}}
 
 
-def _beside(left: dict[str, Any], right: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    return {name: (left[name], right[name]) for name in left}
-
-
-def _flat(settings: dict[str, tuple[Any, Any]]) -> tuple[Change, ...]:
+def _flat(before: dict[str, Any], after: dict[str, Any]) -> tuple[Change, ...]:
+    """What differs, by its path of names."""
     found: list[Change] = []
-    for name, (before, after) in settings.items():
-        if isinstance(before, dict) and isinstance(after, dict):
-            inner = _changes(before, after)
-            found += [Change(f"{name}.{one.name}", one.before, one.after) for one in inner]
-        elif before != after:
-            found.append(Change(name, before, after))
+    for one in _changes(before, after):
+        if isinstance(one.before, dict) and isinstance(one.after, dict):
+            inner = _flat(one.before, one.after)
+            found += [msgspec.structs.replace(i, name=f"{one.name}.{i.name}") for i in inner]
+        else:
+            found.append(one)
     return tuple(found)
 
 
@@ -333,7 +349,17 @@ def _change_words(change: Change) -> str:
         words = [_words(value, digits) for value in (change.before, change.after)]
         if words[0] != words[1]:
             break
-    return " -> ".join(text if len(text) <= 60 else f"{text[:57]}..." for text in words)
+    start = next((i for i, (a, b) in enumerate(zip(*words, strict=False)) if a != b), 0)
+    return " -> ".join(_shortened(text, start) for text in words)
+
+
+def _shortened(text: str, start: int) -> str:
+    """At most 60 characters of a text, with that at `start`, where it differs from the other."""
+    if len(text) <= 60:
+        return text
+    first = 0 if start < 50 else start - 20
+    more = "..." if first + 57 < len(text) else ""
+    return f"{'...' if first else ''}{text[first : first + 57]}{more}"
 
 
 def _words(value: Any, digits: int) -> str:

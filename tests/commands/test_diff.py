@@ -7,12 +7,13 @@ import shutil
 from functools import partial
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from support import damage, tiny
 
 import ptdeploy
-from ptdeploy.bundle import read_bundle
+from ptdeploy.bundle import PromptInfo, read_bundle
 from ptdeploy.cli.main import main
 from ptdeploy.commands import diff
 from ptdeploy.parity.quality import row_logits
@@ -204,3 +205,81 @@ def test_a_prompt_that_came_to_a_bundle_is_named(compiled, packed, tmp_path, cap
     ptdeploy.prompt_add(after, packed("bert", "SEQ_CLS").path, name="legal")
     assert main(["diff", str(before), str(after)]) == 0
     assert "prompts.legal: none -> 3 virtual tokens, " in capsys.readouterr().out
+
+
+def _changed(before, after) -> dict[str, tuple[object, object]]:
+    found = ptdeploy.diff(before, after)
+    every = found.settings + found.files + found.parity
+    return {one.name: (one.before, one.after) for one in every}
+
+
+def test_another_file_of_the_same_size_is_a_difference(compiled, tmp_path, capsys):
+    bundle = compiled("bert", "SEQ_CLS", tokenizer="characters").bundle
+    before, after = (shutil.copytree(bundle, tmp_path / name) for name in ("before", "after"))
+    content = json.loads((bundle / "tokenizer.json").read_bytes())
+    damage.replace(before, "tokenizer.json", json.dumps(content).encode())
+    vocabulary = content["model"]["vocab"]
+    first, second = list(vocabulary)[-2:]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    damage.replace(after, "tokenizer.json", json.dumps(content).encode())
+    assert list(_changed(before, after)) == ["tokenizer.json"]
+    assert main(["diff", str(before), str(after)]) == 0
+    size = (before / "tokenizer.json").stat().st_size
+    assert size == (after / "tokenizer.json").stat().st_size
+    assert f"tokenizer.json: tokenizer, {size} bytes, " in capsys.readouterr().out
+
+
+def test_the_tokenizers_settings_are_compared(compiled, tmp_path):
+    before = compiled("bert", "SEQ_CLS", tokenizer="characters").bundle
+    after = Path(shutil.copytree(before, tmp_path / "after"))
+    damage.edit(after, lambda m: m["tokenizer"].update(split_special_tokens=True))
+    assert _changed(before, after) == {"tokenizer.split_special_tokens": (False, True)}
+
+
+def test_every_field_of_a_prompt_that_is_no_default_is_compared(compiled, packed, tmp_path):
+    before, after = (tmp_path / name for name in ("before", "after"))
+    shutil.copytree(compiled("bert", "SEQ_CLS").bundle, before)
+    ptdeploy.prompt_add(before, packed("bert", "SEQ_CLS").path, name="legal")
+    shutil.copytree(before, after)
+
+    def change(manifest):
+        legal = manifest["prompts"]["legal"]
+        legal.update(labels=["a", "b", "c"], head="sigmoid", kind="another")
+        legal["source"]["adapter"] = "other"
+        legal["parity"]["max_abs"] = 0.5
+
+    damage.edit(after, change)
+    found = _changed(before, after)
+    names = ("labels", "head", "kind", "source.adapter", "engine.max_abs")
+    assert set(found) == {f"prompts.legal.{name}" for name in names}
+    assert found["prompts.legal.head"] == ("softmax", "sigmoid")
+    assert found["prompts.legal.engine.max_abs"][1] == 0.5
+
+
+def test_another_default_is_told_from_another_prompt(compiled, packed, tmp_path):
+    before, after = (tmp_path / name for name in ("before", "after"))
+    shutil.copytree(compiled("bert", "SEQ_CLS").bundle, before)
+    ptdeploy.prompt_add(before, packed("bert", "SEQ_CLS").path, name="legal")
+    shutil.copytree(before, after)
+    ptdeploy.prompt_default(after, "legal")
+    found = _changed(before, after)
+    assert found["default_prompt"] == ("default", "legal")
+    assert not [name for name in found if name.startswith("prompts.")]
+
+
+def test_no_field_of_a_manifest_is_forgotten(compiled):
+    manifest = read_bundle(compiled("bert", "SEQ_CLS").bundle).manifest
+    other = msgspec.structs.replace(manifest, default_prompt=None)
+    settings = diff._settings(read_bundle(compiled("bert", "SEQ_CLS").bundle), other)
+    shown = set(settings) | {"versions", "files", "graphs"}
+    assert set(manifest.__struct_fields__) <= shown
+    prompt = {*settings["prompts"]["default"], "parity", "graph_parity"}
+    assert set(PromptInfo.__struct_fields__) <= prompt
+
+
+def test_what_differs_in_long_values_is_shown():
+    many = tuple(f"label-{i}" for i in range(40))
+    words = diff._change_words(diff.Change("labels", many, (*many[:30], "other", *many[31:])))
+    before, after = words.split(" -> ")
+    assert "label-30" in before
+    assert "other" in after
