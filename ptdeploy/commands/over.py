@@ -204,11 +204,16 @@ def _check_kind(bundle: Bundle, checkpoint: Checkpoint, base: BaseModel) -> None
         raise CheckpointError(
             f"{where}: holds virtual tokens, and {engine} takes a prefix KV.", _OTHER_KIND
         )
-    tokens, most = checkpoint.num_virtual_tokens, bundle.manifest.limits.max_context
+    check_leaves_room(bundle, where, checkpoint.num_virtual_tokens)
+
+
+def check_leaves_room(bundle: Bundle, where: str | Path, tokens: int) -> None:
+    """Raises CheckpointError if a prompt of so many tokens leaves no room for text."""
+    most = bundle.manifest.limits.max_context
     if tokens >= most:
         raise CheckpointError(
             f"{where}: {tokens} virtual tokens leave no room for text in the {most} positions of "
-            f"{engine}.",
+            f"the engine of {bundle.path}.",
             _OWN_BUNDLE,
         )
 

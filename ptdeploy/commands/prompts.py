@@ -37,7 +37,7 @@ from ptdeploy.bundle.publish import Destination
 from ptdeploy.bundle.schema import FORMAT
 from ptdeploy.bundle.whose import OF_PROMPT, in_words
 from ptdeploy.commands.draft import Draft, prompt_place, prove, staged_of_prompt, told
-from ptdeploy.commands.over import alone, check_base, check_free, draft_over
+from ptdeploy.commands.over import alone, check_base, check_free, check_leaves_room, draft_over
 from ptdeploy.commands.request import PromptAddRequest, PromptChange
 from ptdeploy.errors import BundleError, InputError
 from ptdeploy.files import json_document
@@ -137,6 +137,8 @@ def _of_pack(
             "Compile its checkpoint over this bundle: ptdeploy compile CHECKPOINT --over BUNDLE",
         )
     check_base(bundle, pack.path, found.base, _OF_ITS_BASE)
+    if found.prompt.num_virtual_tokens <= arguments.MOST:  # else the pack is damaged: see below
+        check_leaves_room(bundle, pack.path, found.prompt.num_virtual_tokens)
     check_prefix(pack.path, found.prompt, manifest.prompts.values())
     name = request.name or pack.name
     check_free(bundle, [name], request.replace)
@@ -145,7 +147,7 @@ def _of_pack(
     )
     placed = pack.over(manifest, name)
     check_manifest(placed, ENGINES[manifest.task].manifest_problems(placed.manifest))
-    reference = _held_as_here(load_reference(placed), bundle, info)
+    reference = _held_as_here(load_reference(placed, cut=True), bundle, info)
     (entry,) = (one for one in placed.manifest.files if one.role == "prompt")
     path = f"{prompt_folder(name)}/prompt.safetensors"
     placed.copy(entry, folder / path)

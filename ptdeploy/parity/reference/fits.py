@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 from numpy.typing import NDArray
 
 from ptdeploy.bundle import Limits, Manifest, RequestLimits
-from ptdeploy.parity.cases import BatchCase
+from ptdeploy.errors import InputError
+from ptdeploy.parity.cases import BatchCase, batches
 from ptdeploy.parity.reference import Greedy, Reference, ReferenceRow, TextRow
 from ptdeploy.runtime import ENGINES
 
@@ -25,6 +29,42 @@ def check_fits(reference: Reference, manifest: Manifest) -> None:
         _check_greedy(f"greedy.{i:03}", one, manifest.request_limits)
     for i, text in enumerate(reference.evaluation):
         _check_text(f"evaluation.{i:03}", text, manifest)
+
+
+def cut_to(reference: Reference, manifest: Manifest, where: str | Path) -> Reference:
+    """The part of a reference that the engine takes, in the cases of this engine's batches.
+
+    `where` is what the reference came with, from another engine. Raises InputError if too little is
+    left to judge by.
+    """
+    limits = manifest.request_limits
+    most = limits.max_sequence
+    rows = tuple(row for row in reference.rows if row.ids.size <= most)
+    left = replace(
+        reference,
+        rows=rows,
+        cases=batches([row.source for row in rows], limits.max_batch),
+        greedy=tuple(o for o in reference.greedy if o.ids.size + o.tokens.size <= most),
+        evaluation=tuple(text for text in reference.evaluation if text.ids.size <= most),
+    )
+    for had, has, what in (
+        (reference.rows, rows, "row"),
+        (reference.greedy, left.greedy, "row with its continuation"),
+        (reference.evaluation, left.evaluation, "evaluation text"),
+        (_together(reference, limits), _together(left, limits), "batch of several rows"),
+    ):
+        if had and not has:
+            raise InputError(
+                f"{where}: was proven over an engine of a longer context, and no {what} of its "
+                f"reference fits in the {most} tokens of text that this bundle takes beside it.",
+                "Compile its checkpoint over this bundle: ptdeploy compile CHECKPOINT --over "
+                "BUNDLE",
+            )
+    return left
+
+
+def _together(reference: Reference, limits: Limits) -> bool:
+    return limits.max_batch != 1 and any(len(case.rows) > 1 for case in reference.cases)
 
 
 def _check_row(name: str, row: ReferenceRow, manifest: Manifest) -> None:

@@ -16,7 +16,7 @@ from ptdeploy.bundle.tensor_file import open_tensors
 from ptdeploy.errors import BundleError, InputError
 from ptdeploy.parity.cases import WIDEST, BatchCase, Padding
 from ptdeploy.parity.reference import Greedy, Reference, ReferenceRow, TextRow
-from ptdeploy.parity.reference.fits import check_fits
+from ptdeploy.parity.reference.fits import check_fits, cut_to
 
 REFERENCE_NAME = "reference.safetensors"
 
@@ -121,10 +121,11 @@ def referred(bundle: Bundle) -> tuple[str | None, ...]:
     return tuple(name for name in dict.fromkeys(every) if name in held)
 
 
-def load_reference(bundle: Bundle) -> Reference:
+def load_reference(bundle: Bundle, cut: bool = False) -> Reference:
     """Read the reference of a bundle's default prompt, or of the base model alone.
 
-    Its file is not trusted: it must fit the bundle's engine.
+    Its file is not trusted: it must fit the bundle's engine. `cut` leaves out what that does not
+    take, where the reference was made for another engine: see cut_to.
 
     Raises InputError if it holds none, BundleError if that is damaged or does not fit the engine.
     """
@@ -137,6 +138,8 @@ def load_reference(bundle: Bundle) -> Reference:
         with bundle.reading("reference") as opened:
             assert opened is not None, "it has a path"
             reference = _read(opened)
+        if cut:
+            reference = cut_to(reference, bundle.manifest, bundle.path)
         check_fits(reference, bundle.manifest)
     except ValueError as error:
         raise BundleError(
