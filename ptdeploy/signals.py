@@ -19,6 +19,23 @@ class EndedBySignal(KeyboardInterrupt):
         super().__init__(self.signal.name)
 
 
+def interruption(error: BaseException) -> KeyboardInterrupt | None:
+    """The signal that an error comes from, if one came while it was made: libraries put errors of
+    their own in its place.
+    """
+    seen: set[int] = set()
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        one = waiting.pop()
+        if one is None or id(one) in seen:
+            continue
+        if isinstance(one, KeyboardInterrupt):
+            return one
+        seen.add(id(one))
+        waiting += [one.__context__, one.__cause__]
+    return None
+
+
 @contextmanager
 def end_by_signals() -> Iterator[None]:
     """Let SIGTERM and SIGHUP raise EndedBySignal, once; a second one waits for the clearing.

@@ -7,6 +7,8 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+# It would hide what a program that was started here leaves in its streams.
+os.environ.pop("PYTHONUNBUFFERED", None)
 # Two cores, and as many processes as pytest-xdist was asked for: torch has its share of them here
 # and in what tests start. More threads than cores spin while they wait for each other.
 os.environ.setdefault(

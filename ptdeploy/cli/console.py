@@ -88,8 +88,26 @@ def finish() -> None:
     _print("", "", True)
 
 
+def let_go(stream: TextIO | None) -> None:
+    """Write out what a stream still holds, or drop it where it is not taken.
+
+    Raises BrokenPipeError, with all dropped, if whoever read it has gone.
+    """
+    if stream is None:
+        return
+    try:
+        stream.flush()
+    except BrokenPipeError:
+        abandon(stream)
+        raise
+    except (OSError, ValueError):  # full, or closed
+        abandon(stream)
+
+
 def abandon(stream: TextIO) -> None:
-    """Drop what a stream could not write, or Python would try again while it shuts down."""
+    """Drop what a stream could not write: Python would try again while it shuts down, and exit
+    with 120.
+    """
     with suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())

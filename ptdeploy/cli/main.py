@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -29,7 +28,6 @@ from ptdeploy.cli import (
     verify,
 )
 from ptdeploy.cli.console import (
-    abandon,
     complain,
     complain_of,
     finish,
@@ -37,10 +35,11 @@ from ptdeploy.cli.console import (
     show,
     show_json,
 )
+from ptdeploy.cli.ending import asks_for_json, to_the_end
 from ptdeploy.cli.parser import CommandParser, UsageError
 from ptdeploy.errors import InputError, OutputError, PtdeployError
 from ptdeploy.memory import out_of_memory, ran_out_of_memory
-from ptdeploy.signals import EndedBySignal, end_by_signals
+from ptdeploy.signals import interruption
 
 # In the order of --help; each module has a SUMMARY, add_options() and run().
 COMMANDS = {
@@ -69,35 +68,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     open_streams()
     switch_off()
-    with end_by_signals():
-        return _command(argv)
+    return to_the_end(lambda: _command(argv), _words(argv))
 
 
 def _command(argv: Sequence[str] | None) -> int:
-    arguments = argparse.Namespace(json=_asks_for_json(argv))
+    arguments = argparse.Namespace(json=asks_for_json(_words(argv)))
     try:
-        arguments = _parser().parse_args(argv)
-        code: int = arguments.command(arguments)
-        finish()
-        return code
+        try:
+            arguments = _parser().parse_args(argv)
+            code: int = arguments.command(arguments)
+            finish()
+            return code
+        except Exception as error:
+            if ended := interruption(error):
+                raise ended from error
+            raise
     except UsageError as error:
         _show_error(arguments, error.problem, error.fix, error.exit_code)
         raise
-    except SystemExit:
-        # --help and --version end so; a console that takes neither is no reason to fail.
-        with contextlib.suppress(OutputError):
-            finish()
-        raise
     except PtdeployError as error:
         return _refuse(arguments, _as_typed(error, _words(argv)))
-    except KeyboardInterrupt as ended:
-        number = ended.signal if isinstance(ended, EndedBySignal) else signal.SIGINT
-        complain(f"ptdeploy: ended by {number.name}; nothing half made is left.")
-        return 128 + number
     except BrokenPipeError:
-        # Whoever read our output has gone; Python would complain again while it shuts down.
-        abandon(sys.stdout)
-        return 141
+        raise  # no input's: whoever read our output has gone
     except OSError as error:
         if ran_out_of_memory(error):
             return _out_of_memory(arguments, error)
@@ -109,16 +101,10 @@ def _command(argv: Sequence[str] | None) -> int:
             return _out_of_memory(arguments, error)
         # Python's own exit code for a traceback is 1, which a gate would read as a mismatch.
         problem = f"A fault in ptdeploy: {''.join(traceback.format_exception_only(error)).strip()}"
-        _show_error(arguments, problem, "Please report what is on standard error.", 4)
         complain(traceback.format_exc())
         complain("ptdeploy: this is a fault in ptdeploy; please report the above.")
+        _show_error(arguments, problem, "Please report what is on standard error.", 4)
         return 4
-
-
-def _asks_for_json(argv: Sequence[str] | None) -> bool:
-    """Whether --json is among the options, before they are understood."""
-    words = _words(argv)
-    return "--json" in words[: words.index("--") if "--" in words else None]
 
 
 def _words(argv: Sequence[str] | None) -> list[str]:
@@ -137,17 +123,16 @@ def _as_typed(error: PtdeployError, words: Sequence[str]) -> PtdeployError:
 
 
 def _refuse(arguments: argparse.Namespace, error: PtdeployError) -> int:
-    _show_error(arguments, error.problem, error.fix, error.exit_code)
     complain_of(error)
+    _show_error(arguments, error.problem, error.fix, error.exit_code)
     return error.exit_code
 
 
 def _show_error(arguments: argparse.Namespace, problem: str, fix: str, code: int) -> None:
     """With --json, print an error to standard output, if that takes it."""
     if getattr(arguments, "json", False):
-        with contextlib.suppress(OutputError, BrokenPipeError):
+        with contextlib.suppress(OutputError):
             show_json({"error": problem, "fix": fix, "exit": code})
-            finish()
 
 
 def _out_of_memory(arguments: argparse.Namespace, error: Exception) -> int:

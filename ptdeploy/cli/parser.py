@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any, NoReturn
 
-from ptdeploy.cli.console import complain
+from ptdeploy.cli.console import complain, show
+from ptdeploy.errors import OutputError
 from ptdeploy.printable import printable
 
 # No word of a command line can hold it: it marks those that follow "--".
@@ -51,6 +53,11 @@ class CommandParser(argparse.ArgumentParser):
         for name, value in vars(found).items():
             setattr(found, name, _unmarked(value))
         return found, []
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Of --help and --version: a console that takes neither is no reason to fail."""
+        with suppress(OutputError):
+            show(message, end="")
 
     def error(self, message: str) -> NoReturn:
         fix = f"See {self.prog} --help."
