@@ -179,7 +179,8 @@ class TokenizerInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     model's, "given" where compile was told. The flags are transformers' settings of those names
     that a tokenizer.json cannot hold: with `split_special_tokens` a special token's name in a text
     is text like any other, with `clean_up_tokenization_spaces` decoded text loses the blanks before
-    punctuation.
+    punctuation. Without `gives_token_type_ids` the tokenizer gives a model no segments, and each
+    token's is 0, whatever the tokenizer.json says.
     """
 
     origin: Literal["checkpoint", "base", "given"]
@@ -187,6 +188,7 @@ class TokenizerInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     size: int
     split_special_tokens: bool = False
     clean_up_tokenization_spaces: bool = False
+    gives_token_type_ids: bool = True
 
 
 class PromptInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

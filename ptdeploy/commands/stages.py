@@ -218,7 +218,7 @@ def build(plan: Plan, traced: Traced, folder: Path, progress: Progress) -> Draft
             files += save_text_files(tokenizer.tokenizer, folder)
     if request.cpp_tokenizer:
         with progress.stage("write the tokenizer's program"):
-            files += text_program_files(folder, tokenizer.info)
+            files += text_program_files(folder, tokenizer.info, traced.limits.type_vocab_size)
     manifest = build_manifest(
         checkpoints=source.checkpoints,
         base=source.base,

@@ -64,6 +64,7 @@ class Tokenizer:
         self._tokenizer.no_truncation()
         self._tokenizer.encode_special_tokens = info is not None and info.split_special_tokens
         self._cleans_up = info is not None and info.clean_up_tokenization_spaces
+        self._gives_segments = info is None or info.gives_token_type_ids
         added = self._tokenizer.get_added_tokens_decoder().values()
         self.special = frozenset(token.content for token in added if token.special)
         decoder = self._tokenizer.decoder
@@ -78,7 +79,7 @@ class Tokenizer:
         """Token ids of a text, or of two. Raises InputError if one is no Unicode or has no ids."""
         self._check_length(text)
         self._check_length(pair)
-        return _encoded(self._tokenizer, text, pair, add_special_tokens)
+        return self._encoded(self._tokenizer, text, pair, add_special_tokens)
 
     def encode_truncated(self, text: str, max_length: int, pair: str | None = None) -> Encoding:
         """Like `encode`, cut to `max_length` tokens with the special tokens kept.
@@ -110,7 +111,23 @@ class Tokenizer:
         Neither special tokens nor the blank that some tokenizers put in front of a text.
         """
         self._check_length(text)
-        return _encoded(self._going_on, text, None, False)
+        return self._encoded(self._going_on, text, None, False)
+
+    def _encoded(
+        self, tokenizer: Any, text: str, pair: str | None, add_special_tokens: bool
+    ) -> Encoding:
+        texts = unicode_text(text), None if pair is None else unicode_text(pair, "The second text")
+        # As of an unknown word where no token stands for those.
+        with library(InputError, f"The tokenizer has no ids for {text[:40]!r}"):
+            encoding = tokenizer.encode(*texts, add_special_tokens=add_special_tokens)
+        return Encoding(
+            encoding.ids,
+            encoding.type_ids if self._gives_segments else [0] * len(encoding.ids),
+            encoding.tokens,
+            encoding.offsets,
+            [bool(flag) for flag in encoding.special_tokens_mask],
+            encoding.sequence_ids,
+        )
 
     def _check_length(self, text: Any) -> None:
         if self._most is not None and isinstance(text, str) and len(text) > self._most:
@@ -120,14 +137,24 @@ class Tokenizer:
                 "Cut it before you send it.",
             )
 
+    def front(self) -> list[int]:
+        """The special tokens that `encode` puts in front of a text."""
+        return self._around[0]
+
     def ending(self) -> list[int]:
         """The special tokens that `encode` puts behind a text."""
+        return self._around[1]
+
+    @cached_property
+    def _around(self) -> tuple[list[int], list[int]]:
         try:
             encoding = self.encode("a")
         except InputError:
-            return []
-        last = max((i for i, flag in enumerate(encoding.special) if not flag), default=None)
-        return [] if last is None else encoding.ids[last + 1 :]
+            return [], []
+        places = [i for i, flag in enumerate(encoding.special) if not flag]
+        if not places:
+            return [], []
+        return encoding.ids[: places[0]], encoding.ids[places[-1] + 1 :]
 
     @cached_property
     def _going_on(self) -> Any:
@@ -215,21 +242,6 @@ def unicode_text(text: str, what: str = "The text") -> str:
             "what is broken: text.encode('utf-8', 'replace').decode().",
         ) from error
     return text
-
-
-def _encoded(tokenizer: Any, text: str, pair: str | None, add_special_tokens: bool) -> Encoding:
-    texts = unicode_text(text), None if pair is None else unicode_text(pair, "The second text")
-    # As of an unknown word where no token stands for those.
-    with library(InputError, f"The tokenizer has no ids for {text[:40]!r}"):
-        encoding = tokenizer.encode(*texts, add_special_tokens=add_special_tokens)
-    return Encoding(
-        encoding.ids,
-        encoding.type_ids,
-        encoding.tokens,
-        encoding.offsets,
-        [bool(flag) for flag in encoding.special_tokens_mask],
-        encoding.sequence_ids,
-    )
 
 
 def _without_prefix(part: dict[str, Any]) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def choose_tokenizer(
     for place in places:
         found = _load(place)
         if found is not None:
-            return _embedded(found, base)
+            return _segmented(_embedded(found, base), base)
     where = " or ".join(dict.fromkeys(place.name for place in places))
     if asked is not None:
         raise InputError(
@@ -108,6 +108,22 @@ def _embedded(chosen: ChosenTokenizer, base: BaseModel) -> ChosenTokenizer:
             fixes[chosen.info.origin],
         )
     note = f"the base model has no embedding for {words}: text that holds one is refused."
+    return replace(chosen, notes=(*chosen.notes, note))
+
+
+def _segmented(chosen: ChosenTokenizer, base: BaseModel) -> ChosenTokenizer:
+    """The tokenizer, with a note where it keeps back segments that the model tells apart."""
+    tokenizer, info = chosen.tokenizer, chosen.info
+    if tokenizer is None or info is None or info.gives_token_type_ids or not base.type_vocab_size:
+        return chosen
+    if not any(tokenizer.backend_tokenizer.encode("a", "b").type_ids):
+        return chosen
+    note = (
+        f"the tokenizer in {chosen.place} gives no token_type_ids, though its tokenizer.json has "
+        "some for two texts: each token of a pair has segment 0, as transformers has it. If the "
+        'model was trained with segments, list "token_type_ids" in model_input_names of its '
+        "tokenizer_config.json."
+    )
     return replace(chosen, notes=(*chosen.notes, note))
 
 
@@ -221,6 +237,7 @@ def _as_found(tokenizer: Any, place: Place) -> ChosenTokenizer:
         size=len(tokenizer),
         split_special_tokens=bool(tokenizer.split_special_tokens),
         clean_up_tokenization_spaces=bool(cleans),
+        gives_token_type_ids="token_type_ids" in tokenizer("a", "b"),
     )
     return _probed(ChosenTokenizer(tokenizer, info, place.name, tuple(notes)))
 

@@ -14,13 +14,19 @@ import torch
 from onnx import numpy_helper
 from support import families, tiny
 from support.faults import Editor
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 import ptdeploy
-from ptdeploy.bundle import read_bundle
+from ptdeploy.bundle import RequestLimits, read_bundle
 from ptdeploy.cli.main import main
 from ptdeploy.parity.compare import compare
 from ptdeploy.parity.reference.store import load_reference
+from ptdeploy.parity.reference.texts import (
+    reference_texts,
+    save_text_files,
+    text_program_files,
+)
 
 PAIRS = [
     ("the cat sat on the mat", "the dog ran"),
@@ -69,7 +75,7 @@ def peft_logits(made: Made, segments: bool = True, **encoding: Any) -> np.ndarra
 
 
 def encoded(made: Made, text: str, pair: str, **options: Any) -> dict[str, Any]:
-    return made.tokenizer(text, pair, return_token_type_ids=True, **options)
+    return made.tokenizer(text, pair, **options)
 
 
 def test_a_pair_of_texts_gives_pefts_logits_with_its_segments(segmented):
@@ -102,6 +108,63 @@ def test_a_decoder_takes_a_pair_as_its_tokenizer_joins_it(decoder):
         engine.classify([[5, 6, 7]], token_type_ids=[[0, 0, 1]])
 
 
+@pytest.fixture(scope="module")
+def unsegmented(segmented, tmp_path_factory) -> Made:
+    """The same BERT under a tokenizer that gives a model no segments, as transformers' own default
+    is."""
+    folder = tmp_path_factory.mktemp("unsegmented")
+    base = Path(shutil.copytree(segmented.trained.base, folder / "base"))
+    settings = base / "tokenizer_config.json"
+    names = {"model_input_names": ["input_ids", "attention_mask"]}
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), **names}))
+    bundle = ptdeploy.compile(
+        segmented.trained.adapter, base=str(base), target="ort", output=folder / "bundle"
+    )
+    assert any("gives no token_type_ids" in note for note in bundle.notes)
+    trained = replace(segmented.trained, base=base)
+    return Made(trained, folder / "bundle", AutoTokenizer.from_pretrained(base))
+
+
+def test_a_tokenizer_that_gives_no_segments_gives_the_model_none(unsegmented):
+    engine = ptdeploy.load(unsegmented.bundle)
+    for pair, encoding, result in zip(
+        PAIRS, engine.encode(PAIRS), engine.classify(PAIRS), strict=True
+    ):
+        theirs = encoded(unsegmented, *pair)
+        assert "token_type_ids" not in theirs
+        assert encoding.ids == theirs["input_ids"]
+        assert encoding.type_ids == [0] * len(encoding.ids)
+        wanted = torch.tensor(peft_logits(unsegmented, False, **theirs)).softmax(-1)
+        assert result.probabilities == pytest.approx(wanted.numpy(), abs=1e-5)
+    reference = load_reference(engine.bundle)
+    assert not any(any(types) for types in reference.pair_type_ids)
+    assert all(row.type_ids is None for row in reference.rows if row.source == "text")
+
+
+def test_a_bundle_that_does_not_say_has_the_segments_of_its_tokenizer_json(unsegmented, tmp_path):
+    bundle = Path(shutil.copytree(unsegmented.bundle, tmp_path / "bundle"))
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    assert manifest["tokenizer"].pop("gives_token_type_ids") is False
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    (encoding,) = ptdeploy.load(bundle).encode(PAIRS[:1])
+    assert set(encoding.type_ids) == {0, 1}
+
+
+def test_one_text_has_the_segments_that_its_tokenizer_gives(tmp_path):
+    tokenizer = families.make("wordpiece")
+    inner = tokenizer.backend_tokenizer
+    marks = [(one, inner.token_to_id(one)) for one in ("[CLS]", "[SEP]")]
+    inner.post_processor = TemplateProcessing("[CLS]:2 $A:0 [SEP]:0", None, marks)
+    limits = RequestLimits(64, len(tokenizer), type_vocab_size=3, max_sequence=60)
+    texts = reference_texts(tokenizer, limits)[::2]
+    assert all(row.type_ids is not None and row.type_ids[:2].tolist() == [2, 0] for row in texts)
+    alone = reference_texts(tokenizer, RequestLimits(64, len(tokenizer), max_sequence=60))
+    assert all(row.type_ids is None for row in alone), "the model has no segments"
+    save_text_files(tokenizer, tmp_path)
+    with pytest.raises(ptdeploy.InputError, match="gives ids alone"):
+        text_program_files(tmp_path, None, 3)
+
+
 def test_texts_and_pairs_stand_in_one_request(segmented):
     engine = ptdeploy.load(segmented.bundle)
     mixed = engine.classify(["one two", PAIRS[0], list(PAIRS[1])])
@@ -130,9 +193,7 @@ def test_segments_of_rows_padded_anywhere_are_those_of_each_row_alone(segmented)
     alone = [engine.logits([e.ids], token_type_ids=[e.type_ids])[0] for e in encodings]
     for side in ("left", "right"):
         segmented.tokenizer.padding_side = side
-        batch = segmented.tokenizer(
-            [a for a, _ in PAIRS], [b for _, b in PAIRS], padding=True, return_token_type_ids=True
-        )
+        batch = segmented.tokenizer([a for a, _ in PAIRS], [b for _, b in PAIRS], padding=True)
         given = {name: np.asarray(batch[name]) for name in batch}
         for got, want in zip(engine.logits(**given), alone, strict=True):
             assert got == pytest.approx(want, abs=1e-6)

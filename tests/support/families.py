@@ -30,6 +30,8 @@ BERT_SPECIAL = {
     "sep_token": "[SEP]",
     "mask_token": "[MASK]",
 }
+# As BertTokenizer has them; the class that any tokenizer.json is of leaves the segments out.
+BERT_INPUTS = ["input_ids", "token_type_ids", "attention_mask"]
 
 
 def wordpiece() -> Tokenizer:
@@ -132,7 +134,7 @@ def suffix() -> Tokenizer:
 
 
 _FAMILIES = {
-    "wordpiece": (wordpiece, BERT_SPECIAL),
+    "wordpiece": (wordpiece, {**BERT_SPECIAL, "model_input_names": BERT_INPUTS}),
     "byte_level": (byte_level, {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}),
     "metaspace": (metaspace, SPECIAL),
     "gemma": (lambda: metaspace(strip=False), SPECIAL),

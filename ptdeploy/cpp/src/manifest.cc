@@ -124,7 +124,8 @@ bool read_tokenizer(const Json& json, const Where& where) {
                {"type", true, skip_string},
                {"size", true, skip_int},
                {"split_special_tokens", false, skip_bool},
-               {"clean_up_tokenization_spaces", false, into(cleans_up)}},
+               {"clean_up_tokenization_spaces", false, into(cleans_up)},
+               {"gives_token_type_ids", false, skip_bool}},
               "object | null");
   return cleans_up;
 }

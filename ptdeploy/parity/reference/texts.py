@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from ptdeploy.parity.quality import EvaluationText
 from ptdeploy.parity.reference import Reference
 from ptdeploy.parity.reference.prose import PROSE, evaluation_texts
 from ptdeploy.runtime import ENGINES, chat
+from ptdeploy.runtime.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -56,16 +58,25 @@ def save_text_files(tokenizer: PreTrainedTokenizerFast, folder: Path) -> tuple[F
     return tuple(entries)
 
 
-def text_program_files(folder: Path, info: TokenizerInfo | None) -> tuple[FileEntry, ...]:
+def text_program_files(
+    folder: Path, info: TokenizerInfo | None, type_vocab_size: int
+) -> tuple[FileEntry, ...]:
     """Write the program of the tokenizer in `folder` beside it, for C++.
 
-    Raises InputError if there is no tokenizer, or OpenVINO would not give its ids.
+    Raises InputError if there is no tokenizer, OpenVINO would not give its ids, or a text alone has
+    segments that the model tells apart: the program gives ids.
     """
     from ptdeploy.program.text_program.convert import write_text_program
 
     if not (folder / TOKENIZER_NAME).exists():
         raise InputError(
             "--cpp-tokenizer: no tokenizer was found.", "Say where it is with --tokenizer."
+        )
+    if type_vocab_size and any(Tokenizer(folder / TOKENIZER_NAME, info).encode("a").type_ids):
+        raise InputError(
+            "--cpp-tokenizer: this tokenizer gives the tokens of one text other segments than 0, "
+            "and its program for C++ gives ids alone.",
+            "Leave out --cpp-tokenizer, and give C++ the ids and the segments.",
         )
     return write_text_program(folder / TOKENIZER_NAME, info, folder)
 
@@ -107,7 +118,9 @@ def evaluation_text(
     most = _EVALUATION_TEXTS
     if ENGINES[task].one_answer:
         ours, most = evaluation_texts(), _EVALUATION_CLASSIFIED
-    alone = [row for text in texts or ours if (row := _row(tokenizer, text)).ids.size > 1][:most]
+    alone = [row for text in texts or ours if (row := _row(tokenizer, limits, text)).ids.size > 1][
+        :most
+    ]
     alone = [cut(row, longest) for row in alone]
     said = "--quality-text" if texts else "ptdeploy's own evaluation text"
     for row in alone:
@@ -125,7 +138,9 @@ def evaluation_text(
         )
     rows = [*alone, *_long_rows(alone, limits, task)]
     if limits.type_vocab_size:
-        pairs = [_row(tokenizer, *halves(text)) for text in (texts or PROSE)[:_EVALUATION_PAIRS]]
+        pairs = [
+            _row(tokenizer, limits, *halves(text)) for text in (texts or PROSE)[:_EVALUATION_PAIRS]
+        ]
         rows += [cut(row, longest) for row in pairs if _fits(row, limits)]
     source = "the given text" if texts else "ptdeploy's own text"
     return EvaluationText(tuple(rows), source)
@@ -160,9 +175,9 @@ def reference_texts(
     if tokenizer is None:
         return []
     rows = [
-        _row(tokenizer, *halves(text))
+        _row(tokenizer, limits, *halves(text))
         if limits.type_vocab_size and i % 2
-        else _row(tokenizer, text)
+        else _row(tokenizer, limits, text)
         for i, text in enumerate(PROSE)
     ]
     return [row for row in rows if row.ids.size and _fits(row, limits)]
@@ -181,10 +196,20 @@ def halves(text: str) -> tuple[str, str]:
     return " ".join(words[:first]), " ".join(words[first:])
 
 
-def _row(tokenizer: PreTrainedTokenizerFast, text: str, pair: str | None = None) -> AskedRow:
-    encoded = tokenizer(text, pair, return_token_type_ids=True)
-    types = None if pair is None else np.asarray(encoded["token_type_ids"], np.int64)
+def _row(
+    tokenizer: PreTrainedTokenizerFast, limits: RequestLimits, text: str, pair: str | None = None
+) -> AskedRow:
+    encoded = tokenizer(text, pair)
+    segments = np.asarray(_segments(encoded), np.int64)
+    types = segments if limits.type_vocab_size and segments.any() else None
     return AskedRow(np.asarray(encoded["input_ids"], np.int64), "text", types)
+
+
+def _segments(encoded: Mapping[str, Any]) -> Sequence[int]:
+    """The segments that a model is given with what a tokenizer gave it; without any they are 0."""
+    zeros = [0] * len(encoded["input_ids"])
+    segments: Sequence[int] = encoded.get("token_type_ids", zeros)
+    return segments
 
 
 def with_texts(reference: Reference, chosen: ChosenTokenizer, task: Task) -> Reference:
@@ -194,12 +219,12 @@ def with_texts(reference: Reference, chosen: ChosenTokenizer, task: Task) -> Ref
     """
     tokenizer = chosen.tokenizer
     pairs = _PAIRS if tokenizer is not None and ENGINES[task].takes_pairs else ()
-    encoded = [tokenizer(*pair, return_token_type_ids=True) for pair in pairs if tokenizer]
+    encoded = [tokenizer(*pair) for pair in pairs if tokenizer]
     return replace(
         reference,
         texts=chosen.texts,
         text_ids=chosen.text_ids,
         pairs=pairs,
         pair_ids=tuple(tuple(one["input_ids"]) for one in encoded),
-        pair_type_ids=tuple(tuple(one["token_type_ids"]) for one in encoded),
+        pair_type_ids=tuple(tuple(_segments(one)) for one in encoded),
     )
