@@ -11,7 +11,8 @@ import inspect
 import math
 import operator
 import os
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Set
+from contextlib import contextmanager
 from dataclasses import fields
 from enum import Enum
 from numbers import Real
@@ -43,17 +44,24 @@ def checked(**checks: Check) -> Callable[[Callable[P, R]], Callable[P, R]]:
             for name, check in checks.items():
                 if name in bound.arguments:
                     bound.arguments[name] = check(name, bound.arguments[name])
-            try:
+            with enough_memory():
                 return function(*bound.args, **bound.kwargs)
-            except MemoryError as error:
-                raise OutOfMemory(
-                    "There is not enough memory for what was asked.",
-                    "Ask for less at once, or give this process more.",
-                ) from error
 
         return at_the_door
 
     return wrap
+
+
+@contextmanager
+def enough_memory() -> Iterator[None]:
+    """A MemoryError as ours. A generator runs when its door was left: it has this inside."""
+    try:
+        yield
+    except MemoryError as error:
+        raise OutOfMemory(
+            "There is not enough memory for what was asked.",
+            "Ask for less at once, or give this process more.",
+        ) from error
 
 
 def whole(least: int = -(2**63), most: int = 2**63 - 1) -> Check:

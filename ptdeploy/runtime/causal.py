@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ptdeploy.arguments import CANCEL, SEED, checked, flag, maybe, whole
+from ptdeploy.arguments import CANCEL, SEED, checked, enough_memory, flag, maybe, whole
 from ptdeploy.backends.session import Session
 from ptdeploy.bundle import Bundle, GenerationOptions, Manifest
 from ptdeploy.errors import InputError
@@ -121,10 +121,27 @@ class CausalLM(Engine):
     ) -> Iterator[str]:
         """Continue one text in pieces, each as soon as no later token can change it.
 
-        Together they are the `text` of `generate`, whose options it takes. Closing the iterator
-        ends the request.
+        Together they are the `text` of `generate`, whose options it takes, and which it raises as.
+        Closing the iterator ends the request.
         """
-        with self._held(prompt) as chosen:
+        pieces = self._pieces(inputs, max_new_tokens, prompt, stop, seed, cancel, options)
+        # Up to where the request was checked and holds its prompt. A generator that was begun lets
+        # go of that when it is dropped, one that never ran would not.
+        next(pieces)
+        return pieces
+
+    def _pieces(
+        self,
+        inputs: str | Sequence[int],
+        max_new_tokens: int | None,
+        prompt: PromptChoice,
+        stop: str | Sequence[str],
+        seed: int | None,
+        cancel: Event | None,
+        options: Mapping[str, Any],
+    ) -> Iterator[str]:
+        """An empty piece once the request was checked, then those of `stream`."""
+        with enough_memory(), self._held(prompt) as chosen:
             (encoding,) = self.encoded(one_row(inputs), chosen)
             ids = np.asarray(encoding.ids, np.int64)
             settled = self.options(max_new_tokens, options)
@@ -132,13 +149,15 @@ class CausalLM(Engine):
             budgets = budgets_of([ids], chosen.of(1), max_new_tokens, settled, limits)
             self._text_tokenizer()
             (row,) = self.started([ids], settled, seed, stop, False, budgets, streamed=True)
+            yield ""
             rows = self.buffers.take(chosen.of(1), [ids.size + budgets[0]])
             first = rows.prefill_all([ids])
             for _ in decode(rows.kv, first, [row], self.buffers.words, cancel):
                 if piece := row.piece():
                     yield piece
             self.buffers.keep(rows)
-        if rest := row.rest():
+            rest = row.rest()
+        if rest:
             yield rest
 
     @checked(max_tokens=maybe(whole()), prompt=prompt_choice)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from threading import Event
 from typing import Any, Protocol
 
@@ -83,24 +84,25 @@ class Conversation:
         path = str(self._engine.bundle.path)
         return f"<Conversation of {path!r}: {prompt}, {len(self.token_ids)} of {self._room} tokens>"
 
+    @checked()
     def append(self, inputs: str | Sequence[int]) -> None:
         """Add text, or token ids, to the sequence. Raises InputError if it does not fit.
 
         Special tokens stand around the session's text as around one text: those in front come
         once, and those behind stand behind the last text appended, until tokens follow them.
         """
-        ids, ending = self._encoded(inputs)
         kept = len(self.token_ids) - (self._ending if isinstance(inputs, str) else 0)
+        ids, ending = self._encoded(inputs, self.token_ids[:kept])
         if kept + len(ids) > self._room:
             raise InputError(
                 f"{len(ids)} more tokens do not fit: the session has {kept} of {self._room}.",
                 "Roll it back, or open one with a larger max_tokens.",
             )
-        self._cut(kept)
-        self.token_ids[kept:] = ids
-        self._ending = ending
-        # All but the last are run now; that one runs when the sequence is continued.
-        self._feed(self.token_ids[:-1])
+        with self._whole_step(kept):
+            self.token_ids[kept:] = ids
+            self._ending = ending
+            # All but the last are run now; that one runs when the sequence is continued.
+            self._feed(self.token_ids[:-1])
 
     @checked(seed=SEED, logprobs=flag, cancel=CANCEL)
     def generate(
@@ -126,12 +128,12 @@ class Conversation:
         budget = min(chosen.max_new_tokens, room)
         (row,) = self._engine.started([ids], chosen, seed, stop, logprobs, [budget])
         # The last token runs (again, after a rollback): its logits choose the next.
-        self._cut(len(self.token_ids) - 1)
-        logits = self._kv.prefill(0, ids[int(self._kv.lengths[0]) - self._start :])
-        for _ in decode(self._kv, logits, [row], self._engine.buffers.words, cancel):
-            pass
-        self.token_ids += row.token_ids
-        self._ending = 0 if row.token_ids else self._ending
+        with self._whole_step(len(self.token_ids) - 1):
+            logits = self._kv.prefill(0, ids[int(self._kv.lengths[0]) - self._start :])
+            for _ in decode(self._kv, logits, [row], self._engine.buffers.words, cancel):
+                pass
+            self.token_ids += row.token_ids
+            self._ending = 0 if row.token_ids else self._ending
         self._cut(len(self.token_ids))
         return row.result()
 
@@ -145,6 +147,7 @@ class Conversation:
         self._ending = max(self._ending - tokens, 0)
         self._cut(len(self.token_ids))
 
+    @checked()
     def fork(self) -> Conversation:
         """Another sequence that goes on from here; the text so far is not run again."""
         return Conversation(self._engine, self._prompt, self._room, self)
@@ -161,16 +164,23 @@ class Conversation:
             "Hand over the engine and the session's token_ids, and append those to a new session.",
         )
 
-    def _encoded(self, inputs: str | Sequence[int]) -> tuple[list[int], int]:
-        """Token ids to append, and how many of the last are special ones behind a text."""
+    def _encoded(self, inputs: str | Sequence[int], before: list[int]) -> tuple[list[int], int]:
+        """Token ids to append, and how many of the last are special ones behind a text.
+
+        `before` are those that they stand behind. Where these are no more than what stands in front
+        of a first text, the text is the first one.
+        """
         tokenizer = self._engine.tokenizer
         if not isinstance(inputs, str) or tokenizer is None:
             (encoding,) = self._alone(one_row(inputs))
             return encoding.ids, 0
         ending = tokenizer.ending()
-        if not self.token_ids:
+        front = tokenizer.front()
+        if before == front[: len(before)]:
             (encoding,) = self._alone(inputs)
-            return encoding.ids, len(ending)
+            if before and len(encoding.ids) == len(front) + len(ending):
+                raise InputError("The text is empty.", "Give it some text.")
+            return encoding.ids[len(before) :], len(ending)
         ids = embedded(tokenizer.encode_more(inputs), self._engine.manifest.limits).ids
         if not ids:
             raise InputError("The text is empty.", "Give it some text.")
@@ -184,6 +194,19 @@ class Conversation:
         rest = ids[int(self._kv.lengths[0]) - self._start :]
         if rest:
             self._kv.prefill(0, np.asarray(rest, np.int64))
+
+    @contextmanager
+    def _whole_step(self, kept: int) -> Iterator[None]:
+        """Go on behind the first `kept` tokens; an exception, Ctrl-C too, leaves the session as it
+        was."""
+        before, ending = list(self.token_ids), self._ending
+        self._cut(kept)
+        try:
+            yield
+        except BaseException:
+            self.token_ids[:], self._ending = before, ending
+            self._cut(kept)
+            raise
 
     def _cut(self, tokens: int) -> None:
         self._kv.lengths[0] = min(int(self._kv.lengths[0]), self._start + tokens)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
@@ -247,6 +248,61 @@ def test_special_tokens_stand_around_a_sessions_text_once(engines, kind):
     assert fork.token_ids == engine.encode("the cat sat")[0].ids
 
 
+@pytest.mark.parametrize("kind", families.FAMILIES)
+def test_behind_the_special_tokens_in_front_a_text_is_the_first_one(engines, kind):
+    engine = engines(kind)
+    session, front = engine.session(), engine.tokenizer.front()
+    session.append("the cat sat")
+    session.rollback(len(session.token_ids) - len(front))
+    assert session.token_ids == front
+    session.append("a dog ran")
+    assert session.token_ids == engine.encode("a dog ran")[0].ids
+    # So are they where they were given by their ids.
+    if front:
+        other = engine.session()
+        other.append(front)
+        with pytest.raises(ptdeploy.InputError, match="text is empty"):
+            other.append("")
+        other.append("a dog ran")
+        assert other.token_ids == session.token_ids
+
+
+@pytest.mark.parametrize(
+    "failure", [MemoryError, KeyboardInterrupt, ptdeploy.EngineFault("planted")]
+)
+@pytest.mark.parametrize("kind", ["metaspace", "unigram"])
+def test_a_session_that_fails_halfway_is_as_it_was(engines, monkeypatch, kind, failure):
+    engine = engines(kind)
+    session, other = engine.session(), engine.session()
+    for one in (session, other):
+        one.append("the cat sat on")
+    before, prefill = list(session.token_ids), session._kv.prefill
+
+    def fails(*given: Any) -> Any:
+        prefill(*given)
+        raise failure
+
+    wanted = ptdeploy.OutOfMemory if failure is MemoryError else KeyboardInterrupt
+    if isinstance(failure, ptdeploy.EngineFault):
+        wanted = ptdeploy.EngineFault
+    for call in (
+        lambda: session.append(" the mat and the dog"),
+        lambda: session.append([5, 6, 7]),
+        lambda: session.generate(4, eos_token_ids=()),
+    ):
+        monkeypatch.setattr(session._kv, "prefill", fails)
+        with pytest.raises(wanted):
+            call()
+        monkeypatch.undo()
+        assert session.token_ids == before
+    got = []
+    for one in (session, other):
+        one.append(" the mat and the dog")
+        got.append(one.generate(6, eos_token_ids=()))
+    assert got[0].token_ids == got[1].token_ids
+    assert session.token_ids == other.token_ids
+
+
 BROKEN = "half \ud83d of a pair"
 
 
@@ -256,9 +312,9 @@ def test_text_that_is_no_unicode_is_refused_by_name(engines, capsys):
     for ask in (
         lambda: engine.encode(BROKEN),
         lambda: engine.generate([TEXT, BROKEN]),
-        lambda: next(engine.stream(BROKEN)),
+        lambda: engine.stream(BROKEN),
         lambda: engine.generate(TEXT, stop=BROKEN),
-        lambda: next(engine.stream(TEXT, stop=["a", BROKEN])),
+        lambda: engine.stream(TEXT, stop=["a", BROKEN]),
         lambda: session.append(BROKEN),
         lambda: session.append(TEXT) or session.append(BROKEN),
         lambda: engine.tokenizer.encode_truncated(BROKEN, 5),
@@ -285,7 +341,7 @@ def test_bytes_are_no_text_and_no_token_ids(engines):
     for ask in (
         lambda: engine.encode(b"abc"),
         lambda: engine.generate([b"abc"]),
-        lambda: next(engine.stream(b"abc")),
+        lambda: engine.stream(b"abc"),
         lambda: engine.session().append(b"abc"),
     ):
         with pytest.raises(ptdeploy.InputError, match="is bytes"):

@@ -263,6 +263,30 @@ def test_a_stream_uses_its_prompt_until_it_is_closed(siblings):
     engine.unload_prompt("long")
 
 
+def test_a_stream_that_is_dropped_before_its_first_piece_lets_go_of_its_prompt(siblings):
+    engine = siblings("qwen2", "CAUSAL_LM", tokenizer="characters").engine()
+    pieces = engine.stream("ab", 8, prompt="long", eos_token_ids=())
+    assert engine._store._entries["long"].uses == 1, "it is held from the call on"
+    del pieces
+    assert engine._store._entries["long"].uses == 0
+    with pytest.raises(ptdeploy.InputError, match="No option 'foo'"):
+        engine.stream("ab", 8, prompt="long", foo=3)
+    assert engine._store._entries["long"].uses == 0
+
+
+def test_a_stream_for_which_there_is_no_memory_says_so(siblings, monkeypatch):
+    engine = siblings("qwen2", "CAUSAL_LM", tokenizer="characters").engine()
+
+    def none(*given: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(engine.buffers, "take", none)
+    pieces = engine.stream("ab", 8, prompt="long")
+    with pytest.raises(ptdeploy.OutOfMemory, match="not enough memory"):
+        next(pieces)
+    assert engine._store._entries["long"].uses == 0
+
+
 @pytest.mark.parametrize("options", [{}, {"freeze_kv": False}], ids=["frozen", "run"])
 def test_a_session_goes_on_after_its_prompt_was_unloaded(siblings, options):
     engine = siblings("qwen2", "CAUSAL_LM", options=options).engine()

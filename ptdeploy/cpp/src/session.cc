@@ -74,10 +74,18 @@ void Session::append(const Ids& ids) {
                            std::to_string(s.token_ids.size()) + " of " +
                            std::to_string(s.room) + ".",
                        "Roll it back, or open one with a larger max_tokens.");
-    s.token_ids.insert(s.token_ids.end(), ids.begin(), ids.end());
-    // All but the last are run now; that one runs when the sequence is continued.
-    const std::size_t filled = s.filled(), end = s.token_ids.size() - 1;
-    if (filled < end) s.kv.prefill(0, s.token_ids.data() + filled, end - filled);
+    // What goes wrong from here on leaves the session as it was.
+    const std::size_t before = s.token_ids.size();
+    try {
+      s.token_ids.insert(s.token_ids.end(), ids.begin(), ids.end());
+      // All but the last are run now; that one runs when the sequence is continued.
+      const std::size_t filled = s.filled(), end = s.token_ids.size() - 1;
+      if (filled < end) s.kv.prefill(0, s.token_ids.data() + filled, end - filled);
+    } catch (...) {
+      s.token_ids.resize(before);
+      s.cut(before);
+      throw;
+    }
   });
 }
 
