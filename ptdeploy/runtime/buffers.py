@@ -21,6 +21,8 @@ from ptdeploy.runtime.prompts import Prompt
 
 # Buffers of nearly the same size are kept for one another.
 _SLOTS = 64
+# A buffer of more than so many times the slots that a request needs is not kept for it.
+_MOST_SPARE = 2
 
 
 @dataclass(frozen=True)
@@ -75,18 +77,21 @@ class Buffers:
                 "Send them in several requests, or compile with a larger --max-batch.",
             )
         stack = self._inputs.stack(prompts)
+        needed = _slots(prompts, tokens)
+        slots = min(-(-needed // _SLOTS) * _SLOTS, self._limits.max_context)
         try:
             # Taken out while it is used: two threads never share a buffer.
             spare = self._spare.pop().kv
         except IndexError:
             spare = None
-        needed = _slots(prompts, tokens)
         prefixes = _prefixes(prompts)
-        fits = spare is not None and spare.rows == rows and needed <= spare.slots
-        if spare is not None and fits and spare.begin(prefixes, stack.placed):
-            return StartedRows(spare, prompts, stack)
+        if spare is not None and spare.rows == rows:
+            # A much larger one would hold its memory, and where slots are read under a mask cost
+            # time.
+            fits = needed <= spare.slots <= _MOST_SPARE * slots
+            if fits and spare.begin(prefixes, stack.placed):
+                return StartedRows(spare, prompts, stack)
         spare = None  # before the new one: they need not fit in memory together
-        slots = min(-(-needed // _SLOTS) * _SLOTS, self._limits.max_context)
         return StartedRows(self._new(prefixes, slots, stack), prompts, stack)
 
     def keep(self, rows: StartedRows) -> None:

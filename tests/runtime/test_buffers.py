@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import ptdeploy
 from ptdeploy.backends import get_backend
 from ptdeploy.backends.ort.session import OrtMemory
 from ptdeploy.bundle import read_bundle
@@ -53,3 +54,21 @@ def test_the_last_requests_buffer_is_gone_before_a_larger_one_is_made(compiled, 
         engine.generate([[5, 6, 7]] * rows, 2, eos_token_ids=())
     assert len(session.older_alive) >= 3 * len(engine.buffers.layout.past)
     assert not any(session.older_alive)
+
+
+def test_a_buffer_of_a_long_request_is_not_kept_for_short_ones(compiled):
+    one = compiled("qwen2", "CAUSAL_LM", max_position_embeddings=1100)
+    engine = ptdeploy.load(one.bundle)
+
+    def slots(tokens: int) -> int:
+        engine.generate([[5] * tokens], 1, eos_token_ids=())
+        (kept,) = engine.buffers._spare
+        return kept.kv.slots
+
+    # Five tokens are the prompt's, one is new.
+    assert slots(3) == 64
+    assert slots(900) == 960
+    assert slots(800) == 960
+    assert slots(400) == 448, "less than half of it is needed"
+    assert slots(300) == 448
+    assert slots(3) == 64

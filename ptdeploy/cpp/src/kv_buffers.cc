@@ -9,6 +9,8 @@ namespace {
 
 // Buffers of nearly the same size are kept for one another.
 constexpr std::size_t kSlots = 64;
+// A buffer of more than so many times the slots that a request needs is not kept for it.
+constexpr std::size_t kMostSpare = 2;
 
 // How many slots the longest row fills, with its own prompt.
 std::size_t slots_of(const std::vector<RowPrompt>& prompts, const std::vector<std::size_t>& tokens) {
@@ -36,12 +38,14 @@ StartedRows KVBuffers::take(const std::vector<RowPrompt>& prompts,
   check_row_count(rows, limits_.max_batch);
   SharedStack stack = inputs_.stack(prompts);
   const std::size_t needed = slots_of(prompts, tokens);
-  std::unique_ptr<KVBuffer> spare = take_spare();
-  if (spare && spare->rows() == rows && needed <= spare->slots() && spare->begin(prompts, stack))
-    return {std::move(spare), prompts, std::move(stack)};
-  spare.reset();  // before the new one: they need not fit in memory together
   const std::size_t slots = std::min((needed + kSlots - 1) / kSlots * kSlots,
                                      static_cast<std::size_t>(limits_.max_context));
+  std::unique_ptr<KVBuffer> spare = take_spare();
+  // A much larger one would hold its memory, and where slots are read under a mask cost time.
+  const bool fits = spare && spare->rows() == rows && needed <= spare->slots() &&
+                    spare->slots() <= kMostSpare * slots;
+  if (fits && spare->begin(prompts, stack)) return {std::move(spare), prompts, std::move(stack)};
+  spare.reset();  // before the new one: they need not fit in memory together
   return {make_kv_buffer(backend_, layout_, prompts, stack, slots), prompts, stack};
 }
 
