@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
 import re
@@ -145,9 +146,9 @@ def bundle(
         from ptdeploy import QuantizationOptions
 
         # Random weights are no test of quality, and what is to be seen is how they do here.
-        options["quantization"] = QuantizationOptions(
-            min_agreement=0, max_perplexity_ratio=1e9, max_logits_error=1e9
-        )
+        task = json.loads((adapter / "adapter_config.json").read_text())["task_type"]
+        bound = "max_perplexity_ratio" if task == "CAUSAL_LM" else "max_logits_error"
+        options["quantization"] = QuantizationOptions(min_agreement=0, **{bound: 1e9})
     made = {"base": str(base), "precision": precision, "force": True, **options}
     output = context.folder / "bundles" / name
     output.parent.mkdir(parents=True, exist_ok=True)

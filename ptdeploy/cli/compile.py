@@ -226,13 +226,13 @@ def _add_quantization(sub: argparse.ArgumentParser) -> None:
         "--max-perplexity-ratio",
         type=float,
         metavar="R",
-        help=f"default: {default_words('max_perplexity_ratio')}",
+        help=f"causal models; default: {default_words('max_perplexity_ratio')}",
     )
     group.add_argument(
         "--max-logits-error",
         type=float,
         metavar="E",
-        help=f"classifiers; default: {default_words('max_logits_error')}",
+        help=f"classifiers that choose one class; default: {default_words('max_logits_error')}",
     )
     group.add_argument(
         "--quality-text", metavar="FILE", help="evaluate on this, a text a line; default: our own"

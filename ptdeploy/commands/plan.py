@@ -51,19 +51,45 @@ class Plan:
     def of_kind(self, kind: ProgramKind, head: Head) -> Plan:
         """The plan for such a program, as far as its quantization depends on that.
 
-        A classifier has a bound of its own. int8 quantizes activations too where that is faster;
+        A classifier has bounds of its own. int8 quantizes activations too where that is faster;
         a block size or an accuracy level was asked of weights alone, and stays with them.
+        Raises InputError for a bound that such a program cannot be held to.
         """
         found, asked = self.quantization, self.request.quantization or QuantizationOptions()
         if found is None:
             return self
+        _check_bounds(asked, kind, head)
         changes: dict[str, Any] = {}
+        if kind.generates:
+            changes["max_logits_error"] = None
         if asked.min_agreement is None and not kind.generates and head == "softmax":
             changes["min_agreement"] = quantized()[self.precision].min_class_agreement
         of_weights = asked.block_size is not None or asked.accuracy_level is not None
         if kind.quantizes_activations and self.numerics.int8_products and not of_weights:
             changes |= {"activations": "int8", "block_size": 0, "accuracy_level": 0}
         return replace(self, quantization=msgspec.structs.replace(found, **changes))
+
+
+def _check_bounds(asked: QuantizationOptions, kind: ProgramKind, head: Head) -> None:
+    """Raises InputError for a bound on something that such a program does not give."""
+    if asked.max_perplexity_ratio is not None and not kind.generates:
+        raise InputError(
+            "--max-perplexity-ratio is of a causal model, and this one is a classifier.",
+            "Leave it out: a classifier has no perplexity.",
+        )
+    if asked.max_logits_error is None:
+        return
+    if kind.generates:
+        raise InputError(
+            "--max-logits-error is of a classifier, and this model writes.",
+            "Leave it out, or bound its perplexity with --max-perplexity-ratio.",
+        )
+    if head != "softmax":
+        raise InputError(
+            "--max-logits-error is of a classifier that chooses one class, and the head here is a "
+            f"{head}.",
+            "Leave it out, or bound the explained variance with --min-agreement.",
+        )
 
 
 def make_plan(request: CompileRequest) -> Plan:

@@ -267,7 +267,7 @@ def test_a_head_for_another_task_is_refused(read):
 def regression(compiled) -> Compiled:
     """One output, trained as a number; int8, so that its gate is shown too."""
     size = max(len(families.make("wordpiece")), tiny.VOCABULARY)
-    options = {"precision": "int8", "quantization": native.LOOSE}
+    options = {"precision": "int8", "quantization": native.LOOSE_CLASSIFIER}
     shape = {"vocab_size": size, "num_labels": 1, "jitter": True}
     return compiled("bert", "SEQ_CLS", options, tokenizer="wordpiece", **shape)
 

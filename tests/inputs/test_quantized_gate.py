@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 import ptdeploy
-from ptdeploy.bundle import RequestLimits
+from ptdeploy.bundle import RequestLimits, read_bundle
 from ptdeploy.bundle.precision import quantized
 from ptdeploy.bundle.quantization import QuantizationOptions, quantization_for
 from ptdeploy.bundle.task import Task
@@ -238,3 +238,37 @@ def test_numbers_that_are_not_finite_never_pass():
 def test_a_single_score_counts_as_it_is():
     score = LOGITS[:, :1]
     assert logits_error(score, 1.2 * score) == pytest.approx(0.2, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "task", "head", "asked", "said"),
+    [
+        ("gpt2", "CAUSAL_LM", None, "max_logits_error", "of a classifier, and this model writes"),
+        ("bert", "SEQ_CLS", None, "max_perplexity_ratio", "of a causal model, and this one is a"),
+        ("gpt2", "TOKEN_CLS", None, "max_perplexity_ratio", "of a causal model, and this one is a"),
+        ("bert", "SEQ_CLS", "sigmoid", "max_logits_error", "and the head here is a sigmoid"),
+        ("bert", "SEQ_CLS", "regression", "max_logits_error", "and the head here is a regression"),
+    ],
+)
+def test_a_bound_that_nothing_is_held_to_is_refused(
+    tmp_path, architecture, task, head, asked, said
+):
+    trained = tiny.make(tmp_path, architecture, task)
+    with pytest.raises(InputError, match=said) as refused:
+        ptdeploy.compile(
+            trained.adapter,
+            target="ort",
+            base=str(trained.base),
+            output=tmp_path / "bundle",
+            precision="int8",
+            head=head,
+            quantization=QuantizationOptions(**{asked: 1e-7}),
+        )
+    assert refused.value.problem.startswith(f"--{asked.replace('_', '-')} is ")
+
+
+def test_a_causal_model_has_no_bound_of_classifiers(compiled):
+    loose = QuantizationOptions(min_agreement=0, max_perplexity_ratio=1e9)
+    how = {"precision": "int8", "quantization": loose}
+    manifest = read_bundle(compiled("qwen2", "CAUSAL_LM", how).bundle).manifest
+    assert manifest.quantization.max_logits_error is None

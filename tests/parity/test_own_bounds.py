@@ -15,6 +15,7 @@ from ptdeploy.parity.reports.words import UNJUDGED, threshold_words
 from ptdeploy.parity.thresholds import Overrides
 
 INT8 = {"precision": "int8", "quantization": native.LOOSE}
+INT8_CLASSIFIER = {"precision": "int8", "quantization": native.LOOSE_CLASSIFIER}
 WRITER, CLASSIFIER = ("qwen2", "CAUSAL_LM"), ("bert", "SEQ_CLS")
 
 
@@ -26,7 +27,7 @@ def verify(bundle: Path, folder: Path, *options: str, **bounds: float) -> int:
 
 @pytest.mark.parametrize("head", ["sigmoid", "regression"])
 def test_a_logits_error_is_of_a_head_that_chooses_one_class(compiled, tmp_path, capsys, head):
-    bundle = compiled(*CLASSIFIER, {**INT8, "head": head}).bundle
+    bundle = compiled(*CLASSIFIER, {**INT8_CLASSIFIER, "head": head}).bundle
     assert verify(bundle, tmp_path, max_logits_error=1e-9) == 2
     assert f"the head here is a {head}" in capsys.readouterr().err
     assert verify(bundle, tmp_path, min_agreement=0.0) == 0
@@ -41,7 +42,7 @@ def test_a_logits_error_is_of_no_model_that_writes(compiled, tmp_path, capsys):
 
 
 def test_a_perplexity_is_of_no_classifier(compiled, tmp_path, capsys):
-    bundle = compiled(*CLASSIFIER, INT8).bundle
+    bundle = compiled(*CLASSIFIER, INT8_CLASSIFIER).bundle
     assert verify(bundle, tmp_path, max_perplexity_ratio=1e-9) == 2
     assert "a classifier has no perplexity" in capsys.readouterr().err
     assert verify(bundle, tmp_path, max_logits_error=1e-9) == 1
@@ -49,7 +50,7 @@ def test_a_perplexity_is_of_no_classifier(compiled, tmp_path, capsys):
 
 
 def test_bounds_on_the_cases_of_quantized_weights_are_in_the_report(compiled, tmp_path, capsys):
-    bundle, folder = compiled(*CLASSIFIER, INT8).bundle, tmp_path / "report"
+    bundle, folder = compiled(*CLASSIFIER, INT8_CLASSIFIER).bundle, tmp_path / "report"
     assert verify(bundle, tmp_path, "--report", str(folder), max_abs=0.0, cosine=0.5) == 1
     out = capsys.readouterr().out
     assert "allowed max abs 0" in out
@@ -73,7 +74,7 @@ def test_bounds_on_the_cases_of_quantized_weights_are_in_the_report(compiled, tm
 
 
 def test_a_relative_bound_alone_bounds_nothing_of_quantized_weights(compiled, tmp_path, capsys):
-    bundle = compiled(*CLASSIFIER, INT8).bundle
+    bundle = compiled(*CLASSIFIER, INT8_CLASSIFIER).bundle
     assert verify(bundle, tmp_path, relative=0.0) == 2
     assert "relative is added to max_abs" in capsys.readouterr().err
     assert verify(bundle, tmp_path, relative=0.0, max_abs=0.0) == 1
