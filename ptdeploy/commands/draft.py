@@ -109,11 +109,21 @@ def _prove_prompt(
 
 def finish(draft: Draft, destination: Destination, progress: Progress) -> Bundle:
     """Put the bundle into its place, whole, and say what its user should know."""
-    for entry in draft.working:
-        (draft.folder / entry.path).unlink()
+    remove_working(draft)
     with progress.stage("write the bundle"):
         bundle = publish(draft.folder, draft.manifest, destination)
     return replace(bundle, notes=told(draft, progress))
+
+
+def remove_working(draft: Draft) -> None:
+    """Remove the working files, and the folders that they leave empty."""
+    for entry in draft.working:
+        file = draft.folder / entry.path
+        file.unlink()
+        for parent in file.relative_to(draft.folder).parents[:-1]:
+            if any((draft.folder / parent).iterdir()):
+                break
+            (draft.folder / parent).rmdir()
 
 
 def told(draft: Draft, progress: Progress, pending: str = PENDING) -> tuple[str, ...]:

@@ -28,7 +28,7 @@ from ptdeploy.bundle import (
     stage_bundle,
 )
 from ptdeploy.bundle.whose import OF_PROMPT
-from ptdeploy.commands.draft import Draft, prove, told
+from ptdeploy.commands.draft import Draft, prove, remove_working, told
 from ptdeploy.commands.request import OverRequest
 from ptdeploy.commands.stages import Source, compute_rows, freeze_stage, save_prompts
 from ptdeploy.commands.tasks import is_all, read_named
@@ -76,8 +76,7 @@ def compile_over(request: OverRequest, progress: Progress) -> Pack:
     with stage_bundle(destination) as folder:
         draft = draft_over(bundle, request, folder, progress, "no pack was written")
         draft = prove(draft, progress)
-        for entry in draft.working:
-            (folder / entry.path).unlink()
+        remove_working(draft)
         manifest = _pack_manifest(draft, bundle)
         with progress.stage("write the pack"):
             pack = publish_pack(folder, manifest, destination)

@@ -415,3 +415,31 @@ def test_a_pack_whose_folder_no_prompt_can_be_called_as_wants_a_name(bundle, pac
     with pytest.raises(InputError, match="no prompt can be called 'my pack é'"):
         ptdeploy.compile_prompt(adapter, over=bundle, output=place)
     assert not place.exists()
+
+
+def test_the_files_of_a_bundle_may_lie_in_folders(compiled, packed, tmp_path):
+    one = compiled("bert", "SEQ_CLS", tokenizer="characters")
+    bundle = Path(shutil.copytree(one.bundle, tmp_path / "bundle"))
+    moved = {"graph/onnx": "model", "text": "tokenizer", "trained": "prompt"}
+
+    def move(manifest):
+        for folder, role in moved.items():
+            roles = {role, "weights"} if role == "model" else {role}
+            for entry in manifest["files"]:
+                if entry["role"] in roles:
+                    place = f"{folder}/{Path(entry['path']).name}"
+                    (bundle / folder).mkdir(parents=True, exist_ok=True)
+                    (bundle / entry["path"]).rename(bundle / place)
+                    entry["path"] = place
+
+    damage.edit(bundle, move)
+    adapter = packed("bert", "SEQ_CLS").adapter
+    how = {"base": str(one.trained.base)}
+    pack = ptdeploy.compile_prompt(adapter, over=bundle, output=tmp_path / "x.prompt", **how)
+    names = ["manifest.json", "parity.json", "prompt.safetensors", "reference.safetensors"]
+    assert sorted(one.name for one in pack.path.iterdir()) == names
+    ptdeploy.prompt_add(bundle, pack.path, name="legal")
+    ptdeploy.prompt_default(bundle, "legal")
+    ptdeploy.prompt_remove(bundle, "default")
+    assert not (bundle / "trained").exists()
+    assert len(ptdeploy.load(bundle).classify(["a text"])) == 1
