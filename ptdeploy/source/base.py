@@ -197,7 +197,7 @@ def _load_config(
         )
     try:
         with quiet_libraries():
-            return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+            config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     except Exception as error:  # transformers checks untrusted fields by raising anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         fix = "Pass the folder or hub id of the base model with --base." + _model_beside(checkpoint)
@@ -212,6 +212,9 @@ def _load_config(
         raise BaseModelError(
             f"{name}: the base model's configuration cannot be read ({reason}).", fix
         ) from error
+    # How a caller takes outputs is no part of a model; a part for text has a flag of its own.
+    config.return_dict = config.get_text_config().return_dict = True
+    return config
 
 
 def _is_path(name: str) -> bool:

@@ -37,7 +37,7 @@ _HARMLESS = frozenset(
     max_matching_ngram_size assistant_early_exit assistant_lookbehind target_lookbehind
     assistant_ensemble_weight speculation_type use_mtp compile_config disable_compile
     continuous_batching_config low_memory prefill_chunk_size transformers_version
-    renormalize_logits remove_invalid_values encoder_no_repeat_ngram_size
+    renormalize_logits remove_invalid_values
     """.split()  # noqa: SIM905
 )
 # Fields that mean something only beside another one.
@@ -51,13 +51,22 @@ _ONLY_WITH = {
     "eta_cutoff": "do_sample",
     "top_h": "do_sample",
 }
-# Values besides null, 0, false and the empty list at which a field does nothing.
-_OFF_AT_ONE = frozenset(
-    """
-    typical_p length_penalty encoder_repetition_penalty guidance_scale num_beams
-    num_return_sequences num_beam_groups
-    """.split()  # noqa: SIM905
-)
+# The numbers at which a field does nothing, where they are others than 0: as transformers asks.
+_NEUTRAL: dict[str, tuple[int, ...]] = {
+    "typical_p": (1,),
+    "length_penalty": (1,),
+    "encoder_repetition_penalty": (1,),
+    "guidance_scale": (1,),
+    "num_beams": (1,),
+    "num_return_sequences": (0, 1),
+    "num_beam_groups": (0, 1),
+    # Token 0 is a token, and no time or room at all is a limit.
+    "forced_bos_token_id": (),
+    "forced_eos_token_id": (),
+    "max_time": (),
+    "max_length": (),
+    "top_h": (),
+}
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 _INSTEAD = {
     "max_length": "it counts the text too; give max_new_tokens with the request",
@@ -179,7 +188,13 @@ def generation_defaults(base: BaseModel) -> tuple[GenerationOptions, tuple[str, 
     """
     config = _load(base)
     given = {k: v for k, v in config.to_dict().items() if v is not None}
-    eos, notes = _eos(base, given.pop("eos_token_id", None), base.vocab_size)
+    named = given.pop("eos_token_id", None)
+    eos, notes = _eos(base, named, base.vocab_size)
+    if named is None and eos and not config._from_model_config:
+        notes.append(
+            f"{_FILE} names no EOS token: a row ends at config.json's, {_few(tuple(map(str, eos)))}, "
+            "where transformers' own generate goes on."
+        )
     fields = {name: given[name] for name in GenerationOptions.__struct_fields__ if name in given}
     if fields.get("do_sample"):
         if fields.get("temperature") == 0:
@@ -222,7 +237,7 @@ def _load(base: BaseModel) -> GenerationConfig:
             try:
                 return read(config_file_name="config.json", _from_model_config=True)
             except OSError:
-                return GenerationConfig()
+                return GenerationConfig(_from_model_config=True)
             except Exception as other:  # untrusted fields: transformers raises anything
                 reason = other
     except Exception as error:  # untrusted fields: transformers raises anything
@@ -296,8 +311,8 @@ def _not_kept(given: Mapping[str, Any]) -> list[str]:
 
 def _off(name: str, value: Any) -> bool:
     """Whether a field's value does nothing."""
-    if isinstance(value, (int, float)) and name in _OFF_AT_ONE and value == 1:
-        return True
+    if isinstance(value, (int, float)):
+        return value in _NEUTRAL.get(name, (0,))
     return not value
 
 

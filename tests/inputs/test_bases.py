@@ -16,6 +16,7 @@ from peft import PromptEncoderConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from support import tiny
 
+import ptdeploy
 from ptdeploy.bundle.task import Task
 from ptdeploy.cli.main import main
 from ptdeploy.errors import BaseModelError
@@ -234,6 +235,16 @@ def test_a_base_and_its_adapter_may_share_a_folder(trained, tmp_path):
         assert torch.equal(tensor, want[name]), name
     want_logits = row_logits(trained.model, Task.SEQ_CLS, IDS)
     assert np.allclose(reference_logits(source, found), want_logits, atol=1e-6)
+
+
+def test_a_base_that_returns_tuples_to_its_callers_gives_the_same_logits(trained, tmp_path):
+    base = Path(shutil.copytree(trained.base, tmp_path / "base"))
+    edit_json(base / "config.json", return_dict=False)
+    source, found = resolve(trained.adapter, base)
+    want_logits = row_logits(trained.model, Task.SEQ_CLS, IDS)
+    assert np.allclose(reference_logits(source, found), want_logits, atol=1e-6)
+    bundle = ptdeploy.compile(trained.adapter, base=str(base), output=tmp_path / "bundle")
+    assert np.allclose(ptdeploy.load(bundle.path).logits([IDS])[0], want_logits, atol=1e-5)
 
 
 def test_an_adapter_of_another_kind_beside_the_base_stays_out_of_it(trained, tmp_path):

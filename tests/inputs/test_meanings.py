@@ -68,6 +68,7 @@ OFF = {"eos_token_id": 2, "do_sample": False}
         {"temperature": 1.0, "top_k": None, "top_p": None, "typical_p": 1.0},
         {"top_k": 0, "min_p": None, "num_beams": 1, "length_penalty": 1.0, "early_stopping": False},
         {"no_repeat_ngram_size": 0, "bad_words_ids": None, "suppress_tokens": []},
+        {"forced_eos_token_id": None, "num_return_sequences": 1, "encoder_no_repeat_ngram_size": 0},
         {"use_cache": True, "pad_token_id": 0, "bos_token_id": 1, "output_scores": False},
         {"transformers_version": "4.1.0", "cache_implementation": "static", "unheard_of": 3},
         {"length_penalty": 2.0, "typical_p": 0.5},
@@ -93,16 +94,23 @@ def test_what_is_off_or_changes_no_token_is_taken_without_a_note(read, given):
         ("begin_suppress_tokens", [7]),
         ("forced_bos_token_id", 4),
         ("forced_eos_token_id", 2),
+        ("forced_bos_token_id", 0),
+        ("forced_eos_token_id", 0),
         ("exponential_decay_length_penalty", [5, 1.1]),
         ("guidance_scale", 1.5),
+        ("guidance_scale", 0.0),
         ("sequence_bias", [[[5], 2.0]]),
         ("encoder_repetition_penalty", 1.2),
+        ("encoder_repetition_penalty", 0),
+        ("encoder_no_repeat_ngram_size", 2),
+        ("num_beams", 0),
         ("penalty_alpha", 0.6),
         ("token_healing", True),
         ("stop_strings", ["end"]),
         ("max_length", 20),
         ("min_length", 3),
         ("max_time", 2.5),
+        ("max_time", 0),
     ],
 )
 def test_a_field_that_changes_tokens_and_is_not_kept_is_named_with_its_value(read, name, value):
@@ -145,7 +153,7 @@ def test_sampling_at_temperature_0_is_greedy_and_says_so(read):
     ("generation", "eos", "note"),
     [
         ({"eos_token_id": [2, 5, 5]}, (2, 5), None),
-        ({}, (2,), None),
+        (None, (2,), None),
         ({"eos_token_id": -1}, (), "-1 is no token of the model"),
         ({"eos_token_id": [2, 151645]}, (2,), "151645 is no token of the model"),
     ],
@@ -155,6 +163,16 @@ def test_eos_ids_are_tokens_of_the_model(read, generation, eos, note):
     assert meaning.generation is not None
     assert meaning.generation.eos_token_ids == eos
     assert meaning.notes == () if note is None else note in meaning.notes[0]
+
+
+def test_an_eos_token_that_generate_does_not_know_is_taken_with_a_note(read):
+    meaning = read("CAUSAL_LM", {"bos_token_id": 1})
+    assert meaning.generation is not None
+    assert meaning.generation.eos_token_ids == (2,)
+    assert meaning.notes == (
+        "generation_config.json names no EOS token: a row ends at config.json's, 2, where "
+        "transformers' own generate goes on.",
+    )
 
 
 def test_a_model_without_an_eos_token_says_that_no_row_ends(read):
