@@ -67,6 +67,7 @@ _NEUTRAL: dict[str, tuple[int, ...]] = {
     "max_length": (),
     "top_h": (),
 }
+_TOP_K = 50
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 _INSTEAD = {
     "max_length": "it counts the text too; give max_new_tokens with the request",
@@ -196,20 +197,16 @@ def generation_defaults(base: BaseModel) -> tuple[GenerationOptions, tuple[str, 
             "where transformers' own generate goes on."
         )
     fields = {name: given[name] for name in GenerationOptions.__struct_fields__ if name in given}
-    if fields.get("do_sample"):
-        if fields.get("temperature") == 0:
-            notes.append(
-                f"{_FILE} asks for sampling at temperature 0: the likeliest token is taken."
-            )
-            del fields["do_sample"], fields["temperature"]
-        else:
-            # transformers' own default where a model samples and does not say from how many.
-            fields.setdefault("top_k", 50)
+    if fields.get("do_sample") and fields.get("temperature") == 0:
+        notes.append(f"{_FILE} asks for sampling at temperature 0: the likeliest token is taken.")
+        del fields["do_sample"], fields["temperature"]
     if not fields.get("do_sample"):
         # Nobody reads these then; the ranges are those of a request that asks for sampling.
         for name in _SAMPLING:
             if name in fields and not _in_range(name, fields[name], base.vocab_size):
                 del fields[name]
+    # transformers' own default of whatever samples: of this model, or of one request.
+    fields.setdefault("top_k", _TOP_K)
     try:
         options = msgspec.convert({**fields, "eos_token_ids": eos}, GenerationOptions, strict=False)
         check(options, base.vocab_size)

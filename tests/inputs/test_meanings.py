@@ -22,6 +22,7 @@ from ptdeploy.bundle import GenerationOptions
 from ptdeploy.cli.main import main
 from ptdeploy.parity.quality import explained
 from ptdeploy.runtime.classifier import Classifier
+from ptdeploy.runtime.request_options import with_options
 from ptdeploy.source.base import resolve_base
 from ptdeploy.source.checkpoint import read_checkpoint
 from ptdeploy.source.meaning import Meaning, read_meaning
@@ -140,6 +141,19 @@ def test_sampling_fields_are_named_where_the_model_samples(read):
     assert meaning.generation is not None
     assert (meaning.generation.top_p, meaning.generation.top_k) == (0.8, 50)
     assert len(meaning.notes) == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "top_k"),
+    [({}, 50), ({"top_k": None}, 50), ({"top_k": 0}, 0), ({"top_k": 7}, 7), ({"top_k": -1}, 50)],
+    ids=str,
+)
+def test_a_request_that_samples_draws_from_as_many_as_transformers(read, given, top_k):
+    meaning = read("CAUSAL_LM", {**OFF, **given})
+    assert meaning.generation is not None
+    assert meaning.generation.top_k == top_k
+    assert with_options(meaning.generation, {"temperature": 1.5}, 101).top_k == top_k
+    assert with_options(meaning.generation, {"top_k": 0}, 101).top_k == 0
 
 
 def test_sampling_at_temperature_0_is_greedy_and_says_so(read):
