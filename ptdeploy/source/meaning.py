@@ -192,9 +192,10 @@ def generation_defaults(base: BaseModel) -> tuple[GenerationOptions, tuple[str, 
     named = given.pop("eos_token_id", None)
     eos, notes = _eos(base, named, base.vocab_size)
     if named is None and eos and not config._from_model_config:
+        ids = _few(tuple(map(str, eos)))
         notes.append(
-            f"{_FILE} names no EOS token: a row ends at config.json's, {_few(tuple(map(str, eos)))}, "
-            "where transformers' own generate goes on."
+            f"{_FILE} names no EOS token: a row ends at config.json's, {ids}, where "
+            "transformers' own generate goes on."
         )
     fields = {name: given[name] for name in GenerationOptions.__struct_fields__ if name in given}
     if fields.get("do_sample") and fields.get("temperature") == 0:
