@@ -14,6 +14,7 @@ from ptdeploy.targets import Attention, BuildRequest, Built, Numerics
 from ptdeploy.targets.openvino_options import (
     OpenVinoOptions,
     add_options,
+    check_kept,
     check_options,
 )
 from ptdeploy.targets.options import TargetOptions, own_options
@@ -92,6 +93,7 @@ class OpenVinoTarget:
         """Why its engine could not run here: it is shown to be right before it is written."""
         from ptdeploy.backends.openvino.open import uncomputable
 
+        check_kept(options, precision)
         return OpenVinoBackend().unavailable(device) or uncomputable(device, precision)
 
     def limit(
@@ -122,8 +124,9 @@ class OpenVinoTarget:
             notes += (f"ptdeploy was never tried on OpenVINO's {request.device}.",)
         group = activation_group(request.model, request.quantization)
         files = write_model(request.model, request.folder)
+        kept = request.options.keeps(request.precision)
         if group or any(spec.role == "past" for spec in request.signature.inputs):
-            write_info(EngineInfo(request.options.kv_precision, group), request.folder)
+            write_info(EngineInfo(kept, group), request.folder)
             files += (staged(INFO, "engine_info", MODEL),)
         return Built(files, notes=notes)
 

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ptdeploy.backends.openvino.engine_file import engine_info
+from ptdeploy.backends.openvino.engine_file import KVPrecision, engine_info
 from ptdeploy.backends.openvino.errors import run_error
 from ptdeploy.backends.openvino.kv_cache import BLOCK
 from ptdeploy.backends.openvino.open import (
@@ -21,6 +21,7 @@ from ptdeploy.backends.openvino.open import (
 )
 from ptdeploy.backends.openvino.session import shared
 from ptdeploy.bundle import Bundle, Manifest
+from ptdeploy.runtime.bfloat16 import to_stored
 from ptdeploy.runtime.kv_layout import KVLayout
 from ptdeploy.runtime.paged_kv import step_inputs
 
@@ -31,18 +32,19 @@ def run_exposed(bundle: Bundle, inner: tuple[str, ...], feed: Mapping[str, NDArr
     """Its outputs and those inner values that OpenVINO has, by name.
 
     `feed` is what the graph in the bundle takes, and what comes back has the shapes that it gives,
-    though OpenVINO runs a decoder's tokens as rows of their own; keys and values are float32,
-    whatever the bundle keeps them in. Raises EngineFault.
+    though OpenVINO runs a decoder's tokens as rows of their own; keys and values are in what the
+    engine computes in, whatever the bundle keeps them in. Raises EngineFault.
     """
     path, manifest = bundle.in_folder("model"), bundle.manifest
     assert path is not None, "the caller read it"
     paged = keeps_kv(manifest)
-    given = _paged(manifest, feed) if paged else dict(feed)
+    kept: KVPrecision = "bf16" if manifest.precision == "bf16" else "f32"
+    given = _paged(manifest, feed, kept) if paged else dict(feed)
     try:
         graph = read_for(manifest, path, False, lambda _: None)
         _expose(graph, inner)
         opening = Opening(manifest.device)
-        info = msgspec.structs.replace(engine_info(bundle), kv_precision="f32")
+        info = msgspec.structs.replace(engine_info(bundle), kv_precision=kept)
         computing = Computing(manifest.precision, info)
         request = compile_graph(graph, computing, opening).create_infer_request()
         for name, array in given.items():
@@ -65,7 +67,7 @@ def _expose(graph: Any, inner: tuple[str, ...]) -> None:
     graph.add_outputs([port for port in ports if port.get_names() & wanted])
 
 
-def _paged(manifest: Manifest, feed: Mapping[str, NDArray[Any]]) -> Arrays:
+def _paged(manifest: Manifest, feed: Mapping[str, NDArray[Any]], kept: KVPrecision) -> Arrays:
     """A dense step's inputs as those of the paged program, each row's slots in blocks."""
     layout = KVLayout.of(manifest)
     ids, lengths = feed[layout.ids], feed[layout.lengths]
@@ -81,9 +83,9 @@ def _paged(manifest: Manifest, feed: Mapping[str, NDArray[Any]]) -> Arrays:
         slots[:, :, :count] = dense[:, :, :count]
         split = slots.reshape(rows, layout.heads, needed, block, layout.width)
         kind = ("key", "value")[number % 2]
-        caches[f"{kind}_cache.{number // 2}"] = np.ascontiguousarray(
-            split.transpose(0, 2, 1, 3, 4)
-        ).reshape(-1, layout.heads, block, layout.width)
+        blocks = split.transpose(0, 2, 1, 3, 4).reshape(-1, layout.heads, block, layout.width)
+        stored = "bfloat16" if kept == "bf16" else "float32"
+        caches[f"{kind}_cache.{number // 2}"] = to_stored(np.ascontiguousarray(blocks), stored)
     positions = feed[layout.positions]
     sampled = (np.arange(rows)[:, None] * new + positions).reshape(-1)
     step = step_inputs(layout, list(ids), lengths, list(tables), block, sampled)

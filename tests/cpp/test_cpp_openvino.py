@@ -14,7 +14,7 @@ import pytest
 from support import native
 from support.damage import edit
 from support.native import ROWS, bits, opened, options_text, text_of
-from support.openvino import Change, behind, copied, keep_kv_in
+from support.openvino import Change, behind, copied, keep_kv_in, needs_bf16
 from support.refusals import python_refusal
 
 import ptdeploy
@@ -243,6 +243,17 @@ def test_long_texts_run_in_pieces_beside_short_ones(bundles, probe, tmp_path):
 def test_a_cache_in_fewer_bits(bundles, probe, tmp_path, kv):
     bundle = behind(bundles("fused"), tmp_path / "bundle", 37)
     keep_kv_in(bundle, kv)
+    engine = opened(probe, bundle)
+    same_logits(probe, engine)
+    for _ in range(2):
+        same_texts(probe, engine, ROWS)
+
+
+@needs_bf16
+def test_products_and_cache_in_bf16(bundles, probe, tmp_path):
+    bundle = behind(bundles("fused"), tmp_path / "bundle", 37)
+    keep_kv_in(bundle, "bf16")
+    edit(bundle, lambda manifest: manifest.update(precision="bf16"))
     engine = opened(probe, bundle)
     same_logits(probe, engine)
     for _ in range(2):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import shutil
 from collections.abc import Callable
@@ -11,12 +12,25 @@ from typing import Any
 
 import numpy as np
 import onnx
+import pytest
 from safetensors.numpy import load_file, save
 from support.damage import PROMPT, edit, replace, the_graph, the_prompt
 
+from ptdeploy.backends.telemetry import import_openvino
 from ptdeploy.files import sha256_of
 
 Change = Callable[[onnx.ModelProto], None]
+
+
+def cpu_has_bf16() -> bool:
+    """Whether OpenVINO is here, and finds that this CPU computes in bfloat16."""
+    if importlib.util.find_spec("openvino") is None:
+        return False
+    can = import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in can
+
+
+needs_bf16 = pytest.mark.skipif(not cpu_has_bf16(), reason="this CPU has no bfloat16")
 
 
 def copied(bundle: Path, folder: Path, change: Change | None = None, **fields: Any) -> Path:

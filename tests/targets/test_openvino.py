@@ -19,7 +19,7 @@ import onnx_ir as ir
 import pytest
 from support.alone import SUPPORTED
 from support.graphs import NOTHING, given_rows, graph, random, weight
-from support.openvino import copied
+from support.openvino import copied, cpu_has_bf16, needs_bf16
 
 import ptdeploy
 from ptdeploy.backends import NoKernel, get_backend
@@ -49,8 +49,6 @@ if importlib.util.find_spec("openvino") is None:
 
 CLASSIFIERS = [(architecture, task) for architecture, task in SUPPORTED if task != "CAUSAL_LM"]
 ROWS = [[5, 6, 7, 8, 9], [40, 41], [60], list(range(3, 30))]
-CAN = import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-BF16 = "BF16" in CAN
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +137,7 @@ def test_fp32_is_asked_for_by_name(bert):
     assert properties(ptdeploy.load(bert))("INFERENCE_PRECISION_HINT").get_type_name() == "f32"
 
 
-@pytest.mark.skipif(BF16, reason="this CPU computes in bfloat16")
+@pytest.mark.skipif(cpu_has_bf16(), reason="this CPU computes in bfloat16")
 def test_bf16_is_refused_where_the_cpu_has_none(compiled, tmp_path, capsys):
     one = compiled("bert", "SEQ_CLS")
     line = ["compile", str(one.trained.adapter), "--target", "openvino", "--precision", "bf16"]
@@ -151,7 +149,7 @@ def test_bf16_is_refused_where_the_cpu_has_none(compiled, tmp_path, capsys):
         ptdeploy.load(bundle)
 
 
-@pytest.mark.skipif(not BF16, reason="this CPU has no bfloat16")
+@needs_bf16
 def test_bf16_holds_its_own_thresholds(compiled):
     one = compiled("bert", "SEQ_CLS", {"target": "openvino", "precision": "bf16"})
     engine = ptdeploy.load(one.bundle)

@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 import onnx
 import pytest
+from support.openvino import needs_bf16
 
 import ptdeploy
 from ptdeploy.backends.openvino import OpenVinoBackend
@@ -24,6 +25,7 @@ from ptdeploy.bundle.precision import PRECISIONS
 from ptdeploy.bundle.quantization import QuantizationOptions
 from ptdeploy.cli.main import main
 from ptdeploy.parity.reference.store import load_reference
+from ptdeploy.targets import get_target
 
 if importlib.util.find_spec("openvino") is None:
     pytest.skip("openvino is not installed", allow_module_level=True)
@@ -118,7 +120,7 @@ def test_a_classifier_is_quantized_alike(compiled):
 @pytest.mark.parametrize("kind", KV_PRECISIONS)
 def test_blocks_hold_what_is_written(kind):
     cache, random = BlockCache(kind), np.random.default_rng(0)
-    near = {"f32": 0, "f16": 2e-3, "u8": 2e-2}[kind]
+    near = {"f32": 0, "f16": 2e-3, "bf16": 1e-2, "u8": 2e-2}[kind]
     for is_key in (True, False):
         memory = cache.empty(is_key, 4, 2, 8)
         tokens = random.normal(size=(2, 20, 8)).astype(np.float32)
@@ -130,6 +132,36 @@ def test_blocks_hold_what_is_written(kind):
         assert not cache.read(memory[[0, 2]], is_key).any()
     both = cache.empty(True, 4, 2, 8).nbytes + cache.empty(False, 4, 2, 8).nbytes
     assert cache.bytes(4, 2, 8) == both
+
+
+@pytest.mark.parametrize(
+    ("precision", "kept", "words"),
+    [
+        ("bf16", "f32", "takes keys and values in bf16 or u8"),
+        ("bf16", "f16", "takes keys and values in bf16 or u8"),
+        ("fp32", "bf16", "with --precision bf16 only, not fp32"),
+        ("int8", "bf16", "with --precision bf16 only, not int8"),
+    ],
+)
+def test_a_cache_that_its_attention_does_not_take_is_refused(precision, kept, words):
+    target = get_target("openvino")
+    with pytest.raises(ptdeploy.InputError, match=words):
+        target.unbuildable("cpu", precision, ptdeploy.OpenVinoOptions(kept), None)
+
+
+@needs_bf16
+@pytest.mark.parametrize(("asked", "kept"), [(None, "bf16"), ("u8", "u8")])
+def test_a_model_that_writes_in_bf16_keeps_its_cache_in_that(compiled, asked, kept, capsys):
+    how = {"target": "openvino", "precision": "bf16", "engine": ptdeploy.OpenVinoOptions(asked)}
+    one = compiled("qwen2", "CAUSAL_LM", how)
+    engine = ptdeploy.load(one.bundle)
+    assert engine._session.cache == BlockCache(kept)
+    where = ["--checkpoint", str(one.trained.adapter), "--base", str(one.trained.base)]
+    assert main(["verify", str(one.bundle), "--locate", *where]) == 0
+    assert "every module agrees" in capsys.readouterr().out
+    exact = ptdeploy.load(compiled("qwen2", "CAUSAL_LM", {"target": "openvino"}).bundle)
+    for ours, theirs in zip(engine.logits(ROWS), exact.logits(ROWS), strict=True):
+        assert 1e-5 < np.abs(ours - theirs).max() < PRECISIONS["bf16"].thresholds.max_abs
 
 
 def test_what_does_not_vary_is_kept_in_u8():
@@ -203,6 +235,7 @@ def test_what_the_cache_is_kept_in_is_shown_and_compared(compiled, capsys):
         ("bf16", "f32", "bf16"),
         ("bf16", "f16", "bf16"),
         ("bf16", "u8", "bf16"),
+        ("fp32", None, "fp32"),
         ("int8", "u8", "int8"),
     ],
 )

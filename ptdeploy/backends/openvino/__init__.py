@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ptdeploy.backends.openvino.session import OpenVinoSession
     from ptdeploy.bundle import Bundle
 
-_HELD_AS = {"f16": "fp16", "u8": "bf16"}
+_HELD_AS = {"f16": "fp16", "bf16": "bf16", "u8": "bf16"}
 
 
 class OpenVinoBackend:

@@ -11,7 +11,7 @@ from ptdeploy.bundle import Bundle
 from ptdeploy.errors import BundleError
 from ptdeploy.files import json_document
 
-KVPrecision = Literal["f32", "f16", "u8"]
+KVPrecision = Literal["f32", "f16", "bf16", "u8"]
 KV_PRECISIONS: tuple[str, ...] = get_args(KVPrecision)
 INFO = "engine.json"
 _MAX_BYTES = 64 * 1024

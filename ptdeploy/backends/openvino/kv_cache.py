@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptdeploy.backends.openvino.engine_file import KVPrecision
+from ptdeploy.runtime.bfloat16 import from_stored, stored, to_stored
 
 # Slots of a block, which OpenVINO's CPU plugin has no other number of.
 BLOCK = 32
-_TYPES = {"f32": np.float32, "f16": np.float16, "u8": np.uint8}
+_TYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "u8": "uint8"}
 # The bytes of a float32 scale and a float32 zero point.
 _PARAMETERS = 8
 _STEPS = 255
@@ -40,11 +41,11 @@ class BlockCache:
         slots, size = self.block, width
         if self.precision == "u8":
             slots, size = (slots + _PARAMETERS, size) if is_key else (slots, size + _PARAMETERS)
-        return np.zeros((blocks, heads, slots, size), _TYPES[self.precision])
+        return np.zeros((blocks, heads, slots, size), stored(_TYPES[self.precision]))
 
     def bytes(self, blocks: int, heads: int, width: int) -> int:
         """What keys and values of so many blocks take, in bytes."""
-        each = np.dtype(_TYPES[self.precision]).itemsize * width * self.block
+        each = stored(_TYPES[self.precision]).itemsize * width * self.block
         if self.precision == "u8":
             each += _PARAMETERS * (width + self.block) // 2
         return 2 * blocks * heads * each
@@ -55,7 +56,7 @@ class BlockCache:
         """Put tokens (heads, count, width), a block's at most, into the first slots of `blocks`."""
         count, width = tokens.shape[1:]
         if self.precision != "u8":
-            cache[blocks, :, :count] = tokens
+            cache[blocks, :, :count] = to_stored(tokens, _TYPES[self.precision])
             return
         scales, zeros, codes = _quantized(tokens, axis=1 if is_key else 2)
         if not is_key:
@@ -68,6 +69,8 @@ class BlockCache:
 
     def read(self, found: NDArray[Any], is_key: bool) -> NDArray[np.float32]:
         """Some blocks' keys or values as (..., heads, slots, width)."""
+        if self.precision == "bf16":
+            return from_stored(found)
         if self.precision != "u8":
             return found.astype(np.float32)
         if is_key:

@@ -141,8 +141,15 @@ def _names(ports: Iterable[Any], specs: Iterable[TensorSpec]) -> list[str]:
 
 
 def shared(array: NDArray[Any]) -> Any:
-    """An array as OpenVINO's tensor, over the same memory; `array` must be contiguous."""
-    return import_openvino().Tensor(array, shared_memory=True)
+    """An array as OpenVINO's tensor, over the same memory; `array` must be contiguous.
+
+    Numbers of 16 bits without a sign are bfloat16's bits: no input of a graph is anything else of
+    that type.
+    """
+    openvino = import_openvino()
+    if array.dtype == np.uint16:
+        return openvino.Tensor(array, openvino.Shape(array.shape), openvino.Type.bf16)
+    return openvino.Tensor(array, shared_memory=True)
 
 
 def _host(array: NDArray[Any] | DeviceArray) -> NDArray[Any]:

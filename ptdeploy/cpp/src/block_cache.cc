@@ -36,8 +36,13 @@ struct Scale {
 }  // namespace
 
 ElementType BlockCache::type() const {
-  if (precision_ == KVPrecision::f32) return ElementType::float32;
-  return precision_ == KVPrecision::f16 ? ElementType::float16 : ElementType::uint8;
+  switch (precision_) {
+    case KVPrecision::f32: return ElementType::float32;
+    case KVPrecision::f16: return ElementType::float16;
+    case KVPrecision::bf16: return ElementType::bfloat16;
+    case KVPrecision::u8: break;
+  }
+  return ElementType::uint8;
 }
 
 std::size_t BlockCache::slots(bool is_key) const {

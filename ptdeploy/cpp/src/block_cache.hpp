@@ -10,7 +10,7 @@
 
 namespace ptdeploy::detail {
 
-enum class KVPrecision { f32, f16, u8 };
+enum class KVPrecision { f32, f16, bf16, u8 };
 
 // Blocks (heads, slots, width). In u8 a value is (code - zero point) * scale. Keys have a scale and a
 // zero point for each channel of a block, both before its codes; values for each token, before that

@@ -8,7 +8,7 @@ namespace {
 
 constexpr std::int64_t kMaxInfoBytes = 64 * 1024;
 constexpr std::int64_t kMostGroup = 1 << 16;
-constexpr const char* kKVPrecisions[] = {"f32", "f16", "u8"};
+constexpr const char* kKVPrecisions[] = {"f32", "f16", "bf16", "u8"};
 
 void read_group(std::int64_t& group, const Json& json, const Where& where) {
   group = read_int(json, where);
