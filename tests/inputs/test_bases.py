@@ -243,7 +243,8 @@ def test_a_base_that_returns_tuples_to_its_callers_gives_the_same_logits(trained
     source, found = resolve(trained.adapter, base)
     want_logits = row_logits(trained.model, Task.SEQ_CLS, IDS)
     assert np.allclose(reference_logits(source, found), want_logits, atol=1e-6)
-    bundle = ptdeploy.compile(trained.adapter, base=str(base), output=tmp_path / "bundle")
+    told = {"base": str(base), "target": "ort", "output": tmp_path / "bundle"}
+    bundle = ptdeploy.compile(trained.adapter, **told)
     assert np.allclose(ptdeploy.load(bundle.path).logits([IDS])[0], want_logits, atol=1e-5)
 
 

@@ -106,7 +106,9 @@ def test_rows_end_at_the_tokens_of_the_whole_model(tmp_path, whole, text, eos):
     (one.base / "generation_config.json").write_text("{}")
     options, notes = generation_defaults(resolve(one))
     assert options.eos_token_ids == eos
-    assert not notes
+    shown = ", ".join(map(str, eos))
+    (note,) = notes
+    assert f"a row ends at config.json's, {shown}, where" in note
 
 
 def test_a_hybrid_model_is_refused_by_name(tmp_path, monkeypatch):
