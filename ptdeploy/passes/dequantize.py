@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ptdeploy.errors import InputError
 from ptdeploy.passes.edit import add_constant
 from ptdeploy.passes.head import transposed_weight
 from ptdeploy.passes.quantize import constant_product
@@ -24,10 +23,9 @@ _LARGEST_FLOAT8 = 448.0
 def run(model: ir.Model, context: PassContext) -> ir.Model:
     """Read the constant side of products through DequantizeLinear, in the type of the activations.
 
-    Symmetric, rounded to nearest, a scale for each column or for each block along it. A matrix
-    whose columns are no whole number of blocks stays as it is. Does nothing for engines that read
-    weights through MatMulNBits.
-    Raises InputError if no matrix fits.
+    Symmetric, rounded to nearest, a scale for each column or for each block along it. Columns that
+    are no whole number of blocks end in zeros, and so does what is multiplied with them. Does
+    nothing for engines that read weights through MatMulNBits.
     """
     import onnx_ir as ir
 
@@ -36,14 +34,21 @@ def run(model: ir.Model, context: PassContext) -> ir.Model:
         return model
     graph = model.graph
     done: dict[tuple[int, bool], ir.Value] = {}
+    longer: dict[ir.Value, ir.Value] = {}
     for node in list(graph):
         found = constant_matrix(node)
         if found is None:
             continue
         weight, tensor, is_transposed, transpose = found
         matrix = tensor.numpy().T if is_transposed else tensor.numpy()
-        if wanted.block_size and matrix.shape[0] % wanted.block_size:
-            continue
+        rest = -matrix.shape[0] % wanted.block_size if wanted.block_size else 0
+        if rest:
+            matrix = np.pad(matrix, ((0, rest), (0, 0)))
+            given = node.inputs[0]
+            assert given is not None
+            if given not in longer:
+                longer[given] = _lengthened(graph, node, given, rest)
+            node.replace_input_with(0, longer[given])
         key = id(tensor), is_transposed
         if key not in done:
             name = f"{weight.name}.transposed" if is_transposed else str(weight.name)
@@ -63,11 +68,6 @@ def run(model: ir.Model, context: PassContext) -> ir.Model:
             graph.remove(transpose, safe=True)
         if not weight.uses():
             del graph.initializers[str(weight.name)]
-    if not done:
-        raise InputError(
-            f"No weight has columns of a whole number of blocks of {wanted.block_size}.",
-            "Choose a smaller --block-size.",
-        )
     return model
 
 
@@ -92,6 +92,27 @@ def _read(
     turned = ir.node("Transpose", read.outputs, attributes={"perm": [1, 0]})
     turned.outputs[0].name = f"{name}.turned"
     return [read, turned]
+
+
+def _lengthened(graph: ir.Graph, node: ir.Node, given: ir.Value, rest: int) -> ir.Value:
+    """What a node reads, so many zeros longer along its last axis; made before that node."""
+    import onnx_ir as ir
+
+    def constant(name: str, array: NDArray[Any]) -> ir.Value:
+        found = graph.initializers.get(name)
+        return add_constant(graph, name, array) if found is None else found
+
+    inputs = [
+        given,
+        constant(f"zeros.{rest}", np.array([0, rest], np.int64)),
+        None,
+        constant("zeros.axis", np.array([-1], np.int64)),
+    ]
+    pad = ir.node("Pad", inputs)
+    pad.metadata_props.update(node.metadata_props)
+    pad.outputs[0].type = given.type
+    graph.insert_before(node, pad)
+    return pad.outputs[0]
 
 
 def quantize(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from ptdeploy.passes.edit import add_constant
 from ptdeploy.source.base import quiet_libraries
 
 if TYPE_CHECKING:
@@ -16,15 +17,41 @@ if TYPE_CHECKING:
 
 
 def run(model: ir.Model, context: PassContext) -> ir.Model:
-    """Run onnxscript's optimizer (constant folding, inlining) and drop repeated subexpressions."""
+    """Run onnxscript's optimizer (constant folding, inlining) and drop repeated subexpressions.
+
+    onnxscript leaves large constants alone. A weight that is only read in another shape, such as
+    all experts of a mixture as one matrix, is stored in that shape.
+    """
     import onnx_ir.passes.common as common
     import onnxscript.optimizer
 
     with quiet_libraries(), _rules_tried_by_operator(), _known_shapes_kept():
         onnxscript.optimizer.optimize_ir(model)
+        _reshape_weights(model.graph)
         common.CommonSubexpressionEliminationPass()(model)
         common.RemoveUnusedNodesPass()(model)
     return model
+
+
+def _reshape_weights(graph: ir.Graph) -> None:
+    import onnx_ir as ir
+
+    for node in list(graph):
+        weight = node.inputs[0] if node.op_type == "Reshape" else None
+        if weight is None or not weight.is_initializer() or weight.const_value is None:
+            continue
+        to = None if node.inputs[1] is None else ir.convenience.get_const_tensor(node.inputs[1])
+        if to is None or len(weight.uses()) != 1:
+            continue
+        shape = to.numpy().tolist()
+        # Where attributes say what a 0 means.
+        if 0 in shape:
+            continue
+        array = weight.const_value.numpy().reshape(shape)
+        stored = add_constant(graph, f"{weight.name}.reshaped", array)
+        node.outputs[0].replace_all_uses_with(stored)
+        graph.remove(node, safe=True)
+        del graph.initializers[str(weight.name)]
 
 
 @contextmanager

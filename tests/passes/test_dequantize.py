@@ -12,7 +12,6 @@ from hypothesis.extra import numpy as arrays
 from support.graphs import NOTHING, given_rows, graph, random, run, weight
 
 from ptdeploy.bundle import Quantization
-from ptdeploy.errors import InputError
 from ptdeploy.parity.graph_check import emulate_bfloat16
 from ptdeploy.passes import PassContext, dequantize
 from ptdeploy.passes.dequantize import quantize
@@ -87,21 +86,23 @@ def test_a_product_is_of_the_rounded_weights(tmp_path, wanted, kind, dtype):
     np.testing.assert_allclose(run(model, tmp_path, x=feed), want, atol=near)
 
 
-def test_columns_that_are_no_whole_number_of_blocks_stay(tmp_path):
-    x, w, v = given_rows(32), weight("w", random(32, 40)), weight("v", random(40, 8))
-    first = ir.node("MatMul", [x, w])
-    last = ir.node("MatMul", [first.outputs[0], v])
-    model = graph(first, last, inputs=[x], weights={"w": w, "v": v})
+@pytest.mark.parametrize("kind", ["MatMul", "Gemm"])
+def test_columns_that_are_no_whole_number_of_blocks_end_in_zeros(tmp_path, kind):
+    """As MatMulNBits has them; two products of one input read the same longer one."""
+    x, left, right = given_rows(40), random(40, 8), random(40, 24, seed=3)
+    values = {"left": weight("left", left), "right": weight("right", right)}
+    nodes = [ir.node(kind, [x, one]) for one in values.values()]
+    nodes.append(ir.node("Concat", [node.outputs[0] for node in nodes], attributes={"axis": 1}))
+    model = graph(*nodes, inputs=[x], weights=values)
     model = dequantize.run(model, PassContext(NOTHING, INT4, weights="DequantizeLinear"))
-    assert [node.op_type for node in model.graph] == ["DequantizeLinear", "MatMul", "MatMul"]
-    assert "v" in model.graph.initializers
-
-
-def test_where_no_column_fits_it_is_refused():
-    x, w = given_rows(24), weight("w", random(24, 8))
-    model = graph(ir.node("MatMul", [x, w]), inputs=[x], weights={"w": w})
-    with pytest.raises(InputError, match="blocks of 16"):
-        dequantize.run(model, PassContext(NOTHING, INT4, weights="DequantizeLinear"))
+    read = ["Pad", "DequantizeLinear", kind, "DequantizeLinear", kind, "Concat"]
+    assert [node.op_type for node in model.graph] == read
+    assert "left" not in model.graph.initializers
+    assert model.graph.initializers["left.q"].shape == (48, 8)
+    feed, padded = random(5, 40, seed=1), ((0, 8), (0, 0))
+    stored = [restored(np.pad(one, padded), INT4)[:40] for one in (left, right)]
+    wanted = np.concatenate([feed @ one for one in stored], 1)
+    np.testing.assert_allclose(run(model, tmp_path, x=feed), wanted, atol=1e-4)
 
 
 def test_engines_with_an_operator_of_their_own_are_left_to_it():

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
 import torch
 from onnxscript.optimizer import _constant_folding
-from support.graphs import NOTHING, graph
+from support.graphs import NOTHING, given_rows, graph, random, run, weight
 from torch import nn
 
 from ptdeploy.passes import PassContext, fold
@@ -104,3 +105,18 @@ def test_onnxscript_infers_as_before_after_a_block_that_failed():
     with pytest.raises(ValueError, match=r"^$"):
         fail()
     assert FOLDING._do_inference is before
+
+
+def test_a_weight_that_is_read_in_another_shape_is_stored_in_it(tmp_path):
+    """Too large for onnxscript to fold; a product must find its matrix."""
+    x, experts = given_rows(64), weight("experts", random(4, 96, 64))
+    shape, perm = weight("shape", np.array([-1, 64])), {"perm": [1, 0]}
+    one = ir.node("Reshape", [experts, shape], attributes={"allowzero": 1})
+    turned = ir.node("Transpose", one.outputs, attributes=perm)
+    product = ir.node("MatMul", [x, turned.outputs[0]])
+    model = graph(one, turned, product, inputs=[x], weights={"experts": experts, "shape": shape})
+    wanted = random(3, 64, seed=1) @ random(4, 96, 64).reshape(-1, 64).T
+    model = fold.run(model, CONTEXT)
+    assert [node.op_type for node in model.graph] == ["Transpose", "MatMul"]
+    assert list(model.graph.initializers) == ["experts.reshaped"]
+    np.testing.assert_allclose(run(model, tmp_path, x=random(3, 64, seed=1)), wanted, atol=1e-3)

@@ -27,7 +27,7 @@ from ptdeploy.targets.onnx_model import run_with_inner
 if importlib.util.find_spec("openvino") is None:
     pytest.skip("openvino is not installed", allow_module_level=True)
 
-ARCHITECTURES = ["gpt2", "qwen2", "llama", "mistral", "opt"]
+ARCHITECTURES = ["gpt2", "qwen2", "llama", "mistral", "opt", "mixtral"]
 ROWS = [[5, 6, 7, 8, 9], [40, 41], [60], list(range(3, 30))]
 ROOM = {"max_position_embeddings": 700}
 NEAR = 1e-5

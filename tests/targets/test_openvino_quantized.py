@@ -40,11 +40,11 @@ def precision(request) -> str:
     return request.param
 
 
-def bundle_of(compiled, precision: str, level: int = EXACT) -> Path:
+def bundle_of(compiled, precision: str, level: int = EXACT, architecture: str = "qwen2") -> Path:
     blocks = {"block_size": 16} if precision == "int4" else {}
     asked = QuantizationOptions(accuracy_level=level, **blocks, **LOOSE)
     how = {"target": "openvino", "precision": precision, "quantization": asked}
-    return compiled("qwen2", "CAUSAL_LM", how).bundle
+    return compiled(architecture, "CAUSAL_LM", how).bundle
 
 
 def for_onnx_runtime(bundle: Path, folder: Path) -> Path:
@@ -54,8 +54,11 @@ def for_onnx_runtime(bundle: Path, folder: Path) -> Path:
     return folder
 
 
-def test_it_computes_what_onnx_runtime_does_of_the_same_codes(compiled, tmp_path, precision):
-    bundle = bundle_of(compiled, precision)
+@pytest.mark.parametrize("architecture", ["qwen2", "mixtral"])
+def test_it_computes_what_onnx_runtime_does_of_the_same_codes(
+    compiled, tmp_path, precision, architecture
+):
+    bundle = bundle_of(compiled, precision, architecture=architecture)
     ours = ptdeploy.load(bundle)
     theirs = ptdeploy.load(for_onnx_runtime(bundle, tmp_path / "theirs"))
     for one, other in zip(ours.logits(ROWS), theirs.logits(ROWS), strict=True):

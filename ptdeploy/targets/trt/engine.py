@@ -40,7 +40,7 @@ def build_engine(request: BuildRequest[TrtOptions]) -> Built:
         counted,
         request.options,
     )
-    notes = (*make_engine(job, request.folder), *_unquantized(request.model))
+    notes = make_engine(job, request.folder)
     files = (staged(PLAN, "engine", MODEL), staged(INFO, "engine_info", MODEL))
     if request.options.keep_onnx or request.options.strip_weights:
         return Built((*files, *onnx), (), notes)
@@ -93,22 +93,6 @@ def rebuild_engine(bundle: Bundle, asked: TrtOptions | None) -> tuple[str, ...]:
         options,
     )
     return (*make_engine(job, bundle.path), *notes)
-
-
-def _unquantized(model: ir.Model) -> list[str]:
-    """A note where some weight matrices of a quantized engine are not quantized."""
-    from ptdeploy.passes.dequantize import constant_matrix
-
-    nodes = list(model.graph.all_nodes())
-    left = [found for node in nodes if (found := constant_matrix(node)) is not None]
-    quantized = sum(node.op_type == "DequantizeLinear" for node in nodes)
-    if not quantized or not left:
-        return []
-    dtype = left[0][1].dtype.name.lower()
-    return [
-        f"{len(left)} of {len(left) + quantized} weight matrices stay in {dtype}: their columns "
-        "are no whole number of blocks (--block-size)."
-    ]
 
 
 def _refuse_unknown_operators(model: ir.Model) -> None:
