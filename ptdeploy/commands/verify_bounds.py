@@ -29,11 +29,13 @@ def check_bounds(
     _check_scores(overrides, given, beside)
     _check_quantization(overrides, engine, names)
     quantized = engine.manifest.quantization is not None
-    scored = engine.writes and (quantized or (given and beside))
+    # A token is scored by those before it.
+    follows = any(row.ids.size > 1 for row in given)
+    scored = engine.writes and (quantized or (follows and beside))
     if overrides.max_perplexity_ratio is not None and not scored:
         raise InputError(
             "--thresholds: max_perplexity_ratio is of a causal model with quantized weights, or of "
-            "data given to a causal model and to PEFT.",
+            "data of two tokens or more, given to a causal model and to PEFT.",
             "Pass the data with --data and the checkpoint with --checkpoint, or leave it out."
             if engine.writes
             else "Leave it out: a classifier has no perplexity.",

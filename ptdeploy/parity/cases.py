@@ -181,16 +181,18 @@ def batches(sources: Sequence[Source], max_batch: int | None = None) -> tuple[Ba
 def _random_batches(sources: Sequence[Source], max_batch: int | None) -> Iterator[BatchCase]:
     random = [index for index, source in enumerate(sources) if source == "random"]
     most = max_batch or len(random)
+    widths = set[int]()
     for group in ((0, 4, 6), tuple(range(_BATCH)), (0, 8)):
         if max(group) >= len(random) or len(group) > most:
             continue
+        widths.add(len(group))
         rows = tuple(random[index] for index in group)
         for padding in ("right", "left"):
             yield BatchCase(rows, padding)
     if len(random) > 2 and most > 2:
         yield BatchCase((random[2], random[0], random[1]), "both")
     edge = min(max_batch or 0, WIDEST)
-    if random and edge > 1 and edge not in (2, 3, _BATCH):
+    if random and edge > 1 and edge not in widths:
         yield BatchCase(tuple(random[i % min(len(random), _BATCH)] for i in range(edge)), "left")
 
 

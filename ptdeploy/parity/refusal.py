@@ -57,7 +57,8 @@ def refuse_mismatch(report: ParityReport, compiled: Compiled) -> None:
 
 def _overflowed(report: ParityReport, compiled: Compiled) -> tuple[str, str] | None:
     """What to say where numbers are not finite: the reference's are, so the engine lost them."""
-    cases = [case for case in report.cases if case.max_abs is None and not case.stopped]
+    run = [case for one in report.each() for case in one.cases]
+    cases = [case for case in run if case.max_abs is None and not case.stopped]
     if not cases:
         return None
     first = f"{cases[0].name}, lengths {list(cases[0].lengths)}"
@@ -65,7 +66,7 @@ def _overflowed(report: ParityReport, compiled: Compiled) -> tuple[str, str] | N
     if largest is None:
         return (
             f"The engine gives numbers that are not finite in {len(cases)} of "
-            f"{len(report.cases)} cases, first in {first}, where {report.reference}, gives finite "
+            f"{len(run)} cases, first in {first}, where {report.reference}, gives finite "
             f"ones; {compiled.left}.",
             "Its activations leave the range of float32 in another order of operations: the "
             "model's weights are too large to be computed with safely.",
@@ -74,7 +75,7 @@ def _overflowed(report: ParityReport, compiled: Compiled) -> tuple[str, str] | N
     return (
         f"Values overflow 16 bits: {report.precision} computes in {compiled.activations}, whose "
         f"largest number is {largest}, and logits are not finite in {len(cases)} of "
-        f"{len(report.cases)} cases, first in {first}; {compiled.left}.",
+        f"{len(run)} cases, first in {first}; {compiled.left}.",
         f"Compile with --precision {' or '.join(wider)}"
         + (": bfloat16 is as small and has float32's range." if "bf16" in wider else "."),
     )

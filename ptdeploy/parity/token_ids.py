@@ -53,6 +53,10 @@ def pair_agrees(engine: Engine, pair: tuple[str, str], ids: Ids, type_ids: Ids) 
 
 def row_agrees(engine: Engine, row: DataRow) -> bool:
     """Whether a data row's text is encoded as the row itself says."""
-    (found,) = engine.encode([row.given])
+    if engine.tokenizer is None or row.text is None:
+        (found,) = engine.encode([row.given])
+    else:
+        # However long its text is: the row has other ids then.
+        found = engine.tokenizer.encode(row.text, pair=row.pair)
     same = found.ids == row.ids.tolist()
     return same and (row.type_ids is None or found.type_ids == row.type_ids.tolist())

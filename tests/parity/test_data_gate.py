@@ -63,6 +63,40 @@ def test_a_drop_of_accuracy_needs_peft_beside_it(tagger, tmp_path, capsys):
     assert "max_perplexity_ratio is of a causal model" in capsys.readouterr().err
 
 
+def test_a_perplexity_of_rows_that_have_none_is_not_passed_over(compiled, tmp_path, capsys):
+    one = compiled("qwen2", "CAUSAL_LM")
+    told = ["--checkpoint", str(one.trained.adapter), "--base", str(one.trained.base), "-q"]
+    bound = thresholds(tmp_path, max_perplexity_ratio=0.0)
+    alone = ["--data", str(lines(tmp_path, {"ids": [5]}, {"ids": [7]}))]
+    assert main(["verify", str(one.bundle), *told, *bound, *alone]) == 2
+    assert "data of two tokens or more" in capsys.readouterr().err
+    longer = ["--data", str(lines(tmp_path, {"ids": [5, 7]}))]
+    assert main(["verify", str(one.bundle), *told, *bound, *longer]) == 1
+
+
+def test_a_text_that_is_too_long_beside_ids_that_fit_is_a_mismatch(compiled, tmp_path):
+    bundle = compiled("bert", "SEQ_CLS", tokenizer="characters").bundle
+    data = lines(tmp_path, {"text": "hello world " * 900, "ids": [5, 6]})
+    (failure,) = ptdeploy.verify(bundle, data=data).failures()
+    assert failure.endswith("the first of the given data's is row 1")
+
+
+def test_locate_says_which_bound_does_not_hold_where_every_run_passes(compiled, tmp_path):
+    one = compiled("qwen2", "CAUSAL_LM")
+    report = ptdeploy.verify(
+        one.bundle,
+        checkpoint=one.trained.adapter,
+        base=one.trained.base,
+        data=lines(tmp_path, {"ids": [5, 7, 9]}),
+        thresholds=thresholds(tmp_path, max_perplexity_ratio=0.5)[1],
+        locate=True,
+    )
+    assert not report.passed
+    assert report.located is not None
+    assert "every run passes; what does not hold is" in report.located.cause
+    assert "max_perplexity_ratio" in report.located.cause
+
+
 def test_a_drop_of_accuracy_is_held_to_logits_that_rows_bring(tagger, tmp_path):
     logits = ptdeploy.load(tagger).logits([IDS])[0]
     right = logits.argmax(-1).tolist()

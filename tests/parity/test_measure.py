@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
+import pytest
 
 from ptdeploy.parity.measure import HISTOGRAM_EDGES, bin_positions, measure
 
@@ -40,6 +43,18 @@ def test_a_near_tie_may_swap_and_a_clear_lead_may_not():
     assert near.top1_agreement == 0
     clear, _ = measure(logits([1, 2]), logits([2, 1]), 1e-5)
     assert not clear.clear_agreement
+
+
+def test_what_is_measured_a_few_positions_at_a_time_is_the_same(monkeypatch):
+    random = np.random.default_rng(0)
+    want = random.normal(size=(50, 7)).astype(np.float32)
+    got = want + random.normal(scale=0.1, size=want.shape).astype(np.float32)
+    whole, largest = measure(want, got, 0.1)
+    monkeypatch.setattr("ptdeploy.parity.measure._SCORES", 21)
+    pieces, parts = measure(want, got, 0.1)
+    assert pieces.mean_abs == pytest.approx(whole.mean_abs)
+    assert replace(pieces, mean_abs=0) == replace(whole, mean_abs=0)
+    assert parts.tolist() == largest.tolist()
 
 
 def test_histogram_bins_are_decades():

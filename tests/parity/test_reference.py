@@ -79,6 +79,12 @@ def test_fewer_stored_rows_have_cases_of_their_own():
     assert whole.first(None, None) is whole
 
 
+@pytest.mark.parametrize("widest", [2, 3, 8])
+def test_few_stored_rows_have_a_batch_as_wide_as_the_profile(widest):
+    found = [case for case in batches(["random"] * 5, widest) if len(case.rows) == widest]
+    assert any(case.padding == "left" for case in found)
+
+
 def test_own_data_has_its_cases_behind_the_stored_ones():
     rows = (_row(4, "random"), _row(5, "random"))
     stored = Reference(rows, (), (BatchCase((1, 0), "both"),), FP32)

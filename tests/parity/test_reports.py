@@ -421,6 +421,10 @@ def test_junit_counts_a_test_for_each_check():
     assert found["parity.greedy tokens", "row of 8"] == ["3 of 16 tokens agree"]
     assert found["parity.tokenizer", "texts"] == ["3 of 5 texts encode alike"]
     assert found["parity.data", "accuracy"] == ["0.912 on 40 rows"]
+    twice = msgspec.structs.replace(FAILS, greedy=(*FAILS.greedy, *FAILS.greedy))
+    several = msgspec.structs.replace(twice, prompt="a", prompts=(twice,))
+    cases = list(ElementTree.fromstring(junit.render(several)).iter("testcase"))
+    assert len({(one.get("classname"), one.get("name")) for one in cases}) == len(cases)
     data = msgspec.structs.replace(FAILS.data, missed=("at least 0.95 (min_accuracy)",))
     missed = junit.render(msgspec.structs.replace(FAILS, data=data)).decode()
     assert "0.912 on 40 rows, but at least 0.95 (min_accuracy) is asked for" in missed

@@ -212,4 +212,7 @@ def _nothing(report: ParityReport) -> str:
             "every module agrees on this row; the engine does not match itself: beside other rows "
             "or step by step it gives something else than for the row alone"
         )
+    if not wrong:
+        missed = next(iter(report.failures()), "a bound")
+        return f"every module agrees, and every run passes; what does not hold is: {missed}"
     return "every module agrees on this row; the mismatch is around the graph"

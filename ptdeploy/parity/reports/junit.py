@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 
 from ptdeploy.parity.checks import checks
 from ptdeploy.parity.report import ParityReport
@@ -24,6 +25,7 @@ def render(report: ParityReport) -> bytes:
 def _suite(report: ParityReport, of: str) -> ElementTree.Element:
     found = checks(report)
     failed = [one for one in found if not one.passed]
+    seen: Counter[tuple[str, str]] = Counter()
     suite = ElementTree.Element(
         "testsuite",
         name=f"ptdeploy parity{of}",
@@ -33,8 +35,12 @@ def _suite(report: ParityReport, of: str) -> ElementTree.Element:
         skipped="0",
     )
     for one in found:
+        # Services merge test cases of one name, whatever suite they are in.
+        seen[one.kind, one.name] += 1
+        times = seen[one.kind, one.name]
+        name = f"{one.name}{of}" + (f" ({times})" if times > 1 else "")
         case = ElementTree.SubElement(
-            suite, "testcase", classname=f"parity.{one.kind}", name=one.name, time="0"
+            suite, "testcase", classname=f"parity.{one.kind}", name=name, time="0"
         )
         if not one.passed:
             said = one.stopped or one.said
