@@ -186,7 +186,7 @@ def optimise(plan: Plan, traced: Traced, progress: Progress) -> Traced:
             numerics.activations,
             numerics.custom_operators,
             numerics.weights,
-            numerics.quantizes_embeddings,
+            numerics.quantizes_embeddings and traced.source.base.kind.quantizes_embeddings,
             traced.limits.max_context if numerics.turns else 0,
         )
         return replace(traced, graph=run_passes(traced.graph, context))

@@ -19,8 +19,8 @@ class PassContext:
 
     The signature it must keep, how weights are to be stored (None: as they are), the type that
     activations are computed in, whether the engine knows ONNX Runtime's own operators, which one
-    reads quantized weights, whether embeddings are weights in that, and how many positions a table
-    of rotary angles has to hold, 0 where attention does not turn its inputs by one.
+    reads quantized weights, whether word embeddings are weights in that, and how many positions a
+    table of rotary angles has to hold, 0 where attention does not turn its inputs by one.
     """
 
     signature: Signature

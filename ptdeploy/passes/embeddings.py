@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,22 +16,24 @@ if TYPE_CHECKING:
     from ptdeploy.passes import PassContext
 
 _LARGEST = 127
+# What keeps ids within a table: where virtual tokens have ids too, those are none of its rows.
+_BOUNDS = ("Clip", "Min", "Max")
 
 
 def run(model: ir.Model, context: PassContext) -> ir.Model:
     """Store the table that token ids look up as int8, a scale for each row, rounded to nearest.
 
-    Of 8 bits whatever the weights have: a lookup reads one row, so that fewer gain no speed. An
-    encoder, which keeps ids within its own words first, loses too much by it and stays as it is.
-    Does nothing without a quantization, or for engines whose embeddings stay as they are.
+    Of 8 bits whatever the weights have: a lookup reads one row, so that fewer gain no speed. Does
+    nothing without a quantization, or where embeddings stay as they are.
     """
     import onnx_ir as ir
 
     if context.quantization is None or not context.quantizes_embeddings:
         return model
     graph = model.graph
+    ids = {one.name for one in context.signature.inputs if one.role == "ids"}
     for node in list(graph):
-        table = _looked_up(node)
+        table = _looked_up(node, ids)
         if table is None:
             continue
         assert table.const_value is not None
@@ -60,12 +63,16 @@ def quantize_rows(rows: NDArray[np.floating]) -> tuple[NDArray[np.int8], NDArray
     return codes.astype(np.int8), scales
 
 
-def _looked_up(node: ir.Node) -> ir.Value | None:
-    """The constant table (words, width) that a graph's own input looks up as it is."""
+def _looked_up(node: ir.Node, names: Collection[str | None]) -> ir.Value | None:
+    """The constant table (words, width) that token ids look up, as they are or within bounds."""
     if node.op_type != "Gather" or node.attributes.get_int("axis", 0) != 0:
         return None
     table, ids = node.inputs
-    if table is None or ids is None or not ids.is_graph_input() or not table.is_initializer():
+    while ids is not None and (bound := ids.producer()) is not None and bound.op_type in _BOUNDS:
+        ids = bound.inputs[0]
+    if table is None or not table.is_initializer():
+        return None
+    if ids is None or not ids.is_graph_input() or ids.name not in names:
         return None
     tensor = table.const_value
     if tensor is None or len(tensor.shape) != 2 or not tensor.dtype.is_floating_point():

@@ -5,14 +5,23 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from support.graphs import NOTHING, graph, random, run, weight
+from support.graphs import graph, random, run, weight
 
 from ptdeploy.bundle import Quantization
+from ptdeploy.bundle.signature import Signature
+from ptdeploy.bundle.task import TensorSpec
 from ptdeploy.passes import PassContext, dequantize, embeddings, head
 from ptdeploy.passes.embeddings import quantize_rows
 
 INT4 = Quantization(4, 32, 4, 0, 9)
-CONTEXT = PassContext(NOTHING, INT4, quantizes_embeddings=True)
+SIGNATURE = Signature(
+    (
+        TensorSpec("ids", "ids", "int64", ("n",), "token ids"),
+        TensorSpec("segments", "segments", "int64", ("n",), "segment of each token"),
+    ),
+    (),
+)
+CONTEXT = PassContext(SIGNATURE, INT4, quantizes_embeddings=True)
 
 
 def lookup(table: np.ndarray, *nodes: ir.Node, **more: ir.Value) -> tuple[ir.Model, ir.Value]:
@@ -55,7 +64,8 @@ def test_codes_and_scales_of_half_precision_are_of_what_is_stored():
 
 
 @pytest.mark.parametrize(
-    "context", [PassContext(NOTHING, INT4), PassContext(NOTHING, None, quantizes_embeddings=True)]
+    "context",
+    [PassContext(SIGNATURE, INT4), PassContext(SIGNATURE, None, quantizes_embeddings=True)],
 )
 def test_without_being_asked_for_it_stays_as_it_is(context):
     model, _ = lookup(random(50, 24))
@@ -77,6 +87,26 @@ def test_what_is_no_table_of_words_stays(tmp_path):
     assert kinds == ["Identity", "Gather"]
 
 
+@pytest.mark.parametrize("kind", ["Clip", "Min", "Max"])
+def test_ids_may_be_kept_within_bounds_first(kind):
+    """Where virtual tokens have ids behind the model's own."""
+    model, _ = lookup(random(50, 24))
+    gather = model.graph.node(0)
+    inputs = [gather.inputs[1], *([None] if kind == "Clip" else []), weight("most", np.array(49))]
+    bound = ir.node(kind, inputs)
+    model.graph.register_initializer(inputs[-1])
+    model.graph.insert_before(gather, bound)
+    gather.replace_input_with(1, bound.outputs[0])
+    embeddings.run(model, CONTEXT)
+    assert {"table.q", "table.scale"} <= set(model.graph.initializers)
+
+
+def test_what_segments_look_up_stays():
+    model, _ = lookup(random(2, 24))
+    model.graph.inputs[0].name = "segments"
+    assert [one.op_type for one in embeddings.run(model, CONTEXT).graph] == ["Gather"]
+
+
 def test_a_head_that_is_tied_has_the_same_codes(tmp_path):
     table = random(50, 32)
     ids = ir.Value(name="ids", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape(("n",)))
@@ -86,7 +116,7 @@ def test_a_head_that_is_tied_has_the_same_codes(tmp_path):
     product = ir.node("MatMul", [found.outputs[0], turned.outputs[0]])
     model = graph(found, turned, product, inputs=[ids], weights={"table": stored})
     int8 = Quantization(8, 0, 4, 0, 9)
-    context = PassContext(NOTHING, int8, weights="DequantizeLinear", quantizes_embeddings=True)
+    context = PassContext(SIGNATURE, int8, weights="DequantizeLinear", quantizes_embeddings=True)
     for one in (head, dequantize, embeddings):
         model = one.run(model, context)
     codes = [v for v in model.graph.initializers.values() if v.dtype == ir.DataType.INT8]

@@ -78,6 +78,40 @@ def test_codes_are_what_is_stored_of_products_and_embeddings(compiled, precision
     assert [one.data_type for one in tables] == [onnx.TensorProto.INT8]
 
 
+LOOSE_CLASSES = QuantizationOptions(min_agreement=0.0, max_logits_error=1e9)
+LOOSE_TEXT = QuantizationOptions(**LOOSE)
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+@pytest.mark.parametrize(
+    ("architecture", "task", "kind", "how", "wanted"),
+    [
+        ("bert", "SEQ_CLS", "P-Tuning, MLP", {}, onnx.TensorProto.FLOAT),
+        ("bert", "SEQ_CLS", "prefix tuning", {}, onnx.TensorProto.FLOAT),
+        ("bert", "TOKEN_CLS", "prefix tuning", {}, onnx.TensorProto.FLOAT),
+        ("qwen2", "SEQ_CLS", "P-Tuning, MLP", {}, onnx.TensorProto.INT8),
+        ("qwen2", "CAUSAL_LM", "P-Tuning, MLP", {"freeze_kv": False}, onnx.TensorProto.INT8),
+    ],
+)
+def test_embeddings_are_codes_in_decoders_alone(
+    compiled, precision, architecture, task, kind, how, wanted
+):
+    """Whatever stands between the ids and the table."""
+    asked = LOOSE_TEXT if task == "CAUSAL_LM" else LOOSE_CLASSES
+    asked = {"target": "openvino", "precision": precision, "quantization": asked, **how}
+    changes = {} if architecture == "bert" else {"tie_word_embeddings": True}
+    made = {"kind": kind, **changes} if kind != "P-Tuning, MLP" else changes
+    bundle = compiled(architecture, task, asked, **made).bundle
+    model = onnx.load(bundle / "model.onnx", load_external_data=False)
+    types = {one.name: one.data_type for one in model.graph.initializer}
+    rows = {one.name: one.dims[0] for one in model.graph.initializer if one.dims}
+    tables = [n.input[0] for n in model.graph.node if n.op_type == "Gather"]
+    words = {types[name] for name in tables if rows.get(name) == 101 and "scale" not in name}
+    assert words == {wanted}
+    segments = {types[name] for name in tables if rows.get(name) == 2 and "type" in name}
+    assert segments == ({onnx.TensorProto.FLOAT} if architecture == "bert" else set())
+
+
 def test_products_are_computed_in_int8_where_the_level_says_so(compiled):
     # Columns of 32 and 64 have no whole number of larger groups.
     for level, group in ((EXACT, 0), (IN_INT8, 32)):

@@ -45,6 +45,7 @@ class SequenceEncoder(SequenceKind):
 
     takes_segments = True
     quantizes_activations = True
+    quantizes_embeddings = False
 
     def build(
         self,
@@ -63,6 +64,7 @@ class TokenEncoder(ProgramKind):
     auto_class_name = "AutoModelForTokenClassification"
     takes_segments = True
     quantizes_activations = True
+    quantizes_embeddings = False
 
     def meaning(self, checkpoint: Checkpoint, base: BaseModel, head: str | None) -> Meaning:
         from ptdeploy.source.meaning import Meaning, class_names

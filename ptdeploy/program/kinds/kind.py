@@ -118,6 +118,9 @@ class ProgramKind(ABC):
     has_trained_head: ClassVar[bool] = True
     # Whether int8 quantizes activations too, where the target computes such products faster.
     quantizes_activations: ClassVar[bool] = False
+    # Whether word embeddings are quantized too, where the target can: an encoder's gain no speed by
+    # it and cost agreement.
+    quantizes_embeddings: ClassVar[bool] = True
 
     def auto_class(self) -> Any:
         """transformers' class that makes a model for the task."""
