@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
+import shlex
 from enum import Enum
 from typing import Any, TypeVar
 
@@ -42,6 +44,16 @@ def printable_fields(value: T) -> T:
 def number_of(count: int, noun: str) -> str:
     """How many there are, in words: "1 label", "2 labels"."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def shell_word(value: str | os.PathLike[str]) -> str:
+    """Text as one word of a shell's command line, to be copied from one line of ours."""
+    text = os.fspath(value)
+    if printable(text) == text:
+        return shlex.quote(text)
+    # What acts on a terminal is written by its bytes, as bash and zsh read them back.
+    raw = os.fsencode(text).replace(b"\\", b"\\\\").replace(b"'", b"\\'")
+    return "$'" + "".join(chr(b) if 0x20 <= b < 0x7F else f"\\x{b:02x}" for b in raw) + "'"
 
 
 def _fields(value: Any) -> Any:

@@ -8,6 +8,7 @@ from ptdeploy.cli import options
 from ptdeploy.cli.console import show, show_json_facts
 from ptdeploy.errors import InputError
 
+_ROUNDS = 15
 SUMMARY = "Say what changed from one bundle to another."
 
 
@@ -24,7 +25,7 @@ def add_options(sub: argparse.ArgumentParser) -> None:
         help="time them, and exit 1 if B takes over R times as long as A",
     )
     sub.add_argument(
-        "--rounds", type=int, default=15, metavar="N", help="timed turns of each; default: 15"
+        "--rounds", type=int, metavar="N", help=f"timed turns of each; default: {_ROUNDS}"
     )
     options.add_quiet(sub)
 
@@ -33,13 +34,19 @@ def run(arguments: argparse.Namespace) -> int:
     from ptdeploy.commands.diff import compare_bundles, describe
 
     most = arguments.max_slowdown
-    if arguments.rounds < 1:
+    timed = arguments.speed or most is not None
+    if arguments.rounds is not None and arguments.rounds < 1:
         raise InputError(f"--rounds {arguments.rounds}: must be at least 1.")
+    if arguments.rounds is not None and not timed:
+        raise InputError(
+            "--rounds is about timing, and nothing is timed.",
+            "Pass --speed or --max-slowdown, or leave --rounds out.",
+        )
     if most is not None and not most > 0:
         raise InputError(f"--max-slowdown {most}: must be more than 0.")
-    timed = arguments.speed or most is not None
+    rounds = arguments.rounds or _ROUNDS
     with options.progress(arguments).waiting("time both bundles" if timed else "compare them"):
-        found = compare_bundles(arguments.before, arguments.after, timed, arguments.rounds)
+        found = compare_bundles(arguments.before, arguments.after, timed, rounds)
     slow = [one for one in found.speed if most is not None and not one.ratio <= most]
     if arguments.json:
         import msgspec

@@ -9,6 +9,7 @@ from ptdeploy.cli import options
 from ptdeploy.cli.console import show, show_json_facts
 from ptdeploy.errors import InputError
 
+_TOP = 20
 SUMMARY = "Time each layer of a bundle's engine."
 
 
@@ -28,17 +29,19 @@ def add_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--prompt", metavar="NAME", help="default: the bundle's default prompt")
     sub.add_argument("--device", choices=options.devices(), help="default: the bundle's")
     options.add_threads(sub)
-    sub.add_argument(
-        "--top", type=int, default=20, metavar="N", help="lines of each table; default: 20"
-    )
+    sub.add_argument("--top", type=int, metavar="N", help=f"lines of each table; default: {_TOP}")
     options.add_quiet(sub)
 
 
 def run(arguments: argparse.Namespace) -> int:
     from ptdeploy.commands.profile import describe, profile_bundle
 
-    if arguments.top < 1:
+    if arguments.top is not None and arguments.top < 1:
         raise InputError(f"--top {arguments.top}: must be at least 1.")
+    if arguments.top is not None and arguments.json:
+        raise InputError(
+            "--top is about tables, and --json has every layer.", "Leave one of them out."
+        )
     found = profile_bundle(
         arguments.bundle,
         batch=arguments.batch,
@@ -51,5 +54,5 @@ def run(arguments: argparse.Namespace) -> int:
     )
     if arguments.json:
         return show_json_facts(dataclasses.asdict(found))
-    show(describe(found, arguments.top))
+    show(describe(found, arguments.top or _TOP))
     return 0

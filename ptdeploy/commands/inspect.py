@@ -63,9 +63,17 @@ def inspect(
     path = Path(path)
     if not path.exists():
         raise InputError(f"{path}: no such file or folder.")
+    made = path.is_dir() and is_bundle(path)
+    for name, given in (("adapter", adapter), ("task", task), ("task_id", task_id)):
+        if made and given is not None:
+            raise InputError(
+                f"--{name.replace('_', '-')} is about a checkpoint, and {path} is a "
+                f"{'pack' if is_pack(path) else 'bundle'}.",
+                "Leave it out.",
+            )
     if is_pack(path) and not layers:
         return whole(path, lambda: _pack(read_pack(path)))
-    if path.is_dir() and is_bundle(path):
+    if made:
         return whole(path, lambda: _bundle(read_bundle(path), layers))
     if layers:
         raise InputError(
@@ -75,6 +83,12 @@ def inspect(
     from ptdeploy.source.checkpoint import read_any_task
 
     return _checkpoint(read_any_task(path, adapter, task, task_id))
+
+
+def facts_of(made: Bundle | Pack) -> dict[str, Any]:
+    """The same of what was just written, with its `notes`, whatever lies in its place by now."""
+    facts = _pack(made) if isinstance(made, Pack) else _bundle(made, layers=False)
+    return {**facts, "notes": list(made.notes)}
 
 
 def _checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:

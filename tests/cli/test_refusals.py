@@ -359,3 +359,28 @@ def test_another_tools_manifest_is_not_replaced(adapter, trained, tmp_path, caps
     arguments = ["compile", str(adapter), "--target", "ort", "--base", str(trained.base)]
     assert main([*arguments, "-o", str(mine), "--force"]) == 2
     assert "my browser extension" in (mine / "manifest.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["inspect", "{bundle}", "--adapter", "x"], "--adapter is about a checkpoint, and "),
+        (["inspect", "{pack}", "--task", "SEQ_CLS"], "--task is about a checkpoint, and "),
+        (["inspect", "{bundle}", "--task-id", "0"], "--task-id is about a checkpoint, and "),
+        (["diff", "{bundle}", "{bundle}", "--rounds", "3"], "--rounds is about timing"),
+        (["profile", "{bundle}", "--top", "3", "--json"], "--top is about tables"),
+        (["compile", "{bundle}", "--target", "ort", "-o", "{out}"], "is a bundle, and no check"),
+        (["convert", "{pack}", "--to", "peft", "-o", "{out}"], "is a pack, and no checkpoint"),
+        (["verify", "{bundle}", "--checkpoint", "{pack}"], "is a pack, and no checkpoint"),
+    ],
+)
+def test_what_has_no_effect_or_is_no_checkpoint_is_refused_by_name(
+    compiled, packed, tmp_path, capsys, command, said
+):
+    places = {
+        "bundle": compiled("bert", "SEQ_CLS").bundle,
+        "pack": packed("bert", "SEQ_CLS").path,
+        "out": tmp_path / "out",
+    }
+    assert main([one.format(**places) for one in command]) == 2
+    assert said in capsys.readouterr().err

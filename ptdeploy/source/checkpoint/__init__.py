@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
+from ptdeploy.bundle import manifest_format
+from ptdeploy.bundle.schema import FORMAT, PACK_FORMAT
 from ptdeploy.bundle.task import Task
 from ptdeploy.errors import CheckpointError
+from ptdeploy.printable import shell_word
 from ptdeploy.source.checkpoint import (
     bare_tensor,
     chatglm,
@@ -110,25 +112,29 @@ def _step(checkpoint: Path) -> tuple[int, str]:
     return int(step) if re.fullmatch("[0-9]{1,18}", step) else -1, checkpoint.name
 
 
-def _quoted(path: Path) -> str:
-    return shlex.quote(str(path))
-
-
 def _unknown(path: Path) -> CheckpointError:
     """What to do with a path that no reader takes."""
+    made, pass_it = manifest_format(path), "Pass the checkpoint that it was compiled from"
+    if made == FORMAT:
+        return CheckpointError(f"{path}: is a bundle, and no checkpoint.", f"{pass_it}.")
+    if made == PACK_FORMAT:
+        return CheckpointError(
+            f"{path}: is a pack, and no checkpoint.",
+            f"{pass_it}, or add it to a bundle: ptdeploy prompt add BUNDLE {shell_word(path)}",
+        )
     problem = f"{path}: not a checkpoint that ptdeploy reads."
     files = {p.name: p for p in path.rglob("*") if p.is_file()} if path.is_dir() else {}
     if "zero_to_fp32.py" in files:
         return CheckpointError(
             f"{path}: holds DeepSpeed's shards, one for each process.",
-            f"Join them first: python {_quoted(files['zero_to_fp32.py'])} {_quoted(path)} OUT, "
-            "and pass OUT.",
+            f"Join them first: python {shell_word(files['zero_to_fp32.py'])} "
+            f"{shell_word(path)} OUT, and pass OUT.",
         )
     if any(name.endswith(".distcp") for name in files):
         return CheckpointError(
             f"{path}: holds the shards of torch.distributed.checkpoint, one for each process.",
             "Join them first: python -m torch.distributed.checkpoint.format_utils dcp_to_torch "
-            f"{_quoted(path)} FILE.pt, and pass FILE.pt.",
+            f"{shell_word(path)} FILE.pt, and pass FILE.pt.",
         )
     whole = sorted(str(p) for p in files.values() if p.suffix in TENSOR_SUFFIXES)
     if whole:
