@@ -135,6 +135,15 @@ def path(name: str, value: Any) -> str:
     return found
 
 
+def output(name: str, value: Any) -> str:
+    """A path to write to. A `~` that the shell left, as in `--output=~/x`, is the home folder
+    unless something of that very name lies here."""
+    found = path(name, value)
+    if found.startswith("~") and not os.path.lexists(found.partition(os.sep)[0]):
+        return os.path.expanduser(found)
+    return found
+
+
 def listed(name: str, value: Any, otherwise: str = "") -> list[Any]:
     """The items of a list, tuple, array or other sequence. Text, bytes and streams are none.
 

@@ -39,12 +39,15 @@ class Progress:
     """Says which stage runs, and how long each one took.
 
     Writes to `stream` (standard error unless told), never to standard output, so that `--json`
-    stays machine readable. `quiet` says nothing. The logger "ptdeploy" has the same: stages as
-    INFO, notes as WARNING.
+    stays machine readable. `quiet` says nothing, or with `notes` those alone: they are what there
+    is to know of a result. The logger "ptdeploy" has the same: stages as INFO, notes as WARNING.
     """
 
-    def __init__(self, quiet: bool = False, stream: TextIO | None = None) -> None:
+    def __init__(
+        self, quiet: bool = False, stream: TextIO | None = None, notes: bool = False
+    ) -> None:
         self._quiet = quiet
+        self._notes = notes or not quiet
         self._stream = stream
         self._line = ""
 
@@ -129,16 +132,21 @@ class Progress:
 
     def note(self, text: str) -> None:
         LOGGER.warning("%s", printable(text))
-        self._say(f"  note: {printable(text)}")
+        if self._notes:
+            self._write(f"  note: {printable(text)}")
 
     def _say(self, text: str, end: str = "\n") -> None:
+        if not self._quiet:
+            self._write(text, end)
+
+    def _write(self, text: str, end: str = "\n") -> None:
         # Without a standard error sys.stderr is None, which print takes for standard output.
         stream = self._stream or sys.stderr
-        if self._quiet or stream is None:
+        if stream is None:
             return
         try:
             print(text, end=end, file=stream, flush=True)
         except UnicodeEncodeError:
             print(ascii(text)[1:-1], end=end, file=stream, flush=True)
         except (OSError, ValueError):  # full, or closed: no work ends because nobody reads of it
-            self._quiet = True
+            self._quiet, self._notes = True, False

@@ -13,6 +13,7 @@ from ptdeploy.bundle.manifest_file import Kind
 from ptdeploy.bundle.pack import PACK
 from ptdeploy.bundle.read import BUNDLE
 from ptdeploy.bundle.schema import MANIFEST_NAME, MAX_MANIFEST_BYTES, Header
+from ptdeploy.errors import OutputError
 from ptdeploy.files import read_regular
 
 # What verify leaves beside a manifest whose parity was pending.
@@ -49,6 +50,20 @@ def listed_files(raw: bytes | None, *kinds: Kind[Any]) -> set[str] | None:
     if listing.format not in {kind.format for kind in kinds or (BUNDLE, PACK)}:
         return None
     return {MANIFEST_NAME, COMPLETED, *(os.path.normpath(one.path) for one in listing.files)}
+
+
+def check_in_no_bundle(place: Path, option: str, fix: str) -> None:
+    """Raises OutputError where a place to write to is a bundle's or a pack's folder, or in one:
+    what is not listed in its manifest would spoil it."""
+    whole = place.resolve()
+    for folder in (whole, *whole.parents):
+        if listed_files(manifest_of(folder)) is not None:
+            where = "is" if folder == whole else f"lies in {folder},"
+            raise OutputError(
+                f"{option}{place}: {where} the folder of a bundle or a pack, which holds its own "
+                "files alone.",
+                fix,
+            )
 
 
 def others_in(folder: Path, listed: set[str]) -> list[str]:

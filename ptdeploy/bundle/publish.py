@@ -14,7 +14,14 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from ptdeploy.bundle.contents import COMPLETED, listed_files, manifest_of, others_in, remove_files
+from ptdeploy.bundle.contents import (
+    COMPLETED,
+    check_in_no_bundle,
+    listed_files,
+    manifest_of,
+    others_in,
+    remove_files,
+)
 from ptdeploy.bundle.manifest_file import Kind
 from ptdeploy.bundle.pack import Pack, PackManifest
 from ptdeploy.bundle.read import BUNDLE, Bundle
@@ -31,6 +38,7 @@ from ptdeploy.files import (
     sha256_of,
 )
 
+_CD_AGAIN = 'the working folder is of what was replaced, and is gone; enter it again: cd "$PWD"'
 _M = TypeVar("_M", Manifest, PackManifest)
 
 
@@ -40,7 +48,7 @@ class Destination:
 
     `force` lets it replace one of its `kind`; `replaces` is the only manifest it may replace, if
     not all. `chosen` says whether the command has an option for the place, so that it can be
-    another.
+    another. `notes` are what its user should know once it was published to.
     """
 
     path: Path
@@ -49,6 +57,7 @@ class Destination:
     replaces: bytes | None = None
     kind: Kind[Any] = BUNDLE
     chosen: bool = True
+    notes: tuple[str, ...] = ()
 
     def fix(self, first: str = "") -> str:
         """How to go on: what to do first, or another place where there can be one."""
@@ -78,7 +87,12 @@ def check_destination(
         nearest = nearest_folder(place)
         if nearest == place.parent:
             clear_left(place)
-        destination = Destination(path, place, force, replaces, kind, chosen)
+        check_in_no_bundle(place.parent, "", _or_elsewhere("", chosen))
+        notes: tuple[str, ...] = ()
+        if _holds_working_folder(place):
+            # A relative path would lead nowhere once the folder that it starts from is gone.
+            path, notes = place, (_CD_AGAIN,)
+        destination = Destination(path, place, force, replaces, kind, chosen, notes)
         if os.path.lexists(place):
             _check_replaceable(destination)
         with working_folder(nearest, place.name):
@@ -140,12 +154,14 @@ def publish(staging: Path, manifest: Manifest, destination: Destination) -> Bund
     Whatever kills the process, the older bundle or the new one is there. Raises OutputError,
     nothing changed, if something else has come there meanwhile.
     """
-    return Bundle(destination.path, _put(staging, manifest, destination))
+    done = _put(staging, manifest, destination)
+    return Bundle(destination.path, done, notes=destination.notes)
 
 
 def publish_pack(staging: Path, manifest: PackManifest, destination: Destination) -> Pack:
     """`publish` for a pack, in a folder that was staged for one."""
-    return Pack(destination.path, _put(staging, manifest, destination))
+    done = _put(staging, manifest, destination)
+    return Pack(destination.path, done, notes=destination.notes)
 
 
 def _put(staging: Path, manifest: _M, destination: Destination) -> _M:
@@ -186,15 +202,19 @@ def _placed(staging: Path, destination: Destination) -> bool:
 
 def _place(path: Path) -> Path:
     """Where a path given by a user is, with the links of its folder resolved, not its own."""
-    text = os.fspath(path)
-    if text.startswith("~") and not os.path.lexists(Path(text).parts[0]):
-        # `--output=~/x` is no place where shells put the home folder.
-        path = Path(os.path.expanduser(text))
     nearest_folder(path)  # as it is given, before links are followed to where nothing is
     place = path.resolve() if path.name in ("", "..") else path.parent.resolve() / path.name
     if not place.name:
         raise OutputError(f"{path}: is the root of all folders.", "Choose another -o.")
     return place
+
+
+def _holds_working_folder(place: Path) -> bool:
+    """Whether this process works in what is there now, or in a folder of it."""
+    try:
+        return Path.cwd().is_relative_to(place) and place.is_dir()
+    except OSError:
+        return False
 
 
 def _or_elsewhere(first: str, chosen: bool) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import shlex
+import json
 
 from ptdeploy.backends import engine_facts, engine_words, get_backend
 from ptdeploy.bundle import DEFAULT_PROMPT, Manifest
@@ -13,7 +13,7 @@ from ptdeploy.cli import options
 from ptdeploy.cli.console import show, show_json_facts
 from ptdeploy.cli.parity_lines import parity_lines, prompt_parity_lines
 from ptdeploy.errors import InputError
-from ptdeploy.printable import number_of, printable, printable_fields
+from ptdeploy.printable import number_of, printable, printable_fields, shell_word
 from ptdeploy.targets import TARGETS, get_target
 from ptdeploy.targets.options import TargetOptions
 
@@ -99,7 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.over is not None:
         return _run_over(arguments)
     from ptdeploy.commands.compile import compile_checkpoint
-    from ptdeploy.commands.inspect import inspect, megabytes, tokenizer_words
+    from ptdeploy.commands.inspect import facts_of, megabytes, tokenizer_words
     from ptdeploy.commands.request import CompileRequest
 
     request = CompileRequest(
@@ -112,7 +112,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     bundle = compile_checkpoint(request, options.progress(arguments))
     if arguments.json:
-        return show_json_facts(inspect(bundle.path))
+        return show_json_facts(facts_of(bundle))
     manifest, path = printable_fields(bundle.manifest), printable(str(bundle.path))
     size = sum(entry.size for entry in manifest.files)
     computed = engine_words(manifest.target, engine_facts(bundle)).computes
@@ -129,8 +129,9 @@ def run(arguments: argparse.Namespace) -> int:
         f"bundle    {path}, {megabytes(size)}, {manifest.target} {manifest.precision} on "
         f"{manifest.device}\n{types}"
         f"{parity_lines(manifest)}"
-        f"run it    ptdeploy run {shlex.quote(path)} {ask}\n"
-        f'          ptdeploy.load("{path}") in Python, without torch'
+        f"run it    ptdeploy run {shell_word(bundle.path)} {ask}\n"
+        f"          ptdeploy.load({json.dumps(str(bundle.path), ensure_ascii=False)}) in Python, "
+        "without torch"
     )
     return 0
 
@@ -150,7 +151,7 @@ def _frozen(manifest: Manifest) -> str:
 
 
 def _run_over(arguments: argparse.Namespace) -> int:
-    from ptdeploy.commands.inspect import inspect, megabytes
+    from ptdeploy.commands.inspect import facts_of, megabytes
     from ptdeploy.commands.over import compile_over
     from ptdeploy.commands.request import OverRequest
 
@@ -163,7 +164,7 @@ def _run_over(arguments: argparse.Namespace) -> int:
     request = OverRequest(**options.asked(OverRequest, arguments))
     pack = compile_over(request, options.progress(arguments))
     if arguments.json:
-        return show_json_facts(inspect(pack.path))
+        return show_json_facts(facts_of(pack))
     manifest, path = printable_fields(pack.manifest), printable(str(pack.path))
     prompt, size = manifest.prompt, sum(entry.size for entry in manifest.files)
     show(
@@ -173,7 +174,7 @@ def _run_over(arguments: argparse.Namespace) -> int:
         f"{manifest.name}\n"
         f"pack      {path}, {megabytes(size)}\n"
         f"{prompt_parity_lines(prompt, manifest.precision in quantized())}"
-        f"add it    ptdeploy prompt add BUNDLE {shlex.quote(path)}"
+        f"add it    ptdeploy prompt add BUNDLE {shell_word(pack.path)}"
     )
     return 0
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from pathlib import Path
 
+from ptdeploy.arguments import output
 from ptdeploy.cli import options
 from ptdeploy.cli.console import show, show_json_facts
-from ptdeploy.printable import printable
+from ptdeploy.printable import printable, shell_word
 
 SUMMARY = "Write a C++ project that runs a bundle."
 
@@ -21,14 +21,14 @@ def add_options(sub: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from ptdeploy.cpp import cmake_flags, new_project, target_name
 
-    folder = Path(arguments.folder)
+    folder = Path(output("DIR", arguments.folder))
     manifest, names = new_project(folder, Path(arguments.bundle))
     flags = cmake_flags(manifest)
     more = "".join(f" \\\n          {flag}" for flag in flags)
     if arguments.json:
         return show_json_facts({"folder": str(folder), "files": names})
-    source, build = shlex.quote(str(folder)), shlex.quote(str(folder / "build"))
-    program = shlex.quote(str(folder / "build" / target_name(folder)))
+    source, build = shell_word(folder), shell_word(folder / "build")
+    program = shell_word(folder / "build" / target_name(folder))
     takes_text = any(entry.role == "tokenizer_program" for entry in manifest.files)
     row = '"some text"' if takes_text else "5,6,7"
     show(

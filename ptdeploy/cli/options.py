@@ -98,7 +98,7 @@ def add_checkpoint(sub: argparse.ArgumentParser) -> None:
 
 
 def add_quiet(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("-q", "--quiet", action="store_true", help="no progress")
+    sub.add_argument("-q", "--quiet", action="store_true", help="no progress; notes are still said")
 
 
 def asked(kind: type[Any], arguments: argparse.Namespace, **given: Any) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def task(arguments: argparse.Namespace) -> Task | None:
 
 
 def progress(arguments: argparse.Namespace) -> Progress:
-    return Progress(quiet=arguments.quiet)
+    return Progress(quiet=arguments.quiet, notes=True)
 
 
 def devices() -> list[str]:

@@ -13,7 +13,8 @@ def parity_lines(manifest: Manifest) -> str:
     others = [one for one in manifest.prompts.values() if one is not prompt]
     found = [one.parity or one.graph_parity for one in others]
     if farthest := max((one.max_abs for one in found if one is not None), default=None):
-        lines += f"          the other {len(others)} prompts: max abs {farthest:.2g} or less\n"
+        which = "prompt" if len(others) == 1 else f"{len(others)} prompts"
+        lines += f"          the other {which}: max abs {farthest:.2g} or less\n"
     return lines
 
 

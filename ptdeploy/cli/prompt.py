@@ -8,6 +8,7 @@ from ptdeploy.bundle import Bundle, PromptInfo
 from ptdeploy.cli import options
 from ptdeploy.cli.console import show, show_json, show_json_facts
 from ptdeploy.printable import number_of, printable, printable_fields
+from ptdeploy.progress import Progress
 
 SUMMARY = "Put prompts into a bundle, take them out, or list them."
 
@@ -69,14 +70,17 @@ def _run_change(arguments: argparse.Namespace) -> int:
     from ptdeploy.commands.request import PromptChange
 
     change = remove_prompt if arguments.action == "remove" else set_default_prompt
-    return _show(arguments, change(PromptChange(bundle=arguments.bundle, name=arguments.name)))
+    done = change(PromptChange(bundle=arguments.bundle, name=arguments.name))
+    for note in done.notes:
+        Progress().note(note)
+    return _show(arguments, done)
 
 
 def _show(arguments: argparse.Namespace, bundle: Bundle) -> int:
     if arguments.json:
-        from ptdeploy.commands.inspect import inspect
+        from ptdeploy.commands.inspect import facts_of
 
-        return show_json_facts(inspect(bundle.path))
+        return show_json_facts(facts_of(bundle))
     show(f"bundle    {printable(str(bundle.path))}")
     _show_prompts(bundle.manifest.prompts, bundle.manifest.default_prompt)
     return 0

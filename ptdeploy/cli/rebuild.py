@@ -24,7 +24,7 @@ def add_options(sub: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from ptdeploy.commands.inspect import inspect
+    from ptdeploy.commands.inspect import facts_of
     from ptdeploy.commands.rebuild import rebuild_bundle
     from ptdeploy.commands.request import RebuildRequest
 
@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     bundle = rebuild_bundle(request, options.progress(arguments))
     if arguments.json:
-        return show_json_facts(inspect(bundle.path))
+        return show_json_facts(facts_of(bundle))
     show(f"bundle    {printable(str(bundle.path))}\n{parity_lines(bundle.manifest)}", end="")
     return 0
 

@@ -63,6 +63,6 @@ def run(arguments: argparse.Namespace) -> int:
         show_json_text(report_json(report).decode())
     else:
         show(describe(report))
-        if arguments.report:
-            show(f"report: {printable(arguments.report)}/report.html")
+        if request.report:
+            show(f"report: {printable(str(request.report))}/report.html")
     return 0 if report.passed else 1

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptdeploy.arguments import checked, having, instance
+from ptdeploy.bundle.contents import check_in_no_bundle
 from ptdeploy.commands.request import ConvertRequest
 from ptdeploy.errors import CheckpointError, InputError, OutputError
 from ptdeploy.files import check_folder, write_folder, write_new
@@ -97,6 +98,7 @@ def _check_output(output: Path, to: str) -> None:
     if os.path.lexists(output):
         raise OutputError(f"{output}: exists already.", "Choose another -o.")
     check_folder(output.parent, "-o")
+    check_in_no_bundle(output.parent, "-o ", "Choose another -o.")
 
 
 def _check_held(checkpoint: Checkpoint, to: str) -> None:

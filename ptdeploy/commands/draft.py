@@ -112,7 +112,7 @@ def finish(draft: Draft, destination: Destination, progress: Progress) -> Bundle
     remove_working(draft)
     with progress.stage("write the bundle"):
         bundle = publish(draft.folder, draft.manifest, destination)
-    return replace(bundle, notes=told(draft, progress))
+    return replace(bundle, notes=told(draft, bundle.notes, progress))
 
 
 def remove_working(draft: Draft) -> None:
@@ -126,15 +126,19 @@ def remove_working(draft: Draft) -> None:
             (draft.folder / parent).rmdir()
 
 
-def told(draft: Draft, progress: Progress, pending: str = PENDING) -> tuple[str, ...]:
+def told(
+    draft: Draft, placed: tuple[str, ...], progress: Progress, pending: str = PENDING
+) -> tuple[str, ...]:
     """Say what the user of a draft should know; gives that, behind what was said before.
 
-    `pending` is what is said where the engine cannot run here.
+    `placed` are the notes of putting it into its place, `pending` is what is said where the engine
+    cannot run here.
     """
     notes = tuple(dict.fromkeys(draft.notes))
     manifest = draft.manifest
     if any(one.parity is None for one in (manifest.prompt, *manifest.prompts.values())):
         notes += (pending,)
+    notes += placed
     for note in notes:
         progress.note(note)
     return (*draft.told, *notes)

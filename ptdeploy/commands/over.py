@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +33,7 @@ from ptdeploy.commands.stages import Source, compute_rows, freeze_stage, save_pr
 from ptdeploy.commands.tasks import is_all, read_named
 from ptdeploy.errors import BaseModelError, CheckpointError, InputError
 from ptdeploy.parity.cases import check_golden
+from ptdeploy.printable import shell_word
 from ptdeploy.progress import PENDING_PACK, Progress
 from ptdeploy.source.base import resolve_base
 from ptdeploy.source.base_weights import load_model
@@ -67,8 +67,8 @@ def compile_over(request: OverRequest, progress: Progress) -> Pack:
         raise InputError(
             "--task-id all: a pack is one prompt.",
             "Put all of them into the bundle: "
-            + shlex.join(("ptdeploy", "prompt", "add", str(request.over), str(request.checkpoint)))
-            + " --task-id all",
+            f"ptdeploy prompt add {shell_word(request.over)} {shell_word(request.checkpoint)} "
+            "--task-id all",
         )
     destination = check_destination(request.place, request.force, kind=PACK)
     with progress.stage("check the bundle's files"):
@@ -80,7 +80,7 @@ def compile_over(request: OverRequest, progress: Progress) -> Pack:
         manifest = _pack_manifest(draft, bundle)
         with progress.stage("write the pack"):
             pack = publish_pack(folder, manifest, destination)
-    return replace(pack, notes=told(draft, progress, PENDING_PACK))
+    return replace(pack, notes=told(draft, pack.notes, progress, PENDING_PACK))
 
 
 def draft_over(

@@ -72,7 +72,7 @@ def add_prompt(request: PromptAddRequest, progress: Progress) -> Bundle:
             with progress.stage("write the bundle"):
                 added, default = draft.manifest.files, bundle.manifest.default_prompt
                 done = _put(bundle, destination, folder, prompts, default, added)
-    return replace(done, notes=told(draft, progress))
+    return replace(done, notes=told(draft, done.notes, progress))
 
 
 @checked(request=instance(PromptChange))
@@ -236,7 +236,9 @@ def _put(
             f"{MAX_MANIFEST_BYTES} bytes.",
             "Start another bundle of the same engine.",
         )
-    return replace(publish(folder, manifest, destination), path=bundle.path)
+    done = publish(folder, manifest, destination)
+    # As it was given, but from inside: that leads nowhere now.
+    return done if destination.notes else replace(done, path=bundle.path)
 
 
 def _keep_completed(bundle: Bundle, folder: Path, changed: set[str | None]) -> None:

@@ -15,6 +15,7 @@ from ptdeploy.arguments import (
     instance,
     maybe,
     one_of,
+    output,
     path,
     refused,
     text,
@@ -82,7 +83,7 @@ class CompileRequest:
             checkpoint=maybe(path),
             target=text,
             base=maybe(path),
-            output=maybe(path),
+            output=maybe(output),
             name=maybe(_names_for(self.task_id)),
             device=maybe(text),
             precision=maybe(text),
@@ -189,7 +190,7 @@ class OverRequest(_OfCheckpoint):
             self,
             checkpoint=path,
             over=path,
-            output=maybe(path),
+            output=maybe(output),
             force=flag,
             **self.checks_of_checkpoint(),
         )
@@ -201,17 +202,18 @@ class OverRequest(_OfCheckpoint):
 
     @property
     def prompt_name(self) -> str | None:
-        """What the prompt is called: unless told, as its folder is. None where all tasks' names
-        were not said. Raises InputError if the folder is called as no prompt can be."""
+        """What the prompt is called: unless told, as its folder is, without `.prompt`. None where
+        all tasks' names were not said. Raises InputError if the folder is called as no prompt can
+        be."""
         if self.name or is_all(self.task_id):
             return self.name
-        stem = self.place.stem
-        if not is_prompt_name(stem):
+        name = self.place.absolute().name.removesuffix(".prompt")
+        if not is_prompt_name(name):
             raise InputError(
-                f"{self.place}: no prompt can be called {stem!r}, as its pack is.",
+                f"{self.place}: no prompt can be called {name!r}, as its pack is.",
                 "Say what it is called with --name: letters, digits, dots, underscores and dashes.",
             )
-        return stem
+        return name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,7 +294,7 @@ class ConvertRequest:
             self,
             checkpoint=path,
             to=_form,
-            output=path,
+            output=output,
             base=maybe(path),
             adapter=maybe(text),
             task=maybe(one_of(Task)),
@@ -311,7 +313,7 @@ class RebuildRequest:
 
     def __post_init__(self) -> None:
         check_fields(
-            self, bundle=path, output=maybe(path), engine=maybe(having("given")), force=flag
+            self, bundle=path, output=maybe(output), engine=maybe(having("given")), force=flag
         )
 
 
@@ -342,7 +344,7 @@ class VerifyRequest:
             data=maybe(path),
             thresholds=maybe(path),
             locate=flag,
-            report=maybe(path),
+            report=maybe(output),
             graph=flag,
             prompt=maybe(text),
         )

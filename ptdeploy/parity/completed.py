@@ -5,17 +5,17 @@ A bundle is never changed, so that the manifest goes on saying of its prompts th
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 import msgspec
 
 from ptdeploy.bundle import Bundle, ParitySummary
 from ptdeploy.errors import BundleError, OutputError
-from ptdeploy.files import write_whole
+from ptdeploy.files import read_regular, write_whole
 from ptdeploy.parity.reference.store import referred
 from ptdeploy.parity.report import ParityReport
 from ptdeploy.parity.reports import report_json
+from ptdeploy.printable import shell_word
 
 NAME = "parity.json"
 # A manifest has room for about 2,500 prompts, and the report of each has some 28 kB.
@@ -63,13 +63,14 @@ def read_completed(bundle: Bundle) -> ParityReport | None:
     an engine that the manifest does not describe.
     """
     path = bundle.path / NAME
-    if not pending(bundle) or bundle.held is None:
+    if not pending(bundle):
         return None
     try:
-        content = bundle.held.read(NAME, MAX_BYTES + 1)
+        held = bundle.held
+        content = held.read(NAME, MAX_BYTES + 1) if held else read_regular(path, MAX_BYTES)
     except OSError:
         return None
-    quoted = shlex.quote(str(bundle.path))
+    quoted = shell_word(bundle.path)
     fix = f"Remove it, and complete the parity again: ptdeploy verify {quoted}"
     report = _decode(path, content, fix)
     manifest = bundle.manifest

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from ptdeploy.bundle import Manifest
+from ptdeploy.bundle.contents import check_in_no_bundle
 from ptdeploy.errors import OutputError
 from ptdeploy.files import check_folder, json_document, read_regular, write_together
 from ptdeploy.parity.report import ParityReport
@@ -39,6 +40,7 @@ def check_report(folder: Path) -> None:
     Only an earlier report is ever replaced. Raises OutputError.
     """
     check_folder(folder, "--report")
+    check_in_no_bundle(folder, "--report ", REPORT_FIX)
     others = [name for name in NAMES if os.path.lexists(folder / name)]
     if others and not _is_report(folder):
         raise OutputError(

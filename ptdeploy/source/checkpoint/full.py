@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import secrets
-import shlex
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ptdeploy.arguments import output
 from ptdeploy.errors import CheckpointError, OutputError
 from ptdeploy.files import disk_refusal
+from ptdeploy.printable import shell_word
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +32,7 @@ def save_full(peft_model: PeftModel, path: str | Path) -> Path:
 
     from ptdeploy.source.checkpoint.peft_adapter import ENCODER_NAME
 
-    path = Path(path)
+    path = Path(output("path", path))
     name = str(peft_model.active_adapter)
     tensors = _encoder_tensors(peft_model, name)
     if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
@@ -114,7 +115,7 @@ def load_full(base: Any, path: str | Path, adapter: str | None = None) -> PeftMo
     if checkpoint.weights_file.name not in WEIGHT_NAMES:
         raise CheckpointError(
             f"{path}: is no folder that save_full wrote.",
-            f"Make one of it: ptdeploy convert {shlex.quote(str(path))} --to full -o FOLDER",
+            f"Make one of it: ptdeploy convert {shell_word(path)} --to full -o FOLDER",
         )
     # PeftModel.from_pretrained refuses is_trainable for prompt learning, so the model is built as
     # for a new training, and then given the trained tensors.
