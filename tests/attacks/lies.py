@@ -1159,3 +1159,71 @@ def alike(engine: Any, other: Any) -> bool:
     rows = [[5, 6, 7], [40], [9, 10, 11, 12]]
     pairs = zip(engine.logits(rows), other.logits(rows), strict=True)
     return all(np.allclose(one, two, rtol=1e-4, atol=1e-4) for one, two in pairs)
+
+def _of_another(
+    change: Change, tensors: Callable[[dict[str, np.ndarray]], object] = lambda _: None
+) -> Callable[[Path], None]:
+    """A prompt beside the default one that lies, in the manifest and in its file."""
+    name = "first"
+
+    def do(bundle: Path) -> None:
+        _two_prompts(name)(bundle)
+        file = f"prompts/{name}/prompt.safetensors"
+        held = dict(load_file(bundle / file))
+        tensors(held)
+        replace(bundle, file, save(held))
+        edit(bundle, lambda manifest: change(manifest["prompts"][name]))
+
+    return do
+
+
+def _prefix(*shape: int) -> Callable[[Path], None]:
+    return _of_another(
+        lambda prompt: prompt.update(prefix_kv=shape),
+        lambda tensors: tensors.update(prefix_kv=np.ones(shape, np.float32)),
+    )
+
+
+# Nobody looks at another prompt than the default one before it is asked for; verify asks for all.
+LIES_OF_ANOTHER = [
+    *(
+        Lie(
+            f"a prefix of {shape}, {kind_words(kind)}, {target}",
+            _prefix(*shape),
+            reason,
+            kind,
+            target,
+        )
+        for target, kind, reason, shapes in (
+            (
+                "ort",
+                DECODER,
+                "prompts['first'].prefix_kv is not the shape of the KV buffer's first slots",
+                ((1,), (2, 2, 4, 1, 8), (1, 2, 4, 5, 8), (2, 2, 4, 5, 1)),
+            ),
+            (
+                "openvino",
+                DECODER,
+                "prompts['first'].prefix_kv is not the shape of the KV buffer's first slots",
+                ((1,), (2, 2, 4, 1, 8)),
+            ),
+            (
+                "ort",
+                POOLED,
+                "prompts['first'].prefix_kv is not the shape of a prefix KV",
+                ((1,), (2, 2, 2, 1, 8)),
+            ),
+        )
+        for shape in shapes
+    ),
+    Lie(
+        "a narrower prompt of a classifier",
+        _of_another(
+            lambda prompt: prompt.update(token_dim=16),
+            lambda t: t.update(virtual_tokens=np.ones((5, 16), np.float32)),
+        ),
+        "graphs['model'].inputs[3].shape is '(virtual, 32)'; it must be '(virtual, 16)'",
+        ENCODER,
+    ),
+]
+

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from attacks.lies import LIES, Honest, Lie, alike
+from attacks.lies import LIES, LIES_OF_ANOTHER, Honest, Lie, alike
 from attacks.openvino_lies import OPENVINO_LIES
 from support import native
 from support.native import bits, text_of
@@ -57,3 +57,17 @@ def test_a_lie_is_read_in_cpp_as_in_python(lying, probe, lie):
     if ours is None:
         rows = [bits(array) for array in ptdeploy.load(bundle).logits(ROWS)]
         assert probe.ask("logits", "d", text_of(ROWS)) == rows
+
+
+@pytest.mark.parametrize("lie", LIES_OF_ANOTHER, ids=str)
+def test_a_lie_about_another_prompt_is_refused_by_both_verify(lying, probe, lie):
+    bundle = lying(lie)
+    assert lie.reason is not None
+    with pytest.raises(ptdeploy.BundleError, match=re.escape(lie.reason)) as refusal:
+        ptdeploy.verify(bundle)
+    assert probe.ask("open", "v", bundle) == {}
+    assert same_refusal(probe.ask("verify", "v"), refusal.value, True)
+    with pytest.raises(ptdeploy.BundleError, match=re.escape(lie.reason)):
+        ptdeploy.load(bundle).logits(ROWS, prompt="first")
+    theirs = probe.ask("logits", "v", text_of(ROWS), "", "all +first")
+    assert same_refusal(theirs, refusal.value, True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -19,6 +20,7 @@ from support.c_abi import FAULT, Library
 from support.damage import REFERENCE_DAMAGE, edit
 from support.faults import with_table
 from support.parity import assert_same, near
+from support.refusals import same_refusal
 
 import ptdeploy
 from ptdeploy.bundle import read_bundle
@@ -349,6 +351,25 @@ def test_quantized_weights_without_text_to_evaluate_them_on_do_not_pass(bundles,
     theirs = verified(probe, bundle)
     assert theirs["failures"] == ["the reference holds no text to evaluate quantized weights on"]
     assert theirs["failures"] == ptdeploy.verify(bundle).failures()
+
+
+def test_every_file_of_another_prompt_is_hashed_by_verify_as_in_python(
+    compiled, packed, probe, tmp_path
+):
+    bundle = Path(shutil.copytree(compiled("bert", "SEQ_CLS").bundle, tmp_path / "bundle"))
+    ptdeploy.prompt_add(bundle, packed("bert", "SEQ_CLS").path, name="other")
+    files = json.loads((bundle / "manifest.json").read_text())["files"]
+    others = [one for one in files if one["of"] == "other"]
+    assert {one["role"] for one in others} == {"prompt", "reference", "parity"}
+    for entry in others:
+        file = bundle / entry["path"]
+        honest = file.read_bytes()
+        damage.flip(file, 0.5)
+        with pytest.raises(ptdeploy.BundleError, match="its SHA-256 is not the") as refused:
+            ptdeploy.verify(bundle)
+        assert same_refusal(verified(probe, bundle), refused.value, True)
+        file.write_bytes(honest)
+    assert verified(probe, bundle)["passed"]
 
 
 @pytest.mark.parametrize("one", REFERENCE_DAMAGE, ids=str)

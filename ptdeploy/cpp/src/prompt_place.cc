@@ -69,7 +69,19 @@ PromptPlace place_in(const std::string& folder, const std::string& name, const P
 
 }  // namespace
 
-RowPrompt PromptPlace::read(const Graph& graph, const std::string& as) const {
+// Of their manifest what is the prompt's; what an engine has to be like, this one's says.
+void PromptPlace::check(const Manifest& engine) const {
+  Manifest alone = engine;
+  alone.prompts = {{name, info}};
+  alone.default_prompt = name;
+  check_manifest(folder, alone);
+}
+
+RowPrompt PromptPlace::read(const Manifest& engine, const std::string& as) const {
+  // Whoever runs a prompt takes its sizes from what the manifest says of it.
+  check(engine);
+  if (engine.default_prompt) check_prefix(folder, info, engine.prompt());
+  const Graph& graph = engine.graph();
   if (!file)
     throw BundleError(folder + ": lists no file of the prompt " + quoted(name) + ".");
   if (held) {
@@ -112,13 +124,10 @@ PromptPlace prompt_place(const Bundle& own, const std::string& given, const std:
         path + ": its engine is another one than that of " + own.path + ".",
         "A prompt goes over to a bundle of the same engine: the same base model, compiled by the "
         "same versions for the same target. ptdeploy prompt add proves one over another.");
-  // Of their manifest what is the prompt's; what an engine has to be like, this one's says.
-  const PromptInfo& info = *find(theirs.prompts, found);
-  Manifest manifest = own.manifest;
-  manifest.prompts = {{found, info}};
-  manifest.default_prompt = found;
-  check_manifest(path, manifest);
-  return place_in(path, found, info, theirs.files, nullptr);
+  PromptPlace place =
+      place_in(path, found, *find(theirs.prompts, found), theirs.files, nullptr);
+  place.check(own.manifest);
+  return place;
 }
 
 }  // namespace ptdeploy::detail

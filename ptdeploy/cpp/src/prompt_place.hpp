@@ -21,8 +21,11 @@ struct PromptPlace {
   std::optional<FileEntry> file;  // none where the manifest lists none
   std::shared_ptr<Held> held;
 
-  // The prompt under another name. Throws BundleError if its file is gone, or not the one it was.
-  RowPrompt read(const Graph& graph, const std::string& as) const;
+  // Throws BundleError if what the manifest says of it does not fit an engine of that manifest.
+  void check(const Manifest& engine) const;
+  // The prompt under another name. Throws BundleError if it does not fit an engine of that manifest,
+  // alone or beside its default prompt, or its file is gone, or not the one it was.
+  RowPrompt read(const Manifest& engine, const std::string& as) const;
 
  private:
   RowPrompt read_from(const Held& from, const Graph& graph, const std::string& as) const;

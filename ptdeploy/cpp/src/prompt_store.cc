@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <new>
 
-#include "layout.hpp"
 #include "schema.hpp"
 #include "whose.hpp"
 
@@ -102,8 +101,7 @@ void PromptStore::load(const PromptPlace& place, const std::string& name) {
   auto one = std::make_shared<StoredPrompt>();
   one->name = name;
   one->place = place;
-  check_beside(*one);
-  one->prompt = place.read(bundle_.manifest.graph(), name);
+  one->prompt = place.read(bundle_.manifest, name);
   std::vector<RowPrompt> gone;
   {
     std::lock_guard<std::mutex> lock(lock_);
@@ -193,8 +191,7 @@ RowPrompt PromptStore::read(StoredPrompt& one) {
     std::lock_guard<std::mutex> lock(lock_);
     if (one.prompt) return one.prompt;
   }
-  check_own(one);
-  RowPrompt found = one.place.read(bundle_.manifest.graph(), one.name);
+  RowPrompt found = one.place.read(bundle_.manifest, one.name);
   std::vector<RowPrompt> gone;
   {
     std::lock_guard<std::mutex> lock(lock_);
@@ -203,20 +200,6 @@ RowPrompt PromptStore::read(StoredPrompt& one) {
   }
   tell(gone);
   return found;
-}
-
-void PromptStore::check_own(const StoredPrompt& one) const {
-  if (!one.place.held) return;
-  Manifest alone = bundle_.manifest;
-  alone.prompts = {{one.place.name, one.place.info}};
-  alone.default_prompt = one.place.name;
-  check_manifest(one.place.folder, alone);
-  check_beside(one);
-}
-
-void PromptStore::check_beside(const StoredPrompt& one) const {
-  if (bundle_.manifest.default_prompt)
-    check_prefix(one.place.folder, one.place.info, bundle_.manifest.prompt());
 }
 
 void PromptStore::give_back(const std::vector<Entry>& entries) noexcept {

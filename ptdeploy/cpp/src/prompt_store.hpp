@@ -72,11 +72,6 @@ class PromptStore {
   // Lets the least recently used prompts leave memory.
   std::vector<RowPrompt> surplus();
 
-  // Throws BundleError if the engine cannot run a prompt of its own bundle's: opening the bundle
-  // looked at the default one.
-  void check_own(const StoredPrompt& one) const;
-  void check_beside(const StoredPrompt& one) const;
-
   Entry take(const std::string& name);
   RowPrompt read(StoredPrompt& entry);
   void give_back(const std::vector<Entry>& entries) noexcept;

@@ -46,6 +46,8 @@ class BundleVerifier {
   }
 
   ParityReport report() {
+    // Opening looked at what the default prompt needs; and files may be damaged where they lie.
+    for (const FileEntry& one : state_.manifest().files) check_hash(state_.bundle, one);
     for (const auto& name : compared_names(state_.manifest())) prove(name);
     add_mixed();
     ParityReport own;
@@ -81,7 +83,7 @@ class BundleVerifier {
                        "BUNDLE --checkpoint CHECKPOINT");
     const RowPrompt prompt =
         name ? own_place(bundle, *name, *find(bundle.manifest.prompts, *name))
-                   .read(bundle.manifest.graph(), *name)
+                   .read(bundle.manifest, *name)
              : nullptr;
     proven_.push_back({prompt, {}, {}, {}, {}, {}});
     try {
@@ -93,7 +95,6 @@ class BundleVerifier {
   }
 
   void prove(Proven& one, const FileEntry& file) {
-    check_hash(state_.bundle, file);
     // It is open no longer than it is read: there may be a thousand.
     PromptVerifier verifier(state_, one.prompt, file);
     one.report = verifier.compared();
