@@ -7,6 +7,7 @@ else a message holds is stepped over. The C++ library reads it alike (onnx_file.
 from __future__ import annotations
 
 import mmap
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,8 +24,11 @@ _INSIDE = {
     "tensor": {13: "entry"},
     "entry": {},
 }
-# As protobuf's own readers have it.
-_DEPTH = 100
+# As protobuf's own readers have it. Those cut a field's number off past its bits, so that a larger
+# one would be another field's to them.
+_DEPTH, _MOST_BYTES, _MOST_NUMBER = 100, 2**31 - 1, 2**29 - 1
+# A decoder of 24 layers has 7,000 fields.
+_MOST_FIELDS = 2**20
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
@@ -46,9 +50,13 @@ def read_onnx_file(path: Path, ids: str = "input_ids") -> OnnxFile:
     Raises ValueError if the file is no ONNX, OSError if it cannot be read.
     """
     found = OnnxFile()
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        reader = _Reader(content, found, ids)
-        reader.walk("model", 0, len(content), 0)
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > _MOST_BYTES:
+            raise ValueError(f"it has {size} bytes; at most {_MOST_BYTES} are read")
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            reader = _Reader(content, found, ids)
+            reader.walk("model", 0, len(content), 0)
     rows = {reader.sizes.get(name) for name in reader.tables}
     if len(rows) == 1:
         found.words = rows.pop()
@@ -58,7 +66,7 @@ def read_onnx_file(path: Path, ids: str = "input_ids") -> OnnxFile:
 class _Reader:
     def __init__(self, content: mmap.mmap, found: OnnxFile, ids: str) -> None:
         self._content, self._found = content, found
-        self._ids = {ids}
+        self._ids, self._seen = {ids}, 0
         # The first axis of each constant of the main graph, and those that token ids look up.
         self.sizes: dict[str, int] = {}
         self.tables: set[str] = set()
@@ -68,7 +76,7 @@ class _Reader:
             raise ValueError("nested too deeply")
         inside = _INSIDE[kind]
         texts: dict[int, list[str]] = {}
-        sizes: list[int] = []
+        first_size: int | None = None
         for number, wire, value, stop in self._fields(start, end):
             if number in inside:
                 if wire != _BYTES:
@@ -76,12 +84,15 @@ class _Reader:
                 self.walk(inside[number], value, stop, depth + 1)
             elif wire == _BYTES and number in _TEXTS.get(kind, ()):
                 texts.setdefault(number, []).append(self._text(value, stop))
-            elif kind == "tensor" and number == 1:
-                sizes += [value] if wire == _VARINT else self._packed(value, stop)
+            elif kind == "tensor" and number == 1 and first_size is None:
+                if wire == _VARINT:
+                    first_size = _signed(value)
+                elif value < stop:
+                    first_size = _signed(self._varint(value, stop)[0])
         if kind == "entry" and texts.get(1, [""])[-1] == "location":
             self._found.external.add(texts.get(2, [""])[-1])
-        elif kind == "tensor" and depth == 2 and sizes and 8 in texts:
-            self.sizes[texts[8][-1]] = sizes[0]
+        elif kind == "tensor" and depth == 2 and first_size is not None and 8 in texts:
+            self.sizes[texts[8][-1]] = first_size
         elif kind == "node" and depth == 2:
             given, operator = texts.get(1, []), texts.get(4)
             if operator == ["Gather"] and len(given) == 2 and given[1] in self._ids:
@@ -95,6 +106,11 @@ class _Reader:
         while place < end:
             tag, place = self._varint(place, end)
             number, wire = tag >> 3, tag & 7
+            if not 1 <= number <= _MOST_NUMBER:
+                raise ValueError(f"a field has the number {number}")
+            self._seen += 1
+            if self._seen > _MOST_FIELDS:
+                raise ValueError(f"it has over {_MOST_FIELDS} fields")
             if wire == _VARINT:
                 value, place = self._varint(place, end)
                 yield number, wire, value, 0
@@ -122,15 +138,15 @@ class _Reader:
                 return value & 0xFFFF_FFFF_FFFF_FFFF, place
         raise ValueError("a number is cut short")
 
-    def _packed(self, place: int, end: int) -> list[int]:
-        values: list[int] = []
-        while place < end and len(values) < 64:
-            value, place = self._varint(place, end)
-            values.append(value)
-        return values
-
     def _text(self, start: int, end: int) -> str:
-        return self._content[start:end].decode("utf-8")
+        try:
+            return self._content[start:end].decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError("a name is not UTF-8") from error
+
+
+def _signed(number: int) -> int:
+    return number - 2**64 if number >= 2**63 else number
 
 
 # Fields that are text: an entry's key and value, a tensor's name, a node's inputs,

@@ -277,14 +277,31 @@ def _fixed(side: str, index: int, axis: int, size: int) -> Callable[[Any], None]
     return change
 
 
-def deep_graph(depth: int) -> bytes:
-    """Graphs within attributes within nodes within graphs, as bytes of an ONNX file."""
+def _varint(number: int) -> bytes:
+    begin = b""
+    while number > 127:
+        begin, number = begin + bytes([number & 127 | 128]), number >> 7
+    return begin + bytes([number])
 
-    def field(number: int, content: bytes) -> bytes:
-        size, length = b"", len(content)
-        while length > 127:
-            size, length = size + bytes([length & 127 | 128]), length >> 7
-        return bytes([number << 3 | 2]) + size + bytes([length]) + content
+
+def field(number: int, content: bytes) -> bytes:
+    """A field of an ONNX file that holds bytes or a message."""
+    return _varint(number << 3 | 2) + _varint(len(content)) + content
+
+
+def _graph_of_number(number: int) -> Callable[[Path], None]:
+    """The very graph, in a field of another number."""
+
+    def do(bundle: Path) -> None:
+        import onnx
+
+        model = onnx.load(bundle / "model.onnx", load_external_data=False)
+        content = model.graph.SerializeToString()
+        model.ClearField("graph")
+        replace(bundle, "model.onnx", model.SerializeToString() + field(number, content))
+
+    return do
+
 
     content = b""
     for _ in range(depth):
@@ -298,6 +315,22 @@ _OF_NUMBERS = [
         for path, words in (
             ("limits.max_context", "limits.max_context"),
             ("limits.vocab_size", "limits.vocab_size"),
+def _past_all(bundle: Path) -> None:
+    """A graph of 2 GiB of zeros, which take no place on the disk."""
+    size, name = 2**31, "model.onnx"
+    digest = "a7c744c13cc101ed66c29f672f92455547889cc586ce6d44fe76ae824958ea51"
+    with (bundle / name).open("wb") as file:
+        file.truncate(size)
+
+    def change(manifest: dict[str, Any]) -> None:
+        (entry,) = (one for one in manifest["files"] if one["path"] == name)
+        entry.update(size=size, sha256=digest)
+
+    edit(bundle, change)
+
+
+def deep_graph(depth: int) -> bytes:
+    """Graphs within attributes within nodes within graphs, as bytes of an ONNX file."""
             ("limits.max_batch", "limits.max_batch"),
             ("limits.max_prefill", "limits.max_prefill"),
             ("prompt.num_virtual_tokens", "prompts['default'].num_virtual_tokens"),
@@ -1176,6 +1209,24 @@ def _of_another(
 
     return do
 
+    Lie("a field of no number", _onnx(b"\0\0"), "is no ONNX file (a field has the number 0)"),
+    # ONNX Runtime cuts the number off, and takes it for the graph.
+    Lie(
+        "a graph by a number past its bits",
+        _graph_of_number(7 + 2**29),
+        "is no ONNX file (a field has the number 536870919)",
+    ),
+    Lie(
+        "fields without end",
+        _onnx(b"\x48\0" * (2**20 + 1)),
+        "is no ONNX file (it has over 1048576 fields)",
+    ),
+    Lie("a graph past all", _past_all, "(it has 2147483648 bytes; at most 2147483647 are read)"),
+    Lie(
+        "an input whose name is no text",
+        _onnx(field(7, field(1, field(1, b"\xff")))),
+        "is no ONNX file (a name is not UTF-8)",
+    ),
 
 def _prefix(*shape: int) -> Callable[[Path], None]:
     return _of_another(

@@ -2,11 +2,16 @@
 // else a message holds is stepped over. Python reads it alike (targets/onnx_file.py).
 #include "onnx_file.hpp"
 
-#include <fstream>
-#include <iterator>
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
 #include <map>
 #include <string_view>
 #include <vector>
+
+#include "utf8.hpp"
 
 namespace ptdeploy::detail {
 namespace {
@@ -61,8 +66,12 @@ bool is_text(Message kind, std::uint64_t number) {
          (kind == Message::node && (number == 1 || number == 2 || number == 4));
 }
 
-// As protobuf's own readers have it.
+// As protobuf's own readers have it. Those cut a field's number off past its bits, so that a larger
+// one would be another field's to them.
 constexpr int kDepth = 100;
+constexpr std::uint64_t kMostBytes = 2147483647, kMostNumber = (1 << 29) - 1;
+// A decoder of 24 layers has 7,000 fields.
+constexpr std::size_t kMostFields = 1 << 20;
 enum Wire { kVarint = 0, kFixed64 = 1, kBytes = 2, kFixed32 = 5 };
 
 // What keeps ids within bounds.
@@ -80,6 +89,10 @@ class Reader {
     while (!bytes.empty()) {
       const std::uint64_t tag = varint(bytes), number = tag >> 3;
       const int wire = static_cast<int>(tag & 7);
+      if (number < 1 || number > kMostNumber)
+        throw OnnxError("a field has the number " + std::to_string(number));
+      if (++fields_ > kMostFields)
+        throw OnnxError("it has over " + std::to_string(kMostFields) + " fields");
       std::uint64_t value = 0;
       std::string_view part;
       if (wire == kVarint)
@@ -90,6 +103,7 @@ class Reader {
         if (wire != kBytes) throw OnnxError("a message is written as a number");
         walk(*message, part, depth + 1);
       } else if (wire == kBytes && is_text(kind, number)) {
+        if (!is_utf8(part)) throw OnnxError("a name is not UTF-8");
         texts[number].emplace_back(part);
       } else if (kind == Message::tensor && number == 1 && !first_size) {
         if (wire == kVarint)
@@ -156,17 +170,51 @@ class Reader {
   // The first axis of each constant of the main graph, and those that token ids look up.
   std::map<std::string, std::int64_t> sizes_;
   std::set<std::string> tables_, ids_;
+  std::size_t fields_ = 0;
+};
+
+// A file's bytes, where it lies in memory once.
+class Mapped {
+ public:
+  explicit Mapped(const std::string& path) {
+    const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    struct stat found {};
+    std::string problem = "it cannot be read";
+    if (descriptor >= 0 && ::fstat(descriptor, &found) == 0) {
+      size_ = static_cast<std::size_t>(found.st_size);
+      problem = problem_of(static_cast<std::uint64_t>(found.st_size));
+      if (problem.empty()) {
+        place_ = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, descriptor, 0);
+        if (place_ == MAP_FAILED) problem = "it cannot be mapped into memory";
+      }
+    }
+    if (descriptor >= 0) ::close(descriptor);
+    if (!problem.empty()) throw OnnxError(problem);
+  }
+  ~Mapped() { ::munmap(place_, size_); }
+  Mapped(const Mapped&) = delete;
+  Mapped& operator=(const Mapped&) = delete;
+
+  std::string_view bytes() const { return {static_cast<const char*>(place_), size_}; }
+
+ private:
+  static std::string problem_of(std::uint64_t size) {
+    if (size == 0) return "cannot mmap an empty file";
+    if (size <= kMostBytes) return "";
+    return "it has " + std::to_string(size) + " bytes; at most " + std::to_string(kMostBytes) +
+           " are read";
+  }
+
+  void* place_ = nullptr;
+  std::size_t size_ = 0;
 };
 
 }  // namespace
 
 OnnxFile read_onnx_file(const std::string& path, const std::string& ids) {
-  std::ifstream stream(path, std::ios::binary);
-  const std::string content{std::istreambuf_iterator<char>(stream), {}};
-  if (!stream) throw OnnxError("it cannot be read");
-  if (content.empty()) throw OnnxError("cannot mmap an empty file");
+  const Mapped content(path);
   Reader reader(ids);
-  reader.walk(Message::model, content, 0);
+  reader.walk(Message::model, content.bytes(), 0);
   reader.count_words();
   return std::move(reader.found);
 }
