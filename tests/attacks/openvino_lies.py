@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from attacks.lies import LIES, Lie, kind_words, says, set_to
+from attacks.lies import LIES, Lie, graph, kind_words, says, set_to
 from support.damage import DECODER, ENCODER, edit, the_graph
 
 
@@ -39,6 +39,22 @@ def _drop(role: str, manifest: dict[str, Any]) -> None:
     manifest["files"] = [one for one in manifest["files"] if one["role"] != role]
 
 
+def _attention(**sizes: int) -> Callable[[Path], None]:
+    """Change sizes of the first attention; what an operator lacks is added."""
+
+    def change(model: Any) -> None:
+        from onnx import helper
+
+        node = next(one for one in model.graph.node if one.op_type == "GroupQueryAttention")
+        others = [one for one in node.attribute if one.name not in sizes]
+        del node.attribute[:]
+        node.attribute.extend(others)
+        node.attribute.extend(helper.make_attribute(name, size) for name, size in sizes.items())
+
+    return graph(change)
+
+
+_UNREAD = "Compile the checkpoint again with the versions installed here."
 _OFFSETS = {
     "name": "token_offsets",
     "role": "offsets",
@@ -74,8 +90,31 @@ _ITS_OWN = [
         "rows that come as one",
         lambda m: the_graph(m)["inputs"].append(_OFFSETS),
         "OpenVINO cannot load it (rows that come as one sequence are not carried over)",
-        fix="Compile the checkpoint again with the versions installed here.",
+        fix=_UNREAD,
     ),
+    *(
+        Lie(f"attention of {sizes}", _attention(**sizes), reason, fix=_UNREAD)
+        for sizes, reason in (
+            *(
+                ({name: size, **more}, f"its attention's {name} must be from 1 to 2147483647")
+                for name, size, more in (
+                    ("num_heads", 2**62, {"kv_num_heads": 2**62 + 2**61}),
+                    ("num_heads", 2**63 - 1, {}),
+                    ("num_heads", 0, {}),
+                    ("kv_num_heads", 2**62, {}),
+                    ("kv_num_heads", -1, {}),
+                    ("local_window_size", 2**40 + 5, {}),
+                    ("local_window_size", 0, {}),
+                    ("local_window_size", -2, {}),
+                )
+            ),
+            *(
+                (sizes, "its attention's tokens are not as wide as their heads")
+                for sizes in ({"num_heads": 1}, {"num_heads": 64}, {"kv_num_heads": 3})
+            ),
+        )
+    ),
+    Lie("attention of an absent window", _attention(local_window_size=-1), None),
     Lie("an engine.json of a prompt", _engine_json(b"{}", of="default"), "not the name of a graph"),
     Lie("an engine.json of nobody", _engine_json(b"{}", of=None), "not the name of a graph"),
     Lie("two engine.json", _twice(_engine_json(b"{}")), "lists 'engine.json' twice", fix=""),

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ptdeploy.arguments import MOST
 from ptdeploy.backends.telemetry import import_openvino
 from ptdeploy.text_files import library_path
 
@@ -37,6 +38,7 @@ class _Mark:
     output: Any
     heads: int
     kv_heads: int
+    size: int
     scale: float
     window: int
 
@@ -52,8 +54,15 @@ def read_paged(
     frontend = openvino.frontend.FrontEndManager().load_by_framework("onnx")
     marks: list[_Mark] = []
     extension = import_module("openvino.frontend.onnx").ConversionExtension
-    frontend.add_extension(extension(OPERATOR, DOMAIN, _marker(marks)))
-    model = frontend.convert(frontend.load(library_path(path), map_weights))
+    refused: list[ValueError] = []
+    frontend.add_extension(extension(OPERATOR, DOMAIN, _marker(marks, refused)))
+    try:
+        model = frontend.convert(frontend.load(library_path(path), map_weights))
+    except Exception as error:  # openvino's own errors share no public base class
+        # The frontend keeps no words of it.
+        if refused:
+            raise refused[-1] from error
+        raise
     check(model)
     if not marks:
         raise ValueError(f"it has no {OPERATOR}")
@@ -77,8 +86,8 @@ def read_paged(
     return model
 
 
-def _marker(marks: list[_Mark]) -> Callable[[Any], list[Any]]:
-    """What the frontend puts in the operator's place.
+def _marker(marks: list[_Mark], refused: list[ValueError]) -> Callable[[Any], list[Any]]:
+    """What the frontend puts in the operator's place; `refused` takes why it cannot.
 
     Parameters may not be made while it converts. A slice of all that comes in has the output's
     shape, so that the shapes behind it stay known.
@@ -86,19 +95,27 @@ def _marker(marks: list[_Mark]) -> Callable[[Any], list[Any]]:
     op = import_openvino().opset13
 
     def convert(node: Any) -> list[Any]:
+        try:
+            return marked(node)
+        except ValueError as error:
+            refused.append(error)
+            raise
+
+    def marked(node: Any) -> list[Any]:
         softcap, rotary = node.get_attribute("softcap", 0.0), node.get_attribute("do_rotary", 0)
         if softcap or rotary or node.get_input_size() > 7:
             raise ValueError("a soft cap, a rotation, a bias or sinks are not carried over")
-        heads, kv_heads = node.get_attribute("num_heads"), node.get_attribute("kv_num_heads")
-        joined = op.concat([node.get_input(place) for place in range(3)], -1)
-        width = joined.output(0).get_partial_shape()[-1].get_length()
-        width = width // (heads + 2 * kv_heads) * heads
-        output = op.slice(joined, _ints([0]), _ints([width]), _ints([1]), _ints([-1]))
-        scale, window = (
-            node.get_attribute("scale", 0.0),
-            node.get_attribute("local_window_size", -1),
-        )
-        marks.append(_Mark(joined, output, heads, kv_heads, scale, window))
+        heads, kv_heads = _size(node, "num_heads"), _size(node, "kv_num_heads")
+        window = _size(node, "local_window_size", -1)
+        given = [node.get_input(place) for place in range(3)]
+        widths = [_width(tokens) for tokens in given]
+        size = widths[0] // heads
+        if size < 1 or widths != [heads * size, kv_heads * size, kv_heads * size]:
+            raise ValueError("its attention's tokens are not as wide as their heads")
+        joined = op.concat(given, -1)
+        output = op.slice(joined, _ints([0]), _ints(widths[:1]), _ints([1]), _ints([-1]))
+        scale = node.get_attribute("scale", 0.0)
+        marks.append(_Mark(joined, output, heads, kv_heads, size, scale, window))
         # Copies: the buffer's own tensors would lose the names that they came in by.
         present = [op.concat([node.get_input(place)], 0).output(0) for place in (3, 4)]
         return [output.output(0), *present]
@@ -106,12 +123,27 @@ def _marker(marks: list[_Mark]) -> Callable[[Any], list[Any]]:
     return convert
 
 
+def _size(node: Any, name: str, missing: int | None = None) -> int:
+    """An attribute as the operator has it: a size, or -1 where that is what is missing."""
+    value: int = node.get_attribute(name, *([] if missing is None else [missing]))
+    if value != missing and not 1 <= value <= MOST:
+        raise ValueError(f"its attention's {name} must be from 1 to {MOST}")
+    return value
+
+
+def _width(tokens: Any) -> int:
+    shape = tokens.get_partial_shape()
+    if shape.rank.is_dynamic or len(shape) == 0 or shape[-1].is_dynamic:
+        raise ValueError("how wide its attention's tokens are is not known")
+    return int(shape[-1].get_length())
+
+
 def _page(mark: _Mark, number: int, parameter: Callable[..., Any]) -> None:
     """Put the paged operator into a mark's place."""
     openvino = import_openvino()
     op = openvino.opset13
     query, key, value = (mark.joined.input(place).get_source_output() for place in range(3))
-    size = key.get_partial_shape()[-1].get_length() // mark.kv_heads
+    size = mark.size
 
     def flat(tokens: Any, heads: int) -> Any:
         return op.reshape(tokens, _ints([-1, heads * size]), False).output(0)

@@ -6,8 +6,11 @@
 
 #include <cmath>
 #include <map>
+#include <optional>
 #include <stdexcept>
 #include <vector>
+
+#include "layout.hpp"
 
 namespace ptdeploy::detail {
 namespace {
@@ -22,13 +25,43 @@ constexpr const char* kPaged = "PagedAttentionExtension";
 // Where a GroupQueryAttention stood: its keys and values come in, and its output is taken.
 struct Mark {
   Node joined, output;
-  std::int64_t heads, kv_heads, window;
+  std::int64_t heads, kv_heads, size, window;
   float scale;
 };
 using Marks = std::vector<Mark>;
 
+// Attention that cannot be paged. The frontend keeps no words of it.
+class Unpaged : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
 Port ints(const std::vector<std::int64_t>& values) {
   return op::Constant::create(ov::element::i64, ov::Shape{values.size()}, values)->output(0);
+}
+
+// An attribute as the operator has it: a size, or -1 where that is what is missing.
+std::int64_t size_of_attention(const ov::frontend::NodeContext& node, const std::string& name,
+                               std::optional<std::int64_t> missing = std::nullopt) {
+  const std::int64_t value = missing ? node.get_attribute<std::int64_t>(name, *missing)
+                                     : node.get_attribute<std::int64_t>(name);
+  if (value != missing && (value < 1 || value > kMost))
+    throw Unpaged("its attention's " + name + " must be from 1 to " +
+                             std::to_string(kMost));
+  return value;
+}
+
+std::int64_t width_of(const Port& tokens) {
+  const ov::PartialShape shape = tokens.get_partial_shape();
+  if (shape.rank().is_dynamic() || shape.size() == 0 || shape[shape.size() - 1].is_dynamic())
+    throw Unpaged("how wide its attention's tokens are is not known");
+  return shape[shape.size() - 1].get_length();
+}
+
+// Whether tokens are that wide; a product might not fit.
+bool has_heads(const Port& tokens, std::int64_t heads, std::int64_t size) {
+  const std::int64_t width = width_of(tokens);
+  return width % heads == 0 && width / heads == size;
 }
 
 // What the frontend puts in the operator's place. Parameters may not be made while it converts. A
@@ -36,18 +69,19 @@ Port ints(const std::vector<std::int64_t>& values) {
 ov::OutputVector marked(const ov::frontend::NodeContext& node, Marks& marks) {
   if (node.get_attribute<float>("softcap", 0.f) != 0 ||
       node.get_attribute<std::int64_t>("do_rotary", 0) != 0 || node.get_input_size() > 7)
-    throw std::runtime_error("a soft cap, a rotation, a bias or sinks are not carried over");
-  const auto heads = node.get_attribute<std::int64_t>("num_heads");
-  const auto kv_heads = node.get_attribute<std::int64_t>("kv_num_heads");
-  if (heads < 1 || kv_heads < 1) throw std::runtime_error("its attention has no heads");
-  const auto joined = std::make_shared<op::Concat>(
-      ov::OutputVector{node.get_input(0), node.get_input(1), node.get_input(2)}, -1);
-  std::int64_t width = joined->get_output_partial_shape(0)[-1].get_length();
-  width = width / (heads + 2 * kv_heads) * heads;
+    throw Unpaged("a soft cap, a rotation, a bias or sinks are not carried over");
+  const std::int64_t heads = size_of_attention(node, "num_heads"),
+                     kv_heads = size_of_attention(node, "kv_num_heads"),
+                     window = size_of_attention(node, "local_window_size", -1);
+  const Port query = node.get_input(0), key = node.get_input(1), value = node.get_input(2);
+  const std::int64_t width = width_of(query), size = width / heads;
+  if (size < 1 || !has_heads(query, heads, size) || !has_heads(key, kv_heads, size) ||
+      !has_heads(value, kv_heads, size))
+    throw Unpaged("its attention's tokens are not as wide as their heads");
+  const auto joined = std::make_shared<op::Concat>(ov::OutputVector{query, key, value}, -1);
   const auto output =
       std::make_shared<op::Slice>(joined, ints({0}), ints({width}), ints({1}), ints({-1}));
-  marks.push_back({joined, output, heads, kv_heads,
-                   node.get_attribute<std::int64_t>("local_window_size", -1),
+  marks.push_back({joined, output, heads, kv_heads, size, window,
                    node.get_attribute<float>("scale", 0.f)});
   ov::OutputVector given{output->output(0)};
   // Copies: the buffer's own tensors would lose the names that they came in by.
@@ -146,7 +180,7 @@ Port scalar(T number) {
 void page(const Mark& mark, std::size_t number, const ov::Node& paged_like, Added& added) {
   const Port query = mark.joined->input_value(0), key = mark.joined->input_value(1),
              value = mark.joined->input_value(2);
-  const std::int64_t size = key.get_partial_shape()[-1].get_length() / mark.kv_heads;
+  const std::int64_t size = mark.size;
   auto flat = [size](const Port& tokens, std::int64_t heads) {
     return std::make_shared<op::Reshape>(tokens, ints({-1, heads * size}), false)->output(0);
   };
@@ -205,10 +239,24 @@ std::shared_ptr<ov::Model> read_paged(ov::Core& core, const std::string& path, b
                                       const std::function<void(const ov::Model&)>& check) {
   const auto frontend = ov::frontend::FrontEndManager().load_by_framework("onnx");
   auto marks = std::make_shared<Marks>();
+  auto refused = std::make_shared<std::optional<Unpaged>>();
   frontend->add_extension(std::make_shared<ov::frontend::onnx::ConversionExtension>(
       kAttention, "com.microsoft",
-      [marks](const ov::frontend::NodeContext& node) { return marked(node, *marks); }));
-  const auto model = frontend->convert(frontend->load(path, map_weights));
+      [marks, refused](const ov::frontend::NodeContext& node) {
+        try {
+          return marked(node, *marks);
+        } catch (const Unpaged& error) {
+          refused->emplace(error);
+          throw;
+        }
+      }));
+  std::shared_ptr<ov::Model> model;
+  try {
+    model = frontend->convert(frontend->load(path, map_weights));
+  } catch (const std::exception&) {
+    if (*refused) throw Unpaged(**refused);
+    throw;
+  }
   check(*model);
   if (marks->empty()) throw std::runtime_error(std::string("it has no ") + kAttention);
   const Node paged_like = paged_operator(core);
