@@ -156,6 +156,18 @@ def _prompt(change: Callable[[dict[str, np.ndarray]], object]) -> Callable[[Path
     return do
 
 
+def _prompt_header(old: str, new: str) -> Callable[[Path], None]:
+    """Change the text of the header of the prompt's file where it is first so, with the hash."""
+
+    def do(bundle: Path) -> None:
+        content = (bundle / PROMPT).read_bytes()
+        end = 8 + int.from_bytes(content[:8], "little")
+        header = content[8:end].decode().rstrip().replace(old, new, 1).encode()
+        replace(bundle, PROMPT, len(header).to_bytes(8, "little") + header + content[end:])
+
+    return do
+
+
 def _put(name: str, place: int, value: float) -> Callable[[dict[str, np.ndarray]], None]:
     def change(tensors: dict[str, np.ndarray]) -> None:
         tensors[name] = tensors[name].copy()
@@ -303,18 +315,6 @@ def _graph_of_number(number: int) -> Callable[[Path], None]:
     return do
 
 
-    content = b""
-    for _ in range(depth):
-        content = field(1, field(5, field(6, content)))
-    return field(7, content)
-
-
-_OF_NUMBERS = [
-    *(
-        says(f"{path} is {value}", set_to(path, value), f"{words} must be from 1 to 2147483647")
-        for path, words in (
-            ("limits.max_context", "limits.max_context"),
-            ("limits.vocab_size", "limits.vocab_size"),
 def _past_all(bundle: Path) -> None:
     """A graph of 2 GiB of zeros, which take no place on the disk."""
     size, name = 2**31, "model.onnx"
@@ -331,6 +331,18 @@ def _past_all(bundle: Path) -> None:
 
 def deep_graph(depth: int) -> bytes:
     """Graphs within attributes within nodes within graphs, as bytes of an ONNX file."""
+    content = b""
+    for _ in range(depth):
+        content = field(1, field(5, field(6, content)))
+    return field(7, content)
+
+
+_OF_NUMBERS = [
+    *(
+        says(f"{path} is {value}", set_to(path, value), f"{words} must be from 1 to 2147483647")
+        for path, words in (
+            ("limits.max_context", "limits.max_context"),
+            ("limits.vocab_size", "limits.vocab_size"),
             ("limits.max_batch", "limits.max_batch"),
             ("limits.max_prefill", "limits.max_prefill"),
             ("prompt.num_virtual_tokens", "prompts['default'].num_virtual_tokens"),
@@ -1128,6 +1140,54 @@ _OF_PROMPTS = [
         for name in ("first", "model")
         for kind in (DECODER, ENCODER)
     ),
+    *(
+        Lie(f"a header {name}", _prompt_header(old, new), reason)
+        for name, old, new, reason in (
+            (
+                "with a tensor twice",
+                "{",
+                '{"virtual_tokens":{"dtype":"F32","shape":[0],"data_offsets":[0,0]},',
+                "its header names 'virtual_tokens' twice",
+            ),
+            (
+                "with a key of its metadata twice",
+                "{",
+                '{"__metadata__":{"a":"1","a":"2"},',
+                "its header names 'a' twice",
+            ),
+            (
+                "with a field more",
+                '"dtype"',
+                '"more":1,"dtype"',
+                "Object contains unknown field `more`",
+            ),
+            (
+                "whose metadata is null",
+                "{",
+                '{"__metadata__":null,',
+                "Expected `object`, got `null`",
+            ),
+            (
+                "with a type that is none",
+                "{",
+                '{"more":{"dtype":"X9","shape":[0],"data_offsets":[0,0]},',
+                "holds no virtual tokens (",
+            ),
+            (
+                "with fewer halves than it says",
+                "{",
+                '{"more":{"dtype":"F16","shape":[100],"data_offsets":[0,0]},',
+                "holds no virtual tokens (",
+            ),
+        )
+    ),
+    Lie(
+        "a tensor of nothing along an endless axis",
+        _prompt_header(
+            "{", '{"more":{"dtype":"F32","shape":[99999999999,0],"data_offsets":[0,0]},'
+        ),
+        None,
+    ),
     Lie("no bias", _prompt(lambda t: t.pop("head.classifier.bias")), "holds no head.", ENCODER),
     Lie(
         "a tensor more",
@@ -1149,6 +1209,24 @@ _OF_GRAPHS = [
     Lie("a graph of groups", _onnx(b"\x3b\x3c"), "is no ONNX file"),
     Lie("a graph by number", _onnx(b"\x38\x01"), "is no ONNX file"),
     Lie("an endless number", _onnx(b"\xff" * 40), "is no ONNX file"),
+    Lie("a field of no number", _onnx(b"\0\0"), "is no ONNX file (a field has the number 0)"),
+    # ONNX Runtime cuts the number off, and takes it for the graph.
+    Lie(
+        "a graph by a number past its bits",
+        _graph_of_number(7 + 2**29),
+        "is no ONNX file (a field has the number 536870919)",
+    ),
+    Lie(
+        "fields without end",
+        _onnx(b"\x48\0" * (2**20 + 1)),
+        "is no ONNX file (it has over 1048576 fields)",
+    ),
+    Lie("a graph past all", _past_all, "(it has 2147483648 bytes; at most 2147483647 are read)"),
+    Lie(
+        "an input whose name is no text",
+        _onnx(field(7, field(1, field(1, b"\xff")))),
+        "is no ONNX file (a name is not UTF-8)",
+    ),
     Lie("graphs without end", _onnx(deep_graph(60)), "is no ONNX file (nested too deeply)"),
     *(
         Lie(f"all tensors by other names, {kind_words(kind)}", _all_renamed, None, kind)
@@ -1181,17 +1259,6 @@ _OF_GRAPHS = [
     ),
 ]
 
-LIES = [
-    *(*_OF_NUMBERS, *_OF_ROLES, *_OF_SIGNATURES, *_OF_NAMES, *_OF_LIMITS),
-    *(*_OF_PROMPTS, *_OF_GRAPHS),
-]
-
-
-def alike(engine: Any, other: Any) -> bool:
-    """Whether two engines answer alike, up to the order of sums."""
-    rows = [[5, 6, 7], [40], [9, 10, 11, 12]]
-    pairs = zip(engine.logits(rows), other.logits(rows), strict=True)
-    return all(np.allclose(one, two, rtol=1e-4, atol=1e-4) for one, two in pairs)
 
 def _of_another(
     change: Change, tensors: Callable[[dict[str, np.ndarray]], object] = lambda _: None
@@ -1209,24 +1276,6 @@ def _of_another(
 
     return do
 
-    Lie("a field of no number", _onnx(b"\0\0"), "is no ONNX file (a field has the number 0)"),
-    # ONNX Runtime cuts the number off, and takes it for the graph.
-    Lie(
-        "a graph by a number past its bits",
-        _graph_of_number(7 + 2**29),
-        "is no ONNX file (a field has the number 536870919)",
-    ),
-    Lie(
-        "fields without end",
-        _onnx(b"\x48\0" * (2**20 + 1)),
-        "is no ONNX file (it has over 1048576 fields)",
-    ),
-    Lie("a graph past all", _past_all, "(it has 2147483648 bytes; at most 2147483647 are read)"),
-    Lie(
-        "an input whose name is no text",
-        _onnx(field(7, field(1, field(1, b"\xff")))),
-        "is no ONNX file (a name is not UTF-8)",
-    ),
 
 def _prefix(*shape: int) -> Callable[[Path], None]:
     return _of_another(
@@ -1278,3 +1327,14 @@ LIES_OF_ANOTHER = [
     ),
 ]
 
+LIES = [
+    *(*_OF_NUMBERS, *_OF_ROLES, *_OF_SIGNATURES, *_OF_NAMES, *_OF_LIMITS),
+    *(*_OF_PROMPTS, *_OF_GRAPHS),
+]
+
+
+def alike(engine: Any, other: Any) -> bool:
+    """Whether two engines answer alike, up to the order of sums."""
+    rows = [[5, 6, 7], [40], [9, 10, 11, 12]]
+    pairs = zip(engine.logits(rows), other.logits(rows), strict=True)
+    return all(np.allclose(one, two, rtol=1e-4, atol=1e-4) for one, two in pairs)

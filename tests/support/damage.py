@@ -623,6 +623,14 @@ def _header(change: Callable[[dict[str, Any]], object]) -> Callable[[bytes], byt
     return changed
 
 
+def _twice_told(content: bytes) -> bytes:
+    """Thresholds that all pass stand before the honest ones, or behind them."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    old, new = b'"__metadata__":{', b'"__metadata__":{"ptdeploy":"{}",'
+    header = content[8:end].replace(old, new, 1)
+    return len(header).to_bytes(8, "little") + header + content[end:]
+
+
 # Bundles that open, and have a stored reference that verify cannot go by.
 REFERENCE_DAMAGE = [
     _reference_bytes("empty", lambda _: b""),
@@ -640,6 +648,12 @@ REFERENCE_DAMAGE = [
         "with many axes",
         _header(lambda h: h["rows.001.ids"]["shape"].extend([1] * 8)),
         "rows.001.ids has 9 axes; at most 8 are read)",
+        same_words=True,
+    ),
+    _reference_bytes(
+        "with two sets of metadata",
+        _twice_told,
+        "its header names 'ptdeploy' twice)",
         same_words=True,
     ),
     _reference_bytes(

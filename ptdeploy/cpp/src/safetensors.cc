@@ -1,6 +1,9 @@
 #include "safetensors.hpp"
 
 #include <algorithm>
+#include <iterator>
+#include <limits>
+#include <set>
 
 #include "schema.hpp"
 
@@ -14,23 +17,48 @@ constexpr const char* kMetadata = "__metadata__";
 
 std::int64_t integer(const Json& json, const Where& where) { return read_int(json, where); }
 
-// Bytes of the named tensor. Throws SchemaError if they are over `most`.
-std::uint64_t bytes_of(const std::string& name, const std::vector<std::int64_t>& shape,
-                       std::uint64_t element, std::uint64_t most) {
-  std::uint64_t bytes = element;
-  for (std::int64_t size : shape) {
-    if (size < 0 || (size > 0 && bytes > most / static_cast<std::uint64_t>(size)))
-      throw SchemaError(name + " has a shape that does not fit the file");
-    bytes *= static_cast<std::uint64_t>(size);
-  }
-  return bytes;
+// Of all types that the format has. Source: safetensors' own library.
+struct ElementBits {
+  const char* dtype;
+  std::uint64_t bits;
+};
+constexpr ElementBits kElementBits[] = {
+    {"BOOL", 8},    {"F4", 4},          {"F6_E2M3", 6},     {"F6_E3M2", 6}, {"U8", 8},
+    {"I8", 8},      {"F8_E5M2", 8},     {"F8_E4M3", 8},     {"F8_E8M0", 8}, {"F8_E4M3FNUZ", 8},
+    {"F8_E5M2FNUZ", 8}, {"I16", 16},    {"U16", 16},        {"F16", 16},    {"BF16", 16},
+    {"I32", 32},    {"U32", 32},        {"F32", 32},        {"C64", 64},    {"F64", 64},
+    {"I64", 64},    {"U64", 64}};
+
+std::uint64_t times(std::uint64_t number, std::uint64_t factor, const std::string& name) {
+  if (factor > 0 && number > std::numeric_limits<std::uint64_t>::max() / factor)
+    throw SchemaError(name + " has a shape that does not fit the file");
+  return number * factor;
 }
 
-// Bytes of an element; 0 for types that nothing here reads.
-std::uint64_t size_of(const std::string& dtype) {
-  if (dtype == "F32") return sizeof(float);
-  if (dtype == "I64") return sizeof(std::int64_t);
-  return 0;
+// Throws SchemaError if the named tensor's type is none, or it has not so many bytes.
+void check_size(const std::string& name, const std::string& dtype,
+                const std::vector<std::int64_t>& shape, std::uint64_t bytes) {
+  const auto* type = std::find_if(std::begin(kElementBits), std::end(kElementBits),
+                                  [&dtype](const ElementBits& one) { return one.dtype == dtype; });
+  if (type == std::end(kElementBits))
+    throw SchemaError(name + " is of the unknown type " + quoted(dtype));
+  std::uint64_t elements = 1;
+  for (std::int64_t size : shape) {
+    if (size < 0) throw SchemaError(name + " has a shape that does not fit the file");
+    elements = times(elements, static_cast<std::uint64_t>(size), name);
+  }
+  if (times(elements, type->bits, name) != times(bytes, 8, name))
+    throw SchemaError(name + " has offsets that do not fit its shape");
+}
+
+// Of two members of one name readers take one or the other.
+void refuse_twice(const Json& json) {
+  const auto* members = std::get_if<Json::Object>(&json.value);
+  if (!members) return;
+  std::set<std::string> names;
+  for (const auto& [name, value] : *members) refuse_twice(value);
+  for (const auto& [name, value] : *members)
+    if (!names.insert(name).second) throw SchemaError("its header names " + quoted(name) + " twice");
 }
 
 std::string read_header(std::ifstream& stream, std::uint64_t size) {
@@ -60,6 +88,7 @@ Safetensors::Safetensors(const std::string& file) : stream_(file, std::ios::bina
   const std::string text = read_header(stream_, size);
   const std::uint64_t start = 8 + text.size(), room = size - start;
   const Json header = parse_json(text);
+  refuse_twice(header);
   auto* members = std::get_if<Json::Object>(&header.value);
   if (!members) throw SchemaError("its header is no object");
   for (const auto& [name, value] : *members) {
@@ -85,10 +114,8 @@ Safetensors::Safetensors(const std::string& file) : stream_(file, std::ios::bina
       throw SchemaError(name + " has offsets that leave the file");
     entry.begin = start + static_cast<std::uint64_t>(offsets[0]);
     entry.end = start + static_cast<std::uint64_t>(offsets[1]);
-    const std::uint64_t element = size_of(entry.dtype);
-    if (element > 0 && entry.end - entry.begin != bytes_of(name, entry.shape, element, room))
-      throw SchemaError(name + " has offsets that do not fit its shape");
-    entries_.insert_or_assign(name, std::move(entry));
+    check_size(name, entry.dtype, entry.shape, entry.end - entry.begin);
+    entries_.emplace(name, std::move(entry));
   }
   std::vector<std::pair<std::uint64_t, std::uint64_t>> places;
   for (const auto& [name, entry] : entries_) places.emplace_back(entry.begin, entry.end);
