@@ -114,5 +114,10 @@ def target_name(folder: Path) -> str:
     return name if name and name not in _RESERVED and not name[0].isdigit() else f"run_{name}"
 
 
-# Targets that a CMake project has already.
-_RESERVED = {"all", "help", "clean", "test", "install", "package", "edit_cache", "ptdeploy"}
+# Targets that a CMake project has already with one generator or another, and the library's own.
+# Source: CMake's cmGlobalGenerator, IsReservedTarget and the names beside it.
+_RESERVED = {
+    *("all", "ALL_BUILD", "clean", "codegen", "edit_cache", "help", "install", "INSTALL"),
+    *("list_install_components", "package", "PACKAGE", "package_source", "preinstall"),
+    *("rebuild_cache", "RUN_TESTS", "test", "ZERO_CHECK", "ptdeploy"),
+}

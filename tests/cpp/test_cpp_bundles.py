@@ -99,6 +99,13 @@ def test_a_bundle_reached_through_links_and_odd_paths_opens(compiled, probe, tmp
     assert probe.ask("read", "e", "tokenizer") == ""
 
 
+def test_json_that_is_nested_without_end_is_refused_on_a_small_stack(built):
+    deep = str(built / "deep")
+    assert native.checked([deep, "32"]) == "read"
+    for levels in ("33", "100000"):
+        assert native.checked([deep, levels]) == "JSON is malformed: nested too deeply (byte 197)"
+
+
 JSON_ERROR = re.compile(r"malformed|truncated|codec can't|surrogate|Expected `object`, got")
 
 

@@ -22,6 +22,7 @@ from support.tools import tool
 
 import ptdeploy
 from ptdeploy.cli.main import main
+from ptdeploy.cpp import target_name
 from ptdeploy.printable import printable
 
 LIBRARY = native.REPOSITORY / "ptdeploy" / "cpp"
@@ -318,6 +319,17 @@ def test_a_new_project_builds_and_runs_its_bundle(bundles, project):
     got = [line.split() for line in output(project / "build" / "my_app", "5,6,7", 40).splitlines()]
     for index, row in enumerate(want):
         assert [int(token) for at, token in got if int(at) == index] == row.token_ids
+
+
+def test_every_folder_gives_a_name_that_cmake_takes_for_a_target(tmp_path):
+    reserved = (
+        *("all", "ALL_BUILD", "clean", "codegen", "edit_cache", "help", "install", "INSTALL"),
+        *("list_install_components", "package", "PACKAGE", "package_source", "preinstall"),
+        *("rebuild_cache", "RUN_TESTS", "test", "ZERO_CHECK"),
+    )
+    for folder in (*reserved, "ptdeploy", "2 apps"):
+        assert target_name(tmp_path / folder) == f"run_{folder.replace(' ', '_')}"
+    assert target_name(tmp_path / "my app") == "my_app"
 
 
 def test_a_new_project_says_how_it_is_called(project):

@@ -8,8 +8,8 @@
 namespace ptdeploy::detail {
 namespace {
 
-// Deeper than any manifest; keeps a hostile one from using up the stack.
-constexpr int kMaxDepth = 512;
+// Deeper than any file of a bundle; keeps a hostile one from using up a small thread's stack.
+constexpr int kMaxDepth = 64;
 
 class Parser {
  public:

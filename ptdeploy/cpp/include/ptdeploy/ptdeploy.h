@@ -5,11 +5,13 @@
  *
  * Rows of token ids are given one after the other in `ids`, with their sizes in `lengths`. Where a
  * function takes `token_type_ids` too, they are the segment of each of `ids`; null: all 0.
- * Another pointer that is null where one is needed, and a size past 2^31 - 1, are refused. So is,
- * before anything is read, a count that cannot be right: a row that is empty or longer than the
- * engine takes, more rows than it generates at once, more ids than a session has room for, more EOS
- * ids than there are ids. Words for people (errors, and all of a report) come printable: what would
- * act on a terminal is escaped. A label is what the bundle says: escape it before you print it.
+ * Another pointer that is null where one is needed is refused, and so is a count past 2^31 - 1: of
+ * rows, token ids, prompts, bytes, or new tokens, the `capacity` for those too. `max_prompts`, and
+ * the `capacity` for any other answer, may be of any size. Refused is also, before anything is read,
+ * a count that cannot be right: a row that is empty or longer than the engine takes, more rows than
+ * it generates at once, more ids than a session has room for, more EOS ids than there are ids. Words
+ * for people (errors, and all of a report) come printable: what would act on a terminal is
+ * escaped. A label is what the bundle says: escape it before you print it.
  *
  * A prompt is given by its name. Null is the bundle's default prompt (the base model where it has
  * none), and PTDEPLOY_BASE_MODEL the base model without a prompt: no prompt has that name.
