@@ -80,20 +80,25 @@ def lines_of(content: bytes) -> list[Line]:
     return [_line(number, line) for number, line in enumerate(lines, 1)]
 
 
-def argument_text(text: str) -> str:
-    """A command line argument's text: UTF-8 though the locale is another.
+def system_text(text: str) -> str:
+    """An argument or a file's name as text: UTF-8 though the locale is another.
 
-    Raises InputError if its bytes are not.
+    Where its bytes are not, it stays as Python spells it.
     """
     try:
-        text.encode()
-        return text
-    except UnicodeEncodeError:
-        pass
-    try:
         return os.fsencode(text).decode()
-    except UnicodeError as error:
+    except UnicodeError:
+        return text
+
+
+def argument_text(text: str) -> str:
+    """The same of a command line argument. Raises InputError if its bytes are not UTF-8."""
+    found = system_text(text)
+    try:
+        found.encode()
+    except UnicodeEncodeError as error:
         raise InputError(f"The argument {text!r} is not UTF-8.") from error
+    return found
 
 
 _OPEN_NOTHING = "ONNX Runtime, tokenizers and safetensors open nothing by such a name"

@@ -12,6 +12,7 @@ from ptdeploy.bundle.signature import words_of
 from ptdeploy.cli import options
 from ptdeploy.cli.console import show, show_json_facts
 from ptdeploy.cli.parity_lines import parity_lines, prompt_parity_lines
+from ptdeploy.cli.parser import path
 from ptdeploy.errors import InputError
 from ptdeploy.printable import number_of, printable, printable_fields, shell_word
 from ptdeploy.targets import TARGETS, get_target
@@ -23,6 +24,7 @@ SUMMARY = "Compile a trained prompt and its base model into a verified bundle."
 def add_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "checkpoint",
+        type=path,
         metavar="CHECKPOINT",
         nargs="?",
         help="PEFT adapter folder, Trainer checkpoint, state dict file, file of one tensor, or "
@@ -33,12 +35,14 @@ def add_options(sub: argparse.ArgumentParser) -> None:
     runs.add_argument("--target", choices=sorted(TARGETS), help="what is to run it")
     runs.add_argument(
         "--over",
+        type=path,
         metavar="BUNDLE",
         help="a bundle whose engine is to run it: makes a pack, the prompt alone",
     )
     sub.add_argument(
         "-o",
         "--output",
+        type=path,
         metavar="PATH",
         help="default: ./NAME.TARGET.bundle, or with --over ./NAME.prompt",
     )
@@ -55,7 +59,7 @@ def add_options(sub: argparse.ArgumentParser) -> None:
         metavar="TYPE",
         help=f"default: the first; {_precisions()}",
     )
-    sub.add_argument("--labels", metavar="A,B,C|FILE", help="class names, by index")
+    sub.add_argument("--labels", type=path, metavar="A,B,C|FILE", help="class names, by index")
     options.add_head(sub)
     options.add_task(sub)
     sub.add_argument("--force", action="store_true", help="replace a bundle that is there")
@@ -236,7 +240,10 @@ def _add_quantization(sub: argparse.ArgumentParser) -> None:
         help=f"classifiers that choose one class; default: {default_words('max_logits_error')}",
     )
     group.add_argument(
-        "--quality-text", metavar="FILE", help="evaluate on this, a text a line; default: our own"
+        "--quality-text",
+        type=path,
+        metavar="FILE",
+        help="evaluate on this, a text a line; default: our own",
     )
 
 

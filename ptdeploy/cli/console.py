@@ -13,9 +13,12 @@ from typing import Any, TextIO
 
 from ptdeploy.errors import OutputError, PtdeployError
 from ptdeploy.printable import printable, printable_lines
+from ptdeploy.text_files import system_text
 
 # JSON allows them raw, but some readers end a line at them and terminals act on them.
 _RAW_IN_JSON = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+# Python's spelling of bytes that the locale cannot decode.
+_SURROGATES = re.compile("[\udc80-\udcff]+")
 _NOT_ASCII = re.compile("[^\x00-\x7e]")
 
 
@@ -132,6 +135,8 @@ def _of_json(value: Any) -> Any:
         return {name: _of_json(one) for name, one in value.items()}
     if isinstance(value, (list, tuple)):
         return [_of_json(one) for one in value]
+    if isinstance(value, str) and not value.isascii():
+        return _SURROGATES.sub(lambda found: system_text(found[0]), value)
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ptdeploy.bundle.signature import words_of
 from ptdeploy.cli import options
 from ptdeploy.cli.console import show, show_json_facts
+from ptdeploy.cli.parser import path
 from ptdeploy.printable import number_of, printable
 
 if TYPE_CHECKING:
@@ -19,16 +20,19 @@ SUMMARY = "Write a trained prompt in another format, exactly."
 def add_options(sub: argparse.ArgumentParser) -> None:
     from ptdeploy.commands.request import FORMS
 
-    sub.add_argument("checkpoint", metavar="CHECKPOINT", help="any that compile takes")
+    sub.add_argument("checkpoint", type=path, metavar="CHECKPOINT", help="any that compile takes")
     sub.add_argument(
         "--to",
         required=True,
         choices=FORMS,
         help="; ".join(f"{name}: {words}" for name, words in FORMS.items()),
     )
-    sub.add_argument("-o", "--output", required=True, metavar="OUT", help="a folder, or OUT.npy")
+    sub.add_argument(
+        "-o", "--output", required=True, type=path, metavar="OUT", help="a folder, or OUT.npy"
+    )
     sub.add_argument(
         "--base",
+        type=path,
         metavar="PATH_OR_ID",
         help="base model, over the checkpoint's own; prefix-kv of virtual tokens runs it",
     )

@@ -8,13 +8,15 @@ from pathlib import Path
 from ptdeploy.arguments import output
 from ptdeploy.cli import options
 from ptdeploy.cli.console import show, show_json_facts
+from ptdeploy.cli.parser import path
 from ptdeploy.printable import printable, shell_word
+from ptdeploy.text_files import system_text
 
 SUMMARY = "Write a C++ project that runs a bundle."
 
 
 def add_options(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("folder", metavar="DIR", help="a new or empty folder")
+    sub.add_argument("folder", type=path, metavar="DIR", help="a new or empty folder")
     options.add_bundle(sub)
 
 
@@ -32,10 +34,10 @@ def run(arguments: argparse.Namespace) -> int:
     takes_text = any(entry.role == "tokenizer_program" for entry in manifest.files)
     row = '"some text"' if takes_text else "5,6,7"
     show(
-        f"wrote     {', '.join(str(folder / name) for name in names)}\n"
+        f"wrote     {', '.join(printable(str(folder / name)) for name in names)}\n"
         f"build it  cmake -S {source} -B {build} -DONNXRUNTIME_ROOT=/path/to/onnxruntime"
         f"{more}\n          cmake --build {build}\n"
         f"run it    {program} {row}\n"
-        f"opens     {printable(str(Path(arguments.bundle).resolve()))} (in main.cc)"
+        f"opens     {printable(system_text(str(Path(arguments.bundle).absolute())))} (in main.cc)"
     )
     return 0

@@ -6,6 +6,7 @@ import argparse
 
 from ptdeploy.cli import options
 from ptdeploy.cli.console import show, show_json_facts
+from ptdeploy.cli.parser import path
 from ptdeploy.errors import InputError
 
 _ROUNDS = 15
@@ -13,8 +14,8 @@ SUMMARY = "Say what changed from one bundle to another."
 
 
 def add_options(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("before", metavar="BUNDLE_A", help="what B is compared with")
-    sub.add_argument("after", metavar="BUNDLE_B", help="a folder that compile made")
+    sub.add_argument("before", type=path, metavar="BUNDLE_A", help="what B is compared with")
+    sub.add_argument("after", type=path, metavar="BUNDLE_B", help="a folder that compile made")
     sub.add_argument(
         "--speed", action="store_true", help="time both engines on the same requests, in turns"
     )

@@ -6,12 +6,13 @@ import argparse
 
 from ptdeploy.cli import options
 from ptdeploy.cli.console import show, show_json_facts
+from ptdeploy.cli.parser import path
 
 SUMMARY = "Say what a checkpoint, a bundle or a pack is."
 
 
 def add_options(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("path", metavar="PATH", help="a checkpoint, a bundle or a pack")
+    sub.add_argument("path", type=path, metavar="PATH", help="a checkpoint, a bundle or a pack")
     options.add_task(sub)
     sub.add_argument(
         "--layers",

@@ -8,12 +8,13 @@ from typing import Any
 
 from ptdeploy.backends import BACKENDS, get_backend
 from ptdeploy.bundle.task import Task
+from ptdeploy.cli.parser import path
 from ptdeploy.progress import Progress
 
 
 def add_bundle(sub: argparse.ArgumentParser) -> None:
     """Of commands that read one."""
-    sub.add_argument("bundle", metavar="BUNDLE", help="a folder that compile made")
+    sub.add_argument("bundle", type=path, metavar="BUNDLE", help="a folder that compile made")
 
 
 def add_threads(sub: argparse.ArgumentParser) -> None:
@@ -88,9 +89,12 @@ def add_task(sub: argparse.ArgumentParser) -> None:
 
 def add_checkpoint(sub: argparse.ArgumentParser) -> None:
     """Of commands that read a checkpoint whole."""
-    sub.add_argument("--base", metavar="PATH_OR_ID", help="base model, over the adapter's own")
+    sub.add_argument(
+        "--base", type=path, metavar="PATH_OR_ID", help="base model, over the adapter's own"
+    )
     sub.add_argument(
         "--tokenizer",
+        type=path,
         metavar="PATH_OR_ID",
         help="default: the checkpoint's own, else the base model's; none: token ids only",
     )

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 from ptdeploy.cli.console import complain, show
 from ptdeploy.errors import OutputError
 from ptdeploy.printable import printable
+from ptdeploy.text_files import argument_text
 
 # No word of a command line can hold it: it marks those that follow "--".
 _AS_IT_IS = "\0"
@@ -33,9 +34,16 @@ class CommandParser(argparse.ArgumentParser):
     _has_commands = False
     _is_mixing = False
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # Of arguments that have no type of their own.
+        self.register("type", None, _text)
+
     def add_subparsers(self, **kwargs: Any) -> Any:
         self._has_commands = True
-        return super().add_subparsers(**kwargs)
+        found = super().add_subparsers(**kwargs)
+        found.type = str  # what follows a command's name is for its own parser
+        return found
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         """What is not known is refused here: the caller's own usage is another command's."""
@@ -50,8 +58,6 @@ class CommandParser(argparse.ArgumentParser):
             options = [word for word in unknown if word.startswith("-")]
             words = (word.removeprefix(_AS_IT_IS) for word in options or unknown)
             self.error(f"unrecognized arguments: {' '.join(words)}")
-        for name, value in vars(found).items():
-            setattr(found, name, _unmarked(value))
         return found, []
 
     def _print_message(self, message: str, file: Any = None) -> None:
@@ -80,7 +86,15 @@ def _marked(words: Sequence[str]) -> Iterator[str]:
             yield word
 
 
-def _unmarked(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_unmarked(one) for one in value]
-    return value.removeprefix(_AS_IT_IS) if isinstance(value, str) else value
+def path(word: str) -> str:
+    """The type of an argument that names a file or a folder; as the locale has it, so that it
+    opens. An empty one would be the current folder.
+    """
+    found = word.removeprefix(_AS_IT_IS)
+    if not found:
+        raise argparse.ArgumentTypeError("is empty, and must be a path")
+    return found
+
+
+def _text(word: str) -> str:
+    return argument_text(word.removeprefix(_AS_IT_IS))

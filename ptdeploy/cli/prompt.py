@@ -7,6 +7,7 @@ import argparse
 from ptdeploy.bundle import Bundle, PromptInfo
 from ptdeploy.cli import options
 from ptdeploy.cli.console import show, show_json, show_json_facts
+from ptdeploy.cli.parser import path
 from ptdeploy.printable import number_of, printable, printable_fields
 from ptdeploy.progress import Progress
 
@@ -33,7 +34,7 @@ def add_options(sub: argparse.ArgumentParser) -> None:
 
 
 def _add(action: argparse.ArgumentParser) -> None:
-    action.add_argument("prompt", metavar="CKPT_OR_PACK", help="a checkpoint, or a pack")
+    action.add_argument("prompt", type=path, metavar="CKPT_OR_PACK", help="a checkpoint, or a pack")
     action.add_argument(
         "--name",
         help="what it is called in the bundle; default: as in the pack; of --task-id all A,B,C, or "
@@ -42,7 +43,7 @@ def _add(action: argparse.ArgumentParser) -> None:
     action.add_argument(
         "--replace", action="store_true", help="take the place of a prompt of that name"
     )
-    action.add_argument("--labels", metavar="A,B,C|FILE", help="class names, by index")
+    action.add_argument("--labels", type=path, metavar="A,B,C|FILE", help="class names, by index")
     options.add_head(action)
     options.add_task(action)
     options.add_golden(action)

@@ -7,6 +7,7 @@ import argparse
 from ptdeploy.cli import options
 from ptdeploy.cli.console import show, show_json_facts
 from ptdeploy.cli.parity_lines import parity_lines
+from ptdeploy.cli.parser import path
 from ptdeploy.printable import printable
 from ptdeploy.targets import TARGETS, get_target
 from ptdeploy.targets.options import TargetOptions
@@ -15,8 +16,12 @@ SUMMARY = "Build a bundle's engine again, for this machine."
 
 
 def add_options(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("bundle", metavar="BUNDLE", help="one that was compiled with its ONNX")
-    sub.add_argument("-o", "--output", metavar="BUNDLE", help="default: the bundle is replaced")
+    sub.add_argument(
+        "bundle", type=path, metavar="BUNDLE", help="one that was compiled with its ONNX"
+    )
+    sub.add_argument(
+        "-o", "--output", type=path, metavar="BUNDLE", help="default: the bundle is replaced"
+    )
     for name in TARGETS:
         get_target(name).add_rebuild_options(sub)
     sub.add_argument("--force", action="store_true", help="replace a bundle that is there")

@@ -12,9 +12,10 @@ import msgspec
 
 from ptdeploy.cli import options
 from ptdeploy.cli.console import complain, show, show_json, show_raw
+from ptdeploy.cli.parser import path
 from ptdeploy.errors import InputError
 from ptdeploy.printable import printable
-from ptdeploy.text_files import argument_text, lines_of, read_content
+from ptdeploy.text_files import lines_of, read_content
 
 if TYPE_CHECKING:
     from ptdeploy.runtime import CausalLM
@@ -65,7 +66,9 @@ def add_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "text", nargs="*", default=[], metavar="TEXT", help="to classify, or to continue"
     )
-    sub.add_argument("--file", metavar="FILE", help="one text a line; - for standard input")
+    sub.add_argument(
+        "--file", type=path, metavar="FILE", help="one text a line; - for standard input"
+    )
     sub.add_argument(
         "--ids", metavar="1,2,3", action="append", default=[], help="token ids instead of text"
     )
@@ -120,7 +123,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
     if arguments.prompt is not None:
         # Said once, before any answer.
-        engine.prompt_info(argument_text(arguments.prompt))
+        engine.prompt_info(arguments.prompt)
     if engine.writes:
         if segments is not None:
             raise InputError(f"{arguments.bundle}: has no segments; leave --token-type-ids out.")
@@ -164,7 +167,7 @@ def _run_labelling(
 
 def _run_writer(arguments: argparse.Namespace, engine: CausalLM, inputs: list[Asked]) -> int:
     asking: dict[str, Any] = _generation(arguments)
-    asking["stop"] = tuple(argument_text(one) for one in asking["stop"])
+    asking["stop"] = tuple(asking["stop"])
     chat, logprobs = asking.pop("chat"), asking.pop("logprobs")
     if arguments.truncate:
         raise InputError(
@@ -280,7 +283,7 @@ def _alone(given: Any, answer: Callable[[Sequence[Any]], list[Any]]) -> Any | In
 
 
 def _inputs(arguments: argparse.Namespace) -> list[Asked]:
-    found = [Asked(argument_text(text)) for text in arguments.text]
+    found = [Asked(text) for text in arguments.text]
     if arguments.file:
         found += [
             _two_texts(one) if arguments.pairs else one
@@ -300,8 +303,8 @@ def _inputs(arguments: argparse.Namespace) -> list[Asked]:
                 'Each text needs its own: ptdeploy run BUNDLE "first" --pair "second". In a file '
                 "give pairs with --pairs.",
             )
-        seconds = (argument_text(text) for text in arguments.pair)
-        found = [Asked((str(one.given), two)) for one, two in zip(found, seconds, strict=True)]
+        pairs = zip(found, arguments.pair, strict=True)
+        found = [Asked((str(one.given), two)) for one, two in pairs]
     found += [Asked(_numbers("--ids", ids)) for ids in arguments.ids]
     if not found and arguments.file:
         what = "standard input" if arguments.file == "-" else "it"
@@ -324,7 +327,7 @@ def _variables(given: str | None, chat: bool) -> dict[str, Any]:
             "Add --chat, or leave --chat-template-kwargs out.",
         )
     try:
-        variables: dict[str, Any] = msgspec.json.decode(argument_text(given), type=dict[str, Any])
+        variables: dict[str, Any] = msgspec.json.decode(given, type=dict[str, Any])
     except (msgspec.DecodeError, RecursionError) as error:
         raise InputError(
             f"--chat-template-kwargs: not a JSON object ({error}).",
@@ -371,7 +374,7 @@ def _prompt(arguments: argparse.Namespace) -> PromptChoice:
     """The prompt of all inputs."""
     from ptdeploy.runtime.prompt_choice import DEFAULT
 
-    return DEFAULT if arguments.prompt is None else argument_text(arguments.prompt)
+    return DEFAULT if arguments.prompt is None else arguments.prompt
 
 
 def _generation(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import argparse
 
 from ptdeploy.cli import options
 from ptdeploy.cli.console import show, show_json_text
+from ptdeploy.cli.parser import path
 from ptdeploy.printable import printable
 
 SUMMARY = "Check a bundle's files and its parity with PyTorch."
@@ -15,17 +16,19 @@ def add_options(sub: argparse.ArgumentParser) -> None:
     options.add_bundle(sub)
     sub.add_argument(
         "--checkpoint",
+        type=path,
         metavar="CKPT",
         help="compute the reference again with PEFT; default: the one stored in the bundle",
     )
     sub.add_argument(
         "--data",
+        type=path,
         metavar="FILE",
         help='compare on your own data too: JSONL with {"text": ...} or {"ids": [...]}, '
         '"text_pair" or "token_type_ids", and "label" to score it',
     )
     sub.add_argument(
-        "--thresholds", metavar="FILE", help="JSON with bounds over the precision's own"
+        "--thresholds", type=path, metavar="FILE", help="JSON with bounds over the precision's own"
     )
     sub.add_argument(
         "--locate",
@@ -34,6 +37,7 @@ def add_options(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument(
         "--report",
+        type=path,
         metavar="DIR",
         help="write report.json, junit.xml, report.md, report.html and the smallest failing input",
     )

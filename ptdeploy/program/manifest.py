@@ -30,6 +30,7 @@ from ptdeploy.source.base import BaseModel
 from ptdeploy.source.checkpoint import Checkpoint
 from ptdeploy.source.checkpoint.types import PromptKind
 from ptdeploy.source.meaning import Meaning
+from ptdeploy.text_files import system_text
 
 # What a prompt is, once it is evaluated.
 _KINDS: dict[PromptKind, str] = {
@@ -96,7 +97,7 @@ def build_manifest(
         },
         default_prompt=name,
         base=BaseInfo(
-            name=_public_name(checkpoint.base.name or base.name),
+            name=system_text(_public_name(checkpoint.base.name or base.name)),
             architecture=str(base.config.model_type),
             config_sha256=config_sha256(base),
             weights_sha256=weights_sha256,

@@ -407,3 +407,24 @@ def test_progress_never_ends_the_work_it_tells_of(monkeypatch, capsys):
     monkeypatch.setattr("sys.stderr", None)
     Progress().note("unheard")
     assert capsys.readouterr().out == ""
+
+
+def test_every_argument_is_utf8_in_another_locale(made, compiled, tmp_path):
+    one = compiled("bert", "SEQ_CLS").trained
+    shutil.copytree(one.adapter, tmp_path / "adapters" / "\u00c9")
+    shutil.copytree(one.base, tmp_path / "bas\u00e9")
+    checkpoint, out = str(tmp_path / "adapters"), str(tmp_path / "b\u00fcndel")
+    named = (checkpoint, "--adapter", "\u00c9")
+    assert command("inspect", *named, **NOT_UTF8).returncode == 0
+    how = ("--base", str(tmp_path / "bas\u00e9"), "-q")
+    made_of = (*named, *how, "--target", "ort", "-o", out)
+    compiling = command("compile", *made_of, **NOT_UTF8)
+    assert compiling.returncode == 0, compiling.stderr
+    shown = command("verify", out, "--checkpoint", *named, *how, **NOT_UTF8)
+    assert shown.returncode == 0, shown.stderr
+    facts = json.loads(command("inspect", out, "--json", **NOT_UTF8).stdout)
+    assert "\u00c9" in json.dumps(facts, ensure_ascii=False)
+    project = str(tmp_path / "proj\u00e9t")
+    said = json.loads(command("cpp-new", project, out, "--json", **NOT_UTF8).stdout)
+    assert said["folder"] == project
+    assert out in Path(project, "main.cc").read_text(encoding="utf-8")

@@ -16,6 +16,7 @@ from ptdeploy.source.checkpoint.peft_objects import modules_to_save
 from ptdeploy.source.checkpoint.prefix import side_by_side
 from ptdeploy.source.checkpoint.tensors import read_json
 from ptdeploy.source.checkpoint.types import FACTORS, BaseReference, Checkpoint, PeftKind
+from ptdeploy.text_files import system_text
 
 # What PEFT calls a prompt that it did not train itself, or one task of a prompt of several.
 _AS: dict[str, PeftKind] = {
@@ -96,7 +97,7 @@ def _config(
         "peft_type": kind,
         "task_type": Task(checkpoint.task).value,
         "num_virtual_tokens": checkpoint.num_virtual_tokens,
-        "base_model_name_or_path": base.name,
+        "base_model_name_or_path": base.name and system_text(base.name),
         "revision": base.revision,
         "inference_mode": True,
     }

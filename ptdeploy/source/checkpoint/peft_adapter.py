@@ -22,6 +22,7 @@ from ptdeploy.source.checkpoint.peft_config import (
 )
 from ptdeploy.source.checkpoint.tensors import read_json, read_tensors
 from ptdeploy.source.checkpoint.types import FACTORS, Checkpoint, PromptKind
+from ptdeploy.text_files import system_text
 
 if TYPE_CHECKING:
     import torch
@@ -197,7 +198,7 @@ def _folder(path: Path) -> Path:
 def _adapters(path: Path) -> dict[str, Path]:
     """The adapter folders by name; PEFT keeps 'default' in the folder itself, others below it."""
     found = {}
-    below = sorted((child.name, child) for child in path.iterdir() if child.is_dir())
+    below = sorted((system_text(child.name), child) for child in path.iterdir() if child.is_dir())
     for name, folder in [("default", path), *below]:
         # A Trainer's output folder has checkpoint-N folders: those are no adapters of one model.
         if name.startswith("checkpoint-"):
