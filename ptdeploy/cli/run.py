@@ -230,13 +230,14 @@ class _Refused:
     """The inputs that got an error instead of an answer."""
 
     def __init__(self) -> None:
-        self._count, self._first = 0, ""
+        self._count, self._first, self._code = 0, "", 0
 
     def show(self, asked: Asked, error: InputError, as_json: bool) -> None:
         """Print an error in its answer's place, so that what follows keeps its row."""
         where = f"line {asked.line}" if asked.line else printable(repr(asked.given)[:40])
         words = f"{where}: {printable(error.problem)}"
         self._count += 1
+        self._code = max(self._code, error.exit_code)
         self._first = self._first or f"{words}\n{error.fix}".strip()
         if as_json:
             show_json({**asked.of(), "error": error.problem, "fix": error.fix})
@@ -250,7 +251,7 @@ class _Refused:
         complain(
             f"ptdeploy: {self._count} of {inputs} inputs have no answer. The first is {self._first}"
         )
-        return InputError.exit_code
+        return self._code
 
 
 def _answers(

@@ -428,3 +428,26 @@ def test_every_argument_is_utf8_in_another_locale(made, compiled, tmp_path):
     said = json.loads(command("cpp-new", project, out, "--json", **NOT_UTF8).stdout)
     assert said["folder"] == project
     assert out in Path(project, "main.cc").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("task", ["SEQ_CLS", "CAUSAL_LM"])
+def test_a_line_that_does_not_fit_into_memory_is_said_in_the_exit_code(
+    made, tmp_path, capsys, monkeypatch, task
+):
+    kind, name = {
+        "SEQ_CLS": (ptdeploy.Classifier, "records"),
+        "CAUSAL_LM": (ptdeploy.CausalLM, "generate"),
+    }[task]
+    asked = getattr(kind, name)
+
+    def of_a_small_machine(engine, texts, *how, **named):
+        if "large" in texts:
+            raise ptdeploy.OutOfMemory("Memory ran out: the request does not fit.")
+        return asked(engine, texts, *how, **named)
+
+    monkeypatch.setattr(kind, name, of_a_small_machine)
+    (tmp_path / "lines").write_bytes(b"the cat\nlarge\ncaf\xe9\nthe dog\n")
+    words = ["run", str(made[task]), "--file", str(tmp_path / "lines"), "--json"]
+    assert main(words) == 3
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert ["error" in one for one in answers] == [False, True, True, False]
