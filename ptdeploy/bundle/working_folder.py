@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import re
 import secrets
@@ -17,6 +18,8 @@ from ptdeploy.files import rename_new
 
 # In a working folder: who works in it, what is being made, and what that has replaced.
 LOCK, NEW, OLD = "lock", "new", "old"
+# Bytes of a place's name that its working folder's name has whole.
+_LONG = 180
 
 
 @contextmanager
@@ -95,5 +98,8 @@ def _discard(working: Path, place: Path) -> None:
 
 
 def _prefix(name: str) -> str:
-    # Room for the rest of the name, whatever the file system counts in.
-    return f".{os.fsdecode(os.fsencode(name)[:200])}."
+    # Room for the rest of the name, whatever the file system counts in, and another one for each.
+    raw = os.fsencode(name)
+    if len(raw) > _LONG:
+        name = f"{os.fsdecode(raw[:_LONG])}-{hashlib.sha256(raw).hexdigest()[:16]}"
+    return f".{name}."

@@ -265,3 +265,17 @@ def test_a_folder_that_only_looks_like_a_working_folder_is_left_alone(versions, 
     assert (mine / "thesis.txt").read_text() == "kept"
     assert (also_mine / "lock").is_symlink()
     assert (locked / "lock").exists()
+
+
+def test_what_was_left_for_a_long_name_is_not_anothers(versions, tmp_path):
+    long = "n" * 230
+    mine, other = tmp_path / f"{long}1", tmp_path / f"{long}2"
+    with working_folder(tmp_path, mine.name) as working:
+        shutil.copytree(versions[0], working / "old")
+        left = shutil.copytree(working, tmp_path / "left")
+    shutil.rmtree(mine)
+    os.rename(left, working)
+    check_destination(other, False)
+    assert not other.exists()
+    check_destination(mine, True)
+    assert state(mine) == state(versions[0])
