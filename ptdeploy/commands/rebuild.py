@@ -48,12 +48,24 @@ class Rebuilding:
 @checked(request=instance(RebuildRequest), progress=having("stage", "note", "within"))
 def rebuild_bundle(request: RebuildRequest, progress: Progress) -> Bundle:
     """See ptdeploy.rebuild."""
-    in_place = nullcontext() if request.output else locked(Path(request.bundle))
-    with in_place:
+    with locked(Path(request.bundle)) if _in_place(request) else nullcontext():
         old = _read(request, progress)
         with stage_bundle(old.destination) as folder:
             draft = _build(old, request.engine, folder, progress)
             return finish(prove(draft, progress), old.destination, progress)
+
+
+def _in_place(request: RebuildRequest) -> bool:
+    """Whether the bundle itself is what is to be replaced, by its name or by another."""
+    if request.output is None:
+        return True
+    output = Path(request.output)
+    return (
+        request.force
+        and output.exists()
+        and not output.is_symlink()
+        and output.samefile(request.bundle)
+    )
 
 
 def _read(request: RebuildRequest, progress: Progress) -> Rebuilding:
@@ -72,9 +84,9 @@ def _read(request: RebuildRequest, progress: Progress) -> Rebuilding:
         )
     # In place, what a link leads to; and nothing but the very bundle that was read.
     destination = (
-        check_destination(Path(request.output), request.force)
-        if request.output
-        else check_destination(bundle.path.resolve(), True, bundle.manifest_bytes())
+        check_destination(bundle.path.resolve(), True, bundle.manifest_bytes())
+        if _in_place(request)
+        else check_destination(Path(request.output or ""), request.force)
     )
     references = {name: load_reference(bundle.by_default(name)) for name in referred(bundle)}
     return Rebuilding(bundle, destination, references)

@@ -158,6 +158,14 @@ def test_one_changes_a_bundle_at_a_time(bundle, pack):
     assert content(bundle) == before
 
 
+def test_who_rebuilds_a_bundle_by_its_name_changes_it_too(bundle):
+    before = content(bundle)
+    for output in (None, bundle, bundle / ".." / bundle.name):
+        with locked(bundle), pytest.raises(OutputError, match="another process is changing it"):
+            ptdeploy.rebuild(bundle, output=output, force=True)
+    assert content(bundle) == before
+
+
 def test_a_bundle_that_is_moved_while_a_prompt_is_added_is_left_alone(bundle, pack, monkeypatch):
     before, moved = content(bundle), bundle.with_name("moved")
 
