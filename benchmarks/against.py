@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from turns import by_turns, process, ratios
+from turns import by_turns, keep, process, ratios
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 HERE = Path(__file__).resolve().parent
@@ -161,8 +161,8 @@ def main() -> None:
         commit = subprocess.run(
             ["git", "rev-parse", "--short", "HEAD"], cwd=other, capture_output=True, text=True
         ).stdout.strip()
-        found = {"date": str(date.today()), "before": commit, "cells": cells}
-        RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+        run = {"date": str(date.today()), "before": commit}
+        keep(RESULTS, [{**run, **cell} for cell in cells])
 
 
 if __name__ == "__main__":

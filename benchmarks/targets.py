@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from turns import by_turns, process, ratios
+from turns import by_turns, keep, process, ratios
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 HERE = Path(__file__).resolve().parent
@@ -153,7 +153,7 @@ def main() -> None:
     if not cells:
         parser.error(f"no model is named {' or '.join(arguments.only)}")
     if not arguments.no_save:
-        RESULTS.write_text(json.dumps({"cells": cells}, indent=1) + "\n")
+        keep(RESULTS, cells)
 
 
 if __name__ == "__main__":

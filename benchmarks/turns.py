@@ -21,6 +21,14 @@ from typing import Any
 REST = 0.05
 
 
+def keep(results: Path, cells: Sequence[dict[str, Any]]) -> None:
+    """Write what was measured to a file of results, in which other models' stays."""
+    found = json.loads(results.read_text())["cells"] if results.exists() else []
+    measured = {cell["model"] for cell in cells}
+    kept = [cell for cell in found if cell["model"] not in measured]
+    results.write_text(json.dumps({"cells": [*kept, *cells]}, indent=1) + "\n")
+
+
 @contextmanager
 def process(
     command: Sequence[str], folder: Path | None = None, environment: Mapping[str, str] | None = None
