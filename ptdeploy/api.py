@@ -322,6 +322,7 @@ def convert(
     adapter: str | None = None,
     task: Task | None = None,
     task_id: int | None = None,
+    force: bool = False,
     progress: Progress | None = None,
 ) -> Converted:
     """Write a trained prompt in another format, values unchanged, in float32.
@@ -332,8 +333,9 @@ def convert(
     virtual tokens, (tokens, width), or prefix KV, (layers, 2, heads, tokens, head dim), as a
     `.npy` file; "prefix-kv", the keys and values that a decoder keeps of the prompt, for which the
     base model is run unless the checkpoint is a prefix KV.
-    Nothing is replaced: `output` must not be there. Raises CheckpointError if the format cannot
-    hold what was trained, and what compile raises for a checkpoint, a base model and an output.
+    `force` replaces what convert wrote there before, and nothing else. Raises CheckpointError if
+    the format cannot hold what was trained, and what compile raises for a checkpoint, a base model
+    and an output.
     """
     switch_off()
     from ptdeploy.commands.convert import convert_checkpoint
@@ -347,6 +349,7 @@ def convert(
         adapter=adapter,
         task=task,
         task_id=task_id,
+        force=force,
     )
     return convert_checkpoint(request, _shown(progress))
 

@@ -134,23 +134,55 @@ def write_new(path: Path, content: bytes) -> Path:
     return path
 
 
-def write_folder(path: Path, contents: Mapping[str, bytes]) -> None:
+def write_folder(
+    path: Path, contents: Mapping[str, bytes], check: Callable[[Path], None] | None = None
+) -> None:
     """Write a new folder of files, whole or not at all: it gets its name when all are on the disk.
 
-    Raises OutputError if something is there already, or it cannot be written.
+    With a `check`, which raises OutputError for a folder that is to stay, an older one is replaced.
+    Raises OutputError if something is there otherwise, or it cannot be written.
     """
-    working = path.absolute().with_name(f".{secrets.token_hex(6)}.tmp")
+    place = path.absolute()
+    working = _beside(place)
     try:
         _write_files(working, contents)
         flush(working)
-        rename_new(working, path.absolute())
-        flush(path.absolute().parent)
+        if check is None or not os.path.lexists(place):
+            rename_new(working, place)
+        else:
+            _take_place(working, place, check)
+        flush(place.parent)
     except FileExistsError as error:
         raise OutputError(f"{path}: exists already.", "Choose another -o.") from error
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror}).") from error
     finally:
         shutil.rmtree(working, ignore_errors=True)
+
+
+def _take_place(working: Path, place: Path, check: Callable[[Path], None]) -> None:
+    """Put a folder where another is, which passes the check once it is out of its place."""
+    check(place)
+    if exchange(working, place):
+        try:
+            check(working)
+        except OutputError:
+            exchange(working, place)
+            raise
+        return
+    aside = _beside(place)
+    os.rename(place, aside)
+    try:
+        check(aside)
+        rename_new(working, place)
+    except BaseException:
+        rename_new(aside, place)
+        raise
+    shutil.rmtree(aside)
+
+
+def _beside(place: Path) -> Path:
+    return place.with_name(f".{secrets.token_hex(6)}.tmp")
 
 
 def replace_file(path: Path, content: bytes) -> None:

@@ -39,6 +39,7 @@ def add_options(sub: argparse.ArgumentParser) -> None:
     options.add_task(sub)
     options.add_adapter(sub)
     options.add_task_id(sub)
+    sub.add_argument("--force", action="store_true", help="replace one that is there")
     options.add_quiet(sub)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from ptdeploy.arguments import checked, having, instance
 from ptdeploy.bundle.contents import check_in_no_bundle
 from ptdeploy.commands.request import ConvertRequest
 from ptdeploy.errors import CheckpointError, InputError, OutputError
-from ptdeploy.files import check_folder, write_folder, write_new
+from ptdeploy.files import check_folder, read_regular, write_folder, write_new, write_whole
 from ptdeploy.printable import number_of
 from ptdeploy.program.kinds import kind_of
 from ptdeploy.progress import Progress
@@ -27,9 +28,14 @@ from ptdeploy.source.checkpoint import (
 )
 from ptdeploy.source.checkpoint.adapter_files import adapter_files, peft_kind
 from ptdeploy.source.checkpoint.bare_tensor import NUMPY
+from ptdeploy.source.checkpoint.peft_adapter import ENCODER_NAME, WEIGHT_NAMES
+from ptdeploy.source.checkpoint.peft_config import CONFIG_NAME
 from ptdeploy.text_files import library_path
 
 _TENSORS = ("npy", "prefix-kv")
+Check = Callable[[Path], None]
+_MAGIC = b"\x93NUMPY"
+_ADAPTER = {CONFIG_NAME, ENCODER_NAME, *WEIGHT_NAMES}
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,8 @@ def convert_checkpoint(request: ConvertRequest, progress: Progress) -> Converted
     from ptdeploy.program.prompt import evaluated_prompt
 
     output = Path(request.output)
-    _check_output(output, request.to)
+    replaceable = _replaceable(output, request.to) if request.force else None
+    _check_output(output, request.to, replaceable)
     for given in (request.checkpoint, request.base or "", output):
         library_path(given)
     with progress.stage("read the checkpoint"):
@@ -68,6 +75,7 @@ def convert_checkpoint(request: ConvertRequest, progress: Progress) -> Converted
                 "its training goes on.",
                 "Leave it out; --to peft --task-id N makes one task a prompt of its own.",
             )
+        _check_is_another(output, checkpoint)
         base = resolve_base(checkpoint, request.base) if request.base else None
         prompt = evaluated_prompt(checkpoint)
     if checkpoint.text_from_zero:
@@ -75,13 +83,12 @@ def convert_checkpoint(request: ConvertRequest, progress: Progress) -> Converted
     if request.to == "prefix-kv" and prompt.ndim == 2:
         prompt = _as_prefix(checkpoint, prompt, base or resolve_base(checkpoint), progress)
     if request.to in _TENSORS:
-        buffer = io.BytesIO()
-        np.save(buffer, prompt)
-        write_new(output, buffer.getvalue())
+        _write_tensor(output, prompt, replaceable)
         kind = "PREFIX_KV" if prompt.ndim == 5 else "VIRTUAL_TOKENS"
     else:
         named = BaseReference(request.base) if request.base else checkpoint.base
-        write_folder(output, adapter_files(checkpoint, prompt, named, whole))
+        contents = adapter_files(checkpoint, prompt, named, whole)
+        write_folder(output, contents, replaceable)
         kind = peft_kind(checkpoint, whole)
     notes = _notes(checkpoint, request.to)
     for note in notes:
@@ -89,16 +96,71 @@ def convert_checkpoint(request: ConvertRequest, progress: Progress) -> Converted
     return Converted(output, kind, prompt.shape, checkpoint, notes)
 
 
-def _check_output(output: Path, to: str) -> None:
+def _check_output(output: Path, to: str, replaceable: Check | None) -> None:
     """Refuse, before any work, a place that cannot be written to, or would not be read back."""
     if to in _TENSORS and output.suffix != NUMPY:
         raise InputError(
             f"-o {output}: a bare tensor is written as {NUMPY}.", f"End its name in {NUMPY}."
         )
     if os.path.lexists(output):
-        raise OutputError(f"{output}: exists already.", "Choose another -o.")
+        if replaceable is None:
+            raise OutputError(
+                f"{output}: exists already.", "Choose another -o, or replace it with --force."
+            )
+        replaceable(output)
     check_folder(output.parent, "-o")
     check_in_no_bundle(output.parent, "-o ", "Choose another -o.")
+
+
+def _write_tensor(output: Path, prompt: NDArray[np.float32], replaceable: Check | None) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, prompt)
+    if replaceable is None or not os.path.lexists(output):
+        write_new(output, buffer.getvalue())
+        return
+    replaceable(output)
+    write_whole(output, buffer.getvalue())
+
+
+def _replaceable(output: Path, to: str) -> Check:
+    """A check of what is at `output`, or was: raises OutputError unless convert writes such."""
+    noun, fits = (
+        (f"{NUMPY} file", _is_numpy)
+        if to in _TENSORS
+        else ("folder of an adapter's own files alone", _is_adapter)
+    )
+
+    def check(found: Path) -> None:
+        if found.is_symlink() or not fits(found):
+            raise OutputError(
+                f"{output}: is no {noun}, so --force leaves it alone.", "Choose another -o."
+            )
+
+    return check
+
+
+def _is_numpy(file: Path) -> bool:
+    return file.is_file() and read_regular(file, len(_MAGIC)).startswith(_MAGIC)
+
+
+def _is_adapter(folder: Path) -> bool:
+    """Whether it has an adapter's own files and no others, or is empty."""
+    if not folder.is_dir():
+        return False
+    names = {one.name for one in folder.iterdir() if one.is_file() and not one.is_symlink()}
+    whole = len(names) == len(list(folder.iterdir()))
+    return whole and names <= _ADAPTER and (not names or CONFIG_NAME in names)
+
+
+def _check_is_another(output: Path, checkpoint: Checkpoint) -> None:
+    """Raises OutputError if what is converted lies where it would be replaced."""
+    file = checkpoint.weights_file
+    for read in (checkpoint.path, file, file.parent):
+        if output.exists() and output.samefile(read):
+            raise OutputError(
+                f"{output}: is the checkpoint itself, so --force leaves it alone.",
+                "Choose another -o.",
+            )
 
 
 def _check_held(checkpoint: Checkpoint, to: str) -> None:

@@ -288,6 +288,7 @@ class ConvertRequest:
     adapter: str | None = None
     task: Task | None = None
     task_id: int | None = None
+    force: bool = False
 
     def __post_init__(self) -> None:
         check_fields(
@@ -299,6 +300,7 @@ class ConvertRequest:
             adapter=maybe(text),
             task=maybe(one_of(Task)),
             task_id=maybe(whole()),
+            force=flag,
         )
 
 

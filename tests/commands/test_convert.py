@@ -279,3 +279,56 @@ def test_the_command_says_what_it_wrote(trained, tmp_path, capsys):
     assert (facts["kind"], facts["shape"]) == ("PREFIX_TUNING", [2, 2, 2, 5, 8])
     assert main(["convert", adapter, "--to", "npy", "-o", str(tmp_path / "p.npy")]) == 2
     assert "exists already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("system", ["exchanges folders", "does not"])
+@pytest.mark.parametrize("to", ["npy", "peft"])
+def test_force_replaces_what_convert_wrote_and_nothing_else(
+    trained, tmp_path, monkeypatch, to, system
+):
+    if system == "does not":
+        monkeypatch.setattr(files, "_renameat2", lambda *_: False)
+    before, after = trained("P-Tuning, LSTM").adapter, trained("P-Tuning, MLP").adapter
+    work = tmp_path / "work"
+    work.mkdir()
+    place, want = work / "out.npy", convert(after, to, tmp_path / "want.npy")
+    for _ in range(2):
+        convert(before, to, place, force=True)
+    convert(after, to, place, force=True)
+    assert contents(place) == contents(want)
+    assert list(work.iterdir()) == [place]
+    if to == "npy":
+        place.write_text("not a tensor")
+    else:
+        (place / "README.md").write_text("mine")
+    kept = contents(place)
+    assert "so --force leaves it alone" in refused(OutputError, after, to, place, force=True)
+    (work / "link.npy").symlink_to(tmp_path / "want.npy")
+    told = refused(OutputError, after, to, work / "link.npy", force=True)
+    assert "so --force leaves it alone" in told
+    assert contents(place) == kept
+
+
+def test_force_replaces_nothing_that_came_meanwhile(trained, tmp_path):
+    place, adapter = tmp_path / "out.npy", trained("prompt tuning").adapter
+    for to in ("npy", "peft"):
+        with pytest.raises(OutputError, match="so --force leaves it alone"):
+            ptdeploy.convert(adapter, to=to, output=place, force=True, progress=Meanwhile(place))
+        assert place.read_text() == "mine"
+        assert list(tmp_path.iterdir()) == [place]
+        place.unlink()
+
+
+def test_force_does_not_replace_what_is_converted(trained, tmp_path):
+    own = convert(trained("P-Tuning, MLP").adapter, "peft", tmp_path / "own")
+    kept = contents(own)
+    assert "is the checkpoint itself" in refused(OutputError, own, "peft", own, force=True)
+    bare = convert(own, "npy", tmp_path / "p.npy")
+    told = refused(OutputError, bare, "npy", bare, task=CAUSAL, force=True)
+    assert "is the checkpoint itself" in told
+    assert contents(own) == kept
+
+
+def contents(place: Path) -> dict[str, bytes]:
+    found = [place] if place.is_file() else sorted(place.iterdir())
+    return {one.name if place.is_dir() else "": one.read_bytes() for one in found}
