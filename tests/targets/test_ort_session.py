@@ -13,8 +13,10 @@ import pytest
 from support.damage import replace
 
 import ptdeploy
+from ptdeploy.backends.ort import open as open_
 from ptdeploy.backends.ort.open import providers
 from ptdeploy.backends.ort.session import OrtSession
+from ptdeploy.backends.telemetry import import_onnxruntime
 from ptdeploy.errors import BundleError
 
 
@@ -77,4 +79,38 @@ def test_a_graph_that_does_not_load_is_tried_once(compiled, tmp_path, capsys):
     replace(bundle, "model.onnx", model.SerializeToString())
     with pytest.raises(BundleError, match="ONNX Runtime cannot load it"):
         ptdeploy.load(bundle)
+    assert capsys.readouterr().out == ""
+
+
+class Failing:
+    """onnxruntime of a machine whose CUDA does not start; `sound` says whether a CPU opens all."""
+
+    def __init__(self, monkeypatch, sound: bool) -> None:
+        self._module, self._sound = import_onnxruntime(), sound
+        monkeypatch.setattr(open_, "import_onnxruntime", lambda: self)
+
+    def __getattr__(self, name: str):
+        return getattr(self._module, name)
+
+    def get_available_providers(self) -> list[str]:
+        return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+    def InferenceSession(self, *_, providers, enable_fallback=True, **__):
+        if enable_fallback:
+            print("EP Error")
+        if providers[0][0] == "CUDAExecutionProvider":
+            raise RuntimeError("CUDA failure 100: no CUDA-capable device is detected")
+        if not self._sound:
+            raise RuntimeError("[ONNXRuntimeError] : 7 : INVALID_PROTOBUF : It is cut")
+
+
+def test_cuda_that_does_not_start_says_so_and_prints_nothing(compiled, monkeypatch, capsys):
+    bundle = compiled("bert", "SEQ_CLS").bundle
+    Failing(monkeypatch, sound=True)
+    with pytest.raises(ptdeploy.TargetUnavailable, match="did not start") as refused:
+        ptdeploy.load(bundle, device="cuda")
+    assert "(CUDA failure 100: no CUDA-capable device is detected)" in refused.value.problem
+    Failing(monkeypatch, sound=False)
+    with pytest.raises(BundleError, match="ONNX Runtime cannot load it"):
+        ptdeploy.load(bundle, device="cuda")
     assert capsys.readouterr().out == ""

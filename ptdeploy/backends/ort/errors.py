@@ -27,11 +27,6 @@ def lacks_kernel(why: str) -> bool:
     return "find an implementation" in why
 
 
-def lacks_threads(why: str) -> bool:
-    """Whether that reason is a limit on how many threads a process may start."""
-    return "pthread_create failed" in why
-
-
 def run_error(error: Exception, device: str) -> EngineFault | OutOfMemory:
     """What a run on `device` that failed is: memory that ran out, or a fault of the engine."""
     if ran_out_of_memory(error):

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from ptdeploy.backends import NoKernel, of_another_target
 from ptdeploy.backends.cores import default_threads, spin_us
 from ptdeploy.backends.onnx_bundle import check_onnx
-from ptdeploy.backends.ort.errors import lacks_kernel, lacks_threads, reason
+from ptdeploy.backends.ort.errors import lacks_kernel, reason
 from ptdeploy.backends.telemetry import import_onnxruntime
 from ptdeploy.backends.ties import tied_cpus
 from ptdeploy.bundle import Bundle
 from ptdeploy.bundle.signature import Found, check_signature
-from ptdeploy.errors import BundleError, TargetUnavailable
+from ptdeploy.errors import BundleError, PtdeployError, TargetUnavailable
 from ptdeploy.memory import out_of_memory, ran_out_of_memory
 from ptdeploy.text_files import library_path
+from ptdeploy.threads import lacks_threads, no_threads
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 # By default CUDA multiplies float32 in TF32, which is no precision of this target.
@@ -87,37 +89,68 @@ def start(bundle: Bundle, device: str, options: Any) -> Any:
             library_path(path),
             sess_options=options,
             providers=providers(device),
-            # On a CPU there is nothing to fall back to: it would print so, and try again.
-            enable_fallback=device != "cpu",
+            # It would say on standard output, which is for answers, that it tries the CPU.
+            enable_fallback=False,
         )
         # Nor may a run go on elsewhere.
         session.disable_fallback()
     except Exception as error:  # onnxruntime's own errors share no public base class
-        why = reason(error).replace(str(path.parent), str(model.parent))
-        # Before memory: a thread's stack is what a system may say it lacks.
-        if lacks_threads(why):
-            raise TargetUnavailable(
-                "This process may start no more threads.",
-                "Give the engine fewer: threads=1, or PTDEPLOY_THREADS=1 in its environment.",
-            ) from error
-        if ran_out_of_memory(error):
-            raise out_of_memory(f"the engine {model} does not fit", error, "", device) from error
-        kind = NoKernel if lacks_kernel(why) else BundleError
-        raise kind(
-            f"{model}: ONNX Runtime cannot load it ({why}).",
-            "Compile the checkpoint again with the versions installed here.",
-        ) from error
+        raise _refusal(model, path, device, error) from error
     # It found the weights by their name.
     bundle.check_unchanged()
-    # onnxruntime logs a provider that fails to start and goes on with the CPU; we do not.
+    # onnxruntime logs a provider whose libraries are missing and goes on with the CPU; we do not.
     if session.get_providers()[0] != PROVIDERS[device]:
-        raise TargetUnavailable(
-            f"{PROVIDERS[device]} did not start on this machine.",
-            "Check the GPU driver and the CUDA and cuDNN versions that onnxruntime-gpu needs.",
-        )
+        raise _not_started(device)
     for side, found in (("inputs", session.get_inputs()), ("outputs", session.get_outputs())):
         check_signature(str(model), bundle.manifest, side, [_spec(one) for one in found])
     return session
+
+
+def _refusal(model: Path, path: Path, device: str, error: Exception) -> PtdeployError:
+    """What a session that was not made says of the model, its device or this process.
+
+    `path` is where it was opened, which messages call `model`.
+    """
+    why = reason(error).replace(str(path.parent), str(model.parent))
+    # Before memory: a thread's stack is what a system may say it lacks.
+    if lacks_threads(error):
+        return no_threads(
+            "Give the engine fewer: threads=1, or PTDEPLOY_THREADS=1 in its environment."
+        )
+    if ran_out_of_memory(error):
+        return out_of_memory(f"the engine {model} does not fit", error, "", device)
+    if lacks_kernel(why):
+        kind: type[PtdeployError] = NoKernel
+    elif device != "cpu" and _opens_on_cpu(path):
+        return _not_started(device, why)
+    else:
+        kind = BundleError
+    return kind(
+        f"{model}: ONNX Runtime cannot load it ({why}).",
+        "Compile the checkpoint again with the versions installed here.",
+    )
+
+
+def _opens_on_cpu(path: Path) -> bool:
+    """Whether a model is sound: then it is its device that failed."""
+    onnxruntime = import_onnxruntime()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = 1
+    try:
+        onnxruntime.InferenceSession(
+            library_path(path), options, providers=providers("cpu"), enable_fallback=False
+        )
+    except Exception:  # as above
+        return False
+    return True
+
+
+def _not_started(device: str, why: str = "") -> TargetUnavailable:
+    return TargetUnavailable(
+        f"{PROVIDERS[device]} did not start on this machine{f' ({why})' if why else ''}.",
+        "Check the GPU driver and the CUDA and cuDNN versions that onnxruntime-gpu needs.",
+    )
 
 
 def _spec(argument: Any) -> Found:
