@@ -19,6 +19,7 @@ from numbers import Real
 from typing import Any, ParamSpec, TypeVar
 
 from ptdeploy.errors import InputError, OutOfMemory
+from ptdeploy.threads import lacks_threads, no_threads
 
 Check = Callable[[str, Any], Any]
 P = ParamSpec("P")
@@ -44,7 +45,7 @@ def checked(**checks: Check) -> Callable[[Callable[P, R]], Callable[P, R]]:
             for name, check in checks.items():
                 if name in bound.arguments:
                     bound.arguments[name] = check(name, bound.arguments[name])
-            with enough_memory():
+            with enough_memory_and_threads():
                 return function(*bound.args, **bound.kwargs)
 
         return at_the_door
@@ -53,10 +54,16 @@ def checked(**checks: Check) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
 
 @contextmanager
-def enough_memory() -> Iterator[None]:
-    """A MemoryError as ours. A generator runs when its door was left: it has this inside."""
+def enough_memory_and_threads() -> Iterator[None]:
+    """What this process has too little of as our errors. A generator runs when its door was left:
+    it has this inside.
+    """
     try:
         yield
+    except RuntimeError as error:
+        if not lacks_threads(error):
+            raise
+        raise no_threads() from error
     except MemoryError as error:
         raise OutOfMemory(
             "There is not enough memory for what was asked.",

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ptdeploy.arguments import CANCEL, SEED, checked, enough_memory, flag, maybe, whole
+from ptdeploy.arguments import CANCEL, SEED, checked, enough_memory_and_threads, flag, maybe, whole
 from ptdeploy.backends.session import Session
 from ptdeploy.bundle import Bundle, GenerationOptions, Manifest
 from ptdeploy.errors import InputError
@@ -141,7 +141,7 @@ class CausalLM(Engine):
         options: Mapping[str, Any],
     ) -> Iterator[str]:
         """An empty piece once the request was checked, then those of `stream`."""
-        with enough_memory(), self._held(prompt) as chosen:
+        with enough_memory_and_threads(), self._held(prompt) as chosen:
             (encoding,) = self.encoded(one_row(inputs), chosen)
             ids = np.asarray(encoding.ids, np.int64)
             settled = self.options(max_new_tokens, options)

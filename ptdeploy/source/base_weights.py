@@ -26,6 +26,7 @@ from ptdeploy.source.tied import (
     untie,
     unused_copies,
 )
+from ptdeploy.threads import lacks_threads, no_threads
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -68,6 +69,8 @@ def load_pretrained(checkpoint: Checkpoint, base: BaseModel, **options: Any) -> 
             if "state_dict" in source and model.can_generate():
                 _give_generation_config(model, base)
     except Exception as error:  # damaged files and missing packages make it raise anything
+        if lacks_threads(error):
+            raise no_threads() from error
         if ran_out_of_memory(error):
             raise out_of_memory(
                 f"the weights of base model {base.name} do not fit in float32",

@@ -165,6 +165,29 @@ def test_threads_that_do_not_start_are_not_the_bundles_fault(bundles, built):
     assert said[-2:] == [theirs["problem"], theirs["fix"]], ours.stderr
 
 
+def test_openvino_without_threads_is_no_machine_without_a_cpu(bundles, built, tmp_path):
+    native.need_openvino()
+    bundle = copied(bundles("encoder classifier"), tmp_path / "openvino")
+    probe = native.Probe("sh", "-c", f"{NO_MORE_THREADS} '{built / 'probe'}'")
+    theirs = probe.ask("open", "e", bundle, 1)
+    assert (theirs["error"], theirs["problem"]) == ("TargetUnavailable", NO_THREADS)
+    program = (
+        "import sys, ptdeploy\n"
+        "try:\n"
+        "    ptdeploy.load(sys.argv[1])\n"
+        "except ptdeploy.TargetUnavailable as error:\n"
+        "    print(error.problem, error.fix, sep='\\n')\n"
+    )
+    ours = subprocess.run(
+        ["sh", "-c", f'{NO_MORE_THREADS} "$@"', "sh", sys.executable, "-c", program, bundle],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+    )
+    assert ours.stdout.splitlines() == [theirs["problem"], theirs["fix"]], ours.stderr
+
+
 @pytest.mark.parametrize(
     "said",
     [

@@ -22,6 +22,7 @@ from ptdeploy.bundle.signature import Found, check_signature
 from ptdeploy.errors import BundleError, InputError, PtdeployError, TargetUnavailable
 from ptdeploy.memory import out_of_memory, ran_out_of_memory
 from ptdeploy.text_files import library_path
+from ptdeploy.threads import lacks_threads, no_threads
 
 # OpenVINO's names of what we call devices, and what computes a precision. Left to itself it takes
 # bfloat16 or float16 wherever the device is faster with it.
@@ -61,14 +62,26 @@ def unavailable(device: str) -> tuple[str, str] | None:
         openvino = import_openvino()
     except ImportError:
         return "OpenVINO is not installed here.", _INSTALL
-    found = openvino.Core().available_devices
+    core = openvino.Core()
+    found = core.available_devices
     # One of several GPUs is GPU.0.
     if all(name.partition(".")[0] != DEVICES[device] for name in found):
+        if (none := _no_threads(core, device)) is not None:
+            return none.problem, none.fix
         listed = ", ".join(found) or "none"
         return (
             f"OpenVINO finds no {DEVICES[device]} here; the devices it finds are: {listed}.",
             "Check the device's driver, or choose another --device.",
         )
+    return None
+
+
+def _no_threads(core: Any, device: str) -> TargetUnavailable | None:
+    """That OpenVINO leaves out a device for want of threads, which it says nowhere else."""
+    try:
+        core.get_property(DEVICES[device], "FULL_DEVICE_NAME")
+    except Exception as error:  # openvino's own errors share no public base class
+        return no_threads() if lacks_threads(error) else None
     return None
 
 
@@ -129,6 +142,8 @@ def start(bundle: Bundle, opening: Opening) -> Any:
     except PtdeployError:
         raise
     except Exception as error:  # openvino's own errors share no public base class
+        if lacks_threads(error):
+            raise no_threads() from error
         if ran_out_of_memory(error):
             doing = f"the engine {model} does not fit"
             raise out_of_memory(doing, error, "", opening.device) from error

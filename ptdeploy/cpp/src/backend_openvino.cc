@@ -45,6 +45,15 @@ void require_device(ov::Core& core, const std::string& device) {
     if (one.substr(0, one.find('.')) == *name) return;
     listed += (listed.empty() ? "" : ", ") + one;
   }
+  // It leaves out a device for want of threads, too, and says so where it is asked for by name.
+  try {
+    core.get_property(*name, ov::device::full_name);
+  } catch (const std::exception& error) {
+    if (std::string(error.what()).find("Resource temporarily unavailable") != std::string::npos)
+      throw TargetUnavailable(
+          "This process may start no more threads.",
+          "Raise its limit: ulimit -u, or how many processes its container may have.");
+  }
   throw TargetUnavailable("OpenVINO finds no " + *name + " here; the devices it finds are: " +
                               (listed.empty() ? "none" : listed) + ".",
                           "Check the device's driver, or choose another --device.");
