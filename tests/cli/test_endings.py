@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 
@@ -25,9 +26,18 @@ class Press:
             self.module = None
             signal.raise_signal(self.number)
 sys.meta_path.insert(0, Press())
+# Shells ignore it for what they start in the background, these tests for instance.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 del sys.argv[1:3]
 runpy.run_module("ptdeploy", run_name="__main__", alter_sys=True)
 """
+
+
+@pytest.fixture
+def heeds_ctrl_c() -> Iterator[None]:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def gone() -> int:
@@ -116,7 +126,7 @@ def test_a_signal_before_anything_was_read_is_no_traceback(module, number):
     }
 
 
-def test_an_error_that_a_library_makes_of_ctrl_c_is_130(monkeypatch, capsys):
+def test_an_error_that_a_library_makes_of_ctrl_c_is_130(heeds_ctrl_c, monkeypatch, capsys):
     def run(_: argparse.Namespace) -> int:
         try:
             signal.raise_signal(signal.SIGINT)
@@ -131,7 +141,7 @@ def test_an_error_that_a_library_makes_of_ctrl_c_is_130(monkeypatch, capsys):
     assert json.loads(said.out) == {"error": "Ended by SIGINT.", "fix": "", "exit": 130}
 
 
-def test_ctrl_c_with_json_is_an_error_there_too(monkeypatch, capsys):
+def test_ctrl_c_with_json_is_an_error_there_too(heeds_ctrl_c, monkeypatch, capsys):
     monkeypatch.setattr(doctor, "run", lambda _: signal.raise_signal(signal.SIGINT))
     assert main(["doctor", "--json"]) == 130
     assert json.loads(capsys.readouterr().out)["exit"] == 130
