@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,33 @@ def test_a_step_that_does_not_fit_is_left_and_the_next_call_goes_on(prove, tmp_p
     assert found["steps"]["b"]["found"] == {"name": "b"}
     # Nothing that had passed ran again.
     assert sorted((tmp_path / "ran").read_text().split()) == ["a", "b", "c"]
+
+
+def test_what_was_done_before_the_first_step_is_a_part_of_the_call(prove):
+    steps = "Step('a', 3, once('a')), Step('b', 1, once('b'))"
+    code, found = prove(steps, PROVE_SECONDS="60", PROVE_BEGAN=str(time.time() - 58))
+    assert (code, states(found)) == (4, {"a": "left", "b": "passed"})
+    assert found["steps"]["a"]["error"] in [
+        f"takes about 3 s of which {n} were left" for n in (1, 2)
+    ]
+
+
+def test_a_call_is_counted_from_the_start_of_its_script(tmp_path):
+    """A program in Python's place says what it is told: installing takes two seconds there."""
+    python = tmp_path / "python"
+    python.write_text(
+        '#!/usr/bin/env bash\ncase "$2" in take) sleep 2 ;; libraries) ;;\n'
+        '*) echo "$(($(date +%s) - PROVE_BEGAN))" ;; esac\n'
+    )
+    python.chmod(0o755)
+    done = subprocess.run(
+        ["bash", GPU / "prove.sh"],
+        env={**os.environ, "PYTHON": str(python), "PROVEN": str(tmp_path), "OUT": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert int(done.stdout) >= 2
 
 
 def test_a_step_that_fails_or_crashes_ends_no_other(prove, tmp_path):
@@ -310,6 +338,42 @@ def test_the_share_of_the_bandwidth_is_of_weights_in_16_bits(steps, tmp_path):
     times = {"median_ms": {"decode step, batch 1": {"trt": 2.0}}}
     shares = steps[-1].work.__globals__["shares"]
     assert shares(times, tmp_path, 2e6) == {"trt": pytest.approx(0.5)}
+
+
+@pytest.mark.parametrize("runs", ["default", "current", "none"])
+def test_an_engine_for_the_gpu_at_hand_is_tried_where_the_default_does_not_run(
+    steps, tmp_path, monkeypatch, runs
+):
+    import engines
+    import prove
+
+    step = next(one for one in steps if one.name == "trt-starts")
+    parts = steps[0].work.__globals__
+    asked = []
+
+    def build(context, adapter, output, options, where):
+        engine = options.get("engine")
+        asked.append(engine.compute_capability if engine else "default")
+        if runs == asked[-1]:
+            return {"compile_s": 1}
+        raise RuntimeError(f"cannot load it: {asked[-1]}")
+
+    monkeypatch.setitem(parts, "build", build)
+    monkeypatch.setattr(engines, "shape", lambda model, tiny: (tmp_path, tmp_path))
+    found = prove.work(step, prove.Context(tmp_path))
+    assert asked == ["default", "current"][: 1 if runs == "default" else 2]
+    if runs == "none":
+        assert found["state"] == "failed"
+        # Why neither ran.
+        assert "cannot load it: default" in found["error"]
+        assert "cannot load it: current" in found["error"]
+        return
+    assert (found["state"], found["found"]["built_for"]) == ("passed", runs)
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "trt-starts.json").write_text(json.dumps(found))
+    # Later steps build what runs.
+    parts["bundle"](prove.Context(tmp_path), "trt", "fp16", "later", tmp_path, tmp_path)
+    assert asked[-1] == runs
 
 
 def test_every_step_waits_only_for_earlier_ones_that_do_not_run_beside_it(steps):

@@ -5,8 +5,9 @@
 
 Every step is a process of its own, so that one that crashes or hangs ends no other. What came of
 it is kept in the folder PROVEN, and all of it is written to OUT/proof.json after each step. A step
-that does not fit into what is left of PROVE_SECONDS is left to the next call. Ends with 0 if all
-passed, 1 if one failed, 4 if none failed and some are left.
+that does not fit into what is left of a call is left to the next one: PROVE_SECONDS, counted from
+PROVE_BEGAN, which is when prove.sh began. Ends with 0 if all passed, 1 if one failed, 4 if none
+failed and some are left.
 """
 
 from __future__ import annotations
@@ -209,7 +210,7 @@ def work(step: Step, context: Context) -> Found:
         found = step.work(context)
         return {"state": "passed", "reached": context.reached, "found": found}
     except Exception as error:
-        missing = isinstance(error, NoGpu) or _says_no_gpu(error)
+        missing = isinstance(error, NoGpu) or says_no_gpu(error)
         if missing and context.rehearsal:
             words = f"{type(error).__name__}: {error}"
             return {"state": "no GPU", "reached": context.reached, "error": words}
@@ -218,7 +219,7 @@ def work(step: Step, context: Context) -> Found:
         return {**failed, "error": traceback.format_exc()}
 
 
-def _says_no_gpu(error: Exception) -> bool:
+def says_no_gpu(error: Exception) -> bool:
     from ptdeploy.errors import TargetUnavailable
 
     words = ("has no CUDAExecutionProvider", "needs an NVIDIA GPU", "did not start on this machine")
@@ -290,7 +291,10 @@ def prove(asked: Sequence[Step], proof: Proof, rehearsal: bool, steps: Path) -> 
         environment["PROVE_REHEARSAL"] = "1"
     seconds = float(os.environ.get("PROVE_SECONDS", "inf" if rehearsal else "540"))
     names = frozenset(step.name for step in asked)
-    run(asked, Call(proof, seconds, steps, names, environment, at_once))
+    # What prove.sh did before is a part of the call too.
+    spent = time.time() - float(os.environ.get("PROVE_BEGAN", time.time()))
+    start = time.monotonic() - max(spent, 0)
+    run(asked, Call(proof, seconds, steps, names, environment, at_once, start))
     states = [proof.of(step.name)["state"] for step in asked]
     print(", ".join(f"{states.count(one)} {one}" for one in dict.fromkeys(states)), proof.out)
     if "failed" in states or "skipped" in states:

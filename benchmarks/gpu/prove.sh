@@ -15,6 +15,9 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 here=benchmarks/gpu
 python=${PYTHON:-python3}
 export PROVEN=${PROVEN:-/tmp/proven} OUT=${OUT:-build/proof}
+# The call is counted from here: taking in what was carried and installing it belong to it.
+PROVE_BEGAN=$(date +%s)
+export PROVE_BEGAN
 export HF_HUB_OFFLINE=1 TRANSFORMERS_VERBOSITY=error TQDM_DISABLE=1 PYTHONUNBUFFERED=1
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from prove import Context, Found, Incomplete, NoGpu, Step
+from prove import Context, Found, Incomplete, NoGpu, Step, says_no_gpu
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / one) for one in ("", "benchmarks", "benchmarks/gpu", "models/topics")]
@@ -75,15 +75,39 @@ def bandwidth(torch: Any) -> float:
 
 
 def starts(target: str) -> Any:
-    """Whether a target's engine of a tiny model runs on this GPU at all."""
+    """Whether a target's engine of a tiny model runs on this GPU at all.
+
+    TensorRT-RTX is tried twice: its builder lists GPUs, and may take one that is not among them
+    where it is told to build for the one at hand.
+    """
 
     def work(context: Context) -> Found:
         import engines
 
         base, adapter = engines.shape("bert", tiny=True)
-        return bundle(context, target, "fp32", f"starts-{target}", base, adapter)
+        make = partial(bundle, context, target, "fp32", f"starts-{target}", base, adapter)
+        if target != "trt":
+            return make()
+        try:
+            return {"built_for": "default", **make(capability=None)}
+        except Exception as error:
+            if says_no_gpu(error):
+                raise
+            refused = f"{type(error).__name__}: {error}"
+        context.reach(f"built for what it builds for by default: {refused}")
+        try:
+            return {"built_for": "current", "default": refused, **make(capability="current")}
+        except Exception as error:
+            raise RuntimeError(f"nor does one for this GPU; by default: {refused}") from error
 
     return work
+
+
+def chosen(context: Context) -> str | None:
+    """The compute capability that `trt-starts` had to ask for, None for the builder's default."""
+    file = context.folder / "state" / "trt-starts.json"
+    found = json.loads(file.read_text()).get("found", {}) if file.is_file() else {}
+    return "current" if found.get("built_for") == "current" else None
 
 
 def topics(target: str, precision: str) -> Any:
@@ -136,10 +160,12 @@ def bundle(
     adapter: Path,
     options: dict[str, Any] | None = None,
     rehearsed: str | None = "fp32",
+    capability: str | None = "",
 ) -> Found:
     """Compile for the GPU, which proves the engine; verify what was written; say what it showed.
 
     A rehearsal for ONNX Runtime first does all of it on the CPU, in the precision `rehearsed`.
+    An engine of TensorRT-RTX is for `capability`; "" is the one that `trt-starts` found to run.
     """
     options = dict(options or {})
     if precision in QUANTIZED:
@@ -149,6 +175,10 @@ def bundle(
         task = json.loads((adapter / "adapter_config.json").read_text())["task_type"]
         bound = "max_perplexity_ratio" if task == "CAUSAL_LM" else "max_logits_error"
         options["quantization"] = QuantizationOptions(min_agreement=0, **{bound: 1e9})
+    if target == "trt" and (for_ := chosen(context) if capability == "" else capability):
+        from ptdeploy import TrtOptions
+
+        options["engine"] = TrtOptions(compute_capability=for_)
     made = {"base": str(base), "precision": precision, "force": True, **options}
     output = context.folder / "bundles" / name
     output.parent.mkdir(parents=True, exist_ok=True)
