@@ -25,7 +25,10 @@ _EXTRAS = {"cpu": "pip install 'ptdeploy[cpu]'", "cuda": "pip install 'ptdeploy[
 
 
 def providers(device: str) -> list[tuple[str, dict[str, str]]]:
-    """What runs a graph on `device`, and nothing else, as InferenceSession takes it."""
+    """What runs a graph on `device`, as InferenceSession takes it.
+
+    To CUDA ONNX Runtime adds its CPU provider, for nodes that CUDA has no kernel for.
+    """
     return [(PROVIDERS[device], _PROVIDER_OPTIONS[device])]
 
 
@@ -77,7 +80,8 @@ def session_options(device: str, threads: int | None = None, map_weights: bool =
 
 
 def start(bundle: Bundle, device: str, options: Any) -> Any:
-    """An InferenceSession over a bundle's model, on `device` and no other."""
+    """An InferenceSession over a bundle's model, on `device`: see `providers`. Where its provider
+    does not start, none is opened."""
     onnxruntime = import_onnxruntime()
 
     model, path = bundle.file("model"), bundle.in_folder("model")
