@@ -89,6 +89,10 @@ class Backend(Protocol):
         """The precision whose thresholds hold a bundle's engine."""
         ...
 
+    def takes(self, bundle: Bundle, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+        """Whether a bundle's engine takes inputs of these shapes, as far as its files say."""
+        ...
+
     def facts(self, bundle: Bundle) -> dict[str, Any]:
         """What a bundle's engine files say of themselves, as plain data; {} if nothing."""
         ...

@@ -196,6 +196,7 @@ def build(plan: Plan, traced: Traced, folder: Path, progress: Progress) -> Draft
     """Build the engine, and put it into `folder` with its prompts and its tokenizer."""
     from ptdeploy.parity.reference.texts import save_text_files, text_program_files
     from ptdeploy.program.manifest import build_manifest
+    from ptdeploy.program.prompt import own_sizes
 
     request, source = plan.request, traced.source
     tokenizer = source.tokenizer
@@ -210,6 +211,7 @@ def build(plan: Plan, traced: Traced, folder: Path, progress: Progress) -> Draft
                 folder,
                 plan.options,
                 plan.quantization,
+                own_sizes(traced.signature, traced.prompts.values()),
             )
         )
         files: tuple[FileEntry, ...] = built.files

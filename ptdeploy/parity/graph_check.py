@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from ptdeploy.backends import get_backend
 from ptdeploy.bundle import MODEL, Bundle, Manifest
 from ptdeploy.bundle.task import TensorSpec
+from ptdeploy.errors import BaseModelError
 from ptdeploy.parity.reference import Reference
 from ptdeploy.parity.thresholds import thresholds_for
 from ptdeploy.runtime import Engine, open_engine
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+    from numpy.typing import NDArray
+
+    from ptdeploy.backends.session import DeviceArray, Session
 
 
 def as_graph_check(reference: Reference, manifest: Manifest) -> Reference:
@@ -38,19 +43,59 @@ def _precision(manifest: Manifest) -> str:
     return "fp32" if manifest.precision == "tf32" else manifest.precision
 
 
+class _Taken:
+    """A session that refuses inputs which the bundle's own engine would not take."""
+
+    def __init__(self, bundle: Bundle, session: Session) -> None:
+        self._bundle, self._session = bundle, session
+        self._backend = get_backend(bundle.manifest.target)
+        self._seen: set[tuple[tuple[str, tuple[int, ...]], ...]] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+    def run(self, inputs: Mapping[str, NDArray[Any] | DeviceArray]) -> dict[str, NDArray[Any]]:
+        self._check(inputs)
+        return self._session.run(inputs)
+
+    def bind(
+        self,
+        inputs: Mapping[str, NDArray[Any] | DeviceArray],
+        outputs: Mapping[str, NDArray[Any] | DeviceArray],
+    ) -> Callable[[], None]:
+        self._check(inputs)
+        return self._session.bind(inputs, outputs)
+
+    def _check(self, inputs: Mapping[str, NDArray[Any] | DeviceArray]) -> None:
+        shapes = {name: tuple(array.shape) for name, array in inputs.items()}
+        key = tuple(shapes.items())
+        if key in self._seen:
+            return
+        if not self._backend.takes(self._bundle, shapes):
+            raise BaseModelError(
+                "The engine's optimization profiles do not take what the graph is checked with: "
+                f"{shapes}.",
+                "Compile with a larger --profile, or report this with the model's name.",
+            )
+        self._seen.add(key)
+
+
 @contextmanager
 def open_graph_check(bundle: Bundle, target: str) -> Iterator[Engine]:
     """Open the graph of a bundle that still has its ONNX, with `target` on its default device.
 
+    What runs is held against the shapes that the bundle's own engine takes.
     bfloat16, for which no CPU has kernels, is emulated: fp32 arithmetic, and every value rounded
     to bfloat16.
     """
     manifest = bundle.manifest
     device = get_backend(target).devices[0]
     precision = _precision(manifest)
+    around = partial(_Taken, bundle)
     changes = {"target": target, "device": device, "precision": precision}
     if precision != "bf16":
-        yield open_engine(replace(bundle, manifest=msgspec.structs.replace(manifest, **changes)))
+        own = replace(bundle, manifest=msgspec.structs.replace(manifest, **changes))
+        yield open_engine(own, around=around)
         return
     # Not beside the bundle's files: those may be on a disk that is only read.
     with TemporaryDirectory() as folder:
@@ -63,7 +108,7 @@ def open_graph_check(bundle: Bundle, target: str) -> Iterator[Engine]:
         changed = msgspec.structs.replace(
             manifest, files=(*files, *others), graphs={MODEL: wide}, **changes
         )
-        yield open_engine(replace(bundle, manifest=changed))
+        yield open_engine(replace(bundle, manifest=changed), around=around)
 
 
 def _widened(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:

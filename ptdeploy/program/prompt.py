@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -21,6 +21,9 @@ from ptdeploy.source.glm import placed_prefix
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
+
+    from ptdeploy.bundle.signature import Signature
+    from ptdeploy.bundle.task import TensorSpec
 
 PROMPT_NAME = "prompt.safetensors"
 
@@ -56,6 +59,29 @@ class Prompt:
     def sha256(self) -> str:
         """See prompt_sha256."""
         return prompt_sha256(self.virtual_tokens, self.prefix_kv)
+
+
+def own_sizes(signature: Signature, prompts: Iterable[Prompt]) -> dict[str, int]:
+    """The largest size that one of the prompts gives to each named axis of a graph's inputs."""
+    found: dict[str, int] = {}
+    for prompt in prompts:
+        for spec in signature.inputs:
+            for axis, size in zip(spec.shape, _given(spec, prompt), strict=False):
+                if isinstance(axis, str):
+                    found[axis] = max(found.get(axis, 1), size)
+    return found
+
+
+def _given(spec: TensorSpec, prompt: Prompt) -> tuple[int, ...]:
+    """The shape in which a prompt alone is given to an input; () if the input is no prompt's."""
+    if spec.role == "head":
+        return (1, *prompt.head[spec.name].shape)
+    if spec.role == "table" and prompt.virtual_tokens is not None:
+        return prompt.virtual_tokens.shape
+    if spec.role == "prefix" and prompt.prefix_kv is not None:
+        layers, two, *rest = prompt.prefix_kv.shape
+        return (layers * two, *rest) if len(spec.shape) == 4 else (1, layers * two, *rest)
+    return ()
 
 
 def evaluate_prompt_encoder(encoder: PromptEncoderState) -> NDArray[np.float32]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from ptdeploy import arguments
 from ptdeploy.arguments import MOST, MOST_THREADS, checked, maybe
 from ptdeploy.backends import get_backend
+from ptdeploy.backends.session import Session
 from ptdeploy.bundle import Bundle, check_hashes, read_bundle, whole
 from ptdeploy.bundle.task import Task
 from ptdeploy.runtime.causal import CausalLM
@@ -76,19 +78,24 @@ def open_engine(
     threads: int | None = None,
     map_weights: bool = False,
     max_prompts: int | None = None,
+    around: Callable[[Session], Session] = lambda session: session,
 ) -> Engine:
-    """Open a bundle that was read already."""
-    return _open(bundle, OpenOptions(device, threads, map_weights, max_prompts))
+    """Open a bundle that was read already. The engine runs what `around` makes of its session."""
+    return _open(bundle, OpenOptions(device, threads, map_weights, max_prompts), around)
 
 
-def _open(bundle: Bundle, options: OpenOptions) -> Engine:
+def _open(
+    bundle: Bundle,
+    options: OpenOptions,
+    around: Callable[[Session], Session] = lambda session: session,
+) -> Engine:
     manifest = bundle.manifest
     task_engine = ENGINES[manifest.task]
     check_manifest(bundle, task_engine.manifest_problems(manifest))
     device = options.device or manifest.device
     backend = get_backend(manifest.target)
     session = backend.load(bundle, device, options.threads, options.map_weights)
-    engine = task_engine(bundle, session, load_tokenizer(bundle), options.max_prompts)
+    engine = task_engine(bundle, around(session), load_tokenizer(bundle), options.max_prompts)
     engine.options_given = options
     return engine
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
@@ -72,7 +72,10 @@ class Attention:
 
 @dataclass(frozen=True)
 class BuildRequest(Generic[Options]):
-    """What an engine is built from: a graph, what goes in and out of it, and how to build it."""
+    """What an engine is built from: a graph, what goes in and out of it, and how to build it.
+
+    `own_sizes` are the largest sizes that the prompts it is built for give to named axes.
+    """
 
     model: ir.Model
     signature: Signature
@@ -82,6 +85,7 @@ class BuildRequest(Generic[Options]):
     folder: Path
     options: Options
     quantization: Quantization | None = None
+    own_sizes: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

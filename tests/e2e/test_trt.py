@@ -24,7 +24,10 @@ from ptdeploy.backends.trt import cuda
 from ptdeploy.backends.trt.engine_file import read_info, write_info
 from ptdeploy.bundle import Bundle, Manifest, read_bundle
 from ptdeploy.cli.main import main
+from ptdeploy.errors import BaseModelError
 from ptdeploy.parity.graph_check import open_graph_check
+from ptdeploy.targets.trt import engine as building
+from ptdeploy.targets.trt import plan
 
 COARSE, FINE = QuantizationOptions(block_size=128), QuantizationOptions(block_size=32)
 LEVEL = QuantizationOptions(accuracy_level=4)
@@ -62,6 +65,31 @@ def kept(tmp_path_factory, trained) -> Path:
 
 def compiled(one: tiny.Trained, output: Path, **options) -> Bundle:
     return ptdeploy.compile(one.adapter, target="trt", base=str(one.base), output=output, **options)
+
+
+def test_an_engine_takes_a_prompt_of_any_number_of_labels(tmp_path):
+    one = tiny.make(tmp_path, "bert", "SEQ_CLS", num_labels=1100)
+    bundle = compiled(one, tmp_path / "bundle")
+    assert len(bundle.manifest.prompt.labels) == 1100
+    (profile,) = read_info(bundle.file("engine_info")).profiles
+    least, usual, most = profile.shapes["head.classifier.weight"]
+    assert (least, usual, most) == ((1, 1, 32), (1, 1100, 32), (32, 1100, 32))
+
+
+@pytest.mark.parametrize(("architecture", "task"), [("bert", "SEQ_CLS"), ("qwen2", "CAUSAL_LM")])
+def test_an_engine_that_would_not_take_what_it_is_checked_with_is_refused(
+    trained, tmp_path, monkeypatch, architecture, task
+):
+    """Its graph, which has no profiles, answers all the same."""
+
+    def narrow(signature, limits, *given):
+        limits = msgspec.structs.replace(limits, max_batch=1)
+        return plan.profiles(signature, limits, *given)
+
+    monkeypatch.setattr(building, "profiles", narrow)
+    with pytest.raises(BaseModelError, match=r"profiles do not take .*'input_ids': \(3, "):
+        compiled(trained(architecture, task), tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
 
 
 @pytest.mark.parametrize(

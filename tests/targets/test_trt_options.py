@@ -110,6 +110,16 @@ def test_a_classifier_gets_one_profile_up_to_its_models_limits():
     assert one.shapes == {"input_ids": ((1, 1), (2, 16), (4, 64))}
 
 
+@pytest.mark.parametrize(
+    ("profile", "longest"), [(None, 4096), ("seq=1:128:32748", 32748), ("batch=1:2:4", 4096)]
+)
+def test_a_classifier_takes_longer_texts_only_where_it_is_told_to(profile, longest):
+    """Each context's scratch memory is that of the largest request: 9 GB of 32 rows of 32768."""
+    model = request_limits(32768, 32748, 151936)
+    limits = bounded(model, TrtOptions(profile=profile), False, None)
+    assert (limits.max_sequence, limits.max_context) == (longest, longest + 20)
+
+
 def test_what_belongs_to_prompts_has_room_in_a_profile_for_more_than_one():
     limits = bounded(request_limits(512, 492, 30522), TrtOptions(), False, None)
     inputs = (
@@ -119,14 +129,19 @@ def test_what_belongs_to_prompts_has_room_in_a_profile_for_more_than_one():
         TensorSpec("prompt_index", "prompt", "int64", ("batch",), ""),
         TensorSpec("head.score.weight", "head", "float32", ("prompts", "classes", 32), ""),
     )
-    (one,) = profiles(Signature(inputs, ()), limits, TrtOptions())
+    (one,) = profiles(Signature(inputs, ()), limits, TrtOptions(), {"classes": 5})
     # A row has its virtual tokens before its text.
     assert one.shapes["input_ids"] == ((1, 1), (8, 148), (32, 512))
     # Logits are read of its text, and beside a shorter prompt's row of some virtual tokens too.
     assert one.shapes["logits_positions"] == ((1,), (128,), (512,))
-    assert one.shapes["virtual_tokens"] == ((1, 32), (20, 32), (256 * 128, 32))
+    # A run has no more prompts than rows.
+    assert one.shapes["virtual_tokens"] == ((1, 32), (20, 32), (32 * 128, 32))
     assert one.shapes["prompt_index"] == ((1,), (8,), (32,))
-    assert one.shapes["head.score.weight"] == ((1, 1, 32), (1, 8, 32), (256, 1024, 32))
+    assert one.shapes["head.score.weight"] == ((1, 1, 32), (1, 5, 32), (32, 1024, 32))
+    many = {"classes": 1100, "virtual": 9000}
+    (one,) = profiles(Signature(inputs, ()), limits, TrtOptions(), many)
+    assert one.shapes["head.score.weight"] == ((1, 1, 32), (1, 1100, 32), (32, 1100, 32))
+    assert one.shapes["virtual_tokens"][2] == (9000, 32)
 
 
 def test_a_prefix_kv_has_room_in_a_profile_for_prompts_of_any_length():
@@ -135,12 +150,11 @@ def test_a_prefix_kv_has_room_in_a_profile_for_prompts_of_any_length():
         TensorSpec("input_ids", "ids", "int64", ("batch", "sequence"), ""),
         TensorSpec("prefix_kv", "prefix", "float32", ("prefixes", 2, "prefix", 8), ""),
     )
-    (one,) = profiles(Signature(inputs, ()), limits, TrtOptions())
+    (one,) = profiles(Signature(inputs, ()), limits, TrtOptions(), {"prefixes": 24, "prefix": 20})
     # Its virtual tokens are no tokens of a row.
     assert one.shapes["input_ids"] == ((1, 1), (8, 128), (32, 492))
-    low, _, most = one.shapes["prefix_kv"]
-    assert low == (1, 2, 1, 8)
-    assert most[2] == 512
+    # TensorRT refuses shapes of 2^31 elements: no more than rows can have of this model's layers.
+    assert one.shapes["prefix_kv"] == ((1, 2, 1, 8), (24, 2, 20, 8), (32 * 24, 2, 512, 8))
 
 
 def test_a_decoder_gets_a_decode_and_a_prefill_profile():

@@ -83,6 +83,9 @@ class OpenVinoBackend:
         own = bundle.manifest.precision
         return looser(own, _HELD_AS.get(engine_info(bundle).kv_precision, own))
 
+    def takes(self, bundle: Bundle, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+        return True
+
     def facts(self, bundle: Bundle) -> dict[str, Any]:
         """What `engine.json` says, where there is one."""
         if bundle.entry("engine_info") is None:

@@ -82,6 +82,9 @@ class OrtBackend:
     def held_as(self, bundle: Bundle) -> str:
         return bundle.manifest.precision
 
+    def takes(self, bundle: Bundle, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+        return True
+
     def facts(self, bundle: Bundle) -> dict[str, Any]:
         """The graph says it all."""
         return {}

@@ -87,6 +87,9 @@ class TrtBackend:
     def held_as(self, bundle: Bundle) -> str:
         return bundle.manifest.precision
 
+    def takes(self, bundle: Bundle, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+        return any(profile.takes(dict(shapes)) for profile in engine_info(bundle).profiles)
+
     def facts(self, bundle: Bundle) -> dict[str, Any]:
         """What `engine.json` says."""
         found: dict[str, Any] = msgspec.to_builtins(engine_info(bundle))

@@ -35,7 +35,7 @@ def build_engine(request: BuildRequest[TrtOptions]) -> Built:
         request.folder / onnx[0].path,
         tuple(request.folder / entry.path for entry in onnx),
         request.signature,
-        profiles(request.signature, request.limits, request.options),
+        profiles(request.signature, request.limits, request.options, request.own_sizes),
         request.precision == "tf32",
         counted,
         request.options,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import gcd
 from typing import TYPE_CHECKING, Literal
 
@@ -12,18 +13,20 @@ from ptdeploy.bundle import RequestLimits
 from ptdeploy.bundle.signature import CLASSES, PREFIX, PREFIXES, PROMPTS, VIRTUAL
 from ptdeploy.errors import InputError
 from ptdeploy.runtime.layout import KEPT, PREFILL
+from ptdeploy.runtime.prompt_inputs import MOST_IN_A_RUN
 from ptdeploy.targets.trt.options import Range, TrtOptions, read_profile
 
 if TYPE_CHECKING:
     from ptdeploy.bundle.signature import Signature
 
-# Beside the virtual tokens: a buffer has a fixed number of slots, each of which every step reads.
+# The text beside the virtual tokens, unless told. A decoder's buffer has a fixed number of slots,
+# each of which every step reads; a classifier's scratch memory is that of its largest request.
 DEFAULT_ROOM = 4096
 _BATCH = Range(1, 8, 32)
 _ROWS = Range(1, 1, 8)
 _TOKENS = 128
-# The most prompts that an engine is given at once, and the most labels of one.
-_PROMPTS, _CLASSES = 256, 1024
+# Room for the labels of prompts that come later: they may have more than the bundle's own.
+_CLASSES = 1024
 # TensorRT takes memory that begins at a multiple of so many bytes.
 _ALIGNMENT = 256
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -39,7 +42,7 @@ def bounded(
     ranges = read_profile(options.profile)
     batch, sequence = ranges.get("batch"), ranges.get("seq")
     if not causal:
-        longest = limits.max_sequence if sequence is None else sequence.max
+        longest = min(limits.max_sequence, DEFAULT_ROOM) if sequence is None else sequence.max
         _check("seq", longest, limits.max_sequence, "tokens of text beside the virtual tokens")
         return msgspec.structs.replace(
             limits,
@@ -93,10 +96,14 @@ def refuse_split_rows(signature: Signature, limits: RequestLimits) -> None:
 
 
 def profiles(
-    signature: Signature, limits: RequestLimits, options: TrtOptions
+    signature: Signature,
+    limits: RequestLimits,
+    options: TrtOptions,
+    own: Mapping[str, int] | None = None,
 ) -> tuple[Profile, ...]:
     """The optimization profiles for a signature, in the order they are looked through.
 
+    `own` is the largest size that the bundle's own prompts have of an axis, one by one.
     An engine without past KV has one. A decoder has two: `decode`, a token for each row of a batch,
     and `prefill`, many tokens of one row.
     """
@@ -105,7 +112,7 @@ def profiles(
     virtual = limits.max_context - limits.max_sequence
     if limits.max_prefill is None:
         text = _up_to(ranges.get("seq", Range(1, _TOKENS, 1 << 30)), limits.max_sequence)
-        prompts = _of_prompts(signature, limits)
+        prompts = _of_prompts(signature, limits, own or {})
         # A row is its virtual tokens and its text; beside a shorter prompt's row some of those are
         # positions too that logits are read of.
         before = virtual if VIRTUAL in prompts else 0
@@ -119,7 +126,7 @@ def profiles(
     rows = _up_to(ranges.get("batch", _ROWS), limits.max_batch)
     tokens = _up_to(ranges.get("seq", Range(1, _TOKENS, 1 << 30)), limits.max_prefill)
     kept = Range(1, 1, min(KEPT, tokens.max))
-    prompts = _of_prompts(signature, limits)
+    prompts = _of_prompts(signature, limits, own or {})
     decode = {"batch": rows, "sequence": one, "kept": one, "slots": slots, **prompts}
     prefill = {"batch": one, "sequence": tokens, "kept": kept, "slots": slots, **prompts}
     return (
@@ -128,19 +135,28 @@ def profiles(
     )
 
 
-def _of_prompts(signature: Signature, limits: RequestLimits) -> dict[str, Range]:
+def _of_prompts(
+    signature: Signature, limits: RequestLimits, own: Mapping[str, int]
+) -> dict[str, Range]:
     """Room for what belongs to prompts, as far as the signature has it: tuned for one of them."""
-    virtual = limits.max_context - limits.max_sequence
+    virtual = max(limits.max_context - limits.max_sequence, 1)
+    # A run has no more prompts than rows.
+    most = min(MOST_IN_A_RUN, limits.max_batch or MOST_IN_A_RUN)
+    prefixes = own.get(PREFIXES, 1)
     sizes = {
-        VIRTUAL: Range(1, virtual, _PROMPTS * max(virtual, _TOKENS)),
-        PROMPTS: Range(1, 1, _PROMPTS),
-        CLASSES: Range(1, 8, _CLASSES),
+        VIRTUAL: Range(1, virtual, max(most * max(virtual, _TOKENS), limits.max_context)),
+        PROMPTS: Range(1, 1, most),
+        CLASSES: Range(1, own.get(CLASSES, 8), _CLASSES),
         PREFIX: Range(1, virtual, limits.max_context),
-        # Of a model of any depth.
-        PREFIXES: Range(1, 64, _PROMPTS * 256),
+        # Of each prompt as many as of the bundle's own: they belong to the layers of one model.
+        PREFIXES: Range(1, prefixes, most * prefixes),
     }
     named = {axis for spec in signature.inputs for axis in spec.shape}
-    return {axis: size for axis, size in sizes.items() if axis in named}
+    return {
+        axis: Range(size.min, size.opt, max(size.max, own.get(axis, 1)))
+        for axis, size in sizes.items()
+        if axis in named
+    }
 
 
 def _up_to(wanted: Range, most: int) -> Range:
