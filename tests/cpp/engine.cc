@@ -23,6 +23,8 @@ std::string text_of(const Sizes& shape) {
 void print(const EngineInfo& info) {
   std::cout << name_of(info.flavor) << '\n' << info.version << '\n' << info.gpu << '\n';
   for (const std::string& one : info.compute_capabilities) std::cout << one << ' ';
+  std::cout << '\n';
+  for (const std::string& one : info.left_out) std::cout << one << ' ';
   std::cout << '\n'
             << info.strip_weights << info.version_compatible
             << static_cast<int>(info.hardware_compatibility) << '\n';
@@ -62,8 +64,9 @@ int run(int count, char** words) {
     std::cout << choose_profile(info.profiles, shapes_of(words + 3, count - 3));
   if (what == "fit") {
     const Flavor flavor = words[3] == std::string("rtx") ? Flavor::rtx : Flavor::tensorrt;
-    std::cout << why_not_here(info,
-                              {flavor, words[4], words[5], words[6][0] - '0', words[7][0] - '0'});
+    const EngineHost host{flavor, words[4], words[5], words[6][0] - '0', words[7][0] - '0'};
+    const std::string wrong = why_not_here(info, host);
+    if (!wrong.empty()) std::cout << wrong << '\n' << how_to_fit(info, host, "/any", false);
   }
   return 0;
 }

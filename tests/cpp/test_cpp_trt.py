@@ -15,6 +15,7 @@ import shlex
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -27,7 +28,7 @@ from support.tools import tool
 from support.values import VALUES
 
 from ptdeploy.backends.trt import cuda
-from ptdeploy.backends.trt.deserialize import how_to_rebuild, why_not_here
+from ptdeploy.backends.trt.deserialize import how_to_fit, how_to_rebuild, why_not_here
 from ptdeploy.backends.trt.engine_file import EngineInfo, read_info
 from ptdeploy.backends.trt.session import _room
 from ptdeploy.bundle import read_bundle
@@ -296,6 +297,7 @@ def text_of(info: EngineInfo) -> str:
         for name, (least, _, most) in profile.shapes.items():
             lines.append(f"{name} {','.join(map(str, least))} {','.join(map(str, most))}")
     return "".join(f"{line}\n" for line in lines)
+        "".join(f"{one} " for one in info.left_out),
 
 
 def same_reading(built: Path, file: Path) -> bool:
@@ -319,6 +321,7 @@ def test_an_engines_description_is_read_as_in_python(built, tmp_path):
     "change",
     [
         {"flavor": "abacus"},
+    assert same_reading(built, written(tmp_path, {**rtx, "left_out": ["7.5", "8.0"]}))
         {"hardware_compatibility": "all"},
         {"surprise": 1},
         {"workspace": "much"},
@@ -327,6 +330,7 @@ def test_an_engines_description_is_read_as_in_python(built, tmp_path):
         {"profiles": [{"name": "idle", "shapes": {}}]},
         {"profiles": [{"name": "decode", "shapes": {"input_ids": [[1], [1]]}}]},
         {"profiles": [{"name": "decode", "shapes": {"input_ids": [[1], [1], [1], "x"]}}]},
+        {"left_out": [8]},
         {"profiles": [{"name": "decode", "shapes": {"input_ids": [[1], ["x"]]}}]},
         {"profiles": [{"shapes": {}}]},
         {"tf32": 1},
@@ -389,8 +393,32 @@ def test_an_engine_of_another_version_or_gpu_is_refused_in_pythons_words(built, 
 
 def test_an_engine_of_the_other_flavor_is_refused(built, tmp_path):
     said = engine(built, "fit", written(tmp_path, INFO), "rtx", "1.7.1.116", "NVIDIA L4", 8, 9)
-    assert said == (
+    assert said.splitlines()[0] == (
         "The engine was built by TensorRT 10.15.1.29; this build of ptdeploy's C++ library runs "
+def fitting(built: Path, file: Path, version: str, device: cuda.Device) -> str:
+    """Why an engine does not fit and how to mend it, asserted to be the same in both languages."""
+    info = read_info(file)
+    want = why_not_here(info, version, device) or ""
+    if want:
+        bundle = SimpleNamespace(path="/any", file=lambda role: None)
+        want += f"\n{how_to_fit(info, device, bundle)}"
+    words = (info.flavor, version, device.name, *device.compute_capability.split("."))
+    assert engine(built, "fit", file, *words) == want
+    return want
+
+
+def test_an_engine_that_leaves_a_gpu_out_is_refused_in_pythons_words(built, tmp_path):
+    changes = {"flavor": "rtx", "version": "1.7.1.116", "gpu": "", "compute_capabilities": []}
+    file = written(tmp_path, {**INFO, **changes, "left_out": ["7.5", "8.0"]})
+    found = {
+        here: fitting(built, file, "1.7.1.116", cuda.Device("a GPU", here, 1))
+        for here in ("7.5", "8.0", "8.9")
+    }
+    assert found["8.9"] == ""
+    assert "but compute capability 7.5, 8.0; here is 8.0 (a GPU).\nCompile" in found["8.0"]
+    assert "--compute-capability 7.5, with" in found["7.5"]
+
+
         "those of TensorRT-RTX."
     )
 

@@ -7,13 +7,15 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
 from onnx import TensorProto, helper
-from support.trt import INFO, NO_GPU, X, Y, relu, request, save
+from support.trt import INFO, NO_GPU, PROFILE, X, Y, relu, request, save
 
+from ptdeploy.backends.trt.engine_file import read_info
 from ptdeploy.backends.trt.vendor import choose_builder, open_vendor
 from ptdeploy.bundle import Quantization
 from ptdeploy.bundle.signature import Signature
@@ -22,6 +24,7 @@ from ptdeploy.errors import BaseModelError, InputError, TargetUnavailable
 from ptdeploy.targets.trt import TrtTarget
 from ptdeploy.targets.trt.builder import build_plan, check_blocks, check_flavor
 from ptdeploy.targets.trt.exposed import build_exposed, exposed_request
+from ptdeploy.targets.trt.make import Job, make_engine
 from ptdeploy.targets.trt.options import TrtOptions
 
 
@@ -112,6 +115,93 @@ def test_a_compute_capability_that_the_builder_does_not_have_is_refused(vendor, 
         build_plan(vendor, request(relu(tmp_path), options=options), None)
     options = TrtOptions(compute_capability="8.6,12.0")
     assert build_plan(vendor, request(relu(tmp_path), options=options), None) is not None
+
+
+def typed(folder: Path, dtype: int) -> Path:
+    """A product with weights of a type that not every GPU has."""
+    weights = helper.make_tensor("w", dtype, (4, 4), np.eye(4).ravel())
+    scale = helper.make_tensor("s", TensorProto.FLOAT, (4,), np.ones(4))
+    nodes = [
+        helper.make_node("DequantizeLinear", ["w", "s"], ["wide"], name="m/DQ", axis=1),
+        helper.make_node("MatMul", ["x", "wide"], ["y"], name="m/MatMul"),
+    ]
+    constants = (weights, scale)
+    if dtype == TensorProto.BFLOAT16:
+        constants = (weights,)
+        nodes = [
+            helper.make_node("Cast", ["x"], ["narrow"], name="m/Cast", to=dtype),
+            helper.make_node("MatMul", ["narrow", "w"], ["product"], name="m/MatMul"),
+            helper.make_node("Cast", ["product"], ["y"], name="m/Back", to=TensorProto.FLOAT),
+        ]
+    return save(folder, *nodes, constants=constants)
+
+
+def test_what_the_builder_leaves_out_by_itself_is_known(vendor, tmp_path):
+    build_plan(vendor, request(typed(tmp_path, TensorProto.FLOAT8E4M3FN)), None)
+    assert vendor.left_out == ["8.0", "8.6"]
+    build_plan(vendor, request(relu(tmp_path)), None)
+    assert vendor.left_out == []
+
+
+def test_what_an_engine_is_not_for_is_in_its_description_also_from_the_cache(
+    vendor, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("PTDEPLOY_CACHE", str(tmp_path / "cache"))
+    file, options = typed(tmp_path, TensorProto.FLOAT8E4M3FN), TrtOptions(flavor="rtx")
+    job = Job(file, (file,), Signature((X,), (Y,)), (PROFILE,), False, {}, options)
+    for hit in (False, True):
+        notes = make_engine(job, tmp_path)
+        assert any("engine cache hit" in note for note in notes) is hit
+        assert notes[-1] == (
+            "the engine is for every GPU it supports but compute capability 7.5, 8.0, 8.6."
+        )
+        info = read_info(tmp_path / "engine.json")
+        assert (info.compute_capabilities, info.left_out) == ((), ("7.5", "8.0", "8.6"))
+    named = replace(job, options=replace(options, compute_capability="8.9"))
+    make_engine(named, tmp_path)
+    info = read_info(tmp_path / "engine.json")
+    assert (info.compute_capabilities, info.left_out) == (("8.9",), ())
+
+
+@pytest.mark.parametrize(
+    ("dtype", "capabilities", "lacking"),
+    [
+        (TensorProto.FLOAT8E4M3FN, "8.6", "8.6: no kernels for fp8_e4m3. "),
+        (TensorProto.FLOAT8E4M3FN, "8.0,8.6,8.9", "8.0, 8.6: no kernels for fp8_e4m3. "),
+        (TensorProto.BFLOAT16, "7.5,8.6", "7.5: no kernels for b16. "),
+    ],
+)
+def test_gpus_without_kernels_for_a_type_are_named_as_the_builder_does(
+    vendor, tmp_path, dtype, capabilities, lacking
+):
+    options = TrtOptions(compute_capability=capabilities)
+    with pytest.raises(BaseModelError, match=r"Cannot compile for target\(s\) sm") as error:
+        build_plan(vendor, request(typed(tmp_path, dtype), options=options), None)
+    assert error.value.fix == (
+        f"{lacking}Leave that out of --compute-capability, or compile with another --precision."
+    )
+
+
+@pytest.mark.parametrize(
+    ("precision", "capabilities", "lacking"),
+    [
+        ("fp8", "8.0,8.6,8.9", "8.0,8.6: .*--precision fp8 from 8.9 on"),
+        ("bf16", "7.5", "7.5: .*--precision bf16 from 8.0 on"),
+        ("int4", "7.5,12.0", "7.5: .*--precision int4 from 8.0 on"),
+        ("fp8", "8.9,12.1", ""),
+        ("int8", "7.5", ""),
+        ("fp16", "7.5", ""),
+    ],
+)
+def test_gpus_without_kernels_for_a_precision_are_refused_before_any_work(
+    precision, capabilities, lacking
+):
+    options = TrtOptions(flavor="rtx", compute_capability=capabilities)
+    if not lacking:
+        assert TrtTarget().unbuildable("cuda", precision, options, None) is None
+        return
+    with pytest.raises(InputError, match=lacking):
+        TrtTarget().unbuildable("cuda", precision, options, None)
 
 
 @NO_GPU

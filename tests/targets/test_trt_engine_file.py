@@ -7,8 +7,9 @@ import pytest
 from support.trt import INFO
 
 from ptdeploy.backends.trt import cuda
-from ptdeploy.backends.trt.deserialize import why_not_here
+from ptdeploy.backends.trt.deserialize import how_to_fit, why_not_here
 from ptdeploy.backends.trt.engine_file import read_info, write_info
+from ptdeploy.backends.trt.words import describe_engine
 from ptdeploy.errors import BundleError
 
 ADA = cuda.Device("RTX 4090", "8.9", 24 << 30)
@@ -38,6 +39,12 @@ def full(**changes):
             "1.7.1.116",
             "for compute capability 8.6, 12.0; here is 8.9",
         ),
+        (
+            msgspec.structs.replace(INFO, left_out=("7.5", "8.9")),
+            "1.7.1.116",
+            r"for every GPU it supports but compute capability 7.5, 8.9; here is 8.9 \(RTX 4090\)",
+        ),
+        (msgspec.structs.replace(INFO, left_out=("7.5", "8.6")), "1.7.1.116", None),
     ],
 )
 def test_an_engine_for_another_version_or_gpu_is_refused_with_both(info, version, words):
@@ -46,6 +53,29 @@ def test_an_engine_for_another_version_or_gpu_is_refused_with_both(info, version
         assert found is None
     else:
         assert pytest.raises(ValueError, match=words).matches(ValueError(found))
+
+
+def test_an_engine_that_leaves_a_gpu_out_is_not_told_to_be_built_again_as_it_was():
+    """Made anew with the options that it had, it would leave that GPU out again."""
+    info = msgspec.structs.replace(INFO, left_out=("7.5", "8.9"))
+    assert how_to_fit(info, ADA, None) == (
+        "Compile the checkpoint for it: --compute-capability 8.9, with a --precision that it has."
+    )
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "left_out", "words"),
+    [
+        ((), (), "for every GPU it supports"),
+        ((), ("7.5", "8.0"), "for every GPU it supports but compute capability 7.5, 8.0"),
+        (("8.6", "8.9"), (), "for compute capability 8.6, 8.9"),
+    ],
+)
+def test_what_an_engine_is_for_is_said(capabilities, left_out, words):
+    info = msgspec.structs.replace(
+        INFO, compute_capabilities=capabilities, left_out=left_out, profiles=()
+    )
+    assert describe_engine(msgspec.to_builtins(info)).built[1] == ("", words)
 
 
 def test_an_engines_description_is_read_back(tmp_path):

@@ -12,6 +12,7 @@ from ptdeploy.backends.trt import cache, cuda
 from ptdeploy.backends.trt.engine_file import TYPES, EngineInfo, read_info
 from ptdeploy.backends.trt.session import TrtSession
 from ptdeploy.backends.trt.vendor import NAMES, Vendor, open_vendor
+from ptdeploy.backends.trt.words import every_gpu_but
 from ptdeploy.bundle import Bundle
 from ptdeploy.errors import BundleError, TargetUnavailable
 from ptdeploy.files import sha256_of
@@ -39,7 +40,7 @@ def open_session(bundle: Bundle, allow_host_code: bool, kind: type[Opened]) -> O
         )
     device = cuda.device()
     if wrong := why_not_here(info, vendor.version, device):
-        raise TargetUnavailable(wrong, how_to_rebuild(bundle))
+        raise TargetUnavailable(wrong, how_to_fit(info, device, bundle))
     runtime = vendor.module.Runtime(vendor.logger)
     if info.version_compatible:
         if not allow_host_code:
@@ -85,6 +86,8 @@ def why_not_here(info: EngineInfo, version: str, device: cuda.Device) -> str | N
             return f"{built}; {name} {version} is installed here."
     wanted = info.compute_capabilities
     here = device.compute_capability
+    if here in info.left_out:
+        return f"{built} for {every_gpu_but(info.left_out)}; here is {here} ({device.name})."
     major = here.split(".")[0]
     fits = {
         "none": here in wanted,
@@ -106,6 +109,18 @@ def _digest(bundle: Bundle) -> str:
     if entry.sha256:
         return entry.sha256
     return sha256_of(bundle.path / entry.path)
+
+
+def how_to_fit(info: EngineInfo, device: cuda.Device, bundle: Bundle) -> str:
+    """How to make an engine that can run on a GPU, for one that cannot."""
+    here = device.compute_capability
+    # Made anew as it was, it would leave this GPU out again.
+    if here in info.left_out:
+        return (
+            f"Compile the checkpoint for it: --compute-capability {here}, with a --precision that "
+            "it has."
+        )
+    return how_to_rebuild(bundle)
 
 
 def how_to_rebuild(bundle: Bundle) -> str:

@@ -36,7 +36,8 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class EngineInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How a plan was built. `gpu` is empty where it was built ahead of time, without one.
 
-    `compute_capabilities` are those it was built for; empty means what TensorRT-RTX supports.
+    `compute_capabilities` are those it was built for; empty means what TensorRT-RTX supports, but
+    for those that were `left_out`.
     `precisions` counts the graph's operators by the type they compute in; `onnx_sha256` is of the
     model and its weights as the parser got them.
     """
@@ -54,6 +55,7 @@ class EngineInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     optimization_level: int | None
     precisions: dict[str, dict[str, int]]
     onnx_sha256: str
+    left_out: tuple[str, ...] = ()
 
 
 def write_info(info: EngineInfo, folder: Path) -> None:

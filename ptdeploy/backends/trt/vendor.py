@@ -23,17 +23,21 @@ INSTALL: dict[Flavor, str] = {
 }
 # The first full TensorRT with KVCacheUpdate, which a decoder's buffer is updated by.
 _OLDEST = (10, 15)
+# "... not be able to run on target(s): sm80, sm86, because the model contains HW-specific ..."
+_LEFT_OUT = re.compile(r"not be able to run on target\(s\): (sm\d+(?:, sm\d+)*)")
 
 
 @dataclass(frozen=True)
 class Vendor:
-    """One of the two modules, and what it logged: `errors` since they were last cleared."""
+    """One of the two modules, and what it logged since it was last cleared: `errors`, and the
+    compute capabilities that it `left_out` of an engine, such as "8.6"."""
 
     flavor: Flavor
     module: Any = field(repr=False)
     version: str
     logger: Any = field(repr=False)
     errors: list[str] = field(repr=False)
+    left_out: list[str] = field(repr=False, default_factory=list)
 
     @property
     def name(self) -> str:
@@ -58,8 +62,8 @@ def open_vendor(flavor: Flavor) -> Vendor:
             f"TensorRT {version} is too old: 10.15 is the first that updates a KV buffer in place.",
             "pip install --upgrade 'ptdeploy[trt]'",
         )
-    logger, errors = _logger(module)
-    return Vendor(flavor, module, version, logger, errors)
+    logger, errors, left_out = _logger(module)
+    return Vendor(flavor, module, version, logger, errors, left_out)
 
 
 def choose_builder(asked: str) -> tuple[Vendor, str]:
@@ -107,9 +111,15 @@ def _cannot_build(flavor: Flavor) -> tuple[str, str] | None:
     return None
 
 
-def _logger(module: Any) -> tuple[Any, list[str]]:
+def decimals(targets: str) -> list[str]:
+    """["8.6", "12.0"] of a text such as "sm86, SM120"."""
+    return [f"{major}.{minor}" for major, minor in re.findall(r"(?i)sm(\d+)(\d)", targets)]
+
+
+def _logger(module: Any) -> tuple[Any, list[str], list[str]]:
     """The vendor's logger, kept silent: its errors become the messages of ours."""
     errors: list[str] = []
+    left_out: list[str] = []
     worst = module.ILogger.Severity
 
     class Quiet(module.ILogger):  # type: ignore[misc]
@@ -121,5 +131,7 @@ def _logger(module: Any) -> tuple[Any, list[str]]:
                 errors.append(message.strip())
                 # The first are why a build failed; a process that runs for long keeps the last.
                 del errors[16:-16]
+            elif found := _LEFT_OUT.search(message):
+                left_out.extend(decimals(found[1]))
 
-    return Quiet(), errors
+    return Quiet(), errors, left_out

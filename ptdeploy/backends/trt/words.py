@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ptdeploy.backends import EngineWords
@@ -13,11 +13,13 @@ def describe_engine(facts: Mapping[str, Any]) -> EngineWords:
 
     `facts` is an EngineInfo as plain data.
     """
-    capabilities = ", ".join(facts["compute_capabilities"]) or "every GPU it supports"
+    capabilities = f"compute capability {', '.join(facts['compute_capabilities'])}"
+    if not facts["compute_capabilities"]:
+        capabilities = every_gpu_but(facts["left_out"])
     place = f"on {facts['gpu']}" if facts["gpu"] else "ahead of time, without a GPU"
     lines = [
         ("engine", f"{facts['flavor']} {facts['version']}, built {place}"),
-        ("", f"for compute capability {capabilities}"),
+        ("", f"for {capabilities}"),
     ]
     compared = {name: value for name, value in facts.items() if name != "profiles"}
     for profile in facts["profiles"]:
@@ -26,6 +28,12 @@ def describe_engine(facts: Mapping[str, Any]) -> EngineWords:
         lines.append(("profile", f"{profile['name']}: {words}"))
         compared[f"profile {profile['name']}"] = ranges
     return EngineWords(tuple(lines), tuple(_computes(facts["precisions"])), compared)
+
+
+def every_gpu_but(left_out: Sequence[str]) -> str:
+    """What TensorRT-RTX builds for unless told, in words."""
+    but = f" but compute capability {', '.join(left_out)}" if left_out else ""
+    return f"every GPU it supports{but}"
 
 
 def _computes(precisions: Mapping[str, Mapping[str, int]]) -> list[tuple[str, str]]:

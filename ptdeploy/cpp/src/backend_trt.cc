@@ -96,9 +96,11 @@ std::unique_ptr<Backend> open_trt(const Bundle& bundle, const OpenOptions& optio
   if (plan.empty()) throw BundleError(bundle.path + ": lists no file with the role 'engine'.");
   EngineInfo info = bundle.reading("engine_info", read_engine_info);
   const cuda::Device gpu = cuda::current_device();
-  const std::string wrong =
-      why_not_here(info, {trt_flavor(), trt_version(), gpu.name, gpu.major, gpu.minor});
-  if (!wrong.empty()) throw TargetUnavailable(wrong, fix_for(bundle));
+  const EngineHost host{trt_flavor(), trt_version(), gpu.name, gpu.major, gpu.minor};
+  const std::string wrong = why_not_here(info, host);
+  if (!wrong.empty())
+    throw TargetUnavailable(wrong,
+                            how_to_fit(info, host, bundle.path, !bundle.file("model").empty()));
   refuse_unsupported(bundle, info);
   return bundle.reading("engine", [&](const std::string& path) {
     return std::make_unique<TrtBackend>(bundle, path, std::move(info), gpu);

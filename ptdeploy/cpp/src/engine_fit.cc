@@ -3,6 +3,23 @@
 #include <algorithm>
 
 namespace ptdeploy::detail {
+namespace {
+
+bool among(const std::vector<std::string>& capabilities, const std::string& one) {
+  return std::find(capabilities.begin(), capabilities.end(), one) != capabilities.end();
+}
+
+std::string listed(const std::vector<std::string>& capabilities) {
+  std::string out;
+  for (const std::string& one : capabilities) out += (out.empty() ? "" : ", ") + one;
+  return out;
+}
+
+std::string capability_of(const EngineHost& host) {
+  return std::to_string(host.major) + "." + std::to_string(host.minor);
+}
+
+}  // namespace
 
 std::string why_not_here(const EngineInfo& info, const EngineHost& host) {
   const std::string name = name_of(info.flavor);
@@ -14,14 +31,15 @@ std::string why_not_here(const EngineInfo& info, const EngineHost& host) {
   if (info.version != host.version)
     return built + "; " + name + " " + host.version + " is installed here.";
   const auto& wanted = info.compute_capabilities;
-  const std::string here = std::to_string(host.major) + "." + std::to_string(host.minor);
+  const std::string here = capability_of(host);
+  if (among(info.left_out, here))
+    return built + " for every GPU it supports but compute capability " + listed(info.left_out) +
+           "; here is " + here + " (" + host.gpu + ").";
   const bool fits = info.hardware_compatibility == HardwareCompatibility::ampere_plus
                         ? host.major >= 8
-                        : std::find(wanted.begin(), wanted.end(), here) != wanted.end();
+                        : among(wanted, here);
   if (wanted.empty() || fits) return "";
-  std::string list;
-  for (const std::string& one : wanted) list += (list.empty() ? "" : ", ") + one;
-  return built + " for compute capability " + list +
+  return built + " for compute capability " + listed(wanted) +
          (info.gpu.empty() ? "" : " (" + info.gpu + ")") + "; here is " + here + " (" + host.gpu +
          ").";
 }
@@ -43,6 +61,16 @@ std::string shell_word(const std::string& word) {
 }
 
 }  // namespace
+
+std::string how_to_fit(const EngineInfo& info, const EngineHost& host, const std::string& bundle,
+                       bool has_model) {
+  const std::string here = capability_of(host);
+  // Made anew as it was, it would leave this GPU out again.
+  if (among(info.left_out, here))
+    return "Compile the checkpoint for it: --compute-capability " + here +
+           ", with a --precision that it has.";
+  return how_to_rebuild(bundle, has_model);
+}
 
 std::string how_to_rebuild(const std::string& bundle, bool has_model) {
   if (has_model) return "Build it for this machine: ptdeploy rebuild " + shell_word(bundle);

@@ -36,8 +36,9 @@ EngineProfile::Range read_range(const std::string& input, const Json& json, cons
 
 EngineProfile read_profile(const Json& json, const Where& where) {
   EngineProfile out;
-  auto name = [](const Json& value, const Where& at) {
-    read_word(value, at, {"requests", "decode", "prefill"});
+  auto name = [&out](const Json& value, const Where& at) {
+    static constexpr const char* kNames[] = {"requests", "decode", "prefill"};
+    out.name = kNames[read_word(value, at, kNames)];
   };
   auto shapes = [&out](const Json& value, const Where& at) {
     out.ranges.clear();
@@ -75,6 +76,7 @@ EngineInfo read_info(const Json& json) {
                {"version", true, into(out.version)},
                {"gpu", true, into(out.gpu)},
                {"compute_capabilities", true, array_into(out.compute_capabilities, read_string)},
+               {"left_out", false, array_into(out.left_out, read_string)},
                {"profiles", true, array_into(out.profiles, read_profile)},
                {"tf32", true, skip_bool},
                {"strip_weights", true, into(out.strip_weights)},

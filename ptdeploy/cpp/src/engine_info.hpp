@@ -17,13 +17,15 @@ const char* name_of(Flavor flavor);
 
 enum class HardwareCompatibility { none, ampere_plus, same_compute_capability };
 
-// An optimization profile: for each input its least and largest shape.
+// An optimization profile, "requests", "decode" or "prefill": for each input its least and largest
+// shape.
 struct EngineProfile {
   struct Range {
     std::string input;
     Sizes least, most;
   };
   std::vector<Range> ranges;
+  std::string name;
 
   // Whether every input's shape is within its range.
   bool takes(const NamedShapes& shapes) const;
@@ -33,7 +35,7 @@ struct EngineProfile {
 struct EngineInfo {
   Flavor flavor{};
   std::string version, gpu;
-  std::vector<std::string> compute_capabilities;
+  std::vector<std::string> compute_capabilities, left_out;
   std::vector<EngineProfile> profiles;
   bool strip_weights = false, version_compatible = false;
   HardwareCompatibility hardware_compatibility{};

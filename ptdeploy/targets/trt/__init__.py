@@ -82,13 +82,18 @@ class TrtTarget:
         """Why no engine can be built here, or None if one can."""
         from ptdeploy.backends.trt import TrtBackend, cuda
         from ptdeploy.backends.trt.vendor import choose_builder
-        from ptdeploy.targets.trt.builder import check_blocks, check_flavor
+        from ptdeploy.targets.trt.builder import (
+            check_blocks,
+            check_capabilities,
+            check_flavor,
+        )
 
         if device not in TrtBackend.devices:
             return of_another_target("trt", device)
         try:
             vendor, _ = choose_builder(options.flavor)
             check_flavor(vendor, options)
+            check_capabilities(precision, options)
             check_blocks(vendor, quantization)
         except TargetUnavailable as error:
             return error.problem, error.fix

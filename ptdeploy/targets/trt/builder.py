@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ptdeploy.backends.trt import cache
 from ptdeploy.backends.trt.engine_file import TYPES, Profile
-from ptdeploy.backends.trt.vendor import Vendor
+from ptdeploy.backends.trt.vendor import Vendor, decimals
 from ptdeploy.errors import BaseModelError, InputError, TargetUnavailable
 from ptdeploy.targets.trt.options import TrtOptions, read_compute_capabilities
 
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
 
 # The sizes of int4's blocks in full TensorRT's documentation.
 _BLOCKS = (64, 128)
+# The first compute capability with each type, where that is not every one; builds of 1.7.1 say so.
+_LEAST = {"bf16": (8, 0), "int4": (8, 0), "fp8": (8, 9)}
+_LACKS_TYPE = re.compile(
+    r"Cannot compile for target\(s\) (sm\d+(?:, sm\d+)*), .*?datatypes: ([\w, ]+)"
+)
 # What the libraries say where they look for a driver in a build that needs one.
 _WANTS_GPU = ("cudaError", "CUDA_SUCCESS", "myelinSuccess")
 
@@ -50,6 +56,7 @@ def build_plan(vendor: Vendor, request: Request, timing: str | None) -> Any:
     """
     trt = vendor.module
     vendor.errors.clear()
+    vendor.left_out.clear()
     builder = trt.Builder(vendor.logger)
     network, parser = _parse(vendor, builder, request.onnx)
     check_network(vendor, network, request.signature)
@@ -217,7 +224,7 @@ def _configure(vendor: Vendor, config: Any, options: TrtOptions, tf32: bool) -> 
         if name not in known:
             raise InputError(
                 f"--compute-capability {capability}: {vendor.name} builds for "
-                f"{', '.join(_decimal(one) for one in known if one.startswith('SM'))} or current."
+                f"{', '.join(decimals(' '.join(known)))} or current."
             )
         config.set_compute_capability(known[name], index)
 
@@ -252,6 +259,23 @@ def check_flavor(vendor: Vendor, options: TrtOptions) -> None:
             )
 
 
+def check_capabilities(precision: str, options: TrtOptions) -> None:
+    """Raises InputError if a GPU that was asked for has no kernels for the precision."""
+    least = _LEAST.get(precision, (0, 0))
+    lacking = [
+        one
+        for one in read_compute_capabilities(options.compute_capability)
+        if one != "current" and tuple(map(int, one.split("."))) < least
+    ]
+    if lacking:
+        first = ".".join(map(str, least))
+        raise InputError(
+            f"--compute-capability {','.join(lacking)}: TensorRT-RTX has kernels for "
+            f"--precision {precision} from {first} on.",
+            f"Leave {', '.join(lacking)} out, or compile with another --precision.",
+        )
+
+
 def check_blocks(vendor: Vendor, quantization: Quantization | None) -> None:
     """Raises InputError if full TensorRT is to have blocks that it does not document.
 
@@ -264,10 +288,6 @@ def check_blocks(vendor: Vendor, quantization: Quantization | None) -> None:
             f"{' or '.join(map(str, _BLOCKS))} weights.",
             "Compile with one of these, or with --trt-flavor rtx.",
         )
-
-
-def _decimal(name: str) -> str:
-    return f"{name[2:-1]}.{name[-1]}"
 
 
 def _timing_cache(config: Any, timing: str | None) -> Any:
@@ -299,8 +319,13 @@ def _failed(vendor: Vendor, options: TrtOptions) -> Exception:
             "Build it on a machine with an NVIDIA GPU, or leave the option out.",
         )
     fix = "Compile with --target ort, or report this with the model's name."
-    if options.workspace is not None:
+    if lacking := _LACKS_TYPE.search(reason):
+        named = options.compute_capability not in (None, "current")
+        fix = f"{', '.join(decimals(lacking[1]))}: no kernels for {lacking[2]}. " + (
+            "Leave that out of --compute-capability, or compile with another --precision."
+            if named
+            else "Compile with another --precision."
+        )
+    elif options.workspace is not None:
         fix = f"Give it more than --workspace {options.workspace}, or leave that out."
-    elif "SM75" in reason:
-        fix = "Leave 7.5 out of --compute-capability: it has no kernels for this precision."
     return BaseModelError(f"{vendor.name} cannot build the graph: {reason}.", fix)

@@ -13,6 +13,7 @@ import msgspec
 from ptdeploy.backends.trt import cache, cuda
 from ptdeploy.backends.trt.engine_file import PLAN, Compatibility, EngineInfo, Profile, write_info
 from ptdeploy.backends.trt.vendor import Vendor, choose_builder
+from ptdeploy.backends.trt.words import every_gpu_but
 from ptdeploy.files import sha256_of
 from ptdeploy.targets.trt.builder import Request, build_plan, check_flavor
 from ptdeploy.targets.trt.options import TrtOptions, read_compute_capabilities
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
 
 # One more when plans of the same description are configured otherwise than those in the cache.
 _CONFIGURED = 2
+# Beside a plan in the cache.
+_LEFT_OUT = "left-out"
+# Without --compute-capability TensorRT-RTX builds for Ampere and what came later.
+_NOT_UNLESS_ASKED = ("7.5",)
 _FLOATS = {"FLOAT": "float32", "FLOAT16": "float16", "BFLOAT16": "bfloat16"}
 
 
@@ -51,7 +56,7 @@ def make_engine(job: Job, folder: Path) -> tuple[str, ...]:
     info = _describe(job, vendor)
     name = cache.key({"info": msgspec.to_builtins(info), "configured": _CONFIGURED})
     notes = [f"built with {vendor.name} ({why})."]
-    plan = cache.find(name, "plan") if options.cache else None
+    plan, left_out = _cached(name) if options.cache else (None, ())
     if plan is not None:
         notes.append(f"engine cache hit {name[:12]}: the same engine was built before.")
     else:
@@ -60,14 +65,28 @@ def make_engine(job: Job, folder: Path) -> tuple[str, ...]:
             timing = cache.key({"version": vendor.version, "gpu": info.gpu})
         request = Request(job.onnx, job.signature, info.profiles, job.tf32, options)
         plan = build_plan(vendor, request, timing)
+        left_out = tuple(vendor.left_out)
         if options.cache:
             try:
+                cache.keep(name, _LEFT_OUT, msgspec.json.encode(left_out))
                 cache.keep(name, "plan", bytes(plan))
             except OSError as error:
                 notes.append(f"the engine was not cached: {cache.folder()} ({error.strerror}).")
     (folder / PLAN).write_bytes(plan)
+    if vendor.flavor == "rtx" and not info.compute_capabilities:
+        info = msgspec.structs.replace(info, left_out=(*_NOT_UNLESS_ASKED, *left_out))
+        if left_out:
+            notes.append(f"the engine is for {every_gpu_but(info.left_out)}.")
     write_info(info, folder)
     return tuple(notes)
+
+
+def _cached(name: str) -> tuple[bytes | None, tuple[str, ...]]:
+    """A plan, and the compute capabilities that its builder left out; None unless both are kept."""
+    found = cache.find(name, _LEFT_OUT)
+    if found is None:
+        return None, ()
+    return cache.find(name, "plan"), msgspec.json.decode(found, type=tuple[str, ...])
 
 
 def _describe(job: Job, vendor: Vendor) -> EngineInfo:
