@@ -6,6 +6,7 @@
 #include <cstring>
 #include <functional>
 #include <iostream>
+#include <map>
 #include <vector>
 
 #include "trt_run.hpp"
@@ -18,6 +19,7 @@ nvinfer1::Dims shape;
 std::int64_t *x, *y;
 bool recording, full;
 std::vector<std::function<void()>> recorded;
+std::map<const void*, std::string> strategies;
 int graphs, begun, launched, pitched;
 
 void enqueue(std::function<void()> work) { recording ? recorded.push_back(work) : work(); }
@@ -106,7 +108,12 @@ EngineValidity IRuntime::getEngineValidity(const void*, std::int64_t,
                                            std::uint64_t*) const noexcept {
   return EngineValidity::kVALID;
 }
-std::int32_t ICudaEngine::getNbOptimizationProfiles() const noexcept { return 1; }
+std::int32_t ICudaEngine::getNbOptimizationProfiles() const noexcept {
+  return what == "kernels" ? 2 : 1;
+}
+std::int64_t ICudaEngine::getDeviceMemorySizeForProfileV2(std::int32_t profile) const noexcept {
+  return (std::int64_t{9460} << 20) + 1 + profile;
+}
 std::int32_t ICudaEngine::getNbIOTensors() const noexcept { return 2; }
 const char* ICudaEngine::getIOTensorName(std::int32_t index) const noexcept {
   return index == 0 ? "x" : "y";
@@ -127,8 +134,11 @@ bool IRuntimeConfig::setRuntimeCache(const IRuntimeCache&) noexcept { return tru
 void IRuntimeConfig::setExecutionContextAllocationStrategy(
     ExecutionContextAllocationStrategy) noexcept {}
 void IRuntimeConfig::setDynamicShapesKernelSpecializationStrategy(
-    DynamicShapesKernelSpecializationStrategy) noexcept {}
-IExecutionContext* ICudaEngine::createExecutionContext(IRuntimeConfig*) noexcept {
+    DynamicShapesKernelSpecializationStrategy strategy) noexcept {
+  strategies[this] = strategy == DynamicShapesKernelSpecializationStrategy::kEAGER ? "eager" : "lazy";
+}
+IExecutionContext* ICudaEngine::createExecutionContext(IRuntimeConfig* config) noexcept {
+  if (what == "kernels") std::cout << strategies[config] << ' ';
   return refuse(what == "context") ? new IExecutionContext : nullptr;
 }
 bool IExecutionContext::setOptimizationProfileAsync(std::int32_t, cudaStream_t) noexcept {
@@ -191,8 +201,10 @@ int main(int count, char** words) {
   if (count > 3) reason = words[3];
   try {
     if (what == "copy") return copy_a_long_line(), 0;
-    std::vector<EngineProfile> profiles{{{{"x", {1}, {8}}}}};
+    std::vector<EngineProfile> profiles{{{{"x", {1}, {8}}}, "decode"}};
+    if (what == "kernels") profiles.push_back({{{"x", {1}, {8}}}, "prefill"});
     TrtEngine engine("bundle", words[1], profiles, {}, "");
+    if (what == "kernels") return engine.take(0), engine.take(1), 0;
     run_steps(engine);
   } catch (const ptdeploy::OutOfMemory& error) {
     std::cout << "OutOfMemory: " << error.what();

@@ -169,6 +169,9 @@ class FakeEngine:
     def get_tensor_location(self, name: str) -> int:
         return MODULE.TensorLocation.DEVICE
 
+    def get_device_memory_size_for_profile_v2(self, index: int) -> int:
+        return (9460 << 20) + 1 + index
+
     def get_aliased_input_tensor(self, name: str) -> None:
         return None
 

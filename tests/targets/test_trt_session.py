@@ -8,10 +8,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from support.gpu import BROKEN, NO_MEMORY, FakeContext, FakeCuda, session
+from support.gpu import BROKEN, MODULE, NO_MEMORY, FakeContext, FakeCuda, FakeEngine, session
 
 from ptdeploy.backends.trt import cuda
-from ptdeploy.backends.trt.deserialize import refuse_too_large
+from ptdeploy.backends.trt.deserialize import _contexts, refuse_too_large
+from ptdeploy.backends.trt.engine_file import Profile
+from ptdeploy.backends.trt.session import TrtSession
+from ptdeploy.backends.trt.vendor import Vendor
 from ptdeploy.errors import EngineFault, OutOfMemory
 
 
@@ -194,6 +197,12 @@ def test_why_a_context_cannot_be_made_is_said_in_tensorrts_words(api, said, erro
         with pytest.raises(error, match=said.split(":")[0]) as refusal:
             use()
         assert isinstance(refusal.value, OutOfMemory) is (error is OutOfMemory)
+        if error is OutOfMemory:
+            # Fewer rows would not help: it is made for the largest request.
+            assert "9461 MiB for the largest request that its profile requests takes" in str(
+                refusal.value
+            )
+            assert "--profile" in refusal.value.fix
 
 
 @pytest.mark.parametrize(
@@ -209,6 +218,60 @@ def test_a_plan_that_the_gpu_has_no_room_for_is_not_called_unfit_for_it(reason, 
     with pytest.raises(OutOfMemory, match=r"^Memory ran out on cuda: the plan does not fit\."):
         refuse_too_large(vendor, reason, "the plan")
     refuse_too_large(SimpleNamespace(errors=["the plan wants another GPU"]), "cuda error", "it")
+
+
+class Dying:
+    """Says in `log` when it is gone."""
+
+    def __init__(self, log: list[str], name: str) -> None:
+        self._log, self._name = log, name
+
+    def __del__(self) -> None:
+        self._log.append(self._name)
+
+
+class Kernels(Dying):
+    def serialize(self):
+        return None
+
+
+def test_kernels_outlive_the_execution_contexts_that_run_them(api, monkeypatch, tmp_path):
+    monkeypatch.setenv("PTDEPLOY_CACHE", str(tmp_path))
+    log: list[str] = []
+    errors: list[str] = []
+    strategies = SimpleNamespace(ON_PROFILE_CHANGE=1, EAGER=1, LAZY=0)
+    module = SimpleNamespace(
+        **vars(MODULE),
+        ExecutionContextAllocationStrategy=strategies,
+        DynamicShapesKernelSpecializationStrategy=strategies,
+    )
+
+    class Engine(FakeEngine):
+        def create_runtime_config(self):
+            return SimpleNamespace(
+                set_execution_context_allocation_strategy=lambda strategy: None,
+                create_runtime_cache=lambda: Kernels(log, "kernels"),
+                # Whether the library keeps it is not known.
+                set_runtime_cache=lambda kernels: True,
+            )
+
+        def create_execution_context(self, config):
+            context = FakeContext(api, errors)
+            context.dying = Dying(log, "context")
+            return context
+
+    vendor = Vendor("rtx", module, "1.7.1.116", None, errors)
+    profile = Profile("requests", {"x": ((1,), (4,), (8,))})
+    info, device = SimpleNamespace(profiles=(profile,)), cuda.Device("a GPU", "8.9", 1)
+    opened = TrtSession(
+        vendor, engine := Engine(), (profile,), *_contexts(vendor, engine, info, "", device)
+    )
+    step = bound(opened)[0]
+    step()
+    opened.run({"x": np.zeros(2, np.int64)})
+    del step, opened
+    gc.collect()
+    assert log == ["context", "context", "kernels"]
 
 
 def test_slots_are_written_before_the_memory_that_they_come_from_is_freed(api):

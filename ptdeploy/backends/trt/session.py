@@ -202,18 +202,27 @@ class TrtSession:
         self._vendor.errors.clear()
         context = self._contexts(profile)
         if context is None:
-            raise self._cannot("make another execution context")
+            raise self._cannot("make another execution context", profile)
         if not context.set_optimization_profile_async(profile, stream.handle):
             name = self._profiles[profile].name
-            raise self._cannot(f"use the optimization profile {name}")
+            raise self._cannot(f"use the optimization profile {name}", profile)
         stream.wait()
-        return _Lane(profile, context, stream, self._contexts)
+        # Kernels that contexts run lie in what keeps them.
+        return _Lane(profile, context, stream, (self._contexts, self._keep))
 
-    def _cannot(self, what: str) -> Exception:
+    def _cannot(self, what: str, profile: int) -> Exception:
         """Why a lane cannot be made: TensorRT says it in words alone, memory that ran out too."""
         reason = (self._vendor.errors or ["it gives no reason"])[-1].rstrip(".")
         fault = EngineFault(f"{self._vendor.name} cannot {what} ({reason}).")
-        return MemoryError(reason) if ran_out_of_memory(fault) else fault
+        if not ran_out_of_memory(fault):
+            return fault
+        name = self._profiles[profile].name
+        size = self.engine.get_device_memory_size_for_profile_v2(profile)
+        return OutOfMemory(
+            f"The engine's scratch memory does not fit in the GPU's memory: {_mib(size)} MiB for "
+            f"the largest request that its profile {name} takes ({reason}).",
+            "Send fewer requests side by side, or compile with a smaller --profile.",
+        )
 
     def _give_back(self, lane: _Lane) -> None:
         with self._lock:
@@ -369,6 +378,10 @@ def _room() -> Iterator[None]:
             f"The request does not fit in the GPU's memory ({error}).",
             "Send fewer rows at once, or fewer requests side by side.",
         ) from error
+
+
+def _mib(size: int) -> int:
+    return -(-size // (1 << 20))
 
 
 def _numpy(trt: Any, dtype: Any) -> np.dtype[Any]:

@@ -160,25 +160,30 @@ void TrtEngine::read_tensors() {
 constexpr auto kOwnProfile = nvinfer1::ExecutionContextAllocationStrategy::kON_PROFILE_CHANGE;
 
 #ifdef TRT_MAJOR_RTX
-// TensorRT-RTX compiles kernels when it first needs them: at once for the shapes asked, so that a
-// recorded step runs the final ones, and once for all contexts.
+// TensorRT-RTX compiles kernels when it first needs them, once for all contexts. A decode step has
+// few shapes and is recorded, so that it waits for the final ones; texts have many, and run on
+// general ones until theirs are there.
 void TrtEngine::configure() {
-  config_.reset(engine_->createRuntimeConfig());
-  if (config_) kernels_.reset(config_->createRuntimeCache());
-  if (!kernels_ || !config_->setRuntimeCache(*kernels_))
-    throw EngineFault(trt_name() + " cannot configure its runtime (" + last_error() + ").");
-  config_->setExecutionContextAllocationStrategy(kOwnProfile);
-  config_->setDynamicShapesKernelSpecializationStrategy(
-      nvinfer1::DynamicShapesKernelSpecializationStrategy::kEAGER);
+  using Strategy = nvinfer1::DynamicShapesKernelSpecializationStrategy;
+  for (const EngineProfile& profile : profiles_) {
+    std::unique_ptr<nvinfer1::IRuntimeConfig> config(engine_->createRuntimeConfig());
+    if (config && !kernels_) kernels_.reset(config->createRuntimeCache());
+    if (!config || !kernels_ || !config->setRuntimeCache(*kernels_))
+      throw EngineFault(trt_name() + " cannot configure its runtime (" + last_error() + ").");
+    config->setExecutionContextAllocationStrategy(kOwnProfile);
+    config->setDynamicShapesKernelSpecializationStrategy(
+        profile.name == "decode" ? Strategy::kEAGER : Strategy::kLAZY);
+    configs_.push_back(std::move(config));
+  }
 }
 
-nvinfer1::IExecutionContext* TrtEngine::new_context() {
-  return engine_->createExecutionContext(config_.get());
+nvinfer1::IExecutionContext* TrtEngine::new_context(std::size_t profile) {
+  return engine_->createExecutionContext(configs_[profile].get());
 }
 #else
 void TrtEngine::configure() {}
 
-nvinfer1::IExecutionContext* TrtEngine::new_context() {
+nvinfer1::IExecutionContext* TrtEngine::new_context(std::size_t) {
   return engine_->createExecutionContext(kOwnProfile);
 }
 #endif
@@ -196,19 +201,28 @@ std::unique_ptr<TrtLane> TrtEngine::take(std::size_t profile) {
   auto lane = std::make_unique<TrtLane>();
   lane->profile = profile;
   logger_.clear();
-  lane->context.reset(new_context());
-  if (!lane->context) refuse_lane("make another execution context");
+  lane->context.reset(new_context(profile));
+  if (!lane->context) refuse_lane("make another execution context", profile);
   if (!lane->context->setOptimizationProfileAsync(static_cast<std::int32_t>(profile),
                                                   lane->stream.get()))
-    refuse_lane("use optimization profile " + std::to_string(profile));
+    refuse_lane("use the optimization profile " + profiles_[profile].name, profile);
   lane->stream.wait();
   return lane;
 }
 
 // TensorRT says in words alone that memory ran out.
-void TrtEngine::refuse_lane(const std::string& what) const {
+void TrtEngine::refuse_lane(const std::string& what, std::size_t profile) const {
   const std::string reason = last_error();
-  if (ran_out_of_memory(std::runtime_error(reason))) throw too_large_for_gpu(reason);
+  if (ran_out_of_memory(std::runtime_error(reason))) {
+    const auto index = static_cast<std::int32_t>(profile);
+    const std::int64_t bytes = engine_->getDeviceMemorySizeForProfileV2(index);
+    throw OutOfMemory(
+        "The engine's scratch memory does not fit in the GPU's memory: " +
+            std::to_string((bytes + (1 << 20) - 1) >> 20) +
+            " MiB for the largest request that its profile " + profiles_[profile].name +
+            " takes (" + reason + ").",
+        "Send fewer requests side by side, or compile with a smaller --profile.");
+  }
   throw EngineFault(trt_name() + " cannot " + what + " (" + reason + ").");
 }
 

@@ -58,8 +58,8 @@ class TrtEngine {
   const std::map<std::string, Tensor>& tensors() const { return tensors_; }
   const std::vector<EngineProfile>& profiles() const { return profiles_; }
 
-  // A lane in a profile, made if none is free. Throws InputError where memory runs out for it, else
-  // EngineFault.
+  // A lane in a profile, made if none is free. Throws OutOfMemory where memory runs out for it,
+  // else EngineFault.
   std::unique_ptr<TrtLane> take(std::size_t profile);
   void give_back(std::unique_ptr<TrtLane> lane);
   // Puts a run of the engine on its lane's stream. Throws EngineFault.
@@ -68,16 +68,16 @@ class TrtEngine {
 
  private:
   void configure();
-  nvinfer1::IExecutionContext* new_context();
+  nvinfer1::IExecutionContext* new_context(std::size_t profile);
   void read_tensors();
-  [[noreturn]] void refuse_lane(const std::string& what) const;
+  [[noreturn]] void refuse_lane(const std::string& what, std::size_t profile) const;
 
   // In the order in which TensorRT needs them: the last is gone first.
   mutable TrtLogger logger_;
   std::unique_ptr<nvinfer1::IRuntime> runtime_;
   std::unique_ptr<nvinfer1::ICudaEngine> engine_;
 #ifdef TRT_MAJOR_RTX
-  std::unique_ptr<nvinfer1::IRuntimeConfig> config_;
+  std::vector<std::unique_ptr<nvinfer1::IRuntimeConfig>> configs_;  // of each profile
   std::unique_ptr<nvinfer1::IRuntimeCache> kernels_;
 #endif
   std::vector<EngineProfile> profiles_;

@@ -107,6 +107,7 @@ class ICudaEngine {
   TensorIOMode getTensorIOMode(char const* tensorName) const noexcept;
   char const* getAliasedInputTensor(char const* tensorName) const noexcept;
   std::int32_t getNbOptimizationProfiles() const noexcept;
+  std::int64_t getDeviceMemorySizeForProfileV2(std::int32_t profileIndex) const noexcept;
   IExecutionContext* createExecutionContext(
       ExecutionContextAllocationStrategy strategy =
           ExecutionContextAllocationStrategy::kSTATIC) noexcept;
