@@ -14,6 +14,8 @@ if TYPE_CHECKING:
         compile,
         compile_prompt,
         convert,
+        diff,
+        inspect,
         load,
         profile,
         prompt_add,
@@ -28,8 +30,6 @@ if TYPE_CHECKING:
     from ptdeploy.bundle.task import Task
     from ptdeploy.commands.convert import Converted
     from ptdeploy.commands.diff import Difference
-    from ptdeploy.commands.diff import compare_bundles as diff
-    from ptdeploy.commands.inspect import inspect
     from ptdeploy.commands.profile import Profile
     from ptdeploy.errors import (
         BaseModelError,
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         CheckpointError,
         EngineFault,
         InputError,
+        NoSuchMethod,
         OutOfMemory,
         OutputError,
         ParityError,
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from ptdeploy.runtime import CausalLM, Classifier, Engine, TokenClassifier
     from ptdeploy.runtime.conversation import Conversation
     from ptdeploy.runtime.generation import Generated
+    from ptdeploy.runtime.prompt_choice import Default
     from ptdeploy.source.checkpoint import load_full, save_full
     from ptdeploy.targets.openvino_options import OpenVinoOptions
     from ptdeploy.targets.options import TargetOptions
@@ -59,6 +61,8 @@ _FROM = {
         "compile",
         "compile_prompt",
         "convert",
+        "diff",
+        "inspect",
         "load",
         "profile",
         "prompt_add",
@@ -72,8 +76,7 @@ _FROM = {
     "bundle.quantization": ("QuantizationOptions",),
     "bundle.task": ("Task",),
     "commands.convert": ("Converted",),
-    "commands.diff": ("Difference", "diff"),
-    "commands.inspect": ("inspect",),
+    "commands.diff": ("Difference",),
     "commands.profile": ("Profile",),
     "errors": (
         "BaseModelError",
@@ -81,6 +84,7 @@ _FROM = {
         "CheckpointError",
         "EngineFault",
         "InputError",
+        "NoSuchMethod",
         "OutOfMemory",
         "OutputError",
         "ParityError",
@@ -92,12 +96,12 @@ _FROM = {
     "runtime": ("CausalLM", "Classifier", "Engine", "TokenClassifier"),
     "runtime.conversation": ("Conversation",),
     "runtime.generation": ("Generated",),
+    "runtime.prompt_choice": ("Default",),
     "source.checkpoint": ("load_full", "save_full"),
     "targets.openvino_options": ("OpenVinoOptions",),
     "targets.options": ("TargetOptions",),
     "targets.trt.options": ("TrtOptions",),
 }
-_CALLED = {"diff": "compare_bundles"}
 _MODULES = {name: f"ptdeploy.{module}" for module, names in _FROM.items() for name in names}
 __all__ = [
     "BaseModelError",
@@ -108,11 +112,13 @@ __all__ = [
     "Classifier",
     "Conversation",
     "Converted",
+    "Default",
     "Difference",
     "Engine",
     "EngineFault",
     "Generated",
     "InputError",
+    "NoSuchMethod",
     "OpenVinoOptions",
     "OutOfMemory",
     "OutputError",
@@ -151,7 +157,7 @@ def __getattr__(name: str) -> Any:
     module = _MODULES.get(name)
     if module is None:
         raise AttributeError(f"module 'ptdeploy' has no attribute {name!r}")
-    found = getattr(importlib.import_module(module), _CALLED.get(name, name))
+    found = getattr(importlib.import_module(module), name)
     globals()[name] = found
     return found
 

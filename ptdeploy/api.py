@@ -5,21 +5,69 @@ Their types are imported here for real, so that typing.get_type_hints finds them
 
 from __future__ import annotations
 
+import functools
+import inspect as signatures
+import re
+from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, ParamSpec, TypeVar
 
 from ptdeploy.backends.telemetry import switch_off
 from ptdeploy.bundle import Bundle, Pack, PromptInfo
 from ptdeploy.bundle.quantization import QuantizationOptions
 from ptdeploy.bundle.task import Task
 from ptdeploy.commands.convert import Converted
+from ptdeploy.commands.diff import compare_bundles
+from ptdeploy.commands.inspect import inspect as inspect_path
 from ptdeploy.commands.profile import ROUNDS, Profile
+from ptdeploy.errors import PtdeployError
 from ptdeploy.parity.report import ParityReport
 from ptdeploy.progress import Progress
 from ptdeploy.runtime import Engine
+from ptdeploy.runtime.prompt_choice import DEFAULT, OnePrompt
+from ptdeploy.targets.openvino_options import OpenVinoOptions
 from ptdeploy.targets.options import TargetOptions
+from ptdeploy.targets.trt.options import TrtOptions
+
+P = ParamSpec("P")
+R = TypeVar("R")
+_OPTION = re.compile(r"(?<!\S)--([a-z][a-z-]*)(?![\w-])")
+# The parameters that have objects of options, which are options of their own on the command line.
+_OBJECTS: dict[str, tuple[type[Any], ...]] = {
+    "quantization": (QuantizationOptions,),
+    "engine": (TrtOptions, OpenVinoOptions),
+}
+# Options that are no parameter's name with dashes.
+_OTHERS = {
+    "no-freeze-kv": "freeze_kv=False",
+    "no-engine-cache": "engine.cache=False",
+    "trt-flavor": "engine.flavor",
+}
 
 
+def by_parameters(function: Callable[P, R]) -> Callable[P, R]:
+    """Have what its errors say is wrong name its parameters, where commands, which the command line
+    has too, name options."""
+    parameters = signatures.signature(function).parameters
+    names = dict(_OTHERS)
+    for holder in _OBJECTS.keys() & parameters.keys():
+        found = (one.name for kind in _OBJECTS[holder] for one in fields(kind))
+        names |= {name.replace("_", "-"): f"{holder}.{name}" for name in found}
+    names |= {name.replace("_", "-"): name for name in parameters}
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except PtdeployError as error:
+            error.reword(_OPTION.sub(lambda found: names.get(found[1], found[0]), error.problem))
+            raise
+
+    return call
+
+
+@by_parameters
 def compile(
     checkpoint: str | Path | None = None,
     *,
@@ -108,6 +156,7 @@ def compile(
     return compile_checkpoint(request, _shown(progress))
 
 
+@by_parameters
 def verify(
     bundle: str | Path,
     *,
@@ -158,6 +207,7 @@ def verify(
     return verify_bundle(request, _shown(progress))
 
 
+@by_parameters
 def compile_prompt(
     checkpoint: str | Path,
     *,
@@ -208,6 +258,7 @@ def compile_prompt(
     return compile_over(request, _shown(progress))
 
 
+@by_parameters
 def prompt_add(
     bundle: str | Path,
     prompt: str | Path,
@@ -256,6 +307,7 @@ def prompt_add(
     return add_prompt(request, _shown(progress))
 
 
+@by_parameters
 def prompt_list(bundle: str | Path) -> dict[str, PromptInfo]:
     """The prompts of a bundle by name; its manifest says which is the default.
 
@@ -266,6 +318,7 @@ def prompt_list(bundle: str | Path) -> dict[str, PromptInfo]:
     return list_prompts(bundle)
 
 
+@by_parameters
 def prompt_remove(bundle: str | Path, name: str) -> Bundle:
     """Take a prompt out of a bundle, which is the old one or the new one at every instant.
 
@@ -277,10 +330,12 @@ def prompt_remove(bundle: str | Path, name: str) -> Bundle:
     return remove_prompt(PromptChange(bundle=bundle, name=name))
 
 
-def prompt_default(bundle: str | Path, name: str) -> Bundle:
-    """Make a prompt of a bundle the one of requests that name none.
+@by_parameters
+def prompt_default(bundle: str | Path, name: str | None) -> Bundle:
+    """Make a prompt of a bundle the one of requests that name none; None: the base model alone.
 
-    Raises InputError if there is no prompt of that name.
+    Raises InputError if there is no prompt of that name, or the base model alone was not proven
+    over the bundle's engine.
     """
     from ptdeploy.commands.prompts import set_default_prompt
     from ptdeploy.commands.request import PromptChange
@@ -288,6 +343,7 @@ def prompt_default(bundle: str | Path, name: str) -> Bundle:
     return set_default_prompt(PromptChange(bundle=bundle, name=name))
 
 
+@by_parameters
 def rebuild(
     bundle: str | Path,
     *,
@@ -313,6 +369,7 @@ def rebuild(
     return rebuild_bundle(request, _shown(progress))
 
 
+@by_parameters
 def convert(
     checkpoint: str | Path,
     *,
@@ -354,6 +411,7 @@ def convert(
     return convert_checkpoint(request, _shown(progress))
 
 
+@by_parameters
 def profile(
     bundle: str | Path,
     *,
@@ -362,14 +420,15 @@ def profile(
     rounds: int = ROUNDS,
     device: str | None = None,
     threads: int | None = None,
-    prompt: str | None = None,
+    prompt: OnePrompt = DEFAULT,
     progress: Progress | None = None,
 ) -> Profile:
     """Run a bundle's engine under its own profiler, `rounds` times after a few that do not count.
 
     A classifier gets one request of `batch` rows of `tokens` tokens; a CAUSAL_LM a prefill of one
     row, and a decode step of `batch` rows behind so many tokens. `tokens` is 32, or as many as fit,
-    unless told, `prompt` the bundle's default one; `device` and `threads` are as for load.
+    unless told, `prompt` the bundle's default one, and None the base model alone; `device` and
+    `threads` are as for load.
     Raises BundleError if the bundle is damaged, InputError if a request does not fit or there is no
     such prompt, TargetUnavailable if the engine or its profiler cannot run here.
     """
@@ -388,6 +447,7 @@ def profile(
     )
 
 
+@by_parameters
 def load(
     bundle: str | Path,
     *,
@@ -408,6 +468,10 @@ def load(
     from ptdeploy.runtime import load
 
     return load(bundle, device, threads, map_weights, max_prompts)
+
+
+diff = by_parameters(compare_bundles)
+inspect = by_parameters(inspect_path)
 
 
 def _shown(progress: Progress | None) -> Progress:

@@ -115,15 +115,15 @@ def flag(name: str, value: Any) -> bool:
 
 
 def text(name: str, value: Any) -> str:
-    """A string that can be written as UTF-8 and has no NUL."""
-    if isinstance(value, str) and "\0" not in value:
+    """A string, not empty, that can be written as UTF-8 and has no NUL."""
+    if isinstance(value, str) and value and "\0" not in value:
         try:
             value.encode("utf-8")
         except UnicodeEncodeError:
             pass
         else:
             return str(value)
-    raise refused(name, value, "text")
+    raise refused(name, value, "text" if value != "" else "text, not empty")
 
 
 def path(name: str, value: Any) -> str:

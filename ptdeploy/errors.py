@@ -13,9 +13,13 @@ class PtdeployError(Exception):
     exit_code = 2
 
     def __init__(self, problem: str, fix: str = "") -> None:
-        self.problem = problem
         self.fix = fix
-        super().__init__(f"{problem}\n{fix}" if fix else problem)
+        self.reword(problem)
+
+    def reword(self, problem: str) -> None:
+        """Have it say what is wrong in other words."""
+        self.problem = problem
+        self.args = (f"{problem}\n{self.fix}" if self.fix else problem,)
 
     def __reduce__(self) -> tuple[type[PtdeployError], tuple[str, str]]:
         # A worker process's error is pickled on its way back.
@@ -45,6 +49,10 @@ class InputError(PtdeployError):
     """
 
     parameter: str | None = None
+
+
+class NoSuchMethod(InputError, AttributeError):
+    """A method was asked for that engines of other tasks have: hasattr finds none."""
 
 
 class ParityError(PtdeployError):

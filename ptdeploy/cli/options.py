@@ -4,17 +4,37 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ptdeploy.backends import BACKENDS, get_backend
 from ptdeploy.bundle.task import Task
 from ptdeploy.cli.parser import path
 from ptdeploy.progress import Progress
+from ptdeploy.text_files import argument_text
+
+if TYPE_CHECKING:
+    from ptdeploy.runtime.prompt_choice import OnePrompt
 
 
 def add_bundle(sub: argparse.ArgumentParser) -> None:
     """Of commands that read one."""
     sub.add_argument("bundle", type=path, metavar="BUNDLE", help="a folder that compile made")
+
+
+def add_prompt(sub: argparse.ArgumentParser) -> None:
+    """Of commands that ask an engine."""
+    group = sub.add_mutually_exclusive_group()
+    group.add_argument("--prompt", metavar="NAME", help="default: the bundle's default prompt")
+    group.add_argument("--no-prompt", action="store_true", help="the base model alone")
+
+
+def prompt(arguments: argparse.Namespace) -> OnePrompt:
+    """The prompt that was asked for."""
+    from ptdeploy.runtime.prompt_choice import DEFAULT
+
+    if arguments.no_prompt:
+        return None
+    return DEFAULT if arguments.prompt is None else argument_text(arguments.prompt)
 
 
 def add_threads(sub: argparse.ArgumentParser) -> None:

@@ -26,7 +26,7 @@ def add_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--rounds", type=int, default=20, metavar="N", help="timed runs, after a few; default: 20"
     )
-    sub.add_argument("--prompt", metavar="NAME", help="default: the bundle's default prompt")
+    options.add_prompt(sub)
     sub.add_argument("--device", choices=options.devices(), help="default: the bundle's")
     options.add_threads(sub)
     sub.add_argument("--top", type=int, metavar="N", help=f"lines of each table; default: {_TOP}")
@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
         rounds=arguments.rounds,
         device=arguments.device,
         threads=arguments.threads,
-        prompt=arguments.prompt,
+        prompt=options.prompt(arguments),
         progress=options.progress(arguments),
     )
     if arguments.json:

@@ -8,6 +8,7 @@ from ptdeploy.bundle import Bundle, PromptInfo
 from ptdeploy.cli import options
 from ptdeploy.cli.console import show, show_json, show_json_facts
 from ptdeploy.cli.parser import path
+from ptdeploy.errors import InputError
 from ptdeploy.printable import number_of, printable, printable_fields
 from ptdeploy.progress import Progress
 
@@ -29,7 +30,10 @@ def add_options(sub: argparse.ArgumentParser) -> None:
         options.add_bundle(action)
         if name == "add":
             _add(action)
-        elif name != "list":
+        elif name == "default":
+            action.add_argument("name", metavar="NAME", nargs="?", help="the prompt's")
+            action.add_argument("--none", action="store_true", help="the base model alone")
+        elif name == "remove":
             action.add_argument("name", metavar="NAME", help="the prompt's")
 
 
@@ -70,6 +74,10 @@ def _run_change(arguments: argparse.Namespace) -> int:
     from ptdeploy.commands.prompts import remove_prompt, set_default_prompt
     from ptdeploy.commands.request import PromptChange
 
+    if arguments.action == "default" and (arguments.name is None) != arguments.none:
+        raise InputError(
+            "prompt default takes a NAME, or --none for the base model alone.", "Give one of them."
+        )
     change = remove_prompt if arguments.action == "remove" else set_default_prompt
     done = change(PromptChange(bundle=arguments.bundle, name=arguments.name))
     for note in done.notes:

@@ -20,7 +20,6 @@ from ptdeploy.text_files import lines_of, read_content
 if TYPE_CHECKING:
     from ptdeploy.runtime import CausalLM
     from ptdeploy.runtime.labelling import Labelling
-    from ptdeploy.runtime.prompt_choice import PromptChoice
 
 SUMMARY = "Run a bundle on text."
 GENERATION: dict[str, dict[str, Any]] = {
@@ -90,7 +89,7 @@ def add_options(sub: argparse.ArgumentParser) -> None:
         help="the segment of each of --ids; default: all 0",
     )
     sub.add_argument("--truncate", action="store_true", help="cut texts that are too long")
-    sub.add_argument("--prompt", metavar="NAME", help="default: the bundle's default prompt")
+    options.add_prompt(sub)
     sub.add_argument("--device", choices=options.devices(), help="default: the bundle's")
     options.add_threads(sub)
     options.add_quiet(sub)
@@ -147,7 +146,7 @@ def _run_labelling(
             )
 
     def answer(given: Sequence[Any]) -> list[Any]:
-        return engine.records(given, arguments.truncate, segments, _prompt(arguments))
+        return engine.records(given, arguments.truncate, segments, options.prompt(arguments))
 
     refused = _Refused()
     answers = _answers(inputs, answer, bool(arguments.file))
@@ -184,7 +183,7 @@ def _run_writer(arguments: argparse.Namespace, engine: CausalLM, inputs: list[As
     # An option that is wrong is wrong for all: it is said once, before any answer.
     general = {name: asking[name] for name in asking if name not in ("stop", "seed")}
     engine.options(general.pop("max_new_tokens"), general)
-    asking["prompt"] = _prompt(arguments)
+    asking["prompt"] = options.prompt(arguments)
 
     def answer(asked: Asked) -> None:
         given: Any = asked.given
@@ -369,13 +368,6 @@ def _numbers(option: str, text: str) -> list[int]:
             f"{option} {text}: not whole numbers with commas between.",
             f"Give them as in {option} 5,6,7.",
         ) from error
-
-
-def _prompt(arguments: argparse.Namespace) -> PromptChoice:
-    """The prompt of all inputs."""
-    from ptdeploy.runtime.prompt_choice import DEFAULT
-
-    return DEFAULT if arguments.prompt is None else arguments.prompt
 
 
 def _generation(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from ptdeploy.progress import Progress
 from ptdeploy.runtime import ENGINES
 from ptdeploy.runtime.layout import check_manifest
 from ptdeploy.runtime.probes import ProbeRequest
-from ptdeploy.runtime.prompt_choice import DEFAULT
+from ptdeploy.runtime.prompt_choice import OnePrompt, one_prompt
 from ptdeploy.tables import columns
 
 ROUNDS = 20
@@ -101,7 +101,7 @@ class Profile:
     rounds=arguments.whole(most=100_000),
     device=maybe(text),
     threads=maybe(arguments.whole(0, MOST_THREADS)),
-    prompt=maybe(text),
+    prompt=one_prompt,
     progress=having("stage", "note"),
 )
 def profile_bundle(
@@ -112,7 +112,7 @@ def profile_bundle(
     rounds: int,
     device: str | None,
     threads: int | None,
-    prompt: str | None,
+    prompt: OnePrompt,
     progress: Progress,
 ) -> Profile:
     """See ptdeploy.profile."""
@@ -125,7 +125,7 @@ def profile_bundle(
             with progress.stage("check the bundle's files"):
                 own = read_bundle(bundle, hashes=False)
                 manifest = own.manifest
-                asked = () if prompt is None else (prompt,)
+                asked = (prompt,) if isinstance(prompt, str) else ()
                 check_hashes(own, (manifest.default_prompt, *asked))
             check_manifest(own, ENGINES[manifest.task].manifest_problems(manifest))
             backend = get_backend(manifest.target)
@@ -137,8 +137,7 @@ def profile_bundle(
         session = _Counted(opened.session)
         engine = ENGINES[manifest.task](own, session, None)
         measured = []
-        chosen = DEFAULT if prompt is None else prompt
-        for request in engine.step_requests(batch, tokens, chosen):
+        for request in engine.step_requests(batch, tokens, prompt):
             with progress.stage(f"profile {request.name}"):
                 measured.append(_measure(request, session, rounds))
         with progress.stage("read the profile"):

@@ -44,7 +44,7 @@ from ptdeploy.files import json_document
 from ptdeploy.parity.cases import check_golden
 from ptdeploy.parity.completed import read_completed
 from ptdeploy.parity.reference import Reference
-from ptdeploy.parity.reference.store import load_reference, save_reference
+from ptdeploy.parity.reference.store import load_reference, referred, save_reference
 from ptdeploy.parity.reports import report_json
 from ptdeploy.parity.thresholds import thresholds_for
 from ptdeploy.progress import Progress
@@ -78,14 +78,16 @@ def add_prompt(request: PromptAddRequest, progress: Progress) -> Bundle:
 @checked(request=instance(PromptChange))
 def remove_prompt(request: PromptChange) -> Bundle:
     """See ptdeploy.prompt_remove."""
+    name = arguments.text("name", request.name)
     with locked(Path(request.bundle)):
         bundle = read_bundle(request.bundle, hashes=False)
-        name, prompts = request.name, dict(bundle.manifest.prompts)
+        prompts = dict(bundle.manifest.prompts)
         _check_there(bundle, name)
         if name == bundle.manifest.default_prompt:
             raise InputError(
                 f"{bundle.path}: {name!r} is its default prompt.",
-                "Make another one the default first: ptdeploy prompt default BUNDLE NAME",
+                "Make another one the default first, or with --none the base model alone: ptdeploy "
+                "prompt default BUNDLE NAME",
             )
         del prompts[name]
         return _rewritten(bundle, prompts, bundle.manifest.default_prompt)
@@ -96,16 +98,19 @@ def set_default_prompt(request: PromptChange) -> Bundle:
     """See ptdeploy.prompt_default."""
     with locked(Path(request.bundle)):
         bundle = read_bundle(request.bundle, hashes=False)
-        _check_there(bundle, request.name)
-        # A damaged one would leave a bundle that cannot be opened.
-        PromptPlace(bundle.path, bundle.manifest, request.name, bundle.held).read()
+        if request.name is None:
+            _check_base_alone(bundle)
+        else:
+            _check_there(bundle, request.name)
+            # A damaged one would leave a bundle that cannot be opened.
+            PromptPlace(bundle.path, bundle.manifest, request.name, bundle.held).read()
         return _rewritten(bundle, bundle.manifest.prompts, request.name)
 
 
-@checked(path=arguments.path)
-def list_prompts(path: str | Path) -> dict[str, PromptInfo]:
+@checked(bundle=arguments.path)
+def list_prompts(bundle: str | Path) -> dict[str, PromptInfo]:
     """See ptdeploy.prompt_list."""
-    return dict(read_bundle(path, hashes=False).manifest.prompts)
+    return dict(read_bundle(bundle, hashes=False).manifest.prompts)
 
 
 def _draft(bundle: Bundle, request: PromptAddRequest, folder: Path, progress: Progress) -> Draft:
@@ -188,6 +193,17 @@ def _check_there(bundle: Bundle, name: str) -> None:
     prompts = bundle.manifest.prompts
     if name not in prompts:
         raise InputError(f"{bundle.path}: has no prompt {name!r}; there is {in_words(prompts)}.")
+
+
+def _check_base_alone(bundle: Bundle) -> None:
+    """Raises InputError if nothing shows how the engine does without a prompt."""
+    if None not in referred(bundle):
+        raise InputError(
+            f"{bundle.path}: the base model alone was not proven over its engine: it was compiled "
+            "with a prompt.",
+            "Compile the base model alone, without a checkpoint, and add the prompts to that. A "
+            "request can be without a prompt all the same: ptdeploy run --no-prompt",
+        )
 
 
 def _in_place(bundle: Bundle) -> Destination:

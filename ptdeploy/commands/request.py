@@ -252,13 +252,16 @@ class PromptAddRequest(_OfCheckpoint):
 
 @dataclass(frozen=True, kw_only=True)
 class PromptChange:
-    """What ptdeploy.prompt_remove and prompt_default take. Raises InputError as they do."""
+    """What ptdeploy.prompt_remove and prompt_default take. Raises InputError as they do.
+
+    A `name` of None is the base model alone.
+    """
 
     bundle: str | Path
-    name: str
+    name: str | None
 
     def __post_init__(self) -> None:
-        check_fields(self, bundle=path, name=text)
+        check_fields(self, bundle=path, name=maybe(text))
 
 
 # What ptdeploy.convert writes, and what each is.

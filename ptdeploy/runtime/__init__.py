@@ -29,14 +29,14 @@ ENGINES: dict[Task, type[Engine]] = {
 
 # By module: `text` and `path` may be modules of this package.
 @checked(
-    path=arguments.path,
+    bundle=arguments.path,
     device=maybe(arguments.text),
     threads=maybe(arguments.whole(0, MOST_THREADS)),
     map_weights=arguments.flag,
     max_prompts=maybe(arguments.whole(1, MOST)),
 )
 def load(
-    path: str | Path,
+    bundle: str | Path,
     device: str | None = None,
     threads: int | None = None,
     map_weights: bool = False,
@@ -51,7 +51,7 @@ def load(
     Raises BundleError if the bundle is damaged, TargetUnavailable if its engine cannot run here.
     """
     options = OpenOptions(device, threads, map_weights, max_prompts)
-    return whole(path, lambda: _load(path, options))
+    return whole(bundle, lambda: _load(bundle, options))
 
 
 def _load(path: str | Path, options: OpenOptions) -> Engine:

@@ -36,6 +36,7 @@ class CausalLM(Engine):
     writes = True
     takes_pairs = False
     takes_base = True
+    asked_by = ("generate", "stream", "session", "chat_text", "chat_ids")
 
     def __init__(
         self,
@@ -93,7 +94,8 @@ class CausalLM(Engine):
             encodings = self.encoded(inputs, chosen)
             prompts = chosen.of(len(encodings))
             ids = [np.asarray(encoding.ids, np.int64) for encoding in encodings]
-            settled = self.options(max_new_tokens, options)
+            others = ("prompt", "stop", "seed", "logprobs", "cancel")
+            settled = self.options(max_new_tokens, options, others)
             budgets = budgets_of(ids, prompts, max_new_tokens, settled, self.manifest.limits)
             rows = self.started(ids, settled, seed, stop, logprobs, budgets)
             running = [index for index, budget in enumerate(budgets) if budget]
@@ -144,7 +146,8 @@ class CausalLM(Engine):
         with enough_memory_and_threads(), self._held(prompt) as chosen:
             (encoding,) = self.encoded(one_row(inputs), chosen)
             ids = np.asarray(encoding.ids, np.int64)
-            settled = self.options(max_new_tokens, options)
+            others = ("prompt", "stop", "seed", "cancel")
+            settled = self.options(max_new_tokens, options, others)
             limits = self.manifest.limits
             budgets = budgets_of([ids], chosen.of(1), max_new_tokens, settled, limits)
             self._text_tokenizer()
@@ -181,8 +184,9 @@ class CausalLM(Engine):
         """The text of a conversation by the model's own chat template.
 
         `variables` are the template's: `tools`, `documents`, `enable_thinking`, and whatever else
-        it reads; `continue_final_message` and `chat_template` as for transformers'
-        `apply_chat_template`. Raises InputError if the model has no template, or it refuses.
+        it reads; `continue_final_message` as for transformers' `apply_chat_template`.
+        `chat_template` is the name of one of the model's templates; a template itself is not
+        taken. Raises InputError if the model has no template, or it refuses.
         """
         with self.bundle.reading("chat_template") as path:
             if path is None:
@@ -210,12 +214,17 @@ class CausalLM(Engine):
         encoding = self._text_tokenizer().encode(text, add_special_tokens=False)
         return embedded(encoding, self.manifest.limits).ids
 
-    def options(self, max_new_tokens: int | None, given: Mapping[str, Any]) -> GenerationOptions:
-        """The model's defaults with what a request changes. Raises InputError on a bad value."""
+    def options(
+        self, max_new_tokens: int | None, given: Mapping[str, Any], others: Sequence[str] = ()
+    ) -> GenerationOptions:
+        """The model's defaults with what a request changes, which may have `others` beside them.
+
+        Raises InputError on a bad value.
+        """
         generation = self.manifest.generation
         assert generation is not None, "check_manifest says so"
         asked = {**given, "max_new_tokens": max_new_tokens}
-        return with_options(generation, asked, self.manifest.limits.vocab_size)
+        return with_options(generation, asked, self.manifest.limits.vocab_size, others)
 
     def greedy(
         self, rows: Sequence[Sequence[int]], tokens: int, prompt: PromptChoice = DEFAULT

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from ptdeploy.arguments import listed
+from ptdeploy.arguments import listed, shown
 from ptdeploy.errors import BundleError, InputError
 from ptdeploy.runtime.tokenizer import unicode_text
 
@@ -148,8 +148,8 @@ def _chosen(template: ChatTemplate, name: str | None, tools: bool) -> str:
         name = "tool_use" if tools and "tool_use" in template.named else "default"
     if name not in names:
         raise InputError(
-            f"The model has no chat template {name!r}; it has {', '.join(names) or 'none'}.",
-            "Name one with chat_template=.",
+            f"The model has no chat template {shown(name)}; it has {', '.join(names) or 'none'}.",
+            "Name one of those with chat_template=: a template itself is not taken.",
         )
     source = template.named.get(name, template.template)
     assert source is not None, "it is among the names"

@@ -51,6 +51,7 @@ class Classifier(Labelling):
     """An engine for SEQ_CLS."""
 
     one_answer = True
+    asked_by = ("classify", "regress")
     heads = ("softmax", "sigmoid", "regression")
 
     @classmethod

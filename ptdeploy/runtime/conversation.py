@@ -37,7 +37,9 @@ class Writer(Protocol):
     def encoded(self, inputs: Inputs, chosen: Chosen) -> list[Encoding]:
         """An encoding for each row, which fits beside its prompt."""
 
-    def options(self, max_new_tokens: int | None, given: Mapping[str, Any]) -> GenerationOptions:
+    def options(
+        self, max_new_tokens: int | None, given: Mapping[str, Any], others: Sequence[str]
+    ) -> GenerationOptions:
         """The model's defaults with what a request changes."""
 
     def started(
@@ -118,7 +120,8 @@ class Conversation:
         """Continue the sequence and keep what was generated in it. Options as for the engine's."""
         if not self.token_ids:
             raise InputError("The session is empty.", "Append some text first.")
-        chosen = self._engine.options(max_new_tokens, options)
+        others = ("stop", "seed", "logprobs", "cancel")
+        chosen = self._engine.options(max_new_tokens, options, others)
         room = self._room - len(self.token_ids)
         if max_new_tokens is not None and max_new_tokens > room:
             raise InputError(

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import msgspec
 import numpy as np
@@ -19,7 +19,7 @@ from ptdeploy.arguments import checked, flag, listed, maybe
 from ptdeploy.backends.session import Session
 from ptdeploy.bundle import Bundle, Manifest, PromptInfo, RequestLimits
 from ptdeploy.bundle.task import Head
-from ptdeploy.errors import BundleError, InputError
+from ptdeploy.errors import BundleError, InputError, NoSuchMethod
 from ptdeploy.runtime.batching import Ids, Rooms, rows_of, segments_of
 from ptdeploy.runtime.layout import check_manifest, problems_of_any
 from ptdeploy.runtime.probes import Fed, ProbeRequest
@@ -68,6 +68,9 @@ class Engine(ABC):
     # What its logits may mean.
     heads: ClassVar[tuple[Head, ...]] = ("softmax",)
 
+    # What users ask of it, that other tasks' engines need not have.
+    asked_by: ClassVar[tuple[str, ...]] = ()
+
     options_given = OpenOptions()
 
     def __init__(
@@ -95,6 +98,22 @@ class Engine(ABC):
             f"<{type(self).__name__} of {str(self.bundle.path)!r}: {manifest.target} on {device}, "
             f"{manifest.precision}; prompts: {in_words(self.prompts)}{default}>"
         )
+
+    if not TYPE_CHECKING:  # a type checker knows each engine's own methods
+
+        def __getattr__(self, name: str) -> Any:
+            """Say whose a method is that this engine has not, and what it has instead."""
+            from ptdeploy.runtime import ENGINES
+
+            own = type(self).__name__
+            owners = [one.__name__ for one in ENGINES.values() if name in one.asked_by]
+            if not owners:
+                raise AttributeError(f"{own!r} object has no attribute {name!r}")
+            raise NoSuchMethod(
+                f"{self.bundle.path}: is opened as a {own}, by its task, and has no {name}(), "
+                f"which a {owners[0]} has.",
+                f"Use {' or '.join(f'{one}()' for one in self.asked_by)}.",
+            )
 
     @property
     def manifest(self) -> Manifest:

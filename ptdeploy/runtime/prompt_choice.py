@@ -61,11 +61,13 @@ def first_of(choice: PromptChoice) -> OnePrompt:
 def prompt_choice(name: str, value: Any) -> Any:
     """Check a parameter: DEFAULT, None, a name, or a tuple of those made of a sequence."""
     if isinstance(value, str | None | Default):
-        return _one(name, value)
-    return tuple(_one(name, one) for one in arguments.listed(name, value))
+        return one_prompt(name, value)
+    otherwise = "is a name, None, or a list of those, one for each row"
+    return tuple(one_prompt(name, one) for one in arguments.listed(name, value, otherwise))
 
 
-def _one(name: str, value: Any) -> OnePrompt:
+def one_prompt(name: str, value: Any) -> OnePrompt:
+    """Check a parameter: DEFAULT, None or a name."""
     if value is None or isinstance(value, Default):
         return value
     return str(arguments.text(name, value))

@@ -31,18 +31,21 @@ _SAMPLES = ("temperature", "top_k", "top_p", "min_p")
 
 
 def with_options(
-    generation: GenerationOptions, asked: Mapping[str, Any], vocabulary: int
+    generation: GenerationOptions,
+    asked: Mapping[str, Any],
+    vocabulary: int,
+    others: Sequence[str] = (),
 ) -> GenerationOptions:
     """A model's defaults with what a request changes; what is None stays.
 
+    `others` are what else a request may have.
     Temperature 0 asks for no sampling, any other of what sampling reads asks for it.
     Raises InputError for an option that there is not, or one of another kind or range.
     """
     changes = {}
     for name, value in asked.items():
         if name not in _OPTIONS:
-            others = "prompt, stop, seed, logprobs, cancel"
-            raise InputError(f"No option {name!r}; there is {', '.join(_OPTIONS)}, {others}.")
+            raise InputError(f"No option {name!r}; there is {', '.join((*_OPTIONS, *others))}.")
         if value is not None:
             changes[name] = _OPTIONS[name](name, value)
     if changes.get("temperature") == 0:

@@ -108,7 +108,8 @@ class RowEncoder:
                     f"virtual tokens: {text[:40]!r}...",
                     "Shorten it, or cut it with truncate=True (--truncate)."
                     if self.takes_pairs
-                    else "Shorten it, or continue what engine.encode(text, truncate=True) leaves.",
+                    else f"Shorten it, or give engine.encode(text, truncate=True)[0].ids[:N]: new "
+                    f"tokens take their room, so N is at most {limit} less max_new_tokens.",
                 )
             encoding = self.tokenizer.encode_truncated(text, limit, pair)
         if self.takes_segments:

@@ -39,6 +39,8 @@ class TokenLabel:
 class TokenClassifier(Labelling):
     """An engine for TOKEN_CLS."""
 
+    asked_by = ("tag",)
+
     @classmethod
     def _own_problems(cls, manifest: Manifest) -> Iterator[str]:
         return classifier_problems(manifest, per_token=True)

@@ -144,10 +144,10 @@ def test_the_last_prompt_may_go(bundle, packed, alone):
     ("told", "reason"),
     [
         ({}, "There is no checkpoint to compile"),
-        ({"base": "b"}, "makes a bundle for CAUSAL_LM; no --task is given"),
+        ({"base": "b"}, "makes a bundle for CAUSAL_LM; no task is given"),
         ({"base": "b", "task": "SEQ_CLS"}, "makes a bundle for CAUSAL_LM, not for SEQ_CLS"),
-        ({"base": "b", "task": "CAUSAL_LM", "name": "x"}, "--name is about a prompt"),
-        ({"base": "b", "task": "CAUSAL_LM", "freeze_kv": False}, "--no-freeze-kv is about a"),
+        ({"base": "b", "task": "CAUSAL_LM", "name": "x"}, "^name is about a prompt"),
+        ({"base": "b", "task": "CAUSAL_LM", "freeze_kv": False}, "freeze_kv=False is about a"),
     ],
 )
 def test_what_needs_a_checkpoint_is_refused(told, reason, tmp_path, monkeypatch):
@@ -168,3 +168,46 @@ def test_a_checkpoint_is_of_no_prompt_of_it(alone, compiled):
     adapter = compiled("qwen2", "CAUSAL_LM").trained.adapter
     with pytest.raises(InputError, match="has no default prompt that a checkpoint could be of"):
         ptdeploy.verify(alone, checkpoint=adapter)
+
+
+def test_the_base_alone_is_the_default_again(bundle, packed, capsys):
+    before = ptdeploy.load(bundle).logits([ROW])[0]
+    ptdeploy.prompt_add(bundle, packed("qwen2", "CAUSAL_LM").path, name="legal")
+    ptdeploy.prompt_default(bundle, "legal")
+    assert np.abs(ptdeploy.load(bundle).logits([ROW])[0] - before).max() > 1e-3
+    assert main(["prompt", "default", str(bundle), "--none"]) == 0
+    assert "none, unless a request names one" in capsys.readouterr().out
+    np.testing.assert_array_equal(ptdeploy.load(bundle).logits([ROW])[0], before)
+    assert ptdeploy.verify(bundle).passed
+    ptdeploy.prompt_default(bundle, "legal")
+    assert ptdeploy.prompt_default(bundle, None).manifest.default_prompt is None
+
+
+def test_the_base_alone_is_no_default_where_nothing_shows_of_it(compiled, tmp_path, capsys):
+    shutil.copytree(compiled("qwen2", "CAUSAL_LM").bundle, tmp_path / "b")
+    with pytest.raises(InputError, match="base model alone was not proven"):
+        ptdeploy.prompt_default(tmp_path / "b", None)
+    with pytest.raises(InputError, match=r"^name is None; it must be text"):
+        ptdeploy.prompt_remove(tmp_path / "b", None)
+    for given in ([], ["default", "--none"]):
+        assert main(["prompt", "default", str(tmp_path / "b"), *given]) == 2
+        assert "takes a NAME, or --none" in capsys.readouterr().err
+
+
+def test_a_request_and_a_profile_are_of_the_base_alone_where_told(compiled, capsys):
+    one = compiled("qwen2", "CAUSAL_LM")
+    engine = ptdeploy.load(one.bundle)
+    ids, asked = ",".join(map(str, ROW)), ["--max-new-tokens", "8", "--json"]
+    found = {}
+    for flags in ((), ("--no-prompt",)):
+        assert main(["run", str(one.bundle), "--ids", ids, *asked, *flags]) == 0
+        found[flags] = json.loads(capsys.readouterr().out)["result"]["token_ids"]
+    for flags, prompt in (((), "default"), (("--no-prompt",), None)):
+        assert found[flags] == engine.generate([ROW], 8, prompt=prompt)[0].token_ids
+    with pytest.raises(SystemExit):
+        main(["run", str(one.bundle), "--ids", ids, "--prompt", "default", "--no-prompt"])
+    capsys.readouterr()
+    short = ["--rounds", "1", "--tokens", "4", "--json"]
+    assert main(["profile", str(one.bundle), *short, "--no-prompt"]) == 0
+    assert json.loads(capsys.readouterr().out)["sections"]
+    assert ptdeploy.profile(one.bundle, rounds=1, tokens=4, prompt=None).sections

@@ -404,7 +404,7 @@ def test_an_engines_option_is_refused_over_an_engine(bundle, option, capsys, tmp
 def test_a_checkpoint_needs_a_name_and_a_pack_takes_no_checkpoints_options(bundle, pack, packed):
     with pytest.raises(InputError, match="does not say what its prompt is called"):
         ptdeploy.prompt_add(bundle, packed("bert", "SEQ_CLS").adapter)
-    with pytest.raises(InputError, match="--task-id is about a checkpoint"):
+    with pytest.raises(InputError, match=r"^task_id is about a checkpoint"):
         ptdeploy.prompt_add(bundle, pack, task_id=1)
 
 

@@ -466,7 +466,7 @@ def compiled_ort(request):
 
 def test_options_of_tensorrt_are_refused_for_another_target(trained, tmp_path):
     one = trained("bert", "SEQ_CLS")
-    with pytest.raises(ptdeploy.InputError, match="--keep-onnx is about TensorRT"):
+    with pytest.raises(ptdeploy.InputError, match=r"^engine.keep_onnx is about TensorRT"):
         ptdeploy.compile(
             one.adapter,
             target="ort",

@@ -79,7 +79,9 @@ def read_checkpoint(
     for reader in READERS:
         if reader.matches(path):
             checkpoint = reader.read(path, adapter, task, task_id)
-            return replace(checkpoint, labels=read_labels(labels)) if labels else checkpoint
+            if labels is None:
+                return checkpoint
+            return replace(checkpoint, labels=read_labels(labels))
     if inner := list(path.glob("checkpoint-*")) if path.is_dir() else []:
         raise CheckpointError(
             f"{path}: holds no checkpoint itself, but {len(inner)} below it.",

@@ -8,7 +8,8 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ptdeploy.arguments import output
+from ptdeploy import arguments
+from ptdeploy.arguments import checked, maybe, output, refused
 from ptdeploy.errors import CheckpointError, OutputError
 from ptdeploy.files import disk_refusal
 from ptdeploy.printable import shell_word
@@ -18,6 +19,23 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 
+def _peft_model(name: str, value: Any) -> Any:
+    from peft import PeftModel
+
+    if not isinstance(value, PeftModel):
+        raise refused(name, value, "a peft.PeftModel")
+    return value
+
+
+def _transformers_model(name: str, value: Any) -> Any:
+    from transformers import PreTrainedModel
+
+    if not isinstance(value, PreTrainedModel):
+        raise refused(name, value, "a model of transformers, as its from_pretrained gives")
+    return value
+
+
+@checked(peft_model=_peft_model, path=arguments.path)
 def save_full(peft_model: PeftModel, path: str | Path) -> Path:
     """Save a PeftModel with a trained prompt whole, so that training can resume.
 
@@ -88,6 +106,7 @@ def _encoder_tensors(peft_model: PeftModel, name: str) -> dict[str, torch.Tensor
     return {key: tensor.detach().cpu().contiguous() for key, tensor in found.items()}
 
 
+@checked(base=_transformers_model, path=arguments.path, adapter=maybe(arguments.text))
 def load_full(base: Any, path: str | Path, adapter: str | None = None) -> PeftModel:
     """Load what `save_full` wrote onto a base model, ready to train on.
 
