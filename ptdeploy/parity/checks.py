@@ -211,8 +211,8 @@ def _greedy(report: ParityReport) -> Iterator[Check]:
     for one in report.greedy:
         value, own, bound = f"{one.agreed} of {one.total}", "", ""
         name = f"row of {one.length}" + (", mixed prompts" if one.mixed else "")
-        if report.own_allowed is not None:
-            bound = f"allowed {report.own_allowed:.3g}"
+        if one.agreed < one.total and report.decode_allowed is not None:
+            bound = f"allowed {report.decode_allowed:.3g}"
             own = (
                 f"; given the text and its tokens at once, the engine finds a token "
                 f"{shown(one.behind)} below the likeliest, {bound}"

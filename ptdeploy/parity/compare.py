@@ -17,6 +17,7 @@ from ptdeploy.parity.data import DataRow, TaskMetric, task_metric
 from ptdeploy.parity.measure import HISTOGRAM_EDGES, Measured, bin_positions, measure
 from ptdeploy.parity.own import (
     Alone,
+    decode_bound,
     greedy_held_to_own,
     held_to_own,
     kept,
@@ -55,8 +56,10 @@ def compare(
     quality = evaluate(engine, reference, quantization, progress) if quantization else None
     own_allowed = own_bound(quality, bounds.scale) if quantization else None
     greedy: tuple[GreedyResult, ...] = ()
+    decode_allowed = None
     if engine.writes:
-        greedy = _compare_greedy(engine, reference, GreedyBounds(bounds.allowed, own_allowed))
+        decode_allowed = decode_bound(own_allowed, bounds.allowed)
+        greedy = _compare_greedy(engine, reference, GreedyBounds(bounds.allowed, decode_allowed))
     texts = encoded_texts(engine, reference, data)
     report = ParityReport(
         passed=False,
@@ -67,6 +70,7 @@ def compare(
         thresholds=bounds.thresholds if bounds.bind or not quantization else None,
         largest_allowed=bounds.allowed if bounds.limits_logits or not quantization else None,
         own_allowed=own_allowed,
+        decode_allowed=decode_allowed,
         cases=tuple(held_to_own(case, own_allowed) for case in run.cases),
         greedy=greedy,
         texts_agreed=texts.agreed,
@@ -272,28 +276,36 @@ def _metric(
 
 @dataclass(frozen=True)
 class GreedyBounds:
-    """What a continued row's logits may be off by, so that a near tie may go either way.
+    """What a continued row's logits may be off by.
 
-    `own` is what those of a quantized engine may be off by from its own row alone, else None.
+    `allowed` is from the reference: its nearer ties may go either way. `decode` is from the same
+    engine's own prefill of the text and its tokens.
     """
 
     allowed: float
-    own: float | None = None
+    decode: float
 
 
 def _compare_greedy(
     engine: Engine, reference: Reference, bounds: GreedyBounds
 ) -> tuple[GreedyResult, ...]:
-    if not reference.greedy:
-        return ()
-    # Batches of unequal rows, so that batching is compared too; as many steps as all have.
-    steps = min(one.tokens.size for one in reference.greedy)
-    most = engine.limits.max_batch or len(reference.greedy)
-    results: list[GreedyResult] = []
-    for start in range(0, len(reference.greedy), most):
-        part = reference.greedy[start : start + most]
-        results += compare_greedy(engine, part, steps, [bounds] * len(part))
-    return tuple(results)
+    """Continue every row as far as the reference does, in batches of unequal rows.
+
+    A batch ends with the row that has the fewest tokens: those that go on stand in the next one,
+    too.
+    """
+    rows = reference.greedy
+    most = engine.limits.max_batch or len(rows)
+    left = sorted(range(len(rows)), key=lambda index: rows[index].tokens.size)
+    results: dict[int, GreedyResult] = {}
+    while left:
+        batch = left[:most]
+        steps = rows[batch[0]].tokens.size
+        found = compare_greedy(engine, [rows[i] for i in batch], steps, [bounds] * len(batch))
+        ended = {i: one for i, one in zip(batch, found, strict=True) if rows[i].tokens.size == steps}
+        results.update(ended)
+        left = [index for index in left if index not in ended]
+    return tuple(results[index] for index in range(len(rows)))
 
 
 def compare_greedy(
@@ -317,9 +329,9 @@ def compare_greedy(
     for one, row, bound, prompt in zip(wanted, rows, bounds, each, strict=True):
         mismatches = np.flatnonzero(one.tokens[:steps] != np.asarray(row))
         agreed = int(mismatches[0]) if mismatches.size else steps
-        tie = bool(mismatches.size) and float(one.margins[agreed]) <= 2 * bound.allowed
-        result = GreedyResult(int(one.ids.size), agreed, steps, agreed == steps or tie)
-        if bound.own is not None:
-            result = greedy_held_to_own(result, engine, one, row, bound.own, prompt)
+        tie = agreed == steps or float(one.margins[agreed]) <= 2 * bound.allowed
+        result = GreedyResult(int(one.ids.size), agreed, steps, tie)
+        if agreed < steps:
+            result = greedy_held_to_own(result, engine, one, row, bound.decode, prompt)
         results.append(result)
     return results

@@ -20,7 +20,7 @@ from ptdeploy.parity.compare import (
     padded,
     without_numbers,
 )
-from ptdeploy.parity.own import Alone, held_to_own, row_alone, with_own
+from ptdeploy.parity.own import Alone, decode_bound, held_to_own, row_alone, with_own
 from ptdeploy.parity.reference import Greedy, Reference, ReferenceRow
 from ptdeploy.parity.report import CaseResult, GreedyResult, ParityReport
 from ptdeploy.parity.thresholds import Overrides
@@ -85,7 +85,11 @@ def with_mixed(report: ParityReport, engine: Engine, mixed: Sequence[MixedRows])
     if engine.writes:
         for part in _batches([one for one in mixed if one.greedy], engine):
             bounds = [
-                GreedyBounds(one.bounds.allowed, reports[one.prompt].own_allowed) for one in part
+                GreedyBounds(
+                    one.bounds.allowed,
+                    decode_bound(reports[one.prompt].own_allowed, one.bounds.allowed),
+                )
+                for one in part
             ]
             for one, found in zip(part, _continue(engine, part, bounds), strict=True):
                 greedy[one.prompt].append(found)

@@ -1,8 +1,10 @@
-"""A quantized engine held to itself: batches and decode steps against its own rows alone.
+"""An engine held to itself: batches and decode steps against its own rows alone.
 
 How far quantization may take a row from the reference, the evaluation text says. What the row is
 put beside, and in how many steps it is computed, must not matter: that is held against the same
-engine's row alone, within what quantization itself may move a logit of that text by.
+engine's row alone, within what quantization itself may move a logit of that text by. Of other
+precisions batches are held to the reference, and decode steps, whose tokens may part from the
+reference's at a near tie, to the engine's own prefill, too.
 """
 
 from __future__ import annotations
@@ -44,6 +46,15 @@ def own_bound(quality: Quality | None, scale: float) -> float:
     rounding = exact.max_abs + exact.relative * scale
     error = None if quality is None else quality.rms_error
     return max(2 * rounding, _ROOT_MEAN_SQUARES * (error or 0.0))
+
+
+def decode_bound(own: float | None, allowed: float) -> float:
+    """How far below the likeliest of the same engine's own prefill a chosen token may lie.
+
+    `own` is what `own_bound` gives of quantized weights. In other precisions it is what a logit may
+    be `allowed` to be off the reference: decode steps compute in the same precision as prefill.
+    """
+    return allowed if own is None else own
 
 
 def row_alone(engine: Engine, row: ReferenceRow, prompt: OnePrompt = DEFAULT) -> Alone:
@@ -96,7 +107,7 @@ def greedy_held_to_own(
     allowed: float,
     prompt: OnePrompt,
 ) -> GreedyResult:
-    """A row's result, with how far its tokens are from the likeliest of the engine's own prefill.
+    """The result of a row whose tokens are not the reference's, held to the engine's own prefill.
 
     The text and what the engine continued it with run alone, in one pass. A token may lie below the
     likeliest by `allowed`.
@@ -109,8 +120,7 @@ def greedy_held_to_own(
     behind = logits.max(-1) - logits[np.arange(len(tokens)), np.asarray(tokens)]
     most = finite(float(behind.max()))
     near = most is not None and most <= allowed
-    passed = result.passed and (near or result.agreed == result.total)
-    return msgspec.structs.replace(result, behind=most, passed=passed)
+    return msgspec.structs.replace(result, behind=most, passed=result.passed and near)
 
 
 def apart(got: NDArray[np.float32], own: NDArray[np.float32]) -> float:

@@ -48,8 +48,8 @@ class GreedyResult(msgspec.Struct, frozen=True):
     """One row's greedy tokens, generated in a batch: how many agree before the first mismatch.
 
     `stopped` says why the engine generated none. The other rows of a `mixed` batch have other
-    prompts. `behind` is of quantized weights: by how much a token lies below the likeliest one at
-    most, where the same engine is given the text and its tokens alone and at once.
+    prompts. `behind` is of a row with a mismatch: by how much a token lies below the likeliest one
+    at most, where the same engine is given the text and its tokens alone and at once.
     """
 
     length: int
@@ -119,8 +119,8 @@ class ParityReport(msgspec.Struct, frozen=True):
     `prompt` is the one that the engine was asked with. `prompts` are the reports of the bundle's
     other prompts, and `passed` is of all of them. `thresholds` and `largest_allowed` are null where
     weights are quantized and the caller gave no such bounds: rows alone then only have to
-    be finite. `own_allowed` is what a case's `own_max_abs` and a continued row's `behind` may be;
-    null where no weights are quantized. `first_other_text` is the number of the first row of the
+    be finite. `own_allowed` is what a case's `own_max_abs` may be; null where no weights are
+    quantized. `decode_allowed` is what a continued row's `behind` may be. `first_other_text` is the number of the first row of the
     given data whose text is encoded otherwise than the row says.
     """
 
@@ -146,6 +146,7 @@ class ParityReport(msgspec.Struct, frozen=True):
     prompt: str | None = None
     prompts: tuple[ParityReport, ...] = ()
     own_allowed: float | None = None
+    decode_allowed: float | None = None
     first_other_text: int | None = None
 
     def each(self) -> tuple[ParityReport, ...]:

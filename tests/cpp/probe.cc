@@ -114,6 +114,7 @@ std::string report_text(const ptdeploy::ParityReport& report) {
                     ",\"reference\":" + quoted(report.reference) +
                     ",\"largest_allowed\":" + measure(report.largest_allowed) +
                     ",\"own_allowed\":" + measure(report.own_allowed) +
+                    ",\"decode_allowed\":" + measure(report.decode_allowed) +
                     ",\"texts_not_compared\":" + std::to_string(report.texts_not_compared) +
                     ",\"failures\":" + list(report.failures, quoted) +
                     ",\"notes\":" + list(report.notes, quoted) + ",\"quality\":";

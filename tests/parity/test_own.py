@@ -39,7 +39,8 @@ def test_an_honest_engine_is_well_within_its_bound(two):
         assert sum(one.mixed for one in beside) == 2
         assert all(one.own_max_abs <= report.own_allowed / 10 for one in beside)
         assert all(one.own_max_abs is None for one in report.cases if not one.held_to_own)
-        assert all(one.behind <= report.own_allowed / 10 for one in report.greedy)
+        apart = [one.behind for one in report.greedy if one.agreed < one.total]
+        assert all(behind <= report.own_allowed / 10 for behind in apart)
 
 
 @pytest.mark.parametrize("kind", ["int8", "int8 classifier"])

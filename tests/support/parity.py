@@ -17,6 +17,7 @@ def assert_same(theirs: Any, ours: ParityReport) -> None:
     assert theirs["reference"] == ours.reference
     assert theirs["largest_allowed"] == ours.largest_allowed
     assert theirs["own_allowed"] == near(ours.own_allowed)
+    assert theirs["decode_allowed"] == near(ours.decode_allowed)
     assert [one["name"] for one in theirs["cases"]] == [one.name for one in ours.cases]
     for got, want in zip(theirs["cases"], ours.cases, strict=True):
         assert got["lengths"] == list(want.lengths)

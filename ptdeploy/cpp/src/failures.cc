@@ -31,7 +31,7 @@ std::string own_words(const ParityCase& one, const std::optional<double>& allowe
 }
 
 std::string own_words(const ParityGreedy& one, const std::optional<double>& allowed) {
-  if (!allowed) return "";
+  if (!allowed || one.agreed == one.total) return "";
   return "; given the text and its tokens at once, the engine finds a token " + shown(one.behind) +
          " below the likeliest, allowed " + formatted(*allowed, 3, 'g');
 }
@@ -101,7 +101,7 @@ std::vector<std::string> failures_of(const ParityReport& report, const Manifest&
     if (!one.passed && one.stopped.empty())
       lines.push_back("greedy tokens of a row of " + std::to_string(one.length) +
                       (one.mixed ? ", mixed prompts: " : ": ") + std::to_string(one.agreed) + " of " +
-                      std::to_string(one.total) + " agree" + own_words(one, report.own_allowed));
+                      std::to_string(one.total) + " agree" + own_words(one, report.decode_allowed));
   if (manifest.quantization && !(report.quality && !report.quality->stopped.empty()))
     add_quantization(lines, report.quality, *manifest.quantization);
   return lines;

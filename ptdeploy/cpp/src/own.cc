@@ -34,6 +34,10 @@ double own_bound(const std::optional<ParityQuality>& quality, double scale) {
   return std::max(2 * (kMaxAbs + kRelative * scale), kRootMeanSquares * error);
 }
 
+double decode_bound(const std::optional<double>& own, double allowed) {
+  return own.value_or(allowed);
+}
+
 void add_own(ParityCase& one, const std::vector<Logits>& got, const std::vector<OwnRow>& own) {
   double largest = 0;
   bool finite = true;
@@ -75,8 +79,7 @@ void hold_to_own(ParityGreedy& one, const EngineState& state, const Ids& text, c
     behind = std::max(behind, below);
   }
   if (finite) one.behind = behind;
-  const bool near = finite && behind <= allowed;
-  one.passed = one.passed && (near || one.agreed == one.total);
+  one.passed = one.passed && finite && behind <= allowed;
 }
 
 }  // namespace ptdeploy::detail

@@ -1,7 +1,8 @@
-// A quantized engine held to itself: batches and decode steps against its own rows alone.
+// An engine held to itself: batches and decode steps against its own rows alone.
 //
 // How far quantization may take a row from the reference, the evaluation text says. What the row is
-// put beside, and in how many steps it is computed, must not matter.
+// put beside, and in how many steps it is computed, must not matter. Of other precisions decode steps
+// are held to the engine's own prefill, too.
 #pragma once
 
 #include <string>
@@ -24,6 +25,10 @@ OwnRow row_alone(const EngineState& state, const ReferenceRow& row, const RowPro
 // What a logit may be off the engine's own row alone, as in ptdeploy/parity/own.py. `scale` is the
 // reference's largest logit.
 double own_bound(const std::optional<ParityQuality>& quality, double scale);
+
+// How far below the likeliest of the same engine's own prefill a chosen token may lie, as in
+// ptdeploy/parity/own.py.
+double decode_bound(const std::optional<double>& own, double allowed);
 
 // Adds how far a case's rows are from what the engine gives for each alone.
 void add_own(ParityCase& one, const std::vector<Logits>& got, const std::vector<OwnRow>& own);

@@ -95,8 +95,9 @@ std::vector<ParityGreedy> continued(const EngineState& state,
     while (agreed < steps && wanted[i].tokens[agreed] == found[i].token_ids[agreed]) ++agreed;
     // Where the reference's own best two lie that near, either token is as right.
     out.back().passed = agreed == steps || wanted[i].margins[agreed] <= 2 * bounds[i].allowed;
-    if (bounds[i].own)
-      hold_to_own(out.back(), state, rows[i], found[i].token_ids, *bounds[i].own, prompts[i]);
+    if (agreed < steps)
+      hold_to_own(out.back(), state, rows[i], found[i].token_ids,
+                  decode_bound(bounds[i].own, bounds[i].allowed), prompts[i]);
   }
   return out;
 }
@@ -151,7 +152,10 @@ ParityReport PromptVerifier::compared() {
     bounds_.own = out.own_allowed = own_bound(out.quality, largest_logit_);
     for (ParityCase& one : out.cases) hold_to_own(one, *bounds_.own);
   }
-  if (state_.kind().writes) out.greedy = compare_greedy();
+  if (state_.kind().writes) {
+    out.decode_allowed = decode_bound(bounds_.own, bounds_.allowed);
+    out.greedy = compare_greedy();
+  }
   if (!state_.bundle.file("tokenizer").empty())
     out.texts_not_compared = reference_.metadata().texts;
   out.notes = notes(out.quality, out.texts_not_compared);
@@ -187,25 +191,31 @@ const std::vector<OwnRow>& PromptVerifier::alone(const BatchCase& one) {
   return own_;
 }
 
-// In batches of unequal rows, so that batching is compared too; as many steps as all have.
+// Every row as far as the reference goes, in batches of unequal rows. A batch ends with the row that
+// has the fewest tokens: those that go on stand in the next one, too.
 std::vector<ParityGreedy> PromptVerifier::compare_greedy() {
   std::vector<ReferenceGreedy> wanted;
-  std::size_t steps = std::numeric_limits<std::size_t>::max();
+  std::vector<std::size_t> left;
   for (std::size_t i = 0; i < reference_.metadata().greedy; ++i) {
     wanted.push_back(reference_.greedy(i));
-    steps = std::min(steps, wanted.back().tokens.size());
+    left.push_back(i);
   }
+  const auto tokens = [&wanted](std::size_t i) { return wanted[i].tokens.size(); };
+  std::stable_sort(left.begin(), left.end(),
+                   [&](std::size_t a, std::size_t b) { return tokens(a) < tokens(b); });
   const std::int64_t bound = state_.manifest().limits.max_batch.value_or(0);
-  const std::size_t most =
-      bound > 0 ? static_cast<std::size_t>(bound) : std::max<std::size_t>(wanted.size(), 1);
-  std::vector<ParityGreedy> out;
-  for (std::size_t start = 0; start < wanted.size(); start += most) {
-    const auto from = wanted.begin() + static_cast<std::ptrdiff_t>(start);
-    const std::size_t count = std::min(most, wanted.size() - start);
-    const std::vector<ReferenceGreedy> part(from, from + static_cast<std::ptrdiff_t>(count));
+  const std::size_t most = bound > 0 ? static_cast<std::size_t>(bound) : left.size();
+  std::vector<ParityGreedy> out(wanted.size());
+  while (!left.empty()) {
+    const std::size_t count = std::min(most, left.size()), steps = tokens(left[0]);
+    std::vector<ReferenceGreedy> batch;
+    for (std::size_t i = 0; i < count; ++i) batch.push_back(wanted[left[i]]);
     const std::vector<Bounds> bounds(count, bounds_);
-    for (ParityGreedy& one : continued(state_, part, steps, bounds, {{prompt_}}))
-      out.push_back(std::move(one));
+    std::vector<ParityGreedy> found = continued(state_, batch, steps, bounds, {{prompt_}});
+    std::size_t ended = 0;
+    for (; ended < count && tokens(left[ended]) == steps; ++ended)
+      out[left[ended]] = std::move(found[ended]);
+    left.erase(left.begin(), left.begin() + static_cast<std::ptrdiff_t>(ended));
   }
   return out;
 }

@@ -248,8 +248,8 @@ struct ParityGreedy {
   bool passed = false;
   std::string stopped;  // why the engine failed, where it did
   bool mixed = false;   // whether the batch had rows of other prompts too
-  // Of quantized weights: by how much a token lies below the likeliest one at most, where the same
-  // engine is given the text and its tokens alone and at once.
+  // Of a row with a mismatch: by how much a token lies below the likeliest one at most, where the
+  // same engine is given the text and its tokens alone and at once.
   std::optional<double> behind;
 };
 
@@ -284,8 +284,9 @@ struct ParityReport {
   std::vector<ParityReport> prompts;
   std::string reference;                  // what made it
   std::optional<double> largest_allowed;  // of max_abs; empty for int8 and int4
-  // Of own_max_abs and of `behind`; empty where no weights are quantized.
+  // Of own_max_abs; empty where no weights are quantized.
   std::optional<double> own_allowed;
+  std::optional<double> decode_allowed;  // of `behind`; for causal_lm
   std::vector<ParityCase> cases;
   std::vector<ParityGreedy> greedy;
   std::optional<ParityQuality> quality;

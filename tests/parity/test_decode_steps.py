@@ -1,0 +1,74 @@
+"""Decode steps: compared as far as each row has room, and held to the engine's own prefill."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import ptdeploy
+from ptdeploy.bundle import read_bundle
+from ptdeploy.parity.compare import GreedyBounds, compare_greedy
+from ptdeploy.parity.reference.store import load_reference
+from ptdeploy.runtime.causal import CausalLM
+
+
+def say_one_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have every decode step say the same token."""
+    honest = CausalLM.greedy
+
+    def garbage(self, rows, tokens, *more):
+        return [[one[0], *[7] * (len(one) - 1)] for one in honest(self, rows, tokens, *more)]
+
+    monkeypatch.setattr(CausalLM, "greedy", garbage)
+
+
+def steps(report: ptdeploy.ParityReport) -> list[tuple[int, int, int]]:
+    return [(one.length, one.agreed, one.total) for one in report.greedy]
+
+
+@pytest.mark.parametrize("max_batch", [None, 2])
+@pytest.mark.parametrize(
+    ("max_context", "totals"),
+    [(27, {1: 16, 8: 14, 21: 1, 6: 16}), (28, {1: 16, 8: 15, 21: 2, 7: 16}), (14, {1: 8, 8: 1})],
+)
+def test_each_row_is_continued_as_far_as_it_has_room(compiled, max_batch, max_context, totals):
+    options = {"max_context": max_context, "max_batch": max_batch}
+    report = ptdeploy.verify(compiled("qwen2", "CAUSAL_LM", options).bundle)
+    assert report.passed
+    assert steps(report) == [(length, total, total) for length, total in totals.items()]
+
+
+@pytest.mark.parametrize("max_context", [27, 14])
+def test_a_fault_of_decode_steps_fails_in_a_short_context(compiled, monkeypatch, max_context):
+    options = {"max_context": max_context, "max_batch": None}
+    bundle = compiled("qwen2", "CAUSAL_LM", options).bundle
+    say_one_token(monkeypatch)
+    report = ptdeploy.verify(bundle)
+    assert all(case.passed for case in report.cases)
+    assert not report.passed
+
+
+def test_a_token_that_is_none_of_a_near_ties_fails(bundles, monkeypatch):
+    """The reference's two best are as good as tied everywhere: that excuses neither another token
+    nor what follows the first mismatch."""
+    bundle = bundles("fused")
+    engine, reference = ptdeploy.load(bundle), load_reference(read_bundle(bundle))
+    tied = [replace(one, margins=np.zeros_like(one.margins)) for one in reference.greedy]
+    least = min(one.tokens.size for one in tied)
+    bounds = GreedyBounds(allowed=1e-3, decode=1e-3)
+    say_one_token(monkeypatch)
+    found = compare_greedy(engine, tied, least, [bounds] * len(tied))
+    assert not any(one.passed for one in found)
+    assert all(one.behind is not None and one.behind > 0.1 for one in found)
+
+
+def test_the_other_token_of_a_near_tie_passes(bundles):
+    bundle = bundles("fused")
+    engine, reference = ptdeploy.load(bundle), load_reference(read_bundle(bundle))
+    one = reference.greedy[0]
+    other = replace(one, tokens=one.tokens.copy(), margins=np.zeros_like(one.margins))
+    other.tokens[3] += 1
+    (found,) = compare_greedy(engine, [other], one.tokens.size, [GreedyBounds(1e-3, 1e-3)])
+    assert (found.agreed, found.behind, found.passed) == (3, 0, True)
