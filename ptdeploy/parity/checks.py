@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from ptdeploy.bundle import Quantization
+from ptdeploy.parity.effect import MOST_MISSING, apart_words, effect_words, missing_words
 from ptdeploy.parity.quality import TOP1, Quality
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def checks(report: ParityReport) -> list[Check]:
         *_greedy(report),
         *_tokenizer(report),
         *_quality(report),
+        *_effects(report),
         *_data(report),
     ]
 
@@ -101,6 +103,16 @@ def totals(report: ParityReport) -> list[Check]:
             )
         )
     found += _quality_totals(report)
+    found += [
+        Check(
+            "quality",
+            f"of {apart_words(one)} missing",
+            one.passed,
+            missing_words(one),
+            f"at most {MOST_MISSING:.0%}",
+        )
+        for one in report.effects
+    ]
     found += [replace(one, name="texts encode alike") for one in _tokenizer(report)]
     data = report.data
     if data is not None:
@@ -176,6 +188,7 @@ def failures(report: ParityReport) -> list[str]:
         *_tokenizer(report),
         *_data(report),
         *_quality(report),
+        *_effects(report),
     ]
     own = [*_faults(report), *(sentence for one in found for sentence in one.fails)]
     return [*own, *_of_others(report, failures)]
@@ -264,6 +277,20 @@ def _quality(report: ParityReport) -> Iterator[Check]:
         fails=tuple(fails),
         stopped=stopped,
     )
+
+
+def _effects(report: ParityReport) -> Iterator[Check]:
+    for one in report.effects:
+        value = effect_words(one)
+        yield Check(
+            kind="quality",
+            name=apart_words(one),
+            passed=one.passed,
+            value=value,
+            bound=f"at most {MOST_MISSING:.0%}",
+            said=value,
+            fails=() if one.passed else (f"{value}, but at most {MOST_MISSING:.0%} may be",),
+        )
 
 
 def _asked_of(quality: Quality | None, allowed: Quantization) -> str:

@@ -14,6 +14,7 @@ from ptdeploy.errors import EngineFault
 from ptdeploy.parity.cases import BatchCase, Padding, edge_notes, pad
 from ptdeploy.parity.checks import checks, quality_notes
 from ptdeploy.parity.data import DataRow, TaskMetric, task_metric
+from ptdeploy.parity.effect import Projection, effect_notes
 from ptdeploy.parity.measure import HISTOGRAM_EDGES, Measured, bin_positions, measure
 from ptdeploy.parity.own import (
     Alone,
@@ -55,6 +56,7 @@ def compare(
     run = _run_cases(engine, reference, bounds, quantization is not None, progress)
     quality = evaluate(engine, reference, quantization, progress) if quantization else None
     own_allowed = own_bound(quality, bounds.scale) if quantization else None
+    effect = run.effect.result(other=None)
     greedy: tuple[GreedyResult, ...] = ()
     decode_allowed = None
     if engine.writes:
@@ -71,6 +73,7 @@ def compare(
         largest_allowed=bounds.allowed if bounds.limits_logits or not quantization else None,
         own_allowed=own_allowed,
         decode_allowed=decode_allowed,
+        effects=() if effect is None else (effect,),
         cases=tuple(held_to_own(case, own_allowed) for case in run.cases),
         greedy=greedy,
         texts_agreed=texts.agreed,
@@ -83,6 +86,7 @@ def compare(
             *_padding_notes(engine, reference, bounds.allowed),
             *edge_notes(max(row.ids.size for row in reference.rows), engine.limits),
             *quality_notes(quality),
+            *effect_notes(() if effect is None else (effect,)),
         ),
         positions=tuple(
             PositionError(first, last, found if np.isfinite(found) else None)
@@ -133,6 +137,7 @@ class _Run:
     cases: list[CaseResult] = field(default_factory=list)
     positions: list[tuple[int, float]] = field(default_factory=list)
     alone: dict[int, Alone] = field(default_factory=dict)
+    effect: Projection = field(default_factory=Projection)
 
 
 def _run_cases(
@@ -146,6 +151,8 @@ def _run_cases(
         if len(case.rows) == 1 and (by_itself or case.source == "data"):
             whole = case.source == "data"
             run.alone[case.rows[0]] = logits[0] if whole else kept(logits[0], rows[0]), stopped
+        if len(case.rows) == 1 and (without := rows[0].without_prompt) is not None:
+            run.effect.add(rows[0].logits, logits[0], without)
         found, where = measure_case(case, rows, logits, bounds)
         found = msgspec.structs.replace(found, stopped=stopped)
         if len(case.rows) > 1 and by_itself:
@@ -302,7 +309,9 @@ def _compare_greedy(
         batch = left[:most]
         steps = rows[batch[0]].tokens.size
         found = compare_greedy(engine, [rows[i] for i in batch], steps, [bounds] * len(batch))
-        ended = {i: one for i, one in zip(batch, found, strict=True) if rows[i].tokens.size == steps}
+        ended = {
+            i: one for i, one in zip(batch, found, strict=True) if rows[i].tokens.size == steps
+        }
         results.update(ended)
         left = [index for index in left if index not in ended]
     return tuple(results[index] for index in range(len(rows)))

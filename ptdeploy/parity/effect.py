@@ -20,8 +20,9 @@ from ptdeploy.parity.measure import finite
 
 # Halfway between an engine with the prompt and one without it.
 MOST_MISSING = 0.5
-# From so many standard errors of a share on, the two are told apart.
-_STANDARD_ERRORS = 4
+# The two are told apart where so many standard errors lie between each and the middle: positions of
+# a row are off alike, so that the error is larger than it seems.
+_STANDARD_ERRORS = 8
 # Of fewer positions the standard error is itself a guess.
 _LEAST_POSITIONS = 8
 
@@ -91,6 +92,23 @@ class Projection:
             off = along - missing * effect
             error = float(np.sqrt((off**2).sum() * count / (count - 1))) / total
         return PromptEffect(other, finite(missing), finite(error), count)
+
+
+def effect_words(one: PromptEffect) -> str:
+    """How much of the effect is missing."""
+    return f"{missing_words(one)} of {apart_words(one)} is missing"
+
+
+def missing_words(one: PromptEffect) -> str:
+    """The share alone."""
+    return "an unknown share" if one.missing is None else f"{one.missing:.1%}"
+
+
+def apart_words(one: PromptEffect) -> str:
+    """What it is a share of."""
+    if one.other is None:
+        return "what the prompt changes in the logits"
+    return f"what sets the prompt's logits apart from those of {one.other!r}"
 
 
 def effect_notes(effects: Sequence[PromptEffect]) -> list[str]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import msgspec
+import numpy as np
 
 from ptdeploy.errors import EngineFault
 from ptdeploy.parity.cases import BatchCase, Padding
@@ -20,6 +21,7 @@ from ptdeploy.parity.compare import (
     padded,
     without_numbers,
 )
+from ptdeploy.parity.effect import Projection, PromptEffect, effect_notes
 from ptdeploy.parity.own import Alone, decode_bound, held_to_own, row_alone, with_own
 from ptdeploy.parity.reference import Greedy, Reference, ReferenceRow
 from ptdeploy.parity.report import CaseResult, GreedyResult, ParityReport
@@ -29,6 +31,8 @@ from ptdeploy.runtime import Engine
 _WIDEST = 8
 # Rows of each prompt, of unequal lengths where the reference has its usual rows.
 _ROWS = (1, 5)
+# With how many others' prompts each is compared: a thousand would be a million pairs.
+_MOST_OTHERS = 16
 _PADDINGS: tuple[Padding, ...] = ("right", "left")
 
 
@@ -93,16 +97,46 @@ def with_mixed(report: ParityReport, engine: Engine, mixed: Sequence[MixedRows])
             ]
             for one, found in zip(part, _continue(engine, part, bounds), strict=True):
                 greedy[one.prompt].append(found)
-    own, *others = (_with(one, cases[name], greedy[name]) for name, one in reports.items())
+    shown = {one.prompt: _effects(one, mixed) if engine.writes else [] for one in mixed}
+    own, *others = (
+        _with(one, cases[name], greedy[name], shown[name]) for name, one in reports.items()
+    )
     passed = all(one.passed for one in (own, *others))
     return msgspec.structs.replace(own, passed=passed, prompts=tuple(others))
 
 
+def _effects(one: MixedRows, mixed: Sequence[MixedRows]) -> list[PromptEffect]:
+    """Whether a quantized engine has others' prompts in the place of one, as its rows alone show.
+
+    That it has none the prompt's own reference shows.
+    """
+    found = []
+    for other in mixed[:_MOST_OTHERS]:
+        if other.prompt is None or other.prompt == one.prompt:
+            continue
+        along = Projection()
+        for ours, theirs in zip(one.rows, other.rows, strict=True):
+            same = np.array_equal(ours.row.ids, theirs.row.ids)
+            if ours.own is not None and same:
+                along.add(ours.row.logits, ours.own[0], theirs.row.logits)
+        effect = along.result(other.prompt)
+        if effect is not None:
+            found.append(effect)
+    return found
+
+
 def _with(
-    report: ParityReport, mixed: Sequence[CaseResult], greedy: Sequence[GreedyResult]
+    report: ParityReport,
+    mixed: Sequence[CaseResult],
+    greedy: Sequence[GreedyResult],
+    effects: Sequence[PromptEffect],
 ) -> ParityReport:
     more = msgspec.structs.replace(
-        report, cases=(*report.cases, *mixed), greedy=(*report.greedy, *greedy)
+        report,
+        cases=(*report.cases, *mixed),
+        greedy=(*report.greedy, *greedy),
+        effects=(*report.effects, *effects),
+        notes=(*report.notes, *effect_notes(effects)),
     )
     return msgspec.structs.replace(more, passed=all(one.passed for one in checks(more)))
 

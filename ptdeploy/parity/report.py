@@ -9,6 +9,7 @@ from ptdeploy.bundle.precision import Thresholds
 from ptdeploy.parity import checks
 from ptdeploy.parity.cases import Padding, Source
 from ptdeploy.parity.data import TaskMetric
+from ptdeploy.parity.effect import PromptEffect
 from ptdeploy.parity.quality import Quality
 
 
@@ -119,9 +120,10 @@ class ParityReport(msgspec.Struct, frozen=True):
     `prompt` is the one that the engine was asked with. `prompts` are the reports of the bundle's
     other prompts, and `passed` is of all of them. `thresholds` and `largest_allowed` are null where
     weights are quantized and the caller gave no such bounds: rows alone then only have to
-    be finite. `own_allowed` is what a case's `own_max_abs` may be; null where no weights are
-    quantized. `decode_allowed` is what a continued row's `behind` may be. `first_other_text` is the number of the first row of the
-    given data whose text is encoded otherwise than the row says.
+    be finite. `own_allowed` is what a case's `own_max_abs` may be, and `effects` say whether the
+    engine has the prompt; null and none where no weights are quantized. `decode_allowed` is what a
+    continued row's `behind` may be. `first_other_text` is the number of the first row of the given
+    data whose text is encoded otherwise than the row says.
     """
 
     passed: bool
@@ -147,6 +149,7 @@ class ParityReport(msgspec.Struct, frozen=True):
     prompts: tuple[ParityReport, ...] = ()
     own_allowed: float | None = None
     decode_allowed: float | None = None
+    effects: tuple[PromptEffect, ...] = ()
     first_other_text: int | None = None
 
     def each(self) -> tuple[ParityReport, ...]:

@@ -147,7 +147,14 @@ std::string report_text(const ptdeploy::ParityReport& report) {
            ",\"passed\":" + truth(one.passed) + ",\"mixed\":" + truth(one.mixed) +
            ",\"behind\":" + measure(one.behind) + "}";
   };
+  auto one_effect = [](const ptdeploy::ParityEffect& one) {
+    return "{\"other\":" + (one.other.empty() ? "null" : quoted(one.other)) +
+           ",\"missing\":" + measure(one.missing) + ",\"error\":" + measure(one.error) +
+           ",\"positions\":" + std::to_string(one.positions) +
+           ",\"told\":" + truth(one.told) + ",\"passed\":" + truth(one.passed) + "}";
+  };
   return out + ",\"cases\":" + list(report.cases, one_case) +
+         ",\"effects\":" + list(report.effects, one_effect) +
          ",\"greedy\":" + list(report.greedy, one_row) + "}";
 }
 

@@ -18,6 +18,7 @@ from support import damage, native
 from support.batches import one_off_in_batches
 from support.c_abi import FAULT, Library
 from support.damage import REFERENCE_DAMAGE, edit
+from support.exchange import exchange_prompts
 from support.faults import with_table
 from support.parity import assert_same, near
 from support.refusals import same_refusal
@@ -135,6 +136,23 @@ def test_a_row_that_a_full_batch_leaves_alone_is_mixed_in_both(compiled, packed,
     assert_same(theirs, own)
     for got, want in zip(theirs["prompts"], others, strict=True):
         assert_same(got, want)
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_prompts_in_each_others_place_fail_in_pythons_words(
+    compiled, packed, probe, tmp_path, precision
+):
+    options = {"precision": precision, "quantization": native.LOOSE}
+    bundle = Path(shutil.copytree(compiled("qwen2", "CAUSAL_LM", options).bundle, tmp_path / "b"))
+    ptdeploy.prompt_add(bundle, packed("qwen2", "CAUSAL_LM", options=options).path)
+    exchange_prompts(bundle, "default", "other")
+    own, *others = ptdeploy.verify(bundle).each()
+    theirs = verified(probe, bundle)
+    assert not own.passed
+    for got, want in zip(theirs["prompts"], others, strict=True):
+        assert_same(got, want)
+        assert not want.passed
+    assert theirs["effects"][1]["missing"] == pytest.approx(1, abs=0.1)
 
 
 @pytest.mark.parametrize("kind", ["encoder classifier", "fused", "int4"])

@@ -41,6 +41,17 @@ def assert_same(theirs: Any, ours: ParityReport) -> None:
         }
         for one in ours.greedy
     ]
+    assert theirs["effects"] == [
+        {
+            "other": one.other,
+            "missing": None if one.missing is None else pytest.approx(one.missing, abs=1e-9),
+            "error": None if one.error is None else pytest.approx(one.error, abs=1e-9),
+            "positions": one.positions,
+            "told": one.told,
+            "passed": one.passed,
+        }
+        for one in ours.effects
+    ]
     if ours.quality is None:
         assert theirs["quality"] is None
     else:

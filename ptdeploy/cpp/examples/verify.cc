@@ -96,6 +96,16 @@ std::string aside(const ptdeploy::ParityQuality& quality) {
   return words.empty() ? "" : " (" + words + ")";
 }
 
+void print(const ptdeploy::ParityEffect& one) {
+  const std::string of =
+      one.other.empty()
+          ? "what the prompt changes in the logits"
+          : "what sets the prompt's logits apart from those of '" + printable(one.other) + "'";
+  if (one.missing) std::printf("%.1f%%", 100 * *one.missing);
+  if (!one.missing) std::printf("an unknown share");
+  std::printf(" of %s is missing, at most 50%%\n", of.c_str());
+}
+
 void print(const ParityReport& report) {
   std::printf("%-28s%5s%8s%10s%10s%10s%9s\n", "case", "runs", "longest", "max abs", "mean abs",
               "KL", "top-1");
@@ -124,6 +134,7 @@ void print(const ParityReport& report) {
       std::printf(", perplexity %.3f times the reference's", *quality->perplexity_ratio);
     std::printf(", %s\n", quality->asked_for.c_str());
   }
+  for (const auto& one : report.effects) print(one);
   if (report.largest_allowed) std::printf("allowed max abs %.2g; ", *report.largest_allowed);
   std::printf("reference: %s\n", printable(report.reference).c_str());
   for (std::size_t i = 0; i < report.own_failures; ++i)

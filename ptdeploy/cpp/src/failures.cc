@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "effect.hpp"
 #include "numbers.hpp"
 
 namespace ptdeploy::detail {
@@ -104,6 +105,8 @@ std::vector<std::string> failures_of(const ParityReport& report, const Manifest&
                       std::to_string(one.total) + " agree" + own_words(one, report.decode_allowed));
   if (manifest.quantization && !(report.quality && !report.quality->stopped.empty()))
     add_quantization(lines, report.quality, *manifest.quantization);
+  for (const ParityEffect& one : report.effects)
+    if (!one.passed) lines.push_back(effect_failure(one));
   return lines;
 }
 

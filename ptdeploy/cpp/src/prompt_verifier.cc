@@ -139,6 +139,7 @@ ParityReport PromptVerifier::compared() {
   out.reference = reference_.metadata().made_by;
   if (!manifest.quantization) out.largest_allowed = bounds_.allowed;
   for (const BatchCase& one : reference_.cases()) out.cases.push_back(compare(one));
+  if (const auto effect = effect_.result("")) out.effects.push_back(*effect);
   if (manifest.quantization) {
     std::string stopped;
     out.quality = evaluate(reference_, state_.kind(), info_.head, *manifest.quantization,
@@ -158,7 +159,7 @@ ParityReport PromptVerifier::compared() {
   }
   if (!state_.bundle.file("tokenizer").empty())
     out.texts_not_compared = reference_.metadata().texts;
-  out.notes = notes(out.quality, out.texts_not_compared);
+  out.notes = notes(out, out.texts_not_compared);
   return out;
 }
 
@@ -176,6 +177,10 @@ ParityCase PromptVerifier::compare(const BatchCase& one) {
   for (std::size_t index : one.rows) wanted.push_back(reference_.row(index));
   std::string stopped;
   const std::vector<Logits> got = logits_of(state_, wanted, {{prompt_}}, stopped);
+  if (one.rows.size() == 1) {
+    const Logits without = reference_.without_prompt(one.rows[0]);
+    if (without.rows > 0) effect_.add(wanted[0].logits, got[0], without);
+  }
   ParityCase out = measured(one.name, wanted, got, bounds_);
   out.stopped = stopped;
   if (state_.manifest().quantization && one.rows.size() > 1) add_own(out, got, alone(one));
@@ -220,8 +225,7 @@ std::vector<ParityGreedy> PromptVerifier::compare_greedy() {
   return out;
 }
 
-std::vector<std::string> PromptVerifier::notes(const std::optional<ParityQuality>& quality,
-                                               std::size_t texts) const {
+std::vector<std::string> PromptVerifier::notes(const ParityReport& report, std::size_t texts) const {
   std::vector<std::string> out;
   const auto& mismatch = reference_.metadata().padded_mismatch;
   if (mismatch && *mismatch > bounds_.allowed)
@@ -233,8 +237,10 @@ std::vector<std::string> PromptVerifier::notes(const std::optional<ParityQuality
     out.push_back("no row of over " + std::to_string(longest_) +
                   " tokens was run, but the bundle takes up to " + std::to_string(most) +
                   "; give such rows with --data.");
-  if (quality)
-    for (std::string& note : quality_notes(*quality)) out.push_back(std::move(note));
+  if (report.quality)
+    for (std::string& note : quality_notes(*report.quality)) out.push_back(std::move(note));
+  for (const ParityEffect& one : report.effects)
+    if (!one.told) out.push_back(effect_note(one));
   if (texts > 0)
     out.push_back("the tokenizer was not compared (" + std::to_string(texts) +
                   " texts): only Python's ptdeploy verify compares it.");

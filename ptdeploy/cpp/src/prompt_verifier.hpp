@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "effect.hpp"
 #include "engine_state.hpp"
 #include "own.hpp"
 #include "reference.hpp"
@@ -57,8 +58,7 @@ class PromptVerifier {
   ParityCase compare(const BatchCase& one);
   const std::vector<OwnRow>& alone(const BatchCase& one);
   std::vector<ParityGreedy> compare_greedy();
-  std::vector<std::string> notes(const std::optional<ParityQuality>& quality,
-                                 std::size_t texts) const;
+  std::vector<std::string> notes(const ParityReport& report, std::size_t texts) const;
 
   const EngineState& state_;
   RowPrompt prompt_;
@@ -72,6 +72,7 @@ class PromptVerifier {
   // padded on the other side.
   std::vector<std::size_t> last_;
   std::vector<OwnRow> own_;
+  Projection effect_;
 };
 
 }  // namespace ptdeploy::detail

@@ -137,6 +137,28 @@ ReferenceRow Reference::row(std::size_t index) {
   });
 }
 
+Logits Reference::without_prompt(std::size_t index) {
+  return checked([&]() -> Logits {
+    const std::string name = tensor_name("rows", index, "without_prompt");
+    if (!tensors_->has(name)) return {};
+    const auto& shape = tensors_->shape(tensor_name("rows", index, "logits"), "F32");
+    const std::size_t rows = shape.size() == 1 ? 1 : static_cast<std::size_t>(shape[0]);
+    return {rows, columns_, logits(name, shape)};
+  });
+}
+
+// Logits of that shape.
+std::vector<float> Reference::logits(const std::string& name,
+                                     const std::vector<std::int64_t>& wanted) {
+  const auto& shape = tensors_->shape(name, "F32");
+  if (shape != wanted)
+    throw SchemaError(name + " has shape " + shape_text(shape) + ", not " + shape_text(wanted));
+  std::vector<float> found = tensors_->floats(name);
+  for (float value : found)
+    if (!std::isfinite(value)) throw SchemaError(name + " holds a number that is not finite");
+  return found;
+}
+
 ReferenceGreedy Reference::greedy(std::size_t index) {
   return checked([&] {
     ReferenceGreedy row{ids(tensor_name("greedy", index, "ids")), {}, {}};
@@ -173,15 +195,8 @@ EvaluationText Reference::evaluation(std::size_t index) {
                         head_ != Head::softmax);
     const std::string name = tensor_name("evaluation", index, "logits");
     if (asked || tensors_->has(name)) {
-      const std::vector<std::int64_t> wanted = {static_cast<std::int64_t>(row.top1.size()),
-                                                static_cast<std::int64_t>(columns_)};
-      const auto& shape = tensors_->shape(name, "F32");
-      if (shape != wanted)
-        throw SchemaError(name + " has shape " + shape_text(shape) + ", not " +
-                          shape_text(wanted));
-      row.logits = tensors_->floats(name);
-      for (float value : row.logits)
-        if (!std::isfinite(value)) throw SchemaError(name + " holds a number that is not finite");
+      row.logits = logits(name, {static_cast<std::int64_t>(row.top1.size()),
+                                 static_cast<std::int64_t>(columns_)});
     }
     return row;
   });

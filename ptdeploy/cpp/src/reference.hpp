@@ -50,12 +50,15 @@ class Reference {
   const std::vector<BatchCase>& cases() const { return cases_; }
 
   ReferenceRow row(std::size_t index);
+  // The same model's logits of a row without the prompt; of no rows where none are stored.
+  Logits without_prompt(std::size_t index);
   ReferenceGreedy greedy(std::size_t index);
   EvaluationText evaluation(std::size_t index);
 
  private:
   void read_metadata();
   Ids ids(const std::string& name);
+  std::vector<float> logits(const std::string& name, const std::vector<std::int64_t>& wanted);
   Ids segments(const std::string& name, std::size_t tokens);
   std::size_t length(const std::string& name, const std::string& dtype) const;
   void require_length(const std::string& name, const std::string& dtype, std::size_t wanted) const;

@@ -18,6 +18,8 @@ namespace {
 // of ptdeploy/parity/mixed.py.
 constexpr std::size_t kMixedRows[] = {1, 5};
 constexpr std::size_t kWidestMix = 8;
+// With how many others' prompts each is compared.
+constexpr std::size_t kMostOthers = 16;
 
 // The names of the prompts to be compared, in the order of Python's reports; none is the base model.
 std::vector<std::optional<std::string>> compared_names(const Manifest& manifest) {
@@ -124,6 +126,25 @@ class BundleVerifier {
     for (const auto& batch : batches(rows))
       for (const char* padding : {"right", "left"}) run_mixed(batch, padding);
     for (const auto& batch : batches(written)) continue_mixed(batch);
+    if (state_.kind().writes)
+      for (Proven& one : proven_) add_effects(one);
+  }
+
+  // Whether a quantized engine has others' prompts in the place of one, as its rows alone show.
+  void add_effects(Proven& one) const {
+    for (std::size_t i = 0; i < std::min(proven_.size(), kMostOthers); ++i) {
+      const Proven& other = proven_[i];
+      if (&other == &one || other.report.prompt.empty() || !one.bounds.own) continue;
+      Projection along;
+      for (std::size_t place = 0; place < one.mixed_rows.size(); ++place)
+        if (one.mixed_rows[place].ids == other.mixed_rows[place].ids)
+          along.add(one.mixed_rows[place].logits, one.own_rows[place].logits,
+                    other.mixed_rows[place].logits);
+      const auto effect = along.result(other.report.prompt);
+      if (!effect) continue;
+      one.report.effects.push_back(*effect);
+      if (!effect->told) one.report.notes.push_back(effect_note(*effect));
+    }
   }
 
   // Rows in batches in which neighbours have different prompts. A last row that would be alone has the

@@ -21,13 +21,15 @@ class ReferenceRow:
     """A row's token ids and reference logits, at its last `len(logits)` positions in token tasks.
 
     `logits` has shape (classes,) for SEQ_CLS and (positions, classes or vocabulary) otherwise.
-    `type_ids` is the segment of each token, all 0 where None.
+    `type_ids` is the segment of each token, all 0 where None. `without_prompt` are the logits of
+    the same model without its prompt at the same positions, where weights are quantized; else None.
     """
 
     ids: NDArray[np.int64]
     logits: NDArray[np.float32]
     source: Source = "random"
     type_ids: NDArray[np.int64] | None = None
+    without_prompt: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,8 @@ def _check_row(name: str, row: ReferenceRow, manifest: Manifest) -> None:
     _check_type(f"{name}.logits", row.logits, np.float32)
     if not np.isfinite(row.logits).all():
         raise ValueError(f"{name}.logits holds a number that is not finite")
+    if row.without_prompt is not None:
+        _check_logits(f"{name}.without_prompt", row.without_prompt, shape)
 
 
 def _check_case(name: str, case: BatchCase, limits: Limits) -> None:
@@ -121,6 +123,10 @@ def _check_text_logits(
 ) -> None:
     if logits is None:
         raise ValueError(f"File does not contain tensor {name}")
+    _check_logits(name, logits, wanted)
+
+
+def _check_logits(name: str, logits: NDArray[np.float32], wanted: tuple[object, ...]) -> None:
     _check_type(name, logits, np.float32)
     if logits.shape != wanted:
         raise ValueError(f"{name} has shape {logits.shape}, not {wanted}")

@@ -250,10 +250,10 @@ def compute_reference(
     progress = progress or Progress(quiet=True)
     model = model or peft_model(checkpoint, base)
     rows, task = asked.rows, checkpoint.task
+    beside = evaluation is not None and checkpoint.num_virtual_tokens > 0
     with torch.no_grad(), quiet_libraries():
         computed = tuple(
-            ReferenceRow(r.ids, _kept_logits(model, task, r), r.source, r.type_ids)
-            for r in progress.within(rows, "rows")
+            _reference_row(model, task, r, beside) for r in progress.within(rows, "rows")
         )
         greedy: tuple[Greedy, ...] = ()
         random = [row.ids for row in rows if row.source == "random"]
@@ -301,12 +301,12 @@ def row_inputs(ids: NDArray[np.int64], type_ids: NDArray[np.int64] | None = None
 
 
 def row_logits(
-    model: PeftModel | PromptedModel,
+    model: PeftModel | PromptedModel | PreTrainedModel,
     task: Task,
     ids: NDArray[np.int64],
     type_ids: NDArray[np.int64] | None = None,
 ) -> NDArray[np.float32]:
-    """PEFT's logits for one unpadded row, without those of the virtual tokens."""
+    """A model's logits for one unpadded row, without those of the virtual tokens."""
     import torch
 
     with torch.no_grad(), quiet_libraries():
@@ -316,10 +316,24 @@ def row_logits(
     return array
 
 
+def _reference_row(
+    model: PeftModel | PromptedModel, task: Task, row: AskedRow, beside: bool
+) -> ReferenceRow:
+    """PEFT's logits for a row, and `beside` them those of the same model without its prompt.
+
+    A trained head belongs to both.
+    """
+    without = None
+    if beside and row.source != "data":
+        without = _kept_logits(model.get_base_model(), task, row)
+    logits = _kept_logits(model, task, row)
+    return ReferenceRow(row.ids, logits, row.source, row.type_ids, without)
+
+
 def _kept_logits(
-    model: PeftModel | PromptedModel, task: Task, row: AskedRow
+    model: PeftModel | PromptedModel | PreTrainedModel, task: Task, row: AskedRow
 ) -> NDArray[np.float32]:
-    """PEFT's logits for a row, all of them of the caller's own, which are scored as a whole."""
+    """A model's logits for a row, all of them of the caller's own, which are scored as a whole."""
     logits = row_logits(model, task, row.ids, row.type_ids)
     most = max(_LAST_POSITIONS, _ROW_BYTES // (4 * logits.shape[-1]))
     if logits.ndim == 1 or row.source == "data" or len(logits) <= most:

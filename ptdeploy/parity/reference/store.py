@@ -75,6 +75,8 @@ def save_reference(reference: Reference, folder: Path) -> str:
         tensors[f"rows.{i:03}.logits"] = row.logits
         if row.type_ids is not None:
             tensors[f"rows.{i:03}.type_ids"] = row.type_ids
+        if row.without_prompt is not None:
+            tensors[f"rows.{i:03}.without_prompt"] = row.without_prompt
     for i, one in enumerate(reference.greedy):
         tensors[f"greedy.{i:03}.ids"] = one.ids
         tensors[f"greedy.{i:03}.tokens"] = one.tokens
@@ -195,7 +197,8 @@ def _from_tensors(tensors: _Tensors, metadata: _Metadata) -> Reference:
     for i in range(metadata.rows):
         name = f"rows.{i:03}"
         ids, logits = tensors[f"{name}.ids"], tensors[f"{name}.logits"]
-        rows.append(ReferenceRow(ids, logits, metadata.sources[i], tensors.get(f"{name}.type_ids")))
+        types, without = (tensors.get(f"{name}.{what}") for what in ("type_ids", "without_prompt"))
+        rows.append(ReferenceRow(ids, logits, metadata.sources[i], types, without))
     greedy = [
         Greedy(*(tensors[f"greedy.{i:03}.{what}"] for what in ("ids", "tokens", "margins")))
         for i in range(metadata.greedy)
@@ -242,4 +245,5 @@ def _trimmed(row: ReferenceRow) -> ReferenceRow:
     if row.logits.ndim == 1:
         return row
     keep = max(1, _ROW_BYTES // (4 * row.logits.shape[1]))
-    return replace(row, logits=row.logits[-keep:])
+    without = None if row.without_prompt is None else row.without_prompt[-keep:]
+    return replace(row, logits=row.logits[-keep:], without_prompt=without)

@@ -276,6 +276,17 @@ struct ParityQuality {
   std::string stopped;    // why the engine gave no numbers of a text; empty if it gave all
 };
 
+// Of int8, int4 and fp8: how much of what sets a prompt apart from the base model alone (`other` is
+// empty) or from another prompt is missing in the engine. About 0 where it has the prompt, 1 where it
+// has the other in its place; `error` is the standard error. docs/parity.md has both.
+struct ParityEffect {
+  std::string other;
+  std::optional<double> missing, error;
+  std::size_t positions = 0;
+  bool told = false;  // whether the two can be told apart; if not, it passes
+  bool passed = true;
+};
+
 // The outcome of Engine::verify(): of one prompt, and in `prompts` of the bundle's others. `passed` and
 // `failures` are of all of them.
 struct ParityReport {
@@ -290,6 +301,7 @@ struct ParityReport {
   std::vector<ParityCase> cases;
   std::vector<ParityGreedy> greedy;
   std::optional<ParityQuality> quality;
+  std::vector<ParityEffect> effects;
   std::size_t texts_not_compared = 0;  // for the tokenizer; Python's `ptdeploy verify` compares them
   std::vector<std::string> failures, notes;
   // How many of `failures` are the prompt's own, which come first; the first of those, so many, say why
