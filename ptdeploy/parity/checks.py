@@ -201,6 +201,11 @@ def _case(report: ParityReport, case: CaseResult) -> Check:
     value = f"max abs {shown(case.max_abs)}, KL {shown(case.kl)}"
     said = f"{value}, {bound}" if bound else value
     fails = f"{case.name}, {lengths}: {value}, top-1 agreement {case.top1_agreement:.4f}"
+    if (output := case.output) is not None:
+        apart = (
+            f"; output {output.output} is {shown(output.max_abs)} off, allowed {output.allowed:.3g}"
+        )
+        said, fails = said + apart, fails + apart
     own = report.own_allowed
     if own is not None and case.held_to_own:
         apart = f"{shown(case.own_max_abs)} from the engine's own rows alone"
@@ -208,6 +213,11 @@ def _case(report: ParityReport, case: CaseResult) -> Check:
         said += f"; {apart}, {bound}"
         if case.own_max_abs is None or case.own_max_abs > own:
             fails += f"; {apart}, {bound}"
+        if (output := case.own_output) is not None:
+            fails += (
+                f"; output {output.output} is {shown(output.max_abs)} from the engine's own rows "
+                f"alone, allowed {output.allowed:.3g}"
+            )
     return Check(
         kind="logits",
         name=f"{case.name}, rows {list(case.rows)}, {lengths}",
@@ -230,7 +240,9 @@ def _greedy(report: ParityReport) -> Iterator[Check]:
                 f"; given the text and its tokens at once, the engine finds a token "
                 f"{shown(one.behind)} below the likeliest, {bound}"
             )
-        fails = f"greedy tokens of a {name}: {value} agree{own}"
+        fails = f"greedy tokens of a {name}: {value} agree"
+        if one.behind is None or one.behind > (report.decode_allowed or 0):
+            fails += own
         yield Check(
             kind="greedy tokens",
             name=name,

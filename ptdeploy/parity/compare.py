@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptdeploy.bundle.precision import FINITE, Thresholds
+from ptdeploy.bundle.task import Head
 from ptdeploy.errors import EngineFault
 from ptdeploy.parity.cases import BatchCase, Padding, edge_notes, pad
 from ptdeploy.parity.checks import checks, quality_notes
@@ -18,17 +19,26 @@ from ptdeploy.parity.effect import Projection, effect_notes
 from ptdeploy.parity.measure import HISTOGRAM_EDGES, Measured, bin_positions, measure
 from ptdeploy.parity.own import (
     Alone,
+    apart_outputs,
     decode_bound,
+    furthest,
     greedy_held_to_own,
     held_to_own,
     kept,
     own_bound,
+    own_outputs,
     row_alone,
     with_own,
 )
 from ptdeploy.parity.quality import evaluate, row_logits_or_nan
 from ptdeploy.parity.reference import Greedy, Reference, ReferenceRow
-from ptdeploy.parity.report import CaseResult, GreedyResult, ParityReport, PositionError
+from ptdeploy.parity.report import (
+    CaseResult,
+    GreedyResult,
+    OutputError,
+    ParityReport,
+    PositionError,
+)
 from ptdeploy.parity.thresholds import Overrides
 from ptdeploy.parity.token_ids import encoded_texts
 from ptdeploy.progress import Progress
@@ -51,7 +61,7 @@ def compare(
     """
     overrides = overrides or Overrides()
     progress = progress or Progress(quiet=True)
-    bounds = bounds_of(reference, overrides)
+    bounds = bounds_of(reference, overrides, engine.manifest.prompt.head)
     quantization = overrides.quantization(engine.manifest.quantization)
     run = _run_cases(engine, reference, bounds, quantization is not None, progress)
     quality = evaluate(engine, reference, quantization, progress) if quantization else None
@@ -74,7 +84,10 @@ def compare(
         own_allowed=own_allowed,
         decode_allowed=decode_allowed,
         effects=() if effect is None else (effect,),
-        cases=tuple(held_to_own(case, own_allowed) for case in run.cases),
+        cases=tuple(
+            held_to_own(case, own_allowed, own_outputs(quality, bounds.scales), run.apart.get(i))
+            for i, case in enumerate(run.cases)
+        ),
         greedy=greedy,
         texts_agreed=texts.agreed,
         texts_total=texts.total,
@@ -103,12 +116,21 @@ def compare(
 class Bounds:
     """What cases are held by; `allowed` is the largest difference of a logit.
 
-    `scale` is the reference's largest logit.
+    `scale` is the reference's largest logit; `scales` are those of each output of a head that
+    chooses no one class, which are numbers of their own: None for others, and of one.
     """
 
     thresholds: Thresholds
     allowed: float
     scale: float
+    scales: NDArray[np.float64] | None = None
+
+    @property
+    def outputs(self) -> NDArray[np.float64] | None:
+        """What each output may be off by."""
+        if self.scales is None:
+            return None
+        return self.thresholds.max_abs + self.thresholds.relative * self.scales
 
     @property
     def bind(self) -> bool:
@@ -120,15 +142,21 @@ class Bounds:
         return self.thresholds.max_abs < FINITE.max_abs
 
 
-def bounds_of(reference: Reference, overrides: Overrides) -> Bounds:
+def bounds_of(reference: Reference, overrides: Overrides, head: Head) -> Bounds:
     thresholds = overrides.thresholds(reference.thresholds)
-    scale = max((float(np.abs(row.logits).max()) for row in reference.rows), default=0.0)
-    return Bounds(thresholds, thresholds.max_abs + thresholds.relative * scale, scale)
+    each = [np.abs(np.atleast_2d(row.logits)).max(0) for row in reference.rows]
+    scales = np.max(each, axis=0).astype(np.float64) if each else np.zeros(1)
+    scale = float(scales.max())
+    allowed = thresholds.max_abs + thresholds.relative * scale
+    each_own = scales if head != "softmax" and scales.size > 1 else None
+    return Bounds(thresholds, allowed, scale, each_own)
 
 
 @dataclass(frozen=True)
 class _Run:
     """Every case's result, each position's largest difference, and the rows' logits alone.
+
+    `apart` is how far each output of some cases is from what the engine gives for the rows alone.
 
     Of rows that are not data only the positions that the reference has are kept, and only of an
     engine that is held to itself.
@@ -138,6 +166,7 @@ class _Run:
     positions: list[tuple[int, float]] = field(default_factory=list)
     alone: dict[int, Alone] = field(default_factory=dict)
     effect: Projection = field(default_factory=Projection)
+    apart: dict[int, NDArray[np.float64]] = field(default_factory=dict)
 
 
 def _run_cases(
@@ -159,7 +188,10 @@ def _run_cases(
             for index in case.rows:
                 if index not in run.alone:
                     run.alone[index] = row_alone(engine, reference.rows[index])
-            found = with_own(found, logits, [run.alone[index] for index in case.rows])
+            own = [run.alone[index] for index in case.rows]
+            found = with_own(found, logits, own)
+            if bounds.scales is not None:
+                run.apart[len(run.cases)] = apart_outputs(logits, own)
         run.cases.append(found)
         run.positions.extend(where)
     return run
@@ -238,6 +270,7 @@ def measure_case(
         for row in rows
         for position in range(row.ids.size - len(np.atleast_2d(row.logits)), row.ids.size)
     ]
+    output = None if bounds.outputs is None else _worst_output(rows, logits, bounds.outputs)
     result = CaseResult(
         name=case.name,
         source=case.source,
@@ -250,9 +283,25 @@ def measure_case(
         kl=found.kl,
         top1_agreement=found.top1_agreement,
         histogram=found.histogram,
-        passed=case_passed(found, bounds.thresholds, bounds.allowed),
+        passed=case_passed(found, bounds.thresholds, bounds.allowed) and output is None,
+        output=output,
     )
     return result, list(zip(where, largest.tolist(), strict=True))
+
+
+def _worst_output(
+    rows: Sequence[ReferenceRow],
+    logits: Sequence[NDArray[np.float32]],
+    allowed: NDArray[np.float64],
+) -> OutputError | None:
+    """The output that is furthest over its own bound; None where all are within theirs."""
+    largest = np.zeros_like(allowed)
+    for row, got in zip(rows, logits, strict=True):
+        want = np.atleast_2d(row.logits).astype(np.float64)
+        with np.errstate(invalid="ignore", over="ignore"):
+            apart = np.abs(want - np.atleast_2d(got)[-len(want) :]).max(0)
+        largest = np.maximum(largest, np.where(np.isfinite(apart), apart, np.inf))
+    return furthest(largest, allowed)
 
 
 def _metric(

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from ptdeploy.errors import EngineFault
 from ptdeploy.parity.cases import BatchCase, Padding
@@ -22,7 +23,15 @@ from ptdeploy.parity.compare import (
     without_numbers,
 )
 from ptdeploy.parity.effect import Projection, PromptEffect, effect_notes
-from ptdeploy.parity.own import Alone, decode_bound, held_to_own, row_alone, with_own
+from ptdeploy.parity.own import (
+    Alone,
+    apart_outputs,
+    decode_bound,
+    held_to_own,
+    own_outputs,
+    row_alone,
+    with_own,
+)
 from ptdeploy.parity.reference import Greedy, Reference, ReferenceRow
 from ptdeploy.parity.report import CaseResult, GreedyResult, ParityReport
 from ptdeploy.parity.thresholds import Overrides
@@ -65,7 +74,8 @@ class MixedRows:
     @classmethod
     def of(cls, engine: Engine, reference: Reference, overrides: Overrides) -> MixedRows:
         """Of the prompt that the engine's requests have by default."""
-        bounds, prompt = bounds_of(reference, overrides), engine.manifest.default_prompt
+        bounds = bounds_of(reference, overrides, engine.manifest.prompt.head)
+        prompt = engine.manifest.default_prompt
         rows = []
         for index in (min(place, len(reference.rows) - 1) for place in _ROWS):
             row = reference.rows[index]
@@ -84,8 +94,11 @@ def with_mixed(report: ParityReport, engine: Engine, mixed: Sequence[MixedRows])
     rows = [one.rows[place] for place in range(len(_ROWS)) for one in mixed]
     for batch in _batches(rows, engine):
         for padding in _PADDINGS:
-            for name, result in _run(engine, batch, padding):
-                cases[name].append(held_to_own(result, reports[name].own_allowed))
+            for row, result, apart in _run(engine, batch, padding):
+                report = reports[row.prompt]
+                outputs = own_outputs(report.quality, row.bounds.scales)
+                held = held_to_own(result, report.own_allowed, outputs, apart)
+                cases[row.prompt].append(held)
     if engine.writes:
         for part in _batches([one for one in mixed if one.greedy], engine):
             bounds = [
@@ -168,8 +181,11 @@ def _continue(
 
 def _run(
     engine: Engine, batch: Sequence[_Row], padding: Padding
-) -> Iterator[tuple[str | None, CaseResult]]:
-    """What came of each prompt's rows of one batch."""
+) -> Iterator[tuple[_Row, CaseResult, NDArray[np.float64] | None]]:
+    """What came of each prompt's rows of one batch, with the first of them.
+
+    Of quantized weights with how far each output is from what the engine gives for the rows alone.
+    """
     rows = [one.row for one in batch]
     stopped = None
     try:
@@ -185,4 +201,8 @@ def _run(
         words = f"mixed prompts, {padding}-padded"
         result = msgspec.structs.replace(result, name=words, mixed=True, stopped=stopped)
         alone = [one for i in own if (one := batch[i].own) is not None]
-        yield name, with_own(result, [logits[i] for i in own], alone) if alone else result
+        if not alone:
+            yield batch[own[0]], result, None
+            continue
+        beside = [logits[i] for i in own]
+        yield batch[own[0]], with_own(result, beside, alone), apart_outputs(beside, alone)

@@ -20,7 +20,7 @@ from ptdeploy.errors import EngineFault
 from ptdeploy.parity.measure import finite
 from ptdeploy.parity.quality import Quality
 from ptdeploy.parity.reference import Greedy, ReferenceRow
-from ptdeploy.parity.report import CaseResult, GreedyResult
+from ptdeploy.parity.report import CaseResult, GreedyResult, OutputError
 from ptdeploy.runtime import Engine
 from ptdeploy.runtime.prompt_choice import DEFAULT, OnePrompt
 
@@ -46,6 +46,19 @@ def own_bound(quality: Quality | None, scale: float) -> float:
     rounding = exact.max_abs + exact.relative * scale
     error = None if quality is None else quality.rms_error
     return max(2 * rounding, _ROOT_MEAN_SQUARES * (error or 0.0))
+
+
+def own_outputs(
+    quality: Quality | None, scales: NDArray[np.float64] | None
+) -> NDArray[np.float64] | None:
+    """The same of each output, by its own largest value; None where one bound is that of all."""
+    if quality is None or quality.rms_outputs is None or scales is None:
+        return None
+    exact = PRECISIONS["fp32"].thresholds
+    assert exact is not None, "fp32 quantizes no weights"
+    errors = np.array([error or 0.0 for error in quality.rms_outputs])
+    rounding = exact.max_abs + exact.relative * scales
+    return np.asarray(np.maximum(2 * rounding, _ROOT_MEAN_SQUARES * errors))
 
 
 def decode_bound(own: float | None, allowed: float) -> float:
@@ -83,20 +96,37 @@ def with_own(
     stopped = next((why for _, why in own if why is not None), None)
     return msgspec.structs.replace(
         result,
-        own_max_abs=finite(max(apart(a, b) for a, (b, _) in zip(logits, own, strict=True))),
+        own_max_abs=finite(apart_outputs(logits, own).max()),
         stopped=result.stopped or stopped,
     )
 
 
-def held_to_own(case: CaseResult, allowed: float | None) -> CaseResult:
+def held_to_own(
+    case: CaseResult,
+    allowed: float | None,
+    outputs: NDArray[np.float64] | None = None,
+    apart: NDArray[np.float64] | None = None,
+) -> CaseResult:
     """The case, failed where its rows are further than `allowed` from the engine's own alone.
 
-    None holds it to nothing more.
+    None holds it to nothing more. `outputs` is what each output may be `apart` by.
     """
     if allowed is None or not case.held_to_own:
         return case
     within = case.own_max_abs is not None and case.own_max_abs <= allowed
-    return msgspec.structs.replace(case, passed=case.passed and within)
+    output = None if outputs is None or apart is None else furthest(apart, outputs)
+    passed = case.passed and within and output is None
+    return msgspec.structs.replace(case, passed=passed, own_output=output)
+
+
+def furthest(apart: NDArray[np.float64], allowed: NDArray[np.float64]) -> OutputError | None:
+    """The output that is furthest over its own bound; None where all are within theirs."""
+    over = apart > allowed
+    if not over.any():
+        return None
+    with np.errstate(divide="ignore", invalid="ignore"):
+        worst = int(np.where(over, apart / allowed, 0).argmax())
+    return OutputError(worst, finite(apart[worst]), float(allowed[worst]))
 
 
 def greedy_held_to_own(
@@ -123,11 +153,24 @@ def greedy_held_to_own(
     return msgspec.structs.replace(result, behind=most, passed=result.passed and near)
 
 
+def apart_outputs(
+    logits: Sequence[NDArray[np.float32]], own: Sequence[Alone]
+) -> NDArray[np.float64]:
+    """How far each output of rows is from what the engine gives for each of them alone."""
+    each = [_apart(got, alone) for got, (alone, _) in zip(logits, own, strict=True)]
+    return np.asarray(np.max(each, axis=0))
+
+
 def apart(got: NDArray[np.float32], own: NDArray[np.float32]) -> float:
     """The largest difference at the last positions that both have; infinity if not finite."""
+    return float(_apart(got, own).max())
+
+
+def _apart(got: NDArray[np.float32], own: NDArray[np.float32]) -> NDArray[np.float64]:
+    """The same of each output."""
     got, own = np.atleast_2d(got), np.atleast_2d(own)
     count = min(len(got), len(own))
     with np.errstate(invalid="ignore", over="ignore"):
         between = np.abs(got[-count:].astype(np.float64) - own[-count:])
-    largest = float(between.max())
-    return largest if np.isfinite(largest) else np.inf
+    # NaN sorts high: what is not finite must never hide behind a maximum.
+    return np.asarray(np.where(np.isfinite(between), between, np.inf).max(0))

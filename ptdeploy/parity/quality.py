@@ -23,6 +23,8 @@ from ptdeploy.runtime.probabilities import sigmoid
 
 # A model that hardly heeds the text varies less than quantizing its weights changes.
 _LEAST_VARIATION = 0.2
+# The same of a sigmoid's probabilities, and of a regression's numbers as a share of their size.
+_LEAST_CHANCE, _LEAST_SHARE = 0.05, 0.02
 # What an engine whose numbers are not finite is said to miss the reference by.
 _HOPELESS = 1e30
 _MISSED = 0.05
@@ -44,7 +46,8 @@ class Quality(msgspec.Struct, frozen=True):
     """An engine beside the reference on the same text.
 
     `top1_agreement` is the share of `positions` where both find the same token or class likeliest.
-    A head that chooses no one class has `explained` variance there instead, and `measured` says so.
+    A head that chooses no one class has `explained` variance there instead, of the output where it
+    is least, and `measured` says so.
     Perplexities are of the text's own next tokens; null for a classifier. `detectable` is the
     smallest share of changed answers that would miss the asked agreement in 19 of 20 evaluations of
     as many positions, null where none would. Of a classifier that chooses a class, `logits_error`
@@ -52,7 +55,8 @@ class Quality(msgspec.Struct, frozen=True):
     reference finds its commonest class; else both are null. There `top1_agreement` and `detectable`
     are of the `clear` positions alone, and `near_ties` are the others whose answer changed.
     `rms_error` is the root mean square of a difference from the reference: of a classifier's
-    logits, or of how surprising a causal model finds the text's next tokens, in nats.
+    logits, or of how surprising a causal model finds the text's next tokens, in nats. `rms_outputs`
+    are those of each output, where a head that chooses no one class has several.
     `stopped` says why the engine gave no numbers of a text: the rest is then of NaN in their place.
     """
 
@@ -70,6 +74,7 @@ class Quality(msgspec.Struct, frozen=True):
     near_ties: int | None = None
     stopped: str | None = None
     rms_error: float | None = None
+    rms_outputs: tuple[float | None, ...] | None = None
 
     @property
     def agreement_of_all(self) -> float:
@@ -112,20 +117,25 @@ def next_token_surprise(ids: NDArray[np.int64], logits: NDArray[np.float32]) -> 
     return surprise
 
 
-def explained(want: NDArray[np.floating], got: NDArray[np.floating], head: Head) -> float:
-    """The share of the reference's variance over texts that the engine gives too, from 0 to 1.
+def explained(
+    want: NDArray[np.floating], got: NDArray[np.floating], head: Head
+) -> NDArray[np.float64]:
+    """The share of the reference's variance over texts that the engine gives too, of each output.
 
-    Shapes (texts, outputs); of a sigmoid's logits its probabilities count.
+    Shapes (texts, outputs); of a sigmoid's logits its probabilities count. From 0 to 1. What hardly
+    differs from text to text varies less than quantizing takes: a sigmoid's standard deviation is
+    not taken for less than 0.05, that of a number not for less than a fiftieth of its size.
     """
     want, got = want.astype(np.float64), got.astype(np.float64)
     if head == "sigmoid":
         want, got = sigmoid(want), sigmoid(got)
-    with np.errstate(invalid="ignore", over="ignore"):
-        around = float(((want - want.mean(0)) ** 2).sum())
-        off = float(((want - got) ** 2).sum())
-    if not off > 0:
-        return float(off == 0)
-    return max(0.0, 1 - off / around) if around > 0 else 0.0
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        least = _LEAST_CHANCE if head == "sigmoid" else _LEAST_SHARE * np.sqrt((want**2).mean(0))
+        around = np.maximum(((want - want.mean(0)) ** 2).mean(0), np.square(least))
+        off = ((want - got) ** 2).mean(0)
+        share = np.where(off == 0, 1.0, 1 - off / around)
+    # What is not finite explains nothing.
+    return np.asarray(np.where(share > 0, share, 0.0))
 
 
 class _HasIds(Protocol):
@@ -187,8 +197,15 @@ def evaluate(
     if pair[0].shape == pair[1].shape:
         of = msgspec.structs.replace(of, rms_error=_difference(*pair))
     if head != "softmax":
-        share = explained(*pair, head)
-        return msgspec.structs.replace(of, top1_agreement=share, measured=EXPLAINED)
+        shares = explained(*pair, head)
+        least = int(shares.argmin())
+        measured = EXPLAINED if shares.size == 1 else f"{EXPLAINED} of output {least}"
+        of = msgspec.structs.replace(of, top1_agreement=float(shares[least]), measured=measured)
+        if shares.size == 1:
+            return of
+        columns = zip(*(side.T for side in pair), strict=True)
+        each = tuple(_difference(want, got) for want, got in columns)
+        return msgspec.structs.replace(of, rms_outputs=each)
     of = msgspec.structs.replace(
         of,
         largest_share=float(np.unique(want, return_counts=True)[1].max() / want.size),

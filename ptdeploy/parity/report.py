@@ -13,6 +13,14 @@ from ptdeploy.parity.effect import PromptEffect
 from ptdeploy.parity.quality import Quality
 
 
+class OutputError(msgspec.Struct, frozen=True):
+    """One output of a head that chooses no one class, and by how much it is off at most."""
+
+    output: int
+    max_abs: float | None
+    allowed: float
+
+
 class CaseResult(msgspec.Struct, frozen=True):
     """One batch, compared at every real position; null where a number is not finite.
 
@@ -21,6 +29,9 @@ class CaseResult(msgspec.Struct, frozen=True):
     in the bins of the report's `histogram_edges`. Of a `mixed` batch they are the rows of the
     report's prompt, among those of others. `own_max_abs` is of quantized weights, and of rows that
     ran beside others: the largest difference of a logit from the same engine's own row alone.
+    `output` is of a head that chooses no one class: the output that is furthest over what it, by
+    the size of its own values, may be off by; null where none is. `own_output` is the same of the
+    engine's own rows alone.
     """
 
     name: str
@@ -38,6 +49,8 @@ class CaseResult(msgspec.Struct, frozen=True):
     stopped: str | None = None
     mixed: bool = False
     own_max_abs: float | None = None
+    output: OutputError | None = None
+    own_output: OutputError | None = None
 
     @property
     def held_to_own(self) -> bool:

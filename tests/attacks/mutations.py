@@ -24,7 +24,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from support import tiny
 from support.characters import add_tokenizer
-from support.faults import FAULTS, MODELS, Editor, Fault, flip_bit
+from support.faults import FAULTS, MODELS, PRECISIONS, Editor, Fault, flip_bit
 
 import ptdeploy
 
@@ -61,8 +61,16 @@ def honest(folder: Path, name: str) -> Honest:
     ]
     if name == "bert":
         add_tokenizer(made[0].base, wrap=True)
+    precision = PRECISIONS.get(name, "fp32")
+    # Random weights keep no agreement.
+    loose = ptdeploy.QuantizationOptions(min_agreement=0, max_perplexity_ratio=1e9)
     bundle = ptdeploy.compile(
-        made[0].adapter, target="ort", base=str(made[0].base), output=folder / f"{name}.bundle"
+        made[0].adapter,
+        target="ort",
+        base=str(made[0].base),
+        output=folder / f"{name}.bundle",
+        precision=precision,
+        quantization=loose if name in PRECISIONS else None,
     )
     return Honest(made[0], bundle.path, made[1])
 

@@ -144,7 +144,7 @@ def test_prompts_in_each_others_place_fail_in_pythons_words(
 ):
     options = {"precision": precision, "quantization": native.LOOSE}
     bundle = Path(shutil.copytree(compiled("qwen2", "CAUSAL_LM", options).bundle, tmp_path / "b"))
-    ptdeploy.prompt_add(bundle, packed("qwen2", "CAUSAL_LM", options=options).path)
+    ptdeploy.prompt_add(bundle, packed("qwen2", "CAUSAL_LM", tokens=5, options=options).path)
     exchange_prompts(bundle, "default", "other")
     own, *others = ptdeploy.verify(bundle).each()
     theirs = verified(probe, bundle)
@@ -237,6 +237,20 @@ def test_quantization_of_a_head_without_one_class_is_evaluated_as_in_python(
     assert theirs["quality"]["top1_agreement"] == near(ours.quality.top1_agreement)
     assert theirs["failures"] == ours.failures()
     assert "explained variance of the values" in theirs["failures"][-1]
+
+
+@pytest.mark.parametrize("kind", ["encoder classifier", "int8 classifier"])
+def test_outputs_that_are_numbers_of_their_own_are_judged_as_in_python(
+    bundles, probe, tmp_path, kind
+):
+    bundle = Path(shutil.copytree(bundles(kind), tmp_path / "bundle"))
+    edit(bundle, lambda m: m["prompts"]["default"].update(head="regression"))
+    assert_same(verified(probe, bundle), ptdeploy.verify(bundle))
+    one_off_in_batches(bundle)
+    ours = ptdeploy.verify(bundle)
+    assert_same(verified(probe, bundle), ours)
+    wanted = "from the engine's own" if ours.own_allowed else "off, allowed"
+    assert re.search(rf"; output \d is \S+ {wanted}", ours.failures()[0])
 
 
 def test_an_engine_that_fails_on_evaluation_text_is_reported_as_in_python(

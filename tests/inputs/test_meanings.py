@@ -349,12 +349,37 @@ def test_quantization_of_a_number_is_held_by_the_variance_it_explains(regression
 
 def test_explained_variance_is_0_for_noise_and_1_for_the_same():
     want = np.arange(8, dtype=np.float32)[:, None]
-    assert explained(want, want, "regression") == 1
-    assert explained(want, want[::-1], "regression") == 0
-    assert explained(want, want * np.nan, "regression") == 0
-    assert explained(want * 0, want * 0, "regression") == 1
-    assert explained(want * 0, want, "regression") == 0
-    assert 0.99 < explained(want, want + np.float32(0.01), "sigmoid") < 1
+    assert explained(want, want, "regression") == [1]
+    assert explained(want, want[::-1], "regression") == [0]
+    assert explained(want, want * np.nan, "regression") == [0]
+    assert explained(want * 0, want * 0, "regression") == [1]
+    assert explained(want * 0, want, "regression") == [0]
+    assert 0.99 < explained(want, want + np.float32(0.01), "sigmoid").item() < 1
+
+
+def test_each_output_explains_its_own_variance():
+    """One that says nothing is not hidden by others that are larger, or more."""
+    random = np.random.default_rng(0)
+    want = random.normal(0, [1e4, 0.1], (320, 2)).astype(np.float32)
+    got = want * np.array([1, 0], np.float32)
+    assert explained(want, got, "regression").tolist() == [1, pytest.approx(0, abs=0.01)]
+    rare = random.normal(0, 3, (320, 6)).astype(np.float32)
+    rare[:, 4] -= 6
+    never = rare.copy()
+    never[:, 4] = -12
+    shares = explained(rare, never, "sigmoid")
+    assert shares.argmin() == 4
+    assert shares[4] < 0.5
+
+
+def test_values_that_do_not_vary_are_explained_by_what_is_near_them():
+    """Of one text, or of equal ones, an honest engine gives the values and no variance."""
+    want = np.full((4, 1), 3.0, np.float32)
+    assert explained(want, want * np.float32(1.001), "regression").item() > 0.99
+    assert explained(want, want * np.float32(1.01), "regression").item() == pytest.approx(0.75)
+    assert explained(want, want * np.float32(1.1), "regression").item() == 0
+    assert explained(want, want + np.float32(0.1), "sigmoid").item() > 0.98
+    assert explained(want, -want, "sigmoid").item() == 0
 
 
 def test_a_regression_on_your_data_has_a_squared_error(regression, tmp_path):

@@ -82,7 +82,7 @@ def without_values(bundle: Path) -> None:
 def test_prompts_in_each_others_place_fail(compiled, packed, tmp_path, precision):
     options = {"precision": precision, "quantization": native.LOOSE}
     bundle = Path(shutil.copytree(compiled("qwen2", "CAUSAL_LM", options).bundle, tmp_path / "b"))
-    ptdeploy.prompt_add(bundle, packed("qwen2", "CAUSAL_LM", options=options).path)
+    ptdeploy.prompt_add(bundle, packed("qwen2", "CAUSAL_LM", tokens=5, options=options).path)
     honest = ptdeploy.verify(bundle)
     assert honest.passed
     assert [one.other for one in honest.effects] == [None, "other"]

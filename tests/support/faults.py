@@ -32,7 +32,11 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gpt2 classes": ("gpt2", "SEQ_CLS", {}),
     "mistral": ("mistral", "CAUSAL_LM", {}),
     "bloom": ("bloom", "CAUSAL_LM", {}),
+    "qwen2 int8": ("qwen2", "CAUSAL_LM", {}),
+    "qwen2 int4": ("qwen2", "CAUSAL_LM", {}),
 }
+# Those that are not compiled in fp32.
+PRECISIONS = {"qwen2 int8": "int8", "qwen2 int4": "int4"}
 
 
 class Editor:
@@ -235,6 +239,10 @@ def _stale_prefix(bundle: Editor, other: tiny.Trained) -> None:
     bundle.prompt["prefix_kv"] = _other_prefix(other)
 
 
+def _without_values(prefix: np.ndarray) -> np.ndarray:
+    return np.stack([prefix[:, 0], np.zeros_like(prefix[:, 1])], axis=1)
+
+
 def _no_padding_masked(bundle: Editor, _: tiny.Trained) -> None:
     for node in bundle.model.graph.node:
         if node.op_type == "MultiHeadAttention":
@@ -364,6 +372,12 @@ FAULTS = (
     # In every layer: what the prompt's rows in another order would have left, but for positions.
     Fault("prefix rows reversed", "bloom", _GPT + "self_attention",
           prompts("prefix_kv", lambda kv: kv[:, :, :, ::-1])),
+    # Whatever quantizing the weights costs, it is not the prompt's effect.
+    *(Fault(fault, model, _Q0 + "self_attn", inject)
+      for model in PRECISIONS
+      for fault, inject in (
+          ("stale prefix KV", _stale_prefix),
+          ("prompt's values left out", prompts("prefix_kv", _without_values)))),
     Fault("stale prefix KV (a classifier's)", "gpt2 classes", _GPT + "attn", _stale_prefix),
     Fault("another layer's prefix KV", "gpt2 classes", _GPT + "attn",
           appended("program/Add_1", ("Add", [None, np.int64(1)], {}))),

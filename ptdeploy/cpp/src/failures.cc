@@ -19,20 +19,33 @@ std::string named(const ParityCase& one) {
   return one.name + ", lengths [" + lengths + "]";
 }
 
+std::string output_words(const ParityCase& one) {
+  if (!one.output) return "";
+  return "; output " + std::to_string(one.output->output) + " is " + shown(one.output->max_abs) +
+         " off, allowed " + formatted(one.output->allowed, 3, 'g');
+}
+
 std::string words_of(const ParityCase& one) {
   return named(one) + ": max abs " + shown(one.max_abs) + ", KL " +
-         shown(one.kl) + ", top-1 agreement " + formatted(one.top1_agreement, 4, 'f');
+         shown(one.kl) + ", top-1 agreement " + formatted(one.top1_agreement, 4, 'f') +
+         output_words(one);
 }
 
 std::string own_words(const ParityCase& one, const std::optional<double>& allowed) {
+  constexpr const char* kFrom = " from the engine's own rows alone, allowed ";
   if (!allowed || !(one.mixed || one.lengths.size() > 1)) return "";
-  if (one.own_max_abs && *one.own_max_abs <= *allowed) return "";
-  return "; " + shown(one.own_max_abs) + " from the engine's own rows alone, allowed " +
-         formatted(*allowed, 3, 'g');
+  std::string words;
+  if (!one.own_max_abs || *one.own_max_abs > *allowed)
+    words = "; " + shown(one.own_max_abs) + kFrom + formatted(*allowed, 3, 'g');
+  if (const auto& output = one.own_output)
+    words += "; output " + std::to_string(output->output) + " is " + shown(output->max_abs) +
+             kFrom + formatted(output->allowed, 3, 'g');
+  return words;
 }
 
 std::string own_words(const ParityGreedy& one, const std::optional<double>& allowed) {
   if (!allowed || one.agreed == one.total) return "";
+  if (one.behind && *one.behind <= *allowed) return "";
   return "; given the text and its tokens at once, the engine finds a token " + shown(one.behind) +
          " below the likeliest, allowed " + formatted(*allowed, 3, 'g');
 }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "prompt_verifier.hpp"
 
@@ -38,9 +39,33 @@ double decode_bound(const std::optional<double>& own, double allowed) {
   return own.value_or(allowed);
 }
 
-void add_own(ParityCase& one, const std::vector<Logits>& got, const std::vector<OwnRow>& own) {
-  double largest = 0;
-  bool finite = true;
+std::vector<double> own_outputs(const std::optional<ParityQuality>& quality,
+                                const std::vector<double>& scales) {
+  std::vector<double> out;
+  if (!quality || quality->rms_outputs.size() != scales.size()) return out;
+  for (std::size_t i = 0; i < scales.size(); ++i)
+    out.push_back(std::max(2 * (kMaxAbs + kRelative * scales[i]),
+                           kRootMeanSquares * quality->rms_outputs[i].value_or(0)));
+  return out;
+}
+
+std::optional<ParityOutput> furthest(const std::vector<double>& apart,
+                                     const std::vector<double>& allowed) {
+  std::optional<ParityOutput> found;
+  double most = -1;
+  for (std::size_t i = 0; i < allowed.size(); ++i) {
+    if (!(apart[i] > allowed[i]) || !(apart[i] / allowed[i] > most)) continue;
+    most = apart[i] / allowed[i];
+    found = ParityOutput{i, {}, allowed[i]};
+    if (std::isfinite(apart[i])) found->max_abs = apart[i];
+  }
+  return found;
+}
+
+std::vector<double> add_own(ParityCase& one, const std::vector<Logits>& got,
+                            const std::vector<OwnRow>& own) {
+  constexpr double kInfinite = std::numeric_limits<double>::infinity();
+  std::vector<double> largest(got[0].columns, 0);
   for (std::size_t i = 0; i < own.size(); ++i) {
     if (one.stopped.empty()) one.stopped = own[i].stopped;
     const Logits& alone = own[i].logits;
@@ -48,16 +73,21 @@ void add_own(ParityCase& one, const std::vector<Logits>& got, const std::vector<
     for (std::size_t at = 0; at < alone.values.size(); ++at) {
       const double apart =
           std::abs(static_cast<double>(beside[at]) - static_cast<double>(alone.values[at]));
-      finite = finite && std::isfinite(apart);
-      largest = std::max(largest, apart);
+      double& most = largest[at % largest.size()];
+      most = std::max(most, std::isfinite(apart) ? apart : kInfinite);
     }
   }
-  if (finite) one.own_max_abs = largest;
+  const double most = *std::max_element(largest.begin(), largest.end());
+  if (std::isfinite(most)) one.own_max_abs = most;
+  return largest;
 }
 
-void hold_to_own(ParityCase& one, double allowed) {
-  if (beside_others(one))
-    one.passed = one.passed && one.own_max_abs && *one.own_max_abs <= allowed;
+void hold_to_own(ParityCase& one, double allowed, const std::vector<double>& outputs,
+                 const std::vector<double>& apart) {
+  if (!beside_others(one)) return;
+  if (!outputs.empty()) one.own_output = furthest(apart, outputs);
+  one.passed =
+      one.passed && one.own_max_abs && *one.own_max_abs <= allowed && !one.own_output;
 }
 
 void hold_to_own(ParityGreedy& one, const EngineState& state, const Ids& text, const Ids& tokens,

@@ -1,8 +1,8 @@
 // An engine held to itself: batches and decode steps against its own rows alone.
 //
 // How far quantization may take a row from the reference, the evaluation text says. What the row is
-// put beside, and in how many steps it is computed, must not matter. Of other precisions decode steps
-// are held to the engine's own prefill, too.
+// put beside, and in how many steps it is computed, must not matter. Of other precisions decode
+// steps are held to the engine's own prefill, too.
 #pragma once
 
 #include <string>
@@ -30,11 +30,23 @@ double own_bound(const std::optional<ParityQuality>& quality, double scale);
 // ptdeploy/parity/own.py.
 double decode_bound(const std::optional<double>& own, double allowed);
 
-// Adds how far a case's rows are from what the engine gives for each alone.
-void add_own(ParityCase& one, const std::vector<Logits>& got, const std::vector<OwnRow>& own);
+// The same of each output; none where one bound is that of all. `scales` are each one's.
+std::vector<double> own_outputs(const std::optional<ParityQuality>& quality,
+                                const std::vector<double>& scales);
 
-// Fails a case of rows beside others that are further than `allowed` from the engine's own alone.
-void hold_to_own(ParityCase& one, double allowed);
+// The output that is furthest over its own bound; nothing where all are within theirs.
+std::optional<ParityOutput> furthest(const std::vector<double>& apart,
+                                     const std::vector<double>& allowed);
+
+// Adds how far a case's rows are from what the engine gives for each alone; gives that of each
+// output.
+std::vector<double> add_own(ParityCase& one, const std::vector<Logits>& got,
+                            const std::vector<OwnRow>& own);
+
+// Fails a case of rows beside others that are further than `allowed` from the engine's own alone,
+// or where an output is further `apart` than `outputs` says, unless that is empty.
+void hold_to_own(ParityCase& one, double allowed, const std::vector<double>& outputs,
+                 const std::vector<double>& apart);
 
 // Adds by how much a token of a continued row lies below the likeliest at most, where the engine is
 // given `text` and the `tokens` it continued that with alone and at once; fails the row where that is

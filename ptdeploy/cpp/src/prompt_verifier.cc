@@ -30,6 +30,25 @@ std::vector<Logits> run(const EngineState& state, const std::vector<Ids>& rows,
   return none;
 }
 
+// The output that is furthest over its own bound; nothing where all are within theirs.
+std::optional<ParityOutput> worst_output(const std::vector<ReferenceRow>& wanted,
+                                         const std::vector<Logits>& got,
+                                         const std::vector<double>& allowed) {
+  constexpr double kInfinite = std::numeric_limits<double>::infinity();
+  std::vector<double> largest(allowed.size(), 0);
+  for (std::size_t i = 0; i < wanted.size(); ++i) {
+    const Logits& want = wanted[i].logits;
+    const float* given = got[i].row(got[i].rows - want.rows);
+    for (std::size_t at = 0; at < want.values.size(); ++at) {
+      const double apart =
+          std::abs(static_cast<double>(want.values[at]) - static_cast<double>(given[at]));
+      double& most = largest[at % allowed.size()];
+      most = std::max(most, std::isfinite(apart) ? apart : kInfinite);
+    }
+  }
+  return furthest(largest, allowed);
+}
+
 }  // namespace
 
 std::vector<Logits> logits_of(const EngineState& state, const std::vector<ReferenceRow>& asked,
@@ -64,7 +83,8 @@ ParityCase measured(const std::string& name, const std::vector<ReferenceRow>& wa
   out.cosine = found.cosine;
   out.kl = found.kl;
   out.top1_agreement = found.top1_agreement;
-  out.passed = within(found, bounds.thresholds, bounds.allowed);
+  if (!bounds.outputs.empty()) out.output = worst_output(wanted, got, bounds.outputs);
+  out.passed = within(found, bounds.thresholds, bounds.allowed) && !out.output;
   return out;
 }
 
@@ -112,7 +132,7 @@ PromptVerifier::PromptVerifier(const EngineState& state, RowPrompt prompt, const
       prompt_(std::move(prompt)),
       info_(prompt_ ? prompt_->info : PromptInfo()),
       reference_(file, opened, state, info_),
-      bounds_{reference_.metadata().thresholds, 0, {}} {
+      bounds_{reference_.metadata().thresholds, 0, {}, {}, {}} {
   read_rows();
   bounds_.allowed = bounds_.thresholds.max_abs + bounds_.thresholds.relative * largest_logit_;
 }
@@ -151,7 +171,9 @@ ParityReport PromptVerifier::compared() {
                            });
     if (out.quality) out.quality->stopped = stopped;
     bounds_.own = out.own_allowed = own_bound(out.quality, largest_logit_);
-    for (ParityCase& one : out.cases) hold_to_own(one, *bounds_.own);
+    bounds_.own_outputs = own_outputs(out.quality, scales_);
+    for (std::size_t i = 0; i < out.cases.size(); ++i)
+      hold_to_own(out.cases[i], *bounds_.own, bounds_.own_outputs, apart_[i]);
   }
   if (state_.kind().writes) {
     out.decode_allowed = decode_bound(bounds_.own, bounds_.allowed);
@@ -164,12 +186,21 @@ ParityReport PromptVerifier::compared() {
 }
 
 void PromptVerifier::read_rows() {
+  std::vector<double> scales(reference_.columns(), 0);
   for (std::size_t i = 0; i < reference_.metadata().rows; ++i) {
     const ReferenceRow one = reference_.row(i);
     longest_ = std::max(longest_, one.ids.size());
-    for (float value : one.logits.values)
-      largest_logit_ = std::max(largest_logit_, std::abs(static_cast<double>(value)));
+    for (std::size_t at = 0; at < one.logits.values.size(); ++at) {
+      double& scale = scales[at % scales.size()];
+      scale = std::max(scale, std::abs(static_cast<double>(one.logits.values[at])));
+    }
   }
+  for (double scale : scales) largest_logit_ = std::max(largest_logit_, scale);
+  if (info_.head == Head::softmax || scales.size() < 2) return;
+  const Thresholds& thresholds = bounds_.thresholds;
+  for (double scale : scales)
+    bounds_.outputs.push_back(thresholds.max_abs + thresholds.relative * scale);
+  scales_ = std::move(scales);
 }
 
 ParityCase PromptVerifier::compare(const BatchCase& one) {
@@ -183,7 +214,11 @@ ParityCase PromptVerifier::compare(const BatchCase& one) {
   }
   ParityCase out = measured(one.name, wanted, got, bounds_);
   out.stopped = stopped;
-  if (state_.manifest().quantization && one.rows.size() > 1) add_own(out, got, alone(one));
+  apart_.emplace_back();
+  if (state_.manifest().quantization && one.rows.size() > 1) {
+    std::vector<double> apart = add_own(out, got, alone(one));
+    if (!scales_.empty()) apart_.back() = std::move(apart);
+  }
   return out;
 }
 
@@ -196,8 +231,8 @@ const std::vector<OwnRow>& PromptVerifier::alone(const BatchCase& one) {
   return own_;
 }
 
-// Every row as far as the reference goes, in batches of unequal rows. A batch ends with the row that
-// has the fewest tokens: those that go on stand in the next one, too.
+// Every row as far as the reference goes, in batches of unequal rows. A batch ends with the row
+// that has the fewest tokens: those that go on stand in the next one, too.
 std::vector<ParityGreedy> PromptVerifier::compare_greedy() {
   std::vector<ReferenceGreedy> wanted;
   std::vector<std::size_t> left;
@@ -225,7 +260,8 @@ std::vector<ParityGreedy> PromptVerifier::compare_greedy() {
   return out;
 }
 
-std::vector<std::string> PromptVerifier::notes(const ParityReport& report, std::size_t texts) const {
+std::vector<std::string> PromptVerifier::notes(const ParityReport& report,
+                                               std::size_t texts) const {
   std::vector<std::string> out;
   const auto& mismatch = reference_.metadata().padded_mismatch;
   if (mismatch && *mismatch > bounds_.allowed)

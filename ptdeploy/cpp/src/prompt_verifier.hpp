@@ -14,11 +14,14 @@
 namespace ptdeploy::detail {
 
 // What cases are held by; `allowed` is the largest difference of a logit. `own` is what a quantized
-// engine may be off its own rows alone by; it is known once the prompt was compared.
+// engine may be off its own rows alone by; it is known once the prompt was compared. `outputs` is
+// what each output of a head that chooses no one class may be off by, `own_outputs` from the
+// engine's own rows; empty for others, and of one.
 struct Bounds {
   Thresholds thresholds;
   double allowed = 0;
   std::optional<double> own;
+  std::vector<double> outputs, own_outputs;
 };
 
 // The engine's logits of rows; where it fails on rows that it must take they are NaN, and `stopped`
@@ -72,6 +75,9 @@ class PromptVerifier {
   // padded on the other side.
   std::vector<std::size_t> last_;
   std::vector<OwnRow> own_;
+  // Each output's largest value, and how far outputs of each case are from the engine's own.
+  std::vector<double> scales_;
+  std::vector<std::vector<double>> apart_;
   Projection effect_;
 };
 

@@ -29,31 +29,26 @@ class Perplexity {
   std::size_t count_ = 0;
 };
 
-// The share of the reference's variance over texts that the engine gives too, from 0 to 1.
+// The share of the reference's variance over texts that the engine gives too, of the output where
+// it is least: explained() of ptdeploy/parity/quality.py.
 class Explained {
  public:
-  Explained(std::size_t columns, Head head) : columns_(columns), head_(head) {}
+  Explained(std::size_t columns, Head head) : columns_(columns), head_(head), off_(columns) {}
   void add(const float* want, const float* got) {
     for (std::size_t i = 0; i < columns_; ++i) {
       want_.push_back(value(want[i]));
       const double apart = want_.back() - value(got[i]);
-      off_ += apart * apart;
+      off_[i] += apart * apart;
     }
   }
-  double share() const {
-    if (!(off_ > 0)) return off_ == 0 ? 1 : 0;
-    const std::size_t texts = want_.size() / columns_;
-    double around = 0;
+  // The output, and its share.
+  std::pair<std::size_t, double> least() const {
+    std::pair<std::size_t, double> found{0, 2};
     for (std::size_t i = 0; i < columns_; ++i) {
-      double mean = 0;
-      for (std::size_t at = 0; at < texts; ++at) mean += want_[at * columns_ + i];
-      mean /= static_cast<double>(texts);
-      for (std::size_t at = 0; at < texts; ++at) {
-        const double apart = want_[at * columns_ + i] - mean;
-        around += apart * apart;
-      }
+      const double own = share(i);
+      if (own < found.second) found = {i, own};
     }
-    return around > 0 ? std::max(0.0, 1 - off_ / around) : 0;
+    return found;
   }
 
  private:
@@ -61,10 +56,26 @@ class Explained {
     return head_ == Head::sigmoid ? 1 / (1 + std::exp(-static_cast<double>(logit))) : logit;
   }
 
+  double share(std::size_t output) const {
+    if (off_[output] == 0) return 1;
+    const auto texts = static_cast<double>(want_.size() / columns_);
+    double mean = 0, size = 0, around = 0;
+    for (std::size_t at = output; at < want_.size(); at += columns_) {
+      mean += want_[at] / texts;
+      size += want_[at] * want_[at] / texts;
+    }
+    for (std::size_t at = output; at < want_.size(); at += columns_)
+      around += (want_[at] - mean) * (want_[at] - mean) / texts;
+    const double least = head_ == Head::sigmoid ? kLeastChance : kLeastShare * std::sqrt(size);
+    const double found = 1 - off_[output] / texts / std::max(around, least * least);
+    // What is not finite explains nothing.
+    return found > 0 ? found : 0;
+  }
+
+  static constexpr double kLeastChance = 0.05, kLeastShare = 0.02;
   std::size_t columns_;
   Head head_;
-  std::vector<double> want_;
-  double off_ = 0;
+  std::vector<double> want_, off_;
 };
 
 // Logits of all positions, less each position's mean over the classes; a single score keeps it.
@@ -248,6 +259,7 @@ std::optional<ParityQuality> evaluate(Reference& reference, const TaskKind& kind
   Scores wanted(columns), given(columns);
   bool whole = true, compared = true;
   Difference difference;
+  std::vector<Difference> of_outputs(columns);
   std::map<std::int64_t, std::size_t> found;
   for (std::size_t i = 0; i < quality.texts; ++i) {
     const EvaluationText text = reference.evaluation(i);
@@ -260,8 +272,10 @@ std::optional<ParityQuality> evaluate(Reference& reference, const TaskKind& kind
     surprise.add(text, logits);
     if (!chooses) explained.add(text.logits.data(), logits.row(0));
     compared = compared && !writes && !text.logits.empty();
-    for (std::size_t at = 0; compared && at < text.logits.size(); ++at)
+    for (std::size_t at = 0; compared && at < text.logits.size(); ++at) {
       difference.add(text.logits[at], logits.values[at]);
+      of_outputs[at % columns].add(text.logits[at], logits.values[at]);
+    }
     if (!classifies) continue;
     for (std::int64_t id : text.top1) ++found[id];
     whole = whole && !text.logits.empty();
@@ -273,8 +287,12 @@ std::optional<ParityQuality> evaluate(Reference& reference, const TaskKind& kind
   const auto agreed = std::count(changed.begin(), changed.end(), false);
   quality.top1_agreement =
       chooses ? static_cast<double>(agreed) / static_cast<double>(quality.positions)
-              : explained.share();
-  if (!chooses) quality.measured = "explained variance of the values";
+              : explained.least().second;
+  if (!chooses) {
+    quality.measured = "explained variance of the values";
+    if (columns > 1)
+      quality.measured += " of output " + std::to_string(explained.least().first);
+  }
   if (writes) quality.perplexity_ratio = surprise.ours.value() / surprise.theirs.value();
   if (classifies) {
     std::size_t commonest = 0;
@@ -285,6 +303,8 @@ std::optional<ParityQuality> evaluate(Reference& reference, const TaskKind& kind
   if (chooses) quality.detectable = detectable(quality.positions, allowed.min_agreement);
   if (writes || compared)
     quality.rms_error = (writes ? surprise.difference : difference).result();
+  if (!chooses && columns > 1)
+    for (const Difference& one : of_outputs) quality.rms_outputs.push_back(one.result());
   if (classifies && whole) {
     add_clear(quality, changed, wanted.clear(allowed.max_logits_error.value_or(0)),
               allowed.min_agreement);

@@ -211,8 +211,8 @@ class BundleVerifier {
       one.stopped = stopped;
       one.mixed = true;
       if (proven.bounds.own) {
-        add_own(one, given, alone);
-        hold_to_own(one, *proven.bounds.own);
+        const std::vector<double> apart = add_own(one, given, alone);
+        hold_to_own(one, *proven.bounds.own, proven.bounds.own_outputs, apart);
       }
       proven_[whose].report.cases.push_back(std::move(one));
     }

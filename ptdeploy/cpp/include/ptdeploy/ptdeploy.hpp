@@ -226,6 +226,13 @@ struct Generated {
   std::vector<double> logprobs;  // one for each token id if asked for
 };
 
+// One output of a head that chooses no one class, and by how much it is off at most.
+struct ParityOutput {
+  std::size_t output = 0;
+  std::optional<double> max_abs;
+  double allowed = 0;
+};
+
 // One batch of rows, held against the reference at every position; a measure is empty where a
 // number was not finite.
 struct ParityCase {
@@ -240,6 +247,10 @@ struct ParityCase {
   // Of quantized weights and of rows that ran beside others: the largest difference of a logit from
   // the same engine's own row alone.
   std::optional<double> own_max_abs;
+  // Of a head that chooses no one class: the output that is furthest over what it, by the size of
+  // its own values, may be off by; empty where none is. `own_output` is the same of the engine's
+  // own rows alone.
+  std::optional<ParityOutput> output, own_output;
 };
 
 // One row's greedy tokens: how many agree before one does not.
@@ -272,13 +283,15 @@ struct ParityQuality {
   // The root mean square difference from the reference: of a classifier's logits, or for causal_lm of
   // how surprising the text's next tokens are, in nats.
   std::optional<double> rms_error;
+  // Of each output, where a head that chooses no one class has several.
+  std::vector<std::optional<double>> rms_outputs;
   std::string asked_for;  // what the bundle's maker holds it to, in words
   std::string stopped;    // why the engine gave no numbers of a text; empty if it gave all
 };
 
 // Of int8, int4 and fp8: how much of what sets a prompt apart from the base model alone (`other` is
-// empty) or from another prompt is missing in the engine. About 0 where it has the prompt, 1 where it
-// has the other in its place; `error` is the standard error. docs/parity.md has both.
+// empty) or from another prompt is missing in the engine. About 0 where it has the prompt, 1 where
+// it has the other in its place; `error` is the standard error. docs/parity.md has both.
 struct ParityEffect {
   std::string other;
   std::optional<double> missing, error;
