@@ -15,7 +15,7 @@ from ptdeploy.text_files import read_lines
 T = TypeVar("T")
 
 _BLOCK_SIZES = (16, 32, 64, 128, 256)
-_ACCURACY_LEVELS = (1, 4)
+_ACCURACY_LEVELS = _IN_FLOAT, _IN_INT8 = 1, 4
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,17 @@ QUANTIZATION_OPTIONS = {
 
 
 def quantization_for(
-    precision: str, options: QuantizationOptions, block_size: int = 32, matmul_nbits: bool = True
+    precision: str,
+    options: QuantizationOptions,
+    block_size: int = 32,
+    has_levels: bool = True,
+    group: int = 0,
 ) -> Quantization | None:
     """How a precision stores weights; None if it quantizes none.
 
-    `block_size` is the target's own, 0 where a scale is for a whole column; `matmul_nbits` says
-    whether its products are ONNX Runtime's operator, which has accuracy levels.
+    `block_size` is the target's own, 0 where a scale is for a whole column; `has_levels` says
+    whether its products have accuracy levels, and `group` how many weights a block needs at least
+    for products in int8.
     Raises InputError if an option is out of range or the precision has none.
     """
     weights = quantized().get(precision)
@@ -65,9 +70,9 @@ def quantization_for(
                 )
         return None
     is_float = weights.type != "int"
-    if options.accuracy_level is not None and not matmul_nbits:
+    if options.accuracy_level is not None and not has_levels:
         raise InputError(
-            "--accuracy-level is ONNX Runtime's; this target has none.",
+            "--accuracy-level: this target multiplies with quantized weights in one way alone.",
             "Leave --accuracy-level out.",
         )
     if options.block_size is not None and (is_float or not block_size):
@@ -75,10 +80,18 @@ def quantization_for(
             f"--block-size: this target's {precision} has a scale for each column.",
             "Leave --block-size out.",
         )
+    block = _given(options.block_size, block_size)
+    level = (_IN_FLOAT if 0 < block < group else _IN_INT8) if has_levels else 0
+    if options.accuracy_level == _IN_INT8 and level == _IN_FLOAT:
+        raise InputError(
+            f"--block-size {block} --accuracy-level {_IN_INT8}: this target's products in int8 "
+            f"need blocks of {group} or more.",
+            f"Choose a larger --block-size, or --accuracy-level {_IN_FLOAT}.",
+        )
     found = Quantization(
         bits=weights.bits,
-        block_size=_given(options.block_size, block_size),
-        accuracy_level=options.accuracy_level or (4 if matmul_nbits else 0),
+        block_size=block,
+        accuracy_level=_given(options.accuracy_level, level),
         min_agreement=_given(options.min_agreement, weights.min_agreement),
         max_perplexity_ratio=_given(options.max_perplexity_ratio, weights.max_perplexity_ratio),
         type=weights.type,

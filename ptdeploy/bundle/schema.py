@@ -128,6 +128,7 @@ class Quantization(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `max_perplexity_ratio` and, for a classifier, `max_logits_error` are what the engine had to
     reach against the reference on text; null asks for nothing. `activations` "int8" says that what
     is multiplied with them is quantized too, with a scale for each token found as the engine runs.
+    `share` is how much of the weights in products is stored so; the others are floats.
     """
 
     bits: int
@@ -138,6 +139,7 @@ class Quantization(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     type: Literal["int", "float8e4m3fn"] = "int"
     max_logits_error: float | None = None
     activations: Literal["float", "int8"] = "float"
+    share: float = 1.0
 
 
 class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

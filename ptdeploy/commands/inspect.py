@@ -249,6 +249,7 @@ def _describe_bundle(facts: dict[str, Any]) -> str:
     lines = [
         ("bundle", f"{facts['path']} ({megabytes(facts['bytes'])})"),
         ("runs on", f"{facts['target']}, {facts['device']}, {facts['precision']}"),
+        *_quantization_lines(facts["quantization"]),
         ("task", f"{facts['task']} on {base['architecture']}"),
         ("base model", base["name"]),
         *_base_lines(facts),
@@ -268,6 +269,15 @@ def _describe_bundle(facts: dict[str, Any]) -> str:
     if "engine_layers" in facts:
         lines += _layer_lines(facts["engine_layers"])
     return _table(lines)
+
+
+def _quantization_lines(found: dict[str, Any] | None) -> Iterator[tuple[str, Any]]:
+    """How weights are stored, and how many of them."""
+    if found is not None:
+        of = f"blocks of {found['block_size']}" if found["block_size"] else "whole columns"
+        kind = f"{found['type']}{found['bits']}" if found["type"] == "int" else found["type"]
+        share = f"{found['share']:.2%} of those in products"
+        yield "weights", f"{kind}, a scale for {of}, {share}"
 
 
 def _base_lines(facts: dict[str, Any]) -> Iterator[tuple[str, Any]]:

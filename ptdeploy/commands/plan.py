@@ -110,7 +110,7 @@ def make_plan(request: CompileRequest) -> Plan:
     numerics = target.numerics(device, precision)
     asked = request.quantization or QuantizationOptions()
     quantization = quantization_for(
-        precision, asked, numerics.block_size, numerics.custom_operators
+        precision, asked, numerics.block_size, numerics.custom_operators, numerics.group
     )
     for problem in (
         target.unbuildable(device, precision, options, quantization),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from ptdeploy.backends import get_backend
-from ptdeploy.bundle import FileEntry, RequestLimits, Route, check_room
+from ptdeploy.bundle import FileEntry, Quantization, RequestLimits, Route, check_room
 from ptdeploy.bundle.signature import Signature
 from ptdeploy.bundle.task import Task
 from ptdeploy.commands.draft import Draft, in_stages, prompt_place, staged_of_prompt
@@ -72,7 +72,10 @@ class Frozen:
 
 @dataclass(frozen=True)
 class Traced:
-    """The model as an ONNX graph, what goes in and out of it, what it is limited to; prompts."""
+    """The model as an ONNX graph, what goes in and out of it, what it is limited to; prompts.
+
+    `quantization` is how its weights are stored, and which share of them.
+    """
 
     source: Source
     prompts: Mapping[str | None, Prompt]
@@ -81,6 +84,8 @@ class Traced:
     route: Route
     signature: Signature
     limits: RequestLimits
+    quantization: Quantization | None = None
+    notes: tuple[str, ...] = ()
 
 
 def read(plan: Plan, progress: Progress) -> Source:
@@ -177,6 +182,7 @@ def trace(plan: Plan, frozen: Frozen, progress: Progress) -> Traced:
 def optimise(plan: Plan, traced: Traced, progress: Progress) -> Traced:
     """Run every pass over the graph."""
     from ptdeploy.passes import PassContext, run_passes
+    from ptdeploy.passes.counted import bytes_of_constants, count_weights, notes_on
 
     numerics = plan.numerics
     with progress.stage("optimise the graph"):
@@ -189,7 +195,14 @@ def optimise(plan: Plan, traced: Traced, progress: Progress) -> Traced:
             numerics.quantizes_embeddings and traced.source.base.kind.quantizes_embeddings,
             traced.limits.max_context if numerics.turns else 0,
         )
-        return replace(traced, graph=run_passes(traced.graph, context))
+        graph = run_passes(traced.graph, context)
+    check_room(plan.destination, bytes_of_constants(graph))
+    if plan.quantization is None:
+        return replace(traced, graph=graph)
+    counted = count_weights(graph, plan.quantization)
+    found = msgspec.structs.replace(plan.quantization, share=round(counted.share, 4))
+    notes = notes_on(counted, traced.source.base.config.model_type, plan.precision)
+    return replace(traced, graph=graph, quantization=found, notes=notes)
 
 
 def build(plan: Plan, traced: Traced, folder: Path, progress: Progress) -> Draft:
@@ -210,7 +223,7 @@ def build(plan: Plan, traced: Traced, folder: Path, progress: Progress) -> Draft
                 plan.precision,
                 folder,
                 plan.options,
-                plan.quantization,
+                traced.quantization,
                 own_sizes(traced.signature, traced.prompts.values()),
             )
         )
@@ -232,13 +245,13 @@ def build(plan: Plan, traced: Traced, folder: Path, progress: Progress) -> Draft
         device=plan.device,
         precision=plan.precision,
         route=traced.route,
-        quantization=plan.quantization,
+        quantization=traced.quantization,
         freeze_kv=request.freeze_kv,
         limits=traced.limits,
         tokenizer=tokenizer.info,
         files=files,
     )
-    notes = (*source.meaning.notes, *built.notes, *tokenizer.notes)
+    notes = (*source.meaning.notes, *traced.notes, *built.notes, *tokenizer.notes)
     return Draft(folder, manifest, built.working, notes, told=source.base.notes)
 
 

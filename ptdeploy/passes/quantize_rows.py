@@ -38,7 +38,7 @@ def run(model: ir.Model, context: PassContext) -> ir.Model:
     rows = _Rows(model.graph)
     for node in list(model.graph):
         found = constant_product(node)
-        if found is not None and _has_tokens(node):
+        if found is not None and has_tokens(node):
             rows.quantize(node, *found)
     model.opset_imports["com.microsoft"] = 1
     return model
@@ -54,7 +54,8 @@ def quantize(matrix: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[np.float32
     return np.rint(matrix / scales).clip(-_LARGEST, _LARGEST).astype(np.int8), scales
 
 
-def _has_tokens(node: ir.Node) -> bool:
+def has_tokens(node: ir.Node) -> bool:
+    """Whether a product is of all tokens of a text, not of one."""
     given = node.inputs[0]
     producer = None if given is None else given.producer()
     # All tokens as rows, or all heads of each before that.

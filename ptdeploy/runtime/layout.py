@@ -93,6 +93,7 @@ def _of_quantization(manifest: Manifest) -> Iterator[str]:
         ("accuracy_level", 0 <= found.accuracy_level <= 4, "from 0 to 4"),
         ("min_agreement", 0 <= found.min_agreement <= 1, "from 0 to 1"),
         ("max_perplexity_ratio", found.max_perplexity_ratio > 0, "more than 0"),
+        ("share", 0 <= found.share <= 1, "from 0 to 1"),
     ):
         if not holds:
             yield f"quantization.{name} must be {wanted}"

@@ -37,8 +37,9 @@ class Numerics:
     told, 0 for a whole column, and `quantizes_embeddings` whether embeddings are weights in that.
     `plain` says whether a KV buffer may also be kept by a graph whose attention is none of those
     operators. `int8_products` says whether its products of int8 by int8 are the faster ones where a
-    program runs whole texts. `turns` says whether its fused attention turns queries and keys by a
-    table of rotary angles.
+    program runs whole texts. `group` is how many activations share a scale at least where they are
+    multiplied with quantized weights in int8, 0 where the operator itself says. `turns` says
+    whether its fused attention turns queries and keys by a table of rotary angles.
     """
 
     activations: Activations
@@ -51,6 +52,7 @@ class Numerics:
     quantizes_embeddings: bool = False
     plain: bool = True
     int8_products: bool = False
+    group: int = 0
     turns: bool = False
 
 

@@ -11,6 +11,7 @@ from ptdeploy.bundle import MODEL, Bundle, RequestLimits, staged
 from ptdeploy.bundle.task import Activations
 from ptdeploy.errors import InputError
 from ptdeploy.targets import Attention, BuildRequest, Built, Numerics
+from ptdeploy.targets.openvino_group import IN_FLOAT32, IN_INT8, LEAST_GROUP, activation_group
 from ptdeploy.targets.openvino_options import (
     OpenVinoOptions,
     add_options,
@@ -69,6 +70,7 @@ class OpenVinoTarget:
             block_size=64 if precision == "int4" else 0,
             quantizes_embeddings=True,
             plain=False,
+            group=LEAST_GROUP,
         )
 
     def refuses(self, device: str, activations: Activations, attention: Attention) -> str:
@@ -111,7 +113,6 @@ class OpenVinoTarget:
         """Write `model.onnx`, its data and, where the graph does not say it all, `engine.json`."""
         from ptdeploy.backends.openvino.engine_file import INFO, EngineInfo, write_info
         from ptdeploy.targets.onnx_model import write_model
-        from ptdeploy.targets.openvino_group import activation_group
 
         notes: tuple[str, ...] = ()
         if request.precision in _HALVES:
@@ -123,6 +124,8 @@ class OpenVinoTarget:
         if request.device != "cpu":
             notes += (f"ptdeploy was never tried on OpenVINO's {request.device}.",)
         group = activation_group(request.model, request.quantization)
+        if request.quantization is not None and request.quantization.accuracy_level == IN_INT8:
+            notes += () if group else (IN_FLOAT32,)
         files = write_model(request.model, request.folder)
         kept = request.options.keeps(request.precision)
         if group or any(spec.role == "past" for spec in request.signature.inputs):

@@ -12,9 +12,14 @@ if TYPE_CHECKING:
 
 # The larger, the faster; above the first it gains nothing.
 _GROUPS = (128, 64, 32)
-_IN_INT8 = 4
+LEAST_GROUP = _GROUPS[-1]
+IN_INT8 = 4
 # OpenVINO computes a product whose columns are no whole number of groups in float32.
 _MOST = 0.9
+IN_FLOAT32 = (
+    "OpenVINO computes products with the quantized weights in float32, which is slower: too many "
+    f"have columns that are no whole number of {LEAST_GROUP}."
+)
 
 
 def activation_group(model: ir.Model, quantization: Quantization | None) -> int:
@@ -23,7 +28,7 @@ def activation_group(model: ir.Model, quantization: Quantization | None) -> int:
     It is no larger than their own blocks. 0 where products are computed in float32: none is
     quantized, the accuracy level says so, or no group fits.
     """
-    if quantization is None or quantization.accuracy_level != _IN_INT8:
+    if quantization is None or quantization.accuracy_level != IN_INT8:
         return 0
     sizes = list(_columns(model))
     weights = sum(count for _, count in sizes)

@@ -418,6 +418,8 @@ _OF_NUMBERS = [
             ("block_size", 2**62),
             ("accuracy_level", 5),
             ("accuracy_level", -1),
+            ("share", -0.1),
+            ("share", 1.1),
             ("min_agreement", -0.1),
             ("min_agreement", 1.1),
             ("max_perplexity_ratio", 0.0),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -180,6 +182,20 @@ def test_other_products_are_left_alone(changes):
 def test_a_quantization_option_that_cannot_be_is_refused(precision, options, reason):
     with pytest.raises(InputError, match=reason):
         quantization_for(precision, QuantizationOptions(**options))
+
+
+def test_products_in_int8_need_blocks_as_wide_as_their_groups():
+    """Asked for, they are refused in smaller blocks; by default those are multiplied in float32."""
+    small = QuantizationOptions(block_size=16)
+    found = quantization_for("int4", small, 64, group=32)
+    assert (found.block_size, found.accuracy_level) == (16, 1)
+    with pytest.raises(InputError, match="need blocks of 32 or more"):
+        quantization_for("int4", replace(small, accuracy_level=4), 64, group=32)
+    for size in (32, None):
+        options = QuantizationOptions(block_size=size, accuracy_level=4)
+        assert quantization_for("int4", options, 64, group=32).accuracy_level == 4
+    assert quantization_for("int8", QuantizationOptions(), 0, group=32).accuracy_level == 4
+    assert quantization_for("int4", small).accuracy_level == 4
 
 
 def test_a_quality_text_that_cannot_be_read_is_refused(tmp_path):

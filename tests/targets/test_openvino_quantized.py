@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 import onnx
 import pytest
+from support import tiny
 from support.openvino import needs_bf16
 
 import ptdeploy
@@ -118,6 +119,23 @@ def test_products_are_computed_in_int8_where_the_level_says_so(compiled):
         engine = ptdeploy.load(bundle_of(compiled, "int8", level))
         compiled_model = engine._session.native()[0]
         assert compiled_model.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE") == group
+
+
+@pytest.mark.parametrize(("width", "group"), [(32, 32), (40, 0)])
+def test_products_that_cannot_be_in_int8_are_said_to_be_in_float32(tmp_path, width, group):
+    """Columns of 40 have no whole number of any group."""
+    one = tiny.make(tmp_path, "gpt2", "CAUSAL_LM", n_embd=width)
+    bundle = ptdeploy.compile(
+        one.adapter,
+        target="openvino",
+        base=str(one.base),
+        output=tmp_path / "bundle",
+        precision="int8",
+        quantization=QuantizationOptions(**LOOSE),
+    )
+    assert json.loads((bundle.path / "engine.json").read_text())["group"] == group
+    said = any("products with the quantized weights in float32" in note for note in bundle.notes)
+    assert said is (group == 0)
 
 
 def test_what_misses_the_gate_is_refused(compiled, tmp_path, capsys):

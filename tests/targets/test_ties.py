@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 import ptdeploy
+from ptdeploy.backends import get_backend
 from ptdeploy.backends.ties import Seat, tied_cpus
+from ptdeploy.bundle import read_bundle
 
 CORES = len(os.sched_getaffinity(0))
 ROW = [5, 6, 7]
@@ -53,6 +55,15 @@ def test_a_tied_engine_answers_the_same_and_leaves_its_caller_free(compiled, mon
     after = affinities()
     assert [where for thread, where in after.items() if thread not in before and len(where) == 1]
     assert {after[thread] for thread in before if thread in after} == set(before.values())
+
+
+def test_a_profile_is_of_an_engine_whose_caller_is_tied_too(compiled, monkeypatch):
+    bundle = compiled("bert", "SEQ_CLS").bundle
+    backend = get_backend("ort")
+    for value in ("0", "1"):
+        monkeypatch.setenv("PTDEPLOY_PIN", value)
+        with backend.profiled(read_bundle(bundle), "cpu", 1) as opened:
+            assert (opened.session._seat is not None) is (value == "1")
 
 
 @pytest.mark.skipif(CORES < 2, reason="a second thread needs a second core")

@@ -55,15 +55,13 @@ class OrtBackend:
         ONNX Runtime copies a CPU's weights into the layout its products are fastest with, unless
         `map_weights` leaves them in the file, mapped.
         """
-        from ptdeploy.backends.ort.open import session_options, start
+        from ptdeploy.backends.ort.open import seat_of, session_options, start
         from ptdeploy.backends.ort.session import OrtSession
-        from ptdeploy.backends.ties import Seat, tied_cpus
 
         def opened() -> Any:
             return start(bundle, device, session_options(device, threads, map_weights))
 
-        cpus = tied_cpus(threads) if device == "cpu" else None
-        return OrtSession(opened(), device, opened, Seat(cpus[0]) if cpus else None)
+        return OrtSession(opened(), device, opened, seat_of(device, threads))
 
     def layers(self, bundle: Bundle, device: str) -> EngineLayers:
         """The graph as ONNX Runtime optimises it on this machine."""

@@ -10,7 +10,7 @@ from ptdeploy.backends.cores import default_threads, spin_us
 from ptdeploy.backends.onnx_bundle import check_onnx
 from ptdeploy.backends.ort.errors import lacks_kernel, reason
 from ptdeploy.backends.telemetry import import_onnxruntime
-from ptdeploy.backends.ties import tied_cpus
+from ptdeploy.backends.ties import Seat, tied_cpus
 from ptdeploy.bundle import Bundle
 from ptdeploy.bundle.signature import Found, check_signature
 from ptdeploy.errors import BundleError, PtdeployError, TargetUnavailable
@@ -77,6 +77,12 @@ def session_options(device: str, threads: int | None = None, map_weights: bool =
         "session.intra_op.allow_spinning", "0" if microseconds == 0 else "1"
     )
     return options
+
+
+def seat_of(device: str, threads: int | None) -> Seat | None:
+    """Where whoever calls an engine computes, if its threads are tied to cores."""
+    cpus = tied_cpus(threads) if device == "cpu" else None
+    return Seat(cpus[0]) if cpus else None
 
 
 def start(bundle: Bundle, device: str, options: Any) -> Any:

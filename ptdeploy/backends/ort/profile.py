@@ -11,7 +11,7 @@ import msgspec
 
 from ptdeploy.backends.layers import Layer, LayerTime, Profiled, module_of_nodes
 from ptdeploy.backends.ort.graph_layers import HAS_ONNX, read_optimised
-from ptdeploy.backends.ort.open import session_options, start
+from ptdeploy.backends.ort.open import seat_of, session_options, start
 from ptdeploy.backends.ort.session import OrtSession
 from ptdeploy.bundle import Bundle
 
@@ -59,7 +59,9 @@ def open_profiled(bundle: Bundle, device: str, threads: int | None) -> Iterator[
         notes = [_LAUNCHES] if device == "cuda" else []
         if not HAS_ONNX:
             notes.append(_NO_GRAPH)
-        yield Profiled(OrtSession(session, device), runs, tuple(notes))
+        yield Profiled(
+            OrtSession(session, device, seat=seat_of(device, threads)), runs, tuple(notes)
+        )
 
 
 def read_runs(profile: bytes, known: Mapping[str, Layer]) -> list[list[LayerTime]]:

@@ -75,6 +75,7 @@ void require_quantization(const Quantization& found) {
   require(found.min_agreement >= 0 && found.min_agreement <= 1,
           name + "min_agreement must be from 0 to 1");
   require(found.max_perplexity_ratio > 0, name + "max_perplexity_ratio must be more than 0");
+  require(found.share >= 0 && found.share <= 1, name + "share must be from 0 to 1");
 }
 
 // In the order in which one thing's range is needed to say the next.

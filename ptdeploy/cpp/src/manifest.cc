@@ -90,7 +90,8 @@ std::optional<Quantization> read_quantization(const Json& json, const Where& whe
                {"max_perplexity_ratio", true, into(out.max_perplexity_ratio)},
                {"type", false, type},
                {"max_logits_error", false, error},
-               {"activations", false, activations}},
+               {"activations", false, activations},
+               {"share", false, into(out.share)}},
               "object | null");
   return out;
 }
