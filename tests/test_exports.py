@@ -12,6 +12,7 @@ from support.exports import TO_ONNX, kept_exports, shape_of, shared_export
 from support.shared import Shared
 from torch import nn
 
+from ptdeploy.bundle import RequestLimits
 from ptdeploy.bundle.signature import BATCH, Signature
 from ptdeploy.bundle.task import TensorSpec
 from ptdeploy.program.program import Program
@@ -21,6 +22,7 @@ X, Y = (
     for name, role in (("x", "ids"), ("y", "logits"))
 )
 SIGNATURE = Signature((X,), (Y,))
+LIMITS = RequestLimits(64, 101, None, max_sequence=64)
 
 
 class Scaled(nn.Module):
@@ -52,19 +54,19 @@ def export(tmp_path):
     """`export(module)` gives its shared graph; `export.anew` are the modules that were exported."""
     shared, anew = Shared(tmp_path / "shared"), []
 
-    def exporter(one: Program, opset: int | None) -> ir.Model:
+    def exporter(one: Program, limits: RequestLimits, opset: int | None) -> ir.Model:
         anew.append(one.module)
-        return TO_ONNX(one, opset)
+        return TO_ONNX(one, limits, opset)
 
     def get(module: nn.Module) -> bytes:
-        return content(shared_export(shared, program(module), None, exporter))
+        return content(shared_export(shared, program(module), LIMITS, None, exporter))
 
     get.anew = anew
     return get
 
 
 def alone(module: nn.Module) -> bytes:
-    return content(TO_ONNX(program(module), None))
+    return content(TO_ONNX(program(module), LIMITS))
 
 
 def test_a_graph_is_exported_once_and_holds_each_ones_weights(export):

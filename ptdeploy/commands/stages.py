@@ -123,6 +123,7 @@ def freeze(plan: Plan, source: Source, progress: Progress) -> Frozen:
     """Load the base model, and evaluate each prompt over it once."""
     from ptdeploy.program.head import PREFIX
     from ptdeploy.program.prompt import freeze as freeze_prompt
+    from ptdeploy.program.tracing import unchanged
     from ptdeploy.source.weights_hash import weights_sha256
 
     checkpoint, base = source.checkpoint, source.base
@@ -133,10 +134,11 @@ def freeze(plan: Plan, source: Source, progress: Progress) -> Frozen:
         check_room(plan.destination, weights * plan.weight_bits // 10)
     with progress.stage(freeze_stage(source)):
         kind = base.kind
-        prompts = {
-            name: freeze_prompt(one, model, kind.needs_prefix_kv, kind.has_trained_head)
-            for name, one in source.checkpoints.items()
-        }
+        with unchanged(model):
+            prompts = {
+                name: freeze_prompt(one, model, kind.needs_prefix_kv, kind.has_trained_head)
+                for name, one in source.checkpoints.items()
+            }
         own = {name.removeprefix(PREFIX) for name in next(iter(prompts.values())).head}
         hashed = weights_sha256(model, own)
     return Frozen(source, model, prompts, hashed)
@@ -152,6 +154,7 @@ def trace(plan: Plan, frozen: Frozen, progress: Progress) -> Traced:
     """Trace the model with its prompt, and export it to ONNX as its target computes it."""
     from ptdeploy.program.export import to_onnx
     from ptdeploy.program.manifest import limits
+    from ptdeploy.program.tracing import unchanged
 
     request, numerics, source = plan.request, plan.numerics, frozen.source
     checkpoint = source.checkpoint
@@ -167,7 +170,8 @@ def trace(plan: Plan, frozen: Frozen, progress: Progress) -> Traced:
         )
         # An engine takes any of them.
         prompt = next(iter(frozen.prompts.values()))
-        program, route = source.base.kind.build(frozen.model, source.base, prompt, options)
+        with unchanged(frozen.model):
+            program, route = source.base.kind.build(frozen.model, source.base, prompt, options)
         asked = request.max_context
         bounds = limits(source.base, route, checkpoint.num_virtual_tokens, request.max_batch, asked)
         keeps_kv = source.base.kind.keeps_kv_buffer
@@ -175,7 +179,7 @@ def trace(plan: Plan, frozen: Frozen, progress: Progress) -> Traced:
         signature = program.signature.computed_in(numerics.activations)
         if numerics.fixed_slots and route.route == "fused":
             signature = signature.with_slots(bounds.max_context)
-        graph = to_onnx(program, numerics.opset)
+        graph = to_onnx(program, bounds, numerics.opset)
     return Traced(source, frozen.prompts, frozen.weights_sha256, graph, route, signature, bounds)
 
 

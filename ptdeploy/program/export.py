@@ -9,10 +9,12 @@ import io
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from ptdeploy.bundle import RequestLimits
 from ptdeploy.errors import BaseModelError
 from ptdeploy.memory import ran_out_of_memory
 from ptdeploy.passes.name import MODULE_KEY
 from ptdeploy.program.program import Program
+from ptdeploy.program.sizes import check_sizes
 from ptdeploy.source.base import quiet_libraries
 
 if TYPE_CHECKING:
@@ -38,12 +40,14 @@ def _without_stack_traces() -> Iterator[None]:
         config.do_not_emit_stack_traces = before
 
 
-def to_onnx(program: Program, opset: int | None = None) -> ir.Model:
+def to_onnx(program: Program, limits: RequestLimits, opset: int | None = None) -> ir.Model:
     """Export a program to an ONNX model whose inputs and outputs are its signature.
 
-    `opset` is the version of ONNX's operators; None takes what the program needs.
+    `limits` are what its engine takes; `opset` is the version of ONNX's operators, None for what
+    the program needs.
 
-    Raises BaseModelError if torch cannot trace the architecture, with torch's reason.
+    Raises BaseModelError if torch cannot trace the architecture, with torch's reason, or if the
+    trace does not hold within the limits.
     """
     import torch
     import torch._dynamo
@@ -96,6 +100,8 @@ def to_onnx(program: Program, opset: int | None = None) -> ir.Model:
             "Only the architectures in the README's support table are tested.",
         ) from error
     assert exported is not None
+    assert exported.exported_program is not None
+    check_sizes(exported.exported_program, program, limits)
     _keep_modules(exported.model, program)
     return exported.model
 

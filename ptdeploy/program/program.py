@@ -47,6 +47,11 @@ class Program:
     signature: Signature
     lowered: Lowered | None = field(repr=False, default=None)
 
+    @property
+    def architecture(self) -> str:
+        """The model's, in transformers' word."""
+        return str(self.module.model.config.model_type)  # type: ignore[union-attr]
+
     def example_inputs(self) -> tuple[torch.Tensor, ...]:
         """Small inputs of the declared shapes, every axis larger than one."""
         return examples(self.signature.inputs)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -125,6 +127,7 @@ def resolve_base(checkpoint: Checkpoint, override: str | None = None) -> BaseMod
             f"but the embeddings of base model {name} have {embedding_dim}.",
             "The checkpoint was trained on another base model. Pass the right one with --base.",
         )
+    _check_positions(skeleton, name)
     kind = kind_of(checkpoint.task, skeleton)
     dropped = _check_names(checkpoint, skeleton, name)
     _check_text_embeddings(checkpoint, table.shape, name)
@@ -153,6 +156,21 @@ def resolve_base(checkpoint: Checkpoint, override: str | None = None) -> BaseMod
         kind=kind,
         notes=tuple(note for note in (quantized, resized, dropped, *unused) if note),
     )
+
+
+def _check_positions(skeleton: PreTrainedModel, name: str) -> None:
+    """Refuse what transformers' BERTs had before 5: it now adds absolute positions in silence."""
+    config = skeleton.config
+    asked = getattr(config, "position_embedding_type", None) or "absolute"
+    adds = any(path.endswith("position_embeddings") for path, _ in skeleton.named_modules())
+    code = sys.modules[type(skeleton).__module__]
+    if asked != "absolute" and adds and "position_embedding_type" not in inspect.getsource(code):
+        raise BaseModelError(
+            f'{name}: config.json asks for position_embedding_type "{asked}", which '
+            f"{type(skeleton).__name__} of this transformers does not read: it has absolute "
+            "positions alone.",
+            "Train on a base model with absolute positions, and pass that with --base.",
+        )
 
 
 def _check_text_embeddings(checkpoint: Checkpoint, shape: Sequence[int], name: str) -> None:

@@ -187,6 +187,37 @@ def _check_report(
             "Its weights and its config.json do not fit one another, or the checkpoint was trained "
             "on another base model. Pass the right one with --base.",
         )
+    if left_out := _left_out(report["unexpected_keys"], model, brought):
+        raise BaseModelError(
+            f"base model {base.name} holds {_listed(left_out)}, which a {base.config.model_type} "
+            "model with its config.json has no place for and would run without.",
+            "Its weights and its config.json do not fit one another, or this transformers no "
+            "longer computes them. Pass the base model that the checkpoint was trained on with "
+            "--base.",
+        )
+
+
+def _left_out(names: Iterable[str], model: PreTrainedModel, brought: set[str]) -> list[str]:
+    """Tensors that `model` lacks, of a part of it that runs as the base has it.
+
+    Whole parts that it lacks are of another task or more layers: a pooler, a head, what predicts
+    several tokens.
+    """
+    from torch import nn
+
+    modules = dict(model.named_modules())
+    base = [name for name in model.state_dict() if name not in brought]
+
+    def is_left_out(name: str) -> bool:
+        part = name.rpartition(".")[0]
+        while part not in modules:
+            part = part.rpartition(".")[0]
+        if part in ("", model.base_model_prefix) or isinstance(modules[part], nn.ModuleList):
+            return False
+        return any(one.startswith(f"{part}.") for one in base)
+
+    # Their shapes are not told: no parameter has the name that a causal mask has.
+    return sorted(name for name in names if not is_computed(name, (1, 1)) and is_left_out(name))
 
 
 def _check_finite(checkpoint: Checkpoint, base: BaseModel, model: PreTrainedModel) -> None:

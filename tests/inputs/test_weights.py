@@ -217,6 +217,58 @@ def test_what_the_checkpoint_overrides_may_be_broken_in_the_base(trained, tmp_pa
     load(trained.adapter, edited(trained.base, tmp_path, spoil))
 
 
+@pytest.mark.parametrize(
+    ("architecture", "task", "name"),
+    [
+        ("llama", "CAUSAL_LM", "model.layers.1.self_attn.q_proj.bias"),
+        ("llama", "CAUSAL_LM", "model.norm.bias"),
+        ("llama", "CAUSAL_LM", "lm_head.bias"),
+        ("bert", "SEQ_CLS", "bert.encoder.layer.0.attention.self.distance_embedding.weight"),
+        ("bert", "SEQ_CLS", "bert.embeddings.more_embeddings.weight"),
+    ],
+)
+def test_a_weight_of_a_layer_that_the_model_has_no_place_for_is_refused(
+    tmp_path, architecture, task, name
+):
+    one = tiny.make(tmp_path, architecture, task)
+    base = edited(one.base, tmp_path, lambda tensors: tensors.update({name: torch.ones(32)}))
+    with pytest.raises(BaseModelError, match=f"holds {name}, which a {architecture} model"):
+        load(one.adapter, base)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "task", "names"),
+    [
+        ("llama", "CAUSAL_LM", ("model.layers.2.self_attn.q_proj.bias", "mtp.norm.weight")),
+        ("llama", "CAUSAL_LM", ("model.visual.norm.weight", "score.weight")),
+        ("llama", "CAUSAL_LM", ("model.layers.0.self_attn.rotary_emb.inv_freq",)),
+        ("gpt2", "CAUSAL_LM", ("transformer.h.0.attn.bias", "transformer.h.1.attn.masked_bias")),
+        ("bert", "TOKEN_CLS", ("bert.pooler.dense.weight", "cls.predictions.bias")),
+        ("bert", "SEQ_CLS", ("classifier.dense.weight", "bert.embeddings.position_ids")),
+    ],
+)
+def test_what_the_base_holds_for_other_tasks_stays_out(tmp_path, architecture, task, names):
+    one = tiny.make(tmp_path, architecture, task)
+    more = {name: torch.ones(32, 32) for name in names}
+    load(one.adapter, edited(one.base, tmp_path, lambda tensors: tensors.update(more)))
+
+
+@pytest.mark.parametrize("kind", ["relative_key", "relative_key_query"])
+@pytest.mark.parametrize("architecture", ["bert", "electra", "roberta"])
+def test_positions_that_transformers_no_longer_computes_are_refused(tmp_path, architecture, kind):
+    one = tiny.make(tmp_path, architecture, "SEQ_CLS", position_embedding_type=kind)
+    with pytest.raises(BaseModelError, match=f'asks for position_embedding_type "{kind}"'):
+        load(one.adapter, one.base)
+
+
+def test_absolute_and_rotary_positions_may_be_named(tmp_path):
+    named = {"bert": ("SEQ_CLS", "absolute"), "llama": ("CAUSAL_LM", "rope")}
+    for architecture, (task, kind) in named.items():
+        folder = tmp_path / architecture
+        one = tiny.make(folder, architecture, task, position_embedding_type=kind)
+        load(one.adapter, one.base)
+
+
 def test_quantized_weights_of_which_the_config_says_nothing_are_refused(trained, tmp_path):
     name = "bert.encoder.layer.0.output.dense"
 

@@ -48,7 +48,9 @@ def compiled_in_half(
     options = BuildOptions(operators="onnxruntime" if fuse else None)
     program, route = kind.build(model, base, prompt, options)
     signature = program.signature.computed_in("float16")
-    graph = run_passes(export.to_onnx(program), PassContext(signature, quantization, "float16"))
+    bounds = limits(base, route, 5, None, None)
+    exported = export.to_onnx(program, bounds)
+    graph = run_passes(exported, PassContext(signature, quantization, "float16"))
     folder.mkdir()
     stored = staged(save_prompt(prompt, folder), "prompt", DEFAULT_PROMPT)
     files = (*write_model(graph, folder), stored)
@@ -65,7 +67,7 @@ def compiled_in_half(
         route=route,
         quantization=quantization,
         freeze_kv=True,
-        limits=limits(base, route, 5, None, None),
+        limits=bounds,
         tokenizer=None,
         files=files,
     )

@@ -33,10 +33,11 @@ from support.shared import Shared
 from torch.onnx._internal.exporter._core import TorchTensor
 
 import ptdeploy
+from ptdeploy.bundle import RequestLimits
 from ptdeploy.program import export
 from ptdeploy.program.program import Program
 
-Exporter = Callable[[Program, int | None], ir.Model]
+Exporter = Callable[[Program, RequestLimits, int | None], ir.Model]
 TO_ONNX: Exporter = export.to_onnx
 
 
@@ -75,8 +76,8 @@ def kept_exports(folder: Path) -> Shared:
 def exported_once(shared: Shared) -> Iterator[None]:
     """Let compilations in this block take a graph that any test process exported."""
 
-    def to_onnx(program: Program, opset: int | None = None) -> ir.Model:
-        model = shared_export(shared, program, opset)
+    def to_onnx(program: Program, limits: RequestLimits, opset: int | None = None) -> ir.Model:
+        model = shared_export(shared, program, limits, opset)
         _leave_out_what_was_imported()
         return model
 
@@ -92,16 +93,20 @@ def _leave_out_what_was_imported() -> None:
 
 
 def shared_export(
-    shared: Shared, program: Program, opset: int | None = None, real: Exporter = TO_ONNX
+    shared: Shared,
+    program: Program,
+    limits: RequestLimits,
+    opset: int | None = None,
+    real: Exporter = TO_ONNX,
 ) -> ir.Model:
     """The program's graph: exported by `real`, or kept from a program of the same shape."""
     fresh: list[ir.Model] = []
 
     def fill(folder: Path) -> None:
-        fresh.append(real(program, opset))
+        fresh.append(real(program, limits, opset))
         _save(fresh[0], program, folder)
 
-    key = ("export", shape_of(program, opset))
+    key = ("export", shape_of(program, opset), limits.of_engine())
     folder = shared.folder(key, fill)
     if not fresh and (folder / "weights").read_text() not in ("any", weights_of(program)):
         folder = shared.folder((*key, weights_of(program)), fill)
