@@ -123,7 +123,8 @@ def text(name: str, value: Any) -> str:
             pass
         else:
             return str(value)
-    raise refused(name, value, "text" if value != "" else "text, not empty")
+    empty = isinstance(value, str) and not value
+    raise refused(name, value, "text, not empty" if empty else "text")
 
 
 def path(name: str, value: Any) -> str:
