@@ -24,8 +24,8 @@ LAYERS = (
     ("backends",),
     ("bundle",),
     (
-        *("arguments", "errors", "files", "memory", "printable", "progress"),
-        *("signals", "tables", "text_files"),
+        *("arguments", "bfloat16", "errors", "files", "memory", "printable"),
+        *("progress", "signals", "tables", "text_files", "threads"),
     ),
 )
 RANKS = {name: rank for rank, names in enumerate(LAYERS) for name in names}

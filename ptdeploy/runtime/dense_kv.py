@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptdeploy.backends.session import DeviceArray, Session
+from ptdeploy.bfloat16 import stored, to_stored
 from ptdeploy.errors import OutOfMemory
-from ptdeploy.runtime.bfloat16 import stored, to_stored
 from ptdeploy.runtime.joined import Coming, joined, offsets_of
 from ptdeploy.runtime.kv import Prefix, prefix_length
 from ptdeploy.runtime.kv_layout import KVLayout

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptdeploy.backends.session import DeviceArray, Session
+from ptdeploy.bfloat16 import to_stored
 from ptdeploy.bundle import Manifest
 from ptdeploy.bundle.signature import CLASSES
 from ptdeploy.bundle.task import TensorSpec
-from ptdeploy.runtime.bfloat16 import to_stored
 from ptdeploy.runtime.prompts import Prompt
 
 # So many prompts one run takes; and those of the stacks that are kept for the next runs, together.

@@ -20,8 +20,8 @@ from ptdeploy.backends.openvino.open import (
     read_for,
 )
 from ptdeploy.backends.openvino.session import shared
+from ptdeploy.bfloat16 import to_stored
 from ptdeploy.bundle import Bundle, Manifest
-from ptdeploy.runtime.bfloat16 import to_stored
 from ptdeploy.runtime.kv_layout import KVLayout
 from ptdeploy.runtime.paged_kv import step_inputs
 

@@ -31,9 +31,9 @@ from ptdeploy.backends.trt import cuda
 from ptdeploy.backends.trt.deserialize import how_to_fit, how_to_rebuild, why_not_here
 from ptdeploy.backends.trt.engine_file import EngineInfo, read_info
 from ptdeploy.backends.trt.session import _room
+from ptdeploy.bfloat16 import to_stored
 from ptdeploy.bundle import read_bundle
 from ptdeploy.errors import BundleError, OutOfMemory
-from ptdeploy.runtime.bfloat16 import to_stored
 
 LIBRARY = native.REPOSITORY / "ptdeploy" / "cpp"
 SOURCES = ("backend_trt", "cuda", "engine_fit", "engine_info", "trt_engine", "trt_run")

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptdeploy.backends.openvino.engine_file import KVPrecision
-from ptdeploy.runtime.bfloat16 import from_stored, stored, to_stored
+from ptdeploy.bfloat16 import from_stored, stored, to_stored
 
 # Slots of a block, which OpenVINO's CPU plugin has no other number of.
 BLOCK = 32

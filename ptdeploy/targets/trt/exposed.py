@@ -12,8 +12,8 @@ from ptdeploy.backends.trt.deserialize import refuse_too_large
 from ptdeploy.backends.trt.engine_file import EngineInfo, Profile
 from ptdeploy.backends.trt.session import TrtSession
 from ptdeploy.backends.trt.vendor import Vendor, open_vendor
+from ptdeploy.bfloat16 import from_stored
 from ptdeploy.errors import BaseModelError, TargetUnavailable
-from ptdeploy.runtime.bfloat16 import from_stored
 from ptdeploy.targets.trt.builder import Request, build_plan
 from ptdeploy.targets.trt.options import TrtOptions
 

@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ptdeploy.runtime.bfloat16 import from_stored, stored, to_stored
+from ptdeploy.bfloat16 import from_stored, stored, to_stored
 
 
 @given(st.lists(st.floats(width=32), min_size=1))
