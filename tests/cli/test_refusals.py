@@ -278,11 +278,15 @@ def test_labels_that_do_not_fit_the_head(adapter, trained, refuse):
     assert "distinct" in refuse(adapter, trained.base, "--labels", "a,a,b")
 
 
-@pytest.mark.parametrize("name", ["../x", "", ".x", "a/b", "x" * 65, "prüfen", "a\n"])
+@pytest.mark.parametrize("name", ["../x", ".x", "a/b", "x" * 65, "prüfen", "a\n"])
 def test_a_name_that_no_prompt_can_have(adapter, trained, refuse, name):
     message = refuse(adapter, trained.base, "--name", name)
     assert message.startswith("--name is '")
     assert "it must be 1 to 64 letters, digits, '.', '_' or '-' of ASCII" in message
+
+
+def test_a_name_of_no_letter(adapter, trained, refuse):
+    assert "--name is ''; it must be text, not empty" in refuse(adapter, trained.base, "--name", "")
 
 
 def test_an_unknown_precision(adapter, trained, refuse):

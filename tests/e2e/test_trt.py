@@ -482,7 +482,7 @@ def test_options_of_tensorrt_are_refused_for_another_target(trained, tmp_path):
         ({"precision": "fp64"}, "no precision 'fp64'"),
         ({"device": "cpu"}, "runs on cuda, not on 'cpu'"),
         ({"precision": "int8", "quantization": FINE}, "a scale for each column"),
-        ({"precision": "int4", "quantization": LEVEL}, "ONNX Runtime's"),
+        ({"precision": "int4", "quantization": LEVEL}, "one way alone"),
         ({"engine": TrtOptions(profile="seq=1:2:9999")}, "goes to 9999"),
         ({"engine": TrtOptions(version_compatible=True, flavor="rtx")}, "lean runtime"),
     ],
