@@ -264,7 +264,7 @@ def test_a_bound_that_nothing_is_held_to_is_refused(
             head=head,
             quantization=QuantizationOptions(**{asked: 1e-7}),
         )
-    assert refused.value.problem.startswith(f"--{asked.replace('_', '-')} is ")
+    assert refused.value.problem.startswith(f"quantization.{asked} is ")
 
 
 def test_a_causal_model_has_no_bound_of_classifiers(compiled):
