@@ -70,7 +70,6 @@ def test_the_command_line_names_the_option_that_was_typed(compiled, tmp_path, ca
     told = ["compile", str(one.adapter), "--base", str(one.base), "--target", "ort"]
     for asked, problem in (
         (["--golden", "1001"], "--golden 1001: must be from 1"),
-        (["--labels", ""], "--labels is ''; it must be text, not empty"),
         (["--max-batch=3"], "--max-batch is about a KV buffer"),
     ):
         assert main([*told, "-o", str(tmp_path / "b"), *asked]) == 2
