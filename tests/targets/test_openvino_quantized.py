@@ -124,7 +124,7 @@ def test_products_are_computed_in_int8_where_the_level_says_so(compiled):
 @pytest.mark.parametrize(("width", "group"), [(32, 32), (40, 0)])
 def test_products_that_cannot_be_in_int8_are_said_to_be_in_float32(tmp_path, width, group):
     """Columns of 40 have no whole number of any group."""
-    one = tiny.make(tmp_path, "gpt2", "CAUSAL_LM", n_embd=width)
+    one = tiny.make(tmp_path, "gpt2", "CAUSAL_LM", hidden_size=width)
     bundle = ptdeploy.compile(
         one.adapter,
         target="openvino",
