@@ -197,15 +197,7 @@ def evaluate(
     if pair[0].shape == pair[1].shape:
         of = msgspec.structs.replace(of, rms_error=_difference(*pair))
     if head != "softmax":
-        shares = explained(*pair, head)
-        least = int(shares.argmin())
-        measured = EXPLAINED if shares.size == 1 else f"{EXPLAINED} of output {least}"
-        of = msgspec.structs.replace(of, top1_agreement=float(shares[least]), measured=measured)
-        if shares.size == 1:
-            return of
-        columns = zip(*(side.T for side in pair), strict=True)
-        each = tuple(_difference(want, got) for want, got in columns)
-        return msgspec.structs.replace(of, rms_outputs=each)
+        return _explained(of, pair, head)
     of = msgspec.structs.replace(
         of,
         largest_share=float(np.unique(want, return_counts=True)[1].max() / want.size),
@@ -224,6 +216,21 @@ def evaluate(
         clear=count,
         near_ties=int(changed[~is_clear].sum()),
     )
+
+
+def _explained(
+    of: Quality, pair: tuple[NDArray[np.float32], NDArray[np.float32]], head: Head
+) -> Quality:
+    """The quality of a head that chooses no one class: that of the output it explains least of."""
+    shares = explained(*pair, head)
+    least = int(shares.argmin())
+    measured = EXPLAINED if shares.size == 1 else f"{EXPLAINED} of output {least}"
+    of = msgspec.structs.replace(of, top1_agreement=float(shares[least]), measured=measured)
+    if shares.size == 1:
+        return of
+    columns = zip(*(side.T for side in pair), strict=True)
+    each = tuple(_difference(want, got) for want, got in columns)
+    return msgspec.structs.replace(of, rms_outputs=each)
 
 
 def _logits(rows: Sequence[TextRow]) -> NDArray[np.float32]:
