@@ -27,6 +27,7 @@ from unittest import mock
 from support.damage import PARITY, the_prompt
 
 import ptdeploy.files as files
+from ptdeploy.backends.trt import TrtBackend
 from ptdeploy.bundle import MODEL, check_destination, publish, read_bundle, stage_bundle
 from ptdeploy.bundle import working_folder as working
 from ptdeploy.commands import prompts
@@ -96,7 +97,11 @@ def rebuild_in_place(new: Path, place: Path) -> None:
             shutil.copyfile(new / name, bundle.path / name)
         return ()
 
-    with mock.patch.object(TrtTarget, "rebuild", build):
+    with (
+        mock.patch.object(TrtTarget, "rebuild", build),
+        # Its engine.json is none that could say what its profiles take.
+        mock.patch.object(TrtBackend, "takes", return_value=True),
+    ):
         rebuild_bundle(RebuildRequest(bundle=place), Progress(quiet=True))
 
 
