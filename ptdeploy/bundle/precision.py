@@ -5,9 +5,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+_Scale = TypeVar("_Scale", float, NDArray[np.float64])
 
 
 class Thresholds(msgspec.Struct, frozen=True):
@@ -24,6 +28,10 @@ class Thresholds(msgspec.Struct, frozen=True):
     cosine: float
     kl: float
     min_top1_agreement: float = 0.0
+
+    def allowed(self, scale: _Scale) -> _Scale:
+        """What a logit may be off by, where the largest one of the reference is `scale`."""
+        return self.max_abs + self.relative * scale
 
 
 class QuantizedWeights(msgspec.Struct, frozen=True):

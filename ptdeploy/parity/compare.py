@@ -35,7 +35,6 @@ from ptdeploy.parity.reference import Greedy, Reference, ReferenceRow
 from ptdeploy.parity.report import (
     CaseResult,
     GreedyResult,
-    OutputError,
     ParityReport,
     PositionError,
 )
@@ -66,6 +65,7 @@ def compare(
     run = _run_cases(engine, reference, bounds, quantization is not None, progress)
     quality = evaluate(engine, reference, quantization, progress) if quantization else None
     own_allowed = own_bound(quality, bounds.scale) if quantization else None
+    own_each = own_outputs(quality, bounds.scales)
     effect = run.effect.result(other=None)
     greedy: tuple[GreedyResult, ...] = ()
     decode_allowed = None
@@ -85,7 +85,7 @@ def compare(
         decode_allowed=decode_allowed,
         effects=() if effect is None else (effect,),
         cases=tuple(
-            held_to_own(case, own_allowed, own_outputs(quality, bounds.scales), run.apart.get(i))
+            held_to_own(case, own_allowed, own_each, run.apart.get(i))
             for i, case in enumerate(run.cases)
         ),
         greedy=greedy,
@@ -114,23 +114,27 @@ def compare(
 
 @dataclass(frozen=True)
 class Bounds:
-    """What cases are held by; `allowed` is the largest difference of a logit.
+    """What cases are held by.
 
     `scale` is the reference's largest logit; `scales` are those of each output of a head that
     chooses no one class, which are numbers of their own: None for others, and of one.
     """
 
     thresholds: Thresholds
-    allowed: float
     scale: float
     scales: NDArray[np.float64] | None = None
+
+    @property
+    def allowed(self) -> float:
+        """What a logit may be off by."""
+        return self.thresholds.allowed(self.scale)
 
     @property
     def outputs(self) -> NDArray[np.float64] | None:
         """What each output may be off by."""
         if self.scales is None:
             return None
-        return self.thresholds.max_abs + self.thresholds.relative * self.scales
+        return self.thresholds.allowed(self.scales)
 
     @property
     def bind(self) -> bool:
@@ -146,10 +150,8 @@ def bounds_of(reference: Reference, overrides: Overrides, head: Head) -> Bounds:
     thresholds = overrides.thresholds(reference.thresholds)
     each = [np.abs(np.atleast_2d(row.logits)).max(0) for row in reference.rows]
     scales = np.max(each, axis=0).astype(np.float64) if each else np.zeros(1)
-    scale = float(scales.max())
-    allowed = thresholds.max_abs + thresholds.relative * scale
-    each_own = scales if head != "softmax" and scales.size > 1 else None
-    return Bounds(thresholds, allowed, scale, each_own)
+    several = scales if head != "softmax" and scales.size > 1 else None
+    return Bounds(thresholds, float(scales.max()), several)
 
 
 @dataclass(frozen=True)
@@ -189,9 +191,10 @@ def _run_cases(
                 if index not in run.alone:
                     run.alone[index] = row_alone(engine, reference.rows[index])
             own = [run.alone[index] for index in case.rows]
-            found = with_own(found, logits, own)
+            apart = apart_outputs(logits, [alone for alone, _ in own])
+            found = with_own(found, apart, own)
             if bounds.scales is not None:
-                run.apart[len(run.cases)] = apart_outputs(logits, own)
+                run.apart[len(run.cases)] = apart
         run.cases.append(found)
         run.positions.extend(where)
     return run
@@ -270,7 +273,9 @@ def measure_case(
         for row in rows
         for position in range(row.ids.size - len(np.atleast_2d(row.logits)), row.ids.size)
     ]
-    output = None if bounds.outputs is None else _worst_output(rows, logits, bounds.outputs)
+    output = None
+    if bounds.outputs is not None:
+        output = furthest(apart_outputs(logits, [row.logits for row in rows]), bounds.outputs)
     result = CaseResult(
         name=case.name,
         source=case.source,
@@ -287,21 +292,6 @@ def measure_case(
         output=output,
     )
     return result, list(zip(where, largest.tolist(), strict=True))
-
-
-def _worst_output(
-    rows: Sequence[ReferenceRow],
-    logits: Sequence[NDArray[np.float32]],
-    allowed: NDArray[np.float64],
-) -> OutputError | None:
-    """The output that is furthest over its own bound; None where all are within theirs."""
-    largest = np.zeros_like(allowed)
-    for row, got in zip(rows, logits, strict=True):
-        want = np.atleast_2d(row.logits).astype(np.float64)
-        with np.errstate(invalid="ignore", over="ignore"):
-            apart = np.abs(want - np.atleast_2d(got)[-len(want) :]).max(0)
-        largest = np.maximum(largest, np.where(np.isfinite(apart), apart, np.inf))
-    return furthest(largest, allowed)
 
 
 def _metric(

@@ -95,9 +95,9 @@ def with_mixed(report: ParityReport, engine: Engine, mixed: Sequence[MixedRows])
     for batch in _batches(rows, engine):
         for padding in _PADDINGS:
             for row, result, apart in _run(engine, batch, padding):
-                report = reports[row.prompt]
-                outputs = own_outputs(report.quality, row.bounds.scales)
-                held = held_to_own(result, report.own_allowed, outputs, apart)
+                whose = reports[row.prompt]
+                outputs = own_outputs(whose.quality, row.bounds.scales)
+                held = held_to_own(result, whose.own_allowed, outputs, apart)
                 cases[row.prompt].append(held)
     if engine.writes:
         for part in _batches([one for one in mixed if one.greedy], engine):
@@ -204,5 +204,5 @@ def _run(
         if not alone:
             yield batch[own[0]], result, None
             continue
-        beside = [logits[i] for i in own]
-        yield batch[own[0]], with_own(result, beside, alone), apart_outputs(beside, alone)
+        apart = apart_outputs([logits[i] for i in own], [found for found, _ in alone])
+        yield batch[own[0]], with_own(result, apart, alone), apart

@@ -41,11 +41,8 @@ def own_bound(quality: Quality | None, scale: float) -> float:
     judge it: the rows alone are judged by nothing, so that a faulty one would allow itself all.
     `scale` is the reference's largest logit.
     """
-    exact = PRECISIONS["fp32"].thresholds
-    assert exact is not None, "fp32 quantizes no weights"
-    rounding = exact.max_abs + exact.relative * scale
     error = None if quality is None else quality.rms_error
-    return max(2 * rounding, _ROOT_MEAN_SQUARES * (error or 0.0))
+    return float(_own_bounds(np.array([error or 0.0]), np.array([scale]))[0])
 
 
 def own_outputs(
@@ -54,11 +51,13 @@ def own_outputs(
     """The same of each output, by its own largest value; None where one bound is that of all."""
     if quality is None or quality.rms_outputs is None or scales is None:
         return None
+    return _own_bounds(np.array([error or 0.0 for error in quality.rms_outputs]), scales)
+
+
+def _own_bounds(errors: NDArray[np.float64], scales: NDArray[np.float64]) -> NDArray[np.float64]:
     exact = PRECISIONS["fp32"].thresholds
     assert exact is not None, "fp32 quantizes no weights"
-    errors = np.array([error or 0.0 for error in quality.rms_outputs])
-    rounding = exact.max_abs + exact.relative * scales
-    return np.asarray(np.maximum(2 * rounding, _ROOT_MEAN_SQUARES * errors))
+    return np.asarray(np.maximum(2 * exact.allowed(scales), _ROOT_MEAN_SQUARES * errors))
 
 
 def decode_bound(own: float | None, allowed: float) -> float:
@@ -89,14 +88,12 @@ def kept(logits: NDArray[np.float32], row: ReferenceRow) -> NDArray[np.float32]:
     return logits[-len(row.logits) :].copy()
 
 
-def with_own(
-    result: CaseResult, logits: Sequence[NDArray[np.float32]], own: Sequence[Alone]
-) -> CaseResult:
-    """A case's result with how far its rows are from what the engine gives for each alone."""
+def with_own(result: CaseResult, apart: NDArray[np.float64], own: Sequence[Alone]) -> CaseResult:
+    """A case's result with how far `apart` its rows' outputs are from the engine's own alone."""
     stopped = next((why for _, why in own if why is not None), None)
     return msgspec.structs.replace(
         result,
-        own_max_abs=finite(apart_outputs(logits, own).max()),
+        own_max_abs=finite(apart.max()),
         stopped=result.stopped or stopped,
     )
 
@@ -154,10 +151,10 @@ def greedy_held_to_own(
 
 
 def apart_outputs(
-    logits: Sequence[NDArray[np.float32]], own: Sequence[Alone]
+    logits: Sequence[NDArray[np.float32]], others: Sequence[NDArray[np.float32]]
 ) -> NDArray[np.float64]:
-    """How far each output of rows is from what the engine gives for each of them alone."""
-    each = [_apart(got, alone) for got, (alone, _) in zip(logits, own, strict=True)]
+    """How far each output of rows is from other logits of them, at the positions of both."""
+    each = [_apart(got, other) for got, other in zip(logits, others, strict=True)]
     return np.asarray(np.max(each, axis=0))
 
 

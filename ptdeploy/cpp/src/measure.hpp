@@ -19,6 +19,8 @@ struct Measured {
 // times the largest reference logit.
 struct Thresholds {
   double max_abs = 0, relative = 0, cosine = 0, kl = 0, min_top1_agreement = 0;
+
+  double allowed(double scale) const { return max_abs + relative * scale; }
 };
 
 // Whether a case's numbers are within the thresholds; what is not finite never is.

@@ -16,6 +16,11 @@ constexpr double kRootMeanSquares = 8;
 
 bool beside_others(const ParityCase& one) { return one.mixed || one.lengths.size() > 1; }
 
+// What a logit may be off the engine's own, by what quantizing costs and by the largest logit.
+double bound_of(double error, double scale) {
+  return std::max(2 * (kMaxAbs + kRelative * scale), kRootMeanSquares * error);
+}
+
 // The last `count` rows of logits.
 Logits last(const Logits& from, std::size_t count) {
   const float* start = from.row(from.rows - count);
@@ -31,8 +36,7 @@ OwnRow row_alone(const EngineState& state, const ReferenceRow& row, const RowPro
 }
 
 double own_bound(const std::optional<ParityQuality>& quality, double scale) {
-  const double error = quality ? quality->rms_error.value_or(0) : 0;
-  return std::max(2 * (kMaxAbs + kRelative * scale), kRootMeanSquares * error);
+  return bound_of(quality ? quality->rms_error.value_or(0) : 0, scale);
 }
 
 double decode_bound(const std::optional<double>& own, double allowed) {
@@ -44,8 +48,7 @@ std::vector<double> own_outputs(const std::optional<ParityQuality>& quality,
   std::vector<double> out;
   if (!quality || quality->rms_outputs.size() != scales.size()) return out;
   for (std::size_t i = 0; i < scales.size(); ++i)
-    out.push_back(std::max(2 * (kMaxAbs + kRelative * scales[i]),
-                           kRootMeanSquares * quality->rms_outputs[i].value_or(0)));
+    out.push_back(bound_of(quality->rms_outputs[i].value_or(0), scales[i]));
   return out;
 }
 
@@ -62,20 +65,23 @@ std::optional<ParityOutput> furthest(const std::vector<double>& apart,
   return found;
 }
 
+void add_apart(std::vector<double>& largest, const Logits& got, const Logits& other) {
+  constexpr double kInfinite = std::numeric_limits<double>::infinity();
+  const float* given = got.row(got.rows - other.rows);
+  for (std::size_t at = 0; at < other.values.size(); ++at) {
+    const double apart =
+        std::abs(static_cast<double>(given[at]) - static_cast<double>(other.values[at]));
+    double& most = largest[at % largest.size()];
+    most = std::max(most, std::isfinite(apart) ? apart : kInfinite);
+  }
+}
+
 std::vector<double> add_own(ParityCase& one, const std::vector<Logits>& got,
                             const std::vector<OwnRow>& own) {
-  constexpr double kInfinite = std::numeric_limits<double>::infinity();
   std::vector<double> largest(got[0].columns, 0);
   for (std::size_t i = 0; i < own.size(); ++i) {
     if (one.stopped.empty()) one.stopped = own[i].stopped;
-    const Logits& alone = own[i].logits;
-    const float* beside = got[i].row(got[i].rows - alone.rows);
-    for (std::size_t at = 0; at < alone.values.size(); ++at) {
-      const double apart =
-          std::abs(static_cast<double>(beside[at]) - static_cast<double>(alone.values[at]));
-      double& most = largest[at % largest.size()];
-      most = std::max(most, std::isfinite(apart) ? apart : kInfinite);
-    }
+    add_apart(largest, got[i], own[i].logits);
   }
   const double most = *std::max_element(largest.begin(), largest.end());
   if (std::isfinite(most)) one.own_max_abs = most;

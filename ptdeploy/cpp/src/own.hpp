@@ -38,6 +38,10 @@ std::vector<double> own_outputs(const std::optional<ParityQuality>& quality,
 std::optional<ParityOutput> furthest(const std::vector<double>& apart,
                                      const std::vector<double>& allowed);
 
+// Adds how far each output of a row is at most from that of other logits of it, at the positions that
+// those have; what is not finite is infinitely far.
+void add_apart(std::vector<double>& largest, const Logits& got, const Logits& other);
+
 // Adds how far a case's rows are from what the engine gives for each alone; gives that of each
 // output.
 std::vector<double> add_own(ParityCase& one, const std::vector<Logits>& got,

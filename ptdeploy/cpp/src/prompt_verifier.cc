@@ -30,25 +30,6 @@ std::vector<Logits> run(const EngineState& state, const std::vector<Ids>& rows,
   return none;
 }
 
-// The output that is furthest over its own bound; nothing where all are within theirs.
-std::optional<ParityOutput> worst_output(const std::vector<ReferenceRow>& wanted,
-                                         const std::vector<Logits>& got,
-                                         const std::vector<double>& allowed) {
-  constexpr double kInfinite = std::numeric_limits<double>::infinity();
-  std::vector<double> largest(allowed.size(), 0);
-  for (std::size_t i = 0; i < wanted.size(); ++i) {
-    const Logits& want = wanted[i].logits;
-    const float* given = got[i].row(got[i].rows - want.rows);
-    for (std::size_t at = 0; at < want.values.size(); ++at) {
-      const double apart =
-          std::abs(static_cast<double>(want.values[at]) - static_cast<double>(given[at]));
-      double& most = largest[at % allowed.size()];
-      most = std::max(most, std::isfinite(apart) ? apart : kInfinite);
-    }
-  }
-  return furthest(largest, allowed);
-}
-
 }  // namespace
 
 std::vector<Logits> logits_of(const EngineState& state, const std::vector<ReferenceRow>& asked,
@@ -83,7 +64,12 @@ ParityCase measured(const std::string& name, const std::vector<ReferenceRow>& wa
   out.cosine = found.cosine;
   out.kl = found.kl;
   out.top1_agreement = found.top1_agreement;
-  if (!bounds.outputs.empty()) out.output = worst_output(wanted, got, bounds.outputs);
+  if (!bounds.outputs.empty()) {
+    std::vector<double> largest(bounds.outputs.size(), 0);
+    for (std::size_t i = 0; i < wanted.size(); ++i)
+      add_apart(largest, got[i], wanted[i].logits);
+    out.output = furthest(largest, bounds.outputs);
+  }
   out.passed = within(found, bounds.thresholds, bounds.allowed) && !out.output;
   return out;
 }
@@ -134,7 +120,7 @@ PromptVerifier::PromptVerifier(const EngineState& state, RowPrompt prompt, const
       reference_(file, opened, state, info_),
       bounds_{reference_.metadata().thresholds, 0, {}, {}, {}} {
   read_rows();
-  bounds_.allowed = bounds_.thresholds.max_abs + bounds_.thresholds.relative * largest_logit_;
+  bounds_.allowed = bounds_.thresholds.allowed(largest_logit_);
 }
 
 ReferenceRow PromptVerifier::row(std::size_t place) {
@@ -197,9 +183,7 @@ void PromptVerifier::read_rows() {
   }
   for (double scale : scales) largest_logit_ = std::max(largest_logit_, scale);
   if (info_.head == Head::softmax || scales.size() < 2) return;
-  const Thresholds& thresholds = bounds_.thresholds;
-  for (double scale : scales)
-    bounds_.outputs.push_back(thresholds.max_abs + thresholds.relative * scale);
+  for (double scale : scales) bounds_.outputs.push_back(bounds_.thresholds.allowed(scale));
   scales_ = std::move(scales);
 }
 
