@@ -9,9 +9,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ptdeploy.backends.openvino.engine_file import KVPrecision, engine_info
+from ptdeploy.backends.openvino.engine_file import engine_info
 from ptdeploy.backends.openvino.errors import run_error
-from ptdeploy.backends.openvino.kv_cache import BLOCK
+from ptdeploy.backends.openvino.kv_cache import BlockCache
 from ptdeploy.backends.openvino.open import (
     Computing,
     Opening,
@@ -24,6 +24,7 @@ from ptdeploy.bfloat16 import to_stored
 from ptdeploy.bundle import Bundle, Manifest
 from ptdeploy.runtime.kv_layout import KVLayout
 from ptdeploy.runtime.paged_kv import step_inputs
+from ptdeploy.targets.openvino_options import OpenVinoOptions
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -38,13 +39,13 @@ def run_exposed(bundle: Bundle, inner: tuple[str, ...], feed: Mapping[str, NDArr
     path, manifest = bundle.in_folder("model"), bundle.manifest
     assert path is not None, "the caller read it"
     paged = keeps_kv(manifest)
-    kept: KVPrecision = "bf16" if manifest.precision == "bf16" else "f32"
+    kept = BlockCache(OpenVinoOptions().keeps(manifest.precision))
     given = _paged(manifest, feed, kept) if paged else dict(feed)
     try:
         graph = read_for(manifest, path, False, lambda _: None)
         _expose(graph, inner)
         opening = Opening(manifest.device)
-        info = msgspec.structs.replace(engine_info(bundle), kv_precision=kept)
+        info = msgspec.structs.replace(engine_info(bundle), kv_precision=kept.precision)
         computing = Computing(manifest.precision, info)
         request = compile_graph(graph, computing, opening).create_infer_request()
         for name, array in given.items():
@@ -67,12 +68,12 @@ def _expose(graph: Any, inner: tuple[str, ...]) -> None:
     graph.add_outputs([port for port in ports if port.get_names() & wanted])
 
 
-def _paged(manifest: Manifest, feed: Mapping[str, NDArray[Any]], kept: KVPrecision) -> Arrays:
+def _paged(manifest: Manifest, feed: Mapping[str, NDArray[Any]], kept: BlockCache) -> Arrays:
     """A dense step's inputs as those of the paged program, each row's slots in blocks."""
     layout = KVLayout.of(manifest)
     ids, lengths = feed[layout.ids], feed[layout.lengths]
     rows, new = ids.shape
-    block = BLOCK
+    block = kept.block
     needed = -(-int(lengths.max() + new) // block)
     tables = np.arange(rows * needed, dtype=np.int32).reshape(rows, needed)
     caches: Arrays = {}
@@ -84,8 +85,7 @@ def _paged(manifest: Manifest, feed: Mapping[str, NDArray[Any]], kept: KVPrecisi
         split = slots.reshape(rows, layout.heads, needed, block, layout.width)
         kind = ("key", "value")[number % 2]
         blocks = split.transpose(0, 2, 1, 3, 4).reshape(-1, layout.heads, block, layout.width)
-        stored = "bfloat16" if kept == "bf16" else "float32"
-        caches[f"{kind}_cache.{number // 2}"] = to_stored(np.ascontiguousarray(blocks), stored)
+        caches[f"{kind}_cache.{number // 2}"] = to_stored(np.ascontiguousarray(blocks), kept.dtype)
     positions = feed[layout.positions]
     sampled = (np.arange(rows)[:, None] * new + positions).reshape(-1)
     step = step_inputs(layout, list(ids), lengths, list(tables), block, sampled)

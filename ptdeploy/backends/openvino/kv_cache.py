@@ -32,6 +32,11 @@ class BlockCache:
     block: int = BLOCK
 
     @property
+    def dtype(self) -> str:
+        """The element type of its arrays."""
+        return _TYPES[self.precision]
+
+    @property
     def changes_when_appended_to(self) -> bool:
         """The scales of its keys are for all tokens of a block together."""
         return self.precision == "u8"
@@ -41,11 +46,11 @@ class BlockCache:
         slots, size = self.block, width
         if self.precision == "u8":
             slots, size = (slots + _PARAMETERS, size) if is_key else (slots, size + _PARAMETERS)
-        return np.zeros((blocks, heads, slots, size), stored(_TYPES[self.precision]))
+        return np.zeros((blocks, heads, slots, size), stored(self.dtype))
 
     def bytes(self, blocks: int, heads: int, width: int) -> int:
         """What keys and values of so many blocks take, in bytes."""
-        each = stored(_TYPES[self.precision]).itemsize * width * self.block
+        each = stored(self.dtype).itemsize * width * self.block
         if self.precision == "u8":
             each += _PARAMETERS * (width + self.block) // 2
         return 2 * blocks * heads * each
@@ -56,7 +61,7 @@ class BlockCache:
         """Put tokens (heads, count, width), a block's at most, into the first slots of `blocks`."""
         count, width = tokens.shape[1:]
         if self.precision != "u8":
-            cache[blocks, :, :count] = to_stored(tokens, _TYPES[self.precision])
+            cache[blocks, :, :count] = to_stored(tokens, self.dtype)
             return
         scales, zeros, codes = _quantized(tokens, axis=1 if is_key else 2)
         if not is_key:
