@@ -13,6 +13,7 @@ from ptdeploy.bundle.precision import quantized
 from ptdeploy.bundle.publish import Destination
 from ptdeploy.bundle.quantization import QuantizationOptions, quantization_for, read_texts
 from ptdeploy.bundle.task import Head
+from ptdeploy.commands.bounds import refuse_logits_error
 from ptdeploy.commands.request import CompileRequest
 from ptdeploy.errors import InputError, TargetUnavailable
 from ptdeploy.parity.cases import check_golden
@@ -77,19 +78,12 @@ def _check_bounds(asked: QuantizationOptions, kind: ProgramKind, head: Head) -> 
             "--max-perplexity-ratio is of a causal model, and this one is a classifier.",
             "Leave it out: a classifier has no perplexity.",
         )
-    if asked.max_logits_error is None:
-        return
-    if kind.generates:
-        raise InputError(
-            "--max-logits-error is of a classifier, and this model writes.",
-            "Leave it out, or bound its perplexity with --max-perplexity-ratio.",
-        )
-    if head != "softmax":
-        raise InputError(
-            "--max-logits-error is of a classifier that chooses one class, and the head here is a "
-            f"{head}.",
-            "Leave it out, or bound the explained variance with --min-agreement.",
-        )
+    if asked.max_logits_error is not None:
+        refuse_logits_error(kind.generates, {head}, _option)
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def make_plan(request: CompileRequest) -> Plan:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ptdeploy.commands.bounds import refuse_logits_error
 from ptdeploy.commands.request import VerifyRequest
 from ptdeploy.errors import InputError
 from ptdeploy.parity.data import DataRow, has_whole_logits
@@ -74,14 +75,4 @@ def _check_quantization(overrides: Overrides, engine: Engine, names: Names) -> N
         return
     prompts = engine.manifest.prompts
     heads = {"softmax" if name is None else prompts[name].head for name in names}
-    if engine.writes:
-        raise InputError(
-            "--thresholds: max_logits_error is of a classifier, and this model writes.",
-            "Leave it out, or bound its perplexity with max_perplexity_ratio.",
-        )
-    if "softmax" not in heads:
-        raise InputError(
-            "--thresholds: max_logits_error is of a classifier that chooses one class, and the "
-            f"head here is a {' and a '.join(sorted(heads))}.",
-            "Leave it out, or bound the explained variance with min_agreement.",
-        )
+    refuse_logits_error(engine.writes, heads, str, "--thresholds: ")
