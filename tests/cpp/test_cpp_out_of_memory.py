@@ -134,15 +134,31 @@ def test_what_the_standard_library_has_no_room_for_is_refused_in_pythons_words(c
 NO_MORE_THREADS = "ulimit -s 1000000000; ulimit -v 500000000; exec"
 
 
+def probe_alone(built: Path) -> native.Probe:
+    """The probe where no other thread fits."""
+    return native.Probe("sh", "-c", f"{NO_MORE_THREADS} '{built / 'probe'}'")
+
+
+def python_alone(program: str, bundle: Path) -> subprocess.CompletedProcess[str]:
+    """Run Python where no other thread fits."""
+    return subprocess.run(
+        ["sh", "-c", f'{NO_MORE_THREADS} "$@"', "sh", sys.executable, "-c", program, bundle],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+    )
+
+
 def test_where_no_other_thread_fits_a_bundle_is_opened_by_one(bundles, built):
-    probe = native.Probe("sh", "-c", f"{NO_MORE_THREADS} '{built / 'probe'}'")
+    probe = probe_alone(built)
     assert probe.ask("open", "e", bundles("encoder classifier"), 1) == {}
     assert probe.ask("verify", "e")["passed"]
 
 
 def test_threads_that_do_not_start_are_not_the_bundles_fault(bundles, built):
     bundle = bundles("encoder classifier")
-    probe = native.Probe("sh", "-c", f"{NO_MORE_THREADS} '{built / 'probe'}'")
+    probe = probe_alone(built)
     theirs = probe.ask("open", "e", bundle, 2)
     assert (theirs["error"], theirs["problem"]) == ("TargetUnavailable", NO_THREADS)
     program = (
@@ -153,13 +169,7 @@ def test_threads_that_do_not_start_are_not_the_bundles_fault(bundles, built):
         "    except ptdeploy.TargetUnavailable as error:\n"
         "        print(error.problem, error.fix, sep='\\n')\n"
     )
-    ours = subprocess.run(
-        ["sh", "-c", f'{NO_MORE_THREADS} "$@"', "sh", sys.executable, "-c", program, bundle],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
-    )
+    ours = python_alone(program, bundle)
     opened, *said = ours.stdout.splitlines()
     assert opened == "1", ours.stderr
     assert said[-2:] == [theirs["problem"], theirs["fix"]], ours.stderr
@@ -168,7 +178,7 @@ def test_threads_that_do_not_start_are_not_the_bundles_fault(bundles, built):
 def test_openvino_without_threads_is_no_machine_without_a_cpu(bundles, built, tmp_path):
     native.need_openvino()
     bundle = copied(bundles("encoder classifier"), tmp_path / "openvino")
-    probe = native.Probe("sh", "-c", f"{NO_MORE_THREADS} '{built / 'probe'}'")
+    probe = probe_alone(built)
     theirs = probe.ask("open", "e", bundle, 1)
     assert (theirs["error"], theirs["problem"]) == ("TargetUnavailable", NO_THREADS)
     program = (
@@ -178,13 +188,7 @@ def test_openvino_without_threads_is_no_machine_without_a_cpu(bundles, built, tm
         "except ptdeploy.TargetUnavailable as error:\n"
         "    print(error.problem, error.fix, sep='\\n')\n"
     )
-    ours = subprocess.run(
-        ["sh", "-c", f'{NO_MORE_THREADS} "$@"', "sh", sys.executable, "-c", program, bundle],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
-    )
+    ours = python_alone(program, bundle)
     assert ours.stdout.splitlines() == [theirs["problem"], theirs["fix"]], ours.stderr
 
 

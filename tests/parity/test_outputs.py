@@ -24,13 +24,12 @@ def two_numbers(request, tmp_path_factory) -> Path:
     base = tiny._AUTO["SEQ_CLS"].from_config(config).eval()
     with torch.no_grad():
         base.classifier.weight *= torch.tensor(SCALES)[:, None]
-    base.save_pretrained(folder / "base")
-    tiny.tune(base, folder, "SEQ_CLS", "P-Tuning, MLP", 5)
+    one = tiny.tuned(base, folder, "SEQ_CLS", "P-Tuning, MLP")
     loose = native.LOOSE_CLASSIFIER if request.param == "int8" else None
     return ptdeploy.compile(
-        folder / "adapter",
+        one.adapter,
         target="ort",
-        base=str(folder / "base"),
+        base=str(one.base),
         output=folder / "bundle",
         precision=request.param,
         quantization=loose,

@@ -105,10 +105,7 @@ def doge(tmp_path_factory) -> tiny.Trained:
         keep_window_size=48,
         initializer_range=0.2,
     )
-    base = DogeForCausalLM(config).eval()
-    base.save_pretrained(folder / "base")
-    model = tiny.tune(base, folder, "CAUSAL_LM", "prompt tuning", 5)
-    return tiny.Trained(model, folder / "base", folder / "adapter")
+    return tiny.tuned(DogeForCausalLM(config), folder, "CAUSAL_LM")
 
 
 def test_a_decoder_whose_attention_changes_with_the_length_is_refused_with_the_way_out(

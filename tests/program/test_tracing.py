@@ -27,10 +27,7 @@ def big_bird(folder, attention: str) -> tiny.Trained:
         num_labels=tiny.LABELS,
         initializer_range=0.2,
     )
-    base = BigBirdForSequenceClassification(config).eval()
-    base.save_pretrained(folder / "base")
-    model = tiny.tune(base, folder, "SEQ_CLS", "prompt tuning", 5)
-    return tiny.Trained(model, folder / "base", folder / "adapter")
+    return tiny.tuned(BigBirdForSequenceClassification(config), folder, "SEQ_CLS")
 
 
 def test_sparse_attention_that_a_short_text_ends_is_refused_by_name(tmp_path):

@@ -298,6 +298,12 @@ def another(
     return Trained(model, trained.base, folder / "adapter")
 
 
+def tuned(base: Any, folder: Path, task: str, kind: str = "prompt tuning") -> Trained:
+    """Save a model of its own making as the base, and give it a prompt of 5 virtual tokens."""
+    base.eval().save_pretrained(folder / "base")
+    return Trained(tune(base, folder, task, kind, 5), folder / "base", folder / "adapter")
+
+
 def tune(base: Any, folder: Path, task: str, kind: str, virtual_tokens: int) -> PeftModel:
     """Give a model a prompt of one of support.kinds, and save the adapter."""
     told = KINDS[kind](base, task_type=task, num_virtual_tokens=virtual_tokens)
