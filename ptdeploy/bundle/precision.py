@@ -5,13 +5,15 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
-_Scale = TypeVar("_Scale", float, NDArray[np.float64])
+if TYPE_CHECKING:  # --help reads this table, and is not to wait for numpy
+    import numpy as np
+    from numpy.typing import NDArray
+
+    _Scale = TypeVar("_Scale", float, NDArray[np.float64])
 
 
 class Thresholds(msgspec.Struct, frozen=True):
