@@ -32,7 +32,11 @@ from ptdeploy.targets.trt.options import TrtOptions
 
 P = ParamSpec("P")
 R = TypeVar("R")
-_OPTION = re.compile(r"(?<!\S)--([a-z][a-z-]*)(?![\w-])")
+# An option, or a whole command of ours, whose options stay as it has them.
+_OPTION = re.compile(
+    r"(?<![^\s(])(?:ptdeploy [a-z].*?(?=[.,;:)]+\s|$)|(?:--([a-z][a-z-]*)|-o)(?![\w-]))",
+    re.MULTILINE,
+)
 # The parameters that have objects of options, which are options of their own on the command line.
 _OBJECTS: dict[str, tuple[type[Any], ...]] = {
     "quantization": (QuantizationOptions,),
@@ -43,25 +47,32 @@ _OTHERS = {
     "no-freeze-kv": "freeze_kv=False",
     "no-engine-cache": "engine.cache=False",
     "trt-flavor": "engine.flavor",
+    "-o": "output",
 }
 
 
 def by_parameters(function: Callable[P, R]) -> Callable[P, R]:
-    """Have what its errors say is wrong name its parameters, where commands, which the command line
-    has too, name options."""
+    """Have its errors name its parameters, where commands, which the command line has too, name
+    options. What another function takes is named as that one's command has it."""
     parameters = signatures.signature(function).parameters
-    names = dict(_OTHERS)
+    asked = {name: one.default for name, one in parameters.items()}
     for holder in _OBJECTS.keys() & parameters.keys():
-        found = (one.name for kind in _OBJECTS[holder] for one in fields(kind))
-        names |= {name.replace("_", "-"): f"{holder}.{name}" for name in found}
-    names |= {name.replace("_", "-"): name for name in parameters}
+        found = (one for kind in _OBJECTS[holder] for one in fields(kind))
+        asked = {f"{holder}.{one.name}": one.default for one in found} | asked
+    names = dict(_OTHERS)
+    for name, default in asked.items():
+        option = name.rpartition(".")[2].replace("_", "-")
+        names[option] = f"{name}=True" if default is False else name
+
+    def named(found: re.Match[str]) -> str:
+        return names.get(found[1] or found[0], found[0])
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return function(*args, **kwargs)
         except PtdeployError as error:
-            error.reword(_OPTION.sub(lambda found: names.get(found[1], found[0]), error.problem))
+            error.reword(functools.partial(_OPTION.sub, named))
             raise
 
     return call

@@ -241,9 +241,7 @@ def is_truth(value: Any) -> bool:
 
 def refused(name: str, value: Any, wanted: str) -> InputError:
     """What is said of a value that a parameter may not have."""
-    error = InputError(f"{name} is {shown(value)}; it must be {wanted}.")
-    error.parameter = name
-    return error
+    return InputError(f"{name} is {shown(value)}; it must be {wanted}.")
 
 
 def shown(value: Any) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 
 class PtdeployError(Exception):
     """Base of every error that ptdeploy raises on purpose.
@@ -13,13 +15,15 @@ class PtdeployError(Exception):
     exit_code = 2
 
     def __init__(self, problem: str, fix: str = "") -> None:
-        self.fix = fix
-        self.reword(problem)
+        self._say(problem, fix)
 
-    def reword(self, problem: str) -> None:
-        """Have it say what is wrong in other words."""
-        self.problem = problem
-        self.args = (f"{problem}\n{self.fix}" if self.fix else problem,)
+    def reword(self, change: Callable[[str], str]) -> None:
+        """Have it name what was asked for as the door has it that it came through."""
+        self._say(change(self.problem), change(self.fix))
+
+    def _say(self, problem: str, fix: str) -> None:
+        self.problem, self.fix = problem, fix
+        self.args = (f"{problem}\n{fix}" if fix else problem,)
 
     def __reduce__(self) -> tuple[type[PtdeployError], tuple[str, str]]:
         # A worker process's error is pickled on its way back.
@@ -43,12 +47,7 @@ class OutputError(PtdeployError):
 
 
 class InputError(PtdeployError):
-    """A request or an option does not fit: too long, empty, of the wrong kind.
-
-    `parameter` is the one whose value is refused, where its name is how the problem begins.
-    """
-
-    parameter: str | None = None
+    """A request or an option does not fit: too long, empty, of the wrong kind."""
 
 
 class NoSuchMethod(InputError, AttributeError):

@@ -37,7 +37,7 @@ from ptdeploy.cli.console import (
 )
 from ptdeploy.cli.ending import asks_for_json, to_the_end
 from ptdeploy.cli.parser import CommandParser, UsageError
-from ptdeploy.errors import InputError, OutputError, PtdeployError
+from ptdeploy.errors import OutputError, PtdeployError
 from ptdeploy.memory import out_of_memory, ran_out_of_memory
 from ptdeploy.signals import interruption
 
@@ -87,7 +87,8 @@ def _command(argv: Sequence[str] | None) -> int:
         _show_error(arguments, error.problem, error.fix, error.exit_code)
         raise
     except PtdeployError as error:
-        return _refuse(arguments, _as_typed(error, _words(argv)))
+        error.reword(lambda text: _as_typed(text, _words(argv)))
+        return _refuse(arguments, error)
     except BrokenPipeError:
         raise  # no input's: whoever read our output has gone
     except OSError as error:
@@ -111,15 +112,12 @@ def _words(argv: Sequence[str] | None) -> list[str]:
     return list(sys.argv[1:] if argv is None else argv)
 
 
-def _as_typed(error: PtdeployError, words: Sequence[str]) -> PtdeployError:
-    """An error whose problem begins with a parameter's name, with the option that was typed."""
-    name = getattr(error, "parameter", None)
-    if name is None:
-        return error
+def _as_typed(text: str, words: Sequence[str]) -> str:
+    """What says that a parameter is of a wrong value, with the option that was typed for it."""
+    name, _, rest = text.partition(" is ")
     option = "--" + name.rpartition(".")[2].replace("_", "-")
-    if not any(word.partition("=")[0] == option for word in words):
-        return error
-    return InputError(error.problem.replace(name, option, 1), error.fix)
+    typed = any(word.partition("=")[0] == option for word in words)
+    return f"{option} is {rest}" if typed else text
 
 
 def _refuse(arguments: argparse.Namespace, error: PtdeployError) -> int:

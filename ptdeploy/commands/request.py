@@ -117,8 +117,7 @@ class CompileRequest:
         if self.base is None:
             raise InputError(
                 "There is no checkpoint to compile.",
-                "Pass one, or for a bundle without a prompt the base model: --base MODEL --task "
-                "CAUSAL_LM",
+                "Pass one, or for a bundle without a prompt --base MODEL and --task CAUSAL_LM.",
             )
         for name in ("name", "adapter", "labels", "head", "task_id"):
             if getattr(self, name) is not None:

@@ -45,6 +45,7 @@ _STORED_TEXTS = (
     "the bundle's tokenizer was compared with what compile stored: it was given with --tokenizer, "
     "or is in neither the checkpoint nor its base any more. Pass --tokenizer to compare it anew."
 )
+_CHECKPOINT = "Pass the checkpoint with --checkpoint."
 # So many prompts stay in memory: batches that mix them have no more.
 _MOST_PROMPTS = 16
 
@@ -108,18 +109,14 @@ def _names(bundle: Bundle, request: VerifyRequest) -> tuple[str | None, ...]:
 def _refuse(request: VerifyRequest) -> None:
     """Refuse what can be refused before the bundle is read."""
     if request.locate and request.checkpoint is None:
-        raise InputError(
-            "--locate compares with PyTorch, layer by layer.", "Pass the checkpoint (--checkpoint)."
-        )
+        raise InputError("--locate compares with PyTorch, layer by layer.", _CHECKPOINT)
     if request.tokenizer is not None and request.checkpoint is None:
-        raise InputError(
-            "--tokenizer is compared as transformers has it.", "Pass the checkpoint (--checkpoint)."
-        )
+        raise InputError("--tokenizer is compared as transformers has it.", _CHECKPOINT)
     for option, value in (("--base", request.base), ("--adapter", request.adapter)):
         if value is not None and request.checkpoint is None:
             raise InputError(
                 f"{option} is about a checkpoint, and none was given.",
-                "Pass the checkpoint (--checkpoint).",
+                _CHECKPOINT,
             )
     for option, file in (("--data", request.data), ("--thresholds", request.thresholds)):
         if file is not None and str(file) != "-":

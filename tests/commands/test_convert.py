@@ -302,17 +302,17 @@ def test_force_replaces_what_convert_wrote_and_nothing_else(
     else:
         (place / "README.md").write_text("mine")
     kept = contents(place)
-    assert "so force leaves it alone" in refused(OutputError, after, to, place, force=True)
+    assert "so force=True leaves it alone" in refused(OutputError, after, to, place, force=True)
     (work / "link.npy").symlink_to(tmp_path / "want.npy")
     told = refused(OutputError, after, to, work / "link.npy", force=True)
-    assert "so force leaves it alone" in told
+    assert "so force=True leaves it alone" in told
     assert contents(place) == kept
 
 
 def test_force_replaces_nothing_that_came_meanwhile(trained, tmp_path):
     place, adapter = tmp_path / "out.npy", trained("prompt tuning").adapter
     for to in ("npy", "peft"):
-        with pytest.raises(OutputError, match="so force leaves it alone"):
+        with pytest.raises(OutputError, match="so force=True leaves it alone"):
             ptdeploy.convert(adapter, to=to, output=place, force=True, progress=Meanwhile(place))
         assert place.read_text() == "mine"
         assert list(tmp_path.iterdir()) == [place]

@@ -437,7 +437,7 @@ def test_a_context_that_splits_rows_is_refused_and_nothing_is_written(trained, t
     one = trained("qwen2", "CAUSAL_LM")
     with pytest.raises(ptdeploy.InputError, match="rows that begin at multiples of 256") as refusal:
         compiled(one, tmp_path / "b", max_context=41)
-    assert "--max-context 44 or 40" in refusal.value.fix
+    assert "Compile with max_context 44 or 40" in refusal.value.fix
     assert list(tmp_path.iterdir()) == []
 
 
@@ -466,7 +466,7 @@ def compiled_ort(request):
 
 def test_options_of_tensorrt_are_refused_for_another_target(trained, tmp_path):
     one = trained("bert", "SEQ_CLS")
-    with pytest.raises(ptdeploy.InputError, match=r"^engine.keep_onnx is about TensorRT"):
+    with pytest.raises(ptdeploy.InputError, match=r"^engine.keep_onnx=True is about TensorRT"):
         ptdeploy.compile(
             one.adapter,
             target="ort",

@@ -116,7 +116,7 @@ def test_a_decoder_whose_attention_changes_with_the_length_is_refused_with_the_w
         ptdeploy.compile(doge.adapter, **told)
     assert "doge: its code computes long texts another way than short ones" in str(refused.value)
     # A row's last token may lie two contexts behind its first, free slots of its buffer included.
-    assert "Compile it with --max-context 24." in str(refused.value)
+    assert "Compile it with max_context 24." in str(refused.value)
     bundle = ptdeploy.compile(doge.adapter, max_context=24, **told)
     row = np.arange(19) * 5 + 3
     want = row_logits(doge.model, Task.CAUSAL_LM, row)

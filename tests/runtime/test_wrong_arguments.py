@@ -12,7 +12,7 @@ from ptdeploy.cli.main import main
 from ptdeploy.errors import InputError, PtdeployError
 
 ROW = [5, 6, 7]
-Ask = Callable[[Any], Any]
+Ask = Callable[..., Any]
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ Ask = Callable[[Any], Any]
         (lambda b: ptdeploy.profile(b, batch=0), "batch 0: must be at least 1"),
         (lambda b: ptdeploy.profile(b, rounds=0), "rounds 0: must be at least 1"),
         (lambda b: ptdeploy.profile(b, tokens=5000), "tokens 5000: at most"),
-        (lambda b: ptdeploy.verify(b, locate=True), "locate compares with PyTorch"),
+        (lambda b: ptdeploy.verify(b, locate=True), "locate=True compares with PyTorch"),
         (lambda b: ptdeploy.verify(b, data="/nowhere"), "data /nowhere: "),
         (lambda _: ptdeploy.save_full(5, "x"), "peft_model is 5; it must be a peft.PeftModel"),
         (lambda _: ptdeploy.load_full(5, "x"), "base is 5; it must be a model of transformers"),
@@ -63,6 +63,56 @@ def test_compile_names_its_parameters(compiled, tmp_path, given, problem):
     with pytest.raises(PtdeployError) as refused:
         ptdeploy.compile(one.adapter, **told)
     assert refused.value.problem.startswith(problem)
+
+
+@pytest.mark.parametrize(
+    ("ask", "fix"),
+    [
+        (lambda b, a: ptdeploy.verify(b, locate=True), "Pass the checkpoint with checkpoint."),
+        (lambda b, a: ptdeploy.verify(b, graph=True), "Leave graph=True out."),
+        (
+            lambda b, a: ptdeploy.compile(a, target="ort", output=b),
+            "Choose another output, or replace it with force=True.",
+        ),
+        (
+            lambda b, a: ptdeploy.convert(a, to="peft", output=b),
+            "Choose another output, or replace it with force=True.",
+        ),
+        (
+            lambda b, a: ptdeploy.compile(target="ort"),
+            "Pass one, or for a bundle without a prompt base MODEL and task CAUSAL_LM.",
+        ),
+        (
+            lambda b, a: ptdeploy.compile(a, target="ort", output=b.parent / "c", base="/nowhere"),
+            "Pass the folder where it is here, or its hub id, with base.",
+        ),
+        # A command is a command, whatever called for it.
+        (
+            lambda b, a: ptdeploy.compile_prompt(a, over="b", task_id="all"),
+            "Put all of them into the bundle: ptdeploy prompt add b {adapter} --task-id all",
+        ),
+    ],
+)
+def test_how_to_go_on_is_said_in_the_names_of_parameters(compiled, ask: Ask, fix):
+    one = compiled("bert", "SEQ_CLS")
+    with pytest.raises(PtdeployError) as refused:
+        ask(one.bundle, one.trained.adapter)
+    assert refused.value.fix == fix.format(adapter=one.trained.adapter)
+    assert str(refused.value).endswith(refused.value.fix)
+
+
+def test_the_command_line_says_how_to_go_on_in_its_options(compiled, capsys):
+    one = compiled("bert", "SEQ_CLS")
+    bundle, adapter = str(one.bundle), str(one.trained.adapter)
+    for words, fix in (
+        (["verify", bundle, "--locate"], "Pass the checkpoint with --checkpoint."),
+        (
+            ["compile", adapter, "--target", "ort", "-o", bundle],
+            "Choose another -o, or replace it with --force.",
+        ),
+    ):
+        assert main(words) == 2
+        assert capsys.readouterr().err.endswith(f"\n{fix}\n")
 
 
 def test_the_command_line_names_the_option_that_was_typed(compiled, tmp_path, capsys):

@@ -254,8 +254,8 @@ def check_flavor(vendor: Vendor, options: TrtOptions) -> None:
         if options.version_compatible:
             raise InputError(
                 "--version-compatible needs the lean runtime, which TensorRT-RTX does not have.",
-                "Leave it out, and keep the ONNX (--keep-onnx): ptdeploy rebuild makes the engine "
-                "anew for another version.",
+                "Leave it out, and keep the ONNX with --keep-onnx: ptdeploy rebuild makes the "
+                "engine anew for another version.",
             )
 
 

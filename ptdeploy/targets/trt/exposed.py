@@ -82,7 +82,7 @@ def _open(vendor: Vendor, plan: Any, profiles: tuple[Profile, ...]) -> TrtSessio
         refuse_too_large(vendor, reason, "the graph with its inner values as outputs")
         raise TargetUnavailable(
             f"{vendor.name} could not load the graph with its inner values as outputs ({reason}).",
-            "verify --graph --locate compares the graph itself, without a GPU.",
+            "Ask for --graph and --locate: that compares the graph itself, without a GPU.",
         )
     return TrtSession(
         vendor, engine, profiles, lambda _: engine.create_execution_context(), lambda: None
