@@ -93,6 +93,11 @@ def test_several_threads_share_an_engine(bert, built, monkeypatch, threads, tied
     assert set(done.stdout.splitlines()) == wanted
 
 
+def test_engines_that_are_gone_leave_nothing_that_ends_the_process(bert, built):
+    """A signal would, on a CPU with AMX; a process forked then would wait for their threads."""
+    assert subprocess.run([built / "gone", bert], check=False, timeout=240).returncode == 0
+
+
 # What is refused is refused in Python's words.
 
 

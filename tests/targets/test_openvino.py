@@ -400,6 +400,41 @@ def test_a_forked_process_opens_it_again_and_ends(bert, child):
     assert subprocess.run(line, check=False, timeout=240).returncode == 0
 
 
+GONE = """
+import gc, os, signal, sys
+import ptdeploy
+one = ptdeploy.load(sys.argv[1], threads=2)
+another = ptdeploy.load(sys.argv[1], threads=2)
+want = one.logits([[5, 6, 7]])[0].tolist()
+del one
+gc.collect()
+another.logits([[5, 6, 7]])
+del another
+gc.collect()
+{then}
+"""
+SIGNALLED = """
+came = []
+signal.signal(signal.SIGTERM, lambda number, _: came.append(number))
+os.kill(os.getpid(), signal.SIGTERM)
+assert came == [signal.SIGTERM]
+"""
+FORKED = """
+if not os.fork():
+    signal.alarm(100)
+    assert ptdeploy.load(sys.argv[1], threads=2).logits([[5, 6, 7]])[0].tolist() == want
+    os._exit(0)
+sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))
+"""
+
+
+@pytest.mark.parametrize("then", [SIGNALLED, FORKED], ids=["signal", "fork"])
+def test_engines_that_are_gone_leave_nothing_that_ends_the_process(bert, then):
+    """A signal would, on a CPU with AMX; a process forked then would wait for their threads."""
+    line = [sys.executable, "-c", GONE.format(then=then), str(bert)]
+    assert subprocess.run(line, check=False, timeout=240).returncode == 0
+
+
 MAPS = """
 import sys
 import ptdeploy

@@ -10,6 +10,7 @@ from typing import Any
 from ptdeploy.backends import NoKernel, of_another_target
 from ptdeploy.backends.cores import default_threads
 from ptdeploy.backends.onnx_bundle import check_onnx
+from ptdeploy.backends.openvino.core import core
 from ptdeploy.backends.openvino.engine_file import EngineInfo, engine_info
 from ptdeploy.backends.openvino.errors import lacks_kernel, reason
 from ptdeploy.backends.openvino.kv_cache import BlockCache
@@ -59,14 +60,13 @@ def unavailable(device: str) -> tuple[str, str] | None:
     if device not in DEVICES:
         return of_another_target("openvino", device)
     try:
-        openvino = import_openvino()
+        one = core()
     except ImportError:
         return "OpenVINO is not installed here.", _INSTALL
-    core = openvino.Core()
-    found = core.available_devices
+    found = one.available_devices
     # One of several GPUs is GPU.0.
     if all(name.partition(".")[0] != DEVICES[device] for name in found):
-        if (none := _no_threads(core, device)) is not None:
+        if (none := _no_threads(device)) is not None:
             return none.problem, none.fix
         listed = ", ".join(found) or "none"
         return (
@@ -76,10 +76,10 @@ def unavailable(device: str) -> tuple[str, str] | None:
     return None
 
 
-def _no_threads(core: Any, device: str) -> TargetUnavailable | None:
+def _no_threads(device: str) -> TargetUnavailable | None:
     """That OpenVINO leaves out a device for want of threads, which it says nowhere else."""
     try:
-        core.get_property(DEVICES[device], "FULL_DEVICE_NAME")
+        core().get_property(DEVICES[device], "FULL_DEVICE_NAME")
     except Exception as error:  # openvino's own errors share no public base class
         return no_threads() if lacks_threads(error) else None
     return None
@@ -101,8 +101,7 @@ def uncomputable(device: str, precision: str) -> tuple[str, str] | None:
 
     A CPU without bfloat16 would convert each number to float32 and back.
     """
-    core = import_openvino().Core()
-    can = core.get_property(DEVICES[device], "OPTIMIZATION_CAPABILITIES")
+    can = core().get_property(DEVICES[device], "OPTIMIZATION_CAPABILITIES")
     if precision != "bf16" or "BF16" in can:
         return None
     return (
@@ -200,8 +199,7 @@ def read_graph(path: Path, map_weights: bool = False) -> Any:
 
 def compile_graph(graph: Any, computing: Computing, opening: Opening) -> Any:
     """A model of OpenVINO's as one that runs. Raises what OpenVINO does."""
-    core = import_openvino().Core()
-    return core.compile_model(graph, DEVICES[opening.device], _properties(computing, opening))
+    return core().compile_model(graph, DEVICES[opening.device], _properties(computing, opening))
 
 
 def _properties(computing: Computing, opening: Opening) -> dict[str, Any]:

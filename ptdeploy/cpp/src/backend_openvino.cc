@@ -11,6 +11,7 @@
 #include "host_backend.hpp"
 #include "layout.hpp"
 #include "onnx_bundle.hpp"
+#include "openvino_core.hpp"
 #include "openvino_errors.hpp"
 #include "openvino_info.hpp"
 #include "openvino_paged.hpp"
@@ -36,7 +37,8 @@ const std::string* word_of(const Words& words, const std::string& key) {
 }
 
 // Throws TargetUnavailable unless OpenVINO finds the device here.
-void require_device(ov::Core& core, const std::string& device) {
+void require_device(const std::string& device) {
+  ov::Core& core = openvino_core();
   const std::string* name = word_of(kDevices, device);
   if (!name) throw of_another_target("openvino", "cpu, gpu, npu", device);
   std::string listed;
@@ -70,10 +72,10 @@ void refuse_kv(const Bundle& bundle, const std::string& device) {
 
 // Throws TargetUnavailable unless the device, which is here, computes in the precision: a CPU without
 // bfloat16 would convert each number to float32 and back.
-void require_precision(ov::Core& core, const std::string& device, const std::string& precision) {
+void require_precision(const std::string& device, const std::string& precision) {
   if (precision != "bf16") return;
   const std::string& name = *word_of(kDevices, device);
-  const auto can = core.get_property(name, ov::device::capabilities);
+  const auto can = openvino_core().get_property(name, ov::device::capabilities);
   if (std::find(can.begin(), can.end(), "BF16") == can.end())
     throw TargetUnavailable(
         "This machine's " + name + " does not compute in bfloat16, says OpenVINO.",
@@ -146,13 +148,13 @@ void check_ports(const ov::Model& model, const Bundle& bundle) {
 }
 
 // A bundle's graph as OpenVINO's model, its KV buffer paged if it has one.
-std::shared_ptr<ov::Model> read_for(ov::Core& core, const Bundle& bundle, const std::string& path,
+std::shared_ptr<ov::Model> read_for(const Bundle& bundle, const std::string& path,
                                     bool map_weights) {
   const Graph& graph = bundle.manifest.graph();
   if (graph.input(TensorRole::offsets))
     throw std::runtime_error("rows that come as one sequence are not carried over");
   if (graph.input(TensorRole::past))
-    return read_paged(core, path, map_weights,
+    return read_paged(path, map_weights,
                       {graph.input(TensorRole::positions)->name, graph.outputs[0].name},
                       [&bundle](const ov::Model& model) { check_ports(model, bundle); });
   // By the one frontend: asked for any file, OpenVINO tries all that it has on it.
@@ -217,8 +219,8 @@ class OpenVinoRun final : public Run {
 
 class OpenVinoBackend final : public HostBackend {
  public:
-  OpenVinoBackend(ov::Core core, ov::CompiledModel compiled, std::optional<BlockCache> cache)
-      : core_(std::move(core)), requests_(std::move(compiled)), cache_(cache) {}
+  OpenVinoBackend(ov::CompiledModel compiled, std::optional<BlockCache> cache)
+      : requests_(std::move(compiled)), cache_(cache) {}
 
   std::unique_ptr<Run> bind(const std::vector<Bound>& inputs,
                             const std::vector<Bound>& outputs) override {
@@ -231,7 +233,6 @@ class OpenVinoBackend final : public HostBackend {
   const BlockCache* cache() const override { return cache_ ? &*cache_ : nullptr; }
 
  private:
-  ov::Core core_;
   Requests requests_;
   std::optional<BlockCache> cache_;
 };
@@ -252,22 +253,20 @@ std::unique_ptr<Backend> open_openvino(const Bundle& bundle, const OpenOptions& 
   const std::string device = options.device.empty() ? bundle.manifest.device : options.device;
   const std::string& precision = bundle.manifest.precision;
   refuse_kv(bundle, device);
-  ov::Core core;
-  require_device(core, device);
+  require_device(device);
   if (!word_of(kHints, precision))
     throw BundleError(bundle.path + ": the target openvino has no precision " + quoted(precision) +
                       ".");
-  require_precision(core, device, precision);
+  require_precision(device, precision);
   check_onnx(bundle);
   const std::string model = bundle.file("model"), path = bundle.in_folder("model");
   try {
-    const std::shared_ptr<ov::Model> graph = read_for(core, bundle, path, options.map_weights);
-    ov::CompiledModel compiled =
-        core.compile_model(graph, *word_of(kDevices, device), properties(bundle, device, options));
+    const std::shared_ptr<ov::Model> graph = read_for(bundle, path, options.map_weights);
+    ov::CompiledModel compiled = openvino_core().compile_model(
+        graph, *word_of(kDevices, device), properties(bundle, device, options));
     // It found the weights by their name.
     bundle.check_unchanged();
-    return std::make_unique<OpenVinoBackend>(std::move(core), std::move(compiled),
-                                             cache_of(bundle));
+    return std::make_unique<OpenVinoBackend>(std::move(compiled), cache_of(bundle));
   } catch (const Error&) {
     throw;
   } catch (const std::exception& error) {  // of OpenVINO, or of what it reads files with

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "layout.hpp"
+#include "openvino_core.hpp"
 
 namespace ptdeploy::detail {
 namespace {
@@ -114,7 +115,8 @@ std::string ports(const std::vector<int>& ranks, std::size_t first) {
 
 // The paged operator over inputs of its own, which others are then put in place of: no header has it,
 // and a model's text names it. It is the CPU plugin's, which must be loaded.
-Node paged_operator(ov::Core& core) {
+Node paged_operator() {
+  ov::Core& core = openvino_core();
   core.get_versions("CPU");
   std::string layers, edges;
   std::vector<int> ranks;
@@ -234,7 +236,7 @@ void keep_logits(ov::Model& model, const StepNames& names, const Port& sampled) 
 
 }  // namespace
 
-std::shared_ptr<ov::Model> read_paged(ov::Core& core, const std::string& path, bool map_weights,
+std::shared_ptr<ov::Model> read_paged(const std::string& path, bool map_weights,
                                       const StepNames& names,
                                       const std::function<void(const ov::Model&)>& check) {
   const auto frontend = ov::frontend::FrontEndManager().load_by_framework("onnx");
@@ -259,7 +261,7 @@ std::shared_ptr<ov::Model> read_paged(ov::Core& core, const std::string& path, b
   }
   check(*model);
   if (marks->empty()) throw std::runtime_error(std::string("it has no ") + kAttention);
-  const Node paged_like = paged_operator(core);
+  const Node paged_like = paged_operator();
   Added added;
   for (std::size_t i = 0; i < marks->size(); ++i) page((*marks)[i], i, *paged_like, added);
   keep_logits(*model, names, added.get("sampled", {-1}, ov::element::i64));

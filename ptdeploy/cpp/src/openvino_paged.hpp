@@ -17,7 +17,7 @@ struct StepNames {
 
 // An ONNX file as OpenVINO's model over a paged cache. `check` sees the model as the file is. Throws
 // std::runtime_error if its attention cannot be paged, and what `check` and OpenVINO do.
-std::shared_ptr<ov::Model> read_paged(ov::Core& core, const std::string& path, bool map_weights,
+std::shared_ptr<ov::Model> read_paged(const std::string& path, bool map_weights,
                                       const StepNames& names,
                                       const std::function<void(const ov::Model&)>& check);
 

@@ -5,8 +5,11 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <mutex>
+#include <set>
 
 #include "layout.hpp"
+#include "openvino_core.hpp"
 #include "openvino_errors.hpp"
 #include "openvino_requests.hpp"
 #include "out_of_memory.hpp"
@@ -29,16 +32,21 @@ std::string tokenizers_library() {
   return given && *given ? given : PTDEPLOY_OPENVINO_TOKENIZERS;
 }
 
-ov::Core core_with_tokenizers() {
+ov::Core& core_with_tokenizers() {
   const std::string library = tokenizers_library();
   const char* fix =
       "Build with -DPTDEPLOY_OPENVINO_TOKENIZERS=/path/to/libopenvino_tokenizers.so, or set the "
       "environment variable of that name.";
   if (library.empty())
     throw TargetUnavailable("It is not known where OpenVINO's tokenizers are.", fix);
-  ov::Core core;
+  static std::mutex adding;
+  static std::set<std::string> added;
+  std::lock_guard<std::mutex> lock(adding);
+  ov::Core& core = openvino_core();
+  if (added.count(library)) return core;
   try {
     core.add_extension(library);
+    added.insert(library);
   } catch (const std::exception& error) {
     throw TargetUnavailable(
         library + ": OpenVINO cannot load its tokenizers (" + openvino_reason(error) + ").", fix);
@@ -46,7 +54,8 @@ ov::Core core_with_tokenizers() {
   return core;
 }
 
-ov::CompiledModel compiled(ov::Core& core, const Bundle& bundle) {
+ov::CompiledModel compiled(const Bundle& bundle) {
+  ov::Core& core = core_with_tokenizers();
   const std::string program = *bundle.content("tokenizer_program");
   const std::string bytes = *bundle.content("tokenizer_weights");
   ov::Tensor weights(ov::element::u8, {bytes.size()});
@@ -68,11 +77,10 @@ ov::CompiledModel compiled(ov::Core& core, const Bundle& bundle) {
 
 class OpenVinoText final : public TextProgram {
  public:
-  OpenVinoText(ov::Core core, const Bundle& bundle)
-      : core_(std::move(core)),
-        most_(std::max(kLeastBytes, static_cast<std::size_t>(bundle.manifest.limits.max_context) *
+  explicit OpenVinoText(const Bundle& bundle)
+      : most_(std::max(kLeastBytes, static_cast<std::size_t>(bundle.manifest.limits.max_context) *
                                         kBytesOfAToken)),
-        encoding_(compiled(core_, bundle)) {}
+        encoding_(compiled(bundle)) {}
 
   Ids encode(const std::string& text) const override {
     if (text.size() > most_)
@@ -97,7 +105,6 @@ class OpenVinoText final : public TextProgram {
   }
 
  private:
-  ov::Core core_;
   std::size_t most_;
   mutable Requests encoding_;
 };
@@ -105,7 +112,7 @@ class OpenVinoText final : public TextProgram {
 }  // namespace
 
 std::unique_ptr<TextProgram> open_openvino_text(const Bundle& bundle) {
-  return std::make_unique<OpenVinoText>(core_with_tokenizers(), bundle);
+  return std::make_unique<OpenVinoText>(bundle);
 }
 
 }  // namespace ptdeploy::detail

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import json
 import sys
 import unicodedata
@@ -10,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from ptdeploy.backends.openvino.core import core
 from ptdeploy.backends.telemetry import import_openvino
 from ptdeploy.bundle import FileEntry, TokenizerInfo, staged
 from ptdeploy.errors import InputError, TargetUnavailable
@@ -76,9 +78,7 @@ def convert(tokenizer: Path, info: TokenizerInfo | None) -> Any:
 
 def check(program: Any, truth: Tokenizer) -> None:
     """Raises InputError on the first of our texts that the program sees otherwise than `truth`."""
-    core = import_openvino().Core()
-    core.add_extension(str(_library()._ext_path))
-    encode = core.compile_model(program, "CPU")
+    encode = _core_with_tokenizers().compile_model(program, "CPU")
     for text in nasty_texts(sorted(truth.special)):
         ids = truth.encode(text).ids
         found = encode([text])["input_ids"][0].tolist()
@@ -157,6 +157,13 @@ def _name(model: Any) -> None:
         node.set_friendly_name(f"{node.get_type_name()}_{number}")
     for name, port in zip(("given", "found"), (model.inputs[0], model.outputs[0]), strict=True):
         port.set_names({name})
+
+
+@functools.cache
+def _core_with_tokenizers() -> Any:
+    one = core()
+    one.add_extension(str(_library()._ext_path))
+    return one
 
 
 def _library() -> Any:
