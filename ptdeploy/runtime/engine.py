@@ -180,9 +180,11 @@ class Engine(ABC):
         """Take in a prompt, to be asked for by `name`: a pack, or one of another bundle's prompts.
 
         Both must have been proven over the engine of this bundle. Requests go on meanwhile. Unless
-        told it has the name that it has there; of several prompts it is the one of that name.
-        Raises InputError if the name is taken or is none, BundleError if the file is damaged, the
-        engine is another one, or the prompt does not fit this one's limits.
+        told it has the name that it has there. A pack's prompt takes any name; of a bundle it is
+        the one of that name, unless told the only one or else the default one.
+        Raises InputError if the name is taken or is none, or the bundle has no such prompt,
+        BundleError if the file is damaged, the engine is another one, or the prompt does not fit
+        this one's limits.
         """
         place = prompt_place(self.bundle, path, name, self.manifest_problems)
         self._store.load(place, name or place.name)

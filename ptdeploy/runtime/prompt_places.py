@@ -21,7 +21,8 @@ def prompt_place(
     name: str | None,
     problems: Callable[[Manifest], Iterable[str]],
 ) -> PromptPlace:
-    """Where the prompt lies that the pack or the bundle at `path` has under a name, or has alone.
+    """Where the prompt lies that the pack at `path` is, or that the bundle there has under a name:
+    unless told the only one, or the default one.
 
     `problems` says what is wrong with a manifest for the engine of `own`. Raises InputError if
     there is no such prompt, BundleError if what is there is damaged, its engine is another one, or
@@ -29,7 +30,7 @@ def prompt_place(
     words (prompt_place.cc).
     """
     theirs, engine = _read(Path(path), own.manifest)
-    found = _found(theirs, name)
+    found = _found(theirs, None if is_pack(Path(path)) else name)
     if engine != engine_sha256(own.manifest):
         raise BundleError(
             f"{theirs.path}: its engine is another one than that of {own.path}.",
@@ -63,14 +64,13 @@ def _read(path: Path, engine: Manifest) -> tuple[Bundle, str]:
 
 def _found(theirs: Bundle, name: str | None) -> str:
     prompts, default = theirs.manifest.prompts, theirs.manifest.default_prompt
-    if name in prompts:
-        return str(name)
-    if len(prompts) == 1:
+    if name is None and len(prompts) == 1:
         return next(iter(prompts))
-    if name is None and default is not None:
-        return default
-    what = f"prompt {name!r}" if name else "default prompt"
+    found = default if name is None else name
+    if found in prompts:
+        return str(found)
+    what = f"prompt {name!r}" if name is not None else "default prompt"
     raise InputError(
         f"{theirs.path}: has no {what}; it has {in_words(prompts)}.",
-        "Give the name that it has there.",
+        "Give the name that it has there; a pack's prompt takes any name.",
     )

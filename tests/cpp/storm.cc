@@ -1,4 +1,5 @@
-// storm BUNDLE OTHER TIMES: threads ask for prompts while others take them in and out. Prints
+// storm BUNDLE GUEST0 GUEST1 TIMES: threads ask for prompts while others take two in and out, which
+// are the same but for their names. Prints
 // how many rows were answered and how many times a prompt came and went; ends with 1 where an answer
 // is not what it is alone.
 #include <stdlib.h>
@@ -28,8 +29,8 @@ bool alike(const ptdeploy::Logits& one, const ptdeploy::Logits& other) {
 
 struct Storm {
   Engine engine;
-  std::string other;
-  std::vector<ptdeploy::Logits> own, guests;  // what each row is with the default prompt, and OTHER's
+  std::map<std::string, std::string> paths;   // of the guests
+  std::vector<ptdeploy::Logits> own, guests;  // what each row is by default, and with theirs
   std::atomic<int> answered{0}, refused{0}, rounds{0};
   std::atomic<bool> wrong{false}, over{false};
 
@@ -93,7 +94,7 @@ struct Storm {
         std::this_thread::yield();
       engine.unload_prompt(name);
       engine.prompts();
-      engine.load_prompt(other, name);
+      engine.load_prompt(paths.at(name), name);
       ++rounds;
     } while (!over);
   }
@@ -103,21 +104,21 @@ struct Storm {
 
 int main(int argc, char** argv) {
   setenv("ORT_DISABLE_TELEMETRY", "1", 0);
-  if (argc != 4) return std::fprintf(stderr, "usage: storm BUNDLE OTHER TIMES\n"), 2;
+  if (argc != 5) return std::fprintf(stderr, "usage: storm BUNDLE GUEST0 GUEST1 TIMES\n"), 2;
   try {
     ptdeploy::OpenOptions options;
     options.threads = 1;
     options.max_prompts = 2;
-    Storm storm{Engine::open(argv[1], options), argv[2], {}, {}};
-    storm.engine.load_prompt(storm.other, "guest0");
+    Storm storm{Engine::open(argv[1], options), {{"guest0", argv[2]}, {"guest1", argv[3]}}, {}, {}};
+    storm.engine.load_prompt(argv[2], "guest0");
     storm.own = storm.engine.logits(kRows);
     storm.guests = storm.engine.logits(kRows, "guest0");
-    storm.engine.load_prompt(storm.other, "guest1");
+    storm.engine.load_prompt(argv[3], "guest1");
     std::vector<std::thread> asking, moving;
     for (const char* name : {"guest0", "guest1"})
       moving.emplace_back([&storm, name] { storm.come_and_go(name); });
     for (unsigned seed = 1; seed <= 4; ++seed)
-      asking.emplace_back([&storm, seed, argv] { storm.ask(seed, std::atoi(argv[3])); });
+      asking.emplace_back([&storm, seed, argv] { storm.ask(seed, std::atoi(argv[4])); });
     for (std::thread& one : asking) one.join();
     storm.over = true;
     for (std::thread& one : moving) one.join();

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from support import families, native
 from support.damage import DAMAGE, REFERENCE_DAMAGE, replace
 from support.native import ROWS, text_of
 from support.openvino import behind, copied, keep_kv_in
+from support.siblings import rename_prompt, renamed
 from support.spelling import with_tokenizer
 from support.tools import tool
 
@@ -103,7 +105,7 @@ def test_none_over_the_paged_cache(paged, address, tmp_path, kv):
         assert probe.ask("open", "e", bundle) == {}
         long = ",".join(str(7 + n % 90) for n in range(560))
         assert "error" not in probe.ask("logits", "e", f"{long};5,6")
-        other = behind(paged, tmp_path / f"{tokens} and 70", 70)
+        other = rename_prompt(behind(paged, tmp_path / f"{tokens} and 70", 70), "long")
         if kv != "f32":
             keep_kv_in(other, kv)
         assert probe.ask("load", "e", other, "long") == {}
@@ -236,10 +238,12 @@ def test_none_in_the_c_abi(bundles, address):
             assert (done.returncode, done.stderr) == (0, "")
 
 
-def storm(thread: Path, bundle: Path, other: Path, times: int, **env: str) -> tuple[int, ...]:
+def storm(
+    thread: Path, bundle: Path, guests: Sequence[Path], times: int, **env: str
+) -> tuple[int, ...]:
     """How many requests were answered and refused, and how often a prompt came and went."""
     done = subprocess.run(
-        [thread / "storm", bundle, other, str(times)],
+        [thread / "storm", bundle, *guests, str(times)],
         capture_output=True,
         text=True,
         check=False,
@@ -274,7 +278,7 @@ def test_no_data_race_while_prompts_come_and_go_beside_requests(
     compiled, packed, thread, architecture, task
 ):
     pack = packed(architecture, task).path
-    answered, refused, rounds = storm(thread, compiled(architecture, task).bundle, pack, 20)
+    answered, refused, rounds = storm(thread, compiled(architecture, task).bundle, [pack, pack], 20)
     assert answered + refused == 80
     assert answered
     assert rounds
@@ -283,7 +287,8 @@ def test_no_data_race_while_prompts_come_and_go_beside_requests(
 def test_no_data_race_over_the_paged_cache(paged, thread, tmp_path):
     """Requests, sessions and forks over blocks that they share, while prompts come and go."""
     other = behind(paged, tmp_path / "other", 70)
-    answered, refused, rounds = storm(thread, paged, other, 20, **OPENVINO)
+    guests = [renamed(other, tmp_path / name, name) for name in ("guest0", "guest1")]
+    answered, refused, rounds = storm(thread, paged, guests, 20, **OPENVINO)
     assert answered + refused == 80
     assert answered
     assert rounds

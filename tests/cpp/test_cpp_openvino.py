@@ -16,6 +16,7 @@ from support.damage import edit
 from support.native import ROWS, bits, opened, options_text, text_of
 from support.openvino import Change, behind, copied, keep_kv_in, needs_bf16
 from support.refusals import python_refusal
+from support.siblings import rename_prompt
 
 import ptdeploy
 from ptdeploy.bundle.quantization import QuantizationOptions
@@ -224,7 +225,7 @@ def test_a_prompts_full_blocks_are_shared_by_rows(bundles, probe, tmp_path, toke
 
 def test_rows_of_several_prompts_share_a_buffer(bundles, probe, tmp_path):
     engine = opened(probe, copied(bundles("fused"), tmp_path / "bundle"))
-    other = behind(bundles("fused"), tmp_path / "other", 70)
+    other = rename_prompt(behind(bundles("fused"), tmp_path / "other", 70), "long")
     engine.load_prompt(other, "long")
     assert probe.ask("load", "e", other, "long") == {}
     for names in (["default", "long", None, "long"], ["long"] * 4, ["default"] * 4):

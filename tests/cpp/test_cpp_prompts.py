@@ -20,7 +20,7 @@ from support.pack_damage import PACK_DAMAGE, Change
 from support.parity import assert_same
 from support.places import by_places
 from support.refusals import same_refusal
-from support.siblings import ROWS, Siblings
+from support.siblings import ROWS, Siblings, rename_prompt, renamed
 from support.tools import bound_by_modes, tool
 
 import ptdeploy
@@ -262,7 +262,7 @@ def test_a_fork_of_an_unloaded_prompts_session_leaves_nothing_behind(bundles, bu
     """Its prompt is gone with the last session: 150 KB, over and over."""
     engine, other = tmp_path / "engine", tmp_path / "other"
     copied(bundles("fused"), engine)
-    behind(bundles("fused"), other, 600)
+    rename_prompt(behind(bundles("fused"), other, 600), "long")
     for bundle in (engine, other):
         edit(bundle, lambda manifest: manifest.update(target="ort"))
     probe = Probe(str(built / "probe"))
@@ -281,7 +281,7 @@ def test_a_fork_of_an_unloaded_prompts_session_leaves_nothing_behind(bundles, bu
     probe.close()
 
 
-def test_an_unloaded_prompt_is_unknown_and_may_come_back(siblings, both, probe):
+def test_an_unloaded_prompt_is_unknown_and_may_come_back(siblings, both, probe, tmp_path):
     one_of = siblings("bert", "SEQ_CLS")
     both(one_of)
     before = probe.ask("logits", "e", text_of(ROWS), "", one("long"))
@@ -289,7 +289,8 @@ def test_an_unloaded_prompt_is_unknown_and_may_come_back(siblings, both, probe):
     assert [item["name"] for item in probe.ask("prompts", "e")] == ["default", "short"]
     for asked in (("logits", "e", text_of(ROWS), "", one("long")), ("unload", "e", "long")):
         assert "has no prompt 'long'; it has 'default', 'short'." in probe.ask(*asked)["problem"]
-    assert probe.ask("load", "e", one_of.of("short").bundle, "long") == {}
+    other = renamed(one_of.of("short").bundle, tmp_path / "b", "long")
+    assert probe.ask("load", "e", other, "long") == {}
     short = probe.ask("logits", "e", text_of(ROWS), "", one("short"))
     assert probe.ask("logits", "e", text_of(ROWS), "", one("long")) == short
     assert probe.ask("unload", "e", "long") == {}
@@ -364,6 +365,10 @@ def test_a_prompt_comes_from_a_pack_or_another_bundle_by_the_name_it_has(
     for path, name in ((pack, ""), (pack, "again"), (several, "legal")):
         assert probe.ask("load", "e", path, name) == {}
         engine.load_prompt(path, name or None)
+    only = compiled("qwen2", "CAUSAL_LM").bundle
+    assert "has no prompt 'new'; it has 'default'." in str(
+        refused_alike(probe, engine, only, "new")
+    )
     assert [item["name"] for item in probe.ask("prompts", "e")] == list(engine.prompts)
     same_logits(probe, engine, ROWS[:4], ["other", "again", "legal", "default"])
 
@@ -404,18 +409,18 @@ def test_names_that_none_can_have_or_one_has_are_refused(siblings, both, probe, 
 @pytest.mark.parametrize("other", [("distilbert", "SEQ_CLS"), ("bert", "TOKEN_CLS")])
 def test_a_prompt_of_another_engine_is_refused(compiled, siblings, both, probe, other):
     engine = both(siblings("bert", "SEQ_CLS"))
-    refused = refused_alike(probe, engine, compiled(*other).bundle, "other")
+    refused = refused_alike(probe, engine, compiled(*other).bundle, "")
     assert "its engine is another one than that of" in refused["problem"]
 
 
 def test_a_prompt_that_leaves_no_room_or_lies_is_refused(siblings, both, probe, tmp_path):
     one_of = siblings("bert", "SEQ_CLS")
     engine = both(one_of)
-    bundle = Path(shutil.copytree(one_of.of("long").bundle, tmp_path / "b"))
+    bundle = renamed(one_of.of("long").bundle, tmp_path / "b", "other")
     info = engine.prompts["long"]
 
     def say(field: str, value: Any) -> Callable[[dict[str, Any]], object]:
-        return lambda manifest: manifest["prompts"]["default"].__setitem__(field, value)
+        return lambda manifest: manifest["prompts"]["other"].__setitem__(field, value)
 
     for field, value, problem in (
         ("num_virtual_tokens", 64, "leaves no room in limits.max_context"),
@@ -441,6 +446,7 @@ def test_a_prefix_of_other_layers_is_refused(compiled, probe, tmp_path, layers):
     bundle = compiled("bert", "SEQ_CLS", kind="prefix tuning").bundle
     engine = opened(probe, bundle)
     with_layers(bundle, tmp_path / "lie", "default", layers)
+    rename_prompt(tmp_path / "lie", "a")
     problem = refused_alike(probe, engine, tmp_path / "lie", "a")["problem"]
     assert f"is of {layers} layers, and those beside it are of 2" in problem
 
@@ -629,7 +635,7 @@ def test_a_bundle_with_many_prompts_opens_under_a_low_limit_of_open_files(
 def test_a_heads_numbers_that_are_not_finite_are_refused(siblings, both, probe, tmp_path):
     one_of = siblings("bert", "SEQ_CLS")
     engine = both(one_of)
-    bundle = Path(shutil.copytree(one_of.of("long").bundle, tmp_path / "b"))
+    bundle = renamed(one_of.of("long").bundle, tmp_path / "b", "other")
     tensors = load_file(bundle / PROMPT)
     (name, *_) = (key for key in tensors if key not in ("virtual_tokens", "prefix_kv"))
     tensors[name].flat[1] = np.inf

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from support import tiny
 from support.damage import edit, with_layers
+from support.siblings import rename_prompt, renamed
 
 import ptdeploy
 from ptdeploy.cli.main import main
@@ -74,7 +75,7 @@ def test_the_engine_is_the_same_whichever_kind_comes_first(compiled, strangers, 
     for name in ("model.onnx", "model.onnx.data"):
         assert (other.path / name).read_bytes() == (made.bundle / name).read_bytes()
     engine = ptdeploy.load(other.path)
-    engine.load_prompt(made.bundle, "tokens")
+    engine.load_prompt(renamed(made.bundle, tmp_path / "c", "tokens"))
     wanted = ptdeploy.load(made.bundle).logits(ROWS)
     assert all(map(np.array_equal, engine.logits(ROWS, prompt="tokens"), wanted))
 
@@ -103,8 +104,8 @@ def test_an_engine_of_one_kind_says_how_to_take_both(compiled, strangers, tmp_pa
 def test_a_prefix_of_another_shape_is_refused(siblings, tmp_path, shape, reason):
     """A layer less would give the rows beside it another prompt's prefix."""
     one = siblings("bert", "SEQ_CLS", names=("short", "prefix"), options=ALL)
-    shutil.copytree(one.of("prefix").bundle, tmp_path / "b")
-    edit(tmp_path / "b", lambda m: m["prompts"]["default"].update(prefix_kv=shape))
+    renamed(one.of("prefix").bundle, tmp_path / "b", "lie")
+    edit(tmp_path / "b", lambda m: m["prompts"]["lie"].update(prefix_kv=shape))
     engine = one.engine()
     with pytest.raises(BundleError, match=reason):
         engine.load_prompt(tmp_path / "b", "lie")
@@ -136,6 +137,7 @@ def prefixes(compiled):
 def test_a_prefix_of_other_layers_gives_no_neighbour_its_own(prefixes, tmp_path, layers):
     """Where the graph does not say how many there are, those of one would be read as the next's."""
     with_layers(prefixes, tmp_path / "lie", "default", layers)
+    rename_prompt(tmp_path / "lie", "a")
     engine = ptdeploy.load(prefixes)
     with pytest.raises(BundleError, match=f"is of {layers} layers, and those beside it are of 2"):
         engine.load_prompt(tmp_path / "lie", "a")

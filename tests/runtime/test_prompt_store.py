@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 from support.damage import PROMPT, edit, flip
+from support.siblings import renamed
 
 import ptdeploy
 from ptdeploy.runtime.prompt_choice import DEFAULT
@@ -61,6 +62,20 @@ def test_a_pack_is_taken_in_as_its_bundle_has_it(compiled, packed):
     assert not same(engine.logits(ROWS, prompt="other"), engine.logits(ROWS))
 
 
+def test_a_bundle_gives_no_prompt_under_a_name_that_it_has_not(compiled, packed, tmp_path):
+    """Not the only one that it has either: it may have lost the one that was meant."""
+    first = compiled("qwen2", "CAUSAL_LM").bundle
+    shutil.copytree(first, tmp_path / "b")
+    ptdeploy.prompt_add(tmp_path / "b", packed("qwen2", "CAUSAL_LM").path, name="legal")
+    engine = ptdeploy.load(first)
+    engine.load_prompt(tmp_path / "b", "legal")
+    ptdeploy.prompt_remove(tmp_path / "b", "legal")
+    engine.unload_prompt("legal")
+    with pytest.raises(ptdeploy.InputError, match="has no prompt 'legal'; it has 'default'"):
+        engine.load_prompt(tmp_path / "b", "legal")
+    assert list(engine.prompts) == ["default"]
+
+
 def test_a_bundle_of_several_prompts_gives_the_one_that_is_named(compiled, packed, tmp_path):
     first = compiled("qwen2", "CAUSAL_LM").bundle
     shutil.copytree(first, tmp_path / "b")
@@ -85,7 +100,7 @@ def test_names_that_none_can_have_or_one_has_are_refused(classifiers):
     with pytest.raises(ptdeploy.InputError, match="There is a prompt 'long' already"):
         engine.load_prompt(long, "long")
     # Unless told it has the name that it has there.
-    with pytest.raises(ptdeploy.InputError, match="There is a prompt 'default' already"):
+    with pytest.raises(ptdeploy.InputError, match="There is a prompt 'long' already"):
         engine.load_prompt(long)
     for name in ("", "../x", "a b", "x" * 65, ".x"):
         with pytest.raises(ptdeploy.InputError):
@@ -97,18 +112,17 @@ def test_a_prompt_of_another_engine_is_refused(compiled, classifiers):
     engine = classifiers.engine()
     for other in (("roberta", "SEQ_CLS"), ("bert", "TOKEN_CLS")):
         with pytest.raises(ptdeploy.BundleError, match="its engine is another one than that of"):
-            engine.load_prompt(compiled(*other).bundle, "other")
+            engine.load_prompt(compiled(*other).bundle)
     assert "other" not in engine.prompts
 
 
 def test_a_prompt_that_leaves_no_room_or_lies_is_refused(classifiers, tmp_path):
-    bundle = tmp_path / "b"
-    shutil.copytree(classifiers.of("long").bundle, bundle)
+    bundle = renamed(classifiers.of("long").bundle, tmp_path / "b", "other")
     engine = classifiers.engine()
     info = engine.prompts["long"]
 
     def say(field: str, value: Any) -> Callable[[dict[str, Any]], object]:
-        return lambda manifest: manifest["prompts"]["default"].__setitem__(field, value)
+        return lambda manifest: manifest["prompts"]["other"].__setitem__(field, value)
 
     for field, value, problem in (
         ("num_virtual_tokens", 64, "leaves no room in limits.max_context"),
@@ -146,7 +160,7 @@ def test_there_is_one_prompt_for_each_row_or_for_all(decoders):
     assert same(mixed, engine.logits(ROWS))
 
 
-def test_an_unloaded_prompt_is_unknown_and_may_come_back(classifiers):
+def test_an_unloaded_prompt_is_unknown_and_may_come_back(classifiers, tmp_path):
     engine = classifiers.engine()
     before = engine.logits(ROWS, prompt="long")
     engine.unload_prompt("long")
@@ -154,7 +168,7 @@ def test_an_unloaded_prompt_is_unknown_and_may_come_back(classifiers):
     for call in (lambda: engine.logits(ROWS, prompt="long"), lambda: engine.unload_prompt("long")):
         with pytest.raises(ptdeploy.InputError, match="has no prompt 'long'"):
             call()
-    engine.load_prompt(classifiers.of("short").bundle, "long")
+    engine.load_prompt(renamed(classifiers.of("short").bundle, tmp_path / "b", "long"))
     assert same(engine.logits(ROWS, prompt="long"), engine.logits(ROWS, prompt="short"))
     engine.unload_prompt("long")
     engine.load_prompt(classifiers.of("long").bundle, "long")
@@ -236,15 +250,16 @@ def test_an_interrupted_unloading_leaves_the_prompt_there(decoders):
     assert all(prompt.name != "long" for key in engine._of_prompts._stacks for prompt in key)
 
 
-def test_an_interrupted_unloading_gives_way_to_what_took_the_name(decoders):
+def test_an_interrupted_unloading_gives_way_to_what_took_the_name(decoders, tmp_path):
     engine = decoders.engine()
+    other = renamed(decoders.of("short").bundle, tmp_path / "b", "long")
     short = engine.logits(ROWS, prompt="short")
     pieces = engine._held("long")
     old = pieces.__enter__().prompts[0]
     engine.logits(ROWS, prompt="long")
     with interrupted(
         lambda: "long" not in engine.prompts,
-        lambda: engine.load_prompt(decoders.of("short").bundle, "long"),
+        lambda: engine.load_prompt(other),
     ):
         engine.unload_prompt("long")
     assert same(engine.logits(ROWS, prompt="long"), short)
@@ -347,15 +362,17 @@ def test_a_bundle_that_was_moved_keeps_its_own_prompts(classifiers, packed, comp
     assert same(engine.logits(ROWS, prompt="other"), wanted)
 
 
-def test_threads_take_prompts_in_and_out_while_requests_run(classifiers):
+def test_threads_take_prompts_in_and_out_while_requests_run(classifiers, tmp_path):
     engine = classifiers.engine(max_prompts=2)
+    long = classifiers.of("long").bundle
+    guests = {name: renamed(long, tmp_path / name, name) for name in ("guest0", "guest1")}
     wanted = {name: engine.logits(ROWS, prompt=name) for name in classifiers.names}
     stop, refused = threading.Event(), list[str]()
 
     def come_and_go(name: str) -> int:
         times = 0
         while not stop.is_set() or not times:
-            engine.load_prompt(classifiers.of("long").bundle, name)
+            engine.load_prompt(guests[name])
             engine.unload_prompt(name)
             times += 1
         return times
@@ -374,14 +391,14 @@ def test_threads_take_prompts_in_and_out_while_requests_run(classifiers):
                 assert np.abs(found[row] - known).max() < 1e-5
 
     with ThreadPoolExecutor(6) as pool:
-        guests = [pool.submit(come_and_go, f"guest{i}") for i in range(2)]
+        moving = [pool.submit(come_and_go, name) for name in guests]
         asked = [pool.submit(ask, seed) for seed in range(4)]
         try:
             for one in asked:
                 one.result(120)
         finally:
             stop.set()
-        assert all(one.result(60) for one in guests)
+        assert all(one.result(60) for one in moving)
     assert all("has no prompt 'guest" in problem for problem in refused)
     assert list(engine.prompts) == ["default", "long", "short"]
     assert all(one.uses == 0 for one in engine._store._entries.values())
@@ -426,7 +443,7 @@ def test_a_forked_process_counts_its_own_requests(classifiers):
 class Store(RuleBasedStateMachine):
     """Whatever is taken in, out and asked for: what is known is what was taken in."""
 
-    folders: dict[str, Path]
+    folders: dict[tuple[str, str], Path]
     first: Path
     wanted: dict[str, list[np.ndarray]]
 
@@ -439,9 +456,9 @@ class Store(RuleBasedStateMachine):
     def load(self, name: str, of: str) -> None:
         if name in self.known:
             with pytest.raises(ptdeploy.InputError, match="already"):
-                self.engine.load_prompt(self.folders[of], name)
+                self.engine.load_prompt(self.folders[of, name], name)
         else:
-            self.engine.load_prompt(self.folders[of], name)
+            self.engine.load_prompt(self.folders[of, name], name)
             self.known[name] = of
 
     @rule(name=st.sampled_from("abc"))
@@ -472,10 +489,14 @@ class Store(RuleBasedStateMachine):
         assert all(one.uses == 0 for one in entries)
 
 
-def test_any_order_of_taking_in_out_and_asking_keeps_the_books(classifiers):
+def test_any_order_of_taking_in_out_and_asking_keeps_the_books(classifiers, tmp_path):
     engine = classifiers.engine()
     Store.first = classifiers.first.bundle
-    Store.folders = {name: one.bundle for name, one in classifiers.others.items()}
+    Store.folders = {
+        (of, name): renamed(one.bundle, tmp_path / f"{of} as {name}", name)
+        for of, one in classifiers.others.items()
+        for name in "abc"
+    }
     Store.wanted = {name: engine.logits(ROWS, prompt=name) for name in classifiers.names}
     run_state_machine_as_test(
         Store,

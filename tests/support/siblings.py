@@ -94,7 +94,7 @@ def _another(shared: Shared, first: Compiled, task: str, name: str) -> Compiled:
 
     def fill(folder: Path) -> None:
         live.append(tiny.another(folder, first.trained, task, tokens, labels, seed, kind))
-        _with_prompt(first.bundle, live[0], folder / "bundle")
+        _with_prompt(first.bundle, live[0], folder / "bundle", name)
 
     folder = shared.folder((str(first.bundle), name), fill)
     if not live:
@@ -103,7 +103,7 @@ def _another(shared: Shared, first: Compiled, task: str, name: str) -> Compiled:
     return Compiled(live[0], folder / "bundle")
 
 
-def _with_prompt(bundle: Path, trained: tiny.Trained, place: Path) -> None:
+def _with_prompt(bundle: Path, trained: tiny.Trained, place: Path, name: str) -> None:
     """A copy of a bundle with another prompt in the first one's place, and nothing proven."""
     shutil.copytree(bundle, place)
     manifest = json.loads((place / "manifest.json").read_text())
@@ -129,3 +129,23 @@ def _with_prompt(bundle: Path, trained: tiny.Trained, place: Path) -> None:
             entry.update(size=len(content), sha256=digest)
     manifest["files"] = files
     edit(place, lambda old: old.update(manifest))
+    rename_prompt(place, name)
+
+
+def rename_prompt(bundle: Path, name: str) -> Path:
+    """Call the one prompt of a bundle so."""
+
+    def change(manifest: dict[str, Any]) -> None:
+        ((old, info),) = manifest["prompts"].items()
+        manifest.update(prompts={name: info}, default_prompt=name)
+        for entry in manifest["files"]:
+            if entry["of"] == old:
+                entry["of"] = name
+
+    edit(bundle, change)
+    return bundle
+
+
+def renamed(bundle: Path, place: Path, name: str) -> Path:
+    """A copy of a bundle of one prompt, called so there."""
+    return rename_prompt(Path(shutil.copytree(bundle, place)), name)

@@ -28,6 +28,7 @@ bool unchanged(const Held::Reading& opened, const FileEntry& entry) {
 // What a pack, or a bundle, says of its prompts, and the engine that they were proven over. Prompts'
 // files are hashed when they are read.
 struct Offered {
+  bool pack;
   Named<PromptInfo> prompts;
   std::optional<std::string> default_prompt;
   std::vector<FileEntry> files;
@@ -38,21 +39,23 @@ Offered read_offered(const std::string& path) {
   if (!is_folder(path)) throw BundleError(tidy(path) + ": no such pack or bundle.");
   if (is_pack(path)) {
     PackManifest pack = read_pack(path);
-    return {{{pack.name, pack.prompt}}, pack.name, pack.files, pack.engine_sha256};
+    return {true, {{pack.name, pack.prompt}}, pack.name, pack.files, pack.engine_sha256};
   }
   const Manifest manifest = read_bundle(path).manifest;
-  return {manifest.prompts, manifest.default_prompt, manifest.files, engine_sha256(manifest)};
+  return {false, manifest.prompts, manifest.default_prompt, manifest.files,
+          engine_sha256(manifest)};
 }
 
 std::string choose(const Offered& theirs, const std::string& path, const std::string& name) {
+  const bool any = theirs.pack || name.empty();
+  if (any && theirs.prompts.size() == 1) return theirs.prompts[0].first;
   if (find(theirs.prompts, name)) return name;
-  if (theirs.prompts.size() == 1) return theirs.prompts[0].first;
   if (name.empty() && theirs.default_prompt) return *theirs.default_prompt;
   std::vector<std::string> names;
   for (const auto& one : theirs.prompts) names.push_back(one.first);
   throw InputError(path + ": has no " + (name.empty() ? "default prompt" : "prompt " + quoted(name)) +
                        "; it has " + in_words(std::move(names)) + ".",
-                   "Give the name that it has there.");
+                   "Give the name that it has there; a pack's prompt takes any name.");
 }
 
 const FileEntry* file_of(const std::vector<FileEntry>& files, const std::string& name) {

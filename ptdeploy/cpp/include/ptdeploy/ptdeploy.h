@@ -94,8 +94,8 @@ PTDEPLOY_API size_t ptdeploy_columns(const ptdeploy_engine* engine);
 PTDEPLOY_API const char* ptdeploy_label(const ptdeploy_engine* engine, size_t index);
 
 /* Takes in a prompt, to be asked for by `name`; null: the name that it has there. `path` is a pack, or
- * a bundle of which it is the prompt of that name, the only one, or else the default one; both must
- * have been proven over this very engine. Requests go on meanwhile. */
+ * a bundle of which it is the prompt of that name; null: the only one, or else the default one. Both
+ * must have been proven over this very engine. Requests go on meanwhile. */
 PTDEPLOY_API ptdeploy_status ptdeploy_load_prompt(ptdeploy_engine* engine, const char* path,
                                                   const char* name);
 /* Takes a prompt out, and waits until the requests that use it are over. A session keeps its own. The

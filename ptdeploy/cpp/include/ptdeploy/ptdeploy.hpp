@@ -373,8 +373,8 @@ class PTDEPLOY_API Engine {
   // none of that name.
   PromptInfo prompt(const Prompt& prompt = {}) const;
   // Takes in a prompt, to be asked for by `name`; empty: the name that it has there. `path` is a pack,
-  // or a bundle of which it is the prompt of that name, the only one, or else the default one; both
-  // must have been proven over this very engine. Requests go on meanwhile. Throws InputError if the
+  // or a bundle of which it is the prompt of that name; empty: the only one, or else the default one.
+  // Both must have been proven over this very engine. Requests go on meanwhile. Throws InputError if the
   // name is taken or is none, BundleError if the file is damaged, the engine is another one, or the
   // prompt does not fit this one's limits.
   void load_prompt(const std::string& path, const std::string& name = "");
