@@ -40,10 +40,18 @@ def spin_us() -> int | None:
     that waits long takes its core from a process that has work. 0 with `PTDEPLOY_SPIN=0`; None
     with `PTDEPLOY_SPIN=1`: as long as the engine's own default, also between requests.
     """
-    given = os.environ.get(SPIN, "").strip()
+    return {None: 50, False: 0, True: None}[switch(SPIN)]
+
+
+def switch(name: str) -> bool | None:
+    """Whether an environment variable is 1, not 0; None if it is not set.
+
+    Raises InputError if it is anything else.
+    """
+    given = os.environ.get(name, "").strip()
     if given in ("", "0", "1"):
-        return {"": 50, "0": 0, "1": None}[given]
-    raise InputError(f"{SPIN} is {given!r}; it must be 0 or 1.")
+        return given == "1" if given else None
+    raise InputError(f"{name} is {given!r}; it must be 0 or 1.")
 
 
 def usable_cores(proc: Path = Path("/proc"), system: Path = Path("/sys")) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ptdeploy.backends.cores import cpus_of_cores, default_threads
+from ptdeploy.backends.cores import cpus_of_cores, default_threads, switch
 from ptdeploy.errors import InputError
 
 PIN = "PTDEPLOY_PIN"
@@ -25,10 +25,7 @@ def tied_cpus(threads: int | None = None, system: Path = Path("/sys")) -> tuple[
     Raises InputError if the variable is neither 0 nor 1, if there are more threads than cores, or
     if this system ties no threads.
     """
-    given = os.environ.get(PIN, "").strip()
-    if given not in ("", "0", "1"):
-        raise InputError(f"{PIN} is {given!r}; it must be 0 or 1.")
-    if given != "1":
+    if not switch(PIN):
         return None
     if not hasattr(os, "sched_setaffinity"):
         raise InputError(f"{PIN} is '1'; this system ties no threads to cores.", f"Unset {PIN}.")

@@ -152,11 +152,17 @@ int default_threads() {
 }
 
 std::optional<int> spin_us() {
-  const std::string given = variable("PTDEPLOY_SPIN");
-  if (given.empty()) return 50;
-  if (given == "0") return 0;
-  if (given == "1") return std::nullopt;
-  throw InputError("PTDEPLOY_SPIN is " + quoted(given) + "; it must be 0 or 1.");
+  const std::optional<bool> spins = switched("PTDEPLOY_SPIN");
+  if (!spins) return 50;
+  if (*spins) return std::nullopt;
+  return 0;
+}
+
+std::optional<bool> switched(const char* name) {
+  const std::string given = variable(name);
+  if (given.empty()) return std::nullopt;
+  if (given == "0" || given == "1") return given == "1";
+  throw InputError(name + std::string(" is ") + quoted(given) + "; it must be 0 or 1.");
 }
 
 }  // namespace ptdeploy::detail

@@ -13,6 +13,10 @@ constexpr int kMostThreads = 1024;
 // An environment variable without the blanks around it, "" if it is not set.
 std::string variable(const char* name);
 
+// Whether an environment variable is 1, not 0; nothing if it is not set. Throws InputError if it is
+// anything else.
+std::optional<bool> switched(const char* name);
+
 // The CPUs, hardware threads, that the calling thread may run on, ascending.
 std::vector<int> allowed_cpus();
 

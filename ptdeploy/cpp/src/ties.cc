@@ -7,7 +7,6 @@
 
 #include "cores.hpp"
 #include "ptdeploy/ptdeploy.hpp"
-#include "schema.hpp"
 
 namespace ptdeploy::detail {
 namespace {
@@ -32,10 +31,7 @@ bool tie_this_thread([[maybe_unused]] const std::vector<int>& cpus) {
 
 std::vector<int> tied_cpus([[maybe_unused]] int threads,
                            [[maybe_unused]] const std::string& system) {
-  const std::string given = variable("PTDEPLOY_PIN");
-  if (!given.empty() && given != "0" && given != "1")
-    throw InputError("PTDEPLOY_PIN is " + quoted(given) + "; it must be 0 or 1.");
-  if (given != "1") return {};
+  if (!switched("PTDEPLOY_PIN").value_or(false)) return {};
 #ifdef __linux__
   std::vector<int> cpus = cpus_of_cores(system);
   const auto wanted = static_cast<std::size_t>(threads > 0 ? threads : default_threads());
