@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ptdeploy.bundle import Quantization
 from ptdeploy.bundle.task import Activations
 from ptdeploy.errors import EngineFault, ParityError
+from ptdeploy.parity.checks import quantization_failures
 from ptdeploy.parity.quality import Quality
 from ptdeploy.parity.report import ParityReport
 
@@ -84,7 +85,13 @@ def _overflowed(report: ParityReport, compiled: Compiled) -> tuple[str, str] | N
 def _way_out(report: ParityReport, compiled: Compiled) -> str:
     """The fix for the first cause that holds."""
     numbers = not all(one.passed for one in report.runs)
-    if report.quality is not None and not numbers:
+    if not all(effect.passed for one in report.each() for effect in one.effects):
+        return (
+            "No bits that are lost leave a prompt out, and no option accepts it: see with "
+            "--precision fp32 whether its graph agrees, and report this with the base model's name."
+        )
+    short = quantization_failures(report.quality, report.quality_allowed)
+    if report.quality is not None and short and not numbers:
         return _quantization_way_out(report.quality, report.quality_allowed)
     if report.texts_agreed < report.texts_total and not numbers:
         return (

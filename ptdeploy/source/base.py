@@ -216,6 +216,8 @@ def _load_config(
     try:
         with quiet_libraries():
             config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+        # How a caller takes outputs is no part of a model; a part for text has a flag of its own.
+        config.return_dict = _text_part(config).return_dict = True
     except Exception as error:  # transformers checks untrusted fields by raising anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         fix = "Pass the folder or hub id of the base model with --base." + _model_beside(checkpoint)
@@ -230,9 +232,17 @@ def _load_config(
         raise BaseModelError(
             f"{name}: the base model's configuration cannot be read ({reason}).", fix
         ) from error
-    # How a caller takes outputs is no part of a model; a part for text has a flag of its own.
-    config.return_dict = config.get_text_config().return_dict = True
     return config
+
+
+def _text_part(config: PretrainedConfig) -> PretrainedConfig:
+    """Raises ValueError unless a configuration has one part for text, or is one itself."""
+    from transformers import PretrainedConfig
+
+    part: object = config.get_text_config()
+    if not isinstance(part, PretrainedConfig):
+        raise ValueError(f"its text_config is no part that a {config.model_type} has")
+    return part
 
 
 def _is_path(name: str) -> bool:

@@ -398,6 +398,19 @@ def test_odd_places_for_a_base_say_what_they_are(trained, tmp_path):
     assert "--base" in refused(resolved)
 
 
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"model_type": "gpt2", "text_config": {"n_layer": 2}}, "no part that a gpt2 has"),
+        ({"model_type": "musicgen"}, "Multiple valid text configs"),
+    ],
+)
+def test_a_base_of_several_parts_or_none_for_text_is_refused(trained, tmp_path, config, words):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(BaseModelError, match=f"configuration cannot be read .*{words}"):
+        resolve_base(read_checkpoint(trained.adapter), str(tmp_path))
+
+
 def test_an_adapters_config_of_any_age_is_read(trained, tmp_path):
     adapter = Path(shutil.copytree(trained.adapter, tmp_path / "adapter"))
     file = adapter / "adapter_config.json"

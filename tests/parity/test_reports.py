@@ -13,10 +13,12 @@ from support.manifests import made_manifest
 
 from ptdeploy.bundle import Quantization
 from ptdeploy.bundle.precision import Thresholds
-from ptdeploy.errors import OutputError
+from ptdeploy.errors import OutputError, ParityError
 from ptdeploy.parity.checks import checks, failures, totals
 from ptdeploy.parity.data import TaskMetric
+from ptdeploy.parity.effect import PromptEffect
 from ptdeploy.parity.quality import Quality
+from ptdeploy.parity.refusal import Compiled, refuse_mismatch
 from ptdeploy.parity.report import (
     CaseResult,
     Failing,
@@ -466,3 +468,21 @@ def test_hostile_words_stay_words_in_every_form():
     for form in (document, shown, describe(report), junit.render(report).decode()):
         assert not set(form) & {"\x1b", "\u202e"}
     assert len(describe(report).splitlines()) == len(describe(FAILS).splitlines())
+
+
+def test_a_missing_prompt_is_called_no_cost_of_quantization():
+    kept = msgspec.structs.replace(QUANTIZED.quality, top1_agreement=1.0, logits_error=0.02)
+    report = msgspec.structs.replace(
+        QUANTIZED, quality=kept, effects=(PromptEffect(None, 1.0, 0.01, 40),)
+    )
+    with pytest.raises(ParityError) as raised:
+        refuse_mismatch(report, Compiled("bert", "float32", ("fp32", "int8")))
+    assert "no option accepts it" in raised.value.fix
+
+
+def test_another_tokenizer_of_a_quantized_engine_is_named():
+    kept = msgspec.structs.replace(QUANTIZED.quality, top1_agreement=1.0, logits_error=0.02)
+    report = msgspec.structs.replace(QUANTIZED, quality=kept, texts_agreed=3, texts_total=4)
+    with pytest.raises(ParityError) as raised:
+        refuse_mismatch(report, Compiled("bert", "float32", ("fp32", "int8")))
+    assert "Only the tokenizer differs" in raised.value.fix

@@ -140,11 +140,13 @@ def _of_prompts(
 ) -> dict[str, Range]:
     """Room for what belongs to prompts, as far as the signature has it: tuned for one of them."""
     virtual = max(limits.max_context - limits.max_sequence, 1)
-    # A run has no more prompts than rows.
+    # A run has no more prompts than rows. Those that come later may be longer: as long as they can
+    # be, in runs of few rows.
     most = min(MOST_IN_A_RUN, limits.max_batch or MOST_IN_A_RUN)
+    later = min(most * limits.max_context, MOST_IN_A_RUN * _TOKENS)
     prefixes = own.get(PREFIXES, 1)
     sizes = {
-        VIRTUAL: Range(1, virtual, max(most * max(virtual, _TOKENS), limits.max_context)),
+        VIRTUAL: Range(1, virtual, max(most * max(virtual, _TOKENS), limits.max_context, later)),
         PROMPTS: Range(1, 1, most),
         CLASSES: Range(1, own.get(CLASSES, 8), _CLASSES),
         PREFIX: Range(1, virtual, limits.max_context),
