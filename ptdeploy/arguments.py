@@ -13,7 +13,7 @@ import operator
 import os
 from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from enum import Enum
 from numbers import Real
 from typing import Any, ParamSpec, TypeVar
@@ -98,7 +98,9 @@ def whole(least: int = -(2**63), most: int = 2**63 - 1) -> Check:
 
 def number(name: str, value: Any) -> float:
     """A finite number."""
-    if not is_truth(value) and isinstance(value, Real):
+    # Numpy has its spans of time among whole numbers.
+    is_number = isinstance(value, Real) and type(value).__name__ != "timedelta64"
+    if is_number and not is_truth(value):
         try:
             found = float(value)
         except Exception:  # too large, or a stranger's __float__
@@ -197,18 +199,20 @@ def check_fields(request: Any, **checks: Check) -> None:
 
 
 def instance(kind: type[Any], **checks: Check) -> Check:
-    """An object of a class of ours, and its fields where they are not None."""
+    """An object of a class of ours; one with its fields as they are wanted, where not None."""
     if checks and checks.keys() != {one.name for one in fields(kind)}:
         raise TypeError(f"Every field of {kind.__name__} needs a check: {sorted(checks)}.")
 
     def check(name: str, value: Any) -> Any:
         if not isinstance(value, kind):
             raise refused(name, value, f"a ptdeploy.{kind.__name__}")
-        for one in fields(kind) if checks else ():
-            found = getattr(value, one.name)
-            if found is not None:
-                checks[one.name](f"{name}.{one.name}", found)
-        return value
+        given = {one: getattr(value, one) for one in checks}
+        found = {
+            one: checks[one](f"{name}.{one}", what)
+            for one, what in given.items()
+            if what is not None
+        }
+        return replace(value, **found) if found else value
 
     return check
 

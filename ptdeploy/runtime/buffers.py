@@ -128,4 +128,4 @@ def _prefixes(prompts: Sequence[RowPrompt]) -> list[NDArray[np.float32] | None]:
 def _slots(prompts: Sequence[RowPrompt], tokens: Sequence[int]) -> int:
     """How many slots the longest row fills, with its own prompt."""
     lengths = (0 if one is None else one.length for one in prompts)
-    return max(length + text for length, text in zip(lengths, tokens, strict=True))
+    return max(length + int(text) for length, text in zip(lengths, tokens, strict=True))

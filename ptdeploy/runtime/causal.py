@@ -96,7 +96,8 @@ class CausalLM(Engine):
             ids = [np.asarray(encoding.ids, np.int64) for encoding in encodings]
             others = ("prompt", "stop", "seed", "logprobs", "cancel")
             settled = self.options(max_new_tokens, options, others)
-            budgets = budgets_of(ids, prompts, max_new_tokens, settled, self.manifest.limits)
+            asked = max_new_tokens is not None
+            budgets = budgets_of(ids, prompts, settled, asked, self.manifest.limits)
             rows = self.started(ids, settled, seed, stop, logprobs, budgets)
             running = [index for index, budget in enumerate(budgets) if budget]
             if running:
@@ -148,8 +149,8 @@ class CausalLM(Engine):
             ids = np.asarray(encoding.ids, np.int64)
             others = ("prompt", "stop", "seed", "cancel")
             settled = self.options(max_new_tokens, options, others)
-            limits = self.manifest.limits
-            budgets = budgets_of([ids], chosen.of(1), max_new_tokens, settled, limits)
+            asked = max_new_tokens is not None
+            budgets = budgets_of([ids], chosen.of(1), settled, asked, self.manifest.limits)
             self._text_tokenizer()
             (row,) = self.started([ids], settled, seed, stop, False, budgets, streamed=True)
             yield ""

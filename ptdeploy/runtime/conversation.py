@@ -123,12 +123,11 @@ class Conversation:
         others = ("stop", "seed", "logprobs", "cancel")
         chosen = self._engine.options(max_new_tokens, options, others)
         room = self._room - len(self.token_ids)
-        if max_new_tokens is not None and max_new_tokens > room:
-            raise InputError(
-                f"{max_new_tokens} new tokens do not fit: the session has room for {room}."
-            )
+        wanted = chosen.max_new_tokens
+        if max_new_tokens is not None and wanted > room:
+            raise InputError(f"{wanted} new tokens do not fit: the session has room for {room}.")
         ids = np.asarray(self.token_ids, np.int64)
-        budget = min(chosen.max_new_tokens, room)
+        budget = min(wanted, room)
         (row,) = self._engine.started([ids], chosen, seed, stop, logprobs, [budget])
         # The last token runs (again, after a rollback): its logits choose the next.
         with self._whole_step(len(self.token_ids) - 1):

@@ -77,7 +77,9 @@ class KVLayout:
     def bytes(self, rows: int, slots: int) -> int:
         """What a buffer takes, in bytes, with room for one step's logits."""
         size = 4 if self.dtype == "float32" else 2
-        keys_and_values = rows * self.heads * (self.fixed_slots or slots) * self.width * size
+        # Numpy's numbers would wrap around in their own width.
+        rows, slots = int(rows), int(self.fixed_slots or slots)
+        keys_and_values = rows * self.heads * slots * self.width * size
         return len(self.past) * keys_and_values + rows * self.vocabulary * 4
 
 

@@ -60,27 +60,29 @@ def with_options(
 def budgets_of(
     ids: Sequence[Ids],
     prompts: Sequence[RowPrompt],
-    asked: int | None,
     options: GenerationOptions,
+    asked: bool,
     limits: Limits,
 ) -> list[int]:
     """How many tokens each row may be continued with, behind its own prompt.
 
-    Raises InputError if so many were asked for that a row would leave the model's context.
+    What the model takes by default ends with its context. Raises InputError if so many were `asked`
+    for that a row would leave it.
     """
     context = limits.max_context
     rooms = [
         context - row.size - (0 if one is None else one.length)
         for row, one in zip(ids, prompts, strict=True)
     ]
-    if asked is None:
-        return [min(options.max_new_tokens, room) for room in rooms]
+    wanted = options.max_new_tokens
+    if not asked:
+        return [min(wanted, room) for room in rooms]
     least = min(rooms)
-    if asked > least:
+    if wanted > least:
         where = f"row {rooms.index(least)}" if len(rooms) > 1 else "the text"
         raise InputError(
-            f"{asked} new tokens do not fit: {where} leaves {least} of the model's {context} "
+            f"{wanted} new tokens do not fit: {where} leaves {least} of the model's {context} "
             "positions.",
             f"Ask for at most {least}, or shorten the text." if least else "Shorten the text.",
         )
-    return [asked] * len(rooms)
+    return [wanted] * len(rooms)

@@ -16,7 +16,7 @@ from ptdeploy.targets.openvino_options import (
     OpenVinoOptions,
     add_options,
     check_kept,
-    check_options,
+    checked_options,
 )
 from ptdeploy.targets.options import TargetOptions, own_options
 
@@ -52,9 +52,7 @@ class OpenVinoTarget:
         return None
 
     def options(self, asked: TargetOptions | None) -> OpenVinoOptions:
-        own = own_options("openvino", OpenVinoOptions, asked)
-        check_options(own)
-        return own
+        return checked_options(own_options("openvino", OpenVinoOptions, asked))
 
     def precisions(self, device: str) -> tuple[str, ...]:
         return _PRECISIONS.get(device, ("fp32",))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from argparse import ArgumentParser
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import ClassVar
 
+from ptdeploy.arguments import instance, text
 from ptdeploy.backends.openvino.engine_file import KV_PRECISIONS, KVPrecision
 from ptdeploy.errors import InputError
 
@@ -30,10 +31,12 @@ class OpenVinoOptions:
         return self.kv_precision or ("bf16" if precision == "bf16" else "f32")
 
 
-def check_options(options: OpenVinoOptions) -> None:
-    """Raises InputError on a type that there is none of."""
-    if cast(object, options.kv_precision) not in (None, *KV_PRECISIONS):
+def checked_options(given: OpenVinoOptions) -> OpenVinoOptions:
+    """The same as Python's own values. Raises InputError on a type that there is none of."""
+    options: OpenVinoOptions = instance(OpenVinoOptions, kv_precision=text)("engine", given)
+    if options.kv_precision not in (None, *KV_PRECISIONS):
         raise InputError(f"--kv-precision must be one of {', '.join(KV_PRECISIONS)}.")
+    return options
 
 
 def check_kept(options: OpenVinoOptions, precision: str) -> None:

@@ -20,6 +20,7 @@ FUNCTIONS = (
     "compile(",
     "QuantizationOptions(",
     "TrtOptions(",
+    "OpenVinoOptions(",
     "verify(",
     "prompt_",
     "compile_prompt(",

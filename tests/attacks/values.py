@@ -150,6 +150,13 @@ VALUES: dict[str, Callable[[], Any]] = {
     "numpy's int64": lambda: np.int64(3),
     "numpy's uint64": lambda: np.uint64(2**63),
     "numpy's int8": lambda: np.int8(-3),
+    "numpy's int8, 3": lambda: np.int8(3),
+    "numpy's int16": lambda: np.int16(3),
+    "numpy's int32": lambda: np.int32(3),
+    "numpy's uint8": lambda: np.uint8(3),
+    "numpy's uint64, 3": lambda: np.uint64(3),
+    "numpy's timedelta": lambda: np.timedelta64(3, "s"),
+    "numpy's timedelta without a unit": lambda: np.timedelta64(3),
     "numpy's float32": lambda: np.float32(0.5),
     "numpy's NaN": lambda: np.float64(math.nan),
     "numpy's bool": lambda: np.bool_(True),
@@ -330,17 +337,19 @@ def _of_compile(nowhere: Path) -> Iterator[Door]:
             f"compile({one})",
             lambda v, one=one: ptdeploy.compile(nowhere, target="ort", **{one: v}),
         )
-    for kind, option in (
-        (ptdeploy.QuantizationOptions, "quantization"),
-        (ptdeploy.TrtOptions, "engine"),
+    for kind, target in (
+        (ptdeploy.QuantizationOptions, "ort"),
+        (ptdeploy.TrtOptions, "trt"),
+        (ptdeploy.OpenVinoOptions, "openvino"),
     ):
+        option = "quantization" if target == "ort" else "engine"
         for one in dataclasses.fields(kind):
             yield Door(
                 f"{kind.__name__}({one.name})",
-                lambda v, one=one, kind=kind, option=option: ptdeploy.compile(
+                lambda v, one=one, kind=kind, target=target, option=option: ptdeploy.compile(
                     nowhere,
-                    target="ort" if option == "quantization" else "trt",
-                    precision="int8" if option == "quantization" else None,
+                    target=target,
+                    precision="int8" if target == "ort" else None,
                     **{option: kind(**{one.name: v})},
                 ),
             )

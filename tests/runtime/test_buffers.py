@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,7 +14,7 @@ import ptdeploy
 from ptdeploy.backends import get_backend
 from ptdeploy.backends.ort.session import OrtMemory
 from ptdeploy.bundle import read_bundle
-from ptdeploy.runtime import ENGINES
+from ptdeploy.runtime import ENGINES, dense_kv
 
 
 class Watched:
@@ -54,6 +55,38 @@ def test_the_last_requests_buffer_is_gone_before_a_larger_one_is_made(compiled, 
         engine.generate([[5, 6, 7]] * rows, 2, eos_token_ids=())
     assert len(session.older_alive) >= 3 * len(engine.buffers.layout.past)
     assert not any(session.older_alive)
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.uint8, np.int16, np.int32, np.uint64])
+def test_a_count_of_numpys_is_the_same_request(compiled, monkeypatch, kind):
+    asked: list[int] = []
+    monkeypatch.setattr(dense_kv, "require_memory", lambda needed, _: asked.append(needed))
+    rows, fixed = [[5, 6]] * 16, {"eos_token_ids": ()}
+
+    def answers(count: Any) -> list[Any]:
+        engine = ptdeploy.load(compiled("qwen2", "CAUSAL_LM").bundle)
+        session = engine.session()
+        session.append([5, 6])
+        written = [row.token_ids for row in engine.generate(rows, count, **fixed)]
+        return [
+            *written,
+            session.generate(count, **fixed).token_ids,
+            "".join(engine.stream([5, 6], count, **fixed)) if engine.tokenizer else "",
+        ]
+
+    expected, needed = answers(20), list(asked)
+    asked.clear()
+    assert answers(kind(20)) == expected
+    assert asked == needed
+    assert {type(one) for one in asked} == {int}
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.int16, np.int32])
+def test_a_large_buffers_size_does_not_wrap_around(compiled, kind):
+    layout = ptdeploy.load(compiled("qwen2", "CAUSAL_LM").bundle).layout
+    large = dataclasses.replace(layout, heads=8, width=128, past=("past",) * 48)
+    wanted = 48 * 100 * 8 * 100 * 128 * 4 + 100 * layout.vocabulary * 4
+    assert large.bytes(kind(100), kind(100)) == wanted
 
 
 def test_a_buffer_of_a_long_request_is_not_kept_for_short_ones(compiled):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,7 +14,7 @@ from ptdeploy.errors import InputError
 from ptdeploy.targets.trt.options import (
     Range,
     TrtOptions,
-    check_options,
+    checked_options,
     read_compute_capabilities,
     read_profile,
 )
@@ -75,7 +76,7 @@ def test_what_is_wrong_with_a_profile_is_said(text, words):
 )
 def test_an_option_out_of_range_is_refused(options):
     with pytest.raises(InputError, match="must be"):
-        check_options(options)
+        checked_options(options)
 
 
 def test_compute_capabilities_are_read():
@@ -244,3 +245,10 @@ def test_a_buffer_whose_rows_begin_where_tensorrt_takes_no_memory_is_refused(
 def test_a_graph_without_a_buffer_has_no_rows_to_split():
     ids = TensorSpec("input_ids", "ids", "int64", ("batch", "sequence"), "")
     refuse_split_rows(Signature((ids,), ()), request_limits(41, 40, 100, 8))
+
+
+def test_options_of_numpys_kinds_go_on_as_pythons():
+    given = TrtOptions(workspace=np.int8(3), optimization_level=np.int64(4), cache=np.bool_(False))
+    options = checked_options(given)
+    assert options == TrtOptions(workspace=3, optimization_level=4, cache=False)
+    assert [type(one) for one in (options.workspace, options.cache)] == [int, bool]

@@ -14,7 +14,7 @@ from ptdeploy.errors import TargetUnavailable
 from ptdeploy.targets import Attention, BuildRequest, Built, Numerics
 from ptdeploy.targets.options import TargetOptions, own_options
 from ptdeploy.targets.trt import options as trt_options
-from ptdeploy.targets.trt.options import TrtOptions, check_options, read_compute_capabilities
+from ptdeploy.targets.trt.options import TrtOptions, checked_options, read_compute_capabilities
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -43,9 +43,7 @@ class TrtTarget:
         return trt_options.read_rebuild_options(arguments)
 
     def options(self, asked: TargetOptions | None) -> TrtOptions:
-        own = own_options("trt", TrtOptions, asked)
-        check_options(own)
-        return own
+        return checked_options(own_options("trt", TrtOptions, asked))
 
     def precisions(self, device: str) -> tuple[str, ...]:
         return ("fp32", "tf32", "fp16", "bf16", "int8", "int4", "fp8")

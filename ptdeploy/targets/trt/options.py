@@ -71,9 +71,9 @@ _KINDS = instance(
 )
 
 
-def check_options(options: TrtOptions) -> None:
-    """Raises InputError on an option of another kind or out of range."""
-    _KINDS("engine", options)
+def checked_options(given: TrtOptions) -> TrtOptions:
+    """The same as Python's own values. Raises InputError on one of another kind or out of range."""
+    options: TrtOptions = _KINDS("engine", given)
     read_profile(options.profile)
     read_compute_capabilities(options.compute_capability)
     for option, holds, wanted in (
@@ -92,6 +92,7 @@ def check_options(options: TrtOptions) -> None:
     ):
         if not holds:
             raise InputError(f"{option} must be {wanted}.")
+    return options
 
 
 def read_profile(text: str | None) -> dict[str, Range]:
