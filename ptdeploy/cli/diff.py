@@ -23,7 +23,8 @@ def add_options(sub: argparse.ArgumentParser) -> None:
         "--max-slowdown",
         type=float,
         metavar="R",
-        help="time them, and exit 1 if B takes over R times as long as A",
+        help="time them, with more rounds while they do not agree, and exit 1 if B takes over R "
+        "times as long as A",
     )
     sub.add_argument(
         "--rounds", type=int, metavar="N", help=f"timed turns of each; default: {_ROUNDS}"
@@ -47,8 +48,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise InputError(f"--max-slowdown {most}: must be more than 0.")
     rounds = arguments.rounds or _ROUNDS
     with options.progress(arguments).waiting("time both bundles" if timed else "compare them"):
-        found = compare_bundles(arguments.before, arguments.after, timed, rounds)
-    slow = [one for one in found.speed if most is not None and not one.ratio <= most]
+        found = compare_bundles(arguments.before, arguments.after, timed, rounds, most)
+    slow = [one for one in found.speed if one.too_slow]
     if arguments.json:
         import msgspec
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import statistics
-import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +12,12 @@ import msgspec
 import numpy as np
 
 from ptdeploy import arguments
-from ptdeploy.arguments import checked, flag, path
+from ptdeploy.arguments import checked, flag, maybe, path
 from ptdeploy.backends import engine_facts, engine_words
 from ptdeploy.bundle import Bundle, Manifest, read_bundle, whole
 from ptdeploy.bundle.signature import words_of
 from ptdeploy.bundle.task import TensorSpec
+from ptdeploy.commands.speeds import Speed, Timing, speeds
 from ptdeploy.errors import InputError, TargetUnavailable
 from ptdeploy.parity.completed import completed, pending
 from ptdeploy.parity.measure import finite
@@ -27,7 +26,6 @@ from ptdeploy.parity.reference.store import load_reference
 from ptdeploy.printable import number_of, printable_fields
 from ptdeploy.runtime import Engine, open_engine
 
-_NEW_TOKENS, _ROWS, _TOKENS = 16, 8, 32
 # What a manifest, and a prompt in it, has that is shown in other parts or in other words. Every
 # other field is a setting, also one that is new.
 _IN_OTHER_PARTS = ("versions", "graphs", "prompts", "base", "files")
@@ -43,19 +41,6 @@ class Change(msgspec.Struct, frozen=True):
     name: str
     before: Any
     after: Any
-
-
-class Speed(msgspec.Struct, frozen=True):
-    """Median seconds of the same request to both engines, taken in turns."""
-
-    request: str
-    before: float
-    after: float
-
-    @property
-    def ratio(self) -> float:
-        """How many times as long the second one takes."""
-        return self.after / self.before
 
 
 class Difference(msgspec.Struct, frozen=True):
@@ -83,21 +68,36 @@ class Difference(msgspec.Struct, frozen=True):
     notes: tuple[str, ...]
 
 
-@checked(before=path, after=path, speed=flag, rounds=arguments.whole(1, 100_000))
+@checked(
+    before=path,
+    after=path,
+    speed=flag,
+    rounds=arguments.whole(1, 100_000),
+    max_slowdown=maybe(arguments.number),
+)
 def compare_bundles(
-    before: str | Path, after: str | Path, speed: bool = False, rounds: int = 15
+    before: str | Path,
+    after: str | Path,
+    speed: bool = False,
+    rounds: int = 15,
+    max_slowdown: float | None = None,
 ) -> Difference:
     """Read two bundles, run both on the same rows, and say what differs.
 
     `speed` measures both engines in turns, `rounds` times each after one that does not count.
+    `max_slowdown` measures too, and says where the second takes over so many times as long; while
+    the rounds do not agree on that there are more of them, up to 8 times as many.
     Where an engine cannot run here the rest is compared, and a note says so.
     Raises BundleError if one is damaged, TargetUnavailable if an engine that cannot run here is to
     be timed.
     """
-    return whole(before, lambda: whole(after, lambda: _compare(before, after, speed, rounds)))
+    if max_slowdown is not None and not max_slowdown > 0:
+        raise InputError(f"max_slowdown {max_slowdown}: must be more than 0.")
+    timing = Timing(rounds, max_slowdown) if speed or max_slowdown is not None else None
+    return whole(before, lambda: whole(after, lambda: _compare(before, after, timing)))
 
 
-def _compare(before: str | Path, after: str | Path, speed: bool, rounds: int) -> Difference:
+def _compare(before: str | Path, after: str | Path, timing: Timing | None) -> Difference:
     bundles = read_bundle(before), read_bundle(after)
     a, b = (bundle.manifest for bundle in bundles)
     notes = []
@@ -107,7 +107,7 @@ def _compare(before: str | Path, after: str | Path, speed: bool, rounds: int) ->
             "operators were not counted: that needs onnx (ptdeploy[compile]), and bundles with "
             "their ONNX."
         )
-    engines = _open(bundles, speed, notes)
+    engines = _open(bundles, timing is not None, notes)
     apart = _apart(bundles[0], *engines) if engines else None
     return Difference(
         versions=_changes(a.versions, b.versions),
@@ -120,7 +120,7 @@ def _compare(before: str | Path, after: str | Path, speed: bool, rounds: int) ->
         ran=engines is not None,
         logits_max_abs=None if apart is None else finite(apart),
         logits_finite=apart is None or math.isfinite(apart),
-        speed=_speeds(*engines, rounds) if speed and engines else (),
+        speed=speeds(*engines, timing) if timing and engines else (),
         notes=tuple(notes),
     )
 
@@ -309,38 +309,6 @@ def _apart(first: Bundle, before: Engine, after: Engine) -> float | None:
 
 def _logits_of_a_token(engine: Engine) -> tuple[int, ...]:
     return engine.logit_shape(engine.manifest, 1)
-
-
-def _speeds(before: Engine, after: Engine, rounds: int) -> tuple[Speed, ...]:
-    tokens, new_tokens = _request_sizes(before, after)
-    requests = [_requests(engine, tokens, new_tokens) for engine in (before, after)]
-    if requests[0].keys() != requests[1].keys():
-        raise InputError("--speed needs two bundles of the same kind of task.")
-    found = []
-    for name in requests[0]:
-        times: tuple[list[float], list[float]] = ([], [])
-        for number in range(rounds + 1):
-            # Who goes first changes, so that neither always finds the caches warm.
-            for which in (0, 1) if number % 2 else (1, 0):
-                start = time.perf_counter()
-                requests[which][name]()
-                if number:
-                    times[which].append(time.perf_counter() - start)
-        found.append(Speed(name, *map(statistics.median, times)))
-    return tuple(found)
-
-
-def _request_sizes(*engines: Engine) -> tuple[int, int]:
-    """How many tokens each text has and how many follow it: as many as fit in every engine."""
-    room = min(engine.limits.max_sequence for engine in engines)
-    new_tokens = max(1, min(_NEW_TOKENS, room // 2))
-    return max(1, min(_TOKENS, room - new_tokens)), new_tokens
-
-
-def _requests(engine: Engine, tokens: int, new_tokens: int) -> dict[str, Callable[[], object]]:
-    vocabulary = engine.limits.vocab_size
-    rows = np.random.default_rng(0).integers(0, vocabulary, (_ROWS, tokens)).tolist()
-    return {one.name: one.run for one in engine.whole_requests(rows, new_tokens)}
 
 
 def _change_words(change: Change) -> str:

@@ -291,7 +291,7 @@ def describe(found: Profile, top: int) -> str:
         lines += [
             "",
             f"{one.request}: {one.milliseconds:.3f} ms{runs}; its layers take "
-            f"{one.layers_milliseconds:.3f} ms of it ({one.covered:.0%})",
+            f"{one.layers_milliseconds:.3f} ms of it ({one.covered:.0%} in the median round)",
             *_layer_table(one, top),
         ]
         for title, groups in (

@@ -15,7 +15,7 @@ from support import damage, tiny
 import ptdeploy
 from ptdeploy.bundle import PromptInfo, read_bundle
 from ptdeploy.cli.main import main
-from ptdeploy.commands import diff
+from ptdeploy.commands import diff, speeds
 from ptdeploy.parity.quality import row_logits
 from ptdeploy.parity.reference.store import load_reference
 
@@ -189,14 +189,38 @@ def test_a_slower_bundle_fails_the_gate(compiled, tmp_path, capsys, monkeypatch,
     before = compiled("gpt2", "CAUSAL_LM").bundle
     after = shutil.copytree(before, tmp_path / "after")
     clock = Clock({before: 0.1, after: seconds})
-    monkeypatch.setattr(diff, "time", clock)
-    monkeypatch.setattr(diff, "_requests", clock.timing(diff._requests))
-    options = ["--max-slowdown", "1.5", "--rounds", "3"]
+    monkeypatch.setattr(speeds, "time", clock)
+    monkeypatch.setattr(speeds, "_requests", clock.timing(speeds._requests))
+    options = ["--max-slowdown", "1.5", "--rounds", "7"]
     assert main(["diff", str(before), str(after), *options]) == code
     out = capsys.readouterr().out
     assert ("TOO SLOW" in out) is bool(code)
     assert f"100.00 -> {1000 * seconds:.2f} ms" in out
-    assert clock.taken == 2 * 2 * (1 + 3)
+    assert clock.taken == 2 * 2 * (1 + 7)
+
+
+def scattered(seed: int, slower: float) -> tuple[partial[float], partial[float], Clock]:
+    """Two requests that each take from one to five times as long as on an idle machine."""
+    clock, rng = Clock({}), np.random.default_rng(seed)
+
+    def request(seconds: float) -> None:
+        clock.now += seconds * rng.choice([1, 1, 1, 2, 5])
+
+    return partial(request, 0.1), partial(request, 0.1 * slower), clock
+
+
+@pytest.mark.parametrize(("slower", "is_slow"), [(1.0, False), (1.6, True)])
+def test_times_that_scatter_are_taken_until_they_agree(monkeypatch, slower, is_slow):
+    wrong, rounds = 0, []
+    for seed in range(40):
+        before, after, clock = scattered(seed, slower)
+        monkeypatch.setattr(speeds, "time", clock)
+        found = speeds._speed("", before, after, speeds.Timing(15, 1.15))
+        wrong += found.too_slow is not is_slow
+        rounds.append(found.rounds)
+    assert wrong <= 2
+    assert min(rounds) == 15
+    assert 15 < max(rounds) <= 120
 
 
 def test_a_prompt_that_came_to_a_bundle_is_named(compiled, packed, tmp_path, capsys):
