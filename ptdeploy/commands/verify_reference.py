@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from ptdeploy.parity.cases import AskedRow
 from ptdeploy.parity.data import DataRow
 from ptdeploy.parity.reference import Reference, ReferenceRow
 from ptdeploy.parity.reference.store import load_reference
+from ptdeploy.printable import number_of
 from ptdeploy.progress import Progress
 from ptdeploy.runtime import Engine
 
@@ -33,18 +35,14 @@ def read_same(
     """The checkpoint asked for and its base model, to be held against the bundle's prompt `name`.
 
     No weight of the base is read. Whether the weights are the same is for parity to say.
-    Raises BaseModelError or CheckpointError if it is of another model or of other classes, whose
-    logits no engine of this one could give.
+    Raises BaseModelError or CheckpointError if it is of another task, of another model or of other
+    classes, whose logits no engine of this one could give.
     """
     from ptdeploy.source.base import resolve_base
-    from ptdeploy.source.checkpoint import read_checkpoint
 
-    assert request.checkpoint is not None, "checked before"
     assert name is not None, "checked before"
     where, info = f"--checkpoint {request.checkpoint}", bundle.manifest.prompts[name]
-    checkpoint = read_checkpoint(
-        request.checkpoint, request.adapter, bundle.manifest.task, task_id=info.source.task_id
-    )
+    checkpoint = _read(where, request, bundle.manifest, name)
     base = resolve_base(checkpoint, request.base)
     _check_same_model(where, base, bundle.manifest)
     if info.labels and len(info.labels) != base.num_labels:
@@ -54,6 +52,51 @@ def read_same(
             _SAME,
         )
     return checkpoint, base
+
+
+def _read(where: str, request: VerifyRequest, manifest: Manifest, name: str) -> Checkpoint:
+    """The checkpoint asked for, read for the bundle's task.
+
+    compile may have been told that task over the one that the checkpoint names: what it read then
+    is taken as it was. Raises CheckpointError if any other names another task, or is a multitask
+    prompt where the bundle's prompt `name` is none.
+    """
+    from ptdeploy.source.checkpoint import NoTaskNamed, read_any_task, read_checkpoint
+
+    assert request.checkpoint is not None, "checked before"
+    path, adapter, source = request.checkpoint, request.adapter, manifest.prompts[name].source
+    # Read as what it is not, the checkpoint would be blamed for what it lacks for that.
+    with suppress(CheckpointError):
+        checkpoint = read_checkpoint(path, adapter, manifest.task, task_id=source.task_id)
+        if dict(checkpoint.files) == source.files:
+            return checkpoint
+    try:
+        own = read_any_task(path, adapter)
+    except NoTaskNamed:
+        own = read_any_task(path, adapter, manifest.task)
+    if own.task != manifest.task:
+        raise CheckpointError(
+            f"{where}: was trained for {own.task.value}, and the bundle is for "
+            f"{manifest.task.value}.",
+            _SAME,
+        )
+    _check_same_tasks(where, own, name, source.task_id)
+    if own.task_id == source.task_id:
+        return own
+    return read_checkpoint(path, adapter, manifest.task, task_id=source.task_id)
+
+
+def _check_same_tasks(where: str, own: Checkpoint, name: str, task_id: int | None) -> None:
+    """Raises CheckpointError if it has no prompt of a multitask prompt's task, or several."""
+    found = wanted = "is no multitask prompt"
+    if own.task_id is not None:
+        found = f"is a multitask prompt of {number_of(own.num_tasks, 'task')}"
+    if task_id is not None:
+        wanted = f"is of a multitask prompt's task {task_id}"
+    if (own.task_id is None) != (task_id is None) or (task_id or 0) >= own.num_tasks:
+        raise CheckpointError(
+            f"{where}: {found}, and the bundle's prompt {name!r} {wanted}.", _SAME
+        )
 
 
 def _check_same_model(where: str, base: BaseModel, manifest: Manifest) -> None:

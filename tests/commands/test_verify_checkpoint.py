@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support import tiny
+from support.damage import edit
 
 import ptdeploy
 from ptdeploy.cli.main import main
 
 MEND = "Pass the checkpoint that the bundle was compiled from, and its base model with --base.\n"
+_OF_THREE = "a multitask prompt of 3 tasks"
 
 
 def verify(bundle: Path, adapter: Path, base: Path) -> int:
@@ -54,6 +57,73 @@ def test_a_head_of_other_classes_is_refused(compiled, packed, capsys):
     )
 
 
+@pytest.mark.parametrize(
+    ("architecture", "of", "task"),
+    [
+        ("bert", "TOKEN_CLS", "SEQ_CLS"),
+        ("bert", "SEQ_CLS", "TOKEN_CLS"),
+        ("qwen2", "CAUSAL_LM", "SEQ_CLS"),
+        ("qwen2", "SEQ_CLS", "CAUSAL_LM"),
+    ],
+)
+def test_a_checkpoint_of_another_task_is_refused(
+    compiled, tmp_path, capsys, architecture, of, task
+):
+    other = tiny.make(tmp_path, architecture, of)
+    bundle = compiled(architecture if task == "CAUSAL_LM" else "bert", task).bundle
+    capsys.readouterr()
+    assert verify(bundle, other.adapter, other.base) == 2
+    assert capsys.readouterr().err == (
+        f"ptdeploy: --checkpoint {other.adapter}: was trained for {of}, and the bundle is for "
+        f"{task}.\n{MEND}"
+    )
+
+
+def test_a_checkpoint_that_was_compiled_for_another_task_than_it_names_is_taken_as_it_was(
+    compiled, tmp_path, capsys
+):
+    one = compiled("bert", "SEQ_CLS")
+    adapter = Path(shutil.copytree(one.trained.adapter, tmp_path / "adapter"))
+    config = adapter / "adapter_config.json"
+    config.write_text(config.read_text().replace("SEQ_CLS", "TOKEN_CLS"))
+    assert verify(one.bundle, adapter, one.trained.base) == 2
+    assert "was trained for TOKEN_CLS, and the bundle is for SEQ_CLS" in capsys.readouterr().err
+    bundle = Path(shutil.copytree(one.bundle, tmp_path / "bundle"))
+    digest = hashlib.sha256(config.read_bytes()).hexdigest()
+    edit(
+        bundle,
+        lambda manifest: manifest["prompts"]["default"]["source"]["files"].update(
+            {config.name: digest}
+        ),
+    )
+    assert verify(bundle, adapter, one.trained.base) == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "task_id", "found", "wanted"),
+    [
+        ("multitask prompt tuning", None, _OF_THREE, "no multitask prompt"),
+        ("multitask prompt tuning", 3, _OF_THREE, "of a multitask prompt's task 3"),
+        ("prompt tuning", 1, "no multitask prompt", "of a multitask prompt's task 1"),
+    ],
+)
+def test_a_checkpoint_without_the_prompts_task_is_refused_in_words_that_verify_has_options_for(
+    compiled, trained, tmp_path, capsys, kind, task_id, found, wanted
+):
+    bundle = Path(shutil.copytree(compiled("qwen2", "CAUSAL_LM").bundle, tmp_path / "bundle"))
+    edit(
+        bundle,
+        lambda manifest: manifest["prompts"]["default"]["source"].update(task_id=task_id),
+    )
+    other = trained(kind)
+    capsys.readouterr()
+    assert verify(bundle, other.adapter, other.base) == 2
+    assert capsys.readouterr().err == (
+        f"ptdeploy: --checkpoint {other.adapter}: is {found}, and the bundle's prompt 'default' "
+        f"is {wanted}.\n{MEND}"
+    )
+
+
 @pytest.mark.parametrize(("architecture", "task"), [("qwen2", "CAUSAL_LM"), ("bert", "SEQ_CLS")])
 def test_the_same_model_in_another_folder_holds(compiled, tmp_path, architecture, task):
     one = compiled(architecture, task)
@@ -89,4 +159,4 @@ def test_what_is_about_a_checkpoint_is_refused_without_one(compiled, capsys, opt
     assert main(["verify", str(compiled("bert", "SEQ_CLS").bundle), "-q", *given]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"ptdeploy: {option} ")
-    assert error.endswith("Pass the checkpoint (--checkpoint).\n")
+    assert error.endswith("Pass the checkpoint with --checkpoint.\n")

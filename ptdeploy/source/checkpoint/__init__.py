@@ -25,12 +25,18 @@ from ptdeploy.source.checkpoint.labels import read_labels
 from ptdeploy.source.checkpoint.multitask import NoTaskChosen
 from ptdeploy.source.checkpoint.peft_config import CONFIG_NAME
 from ptdeploy.source.checkpoint.tensors import TENSOR_SUFFIXES
-from ptdeploy.source.checkpoint.types import BaseReference, Checkpoint, PromptEncoderState
+from ptdeploy.source.checkpoint.types import (
+    BaseReference,
+    Checkpoint,
+    NoTaskNamed,
+    PromptEncoderState,
+)
 
 __all__ = [
     "READERS",
     "BaseReference",
     "Checkpoint",
+    "NoTaskNamed",
     "PromptEncoderState",
     "load_full",
     "read_any_task",

@@ -19,7 +19,7 @@ from ptdeploy.source.checkpoint.tensors import (
     require_torch,
     tensor_names,
 )
-from ptdeploy.source.checkpoint.types import BaseReference, Checkpoint
+from ptdeploy.source.checkpoint.types import BaseReference, Checkpoint, NoTaskNamed
 
 if TYPE_CHECKING:
     import torch
@@ -69,7 +69,7 @@ def read(
             "Save it in one of these shapes; keys stand before values.",
         )
     if task is None:
-        raise CheckpointError(
+        raise NoTaskNamed(
             f"{path}: a tensor alone says no task.",
             f"Pass --task, one of {', '.join(one.value for one in Task)}.",
         )

@@ -23,7 +23,7 @@ from ptdeploy.source.checkpoint.tensors import (
     tensor_files,
     tensor_names,
 )
-from ptdeploy.source.checkpoint.types import BaseReference, Checkpoint
+from ptdeploy.source.checkpoint.types import BaseReference, Checkpoint, NoTaskNamed
 
 if TYPE_CHECKING:
     import torch
@@ -83,7 +83,7 @@ def read(
             "Train with their --prefix, or virtual tokens with PEFT's PromptTuningConfig.",
         )
     if task is None:
-        raise CheckpointError(
+        raise NoTaskNamed(
             f"{file}: a P-Tuning v2 state dict says no task.",
             f"Pass --task, one of {', '.join(one.value for one in Task)}.",
         )

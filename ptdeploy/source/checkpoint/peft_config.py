@@ -9,7 +9,13 @@ from typing import Any, cast
 from ptdeploy.bundle.task import Task
 from ptdeploy.errors import CheckpointError
 from ptdeploy.source.checkpoint.tensors import read_json
-from ptdeploy.source.checkpoint.types import KINDS, PREFIX_KINDS, EncoderKind, PromptKind
+from ptdeploy.source.checkpoint.types import (
+    KINDS,
+    PREFIX_KINDS,
+    EncoderKind,
+    NoTaskNamed,
+    PromptKind,
+)
 
 CONFIG_NAME = "adapter_config.json"
 TWO_TRAININGS = "The config and the tensors come from two trainings. Save both again together."
@@ -121,7 +127,7 @@ def _task(path: Path, name: object) -> Task:
     except ValueError as error:
         tasks = ", ".join(one.value for one in Task)
         if name is None:
-            raise CheckpointError(
+            raise NoTaskNamed(
                 f"{path}: names no task_type.", f"Say which it is with --task: {tasks}."
             ) from error
         raise CheckpointError(

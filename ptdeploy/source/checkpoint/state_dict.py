@@ -22,7 +22,7 @@ from ptdeploy.source.checkpoint.tensors import (
     shared_names,
     tensor_files,
 )
-from ptdeploy.source.checkpoint.types import Checkpoint
+from ptdeploy.source.checkpoint.types import Checkpoint, NoTaskNamed
 
 if TYPE_CHECKING:
     import torch
@@ -184,7 +184,7 @@ def _config_from_shapes(
         )
     task = task or recognised(weights, heads)
     if task is None:
-        raise CheckpointError(
+        raise NoTaskNamed(
             f"{file}: nothing here says which task the model was trained for.",
             f"Say it with --task ({', '.join(t.value for t in Task)}), or put its {CONFIG_NAME} "
             "beside it.",

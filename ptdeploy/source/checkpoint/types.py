@@ -30,6 +30,10 @@ PREFIX_KINDS: tuple[PromptKind, ...] = ("PREFIX_TUNING", "CARTRIDGE")
 FACTORS = ("prefix_task_cols", "prefix_task_rows")
 
 
+class NoTaskNamed(CheckpointError):
+    """A checkpoint that does not say which task it was trained for, and none was given."""
+
+
 @dataclass(frozen=True)
 class PromptEncoderState:
     """A prompt encoder's tensors: its embedding table and what is above it.
