@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ptdeploy.arguments import listed, shown
+from ptdeploy.arguments import ITEMS, listed, shown
 from ptdeploy.bundle import Limits
 from ptdeploy.errors import InputError
 from ptdeploy.runtime.tokenizer import Encoding
@@ -164,7 +164,7 @@ def _unpad(name: str, given: Any, attention_mask: Any) -> list[Ids]:
     rows = [_integers(name, row) for row in _batch(name, given)]
     if attention_mask is None:
         return rows
-    masks = [_array("attention_mask", mask) for mask in _batch("attention_mask", attention_mask)]
+    masks = _batch("attention_mask", attention_mask)
     if (deepest := max((mask.ndim for mask in masks), default=1)) > 1:
         raise InputError(
             f"attention_mask has {1 + deepest} dimensions, but needs (batch, sequence): 1 for "
@@ -189,27 +189,38 @@ def split(given: Any, name: str = "The request") -> list[Any]:
         )
     if isinstance(given, (bytes, bytearray)):
         raise InputError("The text is bytes, not a string.", "Decode it: text.decode('utf-8').")
-    if hasattr(type(given), "__array__") and not isinstance(given, np.ndarray):
+    if hasattr(type(given), "__array__"):
         given = _array(name, given)
     return listed(name, given, "is no batch of rows")
 
 
-def _batch(name: str, given: Any) -> list[Any]:
+def _batch(name: str, given: Any) -> list[NDArray[Any]]:
     """The rows of a batch; one row alone is a batch of one."""
     rows = split(given, name)
-    return [rows] if rows and all(_array(name, row).ndim == 0 for row in rows) else rows
+    if rows and all(_array(name, row).ndim == 0 for row in rows):
+        return [_array(name, rows)]
+    return [_array(name, row) for row in rows]
 
 
 def _array(name: str, row: Any) -> NDArray[Any]:
+    if isinstance(row, np.ma.MaskedArray):
+        raise InputError(
+            f"{_called(name)}: a masked array holds numbers that are not to be read.",
+            "Give each row's numbers without those: row.compressed() for row in rows",
+        )
     try:
-        return np.asarray(row)
+        # A range says how many numbers it has before they are made.
+        count = len(row) if isinstance(row, Sequence) else 0
+        if count <= ITEMS:
+            return np.asarray(row)
     except Exception as error:  # ragged, too deep, or a stranger's __array__
         raise InputError(f"{name}: a row is no list of numbers.") from error
+    raise InputError(f"{name}: a row has {count} numbers; at most {ITEMS} are read.")
 
 
-def _integers(name: str, row: Any) -> Ids:
-    array = _array(name, row)
-    if array.ndim != 1 or (array.size and not np.issubdtype(array.dtype, np.integer)):
+def _integers(name: str, array: NDArray[Any]) -> Ids:
+    # By its letter: numpy has spans of time among the integers.
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         if array.dtype.kind in "US":
             raise _text_instead(name)
         raise InputError(f"{_called(name)} must be whole numbers, one list for each row.")
@@ -229,7 +240,7 @@ def _text_instead(name: str) -> InputError:
 
 def _text(index: int, mask: NDArray[Any]) -> slice:
     """Where a row's text stands between its padding."""
-    usual = np.issubdtype(mask.dtype, np.number) or mask.dtype == np.bool_
+    usual = mask.dtype.kind in "iufb"
     other = mask[~np.isin(mask, (0, 1))] if usual else mask
     if other.size:
         raise InputError(
