@@ -74,25 +74,25 @@ def test_a_long_row_does_not_pad_short_ones():
     assert grouped([120, 8, 9, 118, 8], 16) == [[1, 4, 2], [3, 0]]
 
 
-def taken(given, mask=None):
-    return rows_of(given, mask, LIMITS, lambda rows: [40] * rows)
+def taken(batch, mask=None):
+    return rows_of(batch, mask, LIMITS, lambda rows: [40] * rows)
 
 
 @pytest.mark.parametrize("unit", ["m8", "m8[s]", "M8[s]"])
 def test_spans_of_time_are_no_token_ids_and_no_mask(unit):
     times = np.array([[1, 1]], unit)
     for ids in (times, list(times), times[0]):
-        with pytest.raises(InputError, match="^Token ids must be whole numbers"):
+        with pytest.raises(InputError, match=r"^Token ids must be whole numbers"):
             taken(ids)
-    with pytest.raises(InputError, match="^Row 0 of attention_mask holds .*, but 1 is for text"):
+    with pytest.raises(InputError, match=r"^Row 0 of attention_mask holds .*, but 1 is for text"):
         taken([[5, 6]], times)
 
 
 def test_a_masked_array_is_refused_and_its_hidden_numbers_are_not_read():
     hidden = np.ma.masked_array([[1, 1, 1]], [[0, 0, 1]])
-    for given, mask in ((hidden, None), (list(hidden), None), ([[5, 6, 7]], hidden)):
+    for rows, mask in ((hidden, None), (list(hidden), None), ([[5, 6, 7]], hidden)):
         with pytest.raises(InputError, match="a masked array holds numbers") as refused:
-            taken(given, mask)
+            taken(rows, mask)
         assert "row.compressed() for row in rows" in refused.value.fix
     (row,) = taken([row.compressed() for row in hidden])
     assert row.tolist() == [1, 1]
@@ -100,6 +100,6 @@ def test_a_masked_array_is_refused_and_its_hidden_numbers_are_not_read():
 
 @pytest.mark.parametrize("count", [ITEMS + 1, 10**13])
 def test_a_row_of_too_many_numbers_is_refused_before_they_are_made(count):
-    for given in ([range(count)], [[5], range(count)]):
+    for rows in ([range(count)], [[5], range(count)]):
         with pytest.raises(InputError, match=f"a row has {count} numbers; at most {ITEMS} are"):
-            taken(given)
+            taken(rows)
