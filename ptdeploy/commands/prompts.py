@@ -85,9 +85,7 @@ def remove_prompt(request: PromptChange) -> Bundle:
         _check_there(bundle, name)
         if name == bundle.manifest.default_prompt:
             raise InputError(
-                f"{bundle.path}: {name!r} is its default prompt.",
-                "Make another one the default first, or with --none the base model alone: ptdeploy "
-                "prompt default BUNDLE NAME",
+                f"{bundle.path}: {name!r} is its default prompt.", _another_default(bundle)
             )
         del prompts[name]
         return _rewritten(bundle, prompts, bundle.manifest.default_prompt)
@@ -99,7 +97,8 @@ def set_default_prompt(request: PromptChange) -> Bundle:
     with locked(Path(request.bundle)):
         bundle = read_bundle(request.bundle, hashes=False)
         if request.name is None:
-            _check_base_alone(bundle)
+            if refused := _no_base_alone(bundle):
+                raise refused
         else:
             _check_there(bundle, request.name)
             # A damaged one would leave a bundle that cannot be opened.
@@ -135,10 +134,16 @@ def _of_pack(
     bundle: Bundle, pack: Pack, request: PromptAddRequest, folder: Path, left: str
 ) -> Draft:
     found, manifest = pack.manifest, bundle.manifest
-    if found.task != manifest.task or found.precision != manifest.precision:
+    if found.task != manifest.task:
         raise InputError(
-            f"{pack.path}: was proven over an engine for {found.task.value} in {found.precision}, "
-            f"and that of {bundle.path} is for {manifest.task.value} in {manifest.precision}.",
+            f"{pack.path}: is a prompt for {found.task.value}, and the engine of {bundle.path} is "
+            f"for {manifest.task.value}.",
+            f"Add it to a bundle for {found.task.value}.",
+        )
+    if found.precision != manifest.precision:
+        raise InputError(
+            f"{pack.path}: was proven over an engine in {found.precision}, and that of "
+            f"{bundle.path} is in {manifest.precision}.",
             "Compile its checkpoint over this bundle: ptdeploy compile CHECKPOINT --over BUNDLE",
         )
     check_base(bundle, pack.path, found.base, _OF_ITS_BASE)
@@ -195,15 +200,37 @@ def _check_there(bundle: Bundle, name: str) -> None:
         raise InputError(f"{bundle.path}: has no prompt {name!r}; there is {in_words(prompts)}.")
 
 
-def _check_base_alone(bundle: Bundle) -> None:
-    """Raises InputError if nothing shows how the engine does without a prompt."""
-    if None not in referred(bundle):
-        raise InputError(
-            f"{bundle.path}: the base model alone was not proven over its engine: it was compiled "
-            "with a prompt.",
-            "Compile the base model alone, without a checkpoint, and add the prompts to that. A "
-            "request can be without a prompt all the same: ptdeploy run --no-prompt",
+def _another_default(bundle: Bundle) -> str:
+    """How to have another default, so that the one that there is may be removed."""
+    others, command = len(bundle.manifest.prompts) > 1, "ptdeploy prompt default BUNDLE"
+    if _no_base_alone(bundle) is None:
+        also = "another one the default first, or with --none the base model alone"
+        only = f"the base model alone the default first: {command} --none"
+        return f"Make {also}: {command} NAME" if others else f"Make {only}"
+    if others:
+        return f"Make another one the default first: {command} NAME"
+    return (
+        "It is the only one. Add another first, ptdeploy prompt add BUNDLE PROMPT, and make that "
+        f"the default: {command} NAME"
+    )
+
+
+def _no_base_alone(bundle: Bundle) -> InputError | None:
+    """Why the base model alone cannot be the default, if it cannot."""
+    if not ENGINES[bundle.manifest.task].takes_base:
+        return InputError(
+            f"{bundle.path}: a classifier has no base model alone: its head belongs to a prompt.",
+            f"Name a prompt: there is {in_words(bundle.manifest.prompts)}.",
         )
+    if None in referred(bundle):
+        return None
+    # Nothing shows how the engine does without a prompt.
+    return InputError(
+        f"{bundle.path}: the base model alone was not proven over its engine: it was compiled "
+        "with a prompt.",
+        "Compile the base model alone, without a checkpoint, and add the prompts to that. A "
+        "request can be without a prompt all the same: ptdeploy run --no-prompt",
+    )
 
 
 def _in_place(bundle: Bundle) -> Destination:

@@ -223,6 +223,64 @@ def test_what_cannot_be_changed_changes_nothing(bundle, pack, action, name, reas
     assert content(bundle) == before
 
 
+def refused(capsys, *told: object) -> str:
+    assert main(["prompt", *map(str, told)]) == 2
+    error: str = capsys.readouterr().err
+    return error.removeprefix(f"ptdeploy: {told[1]}: ")
+
+
+def test_a_classifier_is_told_of_other_prompts_and_never_of_its_base_alone(bundle, pack, capsys):
+    assert refused(capsys, "remove", bundle, "default") == (
+        "'default' is its default prompt.\nIt is the only one. Add another first, ptdeploy prompt "
+        "add BUNDLE PROMPT, and make that the default: ptdeploy prompt default BUNDLE NAME\n"
+    )
+    ptdeploy.prompt_add(bundle, pack)
+    assert refused(capsys, "remove", bundle, "default") == (
+        "'default' is its default prompt.\nMake another one the default first: "
+        "ptdeploy prompt default BUNDLE NAME\n"
+    )
+    assert refused(capsys, "default", bundle, "--none") == (
+        "a classifier has no base model alone: its head belongs to a prompt.\n"
+        "Name a prompt: there is 'default', 'other'.\n"
+    )
+
+
+def test_the_base_alone_is_offered_for_the_default_only_where_it_can_be_that(
+    compiled, packed, tmp_path, capsys
+):
+    one, pack = compiled("qwen2", "CAUSAL_LM"), packed("qwen2", "CAUSAL_LM").path
+    bundle = Path(shutil.copytree(one.bundle, tmp_path / "with prompt"))
+    ptdeploy.prompt_add(bundle, pack)
+    assert "--none" not in refused(capsys, "remove", bundle, "default")
+    told = {"base": str(one.trained.base), "task": "CAUSAL_LM", "target": "ort"}
+    alone = ptdeploy.compile(**told, output=tmp_path / "alone").path
+    ptdeploy.prompt_add(alone, pack)
+    ptdeploy.prompt_default(alone, "other")
+    first = "'other' is its default prompt.\nMake the base model alone the default first: "
+    assert (
+        refused(capsys, "remove", alone, "other")
+        == f"{first}ptdeploy prompt default BUNDLE --none\n"
+    )
+    ptdeploy.prompt_add(alone, pack, name="more")
+    assert "or with --none the base model alone" in refused(capsys, "remove", alone, "other")
+
+
+def test_a_pack_of_another_task_is_refused_for_good_and_one_of_another_precision_is_not(
+    bundle, pack, packed, tmp_path, capsys
+):
+    decoders = packed("qwen2", "CAUSAL_LM").path
+    assert refused(capsys, "add", bundle, decoders).endswith(
+        f"{decoders}: is a prompt for CAUSAL_LM, and the engine of {bundle} is for SEQ_CLS.\n"
+        "Add it to a bundle for CAUSAL_LM.\n"
+    )
+    other = Path(shutil.copytree(pack, tmp_path / "pack"))
+    damage.edit(other, lambda manifest: manifest.update(precision="int8"))
+    assert refused(capsys, "add", bundle, other).endswith(
+        f"{other}: was proven over an engine in int8, and that of {bundle} is in fp32.\n"
+        "Compile its checkpoint over this bundle: ptdeploy compile CHECKPOINT --over BUNDLE\n"
+    )
+
+
 def test_the_list_says_which_is_the_default(bundle, pack, capsys):
     ptdeploy.prompt_add(bundle, pack, labels="a,b,c,d,e")
     assert main(["prompt", "list", str(bundle), "--json"]) == 0
