@@ -23,7 +23,7 @@ def add_options(sub: argparse.ArgumentParser) -> None:
         "--max-slowdown",
         type=float,
         metavar="R",
-        help="time them, with more rounds while they do not agree, and exit 1 if B takes over R "
+        help="time them, with more rounds where B seems too slow, and exit 1 if it takes over R "
         "times as long as A",
     )
     sub.add_argument(

@@ -85,8 +85,8 @@ def compare_bundles(
     """Read two bundles, run both on the same rows, and say what differs.
 
     `speed` measures both engines in turns, `rounds` times each after one that does not count.
-    `max_slowdown` measures too, and says where the second takes over so many times as long; while
-    the rounds do not agree on that there are more of them, up to 8 times as many.
+    `max_slowdown` measures too, and says where the second takes over so many times as long; where
+    it seems to, there are more rounds, up to 8 times as many.
     Where an engine cannot run here the rest is compared, and a note says so.
     Raises BundleError if one is damaged, TargetUnavailable if an engine that cannot run here is to
     be timed.

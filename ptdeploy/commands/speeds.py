@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,31 +14,33 @@ from ptdeploy.errors import InputError
 from ptdeploy.runtime import Engine
 
 _NEW_TOKENS, _ROWS, _TOKENS = 16, 8, 32
-# Rounds that fall on the two sides of a bound by chance would do so in one of so many measurements.
-_BY_CHANCE = 0.01
 _TIMES_THE_ROUNDS = 8
 
 
 class Speed(msgspec.Struct, frozen=True):
-    """Median seconds of the same request to both engines, taken in turns.
+    """Seconds of the quickest of `rounds` requests to each engine, taken in turns.
 
-    `ratio` is how many times as long the second one takes, the median over the rounds: what slows
-    the machine down for a while slows both. `too_slow` is null where nothing was allowed.
+    All else that the machine does makes a request slower, never quicker. `too_slow` is null where
+    nothing was allowed.
     """
 
     request: str
     before: float
     after: float
-    ratio: float
     rounds: int
     too_slow: bool | None
+
+    @property
+    def ratio(self) -> float:
+        """How many times as long the second one takes."""
+        return self.after / self.before
 
 
 @dataclass(frozen=True)
 class Timing:
     """How often each engine is timed, and how many times as long the second one may take.
 
-    While the rounds do not agree on whether it does, there are more of them.
+    Where it seems to take longer there are more rounds, up to 8 times as many.
     """
 
     rounds: int
@@ -58,34 +59,19 @@ def speeds(before: Engine, after: Engine, timing: Timing) -> tuple[Speed, ...]:
 def _speed(
     name: str, before: Callable[[], object], after: Callable[[], object], timing: Timing
 ) -> Speed:
-    times: tuple[list[float], list[float]] = ([], [])
-    ratios: list[float] = []
     for run in (before, after):  # what is first is slower
         run()
-    while len(ratios) < timing.rounds or (
-        timing.max_slowdown is not None
-        and len(ratios) < _TIMES_THE_ROUNDS * timing.rounds
-        and not _agree(ratios, timing.max_slowdown)
+    most, best, rounds = timing.max_slowdown, [math.inf, math.inf], 0
+    while rounds < timing.rounds or (
+        most is not None and best[1] > most * best[0] and rounds < _TIMES_THE_ROUNDS * timing.rounds
     ):
         # Who goes first changes, so that neither always finds the caches warm.
-        for which in (0, 1) if len(ratios) % 2 else (1, 0):
+        for which in (0, 1) if rounds % 2 else (1, 0):
             start = time.perf_counter()
             (before, after)[which]()
-            times[which].append(time.perf_counter() - start)
-        ratios.append(times[1][-1] / times[0][-1])
-    ratio, most = statistics.median(ratios), timing.max_slowdown
-    too_slow = None if most is None else not ratio <= most
-    first, second = map(statistics.median, times)
-    return Speed(name, first, second, ratio, len(ratios), too_slow)
-
-
-def _agree(ratios: list[float], most: float) -> bool:
-    """Whether rounds lie on one side of a bound more often than they would by chance."""
-    rounds = len(ratios)
-    over = sum(ratio > most for ratio in ratios)
-    larger = max(over, rounds - over)
-    as_many = sum(math.comb(rounds, count) for count in range(larger, rounds + 1))
-    return as_many <= _BY_CHANCE * float(2**rounds)
+            best[which] = min(best[which], time.perf_counter() - start)
+        rounds += 1
+    return Speed(name, best[0], best[1], rounds, None if most is None else best[1] > most * best[0])
 
 
 def _request_sizes(*engines: Engine) -> tuple[int, int]:
