@@ -20,6 +20,8 @@ Padding = Literal["right", "left", "both"]
 Source = Literal["random", "text", "data"]
 
 _LENGTHS = (1, 2, 3, 5, 8, 13, 21, 34)
+# The row that has the vocabulary's ends, and how many of them at most.
+_ENDS_IN, _MOST_ENDS = 7, 16
 _BATCH = 8
 # A longer row would take minutes; this one is long enough for a second piece of its prefill to run.
 _LONGEST = PREFILL + 16
@@ -81,11 +83,23 @@ def comparison(rows: Sequence[AskedRow], manifest: Manifest, held_as: str) -> Co
 def make_rows(vocab_size: int, max_sequence: int) -> list[NDArray[np.int64]]:
     """Eight rows of unequal length, and one as long as the limit or as is run without being asked.
 
-    Ids are drawn from the whole vocabulary, the same ones for the same arguments.
+    Ids are drawn from the whole vocabulary, the same ones for the same arguments; the last of the
+    eight begins with the vocabulary's ends.
     """
     lengths = [min(length, max_sequence) for length in (*_LENGTHS, _LONGEST)]
     random = np.random.default_rng(20_26)
-    return [random.integers(0, vocab_size, length, np.int64) for length in lengths]
+    rows = [random.integers(0, vocab_size, length, np.int64) for length in lengths]
+    ends = _ends(vocab_size)[: rows[_ENDS_IN].size]
+    rows[_ENDS_IN][: len(ends)] = ends
+    return rows
+
+
+def _ends(vocab_size: int) -> list[int]:
+    """The first id, and the last ones, ever farther apart: tokens are added behind the others, and
+    a large vocabulary's random ids would miss them.
+    """
+    steps = [2**n for n in range(_MOST_ENDS - 1) if 2**n <= vocab_size]
+    return [0, *(vocab_size - step for step in steps)]
 
 
 def longest_row(max_sequence: int) -> int:

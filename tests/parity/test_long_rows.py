@@ -21,6 +21,16 @@ from ptdeploy.source.checkpoint import read_checkpoint
 NOTE = "no row of over 528 tokens was run, but the bundle takes up to "
 
 
+@pytest.mark.parametrize("vocabulary", [1, 2, 101, 151_936])
+def test_the_vocabularys_ends_are_among_the_rows(vocabulary):
+    """A table from before tokens were added gives its last row, or none, for them."""
+    rows = make_rows(vocabulary, 1000)
+    found = set(np.concatenate(rows).tolist())
+    assert {0, vocabulary - 1, max(vocabulary - 2, 0), max(vocabulary - 4, 0)} <= found
+    assert found <= set(range(vocabulary))
+    assert [row.size for row in make_rows(vocabulary, 3)] == [1, 2, 3, 3, 3, 3, 3, 3, 3]
+
+
 @pytest.mark.parametrize(("takes", "longest"), [(59, 59), (512, 512), (530, 528), (32_768, 528)])
 def test_the_longest_row_is_as_long_as_the_model_takes_or_longer_than_a_piece(takes, longest):
     lengths = [row.size for row in make_rows(32_000, takes)]
