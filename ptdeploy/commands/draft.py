@@ -3,7 +3,7 @@ to PEFT on PyTorch and only then published."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import msgspec
 from ptdeploy.backends import NoKernel, get_backend
 from ptdeploy.bundle import Bundle, FileEntry, Manifest, Role, prompt_folder, publish, staged
 from ptdeploy.bundle.publish import Destination
+from ptdeploy.bundle.whose import in_words
 from ptdeploy.commands.plan import runs_here
 from ptdeploy.errors import BaseModelError, BundleError, EngineFault, TargetUnavailable
 from ptdeploy.parity.compare import compare
@@ -30,9 +31,9 @@ class Draft:
     """A bundle that is being made in `folder`.
 
     `working` files were needed to make the engine and stay out of the bundle. `notes` are for the
-    user at the end; the `told` ones were shown before. `references` are of those prompts that are
-    to be proven, by name; None is the base model alone. `refused` says what is left where parity
-    fails.
+    user at the end; the `told` ones were shown before, and those `of_prompts` are each of the
+    prompt beside it. `references` are of those prompts that are to be proven, by name; None is the
+    base model alone. `refused` says what is left where parity fails.
     """
 
     folder: Path
@@ -40,6 +41,7 @@ class Draft:
     working: tuple[FileEntry, ...] = ()
     notes: tuple[str, ...] = ()
     told: tuple[str, ...] = ()
+    of_prompts: tuple[tuple[str | None, str], ...] = ()
     references: Mapping[str | None, Reference] = field(default_factory=dict, repr=False)
     refused: str = "no bundle was written"
 
@@ -134,7 +136,7 @@ def told(
     `placed` are the notes of putting it into its place, `pending` is what is said where the engine
     cannot run here.
     """
-    notes = tuple(dict.fromkeys(draft.notes))
+    notes = tuple(dict.fromkeys((*draft.notes, *_notes_of_prompts(draft))))
     manifest = draft.manifest
     if any(one.parity is None for one in (manifest.prompt, *manifest.prompts.values())):
         notes += (pending,)
@@ -142,6 +144,21 @@ def told(
     for note in notes:
         progress.note(note)
     return (*draft.told, *notes)
+
+
+def _notes_of_prompts(draft: Draft) -> Iterator[str]:
+    """Each note once; where several prompts were proven, with the names of those it is of."""
+    whose: dict[str, list[str | None]] = {}
+    for name, note in draft.of_prompts:
+        whose.setdefault(note, []).append(name)
+    for note, names in whose.items():
+        if len(draft.references) == 1:
+            yield note
+            continue
+        named = {name for name in names if name is not None}
+        of = [f"of prompt{'s' if len(named) > 1 else ''} {in_words(named)}"] if named else []
+        of += ["without a prompt"] if None in names else []
+        yield f"{note.removesuffix('.')} ({' and '.join(of)})."
 
 
 def in_stages(name: str | None, manifest: Manifest) -> str:
@@ -164,16 +181,16 @@ def staged_of_prompt(name: str | None, file: str, role: Role) -> FileEntry:
 
 
 def _with_reports(draft: Draft, name: str | None, reports: dict[Role, ParityReport]) -> Draft:
-    files, notes = draft.manifest.files, draft.notes
+    files, notes = draft.manifest.files, draft.of_prompts
     for role, report in reports.items():
         file = f"{role.replace('_', '-')}.json"
         (prompt_place(draft.folder, name) / file).write_bytes(report_json(report))
         files += (staged_of_prompt(name, file, role),)
-        notes += tuple(report.notes)
+        notes += tuple((name, note) for note in report.notes)
     summaries = {role: report.summary() for role, report in reports.items()}
     manifest = draft.manifest.with_prompt(name, **summaries)
     manifest = msgspec.structs.replace(manifest, files=files)
-    return replace(draft, manifest=manifest, notes=notes)
+    return replace(draft, manifest=manifest, of_prompts=notes)
 
 
 def _open(bundle: Bundle, compiled: Compiled) -> Engine:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,12 @@ from support import kinds
 
 import ptdeploy
 from ptdeploy.bundle import read_bundle
+from ptdeploy.bundle.precision import FINITE
 from ptdeploy.cli.main import main
+from ptdeploy.commands.draft import Draft, told
 from ptdeploy.errors import CheckpointError, InputError
+from ptdeploy.parity.reference import Reference
+from ptdeploy.progress import Progress
 
 MULTITASK = "multitask prompt tuning"
 NAMES = ["task-0", "task-1", "task-2"]
@@ -151,6 +157,37 @@ def test_compile_says_which_prompts_it_made(compiled, tmp_path, capsys):
     assert "glue.0, glue.1, glue.2; glue.0 is the default" in said.out
     assert "the other 2 prompts: max abs" in said.out
     assert "each row alone of prompt 'glue.1'" in said.err
+
+
+def test_a_note_about_some_of_several_prompts_ends_with_their_names(trained, tmp_path, capsys):
+    one = trained(MULTITASK)
+    asked = ["--base", str(one.base), "-o", str(tmp_path / "b"), "--task-id", "all", "--json"]
+    # Random weights have no clear answers, which a note says.
+    quantized = ["--precision", "int8", "--min-agreement", "0.3"]
+    capsys.readouterr()
+    assert main(["compile", str(one.adapter), "--target", "ort", *asked, *quantized]) == 0
+    said = capsys.readouterr()
+    (note,) = [found for found in json.loads(said.out)["notes"] if found.startswith("agreement at")]
+    assert note.endswith(" could pass it (of prompts 'task-0', 'task-1', 'task-2').")
+    assert f"note: {note}\n" in said.err
+
+
+def test_the_same_note_of_several_prompts_is_said_once(compiled, tmp_path):
+    manifest = read_bundle(compiled("bert", "SEQ_CLS").bundle).manifest
+    found = (("a", "x."), (None, "y"), ("b", "z."), ("b", "x."), (None, "x."), ("a", "x."))
+    draft = Draft(tmp_path, manifest, notes=("of all.",), of_prompts=found)
+
+    def notes(*proven: str | None) -> tuple[str, ...]:
+        proved = replace(draft, references=dict.fromkeys(proven, Reference((), (), (), FINITE)))
+        return told(proved, (), Progress(quiet=True))
+
+    assert notes("a", "b", None) == (
+        "of all.",
+        "x (of prompts 'a', 'b' and without a prompt).",
+        "y (without a prompt).",
+        "z (of prompt 'b').",
+    )
+    assert notes("a") == ("of all.", "x.", "y", "z.")
 
 
 def test_inspect_says_for_how_many_tasks_a_checkpoint_is(compiled, capsys):
