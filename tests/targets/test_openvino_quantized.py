@@ -281,6 +281,26 @@ def test_what_the_cache_is_kept_in_is_shown_and_compared(compiled, capsys):
     assert "kv_precision" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("task", ["SEQ_CLS", "CAUSAL_LM"])
+def test_only_what_keeps_keys_and_values_is_said_to_keep_them_in_something(compiled, task, capsys):
+    asked = QuantizationOptions(accuracy_level=IN_INT8, min_agreement=0.0)
+    how = {"target": "openvino", "precision": "int8", "quantization": asked}
+    bundle = str(compiled("bert" if task == "SEQ_CLS" else "qwen2", task, how).bundle)
+    other = str(compiled("bert" if task == "SEQ_CLS" else "qwen2", task).bundle)
+    capsys.readouterr()
+    said = []
+    for line in (["inspect", bundle], ["inspect", bundle, "--json"], ["diff", other, bundle]):
+        main(line)
+        said.append(capsys.readouterr().out)
+    kept = task == "CAUSAL_LM"
+    assert ("KV cache" in said[0]) is kept
+    assert json.loads(said[1])["engine"] == {"group": 32} | (
+        {"kv_precision": "f32"} if kept else {}
+    )
+    assert ("engine.kv_precision" in said[2]) is kept
+    assert "engine.group" in said[2]
+
+
 @pytest.mark.parametrize(
     ("precision", "kept", "held_as"),
     [

@@ -87,12 +87,15 @@ class OpenVinoBackend:
         return True
 
     def facts(self, bundle: Bundle) -> dict[str, Any]:
-        """What `engine.json` says, where there is one."""
+        """What `engine.json` says, where there is one; of a KV cache only where one is kept."""
         if bundle.entry("engine_info") is None:
             return {}
         from ptdeploy.backends.openvino.engine_file import engine_info
+        from ptdeploy.backends.openvino.open import keeps_kv
 
         found: dict[str, Any] = msgspec.to_builtins(engine_info(bundle))
+        if not keeps_kv(bundle.manifest):
+            del found["kv_precision"]
         return found
 
     def describe(self, facts: Mapping[str, Any]) -> EngineWords:
@@ -100,5 +103,6 @@ class OpenVinoBackend:
             return EngineWords()
         group = facts["group"]
         products = f"int8, a scale for each {group} activations" if group else "the precision"
-        words = (("KV cache", facts["kv_precision"]), ("products", f"in {products}"))
-        return EngineWords(words, (), facts)
+        words = [("KV cache", facts["kv_precision"])] if "kv_precision" in facts else []
+        words.append(("products", f"in {products}"))
+        return EngineWords(tuple(words), (), facts)
