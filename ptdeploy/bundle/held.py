@@ -15,6 +15,9 @@ from ptdeploy.files import check_regular, open_regular
 
 _CHUNK = 1 << 20
 _MOST_SPARE = 1024
+# Holes of a smaller file are read in no time, and of a larger one it may have so many for each byte
+# on the disk: file systems that compress may keep what is zero as holes.
+_SMALL, _MOST_HOLLOW = 1 << 30, 16
 _FOLDERS = Path("/proc/self/fd")
 
 
@@ -62,14 +65,33 @@ class Held:
                 content += piece
             return bytes(content)
 
-    def sha256(self, name: str) -> str:
-        """The SHA-256 of a file, read through the descriptor that everything else reads."""
+    def sha256(self, name: str, size: int) -> str:
+        """The SHA-256 of a file of so many bytes, read through the descriptor that everything else
+        reads. One byte more shows a file that has grown, and no more is read of it."""
         digest, place = hashlib.sha256(), 0
         with self._reading(name) as file:
-            while piece := os.pread(file, _CHUNK, place):
+            while piece := os.pread(file, min(_CHUNK, size + 1 - place), place):
                 digest.update(piece)
                 place += len(piece)
         return digest.hexdigest()
+
+    def is_hollow(self, name: str) -> bool:
+        """Whether a large file is nearly all holes, so that reading it takes far longer than
+        writing it did. False where the file system does not say."""
+        with self._reading(name) as file:
+            size = os.fstat(file).st_size
+            if size <= _SMALL or not hasattr(os, "SEEK_DATA"):
+                return False
+            data = end = 0
+            while data < size // _MOST_HOLLOW:
+                try:
+                    start = os.lseek(file, end, os.SEEK_DATA)
+                    end = os.lseek(file, start, os.SEEK_HOLE)
+                except OSError as error:
+                    # The rest is one hole.
+                    return error.errno == errno.ENXIO
+                data += end - start
+            return False
 
     def reopened(self, name: str) -> Path:
         """A path for libraries that open files themselves: it leads to the very file held here.

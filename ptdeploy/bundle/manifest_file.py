@@ -16,6 +16,7 @@ from ptdeploy.bundle.schema import (
     FORMAT,
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
+    MOST_BYTES,
     PACK_FORMAT,
     FileEntry,
     Header,
@@ -161,11 +162,33 @@ def _check_file(held: Held, entry: FileEntry, keep: bool) -> None:
             f"{file}: has {size} bytes, but the manifest says {entry.size}.",
             "The file is damaged. Copy the whole bundle folder again.",
         )
+    _check_cost(held, entry)
+
+
+def _check_cost(held: Held, entry: FileEntry) -> None:
+    """That reading it takes no longer than its place on a disk accounts for."""
+    file, most = held.path / entry.path, MOST_BYTES.get(entry.role, entry.size)
+    if entry.size > most:
+        raise BundleError(
+            f"{file}: has {entry.size} bytes; at most {most} are read of a file with the role "
+            f"{entry.role!r}.",
+            "Compile the checkpoint again.",
+        )
+    try:
+        hollow = held.is_hollow(entry.path)
+    except OSError as error:
+        raise BundleError(f"{file}: cannot be read ({error.strerror}).") from error
+    if hollow:
+        raise BundleError(
+            f"{file}: has {entry.size} bytes, but nearly all of them are holes, which are on no "
+            "disk.",
+            "The file is damaged. Copy the whole bundle folder again.",
+        )
 
 
 def check_hash(held: Held, entry: FileEntry) -> None:
     try:
-        found = held.sha256(entry.path)
+        found = held.sha256(entry.path, entry.size)
     except OSError as error:
         raise BundleError(
             f"{held.path / entry.path}: cannot be read ({error.strerror})."

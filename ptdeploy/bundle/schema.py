@@ -32,6 +32,18 @@ Role = Literal[
     "parity",
     "graph_parity",
 ]
+# The most bytes of a file of a role whose reader takes it whole, many times what any has had. Of
+# the others the reader knows how many there must be, or the engine maps them.
+MOST_BYTES: dict[Role, int] = {
+    "model": 2**31 - 1,  # as protobuf has it
+    "engine_info": 4 << 20,
+    "tokenizer": 512 << 20,
+    "chat_template": 16 << 20,
+    "tokenizer_program": 512 << 20,
+    "tokenizer_weights": 2**31 - 1,
+    "parity": 128 << 20,
+    "graph_parity": 128 << 20,
+}
 
 
 class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

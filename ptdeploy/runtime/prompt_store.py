@@ -63,7 +63,10 @@ class PromptPlace:
             ) from error
 
     def _read(self, held: Held, entry: FileEntry) -> Prompt:
-        if held.look(entry.path) != entry.size or held.sha256(entry.path) != entry.sha256:
+        if (
+            held.look(entry.path) != entry.size
+            or held.sha256(entry.path, entry.size) != entry.sha256
+        ):
             raise BundleError(
                 f"{self.folder / entry.path}: was changed since the prompt was loaded.", _PUT_BACK
             )

@@ -1223,7 +1223,11 @@ _OF_GRAPHS = [
         _onnx(b"\x48\0" * (2**20 + 1)),
         "is no ONNX file (it has over 1048576 fields)",
     ),
-    Lie("a graph past all", _past_all, "(it has 2147483648 bytes; at most 2147483647 are read)"),
+    Lie(
+        "a graph past all",
+        _past_all,
+        "has 2147483648 bytes; at most 2147483647 are read of a file with the role 'model'.",
+    ),
     Lie(
         "an input whose name is no text",
         _onnx(field(7, field(1, field(1, b"\xff")))),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import shutil
 from typing import Any
@@ -16,6 +17,7 @@ from support.damage import DAMAGE, edit, flip, the_graph, the_prompt
 
 import ptdeploy
 from ptdeploy.bundle import read_bundle
+from ptdeploy.bundle.held import Held
 from ptdeploy.cli.main import main
 from ptdeploy.errors import BundleError
 
@@ -155,3 +157,16 @@ def test_the_manifest_round_trips(compiled):
     manifest = read_bundle(compiled("bert", "SEQ_CLS").bundle).manifest
     again = msgspec.json.decode(msgspec.json.encode(manifest), type=type(manifest))
     assert again == manifest
+
+
+@pytest.mark.parametrize(("data", "refused"), [(1 << 16, True), (96 << 20, False)])
+def test_a_file_of_few_holes_for_its_bytes_is_no_damage(tmp_path, data, refused):
+    """A file system that compresses may keep zeros as holes, in the middle of weights too."""
+    with (tmp_path / "weights").open("wb") as file:
+        for place in range(0, 1 << 30, 1 << 28):
+            file.seek(place)
+            file.write(b"\1" * (data // 4))
+        file.truncate((1 << 30) + 1)
+    assert Held(tmp_path).is_hollow("weights") is refused
+    os.truncate(tmp_path / "weights", 1 << 30)
+    assert not Held(tmp_path).is_hollow("weights"), "that many bytes are read in a second"

@@ -124,6 +124,21 @@ def shift_reference(bundle: Path, prompt: str | None) -> None:
     replace(bundle, name, save(tensors, told))
 
 
+def _hollow(name: str, size: int) -> Callable[[Path], None]:
+    """Zeros behind a file, which take no place on a disk; the manifest says how many."""
+
+    def change(bundle: Path) -> None:
+        os.truncate(bundle / name, size)
+
+        def lengthen(manifest: dict[str, Any]) -> None:
+            (entry,) = (one for one in manifest["files"] if one["path"] == name)
+            entry.update(size=size)
+
+        edit(bundle, lengthen)
+
+    return change
+
+
 def flip(file: Path, place: float) -> None:
     content = bytearray(file.read_bytes())
     content[int(place * len(content))] ^= 1
@@ -237,6 +252,22 @@ _OF_FILES = [
         Damage(f"{f} flipped at {p}", lambda b, f=f, p=p: flip(b / f, p), "SHA-256 is not the")
         for f in FILES
         for p in (0.0, 0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.9999)
+    ),
+    *(
+        Damage(
+            f"{f} of holes",
+            _hollow(f, 1 << 40),
+            "has 1099511627776 bytes, but nearly all of them are holes, which are on no disk.",
+        )
+        for f in ("model.onnx.data", PROMPT, REFERENCE)
+    ),
+    *(
+        Damage(
+            f"{f} larger than any is",
+            _hollow(f, most + 1),
+            f"has {most + 1} bytes; at most {most} are read of a file with the role {role!r}.",
+        )
+        for f, role, most in (("model.onnx", "model", 2**31 - 1), (PARITY, "parity", 128 << 20))
     ),
     Damage("no folder", shutil.rmtree, "no such bundle folder"),
     Damage("no manifest", lambda b: (b / "manifest.json").unlink(), "so it is no bundle"),

@@ -17,6 +17,9 @@ namespace {
 
 constexpr std::size_t kChunk = 1 << 20;
 constexpr const char* kOpened = "/proc/self/fd";
+// Holes of a smaller file are read in no time, and of a larger one it may have so many for each
+// byte on the disk: file systems that compress may keep what is zero as holes.
+constexpr off_t kSoonRead = 1 << 30, kMostHoles = 16;
 
 // A descriptor of the folder itself is enough to look names up in it.
 #ifdef O_PATH
@@ -132,6 +135,24 @@ void Held::read(const std::string& name, std::uintmax_t most,
                 const std::function<void(const char*, std::size_t)>& take) const {
   Reading(*this, name).read(most, take);
 }
+
+bool Held::Reading::is_hollow() const {
+#ifdef SEEK_DATA
+  const off_t size = stat_of(descriptor_).st_size;
+  if (size <= kSoonRead) return false;
+  off_t data = 0, end = 0;
+  while (data < size / kMostHoles) {
+    const off_t start = ::lseek(descriptor_, end, SEEK_DATA);
+    if (start >= 0) end = ::lseek(descriptor_, start, SEEK_HOLE);
+    // The rest is one hole.
+    if (start < 0 || end < 0) return errno == ENXIO;
+    data += end - start;
+  }
+#endif
+  return false;
+}
+
+bool Held::is_hollow(const std::string& name) const { return Reading(*this, name).is_hollow(); }
 
 std::string Held::reopened(const std::string& name) const {
   const auto known = files_.find(name);

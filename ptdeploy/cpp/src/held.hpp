@@ -39,6 +39,7 @@ class Held {
     Reading(const Reading&) = delete;
     Reading& operator=(const Reading&) = delete;
     const std::string& path() const { return path_; }
+    bool is_hollow() const;
     // Gives `take` the file's bytes in pieces, at most `most` of them.
     void read(std::uintmax_t most,
               const std::function<void(const char*, std::size_t)>& take) const;
@@ -53,6 +54,9 @@ class Held {
   std::uintmax_t size(const std::string& name);
   // The same without holding it open: it is opened again whenever it is read.
   std::uintmax_t look(const std::string& name);
+  // Whether a large file is nearly all holes, so that reading it takes far longer than writing it
+  // did. False where the file system does not say.
+  bool is_hollow(const std::string& name) const;
   // What a `Reading` of the file reads.
   void read(const std::string& name, std::uintmax_t most,
             const std::function<void(const char*, std::size_t)>& take) const;

@@ -12,6 +12,21 @@ namespace {
 
 constexpr std::uintmax_t kMaxManifestBytes = 4 * 1024 * 1024;
 
+// The most bytes of a file of a role whose reader takes it whole, many times what any has had. Of
+// the others the reader knows how many there must be, or the engine maps them.
+struct MostBytes {
+  const char* role;
+  std::int64_t bytes;
+};
+constexpr MostBytes kMostOfRole[] = {{"model", 2147483647},  // as protobuf has it
+                                     {"engine_info", 4 << 20},
+                                     {"tokenizer", 512 << 20},
+                                     {"chat_template", 16 << 20},
+                                     {"tokenizer_program", 512 << 20},
+                                     {"tokenizer_weights", 2147483647},
+                                     {"parity", 128 << 20},
+                                     {"graph_parity", 128 << 20}};
+
 constexpr const char* kPointer = "version https://git-lfs.github.com/spec/";
 constexpr std::size_t kPointerBytes = 1024;
 
@@ -60,13 +75,33 @@ std::uintmax_t listed_size(Held& held, const std::string& folder, const FileEntr
   }
 }
 
+// That reading it takes no longer than its place on a disk accounts for.
+void check_cost(const Held& held, const std::string& file, const FileEntry& entry) {
+  const std::string has = file + ": has " + std::to_string(entry.size) + " bytes";
+  for (const MostBytes& most : kMostOfRole)
+    if (entry.role == most.role && entry.size > most.bytes)
+      throw BundleError(has + "; at most " + std::to_string(most.bytes) +
+                            " are read of a file with the role " + quoted(entry.role) + ".",
+                        "Compile the checkpoint again.");
+  bool hollow = false;
+  try {
+    hollow = held.is_hollow(entry.path);
+  } catch (const FileFault& fault) {
+    throw BundleError(file + ": cannot be read (" + reason_of(fault.number) + ").");
+  }
+  if (hollow)
+    throw BundleError(has + ", but nearly all of them are holes, which are on no disk.",
+                      "The file is damaged. Copy the whole bundle folder again.");
+}
+
 void check_file(Held& held, const std::string& folder, const FileEntry& entry, bool keep) {
   if (leaves(entry.path))
     throw BundleError(join(folder, kManifestName) + ": " + quoted(entry.path) +
                       " leaves the bundle's folder.");
   const std::string file = join(folder, entry.path);
   const std::uintmax_t size = listed_size(held, folder, entry, keep);
-  if (entry.size >= 0 && size == static_cast<std::uintmax_t>(entry.size)) return;
+  if (entry.size >= 0 && size == static_cast<std::uintmax_t>(entry.size))
+    return check_cost(held, file, entry);
   try {
     refuse_pointer(file, read_text(held, entry.path, kPointerBytes + 1));
   } catch (const FileFault& fault) {
