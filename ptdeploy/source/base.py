@@ -18,6 +18,7 @@ from ptdeploy.errors import BaseModelError, TargetUnavailable
 from ptdeploy.files import POINTER_FIX, POINTER_PROBLEM, pointer_in
 from ptdeploy.program.kinds import ProgramKind, kind_of
 from ptdeploy.source import glm
+from ptdeploy.source.base_config import check_config_files
 from ptdeploy.source.buffers import is_computed, is_kept_no_more
 from ptdeploy.source.checkpoint import Checkpoint
 from ptdeploy.source.checkpoint.names import TEXT_EMBEDDINGS
@@ -215,6 +216,7 @@ def _load_config(
         )
     try:
         with quiet_libraries():
+            check_config_files(name, revision)
             config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
         # How a caller takes outputs is no part of a model; a part for text has a flag of its own.
         config.return_dict = _text_part(config).return_dict = True

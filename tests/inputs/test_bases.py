@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -409,6 +410,49 @@ def test_a_base_of_several_parts_or_none_for_text_is_refused(trained, tmp_path, 
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(BaseModelError, match=f"configuration cannot be read .*{words}"):
         resolve_base(read_checkpoint(trained.adapter), str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"num_hidden_layers": 10_000_000}, "num_hidden_layers is 10000000; at most 4096 is"),
+        ({"n_layer": 5000}, "n_layer is 5000; at most 4096 is"),
+        ({"num_local_experts": 10**9}, "num_local_experts is 1000000000; at most 4096 is"),
+        ({"num_labels": 100_000_000}, "num_labels is 100000000; at most 1000000 is"),
+        (
+            {"max_position_embeddings": 10**13},
+            "max_position_embeddings is 10000000000000; at most 2147483647 is",
+        ),
+        ({"hidden_size": 2**31}, "hidden_size is 2147483648; at most 2147483647 is"),
+        ({"vocab_size": 10**60}, "vocab_size is a number of more than 128 bits; at most"),
+        ({"vocab_size": math.inf}, "vocab_size is inf; at most 2147483647 is"),
+        ({"text_config": {"num_hidden_layers": 10_000_000}}, "num_hidden_layers is 10000000"),
+        ({"parts": [{"depths": [2, 10**9]}]}, "depths is 1000000000; at most 4096 is"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "config.4.0.0.json"])
+def test_a_base_of_more_than_any_model_has_is_refused_before_it_is_made(
+    trained, tmp_path, change, words, name
+):
+    base = Path(shutil.copytree(trained.base, tmp_path / "base"))
+    config = json.loads((base / "config.json").read_text())
+    (base / name).write_text(json.dumps({**config, **change}))
+    with pytest.raises(BaseModelError, match=f"configuration cannot be read .*{words}") as refused:
+        resolve(trained.adapter, base)
+    assert f"({name}: " in refused.value.problem
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+def test_a_configuration_without_end_is_not_read(trained, tmp_path, name):
+    base = Path(shutil.copytree(trained.base, tmp_path / "base"))
+    (base / name).touch()
+    os.truncate(base / name, 3 << 30)
+    for given in (base, base / name):
+        with pytest.raises(BaseModelError) as refused:
+            resolve(trained.adapter, given)
+        said = f"({name} has 3221225472 bytes; at most 16777216 are read)."
+        assert refused.value.problem.endswith(said)
 
 
 def test_an_adapters_config_of_any_age_is_read(trained, tmp_path):
