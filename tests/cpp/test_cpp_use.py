@@ -339,8 +339,26 @@ def test_a_new_project_says_how_it_is_called(project):
     assert output(project / "build" / "my_app", code=2) == asked
 
 
+def test_a_new_project_takes_a_prompt_wherever_it_stands(project):
+    program = project / "build" / "my_app"
+    want = output(program, "5,6,7", "40")
+    for words in (
+        ["--prompt", "default", "5,6,7", "40"],
+        ["5,6,7", "--prompt", "default", "40"],
+        ["5,6,7", "40", "--prompt", "default"],
+    ):
+        assert output(program, *words) == want
+    assert "has no prompt 'lagel'" in output(program, "5,6,7", "--prompt", "lagel", code=2)
+
+
 @pytest.mark.parametrize(
-    "words", [["--prompt"], ["--prompt", "Once upon"], ["--prompt", "default", "--prompt"]]
+    "words",
+    [
+        ["--prompt"],
+        ["--prompt", "Once upon"],
+        ["--prompt", "default", "--prompt"],
+        ["5,6,7", "--prompt"],
+    ],
 )
 def test_a_new_project_wants_a_row_behind_the_prompts_name(project, words):
     program = project / "build" / "my_app"

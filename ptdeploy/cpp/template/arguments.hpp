@@ -2,7 +2,6 @@
 // and the place for a tokenizer of yours: see ptdeploy's docs/cpp.md.
 #pragma once
 
-#include <algorithm>
 #include <cstring>
 #include <iostream>
 #include <optional>
@@ -16,7 +15,7 @@
 // taken.
 inline std::optional<int> usage(int argc, char** argv) {
   const bool asked = argc == 2 && std::strcmp(argv[1], "--help") == 0;
-  const bool rows = argc > 1 && std::strcmp(argv[1], "--prompt") != 0;
+  const bool rows = argc > 1 && std::strcmp(argv[argc - 1], "--prompt") != 0;
   if (rows && !asked) return std::nullopt;
   std::ostream& out = asked ? std::cout : std::cerr;
   out << "usage: " << argv[0] << " [--prompt NAME] ROW...\n"
@@ -47,12 +46,17 @@ inline ptdeploy::Ids ids_of(const ptdeploy::Engine& engine, const std::string& t
   return engine.read("tokenizer_program") ? engine.encode(text) : parsed_ids(text);
 }
 
-// The prompt of a leading --prompt NAME, which is taken out of the arguments; without it the default
-// one.
+// The prompt of --prompt NAME, which is taken out of the arguments wherever it stands; without it the
+// default one.
 inline ptdeploy::Prompt take_prompt(int& argc, char** argv) {
-  if (argc < 3 || std::strcmp(argv[1], "--prompt") != 0) return {};
-  const ptdeploy::Prompt prompt = argv[2];
-  std::copy(argv + 3, argv + argc, argv + 1);
-  argc -= 2;
+  ptdeploy::Prompt prompt;
+  int kept = 1;
+  for (int i = 1; i < argc; ++i) {
+    if (i + 1 < argc && std::strcmp(argv[i], "--prompt") == 0)
+      prompt = argv[++i];
+    else
+      argv[kept++] = argv[i];
+  }
+  argc = kept;
   return prompt;
 }
