@@ -65,11 +65,15 @@ def read_named(
     Without a `name` the tasks' are task-0, task-1 and so on, else what prompt_names takes.
     Raises CheckpointError as read_checkpoint does, InputError if the names are not the tasks'.
     """
-    from ptdeploy.source.checkpoint import read_checkpoint
+    from ptdeploy.source.checkpoint import NoTaskChosen, read_checkpoint
 
     if task_id != "all":
         assert name is not None, "a single prompt has one"
-        return {name: read_checkpoint(path, adapter, task, labels, task_id)}
+        try:
+            return {name: read_checkpoint(path, adapter, task, labels, task_id)}
+        except NoTaskChosen as error:
+            fix = "Say which one with --task-id N, or put all into a bundle with --task-id all."
+            raise NoTaskChosen(error.problem, fix) from error
     first = read_checkpoint(path, adapter, task, labels, 0)
     names = _names(name or _NAMES, first.num_tasks)
     others = (

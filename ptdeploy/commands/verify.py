@@ -290,7 +290,7 @@ def _open_graph(bundle: Bundle) -> Iterator[Engine]:
 
 def _stored_reference(run: _Run) -> Reference:
     reference = _reference_of(run.engine, run)
-    return with_own_logits(reference, run.given, run.manifest.limits.max_batch)
+    return with_own_logits(reference, run.given, run.engine.manifest)
 
 
 def _reference_of(engine: Engine, run: _Run) -> Reference:

@@ -190,7 +190,7 @@ def computed_reference(
 
 
 def with_own_logits(
-    reference: Reference, given: Sequence[DataRow], max_batch: int | None
+    reference: Reference, given: Sequence[DataRow], manifest: Manifest
 ) -> Reference:
     """The stored reference, and that of the data's rows that bring their own.
 
@@ -201,14 +201,15 @@ def with_own_logits(
         for row in given
         if row.logits is not None
     ]
+    wanted = "label" if manifest.prompt.labels else "logits"
     for number, row in enumerate(given, 1):
         known = (row.logits, row.labels, row.values, row.wanted_ids)
         if all(one is None for one in known):
             raise InputError(
-                f"--data: row {number} has no label, and there is no reference for it.",
+                f"--data: row {number} has no {wanted}, and there is no reference for it.",
                 "Pass the checkpoint with --checkpoint, to compare with PEFT on your data.",
             )
-    return reference.with_data(own, max_batch) if own else reference
+    return reference.with_data(own, manifest.limits.max_batch) if own else reference
 
 
 def _evaluation(bundle: Bundle, given: Sequence[DataRow]) -> EvaluationText:

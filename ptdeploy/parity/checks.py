@@ -116,11 +116,7 @@ def totals(report: ParityReport) -> list[Check]:
     found += [replace(one, name="texts encode alike") for one in _tokenizer(report)]
     data = report.data
     if data is not None:
-        value = "not finite" if data.engine is None else f"{data.engine:.4f}"
-        found += [
-            replace(one, name=f"{data.name} on {data.rows} rows", value=value)
-            for one in _data(report)
-        ]
+        found += [replace(one, name=f"{data.name} on {data.rows} rows") for one in _data(report)]
     return found
 
 
@@ -317,20 +313,25 @@ def _data(report: ParityReport) -> Iterator[Check]:
     data = report.data
     if data is None:
         return
-    fails = f"{data.name} on the given data: {shown(data.engine)}"
-    if data.reference:
-        fails += f", PEFT {shown(data.reference)}"
+    value = _score(data.engine)
+    bound = "" if data.reference is None else f"PEFT {_score(data.reference)}"
+    fails = f"{data.name} on the given data: {value}" + (bound and f", {bound}")
     missed = f", but {' and '.join(data.missed)} is asked for" if data.missed else ""
     yield Check(
         kind="data",
         name=data.name,
         passed=data.passed,
-        value=shown(data.engine),
-        bound="" if data.reference is None else f"PEFT {data.reference:.4f}",
-        said=f"{shown(data.engine)} on {data.rows} rows{missed}",
+        value=value,
+        bound=bound,
+        said=f"{value} on {data.rows} rows{missed}",
         fails=() if data.passed or data.stopped else (fails + missed,),
         stopped=data.stopped,
     )
+
+
+def _score(number: float | None) -> str:
+    """A metric on data, with as many digits as a bound on it."""
+    return "not finite" if number is None else f"{number:.6g}"
 
 
 def quantization_failures(quality: Quality | None, allowed: Quantization | None) -> list[str]:

@@ -121,6 +121,19 @@ def test_names_that_are_not_the_tasks_are_refused(compiled, tmp_path, name, word
     assert not (tmp_path / "out").exists()
 
 
+def test_all_tasks_are_offered_only_where_they_can_be_taken(compiled, tmp_path):
+    adapter, base = checkpoint(compiled)
+    with pytest.raises(CheckpointError, match="was trained for 3 tasks") as refused:
+        ptdeploy.compile(adapter, target="ort", base=base, output=tmp_path / "out")
+    assert (
+        refused.value.fix
+        == "Say which one with task_id N, or put all into a bundle with task_id all."
+    )
+    with pytest.raises(CheckpointError, match="was trained for 3 tasks") as refused:
+        ptdeploy.convert(adapter, to="peft", output=tmp_path / "out")
+    assert refused.value.fix == "Say which one with task_id N."
+
+
 def test_a_prompt_of_one_task_has_not_several(compiled, tmp_path):
     one = compiled("bert", "SEQ_CLS").trained
     with pytest.raises(CheckpointError, match="P_TUNING, which is of one task"):

@@ -117,6 +117,15 @@ def test_a_row_whose_labels_are_all_null_is_not_labelled(tagger, tmp_path, capsy
     assert "accuracy on 1 rows" in capsys.readouterr().out
 
 
+def test_a_row_of_a_model_without_labels_is_not_said_to_lack_one(compiled, tmp_path, capsys):
+    bundle = compiled("qwen2", "CAUSAL_LM").bundle
+    capsys.readouterr()
+    assert main(["verify", str(bundle), "-q", "--data", str(lines(tmp_path, {"ids": IDS}))]) == 2
+    assert capsys.readouterr().err.startswith(
+        "ptdeploy: --data: row 1 has no logits, and there is no reference for it.\n"
+    )
+
+
 def test_rows_that_bring_logits_are_compared_beside_rows_that_bring_labels(
     tagger, tmp_path, capsys
 ):

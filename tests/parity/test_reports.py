@@ -238,8 +238,29 @@ def test_failures_on_your_own_data_come_first():
         "batch 8 right-padded, lengths [5]: max abs 0.31, KL 0.02, top-1 agreement 0.5000",
         "greedy tokens of a row of 8: 3 of 16 agree",
         "tokenizer: 2 of 5 texts give other token ids",
-        "accuracy on the given data: 0.912, PEFT 0.938",
+        "accuracy on the given data: 0.9125, PEFT 0.9375",
     ]
+
+
+@pytest.mark.parametrize(
+    ("engine", "pefts", "said"),
+    [
+        (1 / 3, 1 / 3, "0.333333, PEFT 0.333333"),
+        (0.5, 0.0, "0.5, PEFT 0"),
+        (1.25e-7, 2.5e-7, "1.25e-07, PEFT 2.5e-07"),
+        (43210.25, 43210.25, "43210.2, PEFT 43210.2"),
+    ],
+)
+def test_the_same_score_of_both_is_the_same_number(engine, pefts, said):
+    data = TaskMetric("score", 3, engine, pefts, True)
+    report = msgspec.structs.replace(HOLDS, data=data)
+    (total,) = (one for one in totals(report) if one.name == "score on 3 rows")
+    assert f"{total.value}, {total.bound}" == said
+    assert f"score on 3 rows of the given data: {said}" in describe(report).splitlines()
+    missed = msgspec.structs.replace(
+        report, data=msgspec.structs.replace(data, passed=False), passed=False
+    )
+    assert f"score on the given data: {said}" in failures(missed)
 
 
 def test_an_engine_that_stops_is_not_said_to_give_wrong_numbers():
@@ -374,7 +395,7 @@ def test_the_terminal_has_a_line_for_each_check_and_the_verdict_last():
     assert next(line for line in lines if line.startswith("data alone")).endswith("MISMATCH")
     assert "greedy tokens, row of 8: 3 of 16 agree" in lines
     assert "tokenizer: 3 of 5 texts encode alike" in lines
-    assert "accuracy on 40 rows of the given data: 0.912, PEFT 0.9375" in lines
+    assert "accuracy on 40 rows of the given data: 0.9125, PEFT 0.9375" in lines
     assert (
         "located: bert.encoder.layer.1.output.dense is the first mismatch, of 3 tensors compared"
         in lines
@@ -406,7 +427,7 @@ def test_markdown_has_the_verdict_first_and_the_facts_in_a_line():
     assert lines[0] == "### ❌ Parity mismatch: bert-tiny"
     assert lines[10] == (
         "Allowed max abs: 1.2e-05. Greedy tokens: 19 of 32 agree. Tokenizer: 3 of 5 texts alike. "
-        "Accuracy on 40 rows of the given data: 0.912 (PEFT 0.9375)."
+        "Accuracy on 40 rows of the given data: 0.9125 (PEFT 0.9375)."
     )
     assert "| alone | 1 | 5 | 2.5e-07 | 3e-09 | 100.00% | ok |" in lines
     assert markdown.render(HOLDS, made_manifest()).startswith("### ✅ Parity holds")
@@ -422,7 +443,7 @@ def test_junit_counts_a_test_for_each_check():
     assert found["parity.logits", "alone, rows [0], lengths [5]"] == []
     assert found["parity.greedy tokens", "row of 8"] == ["3 of 16 tokens agree"]
     assert found["parity.tokenizer", "texts"] == ["3 of 5 texts encode alike"]
-    assert found["parity.data", "accuracy"] == ["0.912 on 40 rows"]
+    assert found["parity.data", "accuracy"] == ["0.9125 on 40 rows"]
     twice = msgspec.structs.replace(FAILS, greedy=(*FAILS.greedy, *FAILS.greedy))
     several = msgspec.structs.replace(twice, prompt="a", prompts=(twice,))
     cases = list(ElementTree.fromstring(junit.render(several)).iter("testcase"))

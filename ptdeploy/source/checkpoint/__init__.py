@@ -36,6 +36,7 @@ __all__ = [
     "READERS",
     "BaseReference",
     "Checkpoint",
+    "NoTaskChosen",
     "NoTaskNamed",
     "PromptEncoderState",
     "load_full",

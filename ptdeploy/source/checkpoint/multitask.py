@@ -54,7 +54,7 @@ def of_task(
     if task_id is None and tasks > 1:
         raise NoTaskChosen(
             f"{where}: was trained for {tasks} tasks, 0 to {tasks - 1}.",
-            "Say which one with --task-id N, or compile all with --task-id all.",
+            "Say which one with --task-id N.",
         )
     chosen = task_id or 0
     if not 0 <= chosen < tasks:
