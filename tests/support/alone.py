@@ -6,10 +6,9 @@ import numpy as np
 import torch
 from support import tiny
 
-ENCODERS = ("bert", "distilbert", "electra", "roberta")
 DECODERS = ("gpt2", "qwen2", "llama", "mistral", "opt", "bloom")
 SUPPORTED = [
-    *((architecture, task) for architecture in ENCODERS for task in ("SEQ_CLS", "TOKEN_CLS")),
+    *((architecture, task) for architecture in tiny.ENCODERS for task in ("SEQ_CLS", "TOKEN_CLS")),
     *((architecture, "CAUSAL_LM") for architecture in DECODERS),
     *(
         (architecture, task)

@@ -86,9 +86,9 @@ def options(kind: str) -> dict[str, Any]:
     return {"task_id": TASK_ID} if kind == "multitask prompt tuning" else {}
 
 
-_ENCODERS = ("bert", "roberta", "electra", "distilbert")
+_ENCODERS = ("bert", "roberta", "electra", "distilbert", "albert", "deberta", "deberta-v2")
 # Encoders that take no keys and values before a text, so no prompt that is a prefix KV.
-_WITHOUT_PREFIX = ("distilbert",)
+_WITHOUT_PREFIX = ("distilbert", "albert", "deberta", "deberta-v2")
 # Learned and rotary positions, positions from an offset on, slopes in their place, grouped queries,
 # sliding windows, partial rotation.
 _DECODERS = {

@@ -29,6 +29,9 @@ _NAMES = {
     "roberta": "RoBERTa",
     "electra": "ELECTRA",
     "distilbert": "DistilBERT",
+    "albert": "ALBERT",
+    "deberta": "DeBERTa",
+    "deberta-v2": "DeBERTa v2",
     "gpt2": "GPT-2",
     "qwen2": "Qwen2",
     "llama": "Llama",
@@ -55,9 +58,10 @@ What is not in the table is no promise: it is attempted, and written only if par
 
 """
 _NONE = """
-DistilBERT takes no keys and values before its text, which prefix tuning and cartridges are. CPT on
-other tasks than CAUSAL_LM, which PEFT does not train, and every kind on what the README lists as
-not supported are refused by name too; [openvino.md](openvino.md) names what `openvino` refuses.
+DistilBERT, ALBERT and DeBERTa take no keys and values before their text, which prefix tuning and
+cartridges are. DeBERTa v3 is the model that v2 is. CPT on other tasks than CAUSAL_LM, which PEFT
+does not train, and every kind on what the README lists as not supported are refused by name too;
+[openvino.md](openvino.md) names what `openvino` refuses.
 """
 
 

@@ -20,6 +20,15 @@ _GROUPED: dict[str, Any] = {
     "num_key_value_heads": 2,
     "intermediate_size": 64,
 }
+_DISENTANGLED = {
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "relative_attention": True,
+    "pos_att_type": "c2p|p2c",
+    "position_biased_input": False,
+    "type_vocab_size": 0,
+}
 _SHAPES: dict[str, tuple[type[Any], dict[str, Any]]] = {
     "bert": (
         transformers.BertConfig,
@@ -46,6 +55,26 @@ _SHAPES: dict[str, tuple[type[Any], dict[str, Any]]] = {
             "intermediate_size": 64,
             "type_vocab_size": 1,
             "pad_token_id": 1,
+        },
+    ),
+    "albert": (
+        transformers.AlbertConfig,
+        {
+            "embedding_size": 16,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "intermediate_size": 64,
+        },
+    ),
+    "deberta": (transformers.DebertaConfig, _DISENTANGLED),
+    # Distances of more than 8 tokens are in buckets.
+    "deberta-v2": (
+        transformers.DebertaV2Config,
+        {
+            **_DISENTANGLED,
+            "position_buckets": 16,
+            "norm_rel_ebd": "layer_norm",
+            "share_att_key": True,
         },
     ),
     "gpt2": (transformers.GPT2Config, {"n_embd": 32, "n_layer": 2, "n_head": 4}),
@@ -212,7 +241,7 @@ _SHAPES: dict[str, tuple[type[Any], dict[str, Any]]] = {
     ),
 }
 ARCHITECTURES = tuple(_SHAPES)
-ENCODERS = ("bert", "distilbert", "electra", "roberta")
+ENCODERS = ("bert", "distilbert", "electra", "roberta", "albert", "deberta", "deberta-v2")
 _AUTO = {
     "SEQ_CLS": transformers.AutoModelForSequenceClassification,
     "TOKEN_CLS": transformers.AutoModelForTokenClassification,
