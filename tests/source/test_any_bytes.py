@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
+import os
+import pickle
+import tarfile
 
+import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support.values import MODEST
@@ -48,3 +55,50 @@ def test_any_bytes_are_refused_as_tensors(tmp_path, content, suffix):
     except CheckpointError:
         return
     assert suffix == ".safetensors"
+
+
+def legacy_tar() -> bytes:
+    """As torch saved before 0.1.10."""
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as archive:
+        for name in ("sys_info", "storages", "tensors", "pickle"):
+            archive.addfile(tarfile.TarInfo(name))
+    return content.getvalue()
+
+
+def saved(value: object) -> bytes:
+    content = io.BytesIO()
+    torch.save(value, content)
+    return content.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (bytes(5000), "not a whole torch file (it starts as no such file does)."),
+        (b"<!DOCTYPE html>", "not a whole torch file (it starts as no such file does)."),
+        (gzip.compress(b"abc"), "not a whole torch file (it starts as no such file does)."),
+        (saved({"w": torch.ones(9)})[:-99], "not a whole torch file (PytorchStreamReader failed"),
+        (legacy_tar(), "is in torch's legacy .tar format, which torch unpickles before"),
+        (saved({"f": os.system}), f"holds pickled Python objects ({os.name}.system), not only"),
+        (pickle.dumps(os.system), "holds pickled Python objects, not only tensors"),
+    ],
+    ids=["zeros", "a page", "gzip", "half a file", "a tar", "code in a zip", "code"],
+)
+def test_torchs_advice_to_unpickle_what_it_cannot_read_is_not_passed_on(tmp_path, content, problem):
+    file = tmp_path / "adapter_model.bin"
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError) as refused:
+        read_tensors(file)
+    assert refused.value.problem.startswith(f"{file}: {problem}")
+    assert "weights_only" not in refused.value.problem
+    if "holds pickled" not in problem:
+        assert "weights_only" not in refused.value.fix
+
+
+def test_how_to_save_a_legacy_file_anew_is_said(tmp_path):
+    file = tmp_path / "model.pt"
+    file.write_bytes(legacy_tar())
+    with pytest.raises(CheckpointError, match="or as safetensors") as refused:
+        read_tensors(file)
+    assert "with today's torch.save(state_dict, path)" in refused.value.fix

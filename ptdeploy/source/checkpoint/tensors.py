@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import pickle
 import re
+import tarfile
 import warnings
 import zipfile
 from collections.abc import Collection, Iterator, Mapping
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ptdeploy.errors import CheckpointError, TargetUnavailable
-from ptdeploy.files import POINTER_FIX, POINTER_PROBLEM, is_pointer
+from ptdeploy.files import POINTER_FIX, POINTER_PROBLEM, is_pointer, read_regular
 from ptdeploy.memory import out_of_memory, ran_out_of_memory
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ MAX_JSON_BYTES = 16 * 1024 * 1024
 # expanded buffers are no harm.
 _MAX_TENSORS, _FOLDS, _FREE = 1_000_000, 16, 64 << 20
 _MAX_DEPTH = 8
+# How torch's files start, pickles and zips of them, and what its tars before 0.1.10 held.
+_STARTS = (b"\x80", b"PK")
+_TAR_MEMBERS = ("sys_info", "pickle", "storages", "tensors")
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -136,19 +140,10 @@ def _read_torch(path: Path) -> dict[str, torch.Tensor]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error) or "WeightsUnpickler" in str(error):
-            raise _pickled(path, error) from error
-        raise _damaged(path, error) from error
     except Exception as error:  # a damaged file makes torch's reader raise anything
         if ran_out_of_memory(error):
             raise out_of_memory(f"{path} does not fit", error) from error
-        if "TorchScript" in str(error):
-            raise CheckpointError(
-                f"{path}: is a TorchScript program, not a state dict.",
-                _SAVE_STATE,
-            ) from error
-        raise _damaged(path, error) from error
+        raise _unreadable(path, error) from error
     if isinstance(loaded, torch.Tensor):
         loaded = {"": loaded}
     if not isinstance(loaded, dict):
@@ -244,9 +239,36 @@ def _shards(index: Path) -> list[Path]:
     return [index.parent / shard for shard in sorted(set(names))]
 
 
-def _damaged(path: Path, error: Exception) -> CheckpointError:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    """What torch could not read. Its own advice, to unpickle whatever it is, is never passed on."""
+    words = str(error)
+    if "TorchScript" in words:
+        return CheckpointError(f"{path}: is a TorchScript program, not a state dict.", _SAVE_STATE)
+    if _is_legacy_tar(path):
+        return CheckpointError(
+            f"{path}: is in torch's legacy .tar format, which torch unpickles before it checks it.",
+            "Where it was saved, save its tensors anew: with today's torch.save(state_dict, path), "
+            "or as safetensors.",
+        )
+    start = b""
+    with contextlib.suppress(OSError):
+        start = read_regular(path, 1)
+    known = not start or start.startswith(_STARTS)
+    if known and re.search("WeightsUnpickler|[Uu]nsupported", words):
+        return _pickled(path, error)
+    first = words.splitlines()[0] if words else ""
+    told = [one for one in re.split(r"(?<=\.)\s+", first) if "weights_only" not in one]
+    reason = " ".join(told) if known else "it starts as no such file does"
     return CheckpointError(
-        f"{path}: not a whole torch file ({reason}).",
+        f"{path}: not a whole torch file ({reason.rstrip('.') or type(error).__name__}).",
         "The file is damaged or was cut short. Copy it again from where it was saved.",
     )
+
+
+def _is_legacy_tar(path: Path) -> bool:
+    """Whether a file is what torch saved before 0.1.10: a tar of pickles."""
+    try:
+        with tarfile.open(path, "r:") as archive:
+            return any(one.name in _TAR_MEMBERS for one in islice(archive, len(_TAR_MEMBERS)))
+    except (tarfile.TarError, OSError, ValueError):
+        return False
