@@ -450,7 +450,7 @@ def test_junit_counts_a_test_for_each_check():
     assert len({(one.get("classname"), one.get("name")) for one in cases}) == len(cases)
     data = msgspec.structs.replace(FAILS.data, missed=("at least 0.95 (min_accuracy)",))
     missed = junit.render(msgspec.structs.replace(FAILS, data=data)).decode()
-    assert "0.912 on 40 rows, but at least 0.95 (min_accuracy) is asked for" in missed
+    assert "0.9125 on 40 rows, but at least 0.95 (min_accuracy) is asked for" in missed
     stopped = ElementTree.fromstring(junit.render(STOPPED)).iter("failure")
     assert {failure.get("message") for failure in stopped} == {"Gather: out of bounds."}
     (quality,) = ElementTree.fromstring(junit.render(QUANTIZED)).iter("failure")
