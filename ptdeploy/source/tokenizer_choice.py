@@ -21,7 +21,7 @@ from ptdeploy.source.tokenizer_place import (
     broken,
     needs,
     refuse_cut_merges,
-    refuse_pointers,
+    refuse_unreadable,
 )
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ def _load(place: Place) -> ChosenTokenizer | None:
     if place.folder is not None:
         if not place.files():
             return None
-        refuse_pointers(place, place.folder)
+        refuse_unreadable(place, place.folder)
     options = {"config": place.config} if place.config is not None else {}
     try:
         with quiet_libraries():

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+from ptdeploy.bundle.schema import MOST_BYTES
 from ptdeploy.errors import BaseModelError, CheckpointError, InputError, PtdeployError
 
 NONE = "none"
@@ -115,11 +116,19 @@ def needs(files: Sequence[str], error: Exception) -> str | None:
     return None
 
 
-def refuse_pointers(place: Place, folder: Path) -> None:
-    """Raises the place's error if a file there is what Git LFS leaves of one."""
-    for name in (*place.files(), "chat_template.jinja", "special_tokens_map.json"):
+def refuse_unreadable(place: Place, folder: Path) -> None:
+    """Raises the place's error if a file there is what Git LFS leaves of one, or is larger than any
+    tokenizer's."""
+    most = MOST_BYTES["tokenizer"]
+    beside = ("chat_template.jinja", "special_tokens_map.json", "config.json")
+    for name in (*place.files(), *beside):
         path = folder / name
         if path.is_file():
+            if (size := path.stat().st_size) > most:
+                raise place.refuse(
+                    f"{path}: has {size} bytes; at most {most} are read of a tokenizer's file.",
+                    "Copy the file again.",
+                )
             with path.open("rb") as stream:
                 start = stream.read(len(_LFS))
             if start == _LFS:

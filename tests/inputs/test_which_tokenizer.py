@@ -6,6 +6,7 @@ import contextlib
 import functools
 import io
 import json
+import os
 import shutil
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -193,6 +194,14 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "newer": (lambda d: _from_the_future(d), "cannot read it (data did not match"),
     "no vocabulary": (lambda d: (d / "tokenizer.json").unlink(), "but no vocabulary"),
+    "without end": (
+        lambda d: os.truncate(d / "tokenizer.json", 3 << 30),
+        "tokenizer.json: has 3221225472 bytes; at most 536870912 are read",
+    ),
+    "settings without end": (
+        lambda d: os.truncate(d / "tokenizer_config.json", 3 << 30),
+        "tokenizer_config.json: has 3221225472 bytes; at most 536870912 are read",
+    ),
 }
 
 
