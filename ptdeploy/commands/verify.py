@@ -151,14 +151,14 @@ class _Run:
 def _compare(run: _Run, progress: Progress) -> ParityReport:
     found, reference = _compare_first(run, progress)
     # Of each reference only what is mixed is kept: a thousand of them would fill the memory.
-    mixed = [MixedRows.of(run.engine, reference, run.overrides)]
+    mixed = [MixedRows.of(run.engine, reference, found)]
     others = []
     for name in run.names[1:]:
         with progress.stage(f"check parity{in_stages(name, run.manifest)}"):
             engine = run.engine.by_default(name)
             of_other = _reference_of(engine, run)
             others.append(compare(engine, of_other, (), run.overrides, progress=progress))
-        mixed.append(MixedRows.of(engine, of_other, run.overrides))
+        mixed.append(MixedRows.of(engine, of_other, others[-1]))
     if others:
         found = msgspec.structs.replace(found, prompts=tuple(others))
         with progress.stage("check parity of batches that mix prompts"):

@@ -9,9 +9,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ptdeploy.bundle.precision import FINITE, Thresholds
-from ptdeploy.bundle.task import Head
+from ptdeploy.bundle.precision import Thresholds
 from ptdeploy.errors import EngineFault
+from ptdeploy.parity.bounds import Bounds, bounds_of
 from ptdeploy.parity.cases import BatchCase, Padding, edge_notes, pad
 from ptdeploy.parity.checks import checks, quality_notes
 from ptdeploy.parity.data import DataRow, TaskMetric, task_metric
@@ -20,15 +20,11 @@ from ptdeploy.parity.measure import HISTOGRAM_EDGES, Measured, bin_positions, me
 from ptdeploy.parity.own import (
     Alone,
     apart_outputs,
-    decode_bound,
     furthest,
     greedy_held_to_own,
     held_to_own,
     kept,
-    own_bound,
-    own_outputs,
     row_alone,
-    with_own,
 )
 from ptdeploy.parity.quality import evaluate, row_logits_or_nan
 from ptdeploy.parity.reference import Greedy, Reference, ReferenceRow
@@ -60,18 +56,16 @@ def compare(
     """
     overrides = overrides or Overrides()
     progress = progress or Progress(quiet=True)
-    bounds = bounds_of(reference, overrides, engine.manifest.prompt.head)
+    thresholds = overrides.thresholds(reference.thresholds)
+    bounds = bounds_of(reference, thresholds, engine.manifest.prompt.head)
     quantization = overrides.quantization(engine.manifest.quantization)
-    run = _run_cases(engine, reference, bounds, quantization is not None, progress)
-    quality = evaluate(engine, reference, quantization, progress) if quantization else None
-    own_allowed = own_bound(quality, bounds.scale) if quantization else None
-    own_each = own_outputs(quality, bounds.scales)
+    quality = None
+    if quantization:
+        quality = evaluate(engine, reference, quantization, progress)
+        bounds = bounds.with_own(quality)
+    run = _run_cases(engine, reference, bounds, progress)
     effect = run.effect.result(other=None)
-    greedy: tuple[GreedyResult, ...] = ()
-    decode_allowed = None
-    if engine.writes:
-        decode_allowed = decode_bound(own_allowed, bounds.allowed)
-        greedy = _compare_greedy(engine, reference, GreedyBounds(bounds.allowed, decode_allowed))
+    greedy = _compare_greedy(engine, reference, bounds) if engine.writes else ()
     texts = encoded_texts(engine, reference, data)
     report = ParityReport(
         passed=False,
@@ -81,13 +75,10 @@ def compare(
         reference=reference.made_by,
         thresholds=bounds.thresholds if bounds.bind or not quantization else None,
         largest_allowed=bounds.allowed if bounds.limits_logits or not quantization else None,
-        own_allowed=own_allowed,
-        decode_allowed=decode_allowed,
+        own_allowed=bounds.own,
+        decode_allowed=bounds.decode if engine.writes else None,
         effects=() if effect is None else (effect,),
-        cases=tuple(
-            held_to_own(case, own_allowed, own_each, run.apart.get(i))
-            for i, case in enumerate(run.cases)
-        ),
+        cases=tuple(run.cases),
         greedy=greedy,
         texts_agreed=texts.agreed,
         texts_total=texts.total,
@@ -113,52 +104,8 @@ def compare(
 
 
 @dataclass(frozen=True)
-class Bounds:
-    """What cases are held by.
-
-    `scale` is the reference's largest logit; `scales` are those of each output of a head that
-    chooses no one class, which are numbers of their own: None for others, and of one.
-    """
-
-    thresholds: Thresholds
-    scale: float
-    scales: NDArray[np.float64] | None = None
-
-    @property
-    def allowed(self) -> float:
-        """What a logit may be off by."""
-        return self.thresholds.allowed(self.scale)
-
-    @property
-    def outputs(self) -> NDArray[np.float64] | None:
-        """What each output may be off by."""
-        if self.scales is None:
-            return None
-        return self.thresholds.allowed(self.scales)
-
-    @property
-    def bind(self) -> bool:
-        """Whether they ask for more than numbers that are finite."""
-        return self.thresholds != FINITE
-
-    @property
-    def limits_logits(self) -> bool:
-        return self.thresholds.max_abs < FINITE.max_abs
-
-
-def bounds_of(reference: Reference, overrides: Overrides, head: Head) -> Bounds:
-    thresholds = overrides.thresholds(reference.thresholds)
-    each = [np.abs(np.atleast_2d(row.logits)).max(0) for row in reference.rows]
-    scales = np.max(each, axis=0).astype(np.float64) if each else np.zeros(1)
-    several = scales if head != "softmax" and scales.size > 1 else None
-    return Bounds(thresholds, float(scales.max()), several)
-
-
-@dataclass(frozen=True)
 class _Run:
     """Every case's result, each position's largest difference, and the rows' logits alone.
-
-    `apart` is how far each output of some cases is from what the engine gives for the rows alone.
 
     Of rows that are not data only the positions that the reference has are kept, and only of an
     engine that is held to itself.
@@ -168,33 +115,26 @@ class _Run:
     positions: list[tuple[int, float]] = field(default_factory=list)
     alone: dict[int, Alone] = field(default_factory=dict)
     effect: Projection = field(default_factory=Projection)
-    apart: dict[int, NDArray[np.float64]] = field(default_factory=dict)
 
 
-def _run_cases(
-    engine: Engine, reference: Reference, bounds: Bounds, by_itself: bool, progress: Progress
-) -> _Run:
-    """Run the cases; `by_itself` says that a batch is held to the engine's own rows alone, too."""
-    run = _Run()
+def _run_cases(engine: Engine, reference: Reference, bounds: Bounds, progress: Progress) -> _Run:
+    """Run the cases; of a quantized engine a batch is held to the rows alone, too."""
+    run, by_itself = _Run(), bounds.own is not None
     for case in progress.within(reference.cases, "cases"):
         rows = [reference.rows[i] for i in case.rows]
-        logits, stopped = _logits(engine, rows, case.padding)
+        logits, stopped = logits_of(engine, rows, case.padding)
         if len(case.rows) == 1 and (by_itself or case.source == "data"):
             whole = case.source == "data"
             run.alone[case.rows[0]] = logits[0] if whole else kept(logits[0], rows[0]), stopped
         if len(case.rows) == 1 and (without := rows[0].without_prompt) is not None:
             run.effect.add(rows[0].logits, logits[0], without)
-        found, where = measure_case(case, rows, logits, bounds)
-        found = msgspec.structs.replace(found, stopped=stopped)
+        own: list[Alone] = []
         if len(case.rows) > 1 and by_itself:
             for index in case.rows:
                 if index not in run.alone:
                     run.alone[index] = row_alone(engine, reference.rows[index])
             own = [run.alone[index] for index in case.rows]
-            apart = apart_outputs(logits, [alone for alone, _ in own])
-            found = with_own(found, apart, own)
-            if bounds.scales is not None:
-                run.apart[len(run.cases)] = apart
+        found, where = measure_case(case, rows, logits, bounds, own, stopped)
         run.cases.append(found)
         run.positions.extend(where)
     return run
@@ -221,7 +161,7 @@ def padded(
     return ids, mask, pad(types, padding)[0]
 
 
-def _logits(
+def logits_of(
     engine: Engine, rows: Sequence[ReferenceRow], padding: Padding
 ) -> tuple[list[NDArray[np.float32]], str | None]:
     """The engine's logits; where it fails on a request that it must take, NaN, and why."""
@@ -236,7 +176,7 @@ def without_numbers(wanted: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.full_like(wanted, np.nan)
 
 
-def measure_rows(
+def _measure_rows(
     rows: Sequence[ReferenceRow], logits: Sequence[NDArray[np.float32]], allowed: float
 ) -> tuple[Measured, NDArray[np.float64]]:
     """Hold an engine's logits against a reference's rows, at the positions which that has."""
@@ -245,7 +185,7 @@ def measure_rows(
     return measure(np.concatenate(wanted), np.concatenate(got), allowed)
 
 
-def case_passed(found: Measured, thresholds: Thresholds, allowed: float) -> bool:
+def _within(found: Measured, thresholds: Thresholds, allowed: float) -> bool:
     """Whether a case's numbers are within the thresholds; what is not finite never is."""
     return (
         found.max_abs is not None
@@ -264,9 +204,15 @@ def measure_case(
     rows: Sequence[ReferenceRow],
     logits: Sequence[NDArray[np.float32]],
     bounds: Bounds,
+    own: Sequence[Alone] = (),
+    stopped: str | None = None,
 ) -> tuple[CaseResult, list[tuple[int, float]]]:
-    """A case's numbers, and (position in the row, largest difference) for each position."""
-    found, largest = measure_rows(rows, logits, bounds.allowed)
+    """A case's numbers, and (position in the row, largest difference) for each position.
+
+    `own` is what a quantized engine gives for each of the rows alone, where they are held to that;
+    `stopped` says why the engine gave no logits.
+    """
+    found, largest = _measure_rows(rows, logits, bounds.allowed)
     # A class is read off the whole row: it counts at the row's last token.
     where = [
         position
@@ -288,10 +234,24 @@ def measure_case(
         kl=found.kl,
         top1_agreement=found.top1_agreement,
         histogram=found.histogram,
-        passed=case_passed(found, bounds.thresholds, bounds.allowed) and output is None,
+        passed=_within(found, bounds.thresholds, bounds.allowed) and output is None,
         output=output,
+        stopped=stopped,
     )
+    if own and bounds.own is not None:
+        result = held_to_own(result, logits, own, bounds.own, bounds.own_outputs)
     return result, list(zip(where, largest.tolist(), strict=True))
+
+
+def rows_fail(
+    rows: Sequence[ReferenceRow],
+    logits: Sequence[NDArray[np.float32]],
+    bounds: Bounds,
+    own: Sequence[Alone] = (),
+) -> bool:
+    """Whether an engine's logits of rows that ran together are a case that fails."""
+    case = BatchCase(tuple(range(len(rows))), "right")
+    return not measure_case(case, rows, logits, bounds, own)[0].passed
 
 
 def _metric(
@@ -320,20 +280,8 @@ def _metric(
     return task_metric(engine, data, ours, wanted if whole else None, overrides, stopped)
 
 
-@dataclass(frozen=True)
-class GreedyBounds:
-    """What a continued row's logits may be off by.
-
-    `allowed` is from the reference: its nearer ties may go either way. `decode` is from the same
-    engine's own prefill of the text and its tokens.
-    """
-
-    allowed: float
-    decode: float
-
-
 def _compare_greedy(
-    engine: Engine, reference: Reference, bounds: GreedyBounds
+    engine: Engine, reference: Reference, bounds: Bounds
 ) -> tuple[GreedyResult, ...]:
     """Continue every row as far as the reference does, in batches of unequal rows.
 
@@ -360,7 +308,7 @@ def compare_greedy(
     engine: Engine,
     wanted: Sequence[Greedy],
     steps: int,
-    bounds: Sequence[GreedyBounds],
+    bounds: Sequence[Bounds],
     prompts: Sequence[str | None] | None = None,
 ) -> list[GreedyResult]:
     """Continue rows in one batch by `steps` tokens, and hold each against what the reference gives.

@@ -8,33 +8,21 @@ from typing import TypeVar
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from ptdeploy.errors import EngineFault
+from ptdeploy.parity.bounds import Bounds, bounds_of_report
 from ptdeploy.parity.cases import BatchCase, Padding
 from ptdeploy.parity.checks import checks
 from ptdeploy.parity.compare import (
-    Bounds,
-    GreedyBounds,
-    bounds_of,
     compare_greedy,
     measure_case,
     padded,
     without_numbers,
 )
 from ptdeploy.parity.effect import Projection, PromptEffect, effect_notes
-from ptdeploy.parity.own import (
-    Alone,
-    apart_outputs,
-    decode_bound,
-    held_to_own,
-    own_outputs,
-    row_alone,
-    with_own,
-)
+from ptdeploy.parity.own import Alone, row_alone
 from ptdeploy.parity.reference import Greedy, Reference, ReferenceRow
 from ptdeploy.parity.report import CaseResult, GreedyResult, ParityReport
-from ptdeploy.parity.thresholds import Overrides
 from ptdeploy.runtime import Engine
 
 _WIDEST = 8
@@ -72,14 +60,14 @@ class MixedRows:
     bounds: Bounds
 
     @classmethod
-    def of(cls, engine: Engine, reference: Reference, overrides: Overrides) -> MixedRows:
-        """Of the prompt that the engine's requests have by default."""
-        bounds = bounds_of(reference, overrides, engine.manifest.prompt.head)
+    def of(cls, engine: Engine, reference: Reference, report: ParityReport) -> MixedRows:
+        """Of the prompt that the engine's requests have by default, as its report has held it."""
+        bounds = bounds_of_report(report, reference, engine.manifest.prompt.head)
         prompt = engine.manifest.default_prompt
         rows = []
         for index in (min(place, len(reference.rows) - 1) for place in _ROWS):
             row = reference.rows[index]
-            own = row_alone(engine, row) if engine.manifest.quantization else None
+            own = None if bounds.own is None else row_alone(engine, row)
             rows.append(_Row(prompt, index, row, bounds, own))
         most = max((one.tokens.size for one in reference.greedy), default=0)
         greedy = tuple(one for one in reference.greedy if one.tokens.size == most)
@@ -94,21 +82,11 @@ def with_mixed(report: ParityReport, engine: Engine, mixed: Sequence[MixedRows])
     rows = [one.rows[place] for place in range(len(_ROWS)) for one in mixed]
     for batch in _batches(rows, engine):
         for padding in _PADDINGS:
-            for row, result, apart in _run(engine, batch, padding):
-                whose = reports[row.prompt]
-                outputs = own_outputs(whose.quality, row.bounds.scales)
-                held = held_to_own(result, whose.own_allowed, outputs, apart)
-                cases[row.prompt].append(held)
+            for prompt, result in _run(engine, batch, padding):
+                cases[prompt].append(result)
     if engine.writes:
         for part in _batches([one for one in mixed if one.greedy], engine):
-            bounds = [
-                GreedyBounds(
-                    one.bounds.allowed,
-                    decode_bound(reports[one.prompt].own_allowed, one.bounds.allowed),
-                )
-                for one in part
-            ]
-            for one, found in zip(part, _continue(engine, part, bounds), strict=True):
+            for one, found in zip(part, _continue(engine, part), strict=True):
                 greedy[one.prompt].append(found)
     shown = {one.prompt: _effects(one, mixed) if engine.writes else [] for one in mixed}
     own, *others = (
@@ -169,23 +147,19 @@ def _batches(rows: Sequence[_T], engine: Engine) -> Iterator[Sequence[_T]]:
         yield rows[min(start, len(rows) - 2) : start + widest]
 
 
-def _continue(
-    engine: Engine, batch: Sequence[MixedRows], bounds: Sequence[GreedyBounds]
-) -> list[GreedyResult]:
+def _continue(engine: Engine, batch: Sequence[MixedRows]) -> list[GreedyResult]:
     """A row of each prompt, of unequal lengths, continued together as far as all were."""
     rows = [one.greedy[place % len(one.greedy)] for place, one in enumerate(batch)]
     steps = min(one.tokens.size for one in rows)
-    found = compare_greedy(engine, rows, steps, bounds, [one.prompt for one in batch])
+    bounds, prompts = [one.bounds for one in batch], [one.prompt for one in batch]
+    found = compare_greedy(engine, rows, steps, bounds, prompts)
     return [msgspec.structs.replace(one, mixed=True) for one in found]
 
 
 def _run(
     engine: Engine, batch: Sequence[_Row], padding: Padding
-) -> Iterator[tuple[_Row, CaseResult, NDArray[np.float64] | None]]:
-    """What came of each prompt's rows of one batch, with the first of them.
-
-    Of quantized weights with how far each output is from what the engine gives for the rows alone.
-    """
+) -> Iterator[tuple[str | None, CaseResult]]:
+    """What came of each prompt's rows of one batch."""
     rows = [one.row for one in batch]
     stopped = None
     try:
@@ -193,16 +167,17 @@ def _run(
     except EngineFault as error:
         logits, stopped = [without_numbers(row.logits) for row in rows], error.problem
     for name in dict.fromkeys(one.prompt for one in batch):
-        own = [place for place, one in enumerate(batch) if one.prompt == name]
-        case = BatchCase(tuple(batch[i].index for i in own), padding, rows[own[0]].source)
+        places = [place for place, one in enumerate(batch) if one.prompt == name]
+        case = BatchCase(tuple(batch[i].index for i in places), padding, rows[places[0]].source)
         result, _ = measure_case(
-            case, [rows[i] for i in own], [logits[i] for i in own], batch[own[0]].bounds
+            case,
+            [rows[i] for i in places],
+            [logits[i] for i in places],
+            batch[places[0]].bounds,
+            [own for i in places if (own := batch[i].own) is not None],
+            stopped,
         )
-        words = f"mixed prompts, {padding}-padded"
-        result = msgspec.structs.replace(result, name=words, mixed=True, stopped=stopped)
-        alone = [one for i in own if (one := batch[i].own) is not None]
-        if not alone:
-            yield batch[own[0]], result, None
-            continue
-        apart = apart_outputs([logits[i] for i in own], [found for found, _ in alone])
-        yield batch[own[0]], with_own(result, apart, alone), apart
+        yield (
+            name,
+            msgspec.structs.replace(result, name=f"mixed prompts, {padding}-padded", mixed=True),
+        )

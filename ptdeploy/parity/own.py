@@ -88,32 +88,28 @@ def kept(logits: NDArray[np.float32], row: ReferenceRow) -> NDArray[np.float32]:
     return logits[-len(row.logits) :].copy()
 
 
-def with_own(result: CaseResult, apart: NDArray[np.float64], own: Sequence[Alone]) -> CaseResult:
-    """A case's result with how far `apart` its rows' outputs are from the engine's own alone."""
-    stopped = next((why for _, why in own if why is not None), None)
-    return msgspec.structs.replace(
-        result,
-        own_max_abs=finite(apart.max()),
-        stopped=result.stopped or stopped,
-    )
-
-
 def held_to_own(
     case: CaseResult,
-    allowed: float | None,
-    outputs: NDArray[np.float64] | None = None,
-    apart: NDArray[np.float64] | None = None,
+    logits: Sequence[NDArray[np.float32]],
+    own: Sequence[Alone],
+    allowed: float,
+    outputs: NDArray[np.float64] | None,
 ) -> CaseResult:
-    """The case, failed where its rows are further than `allowed` from the engine's own alone.
+    """The case, failed where its rows' `logits` are further than `allowed` from the engine's `own`.
 
-    None holds it to nothing more. `outputs` is what each output may be `apart` by.
+    Those are of the same rows, each alone. `outputs` is what each output may be off by.
     """
-    if allowed is None or not case.held_to_own:
-        return case
-    within = case.own_max_abs is not None and case.own_max_abs <= allowed
-    output = None if outputs is None or apart is None else furthest(apart, outputs)
-    passed = case.passed and within and output is None
-    return msgspec.structs.replace(case, passed=passed, own_output=output)
+    apart = apart_outputs(logits, [alone for alone, _ in own])
+    most = finite(apart.max())
+    within = most is not None and most <= allowed
+    output = None if outputs is None else furthest(apart, outputs)
+    return msgspec.structs.replace(
+        case,
+        own_max_abs=most,
+        own_output=output,
+        passed=case.passed and within and output is None,
+        stopped=case.stopped or next((why for _, why in own if why is not None), None),
+    )
 
 
 def furthest(apart: NDArray[np.float64], allowed: NDArray[np.float64]) -> OutputError | None:
@@ -158,13 +154,8 @@ def apart_outputs(
     return np.asarray(np.max(each, axis=0))
 
 
-def apart(got: NDArray[np.float32], own: NDArray[np.float32]) -> float:
-    """The largest difference at the last positions that both have; infinity if not finite."""
-    return float(_apart(got, own).max())
-
-
 def _apart(got: NDArray[np.float32], own: NDArray[np.float32]) -> NDArray[np.float64]:
-    """The same of each output."""
+    """The same of one row; infinity where a number is not finite."""
     got, own = np.atleast_2d(got), np.atleast_2d(own)
     count = min(len(got), len(own))
     with np.errstate(invalid="ignore", over="ignore"):

@@ -92,7 +92,8 @@ class ModuleError(msgspec.Struct, frozen=True):
     """One tensor of the model, PyTorch's against the engine's, in the order PyTorch computes them.
 
     `module` is its path in the transformers model; `what` says whether it is the module's output or
-    what goes into it. `relative` is the largest difference over the tensor's own largest value.
+    what goes into it. `relative` is the largest difference over the tensor's own largest value; of
+    logits of a head that chooses no one class, over each output's.
     """
 
     module: str

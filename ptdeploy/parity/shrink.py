@@ -10,20 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
-from ptdeploy.bundle.precision import FINITE
 from ptdeploy.bundle.task import Task
-from ptdeploy.errors import EngineFault
 from ptdeploy.files import json_document, write_whole
+from ptdeploy.parity.bounds import Bounds, bounds_of_report
 from ptdeploy.parity.cases import Padding
-from ptdeploy.parity.compare import (
-    case_passed,
-    measure_rows,
-    padded,
-)
+from ptdeploy.parity.compare import logits_of, rows_fail
 from ptdeploy.parity.data import DataRow
-from ptdeploy.parity.own import apart, row_alone
+from ptdeploy.parity.own import row_alone
 from ptdeploy.parity.reference import Reference, ReferenceRow
 from ptdeploy.parity.report import Failing, ParityReport
 from ptdeploy.parity.reports import BOUNDS_NAME, FAILING_NAME, REPORT_FIX
@@ -100,17 +94,18 @@ def smallest_failing(
     """
     # A mixed one is of several references: its rows fail alone too, or no file can show it.
     failing = [case for case in report.cases if not case.passed and not case.mixed]
+    bounds = bounds_of_report(report, reference, engine.manifest.prompt.head)
     found: FailingInput | None = None
     if failing:
         case = min(failing, key=lambda one: (len(one.lengths), sum(one.lengths)))
         found = FailingInput(tuple(reference.rows[i] for i in case.rows), case.padding)
     elif peft is not None:
-        found = _after_greedy(engine, reference, report, peft)
+        found = _after_greedy(engine, reference, report, peft, bounds)
     if found is None:
         return None
 
     def fails(rows: Sequence[ReferenceRow]) -> bool:
-        return _fails(engine, rows, found.padding, report)
+        return _fails(engine, rows, found.padding, bounds)
 
     rows = _fewer_rows(list(found.rows), fails)
     known = _references(engine.manifest.task, peft)
@@ -179,33 +174,19 @@ def _references(task: Task, peft: PeftSource | None) -> Known:
     return known
 
 
-def _fails(
-    engine: Engine, rows: Sequence[ReferenceRow], padding: Padding, report: ParityReport
-) -> bool:
-    try:
-        logits = engine.logits(*padded(rows, padding))
-    except EngineFault:  # on a request that it must take: as good as a mismatch to reproduce
-        return True
-    allowed = FINITE.max_abs if report.largest_allowed is None else report.largest_allowed
-    found, _ = measure_rows(rows, logits, allowed)
-    if not case_passed(found, report.thresholds or FINITE, allowed):
-        return True
-    return report.own_allowed is not None and _not_itself(engine, rows, logits, report.own_allowed)
-
-
-def _not_itself(
-    engine: Engine,
-    rows: Sequence[ReferenceRow],
-    logits: Sequence[NDArray[np.float32]],
-    allowed: float,
-) -> bool:
-    """Whether an engine gives rows that run together something else than each of them alone."""
-    own = [row_alone(engine, row)[0] for row in rows]
-    return any(apart(one, alone) > allowed for one, alone in zip(logits, own, strict=True))
+def _fails(engine: Engine, rows: Sequence[ReferenceRow], padding: Padding, bounds: Bounds) -> bool:
+    logits, _ = logits_of(engine, rows, padding)
+    beside = bounds.own is not None and len(rows) > 1
+    own = [row_alone(engine, row) for row in rows] if beside else []
+    return rows_fail(rows, logits, bounds, own)
 
 
 def _after_greedy(
-    engine: Engine, reference: Reference, report: ParityReport, peft: PeftSource
+    engine: Engine,
+    reference: Reference,
+    report: ParityReport,
+    peft: PeftSource,
+    bounds: Bounds,
 ) -> FailingInput | None:
     """A row whose greedy tokens do not match, up to the first, if its logits do not either."""
     from ptdeploy.parity.reference.peft import row_logits
@@ -215,7 +196,7 @@ def _after_greedy(
             continue
         ids = np.concatenate([one.ids, one.tokens[: result.agreed]])
         row = ReferenceRow(ids, row_logits(peft.model, engine.manifest.task, ids))
-        if _fails(engine, [row], "right", report):
+        if _fails(engine, [row], "right", bounds):
             return FailingInput((row,), "right")
     return None
 

@@ -9,9 +9,13 @@ import pytest
 
 import ptdeploy
 from ptdeploy.bundle import read_bundle
-from ptdeploy.parity.compare import GreedyBounds, compare_greedy
+from ptdeploy.bundle.precision import Thresholds
+from ptdeploy.parity.bounds import Bounds
+from ptdeploy.parity.compare import compare_greedy
 from ptdeploy.parity.reference.store import load_reference
 from ptdeploy.runtime.causal import CausalLM
+
+BOUNDS = Bounds(Thresholds(max_abs=1e-3, relative=0, cosine=0, kl=1), scale=1)
 
 
 def say_one_token(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,9 +61,8 @@ def test_a_token_that_is_none_of_a_near_ties_fails(bundles, monkeypatch):
     engine, reference = ptdeploy.load(bundle), load_reference(read_bundle(bundle))
     tied = [replace(one, margins=np.zeros_like(one.margins)) for one in reference.greedy]
     least = min(one.tokens.size for one in tied)
-    bounds = GreedyBounds(allowed=1e-3, decode=1e-3)
     say_one_token(monkeypatch)
-    found = compare_greedy(engine, tied, least, [bounds] * len(tied))
+    found = compare_greedy(engine, tied, least, [BOUNDS] * len(tied))
     assert not any(one.passed for one in found)
     assert all(one.behind is not None and one.behind > 0.1 for one in found)
 
@@ -70,5 +73,5 @@ def test_the_other_token_of_a_near_tie_passes(bundles):
     one = reference.greedy[0]
     other = replace(one, tokens=one.tokens.copy(), margins=np.zeros_like(one.margins))
     other.tokens[3] += 1
-    (found,) = compare_greedy(engine, [other], one.tokens.size, [GreedyBounds(1e-3, 1e-3)])
+    (found,) = compare_greedy(engine, [other], one.tokens.size, [BOUNDS])
     assert (found.agreed, found.behind, found.passed) == (3, 0, True)

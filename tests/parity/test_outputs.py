@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from support import native, tiny
+from support.faults import Editor, prompts
 
 import ptdeploy
 from ptdeploy.runtime.classifier import Classifier
@@ -15,22 +16,25 @@ from ptdeploy.runtime.classifier import Classifier
 SCALES = (3e4, 0.3)
 
 
-@pytest.fixture(scope="module", params=["fp32", "int8"])
-def two_numbers(request, tmp_path_factory) -> Path:
-    """A bundle of a regression whose two outputs are of unlike size."""
-    folder = tmp_path_factory.mktemp("outputs")
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> tiny.Trained:
+    """A regression whose two outputs are of unlike size."""
     torch.manual_seed(0)
     config = tiny.base_config("bert", num_labels=2, problem_type="regression")
     base = tiny._AUTO["SEQ_CLS"].from_config(config).eval()
     with torch.no_grad():
         base.classifier.weight *= torch.tensor(SCALES)[:, None]
-    one = tiny.tuned(base, folder, "SEQ_CLS", "P-Tuning, MLP")
+    return tiny.tuned(base, tmp_path_factory.mktemp("trained"), "SEQ_CLS", "P-Tuning, MLP")
+
+
+@pytest.fixture(scope="module", params=["fp32", "int8"])
+def two_numbers(request, trained, tmp_path_factory) -> Path:
     loose = native.LOOSE_CLASSIFIER if request.param == "int8" else None
     return ptdeploy.compile(
-        one.adapter,
+        trained.adapter,
         target="ort",
-        base=str(one.base),
-        output=folder / "bundle",
+        base=str(trained.base),
+        output=tmp_path_factory.mktemp("outputs") / "bundle",
         precision=request.param,
         quantization=loose,
     ).path
@@ -69,12 +73,44 @@ def test_a_small_output_that_says_nothing_fails(two_numbers, monkeypatch, tmp_pa
         assert "; output 1 is " in report.failures()[0]
 
 
-def test_a_small_output_that_is_off_beside_other_rows_fails(two_numbers, monkeypatch):
-    by = np.array([0, 1], np.float32)
+def test_a_small_output_that_is_off_beside_other_rows_fails(
+    trained, two_numbers, monkeypatch, tmp_path
+):
+    by = np.array([0, 0.2], np.float32)
     answering(monkeypatch, lambda one, rows: one + by if rows > 1 else one)
-    report = ptdeploy.verify(two_numbers)
+    report = ptdeploy.verify(
+        two_numbers, checkpoint=trained.adapter, base=str(trained.base), report=tmp_path
+    )
     wrong = [one for one in report.cases if not one.passed]
     assert wrong == [one for one in report.cases if one.held_to_own]
     if report.own_allowed is not None:
         assert all(one.own_max_abs < report.own_allowed for one in wrong)
         assert {one.own_output.output for one in wrong if one.own_output} == {1}
+    assert report.failing is not None
+    assert report.failing.lengths == (1, 1)
+
+
+@pytest.mark.parametrize("two_numbers", ["fp32"], indirect=True)
+def test_a_fault_of_a_small_output_is_located(trained, two_numbers, tmp_path):
+    """The other output is a hundred thousand times as large: beside it the fault is nothing."""
+    editor = Editor.copy(two_numbers, tmp_path / "bundle")
+    by = np.array([[1], [1.003]], np.float32)
+    prompts("head.classifier.weight", lambda weight: weight * by)(editor, trained)
+    editor.write()
+    report = ptdeploy.verify(
+        editor.folder, checkpoint=trained.adapter, base=str(trained.base), locate=True
+    )
+    assert not report.passed
+    assert report.located is not None
+    assert report.located.module == "classifier"
+    for case in report.cases:
+        assert case.max_abs is not None
+        assert case.max_abs < report.largest_allowed
+
+
+def test_an_honest_engines_outputs_match_by_their_own_size(trained, two_numbers):
+    located = ptdeploy.verify(
+        two_numbers, checkpoint=trained.adapter, base=str(trained.base), locate=True
+    ).located
+    assert located is not None
+    assert located.cause == "every module agrees"

@@ -15,6 +15,8 @@ from ptdeploy.bundle import Bundle
 from ptdeploy.bundle.precision import PRECISIONS
 from ptdeploy.errors import EngineFault, PtdeployError
 from ptdeploy.memory import ran_out_of_memory
+from ptdeploy.parity.bounds import Bounds, bounds_of_report
+from ptdeploy.parity.compare import rows_fail
 from ptdeploy.parity.locate.causes import Cause, Suspect, likely_cause
 from ptdeploy.parity.locate.feed import failing_rows, feed_rows
 from ptdeploy.parity.locate.graph import ModuleGraph, computes, read_graph
@@ -49,13 +51,15 @@ def locate_mismatch(
     Raises InputError if the bundle's graph does not name its modules.
     """
     graph = read_graph(bundle)
-    chosen, row = failing_rows(engine, reference, report)
+    bounds = bounds_of_report(report, reference, engine.manifest.prompt.head)
+    chosen, row = failing_rows(engine, reference, report, bounds)
     lengths = tuple(int(one.ids.size) for one in chosen)
     chosen = [replace(one, ids=engine.as_read(one.ids, engine.prompt)) for one in chosen]
     events = trace_row(peft.model, chosen[row].ids, chosen[row].type_ids)
     try:
         tolerance = PRECISIONS[engine.manifest.precision].inner_tolerance
-        search = Search(graph, events, feed_rows(engine, chosen, row), tolerance, peft)
+        outputs = None if bounds.scales is None else bounds.sizes
+        search = Search(graph, events, feed_rows(engine, chosen, row), tolerance, peft, outputs)
         matches = list(search.matches())
     except PtdeployError as error:
         if not isinstance(error, EngineFault):
@@ -65,7 +69,8 @@ def locate_mismatch(
         if ran_out_of_memory(error):
             raise
         return _failed(str(error), lengths)
-    found = _first(search, matches, chosen[row], report)
+    fails = any(not case.passed for case in report.cases)
+    found = _first(search, matches, chosen[row], bounds if fails else None)
     modules = tuple(
         ModuleError(m.event.module, m.event.what, m.value, finite(m.relative), m.mismatch)
         for m in found.matches
@@ -101,16 +106,17 @@ class _Found:
 
 
 def _first(
-    search: Search, matches: Sequence[Match], row: ReferenceRow, report: ParityReport
+    search: Search, matches: Sequence[Match], row: ReferenceRow, bounds: Bounds | None
 ) -> _Found:
-    """The first tensor that does not match, or what is nearest to one where the logits do not."""
+    """The first tensor that does not match, or what is nearest to one where the logits do not.
+
+    `bounds` are those that a case has missed; None where all pass.
+    """
     first = next((m for m in matches if m.mismatch), None)
-    fails = any(not case.passed for case in report.cases)
-    if first is not None or not fails or not matches:
+    if first is not None or bounds is None or not matches:
         return _Found(first, matches)
-    logits = matches[0].values[_logits_of(search)]
-    allowed = np.inf if report.largest_allowed is None else report.largest_allowed
-    if _logits_apart(logits, search.fed, row) > allowed:
+    want, got = _logits(matches[0].values[_logits_of(search)], search.fed, row)
+    if rows_fail([want], [got], bounds):
         widest = max(matches, key=lambda m: m.jump)
         return _Found(
             widest, matches, "no tensor is a mismatch by itself; the difference grows most here"
@@ -153,19 +159,16 @@ def _logits_of(search: Search) -> str:
     return next(spec.name for spec in outputs if spec.role == "logits")
 
 
-def _logits_apart(logits: NDArray[Any], fed: Fed, row: ReferenceRow) -> float:
-    """How far the row's logits are from the reference's in a run with all values taken out."""
+def _logits(
+    logits: NDArray[Any], fed: Fed, row: ReferenceRow
+) -> tuple[ReferenceRow, NDArray[np.float32]]:
+    """The row and its logits in a run with all values taken out, at the positions of both."""
     ours = logits[fed.row]
     if row.logits.ndim == 1:
-        ours, wanted = ours[None], row.logits[None]
-    else:
-        first = (fed.prefix if fed.runs_prefix else 0) - fed.skipped
-        ours = ours[first : first + fed.taken]
-        kept = min(len(ours), len(row.logits))
-        ours, wanted = ours[len(ours) - kept :], row.logits[len(row.logits) - kept :]
-    with np.errstate(invalid="ignore"):
-        apart = float(np.abs(ours.astype(np.float64) - wanted).max())
-    return apart if np.isfinite(apart) else np.inf
+        return row, ours
+    first = (fed.prefix if fed.runs_prefix else 0) - fed.skipped
+    ours = ours[first : first + fed.taken]
+    return replace(row, logits=row.logits[-len(ours) :]), ours
 
 
 def _never_arrived(

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptdeploy.errors import EngineFault
+from ptdeploy.parity.bounds import Bounds
 from ptdeploy.parity.compare import padded
 from ptdeploy.parity.reference import Reference, ReferenceRow
 from ptdeploy.parity.report import ParityReport
@@ -20,7 +21,7 @@ _LITTLE = 0.1
 
 
 def failing_rows(
-    engine: Engine, reference: Reference, report: ParityReport
+    engine: Engine, reference: Reference, report: ParityReport, bounds: Bounds
 ) -> tuple[list[ReferenceRow], int]:
     """The failing case with the fewest rows and tokens, and which of its rows to look at.
 
@@ -35,7 +36,7 @@ def failing_rows(
     # In a padded batch the shortest row has the most padding to go wrong with.
     shortest = min(range(len(rows)), key=lambda i: rows[i].ids.size)
     try:
-        wrong = _differences(rows, engine.logits(*padded(rows, case.padding)))
+        wrong = _differences(rows, engine.logits(*padded(rows, case.padding)), bounds)
     except EngineFault:
         return rows, shortest
     worst = int(np.argmax(wrong))
@@ -43,11 +44,14 @@ def failing_rows(
 
 
 def _differences(
-    rows: Sequence[ReferenceRow], logits: Sequence[NDArray[np.float32]]
+    rows: Sequence[ReferenceRow], logits: Sequence[NDArray[np.float32]], bounds: Bounds
 ) -> NDArray[np.float64]:
-    """How far each row's last logits are from its own reference."""
+    """How far each row's last logits are from its own reference, by the size of what they hold."""
     found = [
-        np.abs(np.atleast_2d(one)[-1].astype(np.float64) - np.atleast_2d(row.logits)[-1]).max()
+        (
+            np.abs(np.atleast_2d(one)[-1].astype(np.float64) - np.atleast_2d(row.logits)[-1])
+            / bounds.sizes
+        ).max()
         for row, one in zip(rows, logits, strict=True)
     ]
     wrong: NDArray[np.float64] = np.nan_to_num(found, nan=np.inf, posinf=np.inf)

@@ -28,8 +28,9 @@ _JUMP = 5.0
 class Match:
     """A PyTorch tensor and the graph's value nearest to it, cut to the same positions.
 
-    `relative` is their largest difference over the tensor's largest value, `jump` how many times as
-    far apart they are as any tensors before them.
+    `relative` is their largest difference over the tensor's largest value (of logits that are
+    numbers of their own, over each one's), `jump` how many times as far apart they are as any
+    tensors before them.
     """
 
     event: Event
@@ -55,6 +56,8 @@ class Search:
     """PyTorch's events, the graph, and what it is fed, to find which tensors match.
 
     `tolerance` is what a float32 value of the engine may be off by, over its tensor's largest.
+    `outputs` is what the logits of a head that chooses no one class are measured by instead, each
+    by its own: the largest one's size would hide a fault of a small one.
     """
 
     graph: ModuleGraph = field(repr=False)
@@ -62,6 +65,7 @@ class Search:
     fed: Fed
     tolerance: float
     peft: PeftSource
+    outputs: NDArray[np.float64] | None = None
 
     def matches(self, coarse: bool = False) -> Iterator[Match]:
         """Each event that has a value of the same shape, in PyTorch's order; the graph is run once.
@@ -75,6 +79,7 @@ class Search:
         if not coarse:
             exposed |= self.graph.outputs_of("Softmax")
         values = run_exposed(self.graph, sorted(exposed), self.fed.feed)
+        logits = self._logits()
         noise, mismatched, given = 0.0, False, dict[str, list[NDArray[Any]]]()
         made, before = set[str](), dict[str, frozenset[str]]()
         for event in events:
@@ -85,7 +90,9 @@ class Search:
                 # PEFT embeds the text by a part of the model, before it calls the model.
                 earlier = before.get(event.module, ())
                 candidates = [name for name in candidates if name not in earlier]
-            nearest = self._nearest(event, candidates, values)
+            is_logits = logits is not None and np.array_equal(event.tensor, logits.tensor)
+            scales = self.outputs if is_logits else None
+            nearest = self._nearest(event, candidates, values, scales)
             if nearest is None:
                 continue
             if event.what == "input":
@@ -94,7 +101,8 @@ class Search:
                 made.add(nearest.value)
             own = None
             if event.what == "output" and not coarse and not mismatched:
-                own = self._own_error(event.module, given.get(event.module, []), nearest.ours)
+                taken = given.get(event.module, [])
+                own = self._own_error(event.module, taken, nearest.ours, scales)
             allowed = max(INNER_TYPES.get(str(nearest.ours.dtype), self.tolerance), self.tolerance)
             relative = nearest.relative
             # NaN compares false with everything, so the bound is written as what must hold.
@@ -125,21 +133,36 @@ class Search:
                 names[key] = find(event.module)
         return names
 
+    def _logits(self) -> Event | None:
+        """PyTorch's logits, where each output is measured by its own size."""
+        if self.outputs is None:
+            return None
+        wide = (one for one in reversed(self.events) if one.what == "output")
+        return next((one for one in wide if one.tensor.shape[-1] == self.outputs.size), None)
+
     def _nearest(
-        self, event: Event, names: Sequence[str], values: Mapping[str, NDArray[Any]]
+        self,
+        event: Event,
+        names: Sequence[str],
+        values: Mapping[str, NDArray[Any]],
+        scales: NDArray[np.float64] | None,
     ) -> _Nearest | None:
         best: _Nearest | None = None
         for name in names:
             pair = aligned(values[name], event.tensor, self.fed) if name in values else None
             if pair is None:
                 continue
-            relative = _relative(*pair)
+            relative = _relative(*pair, scales)
             if best is None or relative < best.relative:
                 best = _Nearest(name, *pair, relative)
         return best
 
     def _own_error(
-        self, path: str, given: Sequence[NDArray[Any]], ours: NDArray[Any]
+        self,
+        path: str,
+        given: Sequence[NDArray[Any]],
+        ours: NDArray[Any],
+        scales: NDArray[np.float64] | None,
     ) -> float | None:
         """Relative error of a leaf module alone: PyTorch's module on the engine's own input.
 
@@ -155,7 +178,7 @@ class Search:
                 theirs = module(torch.from_numpy(given[0].astype(np.float32))).numpy()
         except Exception:  # it needs more than its one float input
             return None
-        return _relative(ours, theirs) if theirs.shape == ours.shape else None
+        return _relative(ours, theirs, scales) if theirs.shape == ours.shape else None
 
 
 def aligned(
@@ -219,11 +242,14 @@ def _kept(mine: int, its: int, fed: Fed, has_tokens: bool) -> tuple[range, range
     return (range(fed.prefix, fed.prefix + its), range(its)) if its == fed.taken else None
 
 
-def _relative(ours: NDArray[Any], theirs: NDArray[np.float32]) -> float:
-    scale = float(np.abs(theirs).max(initial=0)) or 1.0
+def _relative(
+    ours: NDArray[Any], theirs: NDArray[np.float32], scales: NDArray[np.float64] | None
+) -> float:
+    """The largest difference over the largest value, or of each column over its own `scales`."""
+    scale = (float(np.abs(theirs).max(initial=0)) or 1.0) if scales is None else scales
     with np.errstate(invalid="ignore", over="ignore"):
         difference = np.abs(ours.astype(np.float64) - theirs)
-    return float(np.where(np.isfinite(difference), difference, np.inf).max(initial=0)) / scale
+    return float((np.where(np.isfinite(difference), difference, np.inf) / scale).max(initial=0))
 
 
 def _is_layers_output(event: Event) -> bool:

@@ -1,0 +1,85 @@
+"""What the cases of a comparison are held by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptdeploy.bundle.precision import FINITE, Thresholds
+from ptdeploy.bundle.task import Head
+from ptdeploy.parity.own import decode_bound, own_bound, own_outputs
+from ptdeploy.parity.quality import Quality
+from ptdeploy.parity.reference import Reference
+from ptdeploy.parity.report import ParityReport
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What cases are held by.
+
+    `scale` is the reference's largest logit; `scales` are those of each output of a head that
+    chooses no one class, which are numbers of their own: None for others, and of one. `own` is what
+    a quantized engine's logits may be off its own rows alone, `own_outputs` the same of each
+    output.
+    """
+
+    thresholds: Thresholds
+    scale: float
+    scales: NDArray[np.float64] | None = None
+    own: float | None = None
+    own_outputs: NDArray[np.float64] | None = None
+
+    @property
+    def allowed(self) -> float:
+        """What a logit may be off by."""
+        return self.thresholds.allowed(self.scale)
+
+    @property
+    def outputs(self) -> NDArray[np.float64] | None:
+        """What each output may be off by."""
+        if self.scales is None:
+            return None
+        return self.thresholds.allowed(self.scales)
+
+    @property
+    def sizes(self) -> NDArray[np.float64]:
+        """What differences of logits are measured by: of each output, or of all, 1 for nothing."""
+        sizes = np.array([self.scale]) if self.scales is None else self.scales
+        return np.where(sizes > 0, sizes, 1.0)
+
+    @property
+    def decode(self) -> float:
+        """How far below the likeliest of the engine's own prefill a chosen token may lie."""
+        return decode_bound(self.own, self.allowed)
+
+    @property
+    def bind(self) -> bool:
+        """Whether they ask for more than numbers that are finite."""
+        return self.thresholds != FINITE
+
+    @property
+    def limits_logits(self) -> bool:
+        return self.thresholds.max_abs < FINITE.max_abs
+
+    def with_own(self, quality: Quality | None) -> Bounds:
+        """The bounds of a quantized engine, which is held to itself, too."""
+        return replace(
+            self,
+            own=own_bound(quality, self.scale),
+            own_outputs=own_outputs(quality, self.scales),
+        )
+
+
+def bounds_of(reference: Reference, thresholds: Thresholds, head: Head) -> Bounds:
+    each = [np.abs(np.atleast_2d(row.logits)).max(0) for row in reference.rows]
+    scales = np.max(each, axis=0).astype(np.float64) if each else np.zeros(1)
+    several = scales if head != "softmax" and scales.size > 1 else None
+    return Bounds(thresholds, float(scales.max()), several)
+
+
+def bounds_of_report(report: ParityReport, reference: Reference, head: Head) -> Bounds:
+    """What a report's cases were held by, against that reference."""
+    bounds = bounds_of(reference, report.thresholds or FINITE, head)
+    return bounds if report.own_allowed is None else bounds.with_own(report.quality)
