@@ -286,7 +286,7 @@ def _compare_greedy(
     """Continue every row as far as the reference does, in batches of unequal rows.
 
     A batch ends with the row that has the fewest tokens: those that go on stand in the next one,
-    too.
+    too. Of a row that fails the first such result counts, beside whatever rows that was.
     """
     rows = reference.greedy
     most = engine.limits.max_batch or len(rows)
@@ -296,11 +296,10 @@ def _compare_greedy(
         batch = left[:most]
         steps = rows[batch[0]].tokens.size
         found = compare_greedy(engine, [rows[i] for i in batch], steps, [bounds] * len(batch))
-        ended = {
-            i: one for i, one in zip(batch, found, strict=True) if rows[i].tokens.size == steps
-        }
-        results.update(ended)
-        left = [index for index in left if index not in ended]
+        for index, one in zip(batch, found, strict=True):
+            if index not in results or results[index].passed:
+                results[index] = one
+        left = [index for index in left if index not in batch or rows[index].tokens.size > steps]
     return tuple(results[index] for index in range(len(rows)))
 
 

@@ -126,6 +126,15 @@ def test_a_quantized_engine_that_is_not_itself_in_batches_fails(bundles, probe, 
     assert_same(verified(probe, bundle), ours)
 
 
+def test_a_fault_beside_a_row_that_ends_first_counts_as_in_python(compiled, probe, tmp_path):
+    options = {"max_context": 27, "max_batch": None}
+    honest = compiled("qwen2", "CAUSAL_LM", options).bundle
+    bundle = one_off_in_batches(Path(shutil.copytree(honest, tmp_path / "bundle")), rows=3)
+    ours = ptdeploy.verify(bundle)
+    assert [one.passed for one in ours.greedy] == [False, False, True, False]
+    assert_same(verified(probe, bundle), ours)
+
+
 def test_a_row_that_a_full_batch_leaves_alone_is_mixed_in_both(compiled, packed, probe, tmp_path):
     options = {"max_batch": 3}
     bundle = Path(shutil.copytree(compiled("qwen2", "CAUSAL_LM", options).bundle, tmp_path / "b"))

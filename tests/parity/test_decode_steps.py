@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from support.batches import one_off_in_batches
 
 import ptdeploy
 from ptdeploy.bundle import read_bundle
@@ -52,6 +55,20 @@ def test_a_fault_of_decode_steps_fails_in_a_short_context(compiled, monkeypatch,
     report = ptdeploy.verify(bundle)
     assert all(case.passed for case in report.cases)
     assert not report.passed
+
+
+def test_a_fault_beside_a_row_that_ends_first_counts_for_those_that_go_on(compiled, tmp_path):
+    """Three rows are continued together until one is full, and two go on without a fault."""
+    options = {"max_context": 27, "max_batch": None}
+    honest = compiled("qwen2", "CAUSAL_LM", options).bundle
+    bundle = one_off_in_batches(Path(shutil.copytree(honest, tmp_path / "bundle")), rows=3)
+    report = ptdeploy.verify(bundle)
+    assert [(one.length, one.total, one.passed) for one in report.greedy] == [
+        (1, 14, False),
+        (8, 14, False),
+        (21, 1, True),
+        (6, 14, False),
+    ]
 
 
 def test_a_token_that_is_none_of_a_near_ties_fails(bundles, monkeypatch):

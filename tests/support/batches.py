@@ -11,10 +11,11 @@ from onnx import helper, numpy_helper
 from support import damage
 
 
-def one_off_in_batches(bundle: Path) -> Path:
+def one_off_in_batches(bundle: Path, rows: int | None = None) -> Path:
     """A batch is run with each decoder's row one slot shorter, or each encoder's id one smaller.
 
-    ONNX Runtime prefills a decoder's rows alone, so that only its decode steps are batches.
+    That is any batch, or one of so many `rows` alone. ONNX Runtime prefills a decoder's rows alone,
+    so that only its decode steps are batches.
     """
     manifest = json.loads((bundle / "manifest.json").read_text())
     (graph,) = manifest["graphs"].values()
@@ -25,10 +26,11 @@ def one_off_in_batches(bundle: Path) -> Path:
     (given,) = (one for one in model.graph.input if one.name == name)
     for node in model.graph.node:
         node.input[:] = ["planted" if one == name else one for one in node.input]
-    model.graph.initializer.append(numpy_helper.from_array(np.int64(1), "planted.one"))
+    model.graph.initializer.append(numpy_helper.from_array(np.int64(rows or 1), "planted.many"))
+    batch = ["planted.rows", "planted.many"]
     added = [
         helper.make_node("Shape", [ids], ["planted.rows"], start=0, end=1),
-        helper.make_node("Greater", ["planted.rows", "planted.one"], ["planted.several"]),
+        helper.make_node("Equal" if rows else "Greater", batch, ["planted.several"]),
         helper.make_node(
             "Cast", ["planted.several"], ["planted.by"], to=given.type.tensor_type.elem_type
         ),

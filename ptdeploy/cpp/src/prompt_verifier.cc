@@ -216,7 +216,8 @@ const std::vector<OwnRow>& PromptVerifier::alone(const BatchCase& one) {
 }
 
 // Every row as far as the reference goes, in batches of unequal rows. A batch ends with the row
-// that has the fewest tokens: those that go on stand in the next one, too.
+// that has the fewest tokens: those that go on stand in the next one, too. Of a row that fails the
+// first such result counts, beside whatever rows that was.
 std::vector<ParityGreedy> PromptVerifier::compare_greedy() {
   std::vector<ReferenceGreedy> wanted;
   std::vector<std::size_t> left;
@@ -236,9 +237,11 @@ std::vector<ParityGreedy> PromptVerifier::compare_greedy() {
     for (std::size_t i = 0; i < count; ++i) batch.push_back(wanted[left[i]]);
     const std::vector<Bounds> bounds(count, bounds_);
     std::vector<ParityGreedy> found = continued(state_, batch, steps, bounds, {{prompt_}});
+    for (std::size_t i = 0; i < count; ++i)
+      if (const std::size_t row = left[i]; out[row].total == 0 || out[row].passed)
+        out[row] = std::move(found[i]);
     std::size_t ended = 0;
-    for (; ended < count && tokens(left[ended]) == steps; ++ended)
-      out[left[ended]] = std::move(found[ended]);
+    while (ended < count && tokens(left[ended]) == steps) ++ended;
     left.erase(left.begin(), left.begin() + static_cast<std::ptrdiff_t>(ended));
   }
   return out;
