@@ -106,9 +106,13 @@ def _effects(one: MixedRows, mixed: Sequence[MixedRows]) -> list[PromptEffect]:
         if other.prompt is None or other.prompt == one.prompt:
             continue
         along = Projection()
+        counted = set[bytes]()
         for ours, theirs in zip(one.rows, other.rows, strict=True):
-            same = np.array_equal(ours.row.ids, theirs.row.ids)
+            # Of a short reference two places are one row, which says nothing more the second time.
+            ids = ours.row.ids.tobytes()
+            same = np.array_equal(ours.row.ids, theirs.row.ids) and ids not in counted
             if ours.own is not None and same:
+                counted.add(ids)
                 along.add(ours.row.logits, ours.own[0], theirs.row.logits)
         effect = along.result(other.prompt)
         if effect is not None:

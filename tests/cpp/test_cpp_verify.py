@@ -164,6 +164,16 @@ def test_prompts_in_each_others_place_fail_in_pythons_words(
     assert theirs["effects"][1]["missing"] == pytest.approx(1, abs=0.1)
 
 
+def test_of_a_short_reference_each_row_counts_once_as_in_python(compiled, packed, probe, tmp_path):
+    options = {"precision": "int8", "quantization": native.LOOSE, "golden": 2}
+    bundle = Path(shutil.copytree(compiled("qwen2", "CAUSAL_LM", options).bundle, tmp_path / "b"))
+    ptdeploy.prompt_add(bundle, packed("qwen2", "CAUSAL_LM", tokens=5, options=options).path)
+    ours, theirs = ptdeploy.verify(bundle), verified(probe, bundle)
+    assert theirs["effects"][1]["positions"] == ours.effects[1].positions == 2
+    for got, want in zip(theirs["prompts"], ours.prompts, strict=True):
+        assert_same(got, want)
+
+
 @pytest.mark.parametrize("kind", ["encoder classifier", "fused", "int4"])
 def test_what_is_not_finite_never_passes(bundles, probe, tmp_path, kind):
     bundle = Path(shutil.copytree(bundles(kind), tmp_path / "bundle"))

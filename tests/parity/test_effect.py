@@ -94,6 +94,15 @@ def test_prompts_in_each_others_place_fail(compiled, packed, tmp_path, precision
         assert f"apart from those of {toward.other!r} is missing" in " ".join(report.failures())
 
 
+@pytest.mark.parametrize(("golden", "positions"), [(1, 1), (2, 2), (5, 2 + 8), (6, 2 + 13)])
+def test_of_a_short_reference_each_row_counts_once(compiled, packed, tmp_path, golden, positions):
+    options = {"precision": "int8", "quantization": native.LOOSE, "golden": golden}
+    bundle = Path(shutil.copytree(compiled("qwen2", "CAUSAL_LM", options).bundle, tmp_path / "b"))
+    ptdeploy.prompt_add(bundle, packed("qwen2", "CAUSAL_LM", tokens=5, options=options).path)
+    for report in ptdeploy.verify(bundle).each():
+        assert report.effects[1].positions == positions
+
+
 def test_what_lies_along_the_effect_is_measured_whatever_lies_across():
     random = np.random.default_rng(0)
     want, other = random.normal(0, 1, (2, 200, 50)).astype(np.float32)

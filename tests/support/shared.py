@@ -103,7 +103,10 @@ class Shared:
         labels: int = 5,
         options: dict[str, Any] | None = None,
     ) -> Packed:
-        """Another prompt over the base and the engine of `compiled` with these options."""
+        """Another prompt over the base and the engine of `compiled` with these options.
+
+        Its reference has as many rows.
+        """
         first = self.compiled(architecture, task, options)
 
         def fill(folder: Path) -> None:
@@ -113,6 +116,7 @@ class Shared:
                 over=first.bundle,
                 base=str(trained.base),
                 output=folder / f"{name}.prompt",
+                golden=(options or {}).get("golden"),
             )
 
         folder = self.folder(("pack", str(first.bundle), name, tokens, labels), fill)

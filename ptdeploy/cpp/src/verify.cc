@@ -136,8 +136,11 @@ class BundleVerifier {
       const Proven& other = proven_[i];
       if (&other == &one || other.report.prompt.empty() || !one.bounds.own) continue;
       Projection along;
+      // Of a short reference two places are one row, which says nothing more the second time.
+      std::set<Ids> counted;
       for (std::size_t place = 0; place < one.mixed_rows.size(); ++place)
-        if (one.mixed_rows[place].ids == other.mixed_rows[place].ids)
+        if (one.mixed_rows[place].ids == other.mixed_rows[place].ids &&
+            counted.insert(one.mixed_rows[place].ids).second)
           along.add(one.mixed_rows[place].logits, one.own_rows[place].logits,
                     other.mixed_rows[place].logits);
       const auto effect = along.result(other.report.prompt);
