@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ptdeploy.bundle.precision import FINITE, Thresholds
 from ptdeploy.bundle.task import Head
-from ptdeploy.parity.own import decode_bound, own_bound, own_outputs
+from ptdeploy.parity.own import own_bound, own_outputs
 from ptdeploy.parity.quality import Quality
 from ptdeploy.parity.reference import Reference
 from ptdeploy.parity.report import ParityReport
@@ -50,9 +50,18 @@ class Bounds:
         return np.where(sizes > 0, sizes, 1.0)
 
     @property
+    def tie(self) -> float:
+        """Which logits lie so near that either is as right: each may be off by what is allowed."""
+        return 2 * self.allowed
+
+    @property
     def decode(self) -> float:
-        """How far below the likeliest of the engine's own prefill a chosen token may lie."""
-        return decode_bound(self.own, self.allowed)
+        """How far below the likeliest of the engine's own prefill a chosen token may lie.
+
+        A quantized engine is held to itself. Of another, prefill and decode steps may each be off
+        the reference, so that they are as far apart as what is a near tie.
+        """
+        return self.tie if self.own is None else self.own
 
     @property
     def bind(self) -> bool:

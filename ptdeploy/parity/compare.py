@@ -324,7 +324,7 @@ def compare_greedy(
     for one, row, bound, prompt in zip(wanted, rows, bounds, each, strict=True):
         mismatches = np.flatnonzero(one.tokens[:steps] != np.asarray(row))
         agreed = int(mismatches[0]) if mismatches.size else steps
-        tie = agreed == steps or float(one.margins[agreed]) <= 2 * bound.allowed
+        tie = agreed == steps or float(one.margins[agreed]) <= bound.tie
         result = GreedyResult(int(one.ids.size), agreed, steps, tie)
         if agreed < steps:
             result = greedy_held_to_own(result, engine, one, row, bound.decode, prompt)

@@ -60,15 +60,6 @@ def _own_bounds(errors: NDArray[np.float64], scales: NDArray[np.float64]) -> NDA
     return np.asarray(np.maximum(2 * exact.allowed(scales), _ROOT_MEAN_SQUARES * errors))
 
 
-def decode_bound(own: float | None, allowed: float) -> float:
-    """How far below the likeliest of the same engine's own prefill a chosen token may lie.
-
-    `own` is what `own_bound` gives of quantized weights. In other precisions it is what a logit may
-    be `allowed` to be off the reference: decode steps compute in the same precision as prefill.
-    """
-    return allowed if own is None else own
-
-
 def row_alone(engine: Engine, row: ReferenceRow, prompt: OnePrompt = DEFAULT) -> Alone:
     """The engine's logits of a row alone, at the positions that the reference has.
 

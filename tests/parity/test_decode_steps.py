@@ -6,6 +6,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from support.batches import one_off_in_batches
@@ -92,3 +93,22 @@ def test_the_other_token_of_a_near_tie_passes(bundles):
     other.tokens[3] += 1
     (found,) = compare_greedy(engine, [other], one.tokens.size, [BOUNDS])
     assert (found.agreed, found.behind, found.passed) == (3, 0, True)
+
+
+@pytest.mark.parametrize(("share", "passed"), [(0.9, True), (1.1, False)])
+def test_a_near_tie_is_twice_what_a_logit_may_be_off_in_the_engines_own_prefill_too(
+    bundles, monkeypatch, share, passed
+):
+    """The engine continues with its second best token, which lies `share` of that behind."""
+    bundle = bundles("fused")
+    engine, reference = ptdeploy.load(bundle), load_reference(read_bundle(bundle))
+    one = reference.greedy[0]
+    logits = engine.logits([one.ids])[0][-1].astype(np.float64)
+    second, best = np.argsort(logits)[-2:]
+    behind = float(logits[best] - logits[second])
+    monkeypatch.setattr(CausalLM, "greedy", lambda *_: [[int(second)]])
+    tied = replace(one, margins=np.zeros_like(one.margins))
+    most = msgspec.structs.replace(BOUNDS.thresholds, max_abs=behind / share / 2)
+    (found,) = compare_greedy(engine, [tied], 1, [replace(BOUNDS, thresholds=most)])
+    assert found.behind == pytest.approx(behind)
+    assert found.passed is passed

@@ -39,10 +39,6 @@ double own_bound(const std::optional<ParityQuality>& quality, double scale) {
   return bound_of(quality ? quality->rms_error.value_or(0) : 0, scale);
 }
 
-double decode_bound(const std::optional<double>& own, double allowed) {
-  return own.value_or(allowed);
-}
-
 std::vector<double> own_outputs(const std::optional<ParityQuality>& quality,
                                 const std::vector<double>& scales) {
   std::vector<double> out;

@@ -26,10 +26,6 @@ OwnRow row_alone(const EngineState& state, const ReferenceRow& row, const RowPro
 // reference's largest logit.
 double own_bound(const std::optional<ParityQuality>& quality, double scale);
 
-// How far below the likeliest of the same engine's own prefill a chosen token may lie, as in
-// ptdeploy/parity/own.py.
-double decode_bound(const std::optional<double>& own, double allowed);
-
 // The same of each output; none where one bound is that of all. `scales` are each one's.
 std::vector<double> own_outputs(const std::optional<ParityQuality>& quality,
                                 const std::vector<double>& scales);

@@ -100,10 +100,9 @@ std::vector<ParityGreedy> continued(const EngineState& state,
     std::size_t& agreed = out.back().agreed;
     while (agreed < steps && wanted[i].tokens[agreed] == found[i].token_ids[agreed]) ++agreed;
     // Where the reference's own best two lie that near, either token is as right.
-    out.back().passed = agreed == steps || wanted[i].margins[agreed] <= 2 * bounds[i].allowed;
+    out.back().passed = agreed == steps || wanted[i].margins[agreed] <= bounds[i].tie();
     if (agreed < steps)
-      hold_to_own(out.back(), state, rows[i], found[i].token_ids,
-                  decode_bound(bounds[i].own, bounds[i].allowed), prompts[i]);
+      hold_to_own(out.back(), state, rows[i], found[i].token_ids, bounds[i].decode(), prompts[i]);
   }
   return out;
 }
@@ -162,7 +161,7 @@ ParityReport PromptVerifier::compared() {
       hold_to_own(out.cases[i], *bounds_.own, bounds_.own_outputs, apart_[i]);
   }
   if (state_.kind().writes) {
-    out.decode_allowed = decode_bound(bounds_.own, bounds_.allowed);
+    out.decode_allowed = bounds_.decode();
     out.greedy = compare_greedy();
   }
   if (!state_.bundle.file("tokenizer").empty())

@@ -13,7 +13,7 @@
 
 namespace ptdeploy::detail {
 
-// What cases are held by; `allowed` is the largest difference of a logit. `own` is what a quantized
+// What cases are held by, as in ptdeploy/parity/bounds.py; `allowed` is the largest difference of a logit. `own` is what a quantized
 // engine may be off its own rows alone by; it is known once the prompt was compared. `outputs` is
 // what each output of a head that chooses no one class may be off by, `own_outputs` from the
 // engine's own rows; empty for others, and of one.
@@ -22,6 +22,13 @@ struct Bounds {
   double allowed = 0;
   std::optional<double> own;
   std::vector<double> outputs, own_outputs;
+
+  // Which logits lie so near that either is as right: each may be off by what is allowed.
+  double tie() const { return 2 * allowed; }
+  // How far below the likeliest of the engine's own prefill a chosen token may lie. A quantized
+  // engine is held to itself. Of another, prefill and decode steps may each be off the reference,
+  // so that they are as far apart as what is a near tie.
+  double decode() const { return own.value_or(tie()); }
 };
 
 // The engine's logits of rows; where it fails on rows that it must take they are NaN, and `stopped`
