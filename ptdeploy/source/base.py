@@ -6,7 +6,7 @@ import inspect
 import logging
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +24,7 @@ from ptdeploy.source.checkpoint import Checkpoint
 from ptdeploy.source.checkpoint.names import TEXT_EMBEDDINGS
 from ptdeploy.source.checkpoint.peft_config import CONFIG_NAME
 from ptdeploy.source.quantized_base import check_quantization, is_quantization
-from ptdeploy.source.tied import unused_copies
+from ptdeploy.source.tied import text_embeddings, unused_copies
 
 if TYPE_CHECKING:
     import torch
@@ -131,7 +131,7 @@ def resolve_base(checkpoint: Checkpoint, override: str | None = None) -> BaseMod
     _check_positions(skeleton, name)
     kind = kind_of(checkpoint.task, skeleton)
     dropped = _check_names(checkpoint, skeleton, name)
-    _check_text_embeddings(checkpoint, table.shape, name)
+    _check_text_embeddings(checkpoint, skeleton, name)
     unused = _unused(checkpoint, skeleton)
     max_positions = _max_positions(config.get_text_config(), skeleton)
     if checkpoint.num_virtual_tokens >= max_positions:
@@ -174,14 +174,17 @@ def _check_positions(skeleton: PreTrainedModel, name: str) -> None:
         )
 
 
-def _check_text_embeddings(checkpoint: Checkpoint, shape: Sequence[int], name: str) -> None:
-    own = checkpoint.text_embeddings
-    if own is not None and own.shape != tuple(shape):
-        raise BaseModelError(
-            f"{checkpoint.weights_file}: {TEXT_EMBEDDINGS} has shape {own.shape}, but base model "
-            f"{name} expects {tuple(shape)}.",
-            "The checkpoint was trained on another base model. Pass the right one with --base.",
-        )
+def _check_text_embeddings(checkpoint: Checkpoint, skeleton: PreTrainedModel, name: str) -> None:
+    shape = tuple(skeleton.get_input_embeddings().weight.shape)
+    trained = checkpoint.text_embeddings
+    found = text_embeddings(checkpoint, skeleton) if trained is None else {TEXT_EMBEDDINGS: trained}
+    for own, table in found.items():
+        if table.shape != shape:
+            raise BaseModelError(
+                f"{checkpoint.weights_file}: {own} has shape {table.shape}, but base model {name} "
+                f"expects {shape}.",
+                "The checkpoint was trained on another base model. Pass the right one with --base.",
+            )
 
 
 def _unused(checkpoint: Checkpoint, skeleton: PreTrainedModel) -> list[str]:
@@ -190,7 +193,7 @@ def _unused(checkpoint: Checkpoint, skeleton: PreTrainedModel) -> list[str]:
         return []
     return [
         f"left out {name}: beside virtual tokens PEFT trains it in a copy that it never runs, and "
-        "takes the base model's own"
+        "takes the untrained one"
         for name in sorted(unused_copies(checkpoint, skeleton))
     ]
 
@@ -375,6 +378,13 @@ def _foreign(
 ) -> BaseModelError:
     """The error for a tensor that the base model has no place for."""
     where = f"{checkpoint.weights_file}: holds {key!r}"
+    outer, copy, _ = key.partition(".modules_to_save.")
+    if copy:
+        return BaseModelError(
+            f"{where}, a copy of a module within a copy of {outer}: modules_to_save names the end "
+            "of both their names, and PEFT says nothing of which it runs.",
+            f"Train it again with modules_to_save=[{outer!r}].",
+        )
     if is_quantization(key):
         return BaseModelError(
             f"{where}: the base model was quantized in training, and its weights are no numbers "

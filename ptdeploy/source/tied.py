@@ -58,8 +58,8 @@ def tied_weights(model: PreTrainedModel) -> dict[str, str]:
 def unused_copies(checkpoint: Checkpoint, model: PreTrainedModel) -> frozenset[str]:
     """Token embeddings that were trained in a copy beside virtual tokens.
 
-    PEFT takes the base model's own for the text there, in training as after it, or those of its
-    own name.
+    PEFT takes the untrained ones for the text there, in training as after it, or those of its own
+    name.
     """
     if not checkpoint.copied or checkpoint.prefix_kv is not None:
         return frozenset()
@@ -75,10 +75,14 @@ def token_embeddings(model: PreTrainedModel) -> frozenset[str]:
 def text_embeddings(
     checkpoint: Checkpoint, model: PreTrainedModel
 ) -> dict[str, NDArray[np.float32]]:
-    """The token embeddings that a checkpoint has for the text alone, by their name in the model.
+    """The token embeddings that a checkpoint has for the text alone, by their name in the model:
+    trained under PEFT's own name, or untrained beside a copy that is not run.
 
     With a prefix KV PEFT runs the model's own, as of any other module.
     """
-    if checkpoint.text_embeddings is None or checkpoint.prefix_kv is not None:
+    if checkpoint.prefix_kv is not None:
         return {}
-    return dict.fromkeys(token_embeddings(model), checkpoint.text_embeddings)
+    if checkpoint.text_embeddings is not None:
+        return dict.fromkeys(token_embeddings(model), checkpoint.text_embeddings)
+    unused = unused_copies(checkpoint, model)
+    return {name: own for name, own in checkpoint.untrained.items() if name in unused}

@@ -87,6 +87,39 @@ def test_a_copy_is_read_as_peft_runs_it(tmp_path, case, saved):
     assert np.allclose(exported, want, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("saved", ["full.pt", "shared.safetensors", "unsaid.safetensors"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        ("SEQ_CLS", "llama", "embed_tokens"),
+        ("SEQ_CLS", "bert", "bert.embeddings"),
+        ("SEQ_CLS", "distilbert", "distilbert.embeddings"),
+        ("CAUSAL_LM", "llama", "embed_tokens"),
+    ],
+    ids="-".join,
+)
+def test_a_state_dict_has_the_untrained_embeddings_too(tmp_path, case, saved):
+    """They are what PEFT runs, whatever the base that is named has in their place."""
+    task = Task(case[0])
+    want = row_logits(train(tmp_path, case), task, IDS)
+    other = AUTO[case[0]].from_pretrained(tmp_path / "base", num_labels=tiny.LABELS)
+    with torch.no_grad():
+        table = other.get_input_embeddings().weight
+        table += torch.randn_like(table)
+    other.save_pretrained(tmp_path / "other")
+    reference, exported = both_logits(tmp_path / saved, tmp_path / "other", task)
+    assert np.allclose(reference, want, rtol=0, atol=1e-5)
+    assert np.allclose(exported, want, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("saved", ["adapter", "full.pt"])
+def test_a_copy_within_a_copy_is_refused_with_the_way_out(tmp_path, saved):
+    train(tmp_path, ("SEQ_CLS", "bert", "embeddings"))
+    with pytest.raises(BaseModelError, match=r"a copy of a module within a copy of") as refused:
+        resolve_base(read_checkpoint(tmp_path / saved, task=SEQ_CLS), str(tmp_path / "base"))
+    assert refused.value.fix == "Train it again with modules_to_save=['bert.embeddings']."
+
+
 @pytest.mark.parametrize("saved", ["full.pt", "shared.safetensors"])
 @pytest.mark.parametrize("case", CASES, ids="-".join)
 def test_peft_runs_the_same_copy_of_a_converted_state_dict(tmp_path, case, saved):

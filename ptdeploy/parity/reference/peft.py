@@ -128,10 +128,15 @@ def _from_state_dict(checkpoint: Checkpoint, model: PreTrainedModel) -> PeftMode
 
     peft = get_peft_model(model, _config(checkpoint), DEFAULT_ADAPTER)
     places = _places(peft)
+    stored, live = read_state(checkpoint.weights_file), peft.state_dict()
+    for name in (one for one in stored.keys() & live.keys() if ".original_module." in one):
+        # Token embeddings are run so, for a text beside virtual tokens.
+        if stored[name].shape == live[name].shape:
+            places[name] = name
     places[copy_of(TEXT_EMBEDDINGS, checkpoint.adapter)] = copy_of(TEXT_EMBEDDINGS, DEFAULT_ADAPTER)
     encoder = f"prompt_encoder.{checkpoint.adapter}."
     state = {}
-    for name, tensor in read_state(checkpoint.weights_file).items():
+    for name, tensor in stored.items():
         if place := places.get(_own_name(name, checkpoint.adapter) or name):
             state[place] = tensor.to(torch.float32)
         elif name.startswith(encoder):

@@ -44,6 +44,7 @@ def assemble(
     task_id: int | None = None,
     all_tasks: Mapping[str, torch.Tensor] | None = None,
     text_embeddings: torch.Tensor | None = None,
+    untrained: Mapping[str, torch.Tensor] | None = None,
 ) -> Checkpoint:
     """Check shapes against the config and values against NaN, and build the Checkpoint.
 
@@ -66,6 +67,8 @@ def assemble(
             "or ptdeploy.save_full wrote.",
         )
     text = text_embeddings
+    # Buffers of whole numbers are no weights.
+    before = {n: one for n, one in (untrained or {}).items() if one.dtype.is_floating_point}
     heads = tuple(sorted(heads))
     usable, unusable = usable_weights(where, weights, heads)
     first = prompt if prompt is not None else encoder["embedding.weight"]
@@ -92,6 +95,7 @@ def assemble(
         all_tasks=several,
         copied=copied,
         text_embeddings=None if text is None else finite(where, TEXT_EMBEDDINGS, text),
+        untrained={name: finite(where, name, one) for name, one in before.items()},
     )
 
 

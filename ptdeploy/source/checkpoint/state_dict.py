@@ -64,6 +64,7 @@ def read(
     adapter = choose_by_name(file, adapter, sorted(encoders))
     encoder = encoders[adapter]
     weights, copied = _base_weights(tensors, adapter)
+    untrained = {name: _untrained(name, of) for name, of in copied.items()}
     config_file = file.parent / CONFIG_NAME
     files, raw = tensor_files(file), {}
     own = [f"prompt_encoder.{adapter}.{name}" for name in encoder]
@@ -87,6 +88,7 @@ def read(
         weights=weights,
         heads=copied,
         copied=copied,
+        untrained={n: tensors[place] for n, place in untrained.items() if place in tensors},
         text_embeddings=tensors.get(copy_of(TEXT_EMBEDDINGS, adapter)),
         files=files,
         task_id=module.task_id,
@@ -166,6 +168,11 @@ def _base_weights(
             copied[name] = match[1]
         weights[name] = tensor
     return weights, copied
+
+
+def _untrained(name: str, module: str) -> str:
+    """PEFT's name of what a copied weight of a module was before: of the module's own weight."""
+    return f"base_model.{module}.original_module{name.removeprefix(module)}"
 
 
 def _config_from_shapes(

@@ -102,6 +102,7 @@ class Checkpoint:
     that PEFT trained in a copy of a module, beside the base's own, each with that module's name.
     `text_embeddings`, float32 (vocabulary, embedding dim), are the token embeddings that PEFT runs
     for a text beside virtual tokens, where it trained them apart from the base model's.
+    `untrained` has of weights in `copied` what a state dict has of the base's own beside the copy.
     `unusable` are tensors under such names that are no finite floating point numbers: only the
     base model says whether any of them matters.
     """
@@ -130,6 +131,7 @@ class Checkpoint:
     unusable: Mapping[str, Unusable] = field(default_factory=dict, repr=False)
     copied: Mapping[str, str] = field(default_factory=dict)
     text_embeddings: NDArray[np.float32] | None = field(default=None, repr=False)
+    untrained: Mapping[str, NDArray[np.float32]] = field(default_factory=dict, repr=False)
 
     @property
     def is_base(self) -> bool:
