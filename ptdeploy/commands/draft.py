@@ -15,7 +15,7 @@ from ptdeploy.bundle.publish import Destination
 from ptdeploy.bundle.whose import in_words
 from ptdeploy.commands.plan import runs_here
 from ptdeploy.errors import BaseModelError, BundleError, EngineFault, TargetUnavailable
-from ptdeploy.parity.compare import compare
+from ptdeploy.parity.base_alone import compare_with_base
 from ptdeploy.parity.graph_check import as_graph_check, open_graph_check
 from ptdeploy.parity.reference import Reference
 from ptdeploy.parity.refusal import Compiled, refuse_mismatch
@@ -87,7 +87,7 @@ def _prove_prompt(
             progress.stage(f"check parity of the graph{of}, with {target.graph_check}"),
             open_graph_check(bundle, target.graph_check) as engine,
         ):
-            reports["graph_parity"] = compare(
+            reports["graph_parity"] = compare_with_base(
                 engine, as_graph_check(reference, manifest), progress=progress
             )
         refuse_mismatch(reports["graph_parity"], compiled)
@@ -97,7 +97,9 @@ def _prove_prompt(
     if unavailable is None:
         try:
             with progress.stage(f"check parity{of}"):
-                reports["parity"] = compare(_open(bundle, compiled), reference, progress=progress)
+                reports["parity"] = compare_with_base(
+                    _open(bundle, compiled), reference, progress=progress
+                )
         except TargetUnavailable as error:
             # Built for another GPU than the one that is here.
             if not reports and prompt.graph_parity is None:

@@ -224,10 +224,10 @@ def _no_base_alone(bundle: Bundle) -> InputError | None:
         )
     if None in referred(bundle):
         return None
-    # Nothing shows how the engine does without a prompt.
+    # A few rows at most show how the engine does without a prompt.
     return InputError(
-        f"{bundle.path}: the base model alone was not proven over its engine: it was compiled "
-        "with a prompt.",
+        f"{bundle.path}: the base model alone was not proven over its engine in all cases: it was "
+        "compiled with a prompt.",
         "Compile the base model alone, without a checkpoint, and add the prompts to that. A "
         "request can be without a prompt all the same: ptdeploy run --no-prompt",
     )

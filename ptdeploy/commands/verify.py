@@ -24,7 +24,7 @@ from ptdeploy.commands.verify_reference import (
 )
 from ptdeploy.errors import InputError
 from ptdeploy.files import check_readable
-from ptdeploy.parity.compare import compare
+from ptdeploy.parity.base_alone import compare_with_base
 from ptdeploy.parity.data import DataRow, read_data
 from ptdeploy.parity.graph_check import as_graph_check, open_graph_check
 from ptdeploy.parity.mixed import MixedRows, with_mixed
@@ -157,7 +157,7 @@ def _compare(run: _Run, progress: Progress) -> ParityReport:
         with progress.stage(f"check parity{in_stages(name, run.manifest)}"):
             engine = run.engine.by_default(name)
             of_other = _reference_of(engine, run)
-            others.append(compare(engine, of_other, (), run.overrides, progress=progress))
+            others.append(compare_with_base(engine, of_other, (), run.overrides, progress=progress))
         mixed.append(MixedRows.of(engine, of_other, others[-1]))
     if others:
         found = msgspec.structs.replace(found, prompts=tuple(others))
@@ -185,7 +185,7 @@ def _compare_first(run: _Run, progress: Progress) -> tuple[ParityReport, Referen
     if left_out:
         notes.append(f"other prompts were not compared: {in_words(left_out)}.")
     with progress.stage(f"check parity{in_stages(run.names[0], run.manifest)}"):
-        found = compare(engine, reference, notes, run.overrides, run.given, progress)
+        found = compare_with_base(engine, reference, notes, run.overrides, run.given, progress)
     if run.request.locate:
         assert run.peft is not None, "checked before"
         with progress.stage("locate the first mismatch"):

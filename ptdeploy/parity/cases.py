@@ -32,6 +32,8 @@ _TEXT_TOKENS = 64
 # some, and all.
 _PADDED = {3: 2, 1: 2}
 TEXT_ROWS = 8
+# The random rows that are run without a prompt too, by their place.
+BASE_ROWS = (0, 4, 6)
 _MOST_ROWS = 1000
 
 

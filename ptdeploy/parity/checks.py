@@ -229,7 +229,9 @@ def _case(report: ParityReport, case: CaseResult) -> Check:
 def _greedy(report: ParityReport) -> Iterator[Check]:
     for one in report.greedy:
         value, own, bound = f"{one.agreed} of {one.total}", "", ""
-        name = f"row of {one.length}" + (", mixed prompts" if one.mixed else "")
+        name = f"row of {one.length}"
+        name += ", without a prompt" if one.without_prompt else ""
+        name += ", mixed prompts" if one.mixed else ""
         if one.agreed < one.total and report.decode_allowed is not None:
             bound = f"allowed {report.decode_allowed:.3g}"
             own = (

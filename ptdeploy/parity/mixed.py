@@ -34,7 +34,7 @@ _PADDINGS: tuple[Padding, ...] = ("right", "left")
 
 
 @dataclass(frozen=True)
-class _Row:
+class MixedRow:
     """A row of the reference of a prompt, and what it is held by.
 
     `own` is what a quantized engine gives for it alone, else None.
@@ -55,7 +55,7 @@ class MixedRows:
     """
 
     prompt: str | None
-    rows: tuple[_Row, ...]
+    rows: tuple[MixedRow, ...]
     greedy: tuple[Greedy, ...]
     bounds: Bounds
 
@@ -68,7 +68,7 @@ class MixedRows:
         for index in (min(place, len(reference.rows) - 1) for place in _ROWS):
             row = reference.rows[index]
             own = None if bounds.own is None else row_alone(engine, row)
-            rows.append(_Row(prompt, index, row, bounds, own))
+            rows.append(MixedRow(prompt, index, row, bounds, own))
         most = max((one.tokens.size for one in reference.greedy), default=0)
         greedy = tuple(one for one in reference.greedy if one.tokens.size == most)
         return cls(prompt, tuple(rows), greedy, bounds)
@@ -82,7 +82,7 @@ def with_mixed(report: ParityReport, engine: Engine, mixed: Sequence[MixedRows])
     rows = [one.rows[place] for place in range(len(_ROWS)) for one in mixed]
     for batch in _batches(rows, engine):
         for padding in _PADDINGS:
-            for prompt, result in _run(engine, batch, padding):
+            for prompt, result in run_rows(engine, batch, padding):
                 cases[prompt].append(result)
     if engine.writes:
         for part in _batches([one for one in mixed if one.greedy], engine):
@@ -136,7 +136,7 @@ def _with(
     return msgspec.structs.replace(more, passed=all(one.passed for one in checks(more)))
 
 
-_T = TypeVar("_T", _Row, MixedRows)
+_T = TypeVar("_T", MixedRow, MixedRows)
 
 
 def _batches(rows: Sequence[_T], engine: Engine) -> Iterator[Sequence[_T]]:
@@ -160,17 +160,18 @@ def _continue(engine: Engine, batch: Sequence[MixedRows]) -> list[GreedyResult]:
     return [msgspec.structs.replace(one, mixed=True) for one in found]
 
 
-def _run(
-    engine: Engine, batch: Sequence[_Row], padding: Padding
+def run_rows(
+    engine: Engine, batch: Sequence[MixedRow], padding: Padding
 ) -> Iterator[tuple[str | None, CaseResult]]:
-    """What came of each prompt's rows of one batch."""
+    """What came of each prompt's rows of one batch; one of a single prompt's rows mixes none."""
     rows = [one.row for one in batch]
     stopped = None
     try:
         logits = engine.logits(*padded(rows, padding), prompt=[one.prompt for one in batch])
     except EngineFault as error:
         logits, stopped = [without_numbers(row.logits) for row in rows], error.problem
-    for name in dict.fromkeys(one.prompt for one in batch):
+    names = list(dict.fromkeys(one.prompt for one in batch))
+    for name in names:
         places = [place for place, one in enumerate(batch) if one.prompt == name]
         case = BatchCase(tuple(batch[i].index for i in places), padding, rows[places[0]].source)
         result, _ = measure_case(
@@ -181,7 +182,7 @@ def _run(
             [own for i in places if (own := batch[i].own) is not None],
             stopped,
         )
-        yield (
-            name,
-            msgspec.structs.replace(result, name=f"mixed prompts, {padding}-padded", mixed=True),
-        )
+        if len(names) > 1:
+            words = f"mixed prompts, {padding}-padded"
+            result = msgspec.structs.replace(result, name=words, mixed=True)
+        yield name, result

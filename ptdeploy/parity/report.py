@@ -27,7 +27,8 @@ class CaseResult(msgspec.Struct, frozen=True):
     `stopped` says why the engine gave no numbers at all: it failed on a request it must take.
     `rows` are the reference's rows it was made of, `histogram` how many logits differ by how much,
     in the bins of the report's `histogram_edges`. Of a `mixed` batch they are the rows of the
-    report's prompt, among those of others. `own_max_abs` is of quantized weights, and of rows that
+    report's prompt, among those of others. Rows `without_prompt` ran as the base model alone, of a
+    bundle that has a prompt. `own_max_abs` is of quantized weights, and of rows that
     ran beside others: the largest difference of a logit from the same engine's own row alone.
     `output` is of a head that chooses no one class: the output that is furthest over what it, by
     the size of its own values, may be off by; null where none is. `own_output` is the same of the
@@ -51,6 +52,7 @@ class CaseResult(msgspec.Struct, frozen=True):
     own_max_abs: float | None = None
     output: OutputError | None = None
     own_output: OutputError | None = None
+    without_prompt: bool = False
 
     @property
     def held_to_own(self) -> bool:
@@ -62,8 +64,9 @@ class GreedyResult(msgspec.Struct, frozen=True):
     """One row's greedy tokens, generated in a batch: how many agree before the first mismatch.
 
     `stopped` says why the engine generated none. The other rows of a `mixed` batch have other
-    prompts. `behind` is of a row with a mismatch: by how much a token lies below the likeliest one
-    at most, where the same engine is given the text and its tokens alone and at once.
+    prompts, and one `without_prompt` is continued by the base model alone. `behind` is of a row
+    with a mismatch: by how much a token lies below the likeliest one at most, where the same engine
+    is given the text and its tokens alone and at once.
     """
 
     length: int
@@ -73,6 +76,7 @@ class GreedyResult(msgspec.Struct, frozen=True):
     stopped: str | None = None
     mixed: bool = False
     behind: float | None = None
+    without_prompt: bool = False
 
     @property
     def held_to_own(self) -> bool:

@@ -92,8 +92,11 @@ def smallest_failing(
     A row can be cut only where the reference of what is left is known: with PEFT at hand always,
     else for a causal model, whose earlier logits do not depend on later tokens.
     """
-    # A mixed one is of several references: its rows fail alone too, or no file can show it.
-    failing = [case for case in report.cases if not case.passed and not case.mixed]
+    # A mixed one is of several references: its rows fail alone too, or no file can show it. And
+    # data is about a prompt.
+    failing = [
+        case for case in report.cases if not (case.passed or case.mixed or case.without_prompt)
+    ]
     bounds = bounds_of_report(report, reference, engine.manifest.prompt.head)
     found: FailingInput | None = None
     if failing:

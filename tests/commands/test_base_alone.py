@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from support.damage import edit, shift_reference
+from support.damage import edit, leave_out_base, rewrite_reference, shift_reference
+from support.faults import Editor, with_prompts_length
 
 import ptdeploy
 from ptdeploy.cli.main import main
 from ptdeploy.errors import BundleError, InputError
+from ptdeploy.runtime.causal import CausalLM
+from ptdeploy.runtime.prompt_choice import DEFAULT
 
 ROW = [5, 9, 30, 4]
 
@@ -211,3 +214,48 @@ def test_a_request_and_a_profile_are_of_the_base_alone_where_told(compiled, caps
     assert main(["profile", str(one.bundle), *short, "--no-prompt"]) == 0
     assert json.loads(capsys.readouterr().out)["sections"]
     assert ptdeploy.profile(one.bundle, rounds=1, tokens=4, prompt=None).sections
+
+
+@pytest.mark.parametrize("options", [{}, {"max_batch": 1}])
+def test_an_engine_that_is_right_with_its_prompt_alone_fails(compiled, tmp_path, options):
+    """Its graph has the prompt's length baked in: without one, positions begin too late."""
+    editor = Editor.copy(compiled("qwen2", "CAUSAL_LM", options).bundle, tmp_path / "bundle")
+    honest = ptdeploy.verify(tmp_path / "bundle")
+    assert honest.passed
+    alone = [one.lengths for one in honest.cases if one.name == "base alone"]
+    assert alone == [(1,), (8,), (21,)]
+    with_prompts_length(editor)
+    editor.write()
+    report = ptdeploy.verify(tmp_path / "bundle", report=tmp_path / "report")
+    wrong = [one for one in report.runs if not one.passed]
+    assert wrong
+    assert all(one.without_prompt for one in wrong)
+    assert report.failures()[0].startswith("base alone, lengths [8]: max abs ")
+    # Data is about the prompt.
+    assert report.failing is None
+
+
+def test_a_row_beside_one_without_a_prompt_keeps_its_own(compiled, tmp_path, monkeypatch):
+    bundle = compiled("qwen2", "CAUSAL_LM").bundle
+    honest = CausalLM.logits
+
+    def first_of_all(self, *given, prompt=DEFAULT, **more):
+        one = prompt[0] if isinstance(prompt, list) else prompt
+        return honest(self, *given, prompt=one, **more)
+
+    monkeypatch.setattr(CausalLM, "logits", first_of_all)
+    (wrong,) = [one for one in ptdeploy.verify(bundle).cases if not one.passed]
+    assert (wrong.name, wrong.without_prompt) == ("mixed prompts, left-padded", False)
+
+
+def test_an_older_reference_is_verified_without_the_base_model(compiled, tmp_path):
+    bundle = Path(shutil.copytree(compiled("qwen2", "CAUSAL_LM").bundle, tmp_path / "bundle"))
+    assert not any("without a prompt" in note for note in ptdeploy.verify(bundle).notes)
+    rewrite_reference(bundle, leave_out_base)
+    report = ptdeploy.verify(bundle)
+    assert report.passed
+    assert not any(one.without_prompt for one in report.runs)
+    assert report.notes[-1] == (
+        "requests without a prompt were not compared: the reference has no row of the base model "
+        "alone."
+    )

@@ -15,7 +15,7 @@ from support.faults import Editor
 import ptdeploy
 from ptdeploy.cli.main import main
 from ptdeploy.commands import verify
-from ptdeploy.errors import InputError
+from ptdeploy.errors import InputError, ParityError
 from ptdeploy.runtime.causal import CausalLM
 from ptdeploy.runtime.prompt_choice import DEFAULT
 
@@ -97,11 +97,13 @@ def test_batches_mix_the_prompts(compiled, packed, tmp_path, architecture, task)
     shutil.copytree(compiled(architecture, task).bundle, tmp_path / "bundle")
     ptdeploy.prompt_add(tmp_path / "bundle", packed(architecture, task).path)
     for report in ptdeploy.verify(tmp_path / "bundle").each():
-        mixed = [case for case in report.cases if case.mixed]
+        mixed = [case for case in report.cases if case.mixed and case.rows == (1, 5)]
         assert [case.padding for case in mixed] == ["right", "left"]
         assert all(case.passed and len(case.rows) == 2 for case in mixed)
         continued = [one for one in report.greedy if one.mixed]
-        assert len(continued) == (task == "CAUSAL_LM")
+        # One beside the other prompt, and two beside one another: with the prompt and without.
+        assert len(continued) == (3 if task == "CAUSAL_LM" else 0)
+        assert sum(one.without_prompt for one in continued) == (task == "CAUSAL_LM")
         assert all(one.passed and one.total > 1 for one in continued)
 
 
@@ -125,15 +127,21 @@ def test_a_row_that_gets_a_neighbours_prompt_fails(compiled, packed, tmp_path, m
 
 
 def test_a_graph_that_shows_a_row_its_neighbours_prompt_fails(compiled, packed, tmp_path):
-    """Rows with one prompt have the past in common: only the batch that mixes them shows it."""
-    editor = Editor.copy(compiled("qwen2", "CAUSAL_LM").bundle, tmp_path / "bundle")
+    """Rows with one prompt have the past in common: only batches that mix them, and those of rows
+    without one, show it."""
+    bundle = Path(shutil.copytree(compiled("qwen2", "CAUSAL_LM").bundle, tmp_path / "bundle"))
+    ptdeploy.prompt_add(bundle, packed("qwen2", "CAUSAL_LM").path)
+    editor = Editor.copy(compiled("qwen2", "CAUSAL_LM").bundle, tmp_path / "wrong")
     editor.set_constant("program/Where_1", 2, np.zeros((), np.float32))
     editor.write()
-    ptdeploy.prompt_add(tmp_path / "bundle", packed("qwen2", "CAUSAL_LM").path)
-    report = ptdeploy.verify(tmp_path / "bundle")
+    for name in ("model.onnx", "model.onnx.data"):
+        damage.replace(bundle, name, (editor.folder / name).read_bytes())
+    report = ptdeploy.verify(bundle)
     wrong = [case for one in report.each() for case in one.cases if not case.passed]
-    assert wrong
-    assert all(case.mixed for case in wrong)
+    assert any(case.rows == (1, 5) for case in wrong)
+    assert all(case.mixed or case.without_prompt for case in wrong)
+    with pytest.raises(ParityError, match="base batch 3 left-padded"):
+        ptdeploy.prompt_add(editor.folder, packed("qwen2", "CAUSAL_LM").path)
 
 
 def test_a_row_that_is_continued_with_a_neighbours_prompt_fails(
@@ -153,10 +161,11 @@ def test_a_row_that_is_continued_with_a_neighbours_prompt_fails(
         (one.prompt, found) for one in report.each() for found in one.greedy if not found.passed
     ]
     assert not report.passed
-    assert [(name, found.mixed) for name, found in wrong] == [("other", True)]
-    (failure,) = report.failures()
-    assert failure.startswith("prompt 'other': greedy tokens of a row of ")
-    assert ", mixed prompts: " in failure
+    # Each prompt's row beside one without a prompt, and the other's beside the default's.
+    assert [name for name, _ in wrong] == ["default", "other", "other"]
+    assert all(found.mixed for _, found in wrong)
+    assert report.failures()[-1].startswith("prompt 'other': greedy tokens of a row of ")
+    assert all(", mixed prompts: " in failure for failure in report.failures())
 
 
 def test_the_engine_is_opened_once_for_all_prompts(compiled, packed, tmp_path, monkeypatch):

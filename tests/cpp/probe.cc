@@ -139,12 +139,14 @@ std::string report_text(const ptdeploy::ParityReport& report) {
            ",\"cosine\":" + measure(one.cosine) + ",\"kl\":" + measure(one.kl) +
            ",\"top1_agreement\":" + number(one.top1_agreement) +
            ",\"passed\":" + truth(one.passed) + ",\"mixed\":" + truth(one.mixed) +
+           ",\"without_prompt\":" + truth(one.without_prompt) +
            ",\"own_max_abs\":" + measure(one.own_max_abs) + "}";
   };
   auto one_row = [](const ptdeploy::ParityGreedy& one) {
     return "{\"length\":" + std::to_string(one.length) +
            ",\"agreed\":" + std::to_string(one.agreed) + ",\"total\":" + std::to_string(one.total) +
            ",\"passed\":" + truth(one.passed) + ",\"mixed\":" + truth(one.mixed) +
+           ",\"without_prompt\":" + truth(one.without_prompt) +
            ",\"behind\":" + measure(one.behind) + "}";
   };
   auto one_effect = [](const ptdeploy::ParityEffect& one) {

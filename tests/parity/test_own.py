@@ -36,7 +36,8 @@ def test_an_honest_engine_is_well_within_its_bound(two):
         assert report.passed
         assert report.own_allowed is not None
         beside = [one for one in report.cases if one.held_to_own]
-        assert sum(one.mixed for one in beside) == 2
+        assert sum(one.mixed for one in beside) == 4
+        assert sum(one.without_prompt for one in beside) == 2
         assert all(one.own_max_abs <= report.own_allowed / 10 for one in beside)
         assert all(one.own_max_abs is None for one in report.cases if not one.held_to_own)
         apart = [one.behind for one in report.greedy if one.agreed < one.total]
@@ -135,10 +136,13 @@ def test_a_row_that_is_continued_with_a_neighbours_prompt_fails(two, monkeypatch
 
     monkeypatch.setattr(CausalLM, "greedy", first_of_all)
     report = ptdeploy.verify(two)
-    (failure,) = report.failures()
-    assert failure.startswith("prompt 'other': greedy tokens of a row of ")
-    assert "mixed prompts: " in failure
-    assert "; given the text and its tokens at once, the engine finds a token " in failure
+    failures = report.failures()
+    # Each prompt's row beside one without a prompt, and the other's beside the default's.
+    assert [one.startswith("prompt 'other': ") for one in failures] == [False, True, True]
+    for failure in failures:
+        assert "greedy tokens of a row of " in failure
+        assert ", mixed prompts: " in failure
+        assert "; given the text and its tokens at once, the engine finds a token " in failure
 
 
 def test_a_decode_step_that_overwrites_the_last_slot_fails(two, monkeypatch):
@@ -152,7 +156,7 @@ def test_a_decode_step_that_overwrites_the_last_slot_fails(two, monkeypatch):
 
     monkeypatch.setattr(DenseKV, "decode", one_slot_off)
     report = ptdeploy.verify(two, prompt="default")
-    assert all(one.passed for one in report.cases)
+    assert all(one.passed for one in report.cases if not (one.without_prompt or one.mixed))
     assert not all(one.passed for one in report.greedy)
     assert not report.passed
 
@@ -183,5 +187,5 @@ def test_a_row_that_a_full_batch_leaves_alone_is_mixed_too(compiled, packed, tmp
     report = ptdeploy.verify(bundle)
     assert report.passed
     for one in report.each():
-        assert {row for case in one.cases if case.mixed for row in case.rows} == {1, 5}
+        assert {row for case in one.cases if case.mixed for row in case.rows} == {0, 1, 4, 5}
         assert any(found.mixed for found in one.greedy)

@@ -622,6 +622,12 @@ def rewrite_reference(
     replace(bundle, REFERENCE, content)
 
 
+def leave_out_base(tensors: dict[str, np.ndarray], _: object) -> None:
+    """Make a reference one of before it had rows of the base model alone."""
+    for name in [name for name in tensors if "without_prompt" in name]:
+        del tensors[name]
+
+
 def _packed(metadata: dict[str, Any]) -> dict[str, str]:
     return {"ptdeploy": json.dumps(metadata)}
 
@@ -920,5 +926,10 @@ REFERENCE_DAMAGE = [
         "with a margin too few",
         lambda t, _: t.update({"greedy.000.margins": np.zeros(15, np.float32)}),
         "greedy.000.margins has 15 entries, not 16",
+    ),
+    _reference(
+        "with a row that is continued without a prompt by no tokens",
+        lambda t, _: t.update({"without_prompt.tokens": np.zeros(0, np.int64)}),
+        "without_prompt.tokens has 0 tokens",
     ),
 ]

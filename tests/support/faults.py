@@ -287,6 +287,13 @@ def _turned(positions: int, angles: int, theta: float) -> Sequence[np.ndarray]:
     return np.cos(turned), np.sin(turned)
 
 
+def with_prompts_length(bundle: Editor, _: tiny.Trained | None = None) -> None:
+    """No row's positions begin before the prompt's end, though it may have no prompt."""
+    (prompt,) = bundle.manifest["prompts"].values()
+    length = np.array([prompt["num_virtual_tokens"]], np.int64)
+    bundle.before("program/Unsqueeze", 0, "Max", length)
+
+
 def _off_by_one(node: str) -> Any:
     return appended(node, ("Add", [None, np.int64(1)], {}))
 
@@ -345,6 +352,7 @@ FAULTS = (
           _off_by_one("program/Add")),
     Fault("positions off by one (encoder)", "bert", "bert.embeddings.position_embeddings",
           _off_by_one("bert.embeddings/Slice")),
+    Fault("positions begin behind a prompt always", "qwen2", "", with_prompts_length),
     Fault("mask's sign wrong", "bert", _B0 + "attention.self",
           appended("program/Cast", ("Sub", [np.int32(1), None], {}))),
     Fault("padding not masked", "bert", _B0 + "attention.self", _no_padding_masked),

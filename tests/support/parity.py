@@ -29,6 +29,7 @@ def assert_same(theirs: Any, ours: ParityReport) -> None:
         assert got["top1_agreement"] == want.top1_agreement
         assert got["passed"] == want.passed
         assert got["mixed"] == want.mixed
+        assert got["without_prompt"] == want.without_prompt
         assert got["own_max_abs"] == want.own_max_abs
     assert theirs["greedy"] == [
         {
@@ -37,6 +38,7 @@ def assert_same(theirs: Any, ours: ParityReport) -> None:
             "total": one.total,
             "passed": one.passed,
             "mixed": one.mixed,
+            "without_prompt": one.without_prompt,
             "behind": one.behind,
         }
         for one in ours.greedy

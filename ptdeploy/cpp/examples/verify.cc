@@ -123,8 +123,9 @@ void print(const ParityReport& report) {
     std::printf("beside other rows, or continued, a row is held to what the engine gives for it alone: "
                 "allowed %.2g\n", *report.own_allowed);
   for (const auto& one : report.greedy)
-    std::printf("greedy tokens, row of %zu%s: %zu of %zu agree\n", one.length,
-                one.mixed ? ", mixed prompts" : "", one.agreed, one.total);
+    std::printf("greedy tokens, row of %zu%s%s: %zu of %zu agree\n", one.length,
+                one.without_prompt ? ", without a prompt" : "", one.mixed ? ", mixed prompts" : "",
+                one.agreed, one.total);
   if (const auto& quality = report.quality; quality && quality->stopped.empty()) {
     std::printf("quantized weights on %s: %s %.2f%% %s%s", printable(quality->evaluated_on).c_str(),
                 quality->measured.c_str(), 100 * agreement(*quality), of_answers(*quality).c_str(),

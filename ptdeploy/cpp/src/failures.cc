@@ -114,6 +114,7 @@ std::vector<std::string> failures_of(const ParityReport& report, const Manifest&
   for (const ParityGreedy& one : report.greedy)
     if (!one.passed && one.stopped.empty())
       lines.push_back("greedy tokens of a row of " + std::to_string(one.length) +
+                      (one.without_prompt ? ", without a prompt" : "") +
                       (one.mixed ? ", mixed prompts: " : ": ") + std::to_string(one.agreed) + " of " +
                       std::to_string(one.total) + " agree" + own_words(one, report.decode_allowed));
   if (manifest.quantization && !(report.quality && !report.quality->stopped.empty()))

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <limits>
 
+#include "base_alone.hpp"
 #include "numbers.hpp"
 #include "paths.hpp"
 #include "quality.hpp"
@@ -95,7 +96,7 @@ std::vector<ParityGreedy> continued(const EngineState& state,
   const std::vector<RowPrompt> prompts = chosen.of(rows.size());
   std::vector<ParityGreedy> out;
   for (std::size_t i = 0; i < rows.size(); ++i) {
-    out.push_back({rows[i].size(), 0, steps, false, stopped, false, {}});
+    out.push_back({rows[i].size(), 0, steps, false, stopped, false, false, {}});
     if (!stopped.empty()) continue;
     std::size_t& agreed = out.back().agreed;
     while (agreed < steps && wanted[i].tokens[agreed] == found[i].token_ids[agreed]) ++agreed;
@@ -164,9 +165,13 @@ ParityReport PromptVerifier::compared() {
     out.decode_allowed = bounds_.decode();
     out.greedy = compare_greedy();
   }
+  out.notes = notes(out);
+  add_base_alone(out, state_, prompt_, reference_, bounds_, furthest());
   if (!state_.bundle.file("tokenizer").empty())
     out.texts_not_compared = reference_.metadata().texts;
-  out.notes = notes(out, out.texts_not_compared);
+  if (const std::size_t texts = out.texts_not_compared; texts > 0)
+    out.notes.push_back("the tokenizer was not compared (" + std::to_string(texts) +
+                        " texts): only Python's ptdeploy verify compares it.");
   return out;
 }
 
@@ -246,8 +251,7 @@ std::vector<ParityGreedy> PromptVerifier::compare_greedy() {
   return out;
 }
 
-std::vector<std::string> PromptVerifier::notes(const ParityReport& report,
-                                               std::size_t texts) const {
+std::vector<std::string> PromptVerifier::notes(const ParityReport& report) const {
   std::vector<std::string> out;
   const auto& mismatch = reference_.metadata().padded_mismatch;
   if (mismatch && *mismatch > bounds_.allowed)
@@ -263,9 +267,6 @@ std::vector<std::string> PromptVerifier::notes(const ParityReport& report,
     for (std::string& note : quality_notes(*report.quality)) out.push_back(std::move(note));
   for (const ParityEffect& one : report.effects)
     if (!one.told) out.push_back(effect_note(one));
-  if (texts > 0)
-    out.push_back("the tokenizer was not compared (" + std::to_string(texts) +
-                  " texts): only Python's ptdeploy verify compares it.");
   return out;
 }
 

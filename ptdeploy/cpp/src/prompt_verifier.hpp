@@ -68,7 +68,7 @@ class PromptVerifier {
   ParityCase compare(const BatchCase& one);
   const std::vector<OwnRow>& alone(const BatchCase& one);
   std::vector<ParityGreedy> compare_greedy();
-  std::vector<std::string> notes(const ParityReport& report, std::size_t texts) const;
+  std::vector<std::string> notes(const ParityReport& report) const;
 
   const EngineState& state_;
   RowPrompt prompt_;

@@ -160,16 +160,26 @@ std::vector<float> Reference::logits(const std::string& name,
 }
 
 ReferenceGreedy Reference::greedy(std::size_t index) {
+  return continued(tensor_name("greedy", index, ""));
+}
+
+std::optional<ReferenceGreedy> Reference::base_greedy() {
+  if (!tensors_->has("without_prompt.ids")) return std::nullopt;
+  return continued("without_prompt.");
+}
+
+// `place` is the start of its tensors' names.
+ReferenceGreedy Reference::continued(const std::string& place) {
   return checked([&] {
-    ReferenceGreedy row{ids(tensor_name("greedy", index, "ids")), {}, {}};
-    const std::string tokens = tensor_name("greedy", index, "tokens");
+    ReferenceGreedy row{ids(place + "ids"), {}, {}};
+    const std::string tokens = place + "tokens";
     const auto room =
         static_cast<std::size_t>(max_sequence_) - row.ids.size();
     const std::size_t steps = length(tokens, "I64");
     if (steps < 1 || steps > room)
       throw SchemaError(tokens + " has " + std::to_string(steps) +
                         " tokens, but its text leaves room for " + std::to_string(room));
-    const std::string margins = tensor_name("greedy", index, "margins");
+    const std::string margins = place + "margins";
     require_length(margins, "F32", steps);
     row.tokens = tensors_->integers(tokens);
     row.margins = tensors_->floats(margins);

@@ -53,10 +53,13 @@ class Reference {
   // The same model's logits of a row without the prompt; of no rows where none are stored.
   Logits without_prompt(std::size_t index);
   ReferenceGreedy greedy(std::size_t index);
+  // How the same model continues a row without the prompt; nothing where that is not stored.
+  std::optional<ReferenceGreedy> base_greedy();
   EvaluationText evaluation(std::size_t index);
 
  private:
   void read_metadata();
+  ReferenceGreedy continued(const std::string& place);
   Ids ids(const std::string& name);
   std::vector<float> logits(const std::string& name, const std::vector<std::int64_t>& wanted);
   Ids segments(const std::string& name, std::size_t tokens);

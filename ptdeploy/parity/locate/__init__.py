@@ -69,7 +69,7 @@ def locate_mismatch(
         if ran_out_of_memory(error):
             raise
         return _failed(str(error), lengths)
-    fails = any(not case.passed for case in report.cases)
+    fails = any(not case.passed and not case.without_prompt for case in report.cases)
     found = _first(search, matches, chosen[row], bounds if fails else None)
     modules = tuple(
         ModuleError(m.event.module, m.event.what, m.value, finite(m.relative), m.mismatch)
@@ -214,6 +214,11 @@ def _nothing(report: ParityReport) -> str:
         return (
             "every module agrees on this row; the engine does not match itself: beside other rows "
             "or step by step it gives something else than for the row alone"
+        )
+    if wrong and all(one.without_prompt for one in wrong):
+        return (
+            "every module agrees on this row with its prompt; the engine gives something else than "
+            "the base model where a row has none"
         )
     if not wrong:
         missed = next(iter(report.failures()), "a bound")

@@ -27,7 +27,7 @@ def failing_rows(
 
     Where no case fails it is one usual row.
     """
-    failing = [case for case in report.cases if not case.passed]
+    failing = [case for case in report.cases if not case.passed and not case.without_prompt]
     if not failing:
         index = min(_USUAL_ROW, len(reference.rows) - 1)
         return [reference.rows[index]], 0

@@ -22,7 +22,8 @@ class ReferenceRow:
 
     `logits` has shape (classes,) for SEQ_CLS and (positions, classes or vocabulary) otherwise.
     `type_ids` is the segment of each token, all 0 where None. `without_prompt` are the logits of
-    the same model without its prompt at the same positions, where weights are quantized; else None.
+    the same model without its prompt at the same positions: of every row where weights are
+    quantized, and of a few of a model that writes; else None.
     """
 
     ids: NDArray[np.int64]
@@ -65,7 +66,7 @@ class Reference:
 
     `evaluation` are the evaluation texts, and `evaluated_on` says where they are from. `text_ids`
     are what transformers makes of `texts`; of `pairs` it makes `pair_ids`, and the segments
-    `pair_type_ids`.
+    `pair_type_ids`. `base_greedy` is how the same model without its prompt continues a row.
     """
 
     rows: tuple[ReferenceRow, ...] = field(repr=False)
@@ -81,6 +82,7 @@ class Reference:
     pairs: tuple[tuple[str, str], ...] = ()
     pair_ids: tuple[tuple[int, ...], ...] = ()
     pair_type_ids: tuple[tuple[int, ...], ...] = ()
+    base_greedy: Greedy | None = field(repr=False, default=None)
 
     def first(self, count: int | None, max_batch: int | None) -> Reference:
         """With its first rows alone, and the cases of those; all of it without a count."""

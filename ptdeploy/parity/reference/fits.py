@@ -27,6 +27,8 @@ def check_fits(reference: Reference, manifest: Manifest) -> None:
         _check_case(f"cases[{i}]", case, manifest.limits)
     for i, one in enumerate(reference.greedy):
         _check_greedy(f"greedy.{i:03}", one, manifest.request_limits)
+    if reference.base_greedy is not None and ENGINES[manifest.task].takes_base:
+        _check_greedy("without_prompt", reference.base_greedy, manifest.request_limits)
     for i, text in enumerate(reference.evaluation):
         _check_text(f"evaluation.{i:03}", text, manifest)
 
@@ -40,9 +42,11 @@ def cut_to(reference: Reference, manifest: Manifest, where: str | Path) -> Refer
     limits = manifest.request_limits
     most = limits.max_sequence
     rows = tuple(row for row in reference.rows if row.ids.size <= most)
+    base = reference.base_greedy
     left = replace(
         reference,
         rows=rows,
+        base_greedy=base if base and base.ids.size + base.tokens.size <= most else None,
         cases=batches([row.source for row in rows], limits.max_batch),
         greedy=tuple(o for o in reference.greedy if o.ids.size + o.tokens.size <= most),
         evaluation=tuple(text for text in reference.evaluation if text.ids.size <= most),

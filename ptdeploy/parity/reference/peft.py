@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ptdeploy.bundle import RequestLimits
 from ptdeploy.bundle.task import Task
 from ptdeploy.errors import CheckpointError
-from ptdeploy.parity.cases import AskedRow, Comparison, Padding, pad
+from ptdeploy.parity.cases import BASE_ROWS, AskedRow, Comparison, Padding, pad
 from ptdeploy.parity.quality import EvaluationText, text_row
 from ptdeploy.parity.reference import Greedy, Reference, ReferenceRow
 from ptdeploy.program.kinds import kind_of
@@ -30,7 +30,7 @@ from ptdeploy.source.checkpoint.peft_objects import (
 )
 from ptdeploy.source.checkpoint.state_dict import read_state
 from ptdeploy.source.checkpoint.types import FACTORS
-from ptdeploy.source.tied import untie
+from ptdeploy.source.tied import text_embeddings, untie, unused_copies
 
 if TYPE_CHECKING:
     import torch
@@ -255,10 +255,11 @@ def compute_reference(
     progress = progress or Progress(quiet=True)
     model = model or peft_model(checkpoint, base)
     rows, task = asked.rows, checkpoint.task
-    beside = evaluation is not None and checkpoint.num_virtual_tokens > 0
+    beside = _rows_without_prompt(checkpoint, base, model, len(rows), evaluation is not None)
     with torch.no_grad(), quiet_libraries():
         computed = tuple(
-            _reference_row(model, task, r, beside) for r in progress.within(rows, "rows")
+            _reference_row(model, task, row, index in beside)
+            for index, row in enumerate(progress.within(rows, "rows"))
         )
         greedy: tuple[Greedy, ...] = ()
         random = [row.ids for row in rows if row.source == "random"]
@@ -266,6 +267,9 @@ def compute_reference(
         if base.kind.generates:
             continued = [*chosen, *_greedy_edges(rows, limits)]
             greedy = tuple(_greedy(model, ids, limits.max_sequence) for ids in continued)
+        base_greedy = None
+        if base.kind.generates and (alone := [rows[i].ids for i in BASE_ROWS if i in beside]):
+            base_greedy = _base_greedy(model, alone[len(alone) // 2], limits.max_sequence)
         mismatch = None
         if chosen and checkpoint.of_peft and base.kind.padded_on is not None:
             mismatch = _padded_mismatch(model, base, chosen, base.kind.padded_on)
@@ -282,7 +286,35 @@ def compute_reference(
         padded_mismatch=mismatch,
         evaluation=texts,
         evaluated_on=evaluation.source if evaluation else "",
+        base_greedy=base_greedy,
     )
+
+
+def _rows_without_prompt(
+    checkpoint: Checkpoint,
+    base: BaseModel,
+    model: PeftModel | PromptedModel,
+    rows: int,
+    quantized: bool,
+) -> frozenset[int]:
+    """The places of the rows that are computed without the prompt, too.
+
+    Of quantized weights all, to tell what the prompt changes; of a model that writes a few, as its
+    engine is asked without a prompt. Where the text has token embeddings of its own beside virtual
+    tokens, the model without those has others than the engine.
+    """
+    if checkpoint.num_virtual_tokens == 0:
+        return frozenset()
+    if quantized:
+        return frozenset(range(rows))
+    own = model.get_base_model()
+    if (
+        not base.kind.generates
+        or text_embeddings(checkpoint, own)
+        or unused_copies(checkpoint, own)
+    ):
+        return frozenset()
+    return frozenset(place for place in BASE_ROWS if place < rows)
 
 
 def _software(checkpoint: Checkpoint) -> str:
@@ -367,6 +399,23 @@ def _greedy(model: PeftModel | PromptedModel, ids: NDArray[np.int64], limit: int
     new, scores = _continued(model, tokens, steps)
     top = scores.topk(2, dim=-1).values
     return Greedy(ids, new.numpy(), (top[:, 0] - top[:, 1]).numpy())
+
+
+def _base_greedy(
+    model: PeftModel | PromptedModel, ids: NDArray[np.int64], limit: int
+) -> Greedy | None:
+    """As `_greedy` without the prompt; each step runs the whole row. None where none has room."""
+    import torch
+
+    base, first, tops = model.get_base_model(), ids.size, []
+    for _ in range(min(_GREEDY_TOKENS, limit - first)):
+        top = base(**row_inputs(ids)).logits[0, -1].float().topk(2)
+        ids = np.append(ids, int(top.indices[0]))
+        tops.append(top.values)
+    if not tops:
+        return None
+    best = torch.stack(tops)
+    return Greedy(ids[:first], ids[first:], (best[:, 0] - best[:, 1]).numpy())
 
 
 def _continued(

@@ -24,6 +24,8 @@ REFERENCE_NAME = "reference.safetensors"
 _ROW_BYTES = 1 << 20
 # Each is one run of the engine.
 _MOST_CASES = 10_000
+# The tensors of a row that is continued without a prompt; older references have none.
+_BASE = "without_prompt"
 
 
 # The user's own data is never stored.
@@ -77,10 +79,13 @@ def save_reference(reference: Reference, folder: Path) -> str:
             tensors[f"rows.{i:03}.type_ids"] = row.type_ids
         if row.without_prompt is not None:
             tensors[f"rows.{i:03}.without_prompt"] = row.without_prompt
-    for i, one in enumerate(reference.greedy):
-        tensors[f"greedy.{i:03}.ids"] = one.ids
-        tensors[f"greedy.{i:03}.tokens"] = one.tokens
-        tensors[f"greedy.{i:03}.margins"] = one.margins
+    continued = {f"greedy.{i:03}": one for i, one in enumerate(reference.greedy)}
+    if reference.base_greedy is not None:
+        continued[_BASE] = reference.base_greedy
+    for name, one in continued.items():
+        tensors[f"{name}.ids"] = one.ids
+        tensors[f"{name}.tokens"] = one.tokens
+        tensors[f"{name}.margins"] = one.margins
     for i, text in enumerate(reference.evaluation):
         tensors[f"evaluation.{i:03}.ids"] = text.ids
         tensors[f"evaluation.{i:03}.top1"] = text.top1
@@ -199,10 +204,8 @@ def _from_tensors(tensors: _Tensors, metadata: _Metadata) -> Reference:
         ids, logits = tensors[f"{name}.ids"], tensors[f"{name}.logits"]
         types, without = (tensors.get(f"{name}.{what}") for what in ("type_ids", "without_prompt"))
         rows.append(ReferenceRow(ids, logits, metadata.sources[i], types, without))
-    greedy = [
-        Greedy(*(tensors[f"greedy.{i:03}.{what}"] for what in ("ids", "tokens", "margins")))
-        for i in range(metadata.greedy)
-    ]
+    greedy = [_continued(tensors, f"greedy.{i:03}") for i in range(metadata.greedy)]
+    base = None if tensors.get(f"{_BASE}.ids") is None else _continued(tensors, _BASE)
     text_ids = tensors.ids("texts", len(metadata.texts))
     pair_ids = tensors.ids("pairs", len(metadata.pairs))
     pair_type_ids = tensors.ids("pairs", len(metadata.pairs), "type_ids")
@@ -227,7 +230,12 @@ def _from_tensors(tensors: _Tensors, metadata: _Metadata) -> Reference:
         pairs=metadata.pairs,
         pair_ids=pair_ids,
         pair_type_ids=pair_type_ids,
+        base_greedy=base,
     )
+
+
+def _continued(tensors: _Tensors, name: str) -> Greedy:
+    return Greedy(*(tensors[f"{name}.{what}"] for what in ("ids", "tokens", "margins")))
 
 
 def _case(index: int, case: _Case, metadata: _Metadata) -> BatchCase:

@@ -244,6 +244,8 @@ struct ParityCase {
   std::string stopped;  // why the engine failed, where it did: then there are no numbers
   // Whether the batch had rows of other prompts too: `lengths` and numbers are of the report's own.
   bool mixed = false;
+  // Whether its rows ran as the base model alone, of a bundle that has a prompt.
+  bool without_prompt = false;
   // Of quantized weights and of rows that ran beside others: the largest difference of a logit from
   // the same engine's own row alone.
   std::optional<double> own_max_abs;
@@ -259,6 +261,7 @@ struct ParityGreedy {
   bool passed = false;
   std::string stopped;  // why the engine failed, where it did
   bool mixed = false;   // whether the batch had rows of other prompts too
+  bool without_prompt = false;  // whether the base model alone continued it
   // Of a row with a mismatch: by how much a token lies below the likeliest one at most, where the
   // same engine is given the text and its tokens alone and at once.
   std::optional<double> behind;

@@ -1,0 +1,105 @@
+"""Rows without a prompt, of a bundle that was compiled with one.
+
+A request may be without a prompt whatever prompts a bundle has. The reference has a few rows of the
+base model alone; they are run alone, in one batch, and beside rows with the prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import msgspec
+
+from ptdeploy.parity.bounds import Bounds, bounds_of_report
+from ptdeploy.parity.cases import BASE_ROWS, Padding
+from ptdeploy.parity.checks import checks
+from ptdeploy.parity.compare import compare, compare_greedy
+from ptdeploy.parity.data import DataRow
+from ptdeploy.parity.mixed import MixedRow, run_rows
+from ptdeploy.parity.own import row_alone
+from ptdeploy.parity.reference import Reference
+from ptdeploy.parity.reference.store import referred
+from ptdeploy.parity.report import CaseResult, GreedyResult, ParityReport
+from ptdeploy.parity.thresholds import Overrides
+from ptdeploy.progress import Progress
+from ptdeploy.runtime import Engine
+
+NOT_COMPARED = (
+    "requests without a prompt were not compared: the reference has no row of the base model alone."
+)
+
+
+def compare_with_base(
+    engine: Engine,
+    reference: Reference,
+    notes: Sequence[str] = (),
+    overrides: Overrides | None = None,
+    data: Sequence[DataRow] = (),
+    progress: Progress | None = None,
+) -> ParityReport:
+    """As `compare`, with the rows that the reference has of the base model alone behind its cases.
+
+    A note says where it has none, and the bundle no reference of the base model's own.
+    """
+    report = compare(engine, reference, notes, overrides, data, progress)
+    if not engine.takes_base or engine.manifest.default_prompt is None:
+        return report
+    places = [
+        place
+        for place in BASE_ROWS
+        if place < len(reference.rows) and reference.rows[place].without_prompt is not None
+    ]
+    if not places:
+        told = () if None in referred(engine.bundle) else (NOT_COMPARED,)
+        return msgspec.structs.replace(report, notes=(*report.notes, *told))
+    bounds = bounds_of_report(report, reference, engine.manifest.prompt.head)
+    report = msgspec.structs.replace(
+        report,
+        cases=(*report.cases, *_cases(engine, reference, places, bounds)),
+        greedy=(*report.greedy, *_greedy(engine, reference, bounds)),
+    )
+    return msgspec.structs.replace(report, passed=all(one.passed for one in checks(report)))
+
+
+def _cases(
+    engine: Engine, reference: Reference, places: Sequence[int], bounds: Bounds
+) -> Iterator[CaseResult]:
+    default, most = engine.manifest.default_prompt, engine.limits.max_batch
+    base, pairs = [], []
+    for place in places:
+        with_prompt = reference.rows[place]
+        assert with_prompt.without_prompt is not None, "the caller has chosen those that have"
+        row = replace(with_prompt, logits=with_prompt.without_prompt)
+        yield from _run(engine, [MixedRow(None, place, row, bounds, None)], "right")
+        for prompt, one in ((None, row), (default, with_prompt)):
+            alone = None if bounds.own is None else row_alone(engine, one, prompt)
+            pairs.append(MixedRow(prompt, place, one, bounds, alone))
+        base.append(pairs[-2])
+    for batch in (base[:most], pairs[:most]):
+        if len(batch) > 1:
+            yield from _run(engine, batch, "left")
+
+
+def _run(engine: Engine, batch: Sequence[MixedRow], padding: Padding) -> Iterator[CaseResult]:
+    for prompt, result in run_rows(engine, batch, padding):
+        if prompt is None:
+            name = f"base mixed, {padding}-padded" if result.mixed else f"base {result.name}"
+            result = msgspec.structs.replace(result, name=name, without_prompt=True)
+        yield result
+
+
+def _greedy(engine: Engine, reference: Reference, bounds: Bounds) -> list[GreedyResult]:
+    """A row continued without a prompt, beside one with it; alone where no batch has two rows."""
+    if reference.base_greedy is None:
+        return []
+    rows, prompts = [reference.base_greedy], [None, engine.manifest.default_prompt]
+    if reference.greedy and engine.limits.max_batch != 1:
+        rows.append(max(reference.greedy, key=lambda one: one.tokens.size))
+    steps = min(one.tokens.size for one in rows)
+    found = compare_greedy(engine, rows, steps, [bounds] * len(rows), prompts[: len(rows)])
+    mixed = len(rows) > 1
+    return [
+        msgspec.structs.replace(one, mixed=mixed, without_prompt=prompt is None)
+        for one, prompt in zip(found, prompts, strict=False)
+    ]
