@@ -64,10 +64,13 @@ class Overrides(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def thresholds_for(precision: str, quantization: Quantization | None, head: Head) -> Thresholds:
     """What a new engine may cost. Raises InputError if there are no bounds for its precision."""
     bounds = FINITE if quantization else _of_precision(precision)
-    if head != "softmax":
-        # Directions and probabilities of all outputs together mean nothing there.
-        bounds = msgspec.structs.replace(bounds, cosine=FINITE.cosine, kl=FINITE.kl)
-    return bounds
+    if head == "softmax":
+        return bounds
+    # Directions and probabilities of all outputs together mean nothing there. What numbers of their
+    # own are off by goes with their size: few are of a size of 1, as logits are.
+    exact = PRECISIONS["fp32"].thresholds
+    smaller = {} if quantization or bounds == exact else {"max_abs": bounds.max_abs / 8}
+    return msgspec.structs.replace(bounds, cosine=FINITE.cosine, kl=FINITE.kl, **smaller)
 
 
 def _of_precision(precision: str) -> Thresholds:

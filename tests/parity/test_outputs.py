@@ -9,8 +9,11 @@ import pytest
 import torch
 from support import native, tiny
 from support.faults import Editor, prompts
+from support.openvino import needs_bf16
 
 import ptdeploy
+from ptdeploy.bundle import read_bundle
+from ptdeploy.parity.reference.store import load_reference
 from ptdeploy.runtime.classifier import Classifier
 
 SCALES = (3e4, 0.3)
@@ -114,3 +117,38 @@ def test_an_honest_engines_outputs_match_by_their_own_size(trained, two_numbers)
     ).located
     assert located is not None
     assert located.cause == "every module agrees"
+
+
+@pytest.fixture(scope="module")
+def small_numbers(tmp_path_factory) -> Path:
+    """A regression in bf16 whose values are about 0.5 and 0.05 apart."""
+    folder = tmp_path_factory.mktemp("small")
+    torch.manual_seed(0)
+    config = tiny.base_config("bert", num_labels=1, problem_type="regression")
+    base = tiny._AUTO["SEQ_CLS"].from_config(config).eval()
+    with torch.no_grad():
+        base.classifier.weight *= 0.2 / base.classifier.weight.norm()
+        base.classifier.bias += 0.5
+    one = tiny.tuned(base, folder, "SEQ_CLS", "P-Tuning, MLP")
+    return ptdeploy.compile(
+        one.adapter,
+        target="openvino",
+        base=str(one.base),
+        output=folder / "bundle",
+        precision="bf16",
+    ).path
+
+
+@needs_bf16
+def test_small_values_in_bf16_that_are_the_same_for_every_text_fail(small_numbers, monkeypatch):
+    report = ptdeploy.verify(small_numbers)
+    assert report.passed
+    assert report.largest_allowed == pytest.approx(0.05, abs=0.03)
+    values = np.concatenate([one[:, 0] for one in rows_of(small_numbers)])
+    assert 0.02 < values.std() < 0.1
+    answering(monkeypatch, lambda one, _: np.full_like(one, values.mean()))
+    assert not ptdeploy.verify(small_numbers).passed
+
+
+def rows_of(bundle: Path) -> list[np.ndarray]:
+    return [np.atleast_2d(row.logits) for row in load_reference(read_bundle(bundle)).rows]
