@@ -177,12 +177,12 @@ def without_numbers(wanted: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _measure_rows(
-    rows: Sequence[ReferenceRow], logits: Sequence[NDArray[np.float32]], allowed: float
+    rows: Sequence[ReferenceRow], logits: Sequence[NDArray[np.float32]], bounds: Bounds
 ) -> tuple[Measured, NDArray[np.float64]]:
     """Hold an engine's logits against a reference's rows, at the positions which that has."""
     wanted = [np.atleast_2d(row.logits) for row in rows]
     got = [np.atleast_2d(a)[-len(w) :] for a, w in zip(logits, wanted, strict=True)]
-    return measure(np.concatenate(wanted), np.concatenate(got), allowed)
+    return measure(np.concatenate(wanted), np.concatenate(got), bounds.allowed, bounds.short)
 
 
 def _within(found: Measured, thresholds: Thresholds, allowed: float) -> bool:
@@ -212,7 +212,7 @@ def measure_case(
     `own` is what a quantized engine gives for each of the rows alone, where they are held to that;
     `stopped` says why the engine gave no logits.
     """
-    found, largest = _measure_rows(rows, logits, bounds.allowed)
+    found, largest = _measure_rows(rows, logits, bounds)
     # A class is read off the whole row: it counts at the row's last token.
     where = [
         position

@@ -31,16 +31,19 @@ class Measured:
 
 
 def measure(
-    want: NDArray[np.float32], got: NDArray[np.float32], allowed: float
+    want: NDArray[np.float32], got: NDArray[np.float32], allowed: float, short: float
 ) -> tuple[Measured, NDArray[np.float64]]:
     """Compare (positions, scores); gives the numbers and each position's largest difference.
+
+    Scores that are short beside `short` point nowhere: their cosine is that of both lengthened by
+    so much in one more direction.
 
     `clear_agreement` says that the argmax agrees wherever the reference's own margin is larger
     than twice `allowed`. A few positions at a time: measuring takes many times what they take.
     """
     rows = max(1, _SCORES // want.shape[1])
     starts = range(0, len(want), rows)
-    pieces = [_piece(want[at : at + rows], got[at : at + rows], allowed) for at in starts]
+    pieces = [_piece(want[at : at + rows], got[at : at + rows], allowed, short) for at in starts]
     largest, means, cosines, kls, agree, clear, counts = map(
         np.concatenate, zip(*pieces, strict=True)
     )
@@ -57,7 +60,7 @@ def measure(
 
 
 def _piece(
-    want: NDArray[np.float32], got: NDArray[np.float32], allowed: float
+    want: NDArray[np.float32], got: NDArray[np.float32], allowed: float, short: float
 ) -> tuple[NDArray[Any], ...]:
     """Of each position: its largest and mean difference, cosine and KL divergence, whether the
     argmax agrees and whether the reference is clear; and the histogram of all, a row of counts."""
@@ -73,7 +76,7 @@ def _piece(
         return (
             largest,
             difference.mean(-1),
-            _cosine(want, got),
+            _cosine(want, got, short),
             _kl(want, got),
             want.argmax(-1) == got.argmax(-1),
             clear,
@@ -103,10 +106,13 @@ def bin_positions(found: Sequence[tuple[int, float]]) -> list[tuple[int, int, fl
     return [(b * width, b * width + width - 1, largest[b]) for b in sorted(largest)]
 
 
-def _cosine(a: NDArray[np.floating], b: NDArray[np.floating]) -> NDArray[np.float64]:
-    left, right = np.linalg.norm(a, axis=-1), np.linalg.norm(b, axis=-1)
+def _cosine(a: NDArray[np.floating], b: NDArray[np.floating], short: float) -> NDArray[np.float64]:
+    left, right = (
+        np.hypot(np.linalg.norm(a, axis=-1), short),
+        np.hypot(np.linalg.norm(b, axis=-1), short),
+    )
     norms = left * right
-    result: NDArray[np.float64] = (a * b).sum(-1) / np.where(norms == 0, 1, norms)
+    result: NDArray[np.float64] = ((a * b).sum(-1) + short**2) / np.where(norms == 0, 1, norms)
     # A head that gives nothing points nowhere: two of them agree.
     return np.where((left == 0) & (right == 0), 1.0, result)
 

@@ -16,20 +16,30 @@ def logits(*rows: list[float]) -> np.ndarray:
 
 def test_equal_logits_agree_even_where_a_head_gives_nothing():
     for one in (logits([1, 2, 3]), logits([0, 0, 0])):
-        found, largest = measure(one, one, 1e-5)
+        found, largest = measure(one, one, 1e-5, 0)
         assert (found.max_abs, found.cosine, found.kl) == (0, 1, 0)
         assert found.clear_agreement
         assert largest.tolist() == [0]
 
 
 def test_nothing_is_not_like_something():
-    found, _ = measure(logits([0, 0]), logits([1, 0]), 1e-5)
+    found, _ = measure(logits([0, 0]), logits([1, 0]), 1e-5, 0)
     assert found.cosine == 0
+
+
+def test_classes_that_are_as_likely_may_turn_around_and_others_may_not():
+    """Their logits are (a, -a): the cosine is -1, however small a is."""
+    near, _ = measure(logits([0.004, -0.004]), logits([-0.007, 0.007]), 0.1, 0.2)
+    assert near.cosine is not None
+    assert near.cosine > 0.99
+    clear, _ = measure(logits([1, -1]), logits([-1, 1]), 0.1, 0.2)
+    assert clear.cosine is not None
+    assert clear.cosine < -0.95
 
 
 def test_what_is_not_finite_is_none_and_counted_last():
     for bad in (np.nan, np.inf, -np.inf):
-        found, largest = measure(logits([1, 2], [3, 4]), logits([1, 2], [bad, 4]), 1e-5)
+        found, largest = measure(logits([1, 2], [3, 4]), logits([1, 2], [bad, 4]), 1e-5, 0)
         assert found.max_abs is None
         assert found.mean_abs is None
         assert found.histogram[-1] == 1
@@ -38,10 +48,10 @@ def test_what_is_not_finite_is_none_and_counted_last():
 
 
 def test_a_near_tie_may_swap_and_a_clear_lead_may_not():
-    near, _ = measure(logits([1, 1 + 1e-6]), logits([1 + 1e-6, 1]), 1e-5)
+    near, _ = measure(logits([1, 1 + 1e-6]), logits([1 + 1e-6, 1]), 1e-5, 0)
     assert near.clear_agreement
     assert near.top1_agreement == 0
-    clear, _ = measure(logits([1, 2]), logits([2, 1]), 1e-5)
+    clear, _ = measure(logits([1, 2]), logits([2, 1]), 1e-5, 0)
     assert not clear.clear_agreement
 
 
@@ -49,16 +59,16 @@ def test_what_is_measured_a_few_positions_at_a_time_is_the_same(monkeypatch):
     random = np.random.default_rng(0)
     want = random.normal(size=(50, 7)).astype(np.float32)
     got = want + random.normal(scale=0.1, size=want.shape).astype(np.float32)
-    whole, largest = measure(want, got, 0.1)
+    whole, largest = measure(want, got, 0.1, 0)
     monkeypatch.setattr("ptdeploy.parity.measure._SCORES", 21)
-    pieces, parts = measure(want, got, 0.1)
+    pieces, parts = measure(want, got, 0.1, 0)
     assert pieces.mean_abs == pytest.approx(whole.mean_abs)
     assert replace(pieces, mean_abs=0) == replace(whole, mean_abs=0)
     assert parts.tolist() == largest.tolist()
 
 
 def test_histogram_bins_are_decades():
-    found, _ = measure(logits([0, 0, 0]), logits([0, 5e-4, 20]), 1e-5)
+    found, _ = measure(logits([0, 0, 0]), logits([0, 5e-4, 20]), 1e-5, 0)
     assert found.histogram[0] == 1
     assert found.histogram[HISTOGRAM_EDGES.index(1e-3)] == 1
     assert found.histogram[-1] == 1

@@ -7,8 +7,8 @@
 namespace ptdeploy::detail {
 namespace {
 
-double cosine(const float* want, const float* got, std::size_t count) {
-  double product = 0, left = 0, right = 0;
+double cosine(const float* want, const float* got, std::size_t count, double short_norm) {
+  double product = short_norm * short_norm, left = product, right = product;
   for (std::size_t i = 0; i < count; ++i) {
     const double a = want[i], b = got[i];
     product += a * b;
@@ -74,7 +74,8 @@ void Measure::add(const float* want, const float* got, std::size_t columns) {
     largest_ = std::max(largest_, difference);
     total_ += difference;
   }
-  const double direction = cosine(want, got, columns), kl = divergence(want, got, columns);
+  const double direction = cosine(want, got, columns, short_),
+               kl = divergence(want, got, columns);
   cosine_finite_ = cosine_finite_ && std::isfinite(direction);
   cosine_ = std::min(cosine_, direction);
   kl_finite_ = kl_finite_ && std::isfinite(kl);

@@ -28,13 +28,15 @@ bool within(const Measured& found, const Thresholds& thresholds, double allowed)
 
 class Measure {
  public:
-  explicit Measure(double allowed) : allowed_(allowed) {}
+  // Scores that are short beside `short_norm` point nowhere: their cosine is that of both lengthened
+  // by so much in one more direction.
+  Measure(double allowed, double short_norm) : allowed_(allowed), short_(short_norm) {}
   // One position's scores.
   void add(const float* want, const float* got, std::size_t columns);
   Measured result() const;
 
  private:
-  double allowed_;
+  double allowed_, short_;
   double largest_ = 0, total_ = 0, cosine_ = 2, kl_ = 0;
   bool finite_ = true, cosine_finite_ = true, kl_finite_ = true, clear_ = true;
   std::size_t positions_ = 0, agreed_ = 0, numbers_ = 0;

@@ -11,6 +11,10 @@
 namespace ptdeploy::detail {
 namespace {
 
+// What is a short vector of logits, beside the root mean square of the reference's. Of two classes
+// that are as likely the logits may be (a, -a) of any small a: rounding turns them around.
+constexpr double kShort = 0.2;
+
 // `types` are the rows' segments, or none.
 std::vector<Logits> run(const EngineState& state, const std::vector<Ids>& rows,
                         const Chosen& chosen, const std::vector<Ids>& types,
@@ -50,7 +54,7 @@ ParityCase measured(const std::string& name, const std::vector<ReferenceRow>& wa
                     const std::vector<Logits>& got, const Bounds& bounds) {
   ParityCase out;
   out.name = name;
-  Measure measure(bounds.allowed);
+  Measure measure(bounds.allowed, bounds.short_norm);
   for (std::size_t i = 0; i < wanted.size(); ++i) {
     const Logits& want = wanted[i].logits;
     // The reference has the last positions of a row.
@@ -118,7 +122,7 @@ PromptVerifier::PromptVerifier(const EngineState& state, RowPrompt prompt, const
       prompt_(std::move(prompt)),
       info_(prompt_ ? prompt_->info : PromptInfo()),
       reference_(file, opened, state, info_),
-      bounds_{reference_.metadata().thresholds, 0, {}, {}, {}} {
+      bounds_{reference_.metadata().thresholds, 0, 0, {}, {}, {}} {
   read_rows();
   bounds_.allowed = bounds_.thresholds.allowed(largest_logit_);
 }
@@ -177,14 +181,21 @@ ParityReport PromptVerifier::compared() {
 
 void PromptVerifier::read_rows() {
   std::vector<double> scales(reference_.columns(), 0);
+  double squares = 0;
+  std::size_t positions = 0;
   for (std::size_t i = 0; i < reference_.metadata().rows; ++i) {
     const ReferenceRow one = reference_.row(i);
     longest_ = std::max(longest_, one.ids.size());
     for (std::size_t at = 0; at < one.logits.values.size(); ++at) {
+      const double value = one.logits.values[at];
       double& scale = scales[at % scales.size()];
-      scale = std::max(scale, std::abs(static_cast<double>(one.logits.values[at])));
+      scale = std::max(scale, std::abs(value));
+      squares += value * value;
     }
+    positions += one.logits.rows;
   }
+  bounds_.short_norm =
+      kShort * std::sqrt(squares / static_cast<double>(std::max<std::size_t>(positions, 1)));
   for (double scale : scales) largest_logit_ = std::max(largest_logit_, scale);
   if (info_.head == Head::softmax || scales.size() < 2) return;
   for (double scale : scales) bounds_.outputs.push_back(bounds_.thresholds.allowed(scale));

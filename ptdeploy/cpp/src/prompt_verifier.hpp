@@ -20,6 +20,8 @@ namespace ptdeploy::detail {
 struct Bounds {
   Thresholds thresholds;
   double allowed = 0;
+  // A position's logits that are shorter, as a vector, have no direction to keep.
+  double short_norm = 0;
   std::optional<double> own;
   std::vector<double> outputs, own_outputs;
 
