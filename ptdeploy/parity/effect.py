@@ -67,16 +67,20 @@ class Projection:
         want: NDArray[np.float32],
         got: NDArray[np.float32],
         other: NDArray[np.float32],
+        got_other: NDArray[np.float32] | None = None,
     ) -> None:
-        """One row: the reference's logits, the engine's, and the reference's with another prompt.
+        """One row: the reference's logits, the engine's, and both with another prompt.
 
-        Of each the last positions count that all have.
+        Of each the last positions count that all have. Without `got_other` the engine is taken to
+        give the reference's with the other prompt; with it, what quantization does to both alike,
+        which prompts that differ little would be lost in, does not count.
         """
-        count = min(len(np.atleast_2d(one)) for one in (want, got, other))
-        wanted, given, others = (_shifted(one, count) for one in (want, got, other))
+        given_to = [want, got, other, other if got_other is None else got_other]
+        count = min(len(np.atleast_2d(one)) for one in given_to)
+        wanted, given, others, given_others = (_shifted(one, count) for one in given_to)
         effect = wanted - others
         with np.errstate(invalid="ignore", over="ignore"):
-            self._along.append(-((given - wanted) * effect).sum(-1))
+            self._along.append(-((given - given_others - effect) * effect).sum(-1))
             self._effect.append((effect**2).sum(-1))
 
     def result(self, other: str | None) -> PromptEffect | None:

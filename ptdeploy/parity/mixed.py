@@ -111,9 +111,9 @@ def _effects(one: MixedRows, mixed: Sequence[MixedRows]) -> list[PromptEffect]:
             # Of a short reference two places are one row, which says nothing more the second time.
             ids = ours.row.ids.tobytes()
             same = np.array_equal(ours.row.ids, theirs.row.ids) and ids not in counted
-            if ours.own is not None and same:
+            if ours.own is not None and theirs.own is not None and same:
                 counted.add(ids)
-                along.add(ours.row.logits, ours.own[0], theirs.row.logits)
+                along.add(ours.row.logits, ours.own[0], theirs.row.logits, theirs.own[0])
         effect = along.result(other.prompt)
         if effect is not None:
             found.append(effect)

@@ -90,7 +90,8 @@ def test_prompts_in_each_others_place_fail(compiled, packed, tmp_path, precision
     for report in ptdeploy.verify(bundle).each():
         assert not report.passed
         toward = report.effects[1]
-        assert toward.missing == pytest.approx(1, abs=0.1)
+        # Each is as far from the other as it should be, the other way.
+        assert toward.missing == pytest.approx(2, abs=0.1)
         assert f"apart from those of {toward.other!r} is missing" in " ".join(report.failures())
 
 
@@ -115,6 +116,20 @@ def test_what_lies_along_the_effect_is_measured_whatever_lies_across():
         assert found.missing == pytest.approx(share, abs=4 * found.error)
         assert found.told
         assert found.passed == (share < MOST_MISSING)
+
+
+def test_what_quantization_does_to_two_prompts_alike_does_not_count():
+    """Between prompts that differ little it is larger than what sets them apart."""
+    random = np.random.default_rng(0)
+    want = random.normal(0, 1, (200, 50)).astype(np.float32)
+    effect = np.float32(0.1) * random.normal(0, 1, 50).astype(np.float32)
+    other, moved = want - effect, -np.float32(0.6) * effect
+    for got_other, missing in ((other + moved, 0.0), (want + moved, 1.0)):
+        along = Projection()
+        along.add(want, want + moved, other, got_other)
+        found = along.result("other")
+        assert found is not None
+        assert found.missing == pytest.approx(missing, abs=1e-3)
 
 
 def test_a_prompt_without_an_effect_is_said_to_have_none():

@@ -26,16 +26,22 @@ std::vector<double> shifted_scores(const float* row, std::size_t columns) {
 }  // namespace
 
 void Projection::add(const Logits& want, const Logits& got, const Logits& other) {
-  const std::size_t count = std::min({want.rows, got.rows, other.rows});
+  add(want, got, other, other);
+}
+
+void Projection::add(const Logits& want, const Logits& got, const Logits& other,
+                     const Logits& got_other) {
+  const std::size_t count = std::min({want.rows, got.rows, other.rows, got_other.rows});
   for (std::size_t at = 0; at < count; ++at) {
     const auto last = [&](const Logits& from) {
       return shifted_scores(from.row(from.rows - count + at), want.columns);
     };
-    const std::vector<double> wanted = last(want), given = last(got), others = last(other);
+    const std::vector<double> wanted = last(want), given = last(got), others = last(other),
+                              given_others = last(got_other);
     double along = 0, size = 0;
     for (std::size_t i = 0; i < want.columns; ++i) {
       const double effect = wanted[i] - others[i];
-      along -= (given[i] - wanted[i]) * effect;
+      along -= (given[i] - given_others[i] - effect) * effect;
       size += effect * effect;
     }
     along_.push_back(along);

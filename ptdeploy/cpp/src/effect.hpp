@@ -13,9 +13,12 @@ namespace ptdeploy::detail {
 // What of an engine's difference lies along a prompt's effect, position by position.
 class Projection {
  public:
-  // One row: the reference's logits, the engine's, and the reference's with another prompt. Of each
-  // the last positions count that all have.
+  // One row: the reference's logits, the engine's, and both with another prompt. Of each the last
+  // positions count that all have. Without `got_other` the engine is taken to give the reference's
+  // with the other prompt; with it, what quantization does to both alike, which prompts that differ
+  // little would be lost in, does not count.
   void add(const Logits& want, const Logits& got, const Logits& other);
+  void add(const Logits& want, const Logits& got, const Logits& other, const Logits& got_other);
   // Nothing where no row was added.
   std::optional<ParityEffect> result(const std::string& other) const;
 

@@ -1,5 +1,6 @@
 #include "prompt_verifier.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -11,9 +12,9 @@
 namespace ptdeploy::detail {
 namespace {
 
-// What is a short vector of logits, beside the root mean square of the reference's. Of two classes
-// that are as likely the logits may be (a, -a) of any small a: rounding turns them around.
-constexpr double kShort = 0.2;
+// What is a short vector of logits, beside the length that half of the reference's have at most. Of
+// two classes that are as likely the logits may be (a, -a) of any small a: rounding turns them.
+constexpr double kShortShare = 0.3;
 
 // `types` are the rows' segments, or none.
 std::vector<Logits> run(const EngineState& state, const std::vector<Ids>& rows,
@@ -181,8 +182,7 @@ ParityReport PromptVerifier::compared() {
 
 void PromptVerifier::read_rows() {
   std::vector<double> scales(reference_.columns(), 0);
-  double squares = 0;
-  std::size_t positions = 0;
+  std::vector<double> lengths;
   for (std::size_t i = 0; i < reference_.metadata().rows; ++i) {
     const ReferenceRow one = reference_.row(i);
     longest_ = std::max(longest_, one.ids.size());
@@ -190,12 +190,15 @@ void PromptVerifier::read_rows() {
       const double value = one.logits.values[at];
       double& scale = scales[at % scales.size()];
       scale = std::max(scale, std::abs(value));
-      squares += value * value;
+      if (at % scales.size() == 0) lengths.push_back(0);
+      lengths.back() += value * value;
     }
-    positions += one.logits.rows;
   }
-  bounds_.short_norm =
-      kShort * std::sqrt(squares / static_cast<double>(std::max<std::size_t>(positions, 1)));
+  if (!lengths.empty()) {
+    const auto middle = lengths.begin() + static_cast<std::ptrdiff_t>((lengths.size() - 1) / 2);
+    std::nth_element(lengths.begin(), middle, lengths.end());
+    bounds_.short_norm = kShortShare * std::sqrt(*middle);
+  }
   for (double scale : scales) largest_logit_ = std::max(largest_logit_, scale);
   if (info_.head == Head::softmax || scales.size() < 2) return;
   for (double scale : scales) bounds_.outputs.push_back(bounds_.thresholds.allowed(scale));

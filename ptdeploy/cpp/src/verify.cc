@@ -134,7 +134,8 @@ class BundleVerifier {
   void add_effects(Proven& one) const {
     for (std::size_t i = 0; i < std::min(proven_.size(), kMostOthers); ++i) {
       const Proven& other = proven_[i];
-      if (&other == &one || other.report.prompt.empty() || !one.bounds.own) continue;
+      if (&other == &one || other.report.prompt.empty() || !one.bounds.own || !other.bounds.own)
+        continue;
       Projection along;
       // Of a short reference two places are one row, which says nothing more the second time.
       std::set<Ids> counted;
@@ -142,7 +143,7 @@ class BundleVerifier {
         if (one.mixed_rows[place].ids == other.mixed_rows[place].ids &&
             counted.insert(one.mixed_rows[place].ids).second)
           along.add(one.mixed_rows[place].logits, one.own_rows[place].logits,
-                    other.mixed_rows[place].logits);
+                    other.mixed_rows[place].logits, other.own_rows[place].logits);
       const auto effect = along.result(other.report.prompt);
       if (!effect) continue;
       one.report.effects.push_back(*effect);
