@@ -232,15 +232,20 @@ def _greedy(report: ParityReport) -> Iterator[Check]:
         name = f"row of {one.length}"
         name += ", without a prompt" if one.without_prompt else ""
         name += ", mixed prompts" if one.mixed else ""
-        if one.agreed < one.total and report.decode_allowed is not None:
-            bound = f"allowed {report.decode_allowed:.3g}"
-            own = (
-                f"; given the text and its tokens at once, the engine finds a token "
-                f"{shown(one.behind)} below the likeliest, {bound}"
-            )
         fails = f"greedy tokens of a {name}: {value} agree"
-        if one.behind is None or one.behind > (report.decode_allowed or 0):
-            fails += own
+        if report.decode_allowed is not None and not one.stopped:
+            bound = f"allowed {report.decode_allowed:.3g}"
+            found = [f"log probabilities {shown(one.steps_apart)} off"]
+            measured = [one.steps_apart]
+            if one.agreed < one.total:
+                found.append(f"a token {shown(one.behind)} below the likeliest")
+                measured.append(one.behind)
+            own = (
+                "; given the text and its tokens at once, the engine finds "
+                f"{' and '.join(found)}, {bound}"
+            )
+            if any(number is None or number > report.decode_allowed for number in measured):
+                fails += own
         yield Check(
             kind="greedy tokens",
             name=name,

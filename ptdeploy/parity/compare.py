@@ -316,17 +316,15 @@ def compare_greedy(
     """
     ids = [one.ids.tolist() for one in wanted]
     try:
-        rows = engine.greedy(ids, steps, DEFAULT if prompts is None else prompts)
+        rows = engine.continued(ids, steps, DEFAULT if prompts is None else prompts)
     except EngineFault as error:
         return [GreedyResult(int(one.ids.size), 0, steps, False, error.problem) for one in wanted]
     results = []
     each = [DEFAULT] * len(ids) if prompts is None else prompts
     for one, row, bound, prompt in zip(wanted, rows, bounds, each, strict=True):
-        mismatches = np.flatnonzero(one.tokens[:steps] != np.asarray(row))
+        mismatches = np.flatnonzero(one.tokens[:steps] != np.asarray(row.token_ids))
         agreed = int(mismatches[0]) if mismatches.size else steps
         tie = agreed == steps or float(one.margins[agreed]) <= bound.tie
         result = GreedyResult(int(one.ids.size), agreed, steps, tie)
-        if agreed < steps:
-            result = greedy_held_to_own(result, engine, one, row, bound.decode, prompt)
-        results.append(result)
+        results.append(greedy_held_to_own(result, engine, one, row, bound.decode, prompt))
     return results

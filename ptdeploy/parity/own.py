@@ -22,6 +22,7 @@ from ptdeploy.parity.quality import Quality
 from ptdeploy.parity.reference import Greedy, ReferenceRow
 from ptdeploy.parity.report import CaseResult, GreedyResult, OutputError
 from ptdeploy.runtime import Engine
+from ptdeploy.runtime.generation import Continued
 from ptdeploy.runtime.prompt_choice import DEFAULT, OnePrompt
 
 # The largest of thousands of differences lies about four root mean squares off; and twice that, as
@@ -117,24 +118,35 @@ def greedy_held_to_own(
     result: GreedyResult,
     engine: Engine,
     text: Greedy,
-    tokens: Sequence[int],
+    row: Continued,
     allowed: float,
     prompt: OnePrompt,
 ) -> GreedyResult:
-    """The result of a row whose tokens are not the reference's, held to the engine's own prefill.
+    """A continued row's result, held to the engine's own prefill.
 
-    The text and what the engine continued it with run alone, in one pass. A token may lie below the
-    likeliest by `allowed`.
+    The text and what the engine continued it with run alone, in one pass. What decode steps found
+    of a token's log probability may be off that by `allowed`, and a token that is not the
+    reference's may lie below the likeliest by as much.
     """
+    tokens = row.token_ids
     ids = np.concatenate([text.ids, np.asarray(tokens[:-1], np.int64)])
     try:
         logits = engine.logits([ids], prompt=prompt)[0][-len(tokens) :].astype(np.float64)
     except EngineFault as error:
         return msgspec.structs.replace(result, passed=False, stopped=error.problem)
-    behind = logits.max(-1) - logits[np.arange(len(tokens)), np.asarray(tokens)]
-    most = finite(float(behind.max()))
-    near = most is not None and most <= allowed
-    return msgspec.structs.replace(result, behind=most, passed=result.passed and near)
+    chosen = logits[np.arange(len(tokens)), np.asarray(tokens)]
+    best = logits.max(-1)
+    with np.errstate(invalid="ignore", over="ignore"):
+        own = chosen - best - np.log(np.exp(logits - best[:, None]).sum(-1))
+        apart = finite(float(np.abs(own - row.logprobs).max()))
+    behind = None
+    if result.agreed < result.total:
+        behind = finite(float((best - chosen).max()))
+    measured = [apart] if result.agreed == result.total else [apart, behind]
+    near = all(one is not None and one <= allowed for one in measured)
+    return msgspec.structs.replace(
+        result, behind=behind, steps_apart=apart, passed=result.passed and near
+    )
 
 
 def apart_outputs(

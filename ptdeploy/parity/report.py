@@ -64,9 +64,10 @@ class GreedyResult(msgspec.Struct, frozen=True):
     """One row's greedy tokens, generated in a batch: how many agree before the first mismatch.
 
     `stopped` says why the engine generated none. The other rows of a `mixed` batch have other
-    prompts, and one `without_prompt` is continued by the base model alone. `behind` is of a row
-    with a mismatch: by how much a token lies below the likeliest one at most, where the same engine
-    is given the text and its tokens alone and at once.
+    prompts, and one `without_prompt` is continued by the base model alone. Given the text and its
+    tokens alone and at once, the same engine finds a token's log probability to be off by
+    `steps_apart` at most and, in a row with a mismatch, a token to lie below the likeliest one by
+    `behind`; null where that is not finite.
     """
 
     length: int
@@ -76,6 +77,7 @@ class GreedyResult(msgspec.Struct, frozen=True):
     stopped: str | None = None
     mixed: bool = False
     behind: float | None = None
+    steps_apart: float | None = None
     without_prompt: bool = False
 
     @property
@@ -140,8 +142,8 @@ class ParityReport(msgspec.Struct, frozen=True):
     weights are quantized and the caller gave no such bounds: rows alone then only have to
     be finite. `own_allowed` is what a case's `own_max_abs` may be, and `effects` say whether the
     engine has the prompt; null and none where no weights are quantized. `decode_allowed` is what a
-    continued row's `behind` may be. `first_other_text` is the number of the first row of the given
-    data whose text is encoded otherwise than the row says.
+    continued row's `steps_apart` and `behind` may be. `first_other_text` is the number of the first
+    row of the given data whose text is encoded otherwise than the row says.
     """
 
     passed: bool

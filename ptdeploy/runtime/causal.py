@@ -19,7 +19,7 @@ from ptdeploy.runtime.batching import Ids, embedded
 from ptdeploy.runtime.buffers import Buffers
 from ptdeploy.runtime.conversation import Conversation
 from ptdeploy.runtime.engine import Engine, Metric, one_row
-from ptdeploy.runtime.generation import Generated, GeneratingRow, decode
+from ptdeploy.runtime.generation import Continued, Generated, GeneratingRow, decode
 from ptdeploy.runtime.kv_layout import KVLayout, decoder_problems
 from ptdeploy.runtime.memory import require_memory
 from ptdeploy.runtime.probes import Fed, ProbeRequest, probe_rows, rows_in_words
@@ -230,7 +230,18 @@ class CausalLM(Engine):
     def greedy(
         self, rows: Sequence[Sequence[int]], tokens: int, prompt: PromptChoice = DEFAULT
     ) -> list[list[int]]:
-        generated = self.generate(
+        return [row.token_ids for row in self._likeliest(rows, tokens, prompt, False)]
+
+    def continued(
+        self, rows: Sequence[Sequence[int]], tokens: int, prompt: PromptChoice = DEFAULT
+    ) -> list[Continued]:
+        found = self._likeliest(rows, tokens, prompt, True)
+        return [Continued(row.token_ids, row.logprobs) for row in found]
+
+    def _likeliest(
+        self, rows: Sequence[Sequence[int]], tokens: int, prompt: PromptChoice, logprobs: bool
+    ) -> list[Generated]:
+        return self.generate(
             rows,
             tokens,
             prompt=prompt,
@@ -238,8 +249,8 @@ class CausalLM(Engine):
             min_new_tokens=0,
             repetition_penalty=1.0,
             eos_token_ids=(),
+            logprobs=logprobs,
         )
-        return [row.token_ids for row in generated]
 
     def step_requests(
         self, batch: int, tokens: int | None, prompt: PromptChoice = DEFAULT

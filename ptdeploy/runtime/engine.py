@@ -21,6 +21,7 @@ from ptdeploy.bundle import Bundle, Manifest, PromptInfo, RequestLimits
 from ptdeploy.bundle.task import Head
 from ptdeploy.errors import BundleError, InputError, NoSuchMethod
 from ptdeploy.runtime.batching import Ids, Rooms, rows_of, segments_of
+from ptdeploy.runtime.generation import Continued
 from ptdeploy.runtime.layout import check_manifest, problems_of_any
 from ptdeploy.runtime.probes import Fed, ProbeRequest
 from ptdeploy.runtime.prompt_choice import DEFAULT, Chosen, PromptChoice, in_words, prompt_choice
@@ -266,13 +267,19 @@ class Engine(ABC):
         """A row of token ids with that prompt, without those behind what its logits hang on."""
         return ids
 
-    def greedy(
+    def continued(
         self, rows: Sequence[Sequence[int]], tokens: int, prompt: PromptChoice = DEFAULT
-    ) -> list[list[int]]:
-        """The likeliest `tokens` tokens behind each row, EOS or not.
+    ) -> list[Continued]:
+        """The likeliest `tokens` tokens behind each row, EOS or not, and their log probabilities.
 
         Raises InputError if it continues no texts.
         """
+        raise InputError(f"{self.bundle.path}: its task continues no texts.")
+
+    def greedy(
+        self, rows: Sequence[Sequence[int]], tokens: int, prompt: PromptChoice = DEFAULT
+    ) -> list[list[int]]:
+        """The tokens of `continued` alone. Raises as that does."""
         raise InputError(f"{self.bundle.path}: its task continues no texts.")
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -150,12 +150,12 @@ def test_a_row_that_is_continued_with_a_neighbours_prompt_fails(
     """Its logits hold, and so does each prompt by itself."""
     shutil.copytree(compiled("qwen2", "CAUSAL_LM").bundle, tmp_path / "bundle")
     ptdeploy.prompt_add(tmp_path / "bundle", packed("qwen2", "CAUSAL_LM").path)
-    honest = CausalLM.greedy
+    honest = CausalLM.continued
 
     def first_of_all(self, rows, tokens, prompt=DEFAULT):
         return honest(self, rows, tokens, prompt[0] if isinstance(prompt, list) else prompt)
 
-    monkeypatch.setattr(CausalLM, "greedy", first_of_all)
+    monkeypatch.setattr(CausalLM, "continued", first_of_all)
     report = ptdeploy.verify(tmp_path / "bundle")
     wrong = [
         (one.prompt, found) for one in report.each() for found in one.greedy if not found.passed

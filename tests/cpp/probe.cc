@@ -147,7 +147,8 @@ std::string report_text(const ptdeploy::ParityReport& report) {
            ",\"agreed\":" + std::to_string(one.agreed) + ",\"total\":" + std::to_string(one.total) +
            ",\"passed\":" + truth(one.passed) + ",\"mixed\":" + truth(one.mixed) +
            ",\"without_prompt\":" + truth(one.without_prompt) +
-           ",\"behind\":" + measure(one.behind) + "}";
+           ",\"behind\":" + measure(one.behind) +
+           ",\"steps_apart\":" + measure(one.steps_apart) + "}";
   };
   auto one_effect = [](const ptdeploy::ParityEffect& one) {
     return "{\"other\":" + (one.other.empty() ? "null" : quoted(one.other)) +

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from support.batches import one_off_in_batches
+from support.batches import one_off_in_batches, values_of_steps_off
 
 import ptdeploy
 from ptdeploy.bundle import read_bundle
@@ -18,18 +18,22 @@ from ptdeploy.parity.bounds import Bounds
 from ptdeploy.parity.compare import compare_greedy
 from ptdeploy.parity.reference.store import load_reference
 from ptdeploy.runtime.causal import CausalLM
+from ptdeploy.runtime.generation import Continued
 
 BOUNDS = Bounds(Thresholds(max_abs=1e-3, relative=0, cosine=0, kl=1), scale=1)
 
 
 def say_one_token(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have every decode step say the same token."""
-    honest = CausalLM.greedy
+    honest = CausalLM.continued
 
     def garbage(self, rows, tokens, *more):
-        return [[one[0], *[7] * (len(one) - 1)] for one in honest(self, rows, tokens, *more)]
+        return [
+            replace(one, token_ids=[one.token_ids[0], *[7] * (tokens - 1)])
+            for one in honest(self, rows, tokens, *more)
+        ]
 
-    monkeypatch.setattr(CausalLM, "greedy", garbage)
+    monkeypatch.setattr(CausalLM, "continued", garbage)
 
 
 def steps(report: ptdeploy.ParityReport) -> list[tuple[int, int, int]]:
@@ -74,6 +78,20 @@ def test_a_fault_beside_a_row_that_ends_first_counts_for_those_that_go_on(compil
     ]
 
 
+def test_values_that_decode_steps_write_a_little_off_fail_though_all_tokens_agree(
+    bundles, tmp_path
+):
+    honest = bundles("plain")
+    assert all(one.steps_apart < 1e-5 for one in ptdeploy.verify(honest).greedy)
+    bundle = values_of_steps_off(Path(shutil.copytree(honest, tmp_path / "bundle")), -0.002)
+    report = ptdeploy.verify(bundle)
+    assert not report.passed
+    assert all(case.passed for case in report.cases)
+    wrong = [one for one in report.greedy if not one.passed]
+    assert any(one.agreed == one.total for one in wrong)
+    assert any("finds log probabilities" in one for one in report.failures())
+
+
 def test_a_token_that_is_none_of_a_near_ties_fails(bundles, monkeypatch):
     """The reference's two best are as good as tied everywhere: that excuses neither another token
     nor what follows the first mismatch."""
@@ -108,7 +126,9 @@ def test_a_near_tie_is_twice_what_a_logit_may_be_off_in_the_engines_own_prefill_
     logits = engine.logits([one.ids])[0][-1].astype(np.float64)
     second, best = np.argsort(logits)[-2:]
     behind = float(logits[best] - logits[second])
-    monkeypatch.setattr(CausalLM, "greedy", lambda *_: [[int(second)]])
+    probability = float(logits[second] - np.log(np.exp(logits).sum()))
+    row = Continued([int(second)], [probability])
+    monkeypatch.setattr(CausalLM, "continued", lambda *_: [row])
     tied = replace(one, margins=np.zeros_like(one.margins))
     most = msgspec.structs.replace(BOUNDS.thresholds, max_abs=behind / share / 2)
     (found,) = compare_greedy(engine, [tied], 1, [replace(BOUNDS, thresholds=most)])

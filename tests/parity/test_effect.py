@@ -21,16 +21,16 @@ PRECISIONS = ["int8", "int4"]
 
 def without_the_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have every run, of rows and of decode steps, leave the prompt out."""
-    logits, greedy = CausalLM.logits, CausalLM.greedy
+    logits, continued = CausalLM.logits, CausalLM.continued
 
     def rows(self, *given, prompt=None, **more):
         return logits(self, *given, prompt=None, **more)
 
     def steps(self, rows, tokens, prompt=None):
-        return greedy(self, rows, tokens, None)
+        return continued(self, rows, tokens, None)
 
     monkeypatch.setattr(CausalLM, "logits", rows)
-    monkeypatch.setattr(CausalLM, "greedy", steps)
+    monkeypatch.setattr(CausalLM, "continued", steps)
 
 
 @pytest.mark.parametrize("kind", [*PRECISIONS, "int8 classifier"])

@@ -44,10 +44,13 @@ std::string own_words(const ParityCase& one, const std::optional<double>& allowe
 }
 
 std::string own_words(const ParityGreedy& one, const std::optional<double>& allowed) {
-  if (!allowed || one.agreed == one.total) return "";
-  if (one.behind && *one.behind <= *allowed) return "";
-  return "; given the text and its tokens at once, the engine finds a token " + shown(one.behind) +
-         " below the likeliest, allowed " + formatted(*allowed, 3, 'g');
+  const auto holds = [&](const std::optional<double>& off) { return off && *off <= *allowed; };
+  const bool agrees = one.agreed == one.total;
+  if (!allowed || (holds(one.steps_apart) && (agrees || holds(one.behind)))) return "";
+  return "; given the text and its tokens at once, the engine finds log probabilities " +
+         shown(one.steps_apart) + " off" +
+         (agrees ? "" : " and a token " + shown(one.behind) + " below the likeliest") +
+         ", allowed " + formatted(*allowed, 3, 'g');
 }
 
 void add_quantization(std::vector<std::string>& lines, const std::optional<ParityQuality>& quality,

@@ -92,24 +92,32 @@ void hold_to_own(ParityCase& one, double allowed, const std::vector<double>& out
       one.passed && one.own_max_abs && *one.own_max_abs <= allowed && !one.own_output;
 }
 
-void hold_to_own(ParityGreedy& one, const EngineState& state, const Ids& text, const Ids& tokens,
+void hold_to_own(ParityGreedy& one, const EngineState& state, const Ids& text, const Generated& row,
                  double allowed, const RowPrompt& prompt) {
-  ReferenceRow row{text, {}, {}};
-  row.ids.insert(row.ids.end(), tokens.begin(), tokens.end() - 1);
-  const Logits found = logits_of(state, {row}, {{prompt}}, one.stopped)[0];
+  const Ids& tokens = row.token_ids;
+  ReferenceRow asked{text, {}, {}};
+  asked.ids.insert(asked.ids.end(), tokens.begin(), tokens.end() - 1);
+  const Logits found = logits_of(state, {asked}, {{prompt}}, one.stopped)[0];
   if (!one.stopped.empty()) {
     one.passed = false;
     return;
   }
-  double behind = 0;
-  bool finite = true;
+  double behind = 0, apart = 0;
+  bool finite = true, apart_finite = true;
   for (std::size_t i = 0; i < tokens.size(); ++i) {
     const float* scores = found.row(found.rows - tokens.size() + i);
     const double best = scores[argmax(scores, found.columns)];
     const double below = best - static_cast<double>(scores[tokens[i]]);
     finite = finite && std::isfinite(below);
     behind = std::max(behind, below);
+    const double own = scores[tokens[i]] - log_sum_exp(scores, found.columns);
+    const double off = std::abs(own - row.logprobs[i]);
+    apart_finite = apart_finite && std::isfinite(off);
+    apart = std::max(apart, off);
   }
+  if (apart_finite) one.steps_apart = apart;
+  one.passed = one.passed && apart_finite && apart <= allowed;
+  if (one.agreed == one.total) return;
   if (finite) one.behind = behind;
   one.passed = one.passed && finite && behind <= allowed;
 }

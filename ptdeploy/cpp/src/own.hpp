@@ -48,10 +48,10 @@ std::vector<double> add_own(ParityCase& one, const std::vector<Logits>& got,
 void hold_to_own(ParityCase& one, double allowed, const std::vector<double>& outputs,
                  const std::vector<double>& apart);
 
-// Adds by how much a token of a continued row lies below the likeliest at most, where the engine is
-// given `text` and the `tokens` it continued that with alone and at once; fails the row where that is
-// over `allowed`.
-void hold_to_own(ParityGreedy& one, const EngineState& state, const Ids& text, const Ids& tokens,
+// Adds what the engine, given `text` and the tokens of `row` alone and at once, finds of the row: how
+// far the log probabilities of its steps are off at most and, where not all tokens agree, by how much
+// one lies below the likeliest. Fails the row where that is over `allowed`.
+void hold_to_own(ParityGreedy& one, const EngineState& state, const Ids& text, const Generated& row,
                  double allowed, const RowPrompt& prompt);
 
 }  // namespace ptdeploy::detail

@@ -86,6 +86,7 @@ std::vector<ParityGreedy> continued(const EngineState& state,
   GenerateOptions options;
   options.max_new_tokens = static_cast<std::int64_t>(steps);
   options.do_sample = false;
+  options.logprobs = true;
   options.min_new_tokens = 0;
   options.repetition_penalty = 1;
   options.eos_token_ids.emplace();
@@ -101,14 +102,13 @@ std::vector<ParityGreedy> continued(const EngineState& state,
   const std::vector<RowPrompt> prompts = chosen.of(rows.size());
   std::vector<ParityGreedy> out;
   for (std::size_t i = 0; i < rows.size(); ++i) {
-    out.push_back({rows[i].size(), 0, steps, false, stopped, false, false, {}});
+    out.push_back({rows[i].size(), 0, steps, false, stopped, false, false, {}, {}});
     if (!stopped.empty()) continue;
     std::size_t& agreed = out.back().agreed;
     while (agreed < steps && wanted[i].tokens[agreed] == found[i].token_ids[agreed]) ++agreed;
     // Where the reference's own best two lie that near, either token is as right.
     out.back().passed = agreed == steps || wanted[i].margins[agreed] <= bounds[i].tie();
-    if (agreed < steps)
-      hold_to_own(out.back(), state, rows[i], found[i].token_ids, bounds[i].decode(), prompts[i]);
+    hold_to_own(out.back(), state, rows[i], found[i], bounds[i].decode(), prompts[i]);
   }
   return out;
 }

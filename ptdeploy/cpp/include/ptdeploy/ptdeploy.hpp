@@ -262,9 +262,10 @@ struct ParityGreedy {
   std::string stopped;  // why the engine failed, where it did
   bool mixed = false;   // whether the batch had rows of other prompts too
   bool without_prompt = false;  // whether the base model alone continued it
-  // Of a row with a mismatch: by how much a token lies below the likeliest one at most, where the
-  // same engine is given the text and its tokens alone and at once.
-  std::optional<double> behind;
+  // Given the text and its tokens alone and at once, the same engine finds a token's log probability
+  // to be off by `steps_apart` at most and, in a row with a mismatch, a token to lie below the
+  // likeliest one by `behind`; nothing where that is not finite.
+  std::optional<double> behind, steps_apart;
 };
 
 // What int8 and int4 are evaluated by instead of the cases' numbers: agreement on text.
@@ -313,7 +314,7 @@ struct ParityReport {
   std::optional<double> largest_allowed;  // of max_abs; empty for int8 and int4
   // Of own_max_abs; empty where no weights are quantized.
   std::optional<double> own_allowed;
-  std::optional<double> decode_allowed;  // of `behind`; for causal_lm
+  std::optional<double> decode_allowed;  // of `steps_apart` and `behind`; for causal_lm
   std::vector<ParityCase> cases;
   std::vector<ParityGreedy> greedy;
   std::optional<ParityQuality> quality;
