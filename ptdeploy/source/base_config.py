@@ -13,9 +13,11 @@ from ptdeploy.source.checkpoint.tensors import MAX_JSON_BYTES
 
 _FILES = ("config.json", "generation_config.json")
 # transformers makes a module for each layer and a name for each class, however many there are said
-# to be. The deepest models have some hundred layers; the most experts are 2,048.
+# to be. The deepest models have some hundred layers. Doge's experts are keys of a
+# table, 16,384 of them unless told.
 _BOUNDS = (
-    (re.compile(r"(^|_)(layers?|depths?|blocks|block_sizes|block_repeats|experts|groups)$"), 4096),
+    (re.compile(r"(^|_)(layers?|depths?|blocks|block_sizes|block_repeats|groups)$"), 4096),
+    (re.compile(r"(^|_)experts$"), 1 << 17),
     (re.compile(r"(^|_)num_labels$"), 1_000_000),
     (re.compile(r"(size|positions?|position_embeddings|dim|heads?|embd|inner|ctx)$"), MOST),
     (re.compile(r"^d_(model|ff|kv|inner)$"), MOST),

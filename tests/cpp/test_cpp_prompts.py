@@ -557,7 +557,9 @@ def test_verify_proves_every_prompt_and_batches_that_mix_them(two, probe, archit
     assert (first["prompt"], second["prompt"]) == ("default", "legal")
     assert_same(second, ours.prompts[0])
     for report in (first, second):
-        assert [case["name"] for case in report["cases"] if case["mixed"]] == [
+        assert [
+            one["name"] for one in report["cases"] if one["mixed"] and not one["without_prompt"]
+        ] == [
             "mixed prompts, right-padded",
             "mixed prompts, left-padded",
         ]

@@ -255,7 +255,7 @@ def test_the_same_tokenizer_gives_the_same_bytes(writer, tmp_path):
 
 def test_compile_asks_for_a_tokenizer(compiled, tmp_path):
     trained = compiled("bert", "SEQ_CLS").trained
-    with pytest.raises(ptdeploy.InputError, match=r"^cpp_tokenizer: no tokenizer was found"):
+    with pytest.raises(ptdeploy.InputError, match=r"^cpp_tokenizer=True: no tokenizer was found"):
         ptdeploy.compile(
             trained.adapter,
             base=str(trained.base),

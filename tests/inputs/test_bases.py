@@ -417,7 +417,7 @@ def test_a_base_of_several_parts_or_none_for_text_is_refused(trained, tmp_path, 
     [
         ({"num_hidden_layers": 10_000_000}, "num_hidden_layers is 10000000; at most 4096 is"),
         ({"n_layer": 5000}, "n_layer is 5000; at most 4096 is"),
-        ({"num_local_experts": 10**9}, "num_local_experts is 1000000000; at most 4096 is"),
+        ({"num_local_experts": 10**9}, "num_local_experts is 1000000000; at most 131072 is"),
         ({"num_labels": 100_000_000}, "num_labels is 100000000; at most 1000000 is"),
         (
             {"max_position_embeddings": 10**13},

@@ -58,7 +58,7 @@ void require_device(const std::string& device) {
   }
   throw TargetUnavailable("OpenVINO finds no " + *name + " here; the devices it finds are: " +
                               (listed.empty() ? "none" : listed) + ".",
-                          "Check the device's driver, or choose another --device.");
+                          "Check the device's driver, or choose another device.");
 }
 
 // Throws TargetUnavailable if the engine keeps a KV cache: elsewhere its blocks have other shapes.
@@ -67,7 +67,7 @@ void refuse_kv(const Bundle& bundle, const std::string& device) {
   if (bundle.manifest.graph().input(TensorRole::past))
     throw TargetUnavailable("The target openvino keeps a KV buffer on cpu only, not on " + device +
                                 ", and a model that writes needs one.",
-                            "Leave out --device, or compile it with --target ort.");
+                            "Leave out device, or compile it with --target ort.");
 }
 
 // Throws TargetUnavailable unless the device, which is here, computes in the precision: a CPU without
