@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ptdeploy.parity.report import ParityReport
+from ptdeploy.parity.report import GreedyResult, ParityReport
 
 
 def assert_same(theirs: Any, ours: ParityReport) -> None:
@@ -31,20 +31,7 @@ def assert_same(theirs: Any, ours: ParityReport) -> None:
         assert got["mixed"] == want.mixed
         assert got["without_prompt"] == want.without_prompt
         assert got["own_max_abs"] == want.own_max_abs
-    assert theirs["greedy"] == [
-        {
-            "length": one.length,
-            "agreed": one.agreed,
-            "total": one.total,
-            "passed": one.passed,
-            "mixed": one.mixed,
-            "without_prompt": one.without_prompt,
-            "behind": one.behind,
-            # Log probabilities of steps are of sums in single precision.
-            "steps_apart": pytest.approx(one.steps_apart, abs=1e-6),
-        }
-        for one in ours.greedy
-    ]
+    assert theirs["greedy"] == [*map(_greedy_row, ours.greedy)]
     assert theirs["effects"] == [
         {
             "other": one.other,
@@ -72,6 +59,20 @@ def assert_same(theirs: Any, ours: ParityReport) -> None:
             "near_ties": ours.quality.near_ties,
             "rms_error": near(ours.quality.rms_error),
         }
+
+
+def _greedy_row(one: GreedyResult) -> dict[str, Any]:
+    return {
+        "length": one.length,
+        "agreed": one.agreed,
+        "total": one.total,
+        "passed": one.passed,
+        "mixed": one.mixed,
+        "without_prompt": one.without_prompt,
+        "behind": one.behind,
+        # Log probabilities of steps are of sums in single precision.
+        "steps_apart": pytest.approx(one.steps_apart, abs=1e-6),
+    }
 
 
 def without_tiny_kl(failure: str) -> str:

@@ -27,6 +27,14 @@ if TYPE_CHECKING:
     import torch
 
 
+def _no_prompt(where: Path) -> CheckpointError:
+    return CheckpointError(
+        f"{where}: holds neither 'prompt_embeddings' nor a prompt encoder.",
+        "Pass the file or folder that PEFT's save_pretrained, torch.save(model.state_dict()) "
+        "or ptdeploy.save_full wrote.",
+    )
+
+
 def assemble(
     *,
     path: Path,
@@ -61,11 +69,7 @@ def assemble(
             encoder_file or where, "embedding.weight", state.tensors["embedding.weight"], config
         )
     if virtual_tokens is None and prefix is None and state is None:
-        raise CheckpointError(
-            f"{where}: holds neither 'prompt_embeddings' nor a prompt encoder.",
-            "Pass the file or folder that PEFT's save_pretrained, torch.save(model.state_dict()) "
-            "or ptdeploy.save_full wrote.",
-        )
+        raise _no_prompt(where)
     text = text_embeddings
     # Buffers of whole numbers are no weights.
     before = {n: one for n, one in (untrained or {}).items() if one.dtype.is_floating_point}
