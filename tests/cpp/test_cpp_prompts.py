@@ -560,6 +560,8 @@ def test_verify_proves_every_prompt_and_batches_that_mix_them(two, probe, archit
         assert [
             one["name"] for one in report["cases"] if one["mixed"] and not one["without_prompt"]
         ] == [
+            # Beside rows of the base model alone.
+            *(["mixed prompts, left-padded"] if task == "CAUSAL_LM" else []),
             "mixed prompts, right-padded",
             "mixed prompts, left-padded",
         ]
