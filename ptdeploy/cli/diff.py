@@ -44,8 +44,6 @@ def run(arguments: argparse.Namespace) -> int:
             "--rounds is about timing, and nothing is timed.",
             "Pass --speed or --max-slowdown, or leave --rounds out.",
         )
-    if most is not None and not most > 0:
-        raise InputError(f"--max-slowdown {most}: must be more than 0.")
     rounds = arguments.rounds or _ROUNDS
     with options.progress(arguments).waiting("time both bundles" if timed else "compare them"):
         found = compare_bundles(arguments.before, arguments.after, timed, rounds, most)

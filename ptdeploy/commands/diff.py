@@ -92,7 +92,7 @@ def compare_bundles(
     be timed.
     """
     if max_slowdown is not None and not max_slowdown > 0:
-        raise InputError(f"max_slowdown {max_slowdown}: must be more than 0.")
+        raise InputError(f"--max-slowdown {max_slowdown}: must be more than 0.")
     timing = Timing(rounds, max_slowdown) if speed or max_slowdown is not None else None
     return whole(before, lambda: whole(after, lambda: _compare(before, after, timing)))
 

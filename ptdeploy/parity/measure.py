@@ -118,12 +118,12 @@ def _cosine(a: NDArray[np.floating], b: NDArray[np.floating], short: float) -> N
 
 
 def _kl(want: NDArray[np.floating], got: NDArray[np.floating]) -> NDArray[np.float64]:
-    p, q = _log_softmax(want), _log_softmax(got)
+    p, q = log_softmax(want), log_softmax(got)
     result: NDArray[np.float64] = (np.exp(p) * (p - q)).sum(-1)
     return result
 
 
-def _log_softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:
+def log_softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:
     shifted = logits - logits.max(-1, keepdims=True)
     result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
     return result

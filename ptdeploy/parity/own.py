@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 
 from ptdeploy.bundle.precision import PRECISIONS
 from ptdeploy.errors import EngineFault
-from ptdeploy.parity.measure import finite
+from ptdeploy.parity.measure import finite, log_softmax
 from ptdeploy.parity.quality import Quality
 from ptdeploy.parity.reference import Greedy, ReferenceRow
 from ptdeploy.parity.report import CaseResult, GreedyResult, OutputError
 from ptdeploy.runtime import Engine
-from ptdeploy.runtime.generation import Continued
+from ptdeploy.runtime.generation import Generated
 from ptdeploy.runtime.prompt_choice import DEFAULT, OnePrompt
 
 # The largest of thousands of differences lies about four root mean squares off; and twice that, as
@@ -118,7 +118,7 @@ def greedy_held_to_own(
     result: GreedyResult,
     engine: Engine,
     text: Greedy,
-    row: Continued,
+    row: Generated,
     allowed: float,
     prompt: OnePrompt,
 ) -> GreedyResult:
@@ -137,7 +137,7 @@ def greedy_held_to_own(
     chosen = logits[np.arange(len(tokens)), np.asarray(tokens)]
     best = logits.max(-1)
     with np.errstate(invalid="ignore", over="ignore"):
-        own = chosen - best - np.log(np.exp(logits - best[:, None]).sum(-1))
+        own = log_softmax(logits)[np.arange(len(tokens)), np.asarray(tokens)]
         apart = finite(float(np.abs(own - row.logprobs).max()))
     behind = None
     if result.agreed < result.total:

@@ -19,7 +19,7 @@ from ptdeploy.runtime.batching import Ids, embedded
 from ptdeploy.runtime.buffers import Buffers
 from ptdeploy.runtime.conversation import Conversation
 from ptdeploy.runtime.engine import Engine, Metric, one_row
-from ptdeploy.runtime.generation import Continued, Generated, GeneratingRow, decode
+from ptdeploy.runtime.generation import Generated, GeneratingRow, decode
 from ptdeploy.runtime.kv_layout import KVLayout, decoder_problems
 from ptdeploy.runtime.memory import require_memory
 from ptdeploy.runtime.probes import Fed, ProbeRequest, probe_rows, rows_in_words
@@ -234,9 +234,8 @@ class CausalLM(Engine):
 
     def continued(
         self, rows: Sequence[Sequence[int]], tokens: int, prompt: PromptChoice = DEFAULT
-    ) -> list[Continued]:
-        found = self._likeliest(rows, tokens, prompt, True)
-        return [Continued(row.token_ids, row.logprobs) for row in found]
+    ) -> list[Generated]:
+        return self._likeliest(rows, tokens, prompt, True)
 
     def _likeliest(
         self, rows: Sequence[Sequence[int]], tokens: int, prompt: PromptChoice, logprobs: bool

@@ -21,7 +21,7 @@ from ptdeploy.bundle import Bundle, Manifest, PromptInfo, RequestLimits
 from ptdeploy.bundle.task import Head
 from ptdeploy.errors import BundleError, InputError, NoSuchMethod
 from ptdeploy.runtime.batching import Ids, Rooms, rows_of, segments_of
-from ptdeploy.runtime.generation import Continued
+from ptdeploy.runtime.generation import Generated
 from ptdeploy.runtime.layout import check_manifest, problems_of_any
 from ptdeploy.runtime.probes import Fed, ProbeRequest
 from ptdeploy.runtime.prompt_choice import DEFAULT, Chosen, PromptChoice, in_words, prompt_choice
@@ -269,7 +269,7 @@ class Engine(ABC):
 
     def continued(
         self, rows: Sequence[Sequence[int]], tokens: int, prompt: PromptChoice = DEFAULT
-    ) -> list[Continued]:
+    ) -> list[Generated]:
         """The likeliest `tokens` tokens behind each row, EOS or not, and their log probabilities.
 
         Raises InputError if it continues no texts.

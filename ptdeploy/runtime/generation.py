@@ -36,14 +36,6 @@ class Generated:
     logprobs: list[float] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Continued:
-    """The likeliest tokens behind a row, and the natural logs of their probabilities."""
-
-    token_ids: list[int]
-    logprobs: list[float]
-
-
 class GeneratingRow:
     """One row while it is being continued, by at most `budget` tokens."""
 

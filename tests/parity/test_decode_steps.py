@@ -18,7 +18,7 @@ from ptdeploy.parity.bounds import Bounds
 from ptdeploy.parity.compare import compare_greedy
 from ptdeploy.parity.reference.store import load_reference
 from ptdeploy.runtime.causal import CausalLM
-from ptdeploy.runtime.generation import Continued
+from ptdeploy.runtime.generation import Generated
 
 BOUNDS = Bounds(Thresholds(max_abs=1e-3, relative=0, cosine=0, kl=1), scale=1)
 
@@ -127,7 +127,7 @@ def test_a_near_tie_is_twice_what_a_logit_may_be_off_in_the_engines_own_prefill_
     second, best = np.argsort(logits)[-2:]
     behind = float(logits[best] - logits[second])
     probability = float(logits[second] - np.log(np.exp(logits).sum()))
-    row = Continued([int(second)], [probability])
+    row = Generated("", [int(second)], "length", [probability])
     monkeypatch.setattr(CausalLM, "continued", lambda *_: [row])
     tied = replace(one, margins=np.zeros_like(one.margins))
     most = msgspec.structs.replace(BOUNDS.thresholds, max_abs=behind / share / 2)

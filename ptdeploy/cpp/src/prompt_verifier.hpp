@@ -13,10 +13,10 @@
 
 namespace ptdeploy::detail {
 
-// What cases are held by, as in ptdeploy/parity/bounds.py; `allowed` is the largest difference of a logit. `own` is what a quantized
-// engine may be off its own rows alone by; it is known once the prompt was compared. `outputs` is
-// what each output of a head that chooses no one class may be off by, `own_outputs` from the
-// engine's own rows; empty for others, and of one.
+// What cases are held by, as in ptdeploy/parity/bounds.py; `allowed` is the largest difference of a
+// logit. `own` is what a quantized engine may be off its own rows alone by; it is known once the prompt
+// was compared. `outputs` is what each output of a head that chooses no one class may be off by,
+// `own_outputs` from the engine's own rows; empty for others, and of one.
 struct Bounds {
   Thresholds thresholds;
   double allowed = 0;
