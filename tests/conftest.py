@@ -15,7 +15,6 @@ os.environ.setdefault(
     "OMP_NUM_THREADS", str(max(2 // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")), 1))
 )
 
-import functools
 import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,14 +26,11 @@ from support.exports import TO_ONNX, exported_once, kept_exports
 from support.shared import Compiled, Packed, Shared
 from support.siblings import Siblings
 from support.siblings import siblings as make_siblings
-from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from ptdeploy.program import export
 
 # What was imported stays, so that collecting garbage need not look through it each time.
 gc.freeze()
-# torch reads the source of all its translations to ONNX at each export: once will do.
-ONNXRegistry.from_torchlib = staticmethod(functools.cache(ONNXRegistry.from_torchlib))
 
 
 @pytest.fixture(scope="session")

@@ -54,9 +54,9 @@ def decomposed_in_place() -> Iterator[None]:
         if decomp_table is None or not _is_known(module, decomp_table):
             traced: ExportedProgram = theirs(program, decomp_table, **options)
             return traced
-        for node in list(module.graph.nodes):
-            if _is_rewritten(node):
-                _REWRITES[node.target](node)
+        # Found before the first changes: what one becomes may hide what another is.
+        for node in [one for one in module.graph.nodes if _is_rewritten(one)]:
+            _REWRITES[node.target](node)
         module.graph.eliminate_dead_code()
         module.recompile()
         return program
@@ -89,6 +89,8 @@ def _is_rewritten(node: Node) -> bool:
         return node.args[2] is False
     if node.target == _ATEN.chunk.default:
         return isinstance(_chunked(node), int)
+    if node.target == _ATEN.rsub.Scalar:
+        return len(node.args) == 2 and _value(node).dtype == _value(_source(node)).dtype
     if node.target == _ATEN.flatten.using_ints:
         return _value(_source(node)).dim() > 0
     if node.target in _IN_PLACE:
@@ -113,9 +115,12 @@ def _overwrites_its_own(node: Node) -> bool:
 
 
 def _is_new(node: Node) -> bool:
-    """Whether a node's value is known to share no memory with its inputs."""
+    """Whether a node's value is known to share no memory with its inputs, or with none that is
+    read but by way of this node."""
     if node.target is operator.getitem:
         return isinstance(node.args[0], Node) and _is_new(node.args[0])
+    if node.target in _VIEWS or node.target == _ATEN.reshape.default:
+        return len(_source(node).users) == 1 and _is_new(_source(node))
     return node.target in _NEW or node.target in _IN_PLACE.values()
 
 
@@ -190,6 +195,17 @@ def _flatten(node: Node) -> None:
     _view(node, sizes)
 
 
+def _unflatten(node: Node) -> None:
+    source, axes = _source(node), _value(_source(node)).dim()
+    axis, given = cast("int", node.args[1]) % axes, cast("list[Any]", node.args[2])
+    # A size that is to be worked out is often known, and better said.
+    pairs = zip(given, _value(node).shape[axis : axis + len(given)], strict=True)
+    split = [new if old == -1 and isinstance(new, int) else old for old, new in pairs]
+    before, after = range(axis), range(axis + 1, axes)
+    sizes = [*(_length(node, i) for i in before), *split, *(_length(node, i) for i in after)]
+    _become(node, _ATEN.view.default, source, sizes)
+
+
 def _length(node: Node, axis: int) -> Any:
     """The length of an axis of a node's input, or the node before that has the same."""
     length: Any = _value(_source(node)).shape[axis]
@@ -237,6 +253,10 @@ def _transpose(node: Node) -> None:
     _become(node, _ATEN.permute.default, _source(node), axes)
 
 
+def _subtract_from(node: Node) -> None:
+    _become(node, _ATEN.sub.Tensor, node.args[1], _source(node))
+
+
 def _anew(node: Node) -> None:
     _become(node, _IN_PLACE[node.target], *node.args, **node.kwargs)
 
@@ -252,6 +272,7 @@ _REWRITES: dict[Any, Callable[[Node], None]] = {
     _ATEN._assert_tensor_metadata.default: _erase,
     _ATEN._assert_scalar.default: _erase,
     # What changes nothing where nothing is trained.
+    _ATEN.alias.default: _same,
     _ATEN.detach.default: _same,
     _ATEN.detach_.default: _same,
     _ATEN.dropout.default: _same,
@@ -261,9 +282,12 @@ _REWRITES: dict[Any, Callable[[Node], None]] = {
     _ATEN.contiguous.default: _contiguous,
     _ATEN.reshape.default: _reshape,
     _ATEN.flatten.using_ints: _flatten,
+    _ATEN.unflatten.int: _unflatten,
     _ATEN.chunk.default: _chunk,
     _ATEN.numpy_T.default: _transpose,
     _ATEN.square.default: lambda node: _become(node, _ATEN.pow.Tensor_Scalar, *node.args, 2),
+    _ATEN.rsub.Scalar: _subtract_from,
+    _ATEN.item.default: lambda node: _become(node, _ATEN._local_scalar_dense.default, *node.args),
     **dict.fromkeys(_IN_PLACE, _anew),
     _ATEN.__and__.Tensor: lambda node: _become(node, _ATEN.bitwise_and.Tensor, *node.args),
 }

@@ -54,6 +54,7 @@ def to_onnx(program: Program, limits: RequestLimits, opset: int | None = None) -
 
     from ptdeploy.program.decompose import decomposed_in_place
     from ptdeploy.program.promotion import promoted_by_trace
+    from ptdeploy.program.registry import one_registry
 
     inputs, outputs = program.signature.inputs, program.signature.outputs
     shapes = tuple(
@@ -74,6 +75,7 @@ def to_onnx(program: Program, limits: RequestLimits, opset: int | None = None) -
             torch.no_grad(),
             decomposed_in_place(),
             promoted_by_trace(),
+            one_registry(),
             uncached,
             _without_stack_traces(),
             lowered,

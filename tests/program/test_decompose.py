@@ -68,6 +68,12 @@ def _seen_through_a_view(x: torch.Tensor) -> torch.Tensor:
     return view * 2
 
 
+def _read_again(x: torch.Tensor) -> torch.Tensor:
+    product = x.matmul(torch.ones(6, 8))
+    product.transpose(2, 3).mul_(3.0)
+    return product + 1
+
+
 KNOWN: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "a cast": lambda x: (x * 9).to(torch.int32).to(torch.float32) + 1,
     "a cast to the same": lambda x: x.to(torch.float32).to("cpu") + 1,
@@ -90,6 +96,19 @@ KNOWN: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "overwritten": lambda x: (x + 1).mul_(x) + 1,
     "overwritten to the output": lambda x: (x + 1).div_(3.0),
     "overwritten after it was read": lambda x: _normalized(x.topk(3)[0]) * 2,
+    "overwritten behind views of its own": lambda x: (
+        x.matmul(torch.ones(6, 8)).reshape(*x.shape[:2], 4, 2, 4).permute(0, 3, 1, 2, 4).div_(3.0)
+    ),
+    "subtracted from a number": lambda x: 3 - x,
+    "lengths subtracted from the length of an axis": lambda x: (
+        x.shape[1] - (x > 0).sum(-1)
+    ).float(),
+    "an axis split in two": lambda x: x.transpose(1, 2).unflatten(-1, (2, -1)) + 1,
+    "the last axis split": lambda x: x.unflatten(-1, (3, 2)).sum(-1) * 2,
+    "an axis of any length split": lambda x: torch.cat((x, x), 1).unflatten(1, (2, -1)) + 1,
+    "another name": lambda x: torch.ops.aten.alias(x + 1) * 2,
+    "another name for the output": lambda x: torch.ops.aten.alias(x + 1),
+    "a piece whose end is worked out": lambda x: x[..., : (x > 9).sum().add(2).item()] + 1,
     "squared": lambda x: torch.square(x) + 1,
     "both": lambda x: ((x > 0) & (x < 1)).float(),
     "views": lambda x: x[:, 1:, 2].unsqueeze(1).expand(-1, 2, -1, -1).permute(0, 2, 1, 3) + 1,
@@ -105,6 +124,8 @@ def test_what_is_known_is_not_traced_again_and_gives_the_same(name, left_to_torc
 
 UNKNOWN: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "overwritten and seen through a view": _seen_through_a_view,
+    "overwritten behind a view of what is read again": _read_again,
+    "subtracted more than once": lambda x: torch.rsub(x, 3, alpha=2),
     "an input that is overwritten": lambda x: x.div_(3.0),
     "overwritten by what keeps its type": lambda x: (x + 1).add_(x.double()),
     "chunks of an axis of any length": lambda x: x.chunk(1, dim=1)[0] + 1,
