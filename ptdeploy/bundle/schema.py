@@ -138,9 +138,11 @@ class Quantization(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     A `block_size` of 0 is the whole column; `type` is what the bits are. `accuracy_level` is that
     of MatMulNBits: 1 computes in fp32, 4 in int8, 0 means nothing. `min_agreement`,
     `max_perplexity_ratio` and, for a classifier, `max_logits_error` are what the engine had to
-    reach against the reference on text; null asks for nothing. `activations` "int8" says that what
-    is multiplied with them is quantized too, with a scale for each token found as the engine runs.
-    `share` is how much of the weights in products is stored so; the others are floats.
+    reach against the reference on text; null asks for nothing. `min_class_agreement` is what a
+    prompt whose head chooses one class must reach instead of `min_agreement`, where that is
+    another. `activations` "int8" says that what is multiplied with them is quantized too, with a
+    scale for each token found as the engine runs. `share` is how much of the weights in products is
+    stored so; the others are floats.
     """
 
     bits: int
@@ -152,6 +154,14 @@ class Quantization(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_logits_error: float | None = None
     activations: Literal["float", "int8"] = "float"
     share: float = 1.0
+    min_class_agreement: float | None = None
+
+    def of_head(self, head: Head) -> Quantization:
+        """What is asked of a prompt with such a head, as `min_agreement`."""
+        if self.min_class_agreement is None:
+            return self
+        least = self.min_class_agreement if head == "softmax" else self.min_agreement
+        return msgspec.structs.replace(self, min_agreement=least, min_class_agreement=None)
 
 
 class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -63,8 +63,8 @@ class Plan:
         changes: dict[str, Any] = {}
         if kind.generates:
             changes["max_logits_error"] = None
-        if asked.min_agreement is None and not kind.generates and head == "softmax":
-            changes["min_agreement"] = quantized()[self.precision].min_class_agreement
+        if asked.min_agreement is None and not kind.generates:
+            changes["min_class_agreement"] = quantized()[self.precision].min_class_agreement
         of_weights = asked.block_size is not None or asked.accuracy_level is not None
         if kind.quantizes_activations and self.numerics.int8_products and not of_weights:
             changes |= {"activations": "int8", "block_size": 0, "accuracy_level": 0}

@@ -58,7 +58,7 @@ def compare(
     progress = progress or Progress(quiet=True)
     thresholds = overrides.thresholds(reference.thresholds)
     bounds = bounds_of(reference, thresholds, engine.manifest.prompt.head)
-    quantization = overrides.quantization(engine.manifest.quantization)
+    quantization = overrides.quantization(engine.manifest.quantization, engine.manifest.prompt.head)
     quality = None
     if quantization:
         quality = evaluate(engine, reference, quantization, progress)

@@ -56,9 +56,9 @@ class Overrides(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """The reference's bounds with the given ones laid over them."""
         return _laid_over(stored, self)
 
-    def quantization(self, stored: Quantization | None) -> Quantization | None:
-        """The same for what quantized weights must keep."""
-        return None if stored is None else _laid_over(stored, self)
+    def quantization(self, stored: Quantization | None, head: Head) -> Quantization | None:
+        """The same for what quantized weights must keep of a prompt with such a head."""
+        return None if stored is None else _laid_over(stored.of_head(head), self)
 
 
 def thresholds_for(precision: str, quantization: Quantization | None, head: Head) -> Thresholds:

@@ -92,6 +92,7 @@ def _of_quantization(manifest: Manifest) -> Iterator[str]:
         ("block_size", 0 <= found.block_size <= MOST, f"from 0 to {MOST}"),
         ("accuracy_level", 0 <= found.accuracy_level <= 4, "from 0 to 4"),
         ("min_agreement", 0 <= found.min_agreement <= 1, "from 0 to 1"),
+        ("min_class_agreement", 0 <= (found.min_class_agreement or 0) <= 1, "from 0 to 1"),
         ("max_perplexity_ratio", found.max_perplexity_ratio > 0, "more than 0"),
         ("share", 0 <= found.share <= 1, "from 0 to 1"),
     ):

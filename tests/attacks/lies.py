@@ -422,6 +422,8 @@ _OF_NUMBERS = [
             ("share", 1.1),
             ("min_agreement", -0.1),
             ("min_agreement", 1.1),
+            ("min_class_agreement", -0.1),
+            ("min_class_agreement", 1.1),
             ("max_perplexity_ratio", 0.0),
             ("max_perplexity_ratio", -2.0),
         )

@@ -8,6 +8,7 @@ import pytest
 
 import ptdeploy
 from ptdeploy.backends import get_backend
+from ptdeploy.bundle import Quantization
 from ptdeploy.bundle.precision import PRECISIONS, looser, quantized
 from ptdeploy.bundle.published_precision import DOCS, with_tables
 from ptdeploy.bundle.quantization import QuantizationOptions, quantization_for
@@ -51,6 +52,17 @@ def test_a_precision_is_held_by_thresholds_or_by_the_evaluation_text(name):
     if one.weights is not None and quantization is not None:
         assert quantization.bits == one.weights.bits
         assert quantization.min_agreement == one.weights.min_agreement
+
+
+@pytest.mark.parametrize(
+    ("head", "of_classes", "of_values"),
+    [("softmax", 0.9, 0.7), *((head, 0.7, 0.9) for head in ("sigmoid", "regression"))],
+)
+def test_each_head_has_its_own_bound_where_there_are_two(head, of_classes, of_values):
+    both = Quantization(8, 0, 4, of_values, 9, min_class_agreement=of_classes)
+    assert both.of_head(head) == Quantization(8, 0, 4, 0.9, 9)
+    one = Quantization(8, 0, 4, 0.8, 9)
+    assert one.of_head(head) == one
 
 
 @pytest.mark.parametrize("name", ["int8", "fp99"])

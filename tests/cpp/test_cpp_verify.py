@@ -76,7 +76,8 @@ def change_weights(bundle: Path, how: Callable[[np.ndarray], np.ndarray]) -> Non
 
     def bounds(manifest: dict[str, Any]) -> None:
         if manifest["quantization"]:
-            manifest["quantization"].update(min_agreement=0.97, max_perplexity_ratio=1.02)
+            bounds = {"min_class_agreement": None, "max_perplexity_ratio": 1.02}
+            manifest["quantization"].update(min_agreement=0.97, **bounds)
 
     edit(bundle, bounds)
 
@@ -255,13 +256,8 @@ def test_each_measure_has_pythons_threshold(bundles, probe, tmp_path, precision)
     assert_same(verified(probe, bundle), ours)
 
 
-@pytest.mark.parametrize("head", ["sigmoid", "regression"])
-def test_quantization_of_a_head_without_one_class_is_evaluated_as_in_python(
-    bundles, probe, tmp_path, head
-):
-    bundle = Path(shutil.copytree(bundles("int8 classifier"), tmp_path / "bundle"))
-    edit(bundle, lambda m: m["prompts"]["default"].update(head=head))
-    edit(bundle, lambda m: m["quantization"].update(min_agreement=0.999))
+def evaluate_to_own_values(bundle: Path, off_by: float) -> None:
+    """Have the reference find in each evaluation text what the engine does, but for some noise."""
     engine = ptdeploy.load(bundle)
     random = np.random.default_rng(5)
 
@@ -269,9 +265,38 @@ def test_quantization_of_a_head_without_one_class_is_evaluated_as_in_python(
         for i in range(metadata["evaluation"]):
             ids, types = (tensors.get(f"evaluation.{i:03}.{name}") for name in ("ids", "type_ids"))
             (logits,) = engine.logits([ids], token_type_ids=None if types is None else [types])
-            noise = random.normal(0, 0.05, logits.shape).astype(np.float32)
-            tensors[f"evaluation.{i:03}.logits"] = (logits + noise)[None]
+            noisy = (logits + random.normal(0, off_by, logits.shape)).astype(np.float32)
+            tensors[f"evaluation.{i:03}.logits"] = noisy[None]
+            tensors[f"evaluation.{i:03}.top1"] = noisy.argmax(-1)[None]
 
+    damage.rewrite_reference(bundle, with_values)
+
+
+@pytest.mark.parametrize("head", ["softmax", "sigmoid", "regression"])
+def test_each_head_is_held_to_its_own_agreement_as_in_python(bundles, probe, tmp_path, head):
+    bundle = Path(shutil.copytree(bundles("int8 classifier"), tmp_path / "bundle"))
+    edit(bundle, lambda m: m["prompts"]["default"].update(head=head))
+    evaluate_to_own_values(bundle, off_by=0.5)
+    asked = {"min_agreement": 0.0, "min_class_agreement": 0.0, "max_logits_error": None}
+    own = "min_class_agreement" if head == "softmax" else "min_agreement"
+    found = []
+    for bounds in (asked, asked | {own: 1.0}):
+        edit(bundle, lambda m, bounds=bounds: m["quantization"].update(bounds))
+        ours, theirs = ptdeploy.verify(bundle), verified(probe, bundle)
+        assert theirs["failures"] == ours.failures()
+        assert ours.quality_allowed is not None
+        assert ours.quality_allowed.min_agreement == bounds[own]
+        found.append(any("--min-agreement" in line for line in theirs["failures"]))
+    assert found == [False, True]
+
+
+@pytest.mark.parametrize("head", ["sigmoid", "regression"])
+def test_quantization_of_a_head_without_one_class_is_evaluated_as_in_python(
+    bundles, probe, tmp_path, head
+):
+    bundle = Path(shutil.copytree(bundles("int8 classifier"), tmp_path / "bundle"))
+    edit(bundle, lambda m: m["prompts"]["default"].update(head=head))
+    edit(bundle, lambda m: m["quantization"].update(min_agreement=0.999))
     damage.rewrite_reference(bundle, lambda t, _: t.pop("evaluation.000.logits"))
     refused = verified(probe, bundle)
     assert "evaluation.000.logits" in refused["problem"]
@@ -279,7 +304,7 @@ def test_quantization_of_a_head_without_one_class_is_evaluated_as_in_python(
         ptdeploy.BundleError, match=re.escape(refused["problem"].partition(": ")[2])
     ):
         ptdeploy.verify(bundle)
-    damage.rewrite_reference(bundle, with_values)
+    evaluate_to_own_values(bundle, off_by=0.05)
     ours, theirs = ptdeploy.verify(bundle), verified(probe, bundle)
     assert ours.quality is not None
     assert 0 < ours.quality.top1_agreement < 1

@@ -33,6 +33,7 @@ QUANTIZED = {
     "block_size": 0,
     "accuracy_level": 0,
     "min_agreement": 0.9,
+    "min_class_agreement": 0.95,
     "max_perplexity_ratio": 1.1,
     "max_logits_error": 0.15,
 }

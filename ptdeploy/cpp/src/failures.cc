@@ -76,6 +76,11 @@ void add_quantization(std::vector<std::string>& lines, const std::optional<Parit
                     " is asked for (--max-perplexity-ratio)");
 }
 
+Head head_of(const ParityReport& report, const Manifest& manifest) {
+  const PromptInfo* prompt = find(manifest.prompts, report.prompt);
+  return prompt ? prompt->head : Head::softmax;
+}
+
 }  // namespace
 
 std::vector<std::string> faults_of(const ParityReport& report) {
@@ -121,7 +126,8 @@ std::vector<std::string> failures_of(const ParityReport& report, const Manifest&
                       (one.mixed ? ", mixed prompts: " : ": ") + std::to_string(one.agreed) + " of " +
                       std::to_string(one.total) + " agree" + own_words(one, report.decode_allowed));
   if (manifest.quantization && !(report.quality && !report.quality->stopped.empty()))
-    add_quantization(lines, report.quality, *manifest.quantization);
+    add_quantization(lines, report.quality,
+                     manifest.quantization->of_head(head_of(report, manifest)));
   for (const ParityEffect& one : report.effects)
     if (!one.passed) lines.push_back(effect_failure(one));
   return lines;

@@ -74,6 +74,8 @@ void require_quantization(const Quantization& found) {
   require(within(found.accuracy_level, 4), name + "accuracy_level must be from 0 to 4");
   require(found.min_agreement >= 0 && found.min_agreement <= 1,
           name + "min_agreement must be from 0 to 1");
+  const double of_classes = found.min_class_agreement.value_or(0);
+  require(of_classes >= 0 && of_classes <= 1, name + "min_class_agreement must be from 0 to 1");
   require(found.max_perplexity_ratio > 0, name + "max_perplexity_ratio must be more than 0");
   require(found.share >= 0 && found.share <= 1, name + "share must be from 0 to 1");
 }

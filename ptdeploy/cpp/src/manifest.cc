@@ -78,9 +78,11 @@ std::optional<Quantization> read_quantization(const Json& json, const Where& whe
   auto activations = [](const Json& value, const Where& at) {
     read_word(value, at, {"float", "int8"});
   };
-  auto error = [&out](const Json& value, const Where& at) {
-    out.max_logits_error.reset();
-    if (!is_null(value)) out.max_logits_error = read_float(value, at, "float | null");
+  auto maybe = [](std::optional<double>& bound) {
+    return [&bound](const Json& value, const Where& at) {
+      bound.reset();
+      if (!is_null(value)) bound = read_float(value, at, "float | null");
+    };
   };
   read_object(json, where,
               {{"bits", true, into(out.bits)},
@@ -89,9 +91,10 @@ std::optional<Quantization> read_quantization(const Json& json, const Where& whe
                {"min_agreement", true, into(out.min_agreement)},
                {"max_perplexity_ratio", true, into(out.max_perplexity_ratio)},
                {"type", false, type},
-               {"max_logits_error", false, error},
+               {"max_logits_error", false, maybe(out.max_logits_error)},
                {"activations", false, activations},
-               {"share", false, into(out.share)}},
+               {"share", false, into(out.share)},
+               {"min_class_agreement", false, maybe(out.min_class_agreement)}},
               "object | null");
   return out;
 }
@@ -298,6 +301,13 @@ const FolderKind kPack = {"ptdeploy-prompt", 1, "pack",
                           "ptdeploy compile CHECKPOINT --over BUNDLE -o PACK"};
 
 const char* name_of(TensorRole role) { return kTensorRoles[static_cast<std::size_t>(role)]; }
+
+Quantization Quantization::of_head(Head head) const {
+  Quantization out = *this;
+  out.min_class_agreement.reset();
+  if (min_class_agreement && head == Head::softmax) out.min_agreement = *min_class_agreement;
+  return out;
+}
 
 const TensorSpec* Graph::input(TensorRole role) const {
   for (const TensorSpec& spec : inputs)

@@ -92,7 +92,10 @@ struct Limits {
 struct Quantization {
   std::int64_t bits = 0, block_size = 0, accuracy_level = 0;
   double min_agreement = 0, max_perplexity_ratio = 0, share = 1;
-  std::optional<double> max_logits_error;
+  std::optional<double> max_logits_error, min_class_agreement;
+
+  // What is asked of a prompt with such a head, as min_agreement.
+  Quantization of_head(Head head) const;
 };
 
 // What a request chooses tokens with; the defaults are the manifest's own.

@@ -153,7 +153,8 @@ ParityReport PromptVerifier::compared() {
   if (const auto effect = effect_.result("")) out.effects.push_back(*effect);
   if (manifest.quantization) {
     std::string stopped;
-    out.quality = evaluate(reference_, state_.kind(), info_.head, *manifest.quantization,
+    const Quantization allowed = manifest.quantization->of_head(info_.head);
+    out.quality = evaluate(reference_, state_.kind(), info_.head, allowed,
                            [&](const std::vector<Ids>& rows, const std::vector<Ids>& types) {
                              std::string why;
                              std::vector<Logits> got = run(state_, rows, {{prompt_}}, types, why);
