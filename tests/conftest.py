@@ -29,8 +29,19 @@ from support.siblings import siblings as make_siblings
 
 from ptdeploy.program import export
 
-# What was imported stays, so that collecting garbage need not look through it each time.
+# What was imported stays, so that collecting garbage need not look through it each time; nor
+# through what tests leave in libraries' caches, which is soon more.
 gc.freeze()
+_TESTS_TO_A_FREEZE = 100
+_done = 0
+
+
+def pytest_runtest_logfinish() -> None:
+    global _done
+    _done += 1
+    if _done % _TESTS_TO_A_FREEZE == 0:
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(scope="session")
