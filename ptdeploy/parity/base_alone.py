@@ -16,9 +16,10 @@ from ptdeploy.parity.cases import BASE_ROWS, Padding
 from ptdeploy.parity.checks import checks
 from ptdeploy.parity.compare import compare, compare_greedy
 from ptdeploy.parity.data import DataRow
+from ptdeploy.parity.effect import Projection, PromptEffect, effect_notes
 from ptdeploy.parity.mixed import MixedRow, run_rows
 from ptdeploy.parity.own import row_alone
-from ptdeploy.parity.reference import Reference
+from ptdeploy.parity.reference import Reference, ReferenceRow
 from ptdeploy.parity.reference.store import referred
 from ptdeploy.parity.report import CaseResult, GreedyResult, ParityReport
 from ptdeploy.parity.thresholds import Overrides
@@ -54,31 +55,53 @@ def compare_with_base(
         told = () if None in referred(engine.bundle) else (NOT_COMPARED,)
         return msgspec.structs.replace(report, notes=(*report.notes, *told))
     bounds = bounds_of_report(report, reference, engine.manifest.prompt.head)
+    pairs = [_pair(engine, reference.rows[place], place, bounds) for place in places]
+    effects = _effects(pairs)
     report = msgspec.structs.replace(
         report,
-        cases=(*report.cases, *_cases(engine, reference, places, bounds)),
+        cases=(*report.cases, *_cases(engine, pairs)),
         greedy=(*report.greedy, *_greedy(engine, reference, bounds)),
+        effects=(*report.effects, *effects),
+        notes=(*report.notes, *effect_notes(effects)),
     )
     return msgspec.structs.replace(report, passed=all(one.passed for one in checks(report)))
 
 
-def _cases(
-    engine: Engine, reference: Reference, places: Sequence[int], bounds: Bounds
-) -> Iterator[CaseResult]:
-    default, most = engine.manifest.default_prompt, engine.limits.max_batch
-    base, pairs = [], []
-    for place in places:
-        with_prompt = reference.rows[place]
-        assert with_prompt.without_prompt is not None, "the caller has chosen those that have"
-        row = replace(with_prompt, logits=with_prompt.without_prompt)
-        yield from _run(engine, [MixedRow(None, place, row, bounds, None)], "right")
-        for prompt, one in ((None, row), (default, with_prompt)):
-            alone = None if bounds.own is None else row_alone(engine, one, prompt)
-            pairs.append(MixedRow(prompt, place, one, bounds, alone))
-        base.append(pairs[-2])
-    for batch in (base[:most], pairs[:most]):
-        if len(batch) > 1:
-            yield from _run(engine, batch, "left")
+# A row of the base model alone, and the same with the prompt.
+_Pair = tuple[MixedRow, MixedRow]
+
+
+def _pair(engine: Engine, with_prompt: ReferenceRow, place: int, bounds: Bounds) -> _Pair:
+    assert with_prompt.without_prompt is not None, "the caller has chosen those that have"
+    row = replace(with_prompt, logits=with_prompt.without_prompt)
+
+    def of(prompt: str | None, one: ReferenceRow) -> MixedRow:
+        alone = None if bounds.own is None else row_alone(engine, one, prompt)
+        return MixedRow(prompt, place, one, bounds, alone)
+
+    return of(None, row), of(engine.manifest.default_prompt, with_prompt)
+
+
+def _cases(engine: Engine, pairs: Sequence[_Pair]) -> Iterator[CaseResult]:
+    most = engine.limits.max_batch
+    for base, _ in pairs:
+        yield from _run(engine, [replace(base, own=None)], "right")
+    for batch in ([base for base, _ in pairs], [one for pair in pairs for one in pair]):
+        if len(batch[:most]) > 1:
+            yield from _run(engine, batch[:most], "left")
+
+
+def _effects(pairs: Sequence[_Pair]) -> list[PromptEffect]:
+    """Whether a quantized engine has the prompt in rows that ask for none.
+
+    Such a row alone only has to be finite, and beside others what it is alone.
+    """
+    along = Projection()
+    for base, beside in pairs:
+        if base.own is not None and beside.own is not None:
+            along.add(base.row.logits, base.own[0], beside.row.logits, beside.own[0])
+    found = along.result(pairs[0][1].prompt)
+    return [] if found is None else [msgspec.structs.replace(found, without_prompt=True)]
 
 
 def _run(engine: Engine, batch: Sequence[MixedRow], padding: Padding) -> Iterator[CaseResult]:

@@ -126,7 +126,8 @@ def _run_cases(engine: Engine, reference: Reference, bounds: Bounds, progress: P
         if len(case.rows) == 1 and (by_itself or case.source == "data"):
             whole = case.source == "data"
             run.alone[case.rows[0]] = logits[0] if whole else kept(logits[0], rows[0]), stopped
-        if len(case.rows) == 1 and (without := rows[0].without_prompt) is not None:
+        without = rows[0].without_prompt
+        if len(case.rows) == 1 and by_itself and without is not None:
             run.effect.add(rows[0].logits, logits[0], without)
         own: list[Alone] = []
         if len(case.rows) > 1 and by_itself:

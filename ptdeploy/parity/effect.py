@@ -33,12 +33,14 @@ class PromptEffect(msgspec.Struct, frozen=True):
     The other is named by `other`; null is the base model alone. `missing` is about 0 in an engine
     that has the prompt, and 1 in one that has the other in its place; `error` is its standard
     error. Both are null where they are not finite, as where the prompts change nothing.
+    `without_prompt` says that it is of rows of the base model alone, which may have `other`.
     """
 
     other: str | None
     missing: float | None
     error: float | None
     positions: int
+    without_prompt: bool = False
 
     @property
     def told(self) -> bool:
@@ -112,21 +114,25 @@ def apart_words(one: PromptEffect) -> str:
     """What it is a share of."""
     if one.other is None:
         return "what the prompt changes in the logits"
+    if one.without_prompt:
+        return f"what sets logits without a prompt apart from those of {one.other!r}"
     return f"what sets the prompt's logits apart from those of {one.other!r}"
 
 
 def effect_notes(effects: Sequence[PromptEffect]) -> list[str]:
     """Where it cannot be told whether the engine has its prompt, in words."""
     return [
-        f"the prompt changes too little to tell whether the engine has it{instead_of(one)}."
+        f"the prompt changes too little to tell whether the engine {_may_have(one)}."
         for one in effects
         if not one.told
     ]
 
 
-def instead_of(one: PromptEffect) -> str:
-    """What the engine may have in the prompt's place, to go on from other words."""
-    return "" if one.other is None else f" or {one.other!r} in its place"
+def _may_have(one: PromptEffect) -> str:
+    """What is not known of the engine, to go on from other words."""
+    if one.without_prompt:
+        return f"has {one.other!r} where no prompt is asked for"
+    return "has it" if one.other is None else f"has it or {one.other!r} in its place"
 
 
 def _shifted(logits: NDArray[np.float32], count: int) -> NDArray[np.float64]:

@@ -92,8 +92,9 @@ def _way_out(report: ParityReport, compiled: Compiled) -> str:
     numbers = not all(one.passed for one in report.runs)
     if not all(effect.passed for one in report.each() for effect in one.effects):
         return (
-            "No bits that are lost leave a prompt out, and no option accepts it: see with "
-            "--precision fp32 whether its graph agrees, and report this with the base model's name."
+            "No bits that are lost leave a prompt out or put one in, and no option accepts it: see "
+            "with --precision fp32 whether its graph agrees, and report this with the base model's "
+            "name."
         )
     short = quantization_failures(report.quality, report.quality_allowed)
     if report.quality is not None and short and not numbers:

@@ -152,6 +152,7 @@ std::string report_text(const ptdeploy::ParityReport& report) {
   };
   auto one_effect = [](const ptdeploy::ParityEffect& one) {
     return "{\"other\":" + (one.other.empty() ? "null" : quoted(one.other)) +
+           ",\"without_prompt\":" + truth(one.without_prompt) +
            ",\"missing\":" + measure(one.missing) + ",\"error\":" + measure(one.error) +
            ",\"positions\":" + std::to_string(one.positions) +
            ",\"told\":" + truth(one.told) + ",\"passed\":" + truth(one.passed) + "}";

@@ -178,6 +178,36 @@ def test_a_row_that_a_full_batch_leaves_alone_is_mixed_in_both(compiled, packed,
         assert_same(got, want)
 
 
+@pytest.mark.parametrize(("kind", "told"), [("int8", True), ("int4", True), ("fused", None)])
+def test_what_rows_without_a_prompt_may_have_is_found_as_in_python(
+    bundles, probe, tmp_path, kind, told
+):
+    """The reference's are as far on the other side of the prompt's."""
+    bundle = Path(shutil.copytree(bundles(kind), tmp_path / "bundle"))
+
+    def turned(tensors: dict[str, np.ndarray], _: dict[str, Any]) -> None:
+        for name in [one for one in tensors if one.startswith("rows.")]:
+            if name.endswith(".without_prompt"):
+                logits = tensors[name.replace("without_prompt", "logits")]
+                tensors[name] = 2 * logits - tensors[name]
+
+    assert verified(probe, bundle)["passed"]
+    damage.rewrite_reference(bundle, turned)
+    ours, theirs = ptdeploy.verify(bundle), verified(probe, bundle)
+    assert_same(theirs, ours)
+    assert theirs["failures"] == ours.failures()
+    assert not ours.passed
+    if told is None:
+        assert ours.effects == ()
+    else:
+        assert [one.without_prompt for one in ours.effects] == [False, True]
+        assert ours.effects[1].missing == pytest.approx(2, abs=0.1)
+        assert (
+            "what sets logits without a prompt apart from those of 'default'"
+            in (theirs["failures"][-1])
+        )
+
+
 @pytest.mark.parametrize("precision", ["int8", "int4"])
 def test_prompts_in_each_others_place_fail_in_pythons_words(
     compiled, packed, probe, tmp_path, precision
@@ -192,7 +222,7 @@ def test_prompts_in_each_others_place_fail_in_pythons_words(
     for got, want in zip(theirs["prompts"], others, strict=True):
         assert_same(got, want)
         assert not want.passed
-    assert theirs["effects"][1]["missing"] == pytest.approx(2, abs=0.1)
+    assert theirs["effects"][-1]["missing"] == pytest.approx(2, abs=0.1)
 
 
 def test_of_a_short_reference_each_row_counts_once_as_in_python(compiled, packed, probe, tmp_path):
@@ -200,7 +230,7 @@ def test_of_a_short_reference_each_row_counts_once_as_in_python(compiled, packed
     bundle = Path(shutil.copytree(compiled("qwen2", "CAUSAL_LM", options).bundle, tmp_path / "b"))
     ptdeploy.prompt_add(bundle, packed("qwen2", "CAUSAL_LM", tokens=5, options=options).path)
     ours, theirs = ptdeploy.verify(bundle), verified(probe, bundle)
-    assert theirs["effects"][1]["positions"] == ours.effects[1].positions == 2
+    assert theirs["effects"][-1]["positions"] == ours.effects[-1].positions == 2
     for got, want in zip(theirs["prompts"], ours.prompts, strict=True):
         assert_same(got, want)
 

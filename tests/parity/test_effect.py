@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 from support import native
-from support.damage import REFERENCE, replace
+from support.damage import REFERENCE, replace, rewrite_reference
 from support.exchange import exchange_prompts
 
 import ptdeploy
@@ -17,6 +18,7 @@ from ptdeploy.parity.effect import MOST_MISSING, Projection, PromptEffect, effec
 from ptdeploy.runtime.causal import CausalLM
 
 PRECISIONS = ["int8", "int4"]
+WITHOUT = "what sets logits without a prompt apart from those of 'default'"
 
 
 def without_the_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,11 +38,28 @@ def without_the_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("kind", [*PRECISIONS, "int8 classifier"])
 def test_an_honest_engine_has_its_prompt(bundles, kind):
     report = ptdeploy.verify(bundles(kind))
-    (effect,) = report.effects
     assert report.passed
-    assert effect.told
-    assert effect.other is None
-    assert abs(effect.missing) < MOST_MISSING / 4
+    beside = [] if kind == "int8 classifier" else [("default", True)]
+    assert [(one.other, one.without_prompt) for one in report.effects] == [(None, False), *beside]
+    for effect in report.effects:
+        assert effect.told
+        assert abs(effect.missing) < MOST_MISSING / 4
+
+
+def test_an_engine_whose_weights_are_floats_is_held_to_its_logits_alone(bundles, tmp_path):
+    bundle = Path(shutil.copytree(bundles("fused"), tmp_path / "bundle"))
+    rewrite_reference(bundle, one_row)
+    report = ptdeploy.verify(bundle)
+    assert (report.passed, report.effects) == (True, ())
+    assert not any("the prompt changes too little" in note for note in report.notes)
+
+
+def one_row(tensors: dict[str, np.ndarray], metadata: dict[str, Any]) -> None:
+    """As a reference of --golden 1, of one token: too few for any effect to be told."""
+    for name in [name for name in tensors if name.startswith("rows.") and "rows.000" not in name]:
+        del tensors[name]
+    metadata |= {"rows": 1, "sources": metadata["sources"][:1]}
+    metadata["cases"] = [one for one in metadata["cases"] if set(one["rows"]) == {0}]
 
 
 @pytest.mark.parametrize("kind", PRECISIONS)
@@ -50,11 +69,32 @@ def test_an_engine_that_leaves_its_prompt_out_fails(bundles, monkeypatch, kind):
     without_the_prompt(monkeypatch)
     report = ptdeploy.verify(bundle)
     assert all(one.passed for one in (*report.cases, *report.greedy))
-    (failure,) = report.failures()
-    assert failure.endswith(
-        "% of what the prompt changes in the logits is missing, but at most 50% may be"
-    )
+    assert [failure.partition("% of ")[2] for failure in report.failures()] == [
+        f"{of} is missing, but at most 50% may be"
+        for of in ("what the prompt changes in the logits", WITHOUT)
+    ]
     assert report.effects[0].missing == pytest.approx(1, abs=0.05)
+    assert not report.passed
+
+
+@pytest.mark.parametrize("kind", PRECISIONS)
+def test_an_engine_that_has_its_prompt_where_none_is_asked_for_fails(bundles, monkeypatch, kind):
+    """Rows of the base model alone only have to be finite, and as they are beside others."""
+    bundle = bundles(kind)
+    logits, continued = CausalLM.logits, CausalLM.continued
+
+    def rows(self, *given, prompt=None, **more):
+        return logits(self, *given, prompt="default", **more)
+
+    def steps(self, rows, tokens, prompt=None):
+        return continued(self, rows, tokens, "default")
+
+    monkeypatch.setattr(CausalLM, "logits", rows)
+    monkeypatch.setattr(CausalLM, "continued", steps)
+    report = ptdeploy.verify(bundle)
+    assert all(one.passed for one in (*report.cases, *report.greedy))
+    (failure,) = report.failures()
+    assert failure == f"100.0% of {WITHOUT} is missing, but at most 50% may be"
     assert not report.passed
 
 
@@ -85,11 +125,11 @@ def test_prompts_in_each_others_place_fail(compiled, packed, tmp_path, precision
     ptdeploy.prompt_add(bundle, packed("qwen2", "CAUSAL_LM", tokens=5, options=options).path)
     honest = ptdeploy.verify(bundle)
     assert honest.passed
-    assert [one.other for one in honest.effects] == [None, "other"]
+    assert [one.other for one in honest.effects] == [None, "default", "other"]
     exchange_prompts(bundle, "default", "other")
     for report in ptdeploy.verify(bundle).each():
         assert not report.passed
-        toward = report.effects[1]
+        toward = report.effects[-1]
         # Each is as far from the other as it should be, the other way.
         assert toward.missing == pytest.approx(2, abs=0.1)
         assert f"apart from those of {toward.other!r} is missing" in " ".join(report.failures())
@@ -101,7 +141,7 @@ def test_of_a_short_reference_each_row_counts_once(compiled, packed, tmp_path, g
     bundle = Path(shutil.copytree(compiled("qwen2", "CAUSAL_LM", options).bundle, tmp_path / "b"))
     ptdeploy.prompt_add(bundle, packed("qwen2", "CAUSAL_LM", tokens=5, options=options).path)
     for report in ptdeploy.verify(bundle).each():
-        assert report.effects[1].positions == positions
+        assert report.effects[-1].positions == positions
 
 
 def test_what_lies_along_the_effect_is_measured_whatever_lies_across():

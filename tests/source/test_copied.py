@@ -11,7 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 import transformers
-from support import tiny
+from support import native, tiny
 from support.copies import train_copies
 
 import ptdeploy
@@ -19,6 +19,7 @@ from ptdeploy.bundle.task import Task
 from ptdeploy.errors import BaseModelError
 from ptdeploy.parity.reference.peft import peft_model, row_logits
 from ptdeploy.program.prompt import evaluated_prompt
+from ptdeploy.runtime.causal import CausalLM
 from ptdeploy.source.base import resolve_base
 from ptdeploy.source.base_weights import load_model
 from ptdeploy.source.checkpoint import read_checkpoint
@@ -110,6 +111,30 @@ def test_a_state_dict_has_the_untrained_embeddings_too(tmp_path, case, saved):
     reference, exported = both_logits(tmp_path / saved, tmp_path / "other", task)
     assert np.allclose(reference, want, rtol=0, atol=1e-5)
     assert np.allclose(exported, want, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("saved", ["adapter", "full.pt"])
+def test_without_its_prompt_a_model_has_the_embeddings_that_text_has_beside_it(
+    tmp_path, monkeypatch, saved
+):
+    """What the copy changes is no effect of the prompt: an engine without that is still told."""
+    trained = train(tmp_path, ("CAUSAL_LM", "llama", "embed_tokens"))
+    asked = {"base": str(tmp_path / "base"), "task": "CAUSAL_LM", "target": "ort"}
+    asked |= {"precision": "int8", "quantization": native.LOOSE, "output": tmp_path / "bundle"}
+    bundle = ptdeploy.compile(tmp_path / saved, **asked).path
+    report = ptdeploy.verify(bundle)
+    assert report.passed
+    assert [one.told for one in report.effects] == [True, True]
+    assert all(abs(one.missing) < 0.1 for one in report.effects)
+    (ours,) = ptdeploy.load(bundle).logits([IDS], prompt=None)
+    with torch.no_grad():
+        other = trained.get_base_model()(torch.from_numpy(IDS)[None]).logits[0].numpy()
+    assert np.abs(ours - other).max() > 1
+    honest = CausalLM.logits
+    monkeypatch.setattr(
+        CausalLM, "logits", lambda self, *rows, **_: honest(self, *rows, prompt=None)
+    )
+    assert ptdeploy.verify(bundle).effects[0].missing == pytest.approx(1, abs=0.1)
 
 
 @pytest.mark.parametrize("saved", ["adapter", "full.pt"])

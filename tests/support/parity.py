@@ -35,6 +35,7 @@ def assert_same(theirs: Any, ours: ParityReport) -> None:
     assert theirs["effects"] == [
         {
             "other": one.other,
+            "without_prompt": one.without_prompt,
             "missing": None if one.missing is None else pytest.approx(one.missing, abs=1e-9),
             "error": None if one.error is None else pytest.approx(one.error, abs=1e-9),
             "positions": one.positions,

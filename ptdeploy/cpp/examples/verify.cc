@@ -97,10 +97,11 @@ std::string aside(const ptdeploy::ParityQuality& quality) {
 }
 
 void print(const ptdeploy::ParityEffect& one) {
+  const char* logits = one.without_prompt ? "logits without a prompt" : "the prompt's logits";
   const std::string of =
       one.other.empty()
           ? "what the prompt changes in the logits"
-          : "what sets the prompt's logits apart from those of '" + printable(one.other) + "'";
+          : "what sets " + std::string(logits) + " apart from those of '" + printable(one.other) + "'";
   if (one.missing) std::printf("%.1f%%", 100 * *one.missing);
   if (!one.missing) std::printf("an unknown share");
   std::printf(" of %s is missing, at most 50%%\n", of.c_str());

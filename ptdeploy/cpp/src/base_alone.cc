@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "effect.hpp"
+
 namespace ptdeploy::detail {
 namespace {
 
@@ -40,6 +42,7 @@ class BaseAlone {
       pairs.push_back(row_of(false, place, std::move(with_prompt)));
     }
     const bool found = !base.empty();
+    if (bounds_.own && found) add_effect(pairs);
     for (std::vector<BaseRow>* batch : {&base, &pairs}) {
       batch->resize(std::min(batch->size(), most(batch->size())));
       if (batch->size() > 1) run(*batch, "left", bounds_.own.has_value());
@@ -69,6 +72,21 @@ class BaseAlone {
   }
 
  private:
+  // Whether a quantized engine has the prompt in rows that ask for none: such a row alone only has
+  // to be finite, and beside others what it is alone.
+  void add_effect(const std::vector<BaseRow>& pairs) {
+    Projection along;
+    for (std::size_t i = 0; i + 1 < pairs.size(); i += 2) {
+      const BaseRow &base = pairs[i], &beside = pairs[i + 1];
+      along.add(base.row.logits, base.own.logits, beside.row.logits, beside.own.logits);
+    }
+    auto effect = along.result(prompt_->name);
+    if (!effect) return;
+    effect->without_prompt = true;
+    report_.effects.push_back(*effect);
+    if (!effect->told) report_.notes.push_back(effect_note(*effect));
+  }
+
   std::size_t most(std::size_t rows) const {
     const std::int64_t bound = state_.manifest().limits.max_batch.value_or(0);
     return bound > 0 ? std::min(rows, static_cast<std::size_t>(bound)) : rows;

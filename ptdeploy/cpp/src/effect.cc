@@ -23,6 +23,13 @@ std::vector<double> shifted_scores(const float* row, std::size_t columns) {
   return out;
 }
 
+std::string apart_words(const ParityEffect& one) {
+  if (one.other.empty()) return "what the prompt changes in the logits";
+  return std::string("what sets ") +
+         (one.without_prompt ? "logits without a prompt" : "the prompt's logits") +
+         " apart from those of " + quoted(one.other);
+}
+
 }  // namespace
 
 void Projection::add(const Logits& want, const Logits& got, const Logits& other) {
@@ -74,17 +81,16 @@ std::optional<ParityEffect> Projection::result(const std::string& other) const {
 
 std::string effect_failure(const ParityEffect& one) {
   if (one.passed) return "";
-  const std::string of =
-      one.other.empty() ? "what the prompt changes in the logits"
-                        : "what sets the prompt's logits apart from those of " + quoted(one.other);
-  return formatted(100 * *one.missing, 1, 'f') + "% of " + of + " is missing, but at most " +
-         formatted(100 * kMostMissing, 0, 'f') + "% may be";
+  return formatted(100 * *one.missing, 1, 'f') + "% of " + apart_words(one) +
+         " is missing, but at most " + formatted(100 * kMostMissing, 0, 'f') + "% may be";
 }
 
 std::string effect_note(const ParityEffect& one) {
   if (one.told) return "";
-  return "the prompt changes too little to tell whether the engine has it" +
-         (one.other.empty() ? "" : " or " + quoted(one.other) + " in its place") + ".";
+  const std::string known = "the prompt changes too little to tell whether the engine has ";
+  if (one.other.empty()) return known + "it.";
+  if (one.without_prompt) return known + quoted(one.other) + " where no prompt is asked for.";
+  return known + "it or " + quoted(one.other) + " in its place.";
 }
 
 }  // namespace ptdeploy::detail

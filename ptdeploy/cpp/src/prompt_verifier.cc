@@ -213,7 +213,8 @@ ParityCase PromptVerifier::compare(const BatchCase& one) {
   const std::vector<Logits> got = logits_of(state_, wanted, {{prompt_}}, stopped);
   if (one.rows.size() == 1) {
     const Logits without = reference_.without_prompt(one.rows[0]);
-    if (without.rows > 0) effect_.add(wanted[0].logits, got[0], without);
+    if (state_.manifest().quantization && without.rows > 0)
+      effect_.add(wanted[0].logits, got[0], without);
   }
   ParityCase out = measured(one.name, wanted, got, bounds_);
   out.stopped = stopped;

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,7 @@ from ptdeploy.source.checkpoint.peft_objects import (
 )
 from ptdeploy.source.checkpoint.state_dict import read_state
 from ptdeploy.source.checkpoint.types import FACTORS
-from ptdeploy.source.tied import text_embeddings, untie, unused_copies
+from ptdeploy.source.tied import untie
 
 if TYPE_CHECKING:
     import torch
@@ -255,10 +255,11 @@ def compute_reference(
     progress = progress or Progress(quiet=True)
     model = model or peft_model(checkpoint, base)
     rows, task = asked.rows, checkpoint.task
-    beside = _rows_without_prompt(checkpoint, base, model, len(rows), evaluation is not None)
+    beside = _rows_without_prompt(checkpoint, base, len(rows), evaluation is not None)
+    alone = _base_alone(checkpoint, model) if beside else None
     with torch.no_grad(), quiet_libraries():
         computed = tuple(
-            _reference_row(model, task, row, index in beside)
+            _reference_row(model, task, row, alone if index in beside else None)
             for index, row in enumerate(progress.within(rows, "rows"))
         )
         greedy: tuple[Greedy, ...] = ()
@@ -268,8 +269,10 @@ def compute_reference(
             continued = [*chosen, *_greedy_edges(rows, limits)]
             greedy = tuple(_greedy(model, ids, limits.max_sequence) for ids in continued)
         base_greedy = None
-        if base.kind.generates and (alone := [rows[i].ids for i in BASE_ROWS if i in beside]):
-            base_greedy = _base_greedy(model, alone[len(alone) // 2], limits.max_sequence)
+        asked_alone = [rows[i].ids for i in BASE_ROWS if i in beside]
+        if base.kind.generates and alone is not None and asked_alone:
+            middle = asked_alone[len(asked_alone) // 2]
+            base_greedy = _base_greedy(alone, middle, limits.max_sequence)
         mismatch = None
         if chosen and checkpoint.of_peft and base.kind.padded_on is not None:
             mismatch = _padded_mismatch(model, base, chosen, base.kind.padded_on)
@@ -291,30 +294,38 @@ def compute_reference(
 
 
 def _rows_without_prompt(
-    checkpoint: Checkpoint,
-    base: BaseModel,
-    model: PeftModel | PromptedModel,
-    rows: int,
-    quantized: bool,
+    checkpoint: Checkpoint, base: BaseModel, rows: int, quantized: bool
 ) -> frozenset[int]:
     """The places of the rows that are computed without the prompt, too.
 
     Of quantized weights all, to tell what the prompt changes; of a model that writes a few, as its
-    engine is asked without a prompt. Where the text has token embeddings of its own beside virtual
-    tokens, the model without those has others than the engine.
+    engine is asked without a prompt.
     """
     if checkpoint.num_virtual_tokens == 0:
         return frozenset()
     if quantized:
         return frozenset(range(rows))
-    own = model.get_base_model()
-    if (
-        not base.kind.generates
-        or text_embeddings(checkpoint, own)
-        or unused_copies(checkpoint, own)
-    ):
+    if not base.kind.generates:
         return frozenset()
     return frozenset(place for place in BASE_ROWS if place < rows)
+
+
+def _base_alone(checkpoint: Checkpoint, model: PeftModel | PromptedModel) -> Callable[..., Any]:
+    """The model without its prompt, as the engine has it.
+
+    The text may have token embeddings of its own beside virtual tokens, which are not those that
+    the base model runs: they are the engine's, with a prompt and without one.
+    """
+    base: Callable[..., Any] = model.get_base_model()
+    own = checkpoint.copied or checkpoint.text_embeddings is not None
+    if checkpoint.prefix_kv is not None or not own:
+        return base
+    words: Any = model.word_embeddings
+
+    def embedded(input_ids: torch.Tensor, **given: Any) -> Any:
+        return base(inputs_embeds=words(input_ids), **given)
+
+    return embedded
 
 
 def _software(checkpoint: Checkpoint) -> str:
@@ -338,7 +349,7 @@ def row_inputs(ids: NDArray[np.int64], type_ids: NDArray[np.int64] | None = None
 
 
 def row_logits(
-    model: PeftModel | PromptedModel | PreTrainedModel,
+    model: Callable[..., Any],
     task: Task,
     ids: NDArray[np.int64],
     type_ids: NDArray[np.int64] | None = None,
@@ -354,22 +365,20 @@ def row_logits(
 
 
 def _reference_row(
-    model: PeftModel | PromptedModel, task: Task, row: AskedRow, beside: bool
+    model: PeftModel | PromptedModel, task: Task, row: AskedRow, alone: Callable[..., Any] | None
 ) -> ReferenceRow:
-    """PEFT's logits for a row, and `beside` them those of the same model without its prompt.
+    """PEFT's logits for a row, and beside them those of the same model without its prompt.
 
     A trained head belongs to both.
     """
     without = None
-    if beside and row.source != "data":
-        without = _kept_logits(model.get_base_model(), task, row)
+    if alone is not None and row.source != "data":
+        without = _kept_logits(alone, task, row)
     logits = _kept_logits(model, task, row)
     return ReferenceRow(row.ids, logits, row.source, row.type_ids, without)
 
 
-def _kept_logits(
-    model: PeftModel | PromptedModel | PreTrainedModel, task: Task, row: AskedRow
-) -> NDArray[np.float32]:
+def _kept_logits(model: Callable[..., Any], task: Task, row: AskedRow) -> NDArray[np.float32]:
     """A model's logits for a row, all of them of the caller's own, which are scored as a whole."""
     logits = row_logits(model, task, row.ids, row.type_ids)
     most = max(_LAST_POSITIONS, _ROW_BYTES // (4 * logits.shape[-1]))
@@ -401,13 +410,11 @@ def _greedy(model: PeftModel | PromptedModel, ids: NDArray[np.int64], limit: int
     return Greedy(ids, new.numpy(), (top[:, 0] - top[:, 1]).numpy())
 
 
-def _base_greedy(
-    model: PeftModel | PromptedModel, ids: NDArray[np.int64], limit: int
-) -> Greedy | None:
+def _base_greedy(base: Callable[..., Any], ids: NDArray[np.int64], limit: int) -> Greedy | None:
     """As `_greedy` without the prompt; each step runs the whole row. None where none has room."""
     import torch
 
-    base, first, tops = model.get_base_model(), ids.size, []
+    first, tops = ids.size, []
     for _ in range(min(_GREEDY_TOKENS, limit - first)):
         top = base(**row_inputs(ids)).logits[0, -1].float().topk(2)
         ids = np.append(ids, int(top.indices[0]))

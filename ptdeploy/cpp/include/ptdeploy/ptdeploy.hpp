@@ -298,6 +298,7 @@ struct ParityQuality {
 // it has the other in its place; `error` is the standard error. docs/parity.md has both.
 struct ParityEffect {
   std::string other;
+  bool without_prompt = false;  // of rows of the base model alone, which may have `other`
   std::optional<double> missing, error;
   std::size_t positions = 0;
   bool told = false;  // whether the two can be told apart; if not, it passes
