@@ -56,7 +56,7 @@ def compare_with_base(
         return msgspec.structs.replace(report, notes=(*report.notes, *told))
     bounds = bounds_of_report(report, reference, engine.manifest.prompt.head)
     pairs = [_pair(engine, reference.rows[place], place, bounds) for place in places]
-    effects = _effects(pairs)
+    effects = _effects(engine, reference, bounds) if bounds.own is not None else []
     report = msgspec.structs.replace(
         report,
         cases=(*report.cases, *_cases(engine, pairs)),
@@ -67,6 +67,8 @@ def compare_with_base(
     return msgspec.structs.replace(report, passed=all(one.passed for one in checks(report)))
 
 
+# Rows of more tokens cost more than they say.
+_LONGEST = 64
 # A row of the base model alone, and the same with the prompt.
 _Pair = tuple[MixedRow, MixedRow]
 
@@ -91,16 +93,20 @@ def _cases(engine: Engine, pairs: Sequence[_Pair]) -> Iterator[CaseResult]:
             yield from _run(engine, batch[:most], "left")
 
 
-def _effects(pairs: Sequence[_Pair]) -> list[PromptEffect]:
+def _effects(engine: Engine, reference: Reference, bounds: Bounds) -> list[PromptEffect]:
     """Whether a quantized engine has the prompt in rows that ask for none.
 
-    Such a row alone only has to be finite, and beside others what it is alone.
+    Such a row alone only has to be finite, and beside others what it is alone. Of all rows but long
+    ones: of a large vocabulary each has one position.
     """
     along = Projection()
-    for base, beside in pairs:
-        if base.own is not None and beside.own is not None:
-            along.add(base.row.logits, base.own[0], beside.row.logits, beside.own[0])
-    found = along.result(pairs[0][1].prompt)
+    for place, row in enumerate(reference.rows):
+        if row.without_prompt is not None and row.ids.size <= _LONGEST:
+            base, beside = _pair(engine, row, place, bounds)
+            assert base.own is not None
+            assert beside.own is not None
+            along.add(base.row.logits, base.own[0], row.logits, beside.own[0])
+    found = along.result(engine.manifest.default_prompt)
     return [] if found is None else [msgspec.structs.replace(found, without_prompt=True)]
 
 

@@ -87,7 +87,10 @@ class GreedyResult(msgspec.Struct, frozen=True):
 
 
 class PositionError(msgspec.Struct, frozen=True):
-    """The largest logits difference at tokens `first` to `last` of a row, over all cases."""
+    """The largest logits difference at tokens `first` to `last` of a row.
+
+    Over all cases whose rows have the prompt, and no other prompt or none beside them.
+    """
 
     first: int
     last: int

@@ -9,6 +9,8 @@ namespace {
 
 // The rows of ptdeploy/parity/cases.py that are run without a prompt, too.
 constexpr std::size_t kBaseRows[] = {0, 4, 6};
+// Rows of more tokens cost more than they say.
+constexpr std::size_t kLongestOfEffect = 64;
 constexpr const char* kNotCompared =
     "requests without a prompt were not compared: the reference has no row of the base model "
     "alone.";
@@ -42,7 +44,7 @@ class BaseAlone {
       pairs.push_back(row_of(false, place, std::move(with_prompt)));
     }
     const bool found = !base.empty();
-    if (bounds_.own && found) add_effect(pairs);
+    if (bounds_.own && found) add_effect();
     for (std::vector<BaseRow>* batch : {&base, &pairs}) {
       batch->resize(std::min(batch->size(), most(batch->size())));
       if (batch->size() > 1) run(*batch, "left", bounds_.own.has_value());
@@ -73,12 +75,16 @@ class BaseAlone {
 
  private:
   // Whether a quantized engine has the prompt in rows that ask for none: such a row alone only has
-  // to be finite, and beside others what it is alone.
-  void add_effect(const std::vector<BaseRow>& pairs) {
+  // to be finite, and beside others what it is alone. Of all rows but long ones: of a large
+  // vocabulary each has one position.
+  void add_effect() {
     Projection along;
-    for (std::size_t i = 0; i + 1 < pairs.size(); i += 2) {
-      const BaseRow &base = pairs[i], &beside = pairs[i + 1];
-      along.add(base.row.logits, base.own.logits, beside.row.logits, beside.own.logits);
+    for (std::size_t place = 0; place < reference_.metadata().rows; ++place) {
+      const ReferenceRow row = reference_.row(place);
+      const Logits without = reference_.without_prompt(place);
+      if (without.rows == 0 || row.ids.size() > kLongestOfEffect) continue;
+      along.add(without, row_alone(state_, row, nullptr).logits, row.logits,
+                row_alone(state_, row, prompt_).logits);
     }
     auto effect = along.result(prompt_->name);
     if (!effect) return;
