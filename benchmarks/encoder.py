@@ -1,4 +1,4 @@
-"""Speed of encoders in fp32 and int8, of this checkout and another one, and in OpenVINO.
+"""Speed of encoders in fp32 and int8, calibrated and not, of this checkout and another one.
 
     git worktree add ../before COMMIT
     python benchmarks/encoder.py ../before [--rounds 9] [--threads 2]
@@ -34,16 +34,18 @@ UNEQUAL = "48 texts of 4 to 128 tokens"
 
 @dataclass(frozen=True)
 class Contender:
-    """An engine to be timed: who compiles it, for what, and in which precision."""
+    """An engine to be timed: who compiles it, for what, in which precision, and how."""
 
     name: str
     checkout: Path
     target: str
     precision: str
+    calibrated: bool = False
 
     def bundle(self, base: Path) -> Path:
         folder = self.checkout / ".cache" / "encoder"
-        place = folder / f"{self.target}-{self.precision}.bundle"
+        how = "-calibrated" if self.calibrated else ""
+        place = folder / f"{self.target}-{self.precision}{how}.bundle"
         if not (place / "manifest.json").is_file():
             folder.mkdir(parents=True, exist_ok=True)
             command = [sys.executable, "-m", "ptdeploy", "compile", str(TOPICS / "adapter")]
@@ -52,6 +54,8 @@ class Contender:
             if self.precision == "int8":
                 # It is timed; whether it is accepted is another question.
                 command += ["--min-agreement", "0"]
+            if self.calibrated:
+                command += ["--calibration", str(calibration(folder))]
             subprocess.run(command, check=True, cwd=self.checkout, env=environment(self.checkout))
         return place
 
@@ -65,7 +69,20 @@ def contenders(other: Path) -> list[Contender]:
         Contender("int8 before", other, "ort", "int8"),
         Contender("OpenVINO fp32", here, "openvino", "fp32"),
         Contender("OpenVINO int8", here, "openvino", "int8"),
+        Contender("int8 calibrated", here, "ort", "int8", True),
+        Contender("OpenVINO int8 calibrated", here, "openvino", "int8", True),
     ]
+
+
+def calibration(folder: Path) -> Path:
+    """A file of 300 of the texts that topics was trained on."""
+    from data import load_split
+
+    train = load_split().train
+    chosen = np.random.default_rng(0).permutation(len(train))[:300]
+    file = folder / "calibration.txt"
+    file.write_text("".join(f"{' '.join(train[one].text.split())}\n" for one in chosen))
+    return file
 
 
 def requests() -> dict[str, tuple[int, Any, int]]:
@@ -102,7 +119,7 @@ def measure(engines: list[Contender], base: Path, rounds: int) -> list[dict[str,
 def show(cell: dict[str, Any]) -> None:
     low, high = cell["ratio_quartiles"]
     print(
-        f"{cell['request']:<28} {cell['engine']:<14} {cell['median_ms']:9.1f} ms, best "
+        f"{cell['request']:<28} {cell['engine']:<24} {cell['median_ms']:9.1f} ms, best "
         f"{cell['best_ms']:9.1f}; {cell['ratio']:.2f} ({low:.2f} to {high:.2f}), of the best "
         f"{cell['ratio_of_best']:.2f}",
         flush=True,

@@ -10,10 +10,13 @@ from ptdeploy.arguments import number, path, whole
 from ptdeploy.bundle import Quantization
 from ptdeploy.bundle.precision import quantized
 from ptdeploy.errors import InputError
+from ptdeploy.printable import number_of
 from ptdeploy.text_files import read_lines
 
 T = TypeVar("T")
 
+# What fewer texts are like says little of others.
+_LEAST_TEXTS = 16
 _BLOCK_SIZES = (16, 32, 64, 128, 256)
 _ACCURACY_LEVELS = _IN_FLOAT, _IN_INT8 = 1, 4
 
@@ -23,7 +26,7 @@ class QuantizationOptions:
     """Options of the precisions int8, int4 and fp8; None is the precision's own default.
 
     `quality_text` is a UTF-8 file with one text a line, to evaluate the engine on instead of
-    ours.
+    ours. `calibration` is another, to find scales of activations on.
     """
 
     block_size: int | None = None
@@ -32,6 +35,7 @@ class QuantizationOptions:
     max_perplexity_ratio: float | None = None
     max_logits_error: float | None = None
     quality_text: str | Path | None = None
+    calibration: str | Path | None = None
 
 
 # What its fields may be, where they are not None.
@@ -42,6 +46,7 @@ QUANTIZATION_OPTIONS = {
     "max_perplexity_ratio": number,
     "max_logits_error": number,
     "quality_text": path,
+    "calibration": path,
 }
 
 
@@ -121,12 +126,23 @@ def _check_range(found: Quantization, options: QuantizationOptions) -> None:
             raise InputError(f"{option} must be {wanted}.")
 
 
-def read_texts(path: str | Path) -> tuple[str, ...]:
+def read_calibration(path: str | Path) -> tuple[str, ...]:
+    """The texts of `--calibration`. Raises InputError if there are too few."""
+    texts = read_texts(path, "--calibration")
+    if len(texts) < _LEAST_TEXTS:
+        raise InputError(
+            f"--calibration {path}: {number_of(len(texts), 'text')} say too little of others.",
+            f"Give {_LEAST_TEXTS} or more, one a line; some hundreds are better.",
+        )
+    return texts
+
+
+def read_texts(path: str | Path, option: str) -> tuple[str, ...]:
     """The lines of a text file that are not blank. Raises InputError if there are none."""
-    texts = tuple(line for line in read_lines(path, "--quality-text") if line.strip())
+    texts = tuple(line for line in read_lines(path, option) if line.strip())
     if not texts:
         raise InputError(
-            f"--quality-text {path}: holds no text.",
+            f"{option} {path}: holds no text.",
             "Give text like that the model will be asked about, one a line.",
         )
     return texts

@@ -142,7 +142,8 @@ class Quantization(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     prompt whose head chooses one class must reach instead of `min_agreement`, where that is
     another. `activations` "int8" says that what is multiplied with them is quantized too, with a
     scale for each token found as the engine runs. `share` is how much of the weights in products is
-    stored so; the others are floats.
+    stored so; the others are floats. `calibrated` is how much of those is multiplied with
+    activations whose scale was found on texts, and is the same for every token.
     """
 
     bits: int
@@ -155,6 +156,7 @@ class Quantization(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     activations: Literal["float", "int8"] = "float"
     share: float = 1.0
     min_class_agreement: float | None = None
+    calibrated: float = 0.0
 
     def of_head(self, head: Head) -> Quantization:
         """What is asked of a prompt with such a head, as `min_agreement`."""

@@ -245,6 +245,13 @@ def _add_quantization(sub: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="evaluate on this, a text a line; default: our own",
     )
+    group.add_argument(
+        "--calibration",
+        type=path,
+        metavar="FILE",
+        help="encoders in int8 on a CPU: find activations' scales on this, a text a line; default: "
+        "each token's own as it runs, which is slower",
+    )
 
 
 def _engine_options(arguments: argparse.Namespace) -> TargetOptions:

@@ -6,6 +6,7 @@ import gc
 
 from ptdeploy.arguments import checked, having, instance
 from ptdeploy.bundle import Bundle, stage_bundle
+from ptdeploy.commands.calibrate import calibrate
 from ptdeploy.commands.draft import finish, prove
 from ptdeploy.commands.plan import make_plan
 from ptdeploy.commands.request import CompileRequest
@@ -20,7 +21,8 @@ def compile_checkpoint(request: CompileRequest, progress: Progress) -> Bundle:
     source = read(plan, progress)
     plan = plan.of_kind(source.base.kind, source.meaning.head)
     frozen = freeze(plan, source, progress)
-    traced = optimise(plan, trace(plan, frozen, progress), progress)
+    traced = calibrate(plan, trace(plan, frozen, progress), progress)
+    traced = optimise(plan, traced, progress)
     with stage_bundle(plan.destination) as folder:
         draft = build(plan, traced, folder, progress)
         # The reference loads the model a second time, its own way; two at once would be one too

@@ -278,6 +278,8 @@ def _quantization_lines(found: dict[str, Any] | None) -> Iterator[tuple[str, Any
         kind = f"{found['type']}{found['bits']}" if found["type"] == "int" else found["type"]
         share = f"{found['share']:.2%} of those in products"
         yield "weights", f"{kind}, a scale for {of}, {share}"
+        if found["calibrated"]:
+            yield "", f"activations at fixed scales for {found['calibrated']:.2%} of them"
 
 
 def _base_lines(facts: dict[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -11,7 +11,12 @@ from ptdeploy.backends import get_backend
 from ptdeploy.bundle import Quantization, check_destination
 from ptdeploy.bundle.precision import quantized
 from ptdeploy.bundle.publish import Destination
-from ptdeploy.bundle.quantization import QuantizationOptions, quantization_for, read_texts
+from ptdeploy.bundle.quantization import (
+    QuantizationOptions,
+    quantization_for,
+    read_calibration,
+    read_texts,
+)
 from ptdeploy.bundle.task import Head
 from ptdeploy.commands.bounds import refuse_logits_error
 from ptdeploy.commands.request import CompileRequest
@@ -25,11 +30,16 @@ if TYPE_CHECKING:
     from ptdeploy.program.kinds import ProgramKind
 
 
+# What runs where activations are looked at.
+_FLOATS, _CPU, _FP32 = "ort", "cpu", "fp32"
+
+
 @dataclass(frozen=True)
 class Plan:
     """A request whose every default is filled in and that the target can carry out.
 
-    `texts` are what a quantized engine is evaluated on, None for our own.
+    `texts` are what a quantized engine is evaluated on, None for our own; `calibration` what fixed
+    scales of activations are found on, None where there are to be none.
     """
 
     request: CompileRequest
@@ -40,6 +50,7 @@ class Plan:
     quantization: Quantization | None
     options: TargetOptions
     texts: tuple[str, ...] | None
+    calibration: tuple[str, ...] | None
     destination: Destination
 
     @property
@@ -66,9 +77,51 @@ class Plan:
         if asked.min_agreement is None and not kind.generates:
             changes["min_class_agreement"] = quantized()[self.precision].min_class_agreement
         of_weights = asked.block_size is not None or asked.accuracy_level is not None
+        if self.calibration is not None:
+            _check_calibration(self, kind, of_weights)
         if kind.quantizes_activations and self.numerics.int8_products and not of_weights:
             changes |= {"activations": "int8", "block_size": 0, "accuracy_level": 0}
         return replace(self, quantization=msgspec.structs.replace(found, **changes))
+
+
+def _check_calibration(plan: Plan, kind: ProgramKind, of_weights: bool) -> None:
+    """Raises InputError where no activations can have fixed scales, TargetUnavailable where there
+    is nothing to find them with."""
+    if not kind.quantizes_activations or not plan.numerics.fixed_scales or of_weights:
+        why = "--block-size and --accuracy-level are about weights alone" if of_weights else ""
+        raise InputError(
+            "--calibration is about the activations of encoders in int8 on a CPU, on ort and "
+            f"openvino{f'; {why}' if why else ''}.",
+            "Leave them out." if of_weights else "Leave it out.",
+        )
+    if problem := get_backend(_FLOATS).unavailable(_CPU):
+        raise TargetUnavailable(f"--calibration runs {_FLOATS}: {problem[0]}", problem[1])
+
+
+def in_floats(plan: Plan) -> Plan:
+    """The same for ONNX Runtime on a CPU, in fp32: an engine whose activations can be looked at."""
+    request = replace(
+        plan.request,
+        target=_FLOATS,
+        device=_CPU,
+        precision=_FP32,
+        quantization=None,
+        engine=None,
+        cpp_tokenizer=False,
+    )
+    target = get_target(_FLOATS)
+    return replace(
+        plan,
+        request=request,
+        target=target,
+        device=_CPU,
+        precision=_FP32,
+        numerics=target.numerics(_CPU, _FP32),
+        quantization=None,
+        options=target.options(None),
+        texts=None,
+        calibration=None,
+    )
 
 
 def _check_bounds(asked: QuantizationOptions, kind: ProgramKind, head: Head) -> None:
@@ -112,12 +165,22 @@ def make_plan(request: CompileRequest) -> Plan:
     ):
         if problem:
             raise TargetUnavailable(*problem)
-    texts = read_texts(asked.quality_text) if asked.quality_text else None
+    texts = read_texts(asked.quality_text, "--quality-text") if asked.quality_text else None
+    calibration = read_calibration(asked.calibration) if asked.calibration else None
     for given in (request.checkpoint or "", request.base or "", request.place):
         library_path(given)
     destination = check_destination(request.place, request.force)
     return Plan(
-        request, target, device, precision, numerics, quantization, options, texts, destination
+        request,
+        target,
+        device,
+        precision,
+        numerics,
+        quantization,
+        options,
+        texts,
+        calibration,
+        destination,
     )
 
 

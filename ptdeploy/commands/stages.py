@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     from transformers import PreTrainedModel
 
+    from ptdeploy.passes.fixed_scales import Calibration
     from ptdeploy.program.prompt import Prompt
     from ptdeploy.source.meaning import Meaning
     from ptdeploy.source.tokenizer_choice import ChosenTokenizer
@@ -74,7 +75,8 @@ class Frozen:
 class Traced:
     """The model as an ONNX graph, what goes in and out of it, what it is limited to; prompts.
 
-    `quantization` is how its weights are stored, and which share of them.
+    `quantization` is how its weights are stored, and which share of them; `calibration` is what
+    activations have fixed scales, where texts were given to find them on.
     """
 
     source: Source
@@ -85,6 +87,7 @@ class Traced:
     signature: Signature
     limits: RequestLimits
     quantization: Quantization | None = None
+    calibration: Calibration | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -183,12 +186,17 @@ def trace(plan: Plan, frozen: Frozen, progress: Progress) -> Traced:
     return Traced(source, frozen.prompts, frozen.weights_sha256, graph, route, signature, bounds)
 
 
-def optimise(plan: Plan, traced: Traced, progress: Progress) -> Traced:
-    """Run every pass over the graph."""
+def optimise(
+    plan: Plan,
+    traced: Traced,
+    progress: Progress,
+    look: Callable[[ir.Model], None] = lambda _: None,
+) -> Traced:
+    """Run every pass over the graph; `look` is shown it before weights are quantized."""
     from ptdeploy.passes import PassContext, run_passes
     from ptdeploy.passes.counted import bytes_of_constants, count_weights, notes_on
 
-    numerics = plan.numerics
+    numerics, calibration = plan.numerics, traced.calibration
     with progress.stage("optimise the graph"):
         context = PassContext(
             traced.signature,
@@ -198,15 +206,20 @@ def optimise(plan: Plan, traced: Traced, progress: Progress) -> Traced:
             numerics.weights,
             numerics.quantizes_embeddings and traced.source.base.kind.quantizes_embeddings,
             traced.limits.max_context if numerics.turns else 0,
+            calibration.scales if calibration else (),
         )
-        graph = run_passes(traced.graph, context)
+        graph = run_passes(traced.graph, context, look)
     check_room(plan.destination, bytes_of_constants(graph))
     if plan.quantization is None:
         return replace(traced, graph=graph)
     counted = count_weights(graph, plan.quantization)
-    found = msgspec.structs.replace(plan.quantization, share=round(counted.share, 4))
+    found = msgspec.structs.replace(
+        plan.quantization,
+        share=round(counted.share, 4),
+        calibrated=round(calibration.share, 4) if calibration else 0.0,
+    )
     notes = notes_on(counted, traced.source.base.config.model_type, plan.precision)
-    return replace(traced, graph=graph, quantization=found, notes=notes)
+    return replace(traced, graph=graph, quantization=found, notes=(*traced.notes, *notes))
 
 
 def build(plan: Plan, traced: Traced, folder: Path, progress: Progress) -> Draft:

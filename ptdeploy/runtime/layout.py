@@ -95,6 +95,7 @@ def _of_quantization(manifest: Manifest) -> Iterator[str]:
         ("min_class_agreement", 0 <= (found.min_class_agreement or 0) <= 1, "from 0 to 1"),
         ("max_perplexity_ratio", found.max_perplexity_ratio > 0, "more than 0"),
         ("share", 0 <= found.share <= 1, "from 0 to 1"),
+        ("calibrated", 0 <= found.calibrated <= 1, "from 0 to 1"),
     ):
         if not holds:
             yield f"quantization.{name} must be {wanted}"

@@ -334,18 +334,6 @@ def _shapes(model: torch.nn.Module) -> Mapping[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
-def _how_to_keep_the_head(skeleton: PreTrainedModel) -> str:
-    """What brings a head into an adapter: PEFT trains and keeps one of these names unasked."""
-    body = skeleton.base_model_prefix
-    beside = [n for n, child in skeleton.named_children() if n != body and [*child.parameters()]]
-    if not beside or any(name in ("classifier", "score") for name in beside):
-        return "Save the adapter again with PEFT's save_pretrained: it keeps the classifier."
-    return (
-        "PEFT trains and keeps a head of another name than classifier or score only where it is "
-        f"told to. Train it again with modules_to_save={beside} in its config."
-    )
-
-
 def _check_names(checkpoint: Checkpoint, skeleton: PreTrainedModel, name: str) -> str | None:
     """Refuse what the base model has no place for; a note on buffers that were left out."""
     brings = not checkpoint.of_peft or _heads(checkpoint, skeleton)
@@ -353,7 +341,7 @@ def _check_names(checkpoint: Checkpoint, skeleton: PreTrainedModel, name: str) -
         raise BaseModelError(
             f"{checkpoint.weights_file}: holds no trained head, but {checkpoint.task.value} "
             "needs one.",
-            _how_to_keep_the_head(skeleton),
+            "Save the adapter again with PEFT's save_pretrained: it keeps the classifier.",
         )
     shapes = _shapes(skeleton)
     dropped = []

@@ -39,7 +39,8 @@ class Numerics:
     operators. `int8_products` says whether its products of int8 by int8 are the faster ones where a
     program runs whole texts. `group` is how many activations share a scale at least where they are
     multiplied with quantized weights in int8, 0 where the operator itself says. `turns` says
-    whether its fused attention turns queries and keys by a table of rotary angles.
+    whether its fused attention turns queries and keys by a table of rotary angles, `fixed_scales`
+    whether activations can have scales that do not hang on them.
     """
 
     activations: Activations
@@ -54,6 +55,7 @@ class Numerics:
     int8_products: bool = False
     group: int = 0
     turns: bool = False
+    fixed_scales: bool = False
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +55,17 @@ def write_model(model: ir.Model, folder: Path) -> tuple[FileEntry, ...]:
 def run_with_inner(
     path: Path, inner: tuple[str, ...], feed: Mapping[str, NDArray[Any]]
 ) -> dict[str, NDArray[Any]]:
-    """Run a graph on a CPU in ONNX Runtime, with inner values as outputs too; values by name."""
+    """Run a graph once, as `open_with_inner` opens it."""
+    return open_with_inner(path, inner)(feed)
+
+
+def open_with_inner(
+    path: Path, inner: tuple[str, ...]
+) -> Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[Any]]]:
+    """Open a graph on a CPU in ONNX Runtime, with inner values as outputs too.
+
+    What is returned runs it: arrays by input name in, values by name out.
+    """
     import numpy as np
     import onnx
 
@@ -72,4 +82,8 @@ def run_with_inner(
         model.SerializeToString(), options, providers=providers("cpu"), enable_fallback=False
     )
     outputs = [output.name for output in session.get_outputs()]
-    return dict(zip(outputs, map(np.asarray, session.run(outputs, dict(feed))), strict=True))
+
+    def run(feed: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        return dict(zip(outputs, map(np.asarray, session.run(outputs, dict(feed))), strict=True))
+
+    return run

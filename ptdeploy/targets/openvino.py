@@ -69,6 +69,7 @@ class OpenVinoTarget:
             quantizes_embeddings=True,
             plain=False,
             group=LEAST_GROUP,
+            fixed_scales=device == "cpu" and precision == "int8",
         )
 
     def refuses(self, device: str, activations: Activations, attention: Attention) -> str:

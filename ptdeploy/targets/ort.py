@@ -51,7 +51,14 @@ class OrtTarget:
             int8 = precision == "int8"
             # The first whose QuantizeLinear takes blocks: a token's activations are one.
             opset = 21 if int8 else None
-            return Numerics("float32", "onnxruntime", opset=opset, int8_products=int8, turns=True)
+            return Numerics(
+                "float32",
+                "onnxruntime",
+                opset=opset,
+                int8_products=int8,
+                turns=True,
+                fixed_scales=int8,
+            )
         if precision == "fp32":
             return Numerics("float32", None)
         return Numerics("float16", "onnxruntime")

@@ -420,6 +420,8 @@ _OF_NUMBERS = [
             ("accuracy_level", -1),
             ("share", -0.1),
             ("share", 1.1),
+            ("calibrated", -0.1),
+            ("calibrated", 1.1),
             ("min_agreement", -0.1),
             ("min_agreement", 1.1),
             ("min_class_agreement", -0.1),

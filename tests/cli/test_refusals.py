@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import transformers
 from safetensors.torch import load_file, save_file
 from support import tiny
 
@@ -184,18 +183,7 @@ def test_a_head_of_another_shape(adapter, trained, refuse):
 def test_an_adapter_without_its_head(adapter, trained, refuse):
     tensors = load_file(adapter / ADAPTER)
     save_file({"prompt_embeddings": tensors["prompt_embeddings"]}, adapter / ADAPTER)
-    message = refuse(adapter, trained.base)
-    assert "no trained head" in message
-    assert "Save the adapter again" in message
-
-
-def test_a_head_that_peft_keeps_only_where_it_is_told(refuse, tmp_path):
-    config = transformers.XLMConfig(vocab_size=101, emb_dim=32, n_layers=2, n_heads=4)
-    base = transformers.XLMForSequenceClassification(config)
-    untold = tiny.tuned(base, tmp_path, "SEQ_CLS")
-    message = refuse(untold.adapter, untold.base)
-    assert "no trained head" in message
-    assert "modules_to_save=['sequence_summary']" in message
+    assert "no trained head" in refuse(adapter, trained.base)
 
 
 def test_more_virtual_tokens_than_positions(adapter, trained, refuse):

@@ -13,6 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save
 from support import native, tiny
+from support.calibration import calibrated
 from support.damage import edit, replace
 from support.native import CAUSAL, KINDS, ROWS, bits, opened, options_text, text_of
 
@@ -92,6 +93,16 @@ def test_segments_of_rows_equal_pythons_bit_for_bit(bundles, probe, kind):
             classes, engine.classify(ROWS, token_type_ids=SEGMENTS), strict=True
         ):
             assert one["probabilities"] == pytest.approx(wanted.probabilities, abs=1e-15)
+
+
+def test_activations_at_fixed_scales_equal_pythons_bit_for_bit(shared, compiled, probe):
+    how = {"tokenizer": "characters", "jitter": True}
+    one = compiled("bert", "SEQ_CLS", calibrated(shared, "ort"), **how)
+    engine = opened(probe, one.bundle)
+    assert engine.manifest.quantization.calibrated > 0
+    theirs = probe.ask("logits", "e", text_of(ROWS))
+    assert theirs == [bits(array) for array in engine.logits(ROWS)]
+    assert probe.ask("verify", "e")["passed"]
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from typing import Any
 import onnx
 import pytest
 from support import native
+from support.calibration import calibrated
 from support.damage import edit
 from support.native import ROWS, bits, opened, options_text, text_of
 from support.openvino import Change, behind, copied, keep_kv_in, needs_bf16
@@ -61,6 +62,13 @@ def test_int8_products_have_pythons_scales(compiled, probe):
     one = compiled("bert", "SEQ_CLS", INT8)
     assert json.loads((one.bundle / "engine.json").read_text())["group"] > 0
     same_logits(probe, opened(probe, one.bundle))
+
+
+def test_activations_at_fixed_scales_equal_pythons(shared, compiled, probe):
+    how = {"tokenizer": "characters", "jitter": True}
+    one = compiled("bert", "SEQ_CLS", calibrated(shared, "openvino"), **how)
+    same_logits(probe, opened(probe, one.bundle))
+    assert probe.ask("verify", "e")["passed"]
 
 
 def test_segments_and_batches_equal_pythons(bert, probe):

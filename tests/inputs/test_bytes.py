@@ -229,7 +229,7 @@ def test_a_byte_order_mark_reaches_nobody(made, tmp_path):
         return str(tmp_path / name)
 
     assert read_labels(marked("labels", "no\r\nyes\r\n\r\n")) == ("no", "yes")
-    assert read_texts(marked("texts", "one\n\ntwo")) == ("one", "two")
+    assert read_texts(marked("texts", "one\n\ntwo"), "--quality-text") == ("one", "two")
     report = ptdeploy.verify(
         made["SEQ_CLS"],
         data=marked("data", '{"text": "the cat", "label": 1}\r\n'),

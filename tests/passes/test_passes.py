@@ -200,10 +200,10 @@ def test_products_in_int8_need_blocks_as_wide_as_their_groups():
 
 def test_a_quality_text_that_cannot_be_read_is_refused(tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
-        read_texts(tmp_path / "absent.txt")
+        read_texts(tmp_path / "absent.txt", "--quality-text")
     (tmp_path / "blank.txt").write_text("\n  \n")
     with pytest.raises(InputError, match="holds no text"):
-        read_texts(tmp_path / "blank.txt")
+        read_texts(tmp_path / "blank.txt", "--quality-text")
 
 
 def operators(model: ir.Model) -> list[str]:

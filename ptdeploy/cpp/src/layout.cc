@@ -78,6 +78,7 @@ void require_quantization(const Quantization& found) {
   require(of_classes >= 0 && of_classes <= 1, name + "min_class_agreement must be from 0 to 1");
   require(found.max_perplexity_ratio > 0, name + "max_perplexity_ratio must be more than 0");
   require(found.share >= 0 && found.share <= 1, name + "share must be from 0 to 1");
+  require(found.calibrated >= 0 && found.calibrated <= 1, name + "calibrated must be from 0 to 1");
 }
 
 // In the order in which one thing's range is needed to say the next.

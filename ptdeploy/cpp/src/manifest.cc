@@ -94,7 +94,8 @@ std::optional<Quantization> read_quantization(const Json& json, const Where& whe
                {"max_logits_error", false, maybe(out.max_logits_error)},
                {"activations", false, activations},
                {"share", false, into(out.share)},
-               {"min_class_agreement", false, maybe(out.min_class_agreement)}},
+               {"min_class_agreement", false, maybe(out.min_class_agreement)},
+               {"calibrated", false, into(out.calibrated)}},
               "object | null");
   return out;
 }

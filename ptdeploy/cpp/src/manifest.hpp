@@ -91,7 +91,7 @@ struct Limits {
 // How weights are quantized, and what they must keep on text, against the reference.
 struct Quantization {
   std::int64_t bits = 0, block_size = 0, accuracy_level = 0;
-  double min_agreement = 0, max_perplexity_ratio = 0, share = 1;
+  double min_agreement = 0, max_perplexity_ratio = 0, share = 1, calibrated = 0;
   std::optional<double> max_logits_error, min_class_agreement;
 
   // What is asked of a prompt with such a head, as min_agreement.

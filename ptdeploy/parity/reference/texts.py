@@ -86,6 +86,7 @@ def evaluation_text(
     limits: RequestLimits,
     texts: tuple[str, ...] | None,
     task: Task,
+    option: str = "--quality-text",
 ) -> EvaluationText:
     """The evaluation text of quantized engines: the given texts, else ours, each cut to 128 tokens.
 
@@ -98,7 +99,7 @@ def evaluation_text(
     if tokenizer is None:
         if texts is not None:
             raise InputError(
-                "--quality-text needs a tokenizer, and none was found.",
+                f"{option} needs a tokenizer, and none was found.",
                 "Pass the base model's with --tokenizer DIR.",
             )
         random = np.random.default_rng(11_26)
@@ -122,7 +123,7 @@ def evaluation_text(
         :most
     ]
     alone = [cut(row, longest) for row in alone]
-    said = "--quality-text" if texts else "ptdeploy's own evaluation text"
+    said = option if texts else "ptdeploy's own evaluation text"
     for row in alone:
         largest = int(row.ids.max())
         if largest >= limits.vocab_size:
