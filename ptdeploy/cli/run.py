@@ -26,7 +26,7 @@ GENERATION: dict[str, dict[str, Any]] = {
     "max_new_tokens": {"type": int, "metavar": "N", "help": "default: the model's"},
     "min_new_tokens": {"type": int, "metavar": "N", "help": "no EOS before"},
     "temperature": {"type": float, "metavar": "T", "help": "sample; 0 takes the likeliest token"},
-    "top_k": {"type": int, "metavar": "K", "help": "sample from the K likeliest"},
+    "top_k": {"type": int, "metavar": "K", "help": "sample from the K likeliest; 0: from all"},
     "top_p": {"type": float, "metavar": "P", "help": "sample from the likeliest with P together"},
     "min_p": {"type": float, "metavar": "P", "help": "drop tokens under P times the likeliest"},
     "repetition_penalty": {"type": float, "metavar": "R", "help": "over 1 avoids repeats"},

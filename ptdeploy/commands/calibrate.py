@@ -52,8 +52,7 @@ def calibrate(plan: Plan, traced: Traced, progress: Progress) -> Traced:
 
     if plan.calibration is None:
         return traced
-    title = f"calibrate on {number_of(len(plan.calibration), 'text')}"
-    with progress.stage(title), stage_bundle(plan.destination) as folder:
+    with progress.stage("calibrate activations"), stage_bundle(plan.destination) as folder:
         quiet, floats = Progress(quiet=True), in_floats(plan)
         found: list[Product] = []
         copy = replace(traced, graph=traced.graph.clone())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,10 +120,10 @@ def evaluation_text(
     most = _EVALUATION_TEXTS
     if ENGINES[task].one_answer:
         ours, most = evaluation_texts(), _EVALUATION_CLASSIFIED
-    alone = [row for text in texts or ours if (row := _row(tokenizer, limits, text)).ids.size > 1][
-        :most
-    ]
-    alone = [cut(row, longest) for row in alone]
+    # No more than are run: a file may have millions.
+    encoded = (_row(tokenizer, limits, text) for text in texts or ours)
+    found = islice((row for row in encoded if row.ids.size > 1), most)
+    alone = [cut(row, longest) for row in found]
     said = option if texts else "ptdeploy's own evaluation text"
     for row in alone:
         largest = int(row.ids.max())
