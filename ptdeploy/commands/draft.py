@@ -3,6 +3,7 @@ to PEFT on PyTorch and only then published."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -195,18 +196,23 @@ def _with_reports(draft: Draft, name: str | None, reports: dict[Role, ParityRepo
     return replace(draft, manifest=manifest, of_prompts=notes)
 
 
+def _in_bundle(error: BundleError, bundle: Bundle) -> str:
+    """The problem with its files as they are called in the bundle: its folder will be gone."""
+    return error.problem.replace(f"{bundle.path}{os.sep}", "")
+
+
 def _open(bundle: Bundle, compiled: Compiled) -> Engine:
     try:
         return open_engine(bundle)
     except NoKernel as error:
         raise BaseModelError(
             f"{compiled.architecture}: its graph has operators that the target cannot run "
-            f"({error.problem}).",
+            f"({_in_bundle(error, bundle)}).",
             "Only the architectures in the README's support table are tested.",
         ) from error
     except BundleError as error:
         raise EngineFault(
             f"{compiled.architecture}: the target cannot open the engine that was built of its "
-            f"graph ({error.problem}).",
+            f"graph ({_in_bundle(error, bundle)}).",
             "Compile for another target or device, or report this with the base model's name.",
         ) from error

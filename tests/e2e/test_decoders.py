@@ -356,6 +356,8 @@ def test_an_architecture_that_no_graph_fits_is_refused_by_name(
     tmp_path, architecture, reason, changes
 ):
     trained = tiny.make(tmp_path, architecture, "CAUSAL_LM", **changes)
-    with pytest.raises(ptdeploy.BaseModelError, match=f"^{architecture}.*{reason}"):
+    with pytest.raises(ptdeploy.BaseModelError, match=f"^{architecture}.*{reason}") as refused:
         _compile(tmp_path, trained)
     assert not list(tmp_path.glob("bundle*"))
+    # Nothing is said of a folder that is no more.
+    assert "/new/" not in str(refused.value)
