@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 from against import HERE, TOPICS, answering, environment
+from targets import calibration
 from turns import by_turns, ratios
 
 RESULTS = HERE / "results" / "encoder-cpu.json"
@@ -72,17 +73,6 @@ def contenders(other: Path) -> list[Contender]:
         Contender("int8 calibrated", here, "ort", "int8", True),
         Contender("OpenVINO int8 calibrated", here, "openvino", "int8", True),
     ]
-
-
-def calibration(folder: Path) -> Path:
-    """A file of 300 of the texts that topics was trained on."""
-    from data import load_split
-
-    train = load_split().train
-    chosen = np.random.default_rng(0).permutation(len(train))[:300]
-    file = folder / "calibration.txt"
-    file.write_text("".join(f"{' '.join(train[one].text.split())}\n" for one in chosen))
-    return file
 
 
 def requests() -> dict[str, tuple[int, Any, int]]:

@@ -143,6 +143,12 @@ class Workshop:
         for target in ("ort", "openvino"):
             bundle = subject.bundle(target, precision)
             yield Contender(f"ptdeploy {target}", "encoder", sys.executable, bundle)
+            if precision == "int8":
+                bundle, name = (
+                    subject.bundle(target, precision, True),
+                    f"ptdeploy {target} calibrated",
+                )
+                yield Contender(name, "encoder", sys.executable, bundle)
         onnx = self.made("plain_encoder", subject.base, "plain.onnx", "fp32", own=True)
         fused = self.made("onnxruntime_fused", onnx, "plain-fused.onnx", "fp32", own=True)
         openvino, onnxruntime = "OpenVINO, plain export", "ONNX Runtime, plain export"

@@ -47,8 +47,9 @@ class Subject:
     engines: tuple[tuple[str, str], ...]
     requests: dict[str, Request]
 
-    def bundle(self, target: str, precision: str) -> Path:
-        place = CACHE / f"{self.name}-{target}-{precision}.bundle"
+    def bundle(self, target: str, precision: str, calibrated: bool = False) -> Path:
+        how = "-calibrated" if calibrated else ""
+        place = CACHE / f"{self.name}-{target}-{precision}{how}.bundle"
         if not (place / "manifest.json").is_file():
             place.parent.mkdir(parents=True, exist_ok=True)
             command = [sys.executable, "-m", "ptdeploy", "compile", str(self.adapter)]
@@ -58,8 +59,21 @@ class Subject:
                 writes = any(new for _, _, new in self.requests.values())
                 bound = "--max-perplexity-ratio" if writes else "--max-logits-error"
                 command += ["--min-agreement", "0", bound, "1e9"]
+            if calibrated:
+                command += ["--calibration", str(calibration(place.parent))]
             subprocess.run(command, check=True)
         return place
+
+
+def calibration(folder: Path) -> Path:
+    """A file in `folder` of 300 of the texts that topics was trained on, a line each."""
+    from data import load_split
+
+    train = load_split().train
+    chosen = np.random.default_rng(0).permutation(len(train))[:300]
+    file = folder / "calibration.txt"
+    file.write_text("".join(f"{' '.join(train[one].text.split())}\n" for one in chosen))
+    return file
 
 
 def subjects() -> Iterator[Subject]:
