@@ -52,6 +52,10 @@ class Reader:
     seeds: Callable[[Path], list[bytes]]
 
 
+def _texts(path: Path) -> tuple[str, ...]:
+    return read_texts(path, "--quality-text")
+
+
 def _written(name: str, read: Callable[[Path], object]) -> Callable[[Path, bytes], object]:
     def run(folder: Path, data: bytes) -> object:
         (folder / name).write_bytes(data)
@@ -342,6 +346,6 @@ READERS = {
             _written("labels.txt", lambda path: read_labels(str(path))),
             _same(b"negative\npositive\n"),
         ),
-        Reader("texts", _written("texts.txt", read_texts), _same("a text\nünd\n".encode())),
+        Reader("texts", _written("texts.txt", _texts), _same("a text\nünd\n".encode())),
     )
 }
