@@ -325,12 +325,12 @@ def main() -> None:
     cells: list[dict[str, Any]] = []
     for group in groups(Workshop(told.python), told.models, told.precisions):
         for threads in () if told.make else told.threads:
-            run = {"rounds": told.rounds, "load": round(os.getloadavg()[0], 1)}
+            run = {"rounds": told.rounds, "load": round(os.getloadavg()[0], 1), "cpu": cpu()}
             for cell in measure(group, threads, told.rounds):
                 cells.append({**cell, **run})
                 show(cell)
     if cells and not told.no_save:
-        found = {"cpu": cpu(), "cells": [*others(cells), *cells]}
+        found = {"cells": [*others(cells), *cells]}
         RESULTS.write_text(json.dumps(found, indent=1) + "\n")
 
 

@@ -25,7 +25,7 @@ def tables(cells: list[dict[str, Any]]) -> Iterator[str]:
     for (model, precision, threads), found in groups.items():
         engines = list(dict.fromkeys(cell["engine"] for cell in found if "engine" in cell))
         count = "1 thread" if threads == 1 else f"{threads} threads"
-        run = f"{found[0]['rounds']} rounds, load before {found[0]['load']}"
+        run = f"{found[0]['rounds']} rounds, load before {found[0]['load']}, {found[0]['cpu']}"
         head = [f"{model}, {precision}, {count} ({run})", *engines, "ptdeploy over the best peer"]
         yield _line(head)
         yield _line(["---"] * len(head))
@@ -59,7 +59,7 @@ def main() -> None:
     text = PAGE.read_text()
     before, rest = text.split(BEGIN)
     after = rest.split(END)[1]
-    said = f"{results['cpu']}; medians, in milliseconds; ratios are those of the same round.\n\n"
+    said = "Medians, in milliseconds; ratios are those of the same round.\n\n"
     written = "".join([said, *tables(results["cells"]), *reasons(results["cells"])])
     PAGE.write_text(f"{before}{BEGIN}\n{written}\n{END}{after}")
 
