@@ -7,7 +7,10 @@ import functools
 import os
 from typing import Any
 
+from ptdeploy.backends.openvino.stillness import Passes, wait_for_sleep
 from ptdeploy.backends.telemetry import import_openvino
+
+PASSES = Passes()
 
 
 @functools.cache
@@ -20,8 +23,16 @@ def core() -> Any:
     """
     made = import_openvino().Core()
     if hasattr(os, "register_at_fork"):
-        os.register_at_fork(before=_forget_idle_threads)
+        os.register_at_fork(
+            before=_be_still, after_in_parent=PASSES.let_go, after_in_child=PASSES.after_fork
+        )
     return made
+
+
+def _be_still() -> None:
+    PASSES.hold()
+    _forget_idle_threads()
+    wait_for_sleep()
 
 
 def _forget_idle_threads() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from ptdeploy.backends import NoKernel, of_another_target
 from ptdeploy.backends.cores import default_threads
 from ptdeploy.backends.onnx_bundle import check_onnx
-from ptdeploy.backends.openvino.core import core
+from ptdeploy.backends.openvino.core import PASSES, core
 from ptdeploy.backends.openvino.engine_file import EngineInfo, engine_info
 from ptdeploy.backends.openvino.errors import lacks_kernel, reason
 from ptdeploy.backends.openvino.kv_cache import BlockCache
@@ -199,7 +199,8 @@ def read_graph(path: Path, map_weights: bool = False) -> Any:
 
 def compile_graph(graph: Any, computing: Computing, opening: Opening) -> Any:
     """A model of OpenVINO's as one that runs. Raises what OpenVINO does."""
-    return core().compile_model(graph, DEVICES[opening.device], _properties(computing, opening))
+    with PASSES.one():
+        return core().compile_model(graph, DEVICES[opening.device], _properties(computing, opening))
 
 
 def _properties(computing: Computing, opening: Opening) -> dict[str, Any]:

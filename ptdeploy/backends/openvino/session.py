@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptdeploy.backends.forks import cannot_follow, survive_forks
+from ptdeploy.backends.openvino.core import PASSES
 from ptdeploy.backends.openvino.errors import run_error
 from ptdeploy.backends.session import DeviceArray, PagedCache
 from ptdeploy.backends.telemetry import import_openvino
@@ -79,7 +80,8 @@ class OpenVinoSession:
                 arrays = {name: _contiguous(_host(inputs[name])) for name in self._inputs}
                 for name, array in arrays.items():
                     request.set_tensor(name, shared(array))
-                request.infer()
+                with PASSES.one():
+                    request.infer()
                 # The request keeps what it gave for its next run.
                 return {name: np.array(request.get_tensor(name).data) for name in self._outputs}
             except Exception as error:  # as in start
