@@ -86,6 +86,22 @@ def test_a_forked_process_forgets_the_passes_of_threads_that_it_has_not():
         pass
 
 
+def test_a_thread_of_a_forked_process_that_made_no_pass_yet_may_fork():
+    passes = Passes()
+    passes.after_fork()
+    _, held = in_a_thread(passes.hold)
+    assert held.wait(60)
+
+
+def test_a_pass_within_which_the_process_was_forked_is_waited_for_in_the_child():
+    passes = Passes()
+    with passes.one():
+        passes.after_fork()
+        _, held = in_a_thread(passes.hold)
+        assert not held.wait(0.1)
+    assert held.wait(60)
+
+
 def test_let_go_more_often_than_held_leaves_passes_free():
     passes = Passes()
     passes.let_go()

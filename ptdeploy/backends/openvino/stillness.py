@@ -63,7 +63,8 @@ class Passes:
         """Forget the other threads, in the child, which has none of them."""
         me = threading.get_ident()
         self._changed, self._forks = threading.Condition(), 0
-        self._running = Counter({me: self._running[me]})
+        # Without a pass of its own it must not stand there with none: a thread would wait for it.
+        self._running = +Counter({me: self._running[me]})
 
 
 def wait_for_sleep(patience_s: float = _PATIENCE_S) -> bool:
