@@ -16,7 +16,7 @@ from ptdeploy.text_files import read_lines
 T = TypeVar("T")
 
 # What fewer texts are like says little of others.
-_LEAST_TEXTS = 16
+LEAST_CALIBRATED = 16
 _BLOCK_SIZES = (16, 32, 64, 128, 256)
 _ACCURACY_LEVELS = _IN_FLOAT, _IN_INT8 = 1, 4
 
@@ -129,10 +129,10 @@ def _check_range(found: Quantization, options: QuantizationOptions) -> None:
 def read_calibration(path: str | Path) -> tuple[str, ...]:
     """The texts of `--calibration`. Raises InputError if there are too few."""
     texts = read_texts(path, "--calibration")
-    if len(texts) < _LEAST_TEXTS:
+    if len(texts) < LEAST_CALIBRATED:
         raise InputError(
             f"--calibration {path}: {number_of(len(texts), 'text')} say too little of others.",
-            f"Give {_LEAST_TEXTS} or more, one a line; some hundreds are better.",
+            f"Give {LEAST_CALIBRATED} or more, one a line; some hundreds are better.",
         )
     return texts
 

@@ -93,12 +93,12 @@ def _groups(found: Sequence[Product]) -> list[_Group]:
 
 
 def _rows(draft: Draft, traced: Traced, texts: tuple[str, ...]) -> tuple[AskedRow, ...]:
-    from ptdeploy.parity.reference.texts import evaluation_text
+    from ptdeploy.parity.reference.texts import calibration_rows
 
     source = traced.source
     limits, task = draft.manifest.request_limits, source.checkpoint.task
     tokenizer = source.tokenizer.tokenizer
-    return evaluation_text(tokenizer, limits, texts, task, "--calibration").rows
+    return calibration_rows(tokenizer, limits, texts, task)
 
 
 def _look(

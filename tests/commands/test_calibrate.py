@@ -10,11 +10,14 @@ import pytest
 from support import tiny
 from support.calibration import calibrated, sentences
 from support.characters import add_tokenizer
+from transformers import PreTrainedTokenizerFast
 
 import ptdeploy
-from ptdeploy.bundle import read_bundle
+from ptdeploy.bundle import RequestLimits, read_bundle
+from ptdeploy.bundle.task import Task
 from ptdeploy.cli.main import main
 from ptdeploy.errors import InputError
+from ptdeploy.parity.reference.texts import calibration_rows
 from ptdeploy.runtime.classifier import Classifier
 
 ROWS = [[5, 6, 7, 8, 9], [40, 41], [60], list(range(3, 30))]
@@ -108,6 +111,19 @@ def test_texts_have_each_of_several_prompts_in_turn(shared, tmp_path, monkeypatc
     assert note.startswith(f"activations have fixed scales for {share:.0%} of the weights")
 
 
+@pytest.mark.parametrize("task", [Task.SEQ_CLS, Task.TOKEN_CLS])
+def test_a_thousand_texts_are_looked_at_whatever_the_task(task, tmp_path):
+    add_tokenizer(tmp_path, wrap=False)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    limits = RequestLimits(max_sequence=59, max_context=64, vocab_size=tiny.VOCABULARY)
+    texts = tuple(sentences(1100).splitlines())
+    rows = calibration_rows(tokenizer, limits, texts, task)
+    lengths = [row.ids.size for row in rows[:1000]]
+    assert lengths == [len(text) for text in texts[:1000]]
+    assert [row.ids.size for row in rows[1000:]].count(59) >= 1
+    assert len(rows) <= 1000 + 32
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
@@ -119,6 +135,7 @@ def test_texts_have_each_of_several_prompts_in_turn(shared, tmp_path, monkeypatc
         ({"texts": sentences(15)}, "calibration .*: 15 texts say too little of others"),
         ({"texts": "\n \n"}, "holds no text"),
         ({"texts": None}, "calibration .* cannot be read"),
+        ({"texts": "a\n" * 30 + "ab\n" * 15, "wrap": False}, "calibration: 16 .* it has 15"),
         ({"tokenizer": False}, "calibration needs a tokenizer, and none was found"),
     ],
     ids=lambda one: "" if isinstance(one, str) else repr(one)[:30],
@@ -126,7 +143,7 @@ def test_texts_have_each_of_several_prompts_in_turn(shared, tmp_path, monkeypatc
 def test_what_cannot_be_calibrated_is_refused(tmp_path, given, said):
     trained = tiny.make(tmp_path, given.get("architecture", "bert"), "SEQ_CLS")
     if given.get("tokenizer", True):
-        add_tokenizer(trained.base, wrap=True)
+        add_tokenizer(trained.base, wrap=given.get("wrap", True))
     text = tmp_path / "texts.txt"
     if (written := given.get("texts", sentences(20))) is not None:
         text.write_text(written)

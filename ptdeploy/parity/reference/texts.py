@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ptdeploy.bundle import FileEntry, RequestLimits, TokenizerInfo, staged
+from ptdeploy.bundle.quantization import LEAST_CALIBRATED
 from ptdeploy.bundle.task import Task
 from ptdeploy.errors import InputError
 from ptdeploy.parity.cases import AskedRow, cut, longest_row, some_segments
@@ -30,6 +31,9 @@ _NEVER_CUT = 2**31
 _EVALUATION_TEXTS, _EVALUATION_PAIRS, _EVALUATION_TOKENS = 64, 16, 128
 # A classifier gives one answer a text; each costs one short run.
 _EVALUATION_CLASSIFIED, _EVALUATION_RANDOM = 1000, 320
+# Looking at activations is one short run too, whatever the task.
+_CALIBRATED = 1000
+_QUALITY, _CALIBRATION = "--quality-text", "--calibration"
 # Of texts that give one answer each one in ten is long, so that a fault of long rows alone changes
 # enough answers; no more than so many, as they cost most.
 _LONG_SHARE, _MOST_LONG = 10, 32
@@ -87,7 +91,6 @@ def evaluation_text(
     limits: RequestLimits,
     texts: tuple[str, ...] | None,
     task: Task,
-    option: str = "--quality-text",
 ) -> EvaluationText:
     """The evaluation text of quantized engines: the given texts, else ours, each cut to 128 tokens.
 
@@ -99,10 +102,7 @@ def evaluation_text(
     longest = min(_EVALUATION_TOKENS, limits.max_sequence)
     if tokenizer is None:
         if texts is not None:
-            raise InputError(
-                f"{option} needs a tokenizer, and none was found.",
-                "Pass the base model's with --tokenizer DIR.",
-            )
+            raise _no_tokenizer(_QUALITY)
         random = np.random.default_rng(11_26)
         lengths = [longest] * 8
         if ENGINES[task].one_answer:
@@ -120,16 +120,8 @@ def evaluation_text(
     most = _EVALUATION_TEXTS
     if ENGINES[task].one_answer:
         ours, most = evaluation_texts(), _EVALUATION_CLASSIFIED
-    # No more than are run: a file may have millions.
-    encoded = (_row(tokenizer, limits, text) for text in texts or ours)
-    found = islice((row for row in encoded if row.ids.size > 1), most)
-    alone = [cut(row, longest) for row in found]
-    said = option if texts else "ptdeploy's own evaluation text"
-    for row in alone:
-        largest = int(row.ids.max())
-        if largest >= limits.vocab_size:
-            token = tokenizer.convert_ids_to_tokens(largest)
-            raise InputError(f"{said}: holds {token!r} ({largest}), which has no embedding.")
+    said = _QUALITY if texts else "ptdeploy's own evaluation text"
+    alone = _rows(tokenizer, limits, texts or ours, most, said)
     if not alone:
         raise InputError(
             f"{said}: no text of it is at least two tokens long.",
@@ -138,14 +130,73 @@ def evaluation_text(
             else "See that the tokenizer is the model's own (--tokenizer DIR), or give texts with "
             "--quality-text.",
         )
+    source = "the given text" if texts else "ptdeploy's own text"
+    return EvaluationText(_with_others(tokenizer, limits, alone, texts or PROSE, task), source)
+
+
+def calibration_rows(
+    tokenizer: PreTrainedTokenizerFast | None,
+    limits: RequestLimits,
+    texts: tuple[str, ...],
+    task: Task,
+) -> tuple[AskedRow, ...]:
+    """The texts of `--calibration` as rows, cut and joined as those of `evaluation_text`.
+
+    Raises InputError if they cannot be encoded, or too few are two tokens long.
+    """
+    if tokenizer is None:
+        raise _no_tokenizer(_CALIBRATION)
+    alone = _rows(tokenizer, limits, texts, _CALIBRATED, _CALIBRATION)
+    if len(alone) < LEAST_CALIBRATED:
+        raise InputError(
+            f"{_CALIBRATION}: {LEAST_CALIBRATED} texts of at least two tokens are needed, and it "
+            f"has {len(alone)}.",
+            "Give longer texts, or more.",
+        )
+    return _with_others(tokenizer, limits, alone, texts, task)
+
+
+def _no_tokenizer(option: str) -> InputError:
+    return InputError(
+        f"{option} needs a tokenizer, and none was found.",
+        "Pass the base model's with --tokenizer DIR.",
+    )
+
+
+def _rows(
+    tokenizer: PreTrainedTokenizerFast,
+    limits: RequestLimits,
+    texts: Sequence[str],
+    most: int,
+    said: str,
+) -> list[AskedRow]:
+    """The first texts of two tokens and more, cut. Raises InputError for tokens unknown to it."""
+    # No more than are run: a file may have millions.
+    encoded = (_row(tokenizer, limits, text) for text in texts)
+    found = islice((row for row in encoded if row.ids.size > 1), most)
+    rows = [cut(row, min(_EVALUATION_TOKENS, limits.max_sequence)) for row in found]
+    for row in rows:
+        largest = int(row.ids.max())
+        if largest >= limits.vocab_size:
+            token = tokenizer.convert_ids_to_tokens(largest)
+            raise InputError(f"{said}: holds {token!r} ({largest}), which has no embedding.")
+    return rows
+
+
+def _with_others(
+    tokenizer: PreTrainedTokenizerFast,
+    limits: RequestLimits,
+    alone: list[AskedRow],
+    texts: Sequence[str],
+    task: Task,
+) -> tuple[AskedRow, ...]:
+    """Rows, these joined to long ones, and texts in two halves for a model that has segments."""
     rows = [*alone, *_long_rows(alone, limits, task)]
     if limits.type_vocab_size:
-        pairs = [
-            _row(tokenizer, limits, *halves(text)) for text in (texts or PROSE)[:_EVALUATION_PAIRS]
-        ]
+        longest = min(_EVALUATION_TOKENS, limits.max_sequence)
+        pairs = [_row(tokenizer, limits, *halves(text)) for text in texts[:_EVALUATION_PAIRS]]
         rows += [cut(row, longest) for row in pairs if _fits(row, limits)]
-    source = "the given text" if texts else "ptdeploy's own text"
-    return EvaluationText(tuple(rows), source)
+    return tuple(rows)
 
 
 def _long_rows(rows: list[AskedRow], limits: RequestLimits, task: Task) -> list[AskedRow]:
