@@ -150,7 +150,7 @@ class _Codes:
 
         bias = node.inputs[2] if len(node.inputs) > 2 else None
         last = node
-        if bias is None and (added := _addition(node)) is not None:
+        if bias is None and (added := _addition(node, columns)) is not None:
             last, bias = added
         inputs = [codes, packed, step, columns, zero]
         product = ir.node(
@@ -195,8 +195,8 @@ def _put_before(graph: ir.Graph, node: ir.Node, *new: ir.Node) -> None:
     graph.insert_before(node, new)
 
 
-def _addition(node: ir.Node) -> tuple[ir.Node, ir.Value] | None:
-    """What alone reads a product and adds a constant vector to it, and that vector."""
+def _addition(node: ir.Node, columns: ir.Value) -> tuple[ir.Node, ir.Value] | None:
+    """What alone reads a product and adds a constant for each of its columns, and that constant."""
     product = node.outputs[0]
     uses = product.uses()
     if len(uses) != 1 or product.is_graph_output():
@@ -207,4 +207,6 @@ def _addition(node: ir.Node) -> tuple[ir.Node, ir.Value] | None:
     bias = use.node.inputs[1 - use.idx]
     if bias is None or not bias.is_initializer() or bias.const_value is None:
         return None
-    return (use.node, bias) if len(bias.const_value.shape) == 1 else None
+    # The operator takes no single number that is added to every column.
+    assert columns.const_value is not None
+    return (use.node, bias) if bias.const_value.shape == columns.const_value.shape else None

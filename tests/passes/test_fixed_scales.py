@@ -57,14 +57,13 @@ def operators(model: ir.Model) -> list[str]:
 
 
 @CONTEXTS
-@pytest.mark.parametrize("has_bias", [False, True])
-def test_a_product_is_near_the_one_of_floats(tmp_path, context, has_bias):
+@pytest.mark.parametrize("biases", [0, 1, COLUMNS])
+def test_a_product_is_near_the_one_of_floats(tmp_path, context, biases):
     w = random(WIDTH, COLUMNS)
 
     def made() -> ir.Model:
-        return layer(
-            weight("w", w), bias=weight("b", random(COLUMNS, seed=9)) if has_bias else None
-        )
+        bias = weight("b", random(biases, seed=9)) if biases else None
+        return layer(weight("w", w), bias=bias)
 
     want = run(made(), tmp_path, x=text())
     used = scale()
