@@ -89,16 +89,17 @@ def _overflowed(report: ParityReport, compiled: Compiled) -> tuple[str, str] | N
 
 def _way_out(report: ParityReport, compiled: Compiled) -> str:
     """The fix for the first cause that holds."""
-    numbers = not all(one.passed for one in report.runs)
+    numbers = not all(run.passed for one in report.each() for run in one.runs)
     if not all(effect.passed for one in report.each() for effect in one.effects):
         return (
             "No bits that are lost leave a prompt out or put one in, and no option accepts it: see "
             "with --precision fp32 whether its graph agrees, and report this with the base model's "
             "name."
         )
-    short = quantization_failures(report.quality, report.quality_allowed)
-    if report.quality is not None and short and not numbers:
-        return _quantization_way_out(report.quality, report.quality_allowed)
+    # Of several prompts' engine the first may hold where another does not.
+    for one in report.each() if not numbers else ():
+        if one.quality is not None and quantization_failures(one.quality, one.quality_allowed):
+            return _quantization_way_out(one.quality, one.quality_allowed)
     if report.texts_agreed < report.texts_total and not numbers:
         return (
             "Only the tokenizer differs: tokenizer.json does not say all that this tokenizer does. "
@@ -117,16 +118,21 @@ def _way_out(report: ParityReport, compiled: Compiled) -> str:
 def _quantization_way_out(quality: Quality, allowed: Quantization | None) -> str:
     error = quality.logits_error
     most = None if allowed is None else allowed.max_logits_error
+    finer, other = "try more bits or a smaller --block-size", ""
+    if allowed is not None and allowed.calibrated:
+        # A block size is for weights alone.
+        other = "leave out --calibration, give it other texts, "
+        finer = f"{other}try more bits"
     if error is not None and error > _MORE_THAN_QUANTIZATION:
         return (
             "That is more than quantization costs most models: see with --precision fp32 whether "
-            "its graph agrees. If it does, try more bits or a smaller --block-size."
+            f"its graph agrees. If it does, {finer}."
         )
     own = "evaluate it on your own text with --quality-text"
     if error is not None and most is not None and error <= most:
         return (
             f"Its logits error is {error:.2g}, of at most {most}, but answers change that are no "
-            f"near ties: {own}, keep more bits (--precision {_MORE_BITS}), or accept them with "
+            f"near ties: {other}{own}, keep more bits (--precision {_MORE_BITS}), or accept them with "
             "--min-agreement."
         )
-    return f"Try more bits or a smaller --block-size, {own}, or accept less."
+    return f"{finer[0].upper()}{finer[1:]}, {own}, or accept less."

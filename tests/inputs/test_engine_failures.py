@@ -325,6 +325,33 @@ def test_the_way_out_of_quantization_fits_its_logits_error(report, error, fix):
     assert fix in raised.value.fix
 
 
+@pytest.mark.parametrize("error", [0.02, 0.5, 1.3])
+def test_the_way_out_of_calibration_is_to_leave_it_out_and_no_block_size(report, error):
+    quality = Quality("ptdeploy's own text", 96, 96, 0.9, None, None, logits_error=error)
+    allowed = Quantization(8, 0, 0, 0.97, 1.02, max_logits_error=0.15, calibrated=0.5)
+    mismatched = msgspec.structs.replace(
+        report, cases=report.cases[:1], precision="int8", quality=quality, quality_allowed=allowed
+    )
+    with pytest.raises(ptdeploy.ParityError) as raised:
+        refuse_mismatch(mismatched, Compiled("bert", "float32", ("fp32", "int8", "int4")))
+    assert "eave out --calibration" in raised.value.fix
+    assert "--block-size" not in raised.value.fix
+
+
+def test_the_way_out_is_of_the_prompt_that_quantization_costs_too_much(report):
+    good = Quality("ptdeploy's own text", 96, 96, 1.0, None, None, logits_error=0.01)
+    bad = msgspec.structs.replace(good, top1_agreement=0.9)
+    allowed = Quantization(8, 32, 4, 0.97, 1.02, max_logits_error=0.15)
+    held = msgspec.structs.replace(
+        report, cases=report.cases[:1], precision="int8", quality=good, quality_allowed=allowed
+    )
+    other = msgspec.structs.replace(held, quality=bad, prompt="other", passed=False)
+    mismatched = msgspec.structs.replace(held, prompts=(other,), passed=False)
+    with pytest.raises(ptdeploy.ParityError) as raised:
+        refuse_mismatch(mismatched, Compiled("bert", "float32", ("fp32", "int8", "int4")))
+    assert "near ties" in raised.value.fix
+
+
 def test_a_tokenizer_that_differs_is_not_blamed_on_the_architecture(report):
     held = msgspec.structs.replace(report, cases=report.cases[:1], texts_agreed=3, texts_total=5)
     with pytest.raises(ptdeploy.ParityError, match="2 of 5 texts") as raised:
