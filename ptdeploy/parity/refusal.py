@@ -132,7 +132,7 @@ def _quantization_way_out(quality: Quality, allowed: Quantization | None) -> str
     if error is not None and most is not None and error <= most:
         return (
             f"Its logits error is {error:.2g}, of at most {most}, but answers change that are no "
-            f"near ties: {other}{own}, keep more bits (--precision {_MORE_BITS}), or accept them with "
-            "--min-agreement."
+            f"near ties: {other}{own}, keep more bits (--precision {_MORE_BITS}), or accept them "
+            "with --min-agreement."
         )
     return f"{finer[0].upper()}{finer[1:]}, {own}, or accept less."
